@@ -1,0 +1,161 @@
+"""What the author of an engine adapter implements, and nothing else.
+
+**An adapter is a conversation.** It is handed a checkout, *yields engine requests, is handed engine replies, and
+returns what came of it*:
+
+    def validate(self, checkout, session):
+        reply = yield EngineRequest(operation="open session", method="PUT", path=..., body=..., repeatable=True)
+        return outcome_of(reply)
+
+It owns no socket, clock, environment, log or retry. `mapper.engine` holds every conversation over HTTP, so deadline,
+retry, size limit, metrics and recording exist once. `adapters/README.md` shows how to add an engine.
+"""
+
+from collections.abc import Generator, Mapping
+from importlib.metadata import entry_points
+from typing import Any, Literal, Protocol, TypeVar
+
+import msgspec
+
+from mapper.checkout import Checkout
+
+T = TypeVar("T")
+Conversation = Generator["EngineRequest", "EngineReply", T]
+
+
+class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One HTTP request to the engine. It carries no secret: the account's credentials are added when it is sent."""
+
+    operation: str
+    """A short constant name for logs and metrics, such as "close session"."""
+    method: str
+    path: str
+    """Below the account's base URL, starting with "/", every piece of data in it percent-encoded; a query may follow."""
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = ()
+    repeatable: bool
+    """Whether sending it twice does no more than sending it once. Nothing else decides about repeating."""
+    account: str = ""
+    """Which of the adapter's accounts it is for."""
+
+
+class EngineReply(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine answered: any status but 409, 429 and 5xx, which `mapper.engine` deals with itself."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Lower-case names."""
+    body: bytes
+
+
+class Account(msgspec.Struct, frozen=True):
+    """Where requests go and what proves that they may. Its `repr` shows no secret."""
+
+    base_url: str
+    headers: tuple[tuple[str, str], ...]
+
+    def __repr__(self) -> str:
+        return f"Account({self.base_url!r}, headers={[name for name, _ in self.headers]})"
+
+
+class Discount(msgspec.Struct, frozen=True, kw_only=True):
+    """Something taken off: from a line, or (line None) from the order as a whole, shipping and other costs included.
+
+    `amount` is in minor units of the checkout's currency, above zero, for the whole line.
+    """
+
+    name: str
+    description: str
+    amount: int
+    effect_type: str
+    line: int | None = None
+    """`Line.index`."""
+    limit: int | None = None
+    """For an order-level discount on something that has a price of its own, such as shipping: that price."""
+    meta: dict[str, Any] = {}
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """A code that does not apply, with a word of `mapper.reasons` and the engine's own."""
+
+    code: str
+    reason: str
+    engine_reason: str
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """Something the engine returned that takes no money off: passed on, never lost. `payload` is the engine's JSON."""
+
+    type: str
+    text: str
+    payload: Any
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine grants this cart."""
+
+    discounts: tuple[Discount, ...] = ()
+    rejected: tuple[Rejection, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    redeemed: bool = False
+    """A check or a redemption found that this very order has been redeemed already."""
+
+
+class Recall(msgspec.Struct, frozen=True):
+    """What the engine remembers of an order: `redeemed` (with what it granted), or `absent`."""
+
+    state: Literal["redeemed", "absent"]
+    outcome: Outcome = Outcome()
+
+
+class Misconfigured(Exception):
+    """What is wrong with an adapter's options: pairs of (option name without prefix, what is expected)."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{name}: {expected}" for name, expected in problems))
+        self.problems = problems
+
+
+class Adapter(Protocol):
+    """An engine. Each method starts one conversation; `session` is the id that validate and consume share.
+
+    A conversation raises `EngineRejected` where the engine says that the request or the key is wrong, and
+    `EngineUnavailable(sent=True)` where a reply cannot be understood. Refused codes are no errors: they are returned.
+    """
+
+    name: str
+    accounts: Mapping[str, Account]
+    known_options: frozenset[str]
+    """Names of all options the adapter knows, without prefix; an unknown one is pointed out at start-up."""
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        """`options`: the settings with the engine's prefix, without it. Raises `Misconfigured`, all faults at once."""
+
+    def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
+        """What this cart earns. Repeatable: as often as the shopper changes the cart."""
+        ...
+
+    def check(self, order: Checkout, session: str) -> Conversation[Outcome] | None:
+        """What redeeming this order would grant, without effect; None where the engine cannot be asked."""
+        ...
+
+    def redeem(self, order: Checkout, session: str) -> Conversation[Outcome]:
+        """Redeems for good. At list prices."""
+        ...
+
+    def recall(self, order: Checkout, session: str) -> Conversation[Recall]:
+        """Did it happen? Asked after an unknown outcome; reads only."""
+        ...
+
+    def undo(self, order: Checkout, session: str) -> Conversation[None] | None:
+        """Takes back what `redeem` did for this order; None where the engine cannot."""
+        ...
+
+
+ADAPTERS = "promotions_mapper.adapters"
+SANDBOXES = "promotions_mapper.sandboxes"
+
+
+def known(group: str = ADAPTERS) -> dict[str, Any]:
+    """The installed adapters (or sandboxes) by name, as entry points that have not been loaded yet."""
+    return {point.name: point for point in entry_points(group=group)}

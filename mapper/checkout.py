@@ -1,0 +1,476 @@
+"""Nacelle's checkout or order: a typed, checked view over a body that is kept byte for byte.
+
+Nacelle's own pages use three families of names (CONTRACT section 3); which one a body belongs to is told by its list of
+lines. Everything an adapter or the arithmetic needs is read here once; whatever is wrong with the body is said here,
+with the place as a JSON pointer.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from mapper import document, money
+from mapper.document import Array, Object
+from mapper.errors import InvalidRequest, Operation
+
+Family = Literal["A", "B", "C"]
+
+MAX_LINES = 1000
+MAX_CODES = 100
+MAX_QUANTITY = 1_000_000
+MAX_ID = 255
+
+# Where a family keeps its total discount and its list of discounts: the first name is the one to write where none came.
+# A name is taken for a total or for a list by the JSON type of its value, since "discounts" is a list on one page of
+# Nacelle's and a string on another.
+_TOTALS = {"A": ("total_discount", "discounts", "discounts_amount"), "B": ("discounts", "discounts_amount", "total_discount")}
+_LISTS = {"A": ("discounts", "applied_discounts"), "B": ("applied_discounts", "discounts")}
+_PRICES = {"A": ("price",), "B": ("price", "price_amount")}
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names that an object of the body uses (or shall use) for its discounts."""
+
+    totals: tuple[str, ...]
+    """Every total that came; the family's name where none did."""
+    list: str
+    came: bool
+    """Whether a list of discounts came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the cart. Amounts in minor units; `discount` is for the whole line, prices are for one unit."""
+
+    index: int
+    """The position among all lines of the body, those of all orders counted through."""
+    pointer: str
+    sku: str
+    variant_id: str
+    product_id: str
+    quantity: int
+    price: int
+    """What the body says one unit costs, after any earlier discount of ours."""
+    list_price: int
+    """What one unit cost before any discount of ours: what the engine is told."""
+    discount: int
+    """What the body says is off this line by earlier discounts of ours."""
+    source: Object = field(repr=False)
+    names: Names = field(repr=False)
+    price_keys: tuple[str, ...] = field(repr=False)
+
+    @property
+    def gross(self) -> int:
+        return self.list_price * self.quantity
+
+    @property
+    def name(self) -> str:
+        """The most exact of the three names that came."""
+        return self.sku or self.variant_id or self.product_id
+
+
+@dataclass(frozen=True, slots=True)
+class Promotions:
+    """What the shopper brings: Nacelle's `promotions` (or `promotion`) object. Texts are stripped, blanks dropped."""
+
+    coupon_codes: tuple[str, ...] = ()
+    referral_code: str = ""
+    loyalty_card: str = ""
+    identifiers: tuple[str, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Everything the shopper typed in that an engine can refuse."""
+        return tuple(filter(None, (*self.coupon_codes, self.referral_code, self.loyalty_card)))
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A part of the body with lines of its own: the body itself, or one of `orders` in family C."""
+
+    source: Object = field(repr=False)
+    pointer: str
+    lines_key: str
+    array: Array = field(repr=False)
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A checkout (validate) or an order (consume), whichever family it came in."""
+
+    family: Family
+    source: Object = field(repr=False)
+    orders: tuple[Order, ...]
+    names: Names = field(repr=False)
+    currency: str
+    """The ISO 4217 code; "" where the body names none and no default is configured."""
+    digits: int
+    id: str
+    source_id: str
+    promotions: Promotions
+    promotions_at: tuple[str, ...]
+    """The keys that lead to the promotion object that notes are written to; () where the body has none."""
+    root_discount: int
+    """What the body says is off beside the lines: earlier order-level discounts of ours."""
+
+    @cached_property
+    def lines(self) -> tuple[Line, ...]:
+        return tuple(line for order in self.orders for line in order.lines)
+
+    @cached_property
+    def cart(self) -> tuple[Line, ...]:
+        """The lines an engine is told about: those of quantity 1 and more. Engines count positions in this list."""
+        return tuple(line for line in self.lines if line.quantity > 0)
+
+    @cached_property
+    def tree(self) -> dict[str, Any]:
+        """The whole body as Python objects, for what configuration points at. Numbers are exact."""
+        try:
+            tree = document.decode(self.source.text)
+        except (ValueError, ArithmeticError):
+            raise InvalidRequest("The body has a number that is too large to read.", "") from None
+        assert isinstance(tree, dict)
+        return tree
+
+    def at(self, pointer: str) -> Any:
+        """The value that a JSON pointer names in the body; None where there is none."""
+        return document.at(self.tree, pointer)
+
+    def at_line(self, line: Line, pointer: str) -> Any:
+        """The value that a JSON pointer names within a line; None where there is none."""
+        return document.at(self.tree, line.pointer + pointer)
+
+    def amount_at(self, pointer: str, line: Line | None = None) -> int | None:
+        """The amount (minor units) that a pointer names; None where it is absent or null. Raises `InvalidRequest`."""
+        value = self.at_line(line, pointer) if line else self.at(pointer)
+        if value is None:
+            return None
+        return _amount(str(value) if isinstance(value, int) else value, self.digits, (line.pointer if line else "") + pointer)
+
+    def applied(self) -> Iterator[tuple[Line | None, dict[str, Any]]]:
+        """The discounts that stand in the body: those of each line, then (with None) those at the root."""
+        for line in self.lines:
+            for entry in _entries(line.source, line.names):
+                yield line, entry
+        for entry in _entries(self.source, self.names):
+            yield None, entry
+
+
+def parse(body: bytes, operation: Operation, default_currency: str = "") -> Checkout:
+    """The checked view over a body. Raises `InvalidRequest`, which names the place."""
+    root = document.parse(body)
+    family = _family(root)
+    if family == "A" and operation == "consume":
+        raise InvalidRequest(
+            "This is a checkout; an order has its lines in order_items or orders.", "/items", reason="checkout_at_consume"
+        )
+    currency, digits = _currency(root, default_currency)
+    names = _names(root, "A" if family == "A" else "B", "")
+    orders = tuple(_orders(root, family, digits))
+    count = sum(len(order.lines) for order in orders)
+    if count > MAX_LINES:
+        raise InvalidRequest(f"The cart has {count} lines; the limit is {MAX_LINES}.", _LINES_AT[family])
+    promotions, promotions_at = _promotions(root, family)
+    return Checkout(
+        family=family,
+        source=root,
+        orders=orders,
+        names=names,
+        currency=currency,
+        digits=digits,
+        id=_identity(root, "id"),
+        source_id=_identity(root, "source_id"),
+        promotions=promotions,
+        promotions_at=promotions_at,
+        root_discount=_root_discount(root, names, digits, orders),
+    )
+
+
+_LINES_AT = {"A": "/items", "B": "/order_items", "C": "/orders"}
+
+
+def _family(root: Object) -> Family:
+    families: tuple[Family, ...] = ("C", "B", "A")
+    for family in families:
+        if root.kind(_LINES_AT[family][1:]) == "array":
+            return family
+    for family in families:
+        if (pointer := _LINES_AT[family])[1:] in root:
+            raise InvalidRequest("The list of lines is not an array.", pointer)
+    raise InvalidRequest("The body has no list of lines: items, order_items or orders.", "", reason="no_lines")
+
+
+def _currency(root: Object, default: str) -> tuple[str, int]:
+    kind = root.kind("currency")
+    if kind in ("", "null"):
+        return default, money.DIGITS[default] if default else money.DEFAULT_DIGITS
+    code = root.value("currency") if kind == "string" else None
+    if not code and kind == "string":
+        return default, money.DIGITS[default] if default else money.DEFAULT_DIGITS
+    if not isinstance(code, str) or code.upper() not in money.DIGITS:
+        raise InvalidRequest('The currency is no ISO 4217 code such as "USD".', "/currency")
+    return code.upper(), money.DIGITS[code.upper()]
+
+
+def _orders(root: Object, family: Family, digits: int) -> Iterator[Order]:
+    if family != "C":
+        yield _order(root, family, "", digits, 0)
+        return
+    orders = root.array("orders")
+    assert orders is not None, "the family was told by it"
+    first = 0
+    for index in range(len(orders)):
+        pointer = f"/orders/{index}"
+        source = orders.object(index)
+        if source is None:
+            raise InvalidRequest("An order is not an object.", pointer)
+        order = _order(source, "B", pointer, digits, first)
+        first += len(order.lines)
+        yield order
+
+
+def _order(source: Object, family: Literal["A", "B"], pointer: str, digits: int, first: int) -> Order:
+    key = _LINES_AT[family][1:]
+    array = source.array(key)
+    if array is None:
+        raise InvalidRequest("The order has no list of lines.", f"{pointer}/{key}")
+    if len(array) > MAX_LINES:
+        raise InvalidRequest(f"The cart has {len(array)} lines; the limit is {MAX_LINES}.", f"{pointer}/{key}")
+    lines = tuple(_line(array, index, family, f"{pointer}/{key}/{index}", digits, first) for index in range(len(array)))
+    return Order(source=source, pointer=pointer, lines_key=key, array=array, lines=lines)
+
+
+def _line(array: Array, index: int, family: Literal["A", "B"], pointer: str, digits: int, first: int) -> Line:
+    source = array.object(index)
+    if source is None:
+        raise InvalidRequest("A line is not an object.", pointer)
+    sku, variant_id, product_id = (_name(source, key, pointer) for key in ("sku", "variant_id", "product_id"))
+    if not (sku or variant_id or product_id):
+        raise InvalidRequest("A line needs one of sku, variant_id and product_id to name it.", f"{pointer}/sku")
+    quantity = _quantity(source, pointer)
+    price_keys, price = _price(source, family, pointer, digits)
+    names = _names(source, family, pointer)
+    discount, marked = _line_discount(source, names, pointer, digits)
+    if marked is not None:
+        list_price = marked
+    else:
+        list_price = money.list_price(price, discount, quantity) if quantity else price
+    return Line(
+        index=first + index, pointer=pointer, sku=sku, variant_id=variant_id, product_id=product_id, quantity=quantity,
+        price=price, list_price=list_price, discount=discount, source=source, names=names, price_keys=price_keys,
+    )  # fmt: skip
+
+
+def _name(source: Object, key: str, pointer: str) -> str:
+    kind = source.kind(key)
+    if kind in ("", "null"):
+        return ""
+    if kind == "string" or (kind == "number" and source.raw(key).isdigit()):
+        return str(source.value(key)) if kind == "string" else source.raw(key).decode()
+    raise InvalidRequest(f"{key} is not a string.", f"{pointer}/{key}")
+
+
+def _quantity(source: Object, pointer: str) -> int:
+    raw = source.raw("quantity")
+    if not raw.isdigit() or len(raw) > 12 or int(raw) > MAX_QUANTITY:
+        what = "is missing" if not raw else f"is not a whole number from 0 to {MAX_QUANTITY}"
+        raise InvalidRequest(f"The quantity {what}.", f"{pointer}/quantity")
+    return int(raw)
+
+
+def _price(source: Object, family: Literal["A", "B"], pointer: str, digits: int) -> tuple[tuple[str, ...], int]:
+    keys = tuple(key for key in _PRICES[family] if source.kind(key) not in ("", "null"))
+    if not keys:
+        raise InvalidRequest("A line has no price.", f"{pointer}/{_PRICES[family][0]}")
+    prices = {key: _scalar_amount(source, key, pointer, digits) for key in keys}
+    if len(set(prices.values())) > 1:
+        raise InvalidRequest("price and price_amount name different prices.", f"{pointer}/price_amount")
+    return keys, prices[keys[0]]
+
+
+def _names(source: Object, family: Literal["A", "B"], pointer: str) -> Names:
+    """Which names stand for the total and for the list of discounts, by the type of what came."""
+    for key in {*_TOTALS[family], *_LISTS[family]}:
+        allowed = {"", "null"}
+        allowed |= {"string", "number"} if key in _TOTALS[family] else set()
+        allowed |= {"array"} if key in _LISTS[family] else set()
+        if source.kind(key) not in allowed:
+            raise InvalidRequest(f"{key} has the wrong JSON type.", f"{pointer}/{key}")
+    totals = tuple(key for key in _TOTALS[family] if source.kind(key) in ("string", "number"))
+    lists = [key for key in _LISTS[family] if source.kind(key) == "array"]
+    if len(lists) > 1:
+        raise InvalidRequest("Two lists of discounts stand here.", f"{pointer}/{lists[1]}")
+    if not totals:
+        free = [key for key in _TOTALS[family] if key not in lists]
+        totals = (free[0] if family == "A" or "price_amount" not in source else "discounts_amount",)
+    if lists:
+        return Names(totals=totals, list=lists[0], came=True)
+    return Names(totals=totals, list=next(key for key in _LISTS[family] if key not in totals), came=False)
+
+
+def _line_discount(source: Object, names: Names, pointer: str, digits: int) -> tuple[int, int | None]:
+    """What is off a line by the body's own account, and the list price that we noted in its discounts, if any."""
+    listed, marked = 0, None
+    for index, entry in enumerate(_entries(source, names)):
+        where = f"{pointer}/{names.list}/{index}"
+        listed += _entry_amount(entry, where, digits)
+        meta = entry.get("meta")
+        noted = meta.get("list_price") if isinstance(meta, dict) else None
+        if noted is not None:
+            price = _amount(noted, digits, f"{where}/meta/list_price")
+            if marked is not None and marked != price:
+                raise InvalidRequest("The discounts of this line name different list prices.", f"{where}/meta/list_price")
+            marked = price
+    if source.kind(names.totals[0]) in ("string", "number"):
+        return _scalar_amount(source, names.totals[0], pointer, digits), marked
+    return listed, marked
+
+
+def _root_discount(root: Object, names: Names, digits: int, orders: tuple[Order, ...]) -> int:
+    if names.came:
+        return sum(_entry_amount(e, f"/{names.list}/{i}", digits) for i, e in enumerate(_entries(root, names)))
+    if root.kind(names.totals[0]) in ("string", "number"):
+        return _scalar_amount(root, names.totals[0], "", digits) - sum(o.discount for order in orders for o in order.lines)
+    return 0
+
+
+def _entries(source: Object, names: Names) -> list[dict[str, Any]]:
+    if not names.came or len(source.raw(names.list)) == 2:
+        return []
+    try:
+        entries = source.value(names.list)
+    except (ValueError, ArithmeticError):
+        raise InvalidRequest("The discounts have a number that is too large to read.", f"/{names.list}") from None
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def _entry_amount(entry: dict[str, Any], pointer: str, digits: int) -> int:
+    amount = entry.get("amount")
+    if amount is None:
+        raise InvalidRequest("A discount has no amount.", f"{pointer}/amount")
+    return _amount(str(amount) if not isinstance(amount, bool) else amount, digits, f"{pointer}/amount")
+
+
+def _scalar_amount(source: Object, key: str, pointer: str, digits: int) -> int:
+    """An amount that came as a string or as a JSON number; the number is read from its own digits, never as a float."""
+    raw = source.raw(key)
+    kind = source.kind(key)
+    return _amount(source.value(key) if kind == "string" else raw.decode() if kind == "number" else None, digits, f"{pointer}/{key}")
+
+
+def _amount(value: Any, digits: int, pointer: str) -> int:
+    try:
+        amount = money.parse(value if isinstance(value, str) else str(value) if not isinstance(value, bool) else "", digits)
+    except money.NotMoney as error:
+        raise InvalidRequest(f"The amount {error}.", pointer, reason="not_money") from None
+    if amount < 0 or (isinstance(value, str) and value.startswith("-")):
+        raise InvalidRequest("The amount is negative.", pointer, reason="negative_amount")
+    return amount
+
+
+def _identity(root: Object, key: str) -> str:
+    kind = root.kind(key)
+    if kind in ("", "null"):
+        return ""
+    value = root.value(key) if kind == "string" else root.raw(key).decode() if kind == "number" else None
+    if value is None:
+        raise InvalidRequest(f"{key} is not a string.", f"/{key}")
+    return check_id(value, f"/{key}") if value.strip() else ""
+
+
+def check_id(value: str, pointer: str) -> str:
+    """An id that will name a session or an order: data that must not be able to act as a path. Raises `InvalidRequest`."""
+    if len(value) > MAX_ID:
+        raise InvalidRequest(f"The id is longer than {MAX_ID} characters.", pointer)
+    if value in (".", "..") or not value.isprintable():
+        raise InvalidRequest("This cannot be used as an id.", pointer)
+    return value
+
+
+def _promotions(root: Object, family: Family) -> tuple[Promotions, tuple[str, ...]]:
+    found = _promotion_object(root, "", ())
+    if found is None and family == "C":
+        return _promotions_of_orders(root)
+    if found is None:
+        return Promotions(), ()
+    return found
+
+
+def _promotions_of_orders(root: Object) -> tuple[Promotions, tuple[str, ...]]:
+    """Family C with promotions per order: it is one cart, so they are taken together; notes go to the first."""
+    orders = root.array("orders")
+    parts: list[tuple[Promotions, tuple[str, ...]]] = []
+    for index in range(len(orders) if orders else 0):
+        order = orders.object(index) if orders else None
+        found = _promotion_object(order, f"/orders/{index}", ("orders", str(index))) if order else None
+        if found:
+            parts.append(found)
+    if not parts:
+        return Promotions(), ()
+    return Promotions(
+        coupon_codes=tuple(code for part, _ in parts for code in part.coupon_codes),
+        referral_code=next((part.referral_code for part, _ in parts if part.referral_code), ""),
+        loyalty_card=next((part.loyalty_card for part, _ in parts if part.loyalty_card), ""),
+        identifiers=tuple(dict.fromkeys(i for part, _ in parts for i in part.identifiers)),
+        meta=parts[0][0].meta,
+    ), parts[0][1]
+
+
+def _promotion_object(source: Object, pointer: str, keys: tuple[str, ...]) -> tuple[Promotions, tuple[str, ...]] | None:
+    names = [key for key in ("promotions", "promotion") if source.kind(key) not in ("", "null")]
+    if len(names) > 1:
+        raise InvalidRequest("Both promotions and promotion stand here.", f"{pointer}/promotion")
+    if not names:
+        return None
+    here = f"{pointer}/{names[0]}"
+    found = source.object(names[0])
+    if found is None:
+        raise InvalidRequest(f"{names[0]} is not an object.", here)
+    codes = _texts(found, "coupon_codes", here)
+    if len(codes) > MAX_CODES:
+        raise InvalidRequest(f"More than {MAX_CODES} codes are given.", f"{here}/coupon_codes")
+    meta = found.value("meta") if found.kind("meta") == "object" else {}
+    if found.kind("meta") not in ("", "null", "object") and found.value("meta") != []:
+        raise InvalidRequest("meta is not an object.", f"{here}/meta")
+    return Promotions(
+        coupon_codes=codes,
+        referral_code=_text(found, "referral_code", here),
+        loyalty_card=_text(found, "loyalty_card", here),
+        identifiers=_texts(found, "identifiers", here),
+        meta=meta,
+    ), (*keys, names[0])
+
+
+def _text(source: Object, key: str, pointer: str) -> str:
+    kind = source.kind(key)
+    if kind in ("", "null"):
+        return ""
+    if kind != "string":
+        raise InvalidRequest(f"{key} is not a string.", f"{pointer}/{key}")
+    return _clean(source.value(key), f"{pointer}/{key}")
+
+
+def _texts(source: Object, key: str, pointer: str) -> tuple[str, ...]:
+    kind = source.kind(key)
+    if kind in ("", "null"):
+        return ()
+    if kind != "array":
+        raise InvalidRequest(f"{key} is not an array.", f"{pointer}/{key}")
+    texts = source.value(key)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidRequest(f"{key} holds something that is not a string.", f"{pointer}/{key}/{index}")
+    cleaned = (_clean(text, f"{pointer}/{key}/{index}") for index, text in enumerate(texts))
+    return tuple(text for text in cleaned if text)
+
+
+def _clean(text: str, pointer: str) -> str:
+    """A text a shopper typed: stripped; what cannot be seen on a screen has no place in a code."""
+    text = text.strip()
+    if not text.isprintable():
+        raise InvalidRequest("The text holds control or invisible characters.", pointer, reason="invisible_characters")
+    return text

@@ -1,0 +1,254 @@
+"""JSON that comes back byte for byte: find values in the text, change a few, leave every other byte alone.
+
+Decoding and encoding again would not do: it turns `1.10` into `1.1`, `1e3` into `1000.0` and `"\\u00e9"` into `"é"`. So
+a document is never rebuilt. `Object` and `Array` know where each of their values stands in the text; `render` copies
+the text and puts the new values in place.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from mapper.errors import InvalidRequest
+
+# From the end of one value to the start of the next, over what stands between: a comma, a key. The text has been seen
+# valid before these patterns are used, so they need only step over it. Group 1 is the key.
+_TO_MEMBER = re.compile(rb'[\s,{]*("[^"\\]*(?:\\.[^"\\]*)*")\s*:\s*')
+_TO_ITEM = re.compile(rb"[\s,\[]*")
+
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_items = msgspec.json.Decoder(list[msgspec.Raw])
+_raw = msgspec.json.Decoder(msgspec.Raw)
+_exact = msgspec.json.Decoder(float_hook=Decimal)
+
+_KINDS = {ord("{"): "object", ord("["): "array", ord('"'): "string", ord("t"): "boolean", ord("f"): "boolean",
+          ord("n"): "null"}  # fmt: skip
+
+
+class Span:
+    """A value's place in the text: [start, end)."""
+
+    __slots__ = ("end", "start")
+
+    def __init__(self, start: int, end: int) -> None:
+        self.start, self.end = start, end
+
+
+class Object:
+    """One JSON object within a text: its members by key, in their order, each with its place."""
+
+    __slots__ = ("end", "members", "start", "text")
+
+    def __init__(self, text: bytes, start: int, end: int) -> None:
+        self.text, self.start, self.end = text, start, end
+        self.members: dict[str, Span] = {}
+        position = start
+        for key, value in _members.decode(text[start:end]).items():
+            step = _TO_MEMBER.match(text, position)
+            assert step is not None, "the decoder saw a member here"
+            position = step.end() + len(memoryview(value))
+            self.members[key] = Span(step.end(), position)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.members
+
+    def raw(self, key: str) -> bytes:
+        """The value's own bytes; b"" where there is no such member."""
+        span = self.members.get(key)
+        return self.text[span.start : span.end] if span else b""
+
+    def value(self, key: str) -> Any:
+        """The value as Python objects, numbers exact (`int` or `Decimal`); None where there is no such member."""
+        raw = self.raw(key)
+        return decode(raw) if raw else None
+
+    def kind(self, key: str) -> str:
+        """object, array, string, number, boolean or null; "" where there is no such member."""
+        span = self.members.get(key)
+        return kind(self.text[span.start]) if span else ""
+
+    def object(self, key: str) -> "Object | None":
+        """The member as an object; None where it is absent or something else."""
+        return Object(self.text, *self._span(key)) if self.kind(key) == "object" else None
+
+    def array(self, key: str) -> "Array | None":
+        """The member as an array; None where it is absent or something else."""
+        return Array(self.text, *self._span(key)) if self.kind(key) == "array" else None
+
+    def _span(self, key: str) -> tuple[int, int]:
+        span = self.members[key]
+        return span.start, span.end
+
+    def render(self, changes: Mapping[str, bytes | None]) -> bytes:
+        """The object's text with some members set and, for None, removed. New members go last."""
+        if any(value is None and key in self.members for key, value in changes.items()):
+            return self._render_without(changes)
+        known = sorted((self.members[key].start, key) for key in changes if key in self.members)
+        pieces: list[bytes] = []
+        position = self.start
+        for start, key in known:
+            pieces += [self.text[position:start], changes[key] or b""]
+            position = self.members[key].end
+        last = max((span.end for span in self.members.values()), default=self.start + 1)
+        pieces += [self.text[position:last], *self._added(changes, bool(self.members)), self.text[last : self.end]]
+        return b"".join(pieces)
+
+    def _render_without(self, changes: Mapping[str, bytes | None]) -> bytes:
+        """As `render`, where members go: what is left must be joined by exactly one comma each."""
+        kept: list[bytes] = []
+        position = self.start + 1
+        for key, span in self.members.items():
+            value = changes.get(key, self.text[span.start : span.end])
+            if value is not None:
+                lead = self.text[position : span.start]
+                kept.append(lead + value if kept else lead.lstrip().removeprefix(b",").lstrip() + value)
+            position = span.end
+        added = self._added(changes, bool(kept))
+        return b"".join([b"{", *kept, *added, self.text[position : self.end]])
+
+    def _added(self, changes: Mapping[str, bytes | None], follows: bool) -> list[bytes]:
+        pieces: list[bytes] = []
+        for key, value in changes.items():
+            if key not in self.members and value is not None:
+                pieces += [b"," if follows else b"", msgspec.json.encode(key), b":", value]
+                follows = True
+        return pieces
+
+
+class Array:
+    """One JSON array within a text: its items, each with its place."""
+
+    __slots__ = ("end", "items", "start", "text")
+
+    def __init__(self, text: bytes, start: int, end: int) -> None:
+        self.text, self.start, self.end = text, start, end
+        self.items: list[Span] = []
+        position = start
+        for value in _items.decode(text[start:end]):
+            step = _TO_ITEM.match(text, position)
+            assert step is not None, "this pattern matches everywhere"
+            position = step.end() + len(memoryview(value))
+            self.items.append(Span(step.end(), position))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def kind(self, index: int) -> str:
+        return kind(self.text[self.items[index].start])
+
+    def object(self, index: int) -> Object | None:
+        span = self.items[index]
+        return Object(self.text, span.start, span.end) if self.kind(index) == "object" else None
+
+    def render(self, changes: Mapping[int, bytes]) -> bytes:
+        """The array's text with some items replaced."""
+        pieces: list[bytes] = []
+        position = self.start
+        for index in sorted(changes):
+            pieces += [self.text[position : self.items[index].start], changes[index]]
+            position = self.items[index].end
+        pieces.append(self.text[position : self.end])
+        return b"".join(pieces)
+
+
+def kind(first: int) -> str:
+    """The JSON type of a value, from its first byte."""
+    return _KINDS.get(first, "number")
+
+
+def decode(raw: bytes) -> Any:
+    """A value as Python objects; numbers are exact: `int`, or `Decimal` of the very digits."""
+    return _exact.decode(raw)
+
+
+def parse(body: bytes) -> Object:
+    """The body as an `Object`, after every check that can be made without knowing what it is about.
+
+    Raises `InvalidRequest` for what is not UTF-8, not JSON, nested too deeply, no object, or names a key twice.
+    """
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"The body is not UTF-8 (byte {error.start}).", "", reason="not_utf8") from None
+    start = len(body) - len(body.lstrip())
+    try:
+        if body[start : start + 1] != b"{":
+            _raw.decode(body)
+            raise InvalidRequest("The body is not a JSON object.", "", reason="not_an_object")
+        document = Object(body, start, len(body.rstrip()))
+        # A second pass: msgspec keeps the last of two equal keys and says nothing.
+        json.loads(text, object_pairs_hook=_unique, parse_int=str, parse_float=str, parse_constant=_no_number)
+    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
+        raise InvalidRequest(f"The body is not JSON: {error}.", "", reason="not_json") from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.", "", reason="too_deep") from None
+    except _Doubled as doubled:
+        key, pointer = doubled.args[0], _place_of_double(text)
+        raise InvalidRequest(f"The key {key!r} stands twice in one object.", pointer, reason="duplicate_key") from None
+    return document
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+class _Doubled(Exception):
+    pass
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> None:
+    if len(pairs) != len({key for key, _ in pairs}):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Doubled(key)
+            seen.add(key)
+
+
+def _place_of_double(text: str) -> str:
+    """The JSON pointer of the first key that stands twice. Slow, for the error message alone."""
+
+    class Pairs(list[tuple[str, Any]]):
+        pass
+
+    def search(value: Any, pointer: str) -> str | None:
+        if isinstance(value, Pairs):
+            seen: set[str] = set()
+            for key, inner in value:
+                here = f"{pointer}/{escape(key)}"
+                if key in seen:
+                    return here
+                seen.add(key)
+                if (found := search(inner, here)) is not None:
+                    return found
+        elif isinstance(value, list):
+            for index, inner in enumerate(value):
+                if (found := search(inner, f"{pointer}/{index}")) is not None:
+                    return found
+        return None
+
+    return search(json.loads(text, object_pairs_hook=Pairs), "") or ""
+
+
+def escape(key: str) -> str:
+    """A key as a token of a JSON pointer (RFC 6901)."""
+    return key.replace("~", "~0").replace("/", "~1")
+
+
+def at(document: Any, pointer: str) -> Any:
+    """The value a JSON pointer names within decoded JSON; None where there is none."""
+    for token in pointer.split("/")[1:]:
+        token = token.replace("~1", "/").replace("~0", "~")
+        if isinstance(document, dict):
+            document = document.get(token)
+        elif isinstance(document, list) and token.isascii() and token.isdigit() and int(token) < len(document):
+            document = document[int(token)]
+        else:
+            return None
+    return document
+
+

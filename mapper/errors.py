@@ -1,0 +1,129 @@
+"""Everything that can go wrong, told once: the category Nacelle sees, the status of each endpoint, the body.
+
+A `Problem` is raised where the cause is known and answered in one place (`app`). Its `reason` is a short word that
+stands in the log, in the metric and in the tests. Its message is a sentence for the person who has to mend it; it never
+carries text of the engine, since that may hold other customers' data.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+Operation = Literal["validate", "consume"]
+
+# The name under which each endpoint returns its document; empty beside an error.
+SUBJECT: dict[Operation, str] = {"validate": "checkout", "consume": "order"}
+
+# Nacelle's own status codes, per category: (validate, consume).
+STATUS: dict[str, tuple[int, int]] = {
+    "invalid_request": (400, 400),
+    "signature": (401, 401),
+    "forbidden": (403, 403),
+    "promotion_codes": (422, 500),
+    "order_mismatch": (400, 400),
+    "amount_mismatch": (500, 500),
+    "engine_rejected": (422, 500),
+    "engine_unavailable": (422, 500),
+    "outcome_pending": (500, 500),
+    "overloaded": (422, 500),
+    "internal": (422, 500),
+}
+
+
+class Problem(Exception):
+    """A call that cannot be answered with 200.
+
+    `details` is what a program may read; `retry_after` is in whole seconds.
+    """
+
+    category: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, reason: str, retry_after: int | None = None, **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.retry_after = retry_after
+        self.details: dict[str, Any] = details
+
+    def status(self, operation: Operation) -> int:
+        validate, consume = STATUS[self.category]
+        return validate if operation == "validate" else consume
+
+
+class InvalidRequest(Problem):
+    """The body cannot be worked with. `pointer` names the place (RFC 6901; "" is the whole body)."""
+
+    category = "invalid_request"
+
+    def __init__(self, message: str, pointer: str, *, reason: str = "invalid_request") -> None:
+        super().__init__(message, reason=reason, pointer=pointer)
+        self.pointer = pointer
+
+
+class BadSignature(Problem):
+    """Missing, doubled, malformed or wrong credentials: one constant answer, so that nobody learns which."""
+
+    category = "signature"
+
+    def __init__(self, reason: str) -> None:
+        # The reason goes to log and metric only.
+        super().__init__("The request is not signed with a secret this service knows.", reason=reason)
+
+
+class Forbidden(Problem):
+    category = "forbidden"
+
+
+class Refused(Problem):
+    """The engine refuses at least one code. `codes` as in CONTRACT section 6, first refused first."""
+
+    category = "promotion_codes"
+
+    def __init__(self, codes: list[dict[str, str]]) -> None:
+        first = codes[0]
+        super().__init__(first["message"], reason=first["reason"], **{"invalid-code": first["code"], "codes": codes})
+
+
+class OrderMismatch(Problem):
+    category = "order_mismatch"
+
+
+class AmountMismatch(Problem):
+    category = "amount_mismatch"
+
+
+class EngineRejected(Problem):
+    """The engine says that our request or our key is wrong: a matter of configuration, not of the shopper."""
+
+    category = "engine_rejected"
+
+
+class EngineUnavailable(Problem):
+    """Unreachable, slow, broken or over quota.
+
+    `sent` is False only if the engine certainly did not act on the request; otherwise the outcome is unknown and only
+    the engine can tell.
+    """
+
+    category = "engine_unavailable"
+
+    def __init__(self, message: str, *, reason: str, sent: bool, retry_after: int | None = None) -> None:
+        super().__init__(message, reason=reason, retry_after=retry_after)
+        self.sent = sent
+
+
+class OutcomePending(Problem):
+    category = "outcome_pending"
+
+
+class Overloaded(Problem):
+    category = "overloaded"
+
+    def __init__(self, retry_after: int = 1) -> None:
+        super().__init__("The service is at its limit; try again shortly.", reason="overloaded", retry_after=retry_after)
+
+
+def body(problem: Problem, operation: Operation) -> bytes:
+    """The JSON body that Nacelle's page describes for an error of this endpoint."""
+    error = {"error": problem.message, "category": problem.category, "details": problem.details}
+    return msgspec.json.encode({SUBJECT[operation]: {}, "error": error})

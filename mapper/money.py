@@ -1,0 +1,135 @@
+"""Money, exactly: strict text in, whole minor units inside, one rounding rule, nothing lost when a sum is split.
+
+An amount is an `int` of minor units ("cents") together with the number of digits of its currency, from the first look
+at the request to the last byte of the reply. What an engine computes may have any number of digits: that is a
+`Decimal` until it is rounded here, once.
+"""
+
+import re
+from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Context, Decimal, Inexact, InvalidOperation
+from typing import Final
+
+# ISO 4217, list one (SIX, 2026-01-01): the active codes by the number of their minor-unit digits. Codes without a minor
+# unit (gold, drawing rights, the test code) count whole units.
+_BY_DIGITS: Final[dict[int, str]] = {
+    0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF "
+    "XAD XAG XAU XBA XBB XBC XBD XDR XPD XPT XSU XTS XUA XXX",
+    2: "AED AFN ALL AMD AOA ARS AUD AWG AZN BAM BBD BDT BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF CHW "
+    "CNY COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF IDR "
+    "ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV "
+    "MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD "
+    "SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD USN UYU UZS VED VES WST XCD XCG YER ZAR ZMW ZWG",
+    3: "BHD IQD JOD KWD LYD OMR TND",
+    4: "CLF UYW",
+}
+DIGITS: Final[dict[str, int]] = {code: digits for digits, codes in _BY_DIGITS.items() for code in codes.split()}
+DEFAULT_DIGITS: Final = 2
+
+# ASCII digits only, no exponent, no underscore, bounded: what msgspec's and Python's own Decimal would let through
+# ("NaN", "1_000", " 1", "1e1000000") never reaches them.
+_AMOUNT = re.compile(r"(-?)(0|[1-9][0-9]{0,11})(?:\.([0-9]{1,4}))?", re.ASCII)
+
+# What an engine may send: a JSON number, of a size that can still be money.
+_ENGINE_LIMIT: Final = Decimal(10) ** 15
+_EXACT = Context(prec=60)
+
+
+class NotMoney(ValueError):
+    """The text is no amount of this currency; the message says why, as the end of a sentence."""
+
+
+def parse(text: str, digits: int) -> int:
+    """The minor units of a decimal text such as "140.00".
+
+    Raises `NotMoney` where the text is not a plain decimal, or has more digits than the currency: an amount that would
+    have to be rounded is somebody's mistake, and rounding would hide it.
+    """
+    match = _AMOUNT.fullmatch(text)
+    if match is None:
+        raise NotMoney('is not a decimal amount such as "140.00"')
+    sign, whole, fraction = match.groups(default="")
+    if len(fraction) > digits:
+        raise NotMoney(f"has more than {digits} decimal places, which its currency does not have")
+    minor = int(whole + fraction.ljust(digits, "0"))
+    return -minor if sign else minor
+
+
+def text(minor: int, digits: int) -> str:
+    """The decimal text of an amount, with all digits of its currency: 14000 at 2 digits is "140.00"."""
+    if digits == 0:
+        return str(minor)
+    sign = "-" if minor < 0 else ""
+    whole, fraction = divmod(abs(minor), 10**digits)
+    return f"{sign}{whole}.{fraction:0{digits}d}"
+
+
+def from_engine(number: object) -> Decimal:
+    """An amount that an engine sent as a JSON number, exactly as it was spelled.
+
+    Decode engine JSON with `float_hook=Decimal`, so that 9.999 arrives here as 9.999. Raises `NotMoney`.
+    """
+    if isinstance(number, bool) or not isinstance(number, int | Decimal):
+        raise NotMoney("is not a number")
+    value = Decimal(number)
+    if not value.is_finite() or abs(value) >= _ENGINE_LIMIT or (value and value.adjusted() < -30):
+        raise NotMoney("is out of range")
+    return value
+
+
+def to_minor(value: Decimal, digits: int) -> int:
+    """Rounds an engine's amount (major units) half up to whole minor units. The one rounding rule."""
+    return int(value.scaleb(digits, _EXACT).quantize(Decimal(1), ROUND_HALF_UP, _EXACT))
+
+
+def to_major(minor: int, digits: int) -> Decimal:
+    """Minor units as the exact decimal an engine expects."""
+    return Decimal(minor).scaleb(-digits, _EXACT)
+
+
+def total(values: Sequence[Decimal]) -> Decimal:
+    """The exact sum; with more digits than can be exact it raises, it never rounds silently."""
+    context = Context(prec=60, traps=[Inexact, InvalidOperation])
+    result = Decimal(0)
+    for value in values:
+        result = context.add(result, value)
+    return result
+
+
+def split(amount: int, weights: Sequence[Decimal]) -> list[int]:
+    """Splits an amount in proportion to weights >= 0 by largest remainder: the parts always add up to the amount.
+
+    Ties go to the earlier part. Weights that are all zero count as equal.
+    """
+    if not weights:
+        if amount:
+            raise ValueError("an amount cannot be split over nothing")
+        return []
+    whole = sum(weights)
+    shares = [Decimal(1)] * len(weights) if whole == 0 else list(weights)
+    # Integer arithmetic from here on: scale the weights to whole numbers, so that no remainder is approximate.
+    exponent = min(int(share.as_tuple().exponent) for share in shares)
+    units = [int(share.scaleb(-exponent, _EXACT)) for share in shares]
+    sign, size, scale = (-1 if amount < 0 else 1), abs(amount), sum(units)
+    parts = [size * unit // scale for unit in units]
+    remainders = [size * unit % scale for unit in units]
+    for position in sorted(range(len(units)), key=lambda i: (-remainders[i], i))[: size - sum(parts)]:
+        parts[position] += 1
+    return [sign * part for part in parts]
+
+
+def unit_price(net_line: int, quantity: int) -> int:
+    """The price of one unit of a discounted line, rounded half up. Not exact where the line does not divide evenly."""
+    return (2 * net_line + quantity) // (2 * quantity)
+
+
+def list_price(unit: int, line_discount: int, quantity: int) -> int:
+    """The list price behind a reduced unit price: the inverse of `unit_price`.
+
+    Rounded half *down*, because the reduced price was rounded half up: the true list price lies within half a minor
+    unit, exclusive above and inclusive below, so this finds it for every quantity.
+    """
+    doubled = 2 * (unit * quantity + line_discount) - quantity
+    return -(-doubled // (2 * quantity))
+
+

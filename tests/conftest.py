@@ -1,0 +1,1 @@
+"""Shared fixtures. Tests are tables and samples; what several test files need stands here."""

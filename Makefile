@@ -1,1 +1,51 @@
-PYTHON ?= python3
+# The one entrance. Every target does its own set-up, in .venv, from the locks; a second run starts at once.
+# PYTHON=/path/to/python3.12 picks the interpreter for a new .venv.
+
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## show both endpoints at work with each engine, nothing needed but this checkout
+	$(BIN)/python -m mapper demo
+
+test: $(VENV)/.dev ## run the tests; ARGS="-k money" passes options to pytest
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/.tools ## judge style, types and the Dockerfile
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/hadolint Dockerfile
+
+format: $(VENV)/.tools ## lay the code out as lint wants it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(VENV)/.tools ## pin all dependencies anew from pyproject.toml; UPGRADE=1 takes newer versions
+	scripts/lock.sh $(if $(UPGRADE),--upgrade)
+
+clean: ## remove .venv and all caches
+	rm -rf $(VENV) *.egg-info build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per lock. A stamp is older than its lock once the lock has changed, and then everything is installed again.
+SETUP := scripts/setup.sh pyproject.toml
+
+$(VENV)/.runtime: requirements.txt $(SETUP)
+	@scripts/setup.sh requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(SETUP)
+	@scripts/setup.sh requirements-dev.txt
+	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.tools: requirements-dev.txt requirements-tools.txt $(SETUP)
+	@scripts/setup.sh requirements-dev.txt requirements-tools.txt
+	@touch $@ $(VENV)/.dev $(VENV)/.runtime

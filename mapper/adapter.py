@@ -70,8 +70,10 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
     effect_type: str
     line: int | None = None
     """`Line.index`."""
+    cost: str = ""
+    """For an order-level discount on an additional cost: its name, such as "shipping"; "" for one on the goods."""
     limit: int | None = None
-    """For an order-level discount on something that has a price of its own, such as shipping: that price."""
+    """What that cost is, so that no more than it is taken off; None where it is not known."""
     meta: dict[str, Any] = {}
 
 
@@ -97,6 +99,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     discounts: tuple[Discount, ...] = ()
     rejected: tuple[Rejection, ...] = ()
     notices: tuple[Notice, ...] = ()
+    costs: int = 0
+    """The additional costs (shipping and others, minor units) that the engine was told of beside the goods."""
     redeemed: bool = False
     """A check or a redemption found that this very order has been redeemed already."""
 

@@ -95,6 +95,7 @@ class Order:
     pointer: str
     lines_key: str
     array: Array = field(repr=False)
+    names: Names = field(repr=False)
     lines: tuple[Line, ...]
 
 
@@ -241,7 +242,8 @@ def _order(source: Object, family: Literal["A", "B"], pointer: str, digits: int,
     if len(array) > MAX_LINES:
         raise InvalidRequest(f"The cart has {len(array)} lines; the limit is {MAX_LINES}.", f"{pointer}/{key}")
     lines = tuple(_line(array, index, family, f"{pointer}/{key}/{index}", digits, first) for index in range(len(array)))
-    return Order(source=source, pointer=pointer, lines_key=key, array=array, lines=lines)
+    names = _names(source, family, pointer)
+    return Order(source=source, pointer=pointer, lines_key=key, array=array, names=names, lines=lines)
 
 
 def _line(array: Array, index: int, family: Literal["A", "B"], pointer: str, digits: int, first: int) -> Line:

@@ -1,0 +1,199 @@
+"""The HTTP service: routes, limits on what is read, and the one place where a `Problem` becomes an answer.
+
+Calls of the two endpoints get Nacelle's own status codes. What is no such call (another path or method, another media
+type, a body too large) gets the ordinary HTTP codes.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mapper import __version__, errors, promotions, settings, transport
+from mapper.engine import Engine
+from mapper.errors import Operation, Problem
+from mapper.promotions import Call, Service
+from mapper.settings import Settings
+from mapper.telemetry import Record, Telemetry, log
+
+# Engine calls in flight at once, per process and endpoint: consume has its own, so that a rush of validates cannot starve it.
+VALIDATE_SLOTS = 64
+CONSUME_SLOTS = 32
+
+# A caller that takes longer than this to send its body is holding a connection, not checking out.
+BODY_DEADLINE_S = 5.0
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
+_HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+
+Story = Callable[[Service, Call], Awaitable[bytes]]
+
+
+def create(configured: Settings, *, engine_transport: transport.Transport | None = None) -> Starlette:
+    """The ASGI application. `engine_transport` replaces the HTTP client in tests."""
+    telemetry = Telemetry()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        for warning in configured.warnings:
+            log.warning("setting", extra={"facts": {"problem": warning}})
+        client = engine_transport or transport.create(
+            configured.http_client, connections=VALIDATE_SLOTS + CONSUME_SLOTS
+        )
+        accounts = configured.adapter.accounts
+        app.state.service = Service(
+            settings=configured,
+            validating=Engine(client, accounts, on_call=telemetry.call, slots=VALIDATE_SLOTS),
+            consuming=Engine(client, accounts, on_call=telemetry.call, slots=CONSUME_SLOTS),
+        )
+        try:
+            yield
+        finally:
+            await client.aclose()
+
+    app = Starlette(
+        routes=[
+            Route("/promotions/validate", _endpoint("validate", promotions.validate, telemetry), methods=["POST"]),
+            Route("/promotions/consume", _endpoint("consume", promotions.consume, telemetry), methods=["POST"]),
+            Route("/livez", _alive),
+            Route("/readyz", _ready),
+            Route("/version", _version),
+            Route("/metrics", _metrics(telemetry)),
+        ],
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def from_environment() -> Starlette:
+    """What uvicorn's workers call."""
+    return create(settings.load(os.environ))
+
+
+def _endpoint(operation: Operation, story: Story, telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        started = time.monotonic()
+        record = Record(operation, _request_id(request))
+        response, reason = await _answer(request, operation, story, record)
+        response.headers["x-request-id"] = record.request_id
+        telemetry.request(record, response.status_code, reason, time.monotonic() - started)
+        return response
+
+    return endpoint
+
+
+async def _answer(request: Request, operation: Operation, story: Story, record: Record) -> tuple[Response, str]:
+    """The response, and the word for it in log and metric."""
+    service: Service = request.app.state.service
+    configured = service.settings
+    budget = configured.validate_deadline_s if operation == "validate" else configured.consume_deadline_s
+    try:
+        body = await _read(request, configured.max_body_bytes)
+        call = Call(body, request.headers.raw, service.clock() + budget, record)
+        return _json(200, await story(service, call)), "ok"
+    except _NotACall as refusal:
+        return _json(refusal.status, msgspec.json.encode({"error": refusal.text}), **refusal.headers), refusal.reason
+    except ClientDisconnect:
+        return _json(400, b"{}"), "client_gone"
+    except Problem as problem:
+        if problem.__cause__ is not None:
+            log.debug("cause", exc_info=problem)
+        return _problem(problem, operation, configured), problem.reason
+    except Exception:
+        log.exception("internal error", extra={"facts": {"request_id": record.request_id}})
+        message = f"Something went wrong inside the service; its log tells what, under request id {record.request_id}."
+        return _problem(Problem(message, reason="internal"), operation, configured), "internal"
+
+
+class _NotACall(Exception):
+    """The request is not a call of the contract."""
+
+    def __init__(self, status: int, reason: str, text: str, **headers: str) -> None:
+        super().__init__(text)
+        self.status, self.reason, self.text, self.headers = status, reason, text, headers
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    """The body's bytes, as they came. Nothing is decoded, no more than `limit` is held."""
+    media_type = request.headers.get("content-type", "application/json").lower()
+    if not re.fullmatch(r"application/(json|[\w.-]+\+json)\s*(;\s*charset=\"?utf-8\"?\s*)?", media_type):
+        raise _NotACall(415, "media_type", "The content type must be application/json in UTF-8.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise _NotACall(415, "content_encoding", "The body must not be compressed.")
+    length = request.headers.get("content-length", "0")
+    if not length.isdigit() or len(length) > 15 or int(length) > limit:
+        raise _too_large(limit)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_DEADLINE_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise _too_large(limit)
+    except TimeoutError:
+        raise _NotACall(408, "slow_body", "The body did not arrive in time.", connection="close") from None
+    return bytes(body)
+
+
+def _too_large(limit: int) -> _NotACall:
+    text = f"The body is larger than {limit} bytes (MAPPER_MAX_BODY_BYTES)."
+    return _NotACall(413, "too_large", text, connection="close")
+
+
+def _problem(problem: Problem, operation: Operation, configured: Settings) -> Response:
+    status = problem.status(operation)
+    if problem.category == "overloaded" and configured.overload_status:
+        status = configured.overload_status
+    headers = {"retry-after": str(problem.retry_after)} if problem.retry_after is not None else {}
+    return _json(status, errors.body(problem, operation), **headers)
+
+
+def _json(status: int, body: bytes, **headers: str) -> Response:
+    return Response(body, status, headers={**_HEADERS, **headers}, media_type="application/json")
+
+
+def _request_id(request: Request) -> str:
+    """The caller's own id for the request, where it is harmless; else a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+async def _alive(request: Request) -> Response:
+    return _json(200, b'{"status":"alive"}')
+
+
+async def _ready(request: Request) -> Response:
+    return _json(200, b'{"status":"ready"}')
+
+
+async def _version(request: Request) -> Response:
+    service: Service = request.app.state.service
+    return _json(200, msgspec.json.encode({"version": __version__, "engine": service.adapter.name}))
+
+
+def _metrics(telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:
+    async def metrics(request: Request) -> Response:
+        return Response(telemetry.metrics(), headers=_HEADERS, media_type="text/plain; version=0.0.4")
+
+    return metrics
+
+
+def run(host: str, port: int, workers: int) -> None:
+    """Serves until told to stop. The settings have been checked by the caller."""
+    import uvicorn
+
+    options: dict[str, Any] = {"log_config": None, "server_header": False, "access_log": False}
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    uvicorn.run("mapper.app:from_environment", factory=True, host=host, port=port, workers=workers, **options)

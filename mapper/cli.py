@@ -1,0 +1,103 @@
+"""The commands: parse the arguments, call one function, return an exit code."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from mapper import __version__, settings, signature
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m mapper`, also installed as `promotions-mapper`. Exit code 2: the arguments or settings are wrong."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    if chosen.command is None:
+        parser.print_help()
+        sys.exit(2)
+    sys.exit(chosen.run(chosen))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="promotions-mapper", description="Nacelle's promotions mapper.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the service; settings come from the environment")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=_port, default=8080, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--workers", type=_workers, default=1, help="processes (default: %(default)s)")
+    serve.set_defaults(run=_serve)
+
+    sandbox = commands.add_parser("sandbox", help="run the engines, emulated over HTTP, on a rule book")
+    sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    sandbox.add_argument("--port", type=_port, default=8090, help="port to listen on (default: %(default)s)")
+    sandbox.add_argument("--rulebook", type=Path, help="a rule book of your own (TOML) instead of the default one")
+    sandbox.set_defaults(run=_sandbox)
+
+    demo = commands.add_parser("demo", help="run both, send a signed checkout and its order, show what happened")
+    demo.add_argument("--keep", action="store_true", help="leave sandbox and service running until Ctrl-C")
+    demo.set_defaults(run=_demo)
+
+    sign = commands.add_parser("sign", help="print the signature header of a body, with the first signing secret")
+    sign.add_argument("file", nargs="?", metavar="FILE", help="the body; standard input where none is named")
+    sign.set_defaults(run=_sign)
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError("workers are a number from 1 to 64")
+    return int(text)
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    try:
+        settings.load(os.environ)
+    except settings.Wrong as error:
+        return _tell_wrong(error)
+    from mapper import app, telemetry
+
+    telemetry.log_to_stderr()
+    app.run(chosen.host, chosen.port, chosen.workers)
+    return 0
+
+
+def _sandbox(chosen: argparse.Namespace) -> int:
+    from mapper import sandbox
+
+    return sandbox.run(chosen.host, chosen.port, chosen.rulebook) or 0
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from mapper import demo
+
+    return demo.run(keep=chosen.keep)
+
+
+def _sign(chosen: argparse.Namespace) -> int:
+    reader = settings.Reader(os.environ)
+    secrets = reader.secrets("NACELLE_SIGNING_SECRETS", needed=True)
+    if reader.problems:
+        return _tell_wrong(settings.Wrong(reader.problems))
+    try:
+        body = Path(chosen.file).read_bytes() if chosen.file else sys.stdin.buffer.read()
+    except OSError as error:
+        print(f"{chosen.file}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"{signature.SIGNATURE.decode()}: {signature.sign(body, secrets[0])}")
+    return 0
+
+
+def _tell_wrong(error: settings.Wrong) -> int:
+    print(f"The settings are wrong in {len(error.problems)} place(s):", file=sys.stderr)
+    for name, expected in error.problems:
+        print(f"  {name}: {expected}", file=sys.stderr)
+    print("The README lists every setting.", file=sys.stderr)
+    return 2

@@ -1,0 +1,225 @@
+"""Settings from the environment: read once, checked all together, handed on as values.
+
+Every setting that holds a secret may also be given as `NAME_FILE`, the path of a file that holds it.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from mapper import money
+from mapper.adapter import Adapter, Misconfigured, known
+from mapper.signature import Credentials
+
+OnRejected = Literal["refuse", "apply_rest"]
+OnEngineFailure = Literal["refuse", "no_discount", "no_discount_without_codes"]
+OnDrift = Literal["report", "refuse"]
+
+MIN_SECRET_BYTES = 16
+
+# Every setting of the service itself, with its default and what it means: the table in the README is checked against it.
+TABLE: dict[str, tuple[str, str]] = {
+    "MAPPER_ENGINE": ("", "the engine's adapter: `talon_one`, `voucherify` or an installed one"),
+    "NACELLE_SIGNING_SECRETS": ("", "the signing secrets, comma-separated; the first is the current one"),
+    "NACELLE_AUTH": ("signature", "`signature`, `secret_header` or `both`"),
+    "NACELLE_SECRET_HEADER": ("", "for `secret_header`: the value of the `Secret` header, or `Header-Name: value`"),
+    "NACELLE_SPACE_IDS": ("", "the space ids served, comma-separated; empty for any"),
+    "MAPPER_LEDGER_URL": ("sqlite:///mapper-ledger.db", "where consumed orders are remembered"),
+    "MAPPER_VALIDATE_DEADLINE_MS": ("1500", "the whole time a validate may take"),
+    "MAPPER_CONSUME_DEADLINE_MS": ("8000", "the whole time a consume may take"),
+    "MAPPER_QUARANTINE_MS": ("60000", "after an unknown outcome, nothing is sent again before this"),
+    "MAPPER_ON_REJECTED": ("refuse", "a refused code: `refuse` the call, or `apply_rest`"),
+    "MAPPER_ON_ENGINE_FAILURE": ("refuse", "validate without the engine: `refuse`, `no_discount`, `no_discount_without_codes`"),
+    "MAPPER_ON_DRIFT": ("report", "consume grants other amounts than the order carries: `report` or `refuse`"),
+    "MAPPER_RECEIPT": ("optional", "`required`: consume takes no order without a valid receipt"),
+    "MAPPER_RECEIPT_TTL_S": ("86400", "how long a receipt is good for"),
+    "MAPPER_OVERLOAD_STATUS": ("", "`503` instead of Nacelle's own codes when the service is full"),
+    "MAPPER_DEFAULT_CURRENCY": ("", "the currency of bodies that name none"),
+    "MAPPER_SESSION_ID_PATH": ("", "JSON pointer to the engine session's id where a body has no `id` or `source_id`"),
+    "MAPPER_ORDER_KEY_PATH": ("", "JSON pointer to the order's key where an order has no `id` or `source_id`"),
+    "MAPPER_HTTP_CLIENT": ("aiohttp", "the HTTP client towards the engine: `aiohttp` or `httpx`"),
+    "MAPPER_MAX_BODY_BYTES": ("1048576", "the largest body that is read"),
+}
+SECRETS = ("NACELLE_SIGNING_SECRETS", "NACELLE_SECRET_HEADER", "MAPPER_LEDGER_URL")
+
+
+@dataclass(frozen=True)
+class Settings:
+    adapter: Adapter
+    credentials: Credentials
+    receipt_secrets: tuple[bytes, ...] = field(repr=False)
+    receipt_required: bool
+    receipt_ttl_s: int
+    ledger_url: str = field(repr=False)
+    validate_deadline_s: float
+    consume_deadline_s: float
+    quarantine_s: float
+    on_rejected: OnRejected
+    on_engine_failure: OnEngineFailure
+    on_drift: OnDrift
+    overload_status: int | None
+    default_currency: str
+    session_id_path: str
+    order_key_path: str
+    http_client: Literal["aiohttp", "httpx"]
+    max_body_bytes: int
+    warnings: tuple[str, ...] = ()
+    """What does not stop the service but is probably a mistake, such as a misspelt name."""
+
+
+class Wrong(Exception):
+    """Everything that is wrong with the settings: pairs of (name, what is expected)."""
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{name}: {expected}" for name, expected in problems))
+        self.problems = problems
+
+
+def load(environment: Mapping[str, str]) -> Settings:
+    """The settings; raises `Wrong` with every fault there is, not just the first."""
+    reader = Reader(environment)
+    auth = cast("Literal['signature', 'secret_header', 'both']", reader.choice("NACELLE_AUTH", "signature", "secret_header", "both"))
+    secrets = reader.secrets("NACELLE_SIGNING_SECRETS", needed=auth != "secret_header")
+    header, values = reader.secret_header(needed=auth != "signature")
+    currency = reader.text("MAPPER_DEFAULT_CURRENCY").upper()
+    if currency and currency not in money.DIGITS:
+        reader.wrong("MAPPER_DEFAULT_CURRENCY", 'an ISO 4217 code such as "USD"')
+    ledger_url = reader.text("MAPPER_LEDGER_URL")
+    if not re.match(r"(sqlite:///.|postgresql://.)", ledger_url):
+        reader.wrong("MAPPER_LEDGER_URL", "sqlite:///<path> or postgresql://<host>/<database>")
+    found = {
+        "credentials": Credentials(auth, secrets, header, values, frozenset(reader.list("NACELLE_SPACE_IDS"))),
+        "receipt_secrets": (*secrets, *values),
+        "receipt_required": reader.choice("MAPPER_RECEIPT", "optional", "required") == "required",
+        "receipt_ttl_s": reader.number("MAPPER_RECEIPT_TTL_S", 60, 31_536_000),
+        "ledger_url": ledger_url,
+        "validate_deadline_s": reader.number("MAPPER_VALIDATE_DEADLINE_MS", 100, 60_000) / 1000,
+        "consume_deadline_s": reader.number("MAPPER_CONSUME_DEADLINE_MS", 500, 120_000) / 1000,
+        "quarantine_s": reader.number("MAPPER_QUARANTINE_MS", 0, 3_600_000) / 1000,
+        "on_rejected": reader.choice("MAPPER_ON_REJECTED", "refuse", "apply_rest"),
+        "on_engine_failure": reader.choice("MAPPER_ON_ENGINE_FAILURE", "refuse", "no_discount", "no_discount_without_codes"),
+        "on_drift": reader.choice("MAPPER_ON_DRIFT", "report", "refuse"),
+        "overload_status": 503 if reader.choice("MAPPER_OVERLOAD_STATUS", "", "503") else None,
+        "default_currency": currency,
+        "session_id_path": reader.pointer("MAPPER_SESSION_ID_PATH"),
+        "order_key_path": reader.pointer("MAPPER_ORDER_KEY_PATH"),
+        "http_client": reader.choice("MAPPER_HTTP_CLIENT", "aiohttp", "httpx"),
+        "max_body_bytes": reader.number("MAPPER_MAX_BODY_BYTES", 1024, 104_857_600),
+    }
+    adapter = reader.adapter()
+    if reader.problems or adapter is None:
+        raise Wrong(reader.problems)
+    return Settings(adapter=adapter, warnings=tuple(reader.warnings), **cast("dict[str, Any]", found))
+
+
+class Reader:
+    """Reads single settings and collects what is wrong with them."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.environment = environment
+        self.problems: list[tuple[str, str]] = []
+        self.warnings: list[str] = []
+        self._point_out_unknown("MAPPER_", frozenset(TABLE), SECRETS)
+        self._point_out_unknown("NACELLE_", frozenset(TABLE), SECRETS)
+
+    def wrong(self, name: str, expected: str) -> None:
+        self.problems.append((name, f"expected {expected}"))
+
+    def text(self, name: str) -> str:
+        """The setting's value; from its file where `NAME_FILE` is set; its default where it is not set or empty."""
+        value = self.environment.get(name, "").strip()
+        path = self.environment.get(f"{name}_FILE", "") if name in SECRETS else ""
+        if path:
+            value = self._read(name, path)
+        return value or TABLE[name][0]
+
+    def _read(self, name: str, path: str) -> str:
+        if self.environment.get(name):
+            self.problems.append((name, f"both {name} and {name}_FILE are set; set one"))
+        try:
+            return Path(path).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            self.problems.append((f"{name}_FILE", f"{path!r} cannot be read: {reason}"))
+            return ""
+
+    def list(self, name: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.text(name).split(",") if part.strip())
+
+    def choice(self, name: str, *allowed: str) -> str:
+        value = self.text(name)
+        if value not in allowed:
+            self.wrong(name, " or ".join(choice or "nothing" for choice in allowed) + f", not {value!r}")
+        return value
+
+    def number(self, name: str, least: int, most: int) -> int:
+        value = self.text(name)
+        if value.isascii() and value.isdigit() and len(value) < 12 and least <= int(value) <= most:
+            return int(value)
+        self.wrong(name, f"a whole number from {least} to {most}, not {value!r}")
+        return least
+
+    def pointer(self, name: str) -> str:
+        value = self.text(name)
+        if value and (not value.startswith("/") or re.search(r"~(?![01])", value)):
+            self.wrong(name, f'a JSON pointer such as "/metadata/cart_id", not {value!r}')
+        return value
+
+    def secrets(self, name: str, *, needed: bool) -> tuple[bytes, ...]:
+        secrets = tuple(secret.encode() for secret in self.list(name))
+        if needed and not secrets:
+            self.wrong(name, f"at least one secret (or {name}_FILE): there is no mode without one")
+        for position, secret in enumerate(secrets, 1):
+            if len(secret) < MIN_SECRET_BYTES:
+                self.wrong(name, f"secrets of at least {MIN_SECRET_BYTES} bytes; number {position} has {len(secret)}")
+        return secrets
+
+    def secret_header(self, *, needed: bool) -> tuple[bytes, tuple[bytes, ...]]:
+        """The header's name in lower case, and the values it may have."""
+        name = "NACELLE_SECRET_HEADER"
+        named = re.match(r"([A-Za-z0-9-]+):[ \t]+(.+)", self.text(name), re.DOTALL)
+        header, value = (named[1].lower(), named[2]) if named else ("secret", self.text(name))
+        if needed and not value:
+            self.wrong(name, "the value of the Secret header (or NACELLE_SECRET_HEADER_FILE)")
+        elif needed and len(value.encode()) < MIN_SECRET_BYTES:
+            self.wrong(name, f"a value of at least {MIN_SECRET_BYTES} bytes")
+        return header.encode(), (value.encode(),) if needed and value else ()
+
+    def adapter(self) -> Adapter | None:
+        """The configured engine's adapter, built with its own options."""
+        name, adapters = self.text("MAPPER_ENGINE"), known()
+        if name not in adapters:
+            self.wrong("MAPPER_ENGINE", f"one of {', '.join(sorted(adapters))}" + (f", not {name!r}" if name else ""))
+            return None
+        factory = adapters[name].load()
+        prefix = name.upper() + "_"
+        options = self._options(prefix)
+        try:
+            adapter: Adapter = factory(options)
+        except Misconfigured as error:
+            self.problems += [(prefix + option, expected) for option, expected in error.problems]
+            return None
+        known_names = frozenset(prefix + option for option in adapter.known_options)
+        self._point_out_unknown(prefix, known_names, tuple(known_names))
+        return adapter
+
+    def _options(self, prefix: str) -> dict[str, str]:
+        options: dict[str, str] = {}
+        for name, value in self.environment.items():
+            if not name.startswith(prefix) or not value.strip():
+                continue
+            if name.endswith("_FILE"):
+                options[name[len(prefix) : -len("_FILE")]] = self._read(name.removesuffix("_FILE"), value)
+            else:
+                options.setdefault(name[len(prefix) :], value.strip())
+        return options
+
+    def _point_out_unknown(self, prefix: str, names: frozenset[str], secrets: tuple[str, ...]) -> None:
+        allowed = names | {f"{name}_FILE" for name in secrets}
+        for name in sorted(self.environment):
+            if name.startswith(prefix) and name not in allowed:
+                close = difflib.get_close_matches(name, sorted(allowed), 1)
+                self.warnings.append(f"{name} is no setting and is ignored" + (f"; did you mean {close[0]}?" if close else ""))

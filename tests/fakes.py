@@ -1,0 +1,103 @@
+"""An engine of our own invention: an adapter that says what it is told to say, and a wire that fails when asked to."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, Outcome, Recall
+from mapper.checkout import Checkout
+from mapper.settings import Settings, load
+from mapper.signature import sign
+
+SECRET = b"a signing secret, long enough"
+
+
+class FakeAdapter:
+    """Each conversation is one request, `/<name of the method>`; what it returns is set beforehand."""
+
+    name = "fake"
+    known_options: frozenset[str] = frozenset()
+
+    def __init__(self, options: Mapping[str, str] | None = None) -> None:
+        self.accounts = {"": Account("https://engine.test", (("Authorization", "the engine's key"),))}
+        self.granted = Outcome()
+        self.on_check: Outcome | None = None
+        """What the check grants, where it is something else."""
+        self.on_redeem: Outcome | Exception | None = None
+        self.recalled = Recall("absent")
+        self.checks = True
+        self.sessions: list[tuple[str, str]] = []
+        """(method, session) of every conversation that was started."""
+
+    def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
+        yield self._request("validate", session, repeatable=True)
+        return self.granted
+
+    def check(self, order: Checkout, session: str) -> Conversation[Outcome] | None:
+        return self._check(session) if self.checks else None
+
+    def _check(self, session: str) -> Conversation[Outcome]:
+        yield self._request("check", session, repeatable=True)
+        return self.on_check if self.on_check is not None else self.granted
+
+    def redeem(self, order: Checkout, session: str) -> Conversation[Outcome]:
+        yield self._request("redeem", session, repeatable=False)
+        if isinstance(self.on_redeem, Exception):
+            raise self.on_redeem
+        return self.on_redeem if self.on_redeem is not None else self.granted
+
+    def recall(self, order: Checkout, session: str) -> Conversation[Recall]:
+        yield self._request("recall", session, repeatable=True)
+        return self.recalled
+
+    def undo(self, order: Checkout, session: str) -> Conversation[None] | None:
+        return self._undo(session)
+
+    def _undo(self, session: str) -> Conversation[None]:
+        yield self._request("undo", session, repeatable=True)
+
+    def _request(self, operation: str, session: str, *, repeatable: bool) -> EngineRequest:
+        self.sessions.append((operation, session))
+        return EngineRequest(operation=operation, method="POST", path=f"/{operation}", repeatable=repeatable)
+
+
+class FakeTransport:
+    """Answers 200 `{}`, unless `script` holds replies (statuses) or exceptions for an operation: then these, in turn."""
+
+    def __init__(self) -> None:
+        self.script: dict[str, list[int | Exception]] = {}
+        self.sent: list[str] = []
+
+    async def send(
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
+    ) -> EngineReply:
+        operation = url.rsplit("/", 1)[-1]
+        self.sent.append(operation)
+        pending = self.script.get(operation)
+        step = pending.pop(0) if pending else 200
+        if isinstance(step, Exception):
+            raise step
+        return EngineReply(status=step, headers={}, body=b"{}")
+
+    async def aclose(self) -> None:
+        pass
+
+
+def settings(adapter: FakeAdapter, **environment: str) -> Settings:
+    """Settings for an engine of our own: read as the service reads them, with the adapter put in."""
+    least = {
+        "MAPPER_ENGINE": "talon_one",
+        "TALON_ONE_BASE_URL": "https://engine.test",
+        "TALON_ONE_API_KEY": "key",
+        "NACELLE_SIGNING_SECRETS": SECRET.decode(),
+    }
+    read: Any = load({**least, **environment})
+    return type(read)(**{field: getattr(read, field) for field in read.__dataclass_fields__} | {"adapter": adapter})
+
+
+def signed(body: object, **headers: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+    """A body's bytes and its headers, signed as Nacelle signs."""
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    sent = {"x-nacelle-signature-sha256": sign(data, SECRET), "content-type": "application/json", **headers}
+    return data, [(name.replace("_", "-").encode(), value.encode()) for name, value in sent.items()]

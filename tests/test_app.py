@@ -1,0 +1,298 @@
+"""The HTTP contract: every status, every error body, every header (CONTRACT section 6)."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from mapper import app
+from mapper.adapter import Discount, Outcome, Rejection
+from mapper.errors import STATUS, EngineRejected, OrderMismatch
+from mapper.transport import NotSent, Unknown
+from tests.fakes import FakeAdapter, FakeTransport, settings, signed
+
+CHECKOUT = {"id": "c-1", "items": [{"sku": "S", "quantity": 1, "price": "140.00"}]}
+ORDER = {"id": "c-1", "order_items": [{"sku": "S", "quantity": 1, "price": "140.00"}]}
+TEN_OFF = Outcome(discounts=(Discount(name="Ten", description="Ten off", amount=1000, effect_type="off", line=0),))
+BODIES = {"validate": CHECKOUT, "consume": ORDER}
+SUBJECT = {"validate": "checkout", "consume": "order"}
+
+
+class Client:
+    """The service over ASGI, with a fake engine behind it."""
+
+    def __init__(self, **environment: str) -> None:
+        self.adapter, self.wire = FakeAdapter(), FakeTransport()
+        application = app.create(settings(self.adapter, **environment), engine_transport=self.wire)
+        self.http = TestClient(application, raise_server_exceptions=False)
+
+    def post(self, operation: str, body: object = None, **headers: str) -> Any:
+        data, sent = signed(BODIES[operation] if body is None else body, **headers)
+        return self.http.post(f"/promotions/{operation}", content=data, headers=[(k.decode(), v.decode()) for k, v in sent])
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    made = Client()
+    with made.http:
+        yield made
+
+
+def check_error(response: Any, operation: str, status: int, category: str) -> dict[str, Any]:
+    """The body that Nacelle's page describes for an error, and nothing of the engine in it."""
+    body = response.json()
+    assert (response.status_code, body["error"]["category"]) == (status, category)
+    assert set(body) == {SUBJECT[operation], "error"}
+    assert body[SUBJECT[operation]] == {}
+    assert set(body["error"]) == {"error", "category", "details"}
+    assert body["error"]["error"].endswith(".")
+    assert "engine text" not in response.text
+    details: dict[str, Any] = body["error"]["details"]
+    return details
+
+
+BOTH = pytest.mark.parametrize("operation", ["validate", "consume"])
+
+
+@BOTH
+def test_a_signed_call_is_answered(client: Client, operation: str) -> None:
+    client.adapter.granted = TEN_OFF
+    response = client.post(operation)
+    assert (response.status_code, set(response.json())) == (200, {SUBJECT[operation]})
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-content-type-options"] == "nosniff"
+    assert "server" not in response.headers
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("body", "pointer"),
+    [
+        (b"", ""),
+        (b"{", ""),
+        (b"[]", ""),
+        (b"\xff", ""),
+        (b'{"id": 1, "id": 2}', "/id"),
+        ({"id": "c"}, ""),
+        ({"order_items": [{"quantity": 1, "price": "1"}]}, "/order_items/0/sku"),
+        ({"order_items": [{"sku": "S", "price": "1"}]}, "/order_items/0/quantity"),
+        ({"order_items": [{"sku": "S", "quantity": 1}]}, "/order_items/0/price"),
+        ({"order_items": [{"sku": "S", "quantity": 1, "price": "1e3"}]}, "/order_items/0/price"),
+    ],
+)
+def test_400_names_the_place(client: Client, operation: str, body: object, pointer: str) -> None:
+    details = check_error(client.post(operation, body), operation, 400, "invalid_request")
+    assert details == {"pointer": pointer}
+    assert client.wire.sent == []
+
+
+@BOTH
+def test_401_is_one_and_the_same_answer_whatever_was_wrong(client: Client, operation: str) -> None:
+    data, _ = signed(BODIES[operation])
+    wrong: list[list[tuple[str, str]]] = [
+        [],
+        [("x-nacelle-signature-sha256", "0" * 64)],
+        [("x-nacelle-signature-sha256", "sha256=")],
+        [("x-nacelle-signature-sha256", "\u00ff" * 64)],
+        [("x-nacelle-signature-sha256", "0" * 64)] * 2,
+    ]
+    answers = set()
+    for headers in wrong:
+        for body in (data, b"{ not json"):
+            raw = [(k.encode(), v.encode("latin-1")) for k, v in [*headers, ("content-type", "application/json")]]
+            response = client.http.post(f"/promotions/{operation}", content=body, headers=raw)
+            assert check_error(response, operation, 401, "signature") == {}
+            answers.add(response.content)
+    assert len(answers) == 1
+
+
+@BOTH
+def test_403_for_a_space_that_is_not_served(operation: str) -> None:
+    client = Client(NACELLE_SPACE_IDS="one,two")
+    with client.http:
+        assert client.post(operation, x_nacelle_space_id="two").status_code == 200
+        check_error(client.post(operation, x_nacelle_space_id="three"), operation, 403, "forbidden")
+        check_error(client.post(operation), operation, 403, "forbidden")
+
+
+@BOTH
+def test_403_for_a_forged_receipt(client: Client, operation: str) -> None:
+    body = {**BODIES[operation], "promotions": {"meta": {"mapper": {"session": "x", "receipt": "1.1.1"}}}}
+    check_error(client.post(operation, body), operation, 403, "forbidden")
+
+
+@pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
+def test_a_refused_code(client: Client, operation: str, status: int) -> None:
+    client.adapter.granted = Outcome(rejected=(Rejection("XMAS", "expired", "CouponExpired"),))
+    details = check_error(client.post(operation), operation, status, "promotion_codes")
+    assert details == {
+        "invalid-code": "XMAS",
+        "codes": [
+            {"code": "XMAS", "reason": "expired", "engine_reason": "CouponExpired", "message": "This code has expired."}
+        ],
+    }
+
+
+@pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
+@pytest.mark.parametrize(
+    ("failure", "category"),
+    [
+        (NotSent("connect"), "engine_unavailable"),
+        (Unknown("timeout"), "engine_unavailable"),
+        (Unknown("reset"), "engine_unavailable"),
+        (429, "engine_unavailable"),
+        (500, "engine_unavailable"),
+        (503, "engine_unavailable"),
+        (302, "engine_unavailable"),
+    ],
+)
+def test_a_failing_engine(client: Client, operation: str, status: int, failure: int | Exception, category: str) -> None:
+    client.wire.script = {"validate": [failure] * 9, "check": [failure] * 9}
+    check_error(client.post(operation), operation, status, category)
+
+
+@pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
+def test_an_engine_that_rejects_our_request_or_key(client: Client, operation: str, status: int) -> None:
+    refusal = EngineRejected("The engine does not accept the key.", reason="engine_key")
+    client.wire.script = {"validate": [refusal], "check": [refusal]}
+    check_error(client.post(operation), operation, status, "engine_rejected")
+
+
+def test_same_order_other_content(client: Client) -> None:
+    client.adapter.on_redeem = OrderMismatch("This order was redeemed with other content.", reason="order_mismatch")
+    check_error(client.post("consume"), "consume", 400, "order_mismatch")
+
+
+def test_an_outcome_that_is_not_known_yet(client: Client) -> None:
+    client.wire.script = {"redeem": [Unknown("timeout")]}
+    response = client.post("consume")
+    check_error(response, "consume", 500, "outcome_pending")
+    assert response.headers["retry-after"] == "60"
+
+
+def test_other_amounts_where_they_are_refused() -> None:
+    client = Client(MAPPER_ON_DRIFT="refuse")
+    with client.http:
+        client.adapter.granted = TEN_OFF
+        check_error(client.post("consume"), "consume", 500, "amount_mismatch")
+
+
+@pytest.mark.parametrize(
+    ("operation", "environment", "status"),
+    [("validate", {}, 422), ("consume", {}, 500), ("validate", {"MAPPER_OVERLOAD_STATUS": "503"}, 503)],
+)
+def test_when_the_service_is_full(
+    operation: str, environment: dict[str, str], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "VALIDATE_SLOTS", 0)
+    monkeypatch.setattr(app, "CONSUME_SLOTS", 0)
+    client = Client(**environment)
+    with client.http:
+        response = client.post(operation)
+        check_error(response, operation, status, "overloaded")
+        assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
+def test_a_fault_of_our_own_tells_nothing_but_where_to_look(client: Client, operation: str, status: int) -> None:
+    client.adapter.accounts.clear()
+    response = client.post(operation, x_request_id="req-7")
+    check_error(response, operation, status, "internal")
+    assert "req-7" in response.json()["error"]["error"]
+    assert response.headers["x-request-id"] == "req-7"
+    assert "Traceback" not in response.text
+
+
+def test_every_category_has_a_status_that_nacelle_knows() -> None:
+    for validate, consume in STATUS.values():
+        assert validate in (400, 401, 403, 422, 500)
+        assert consume in (400, 401, 403, 500)
+
+
+# -- What is no call of the contract -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/promotions/validate", 405),
+        ("PUT", "/promotions/consume", 405),
+        ("DELETE", "/promotions/consume", 405),
+        ("POST", "/promotions/validate/", 404),
+        ("POST", "//promotions/validate", 404),
+        ("POST", "/promotions/..%2fvalidate", 404),
+        ("POST", "/", 404),
+        ("POST", "/livez", 405),
+    ],
+)
+def test_other_paths_and_methods(client: Client, method: str, path: str, status: int) -> None:
+    response = client.http.request(method, f"http://testserver{path}")
+    assert response.status_code == status
+    if status == 405:
+        assert response.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content_type": "application/json; charset=utf-8"}, 200),
+        ({"content_type": 'application/json;charset="UTF-8"'}, 200),
+        ({"content_type": "application/vnd.nacelle+json"}, 200),
+        ({"content_type": "text/plain"}, 415),
+        ({"content_type": "application/json; charset=utf-16"}, 415),
+        ({"content_type": ""}, 415),
+        ({"content_encoding": "gzip"}, 415),
+        ({"content_encoding": "identity"}, 200),
+    ],
+)
+def test_the_media_type(client: Client, headers: dict[str, str], status: int) -> None:
+    data, sent = signed(CHECKOUT)
+    named = {k.decode(): v.decode() for k, v in sent} | {k.replace("_", "-"): v for k, v in headers.items()}
+    assert client.http.post("/promotions/validate", content=data, headers=named).status_code == status
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_too_large(chunked: bool) -> None:
+    client = Client(MAPPER_MAX_BODY_BYTES="2000")
+    with client.http:
+        for size, status in ((2000, 200), (2001, 413)):
+            body = json.dumps({**CHECKOUT, "x": ""}).encode()
+            body = body[:-2] + b"x" * (size - len(body)) + body[-2:]
+            data, sent = signed(body)
+            headers = [(k.decode(), v.decode()) for k, v in sent]
+            content: Any = iter([data[:1000], data[1000:]]) if chunked else data
+            response = client.http.post("/promotions/validate", content=content, headers=headers)
+            assert (response.status_code, len(data)) == (status, size)
+
+
+# -- Operator routes -----------------------------------------------------------------------------------------------
+
+
+def test_operator_routes(client: Client) -> None:
+    assert client.http.get("/livez").json() == {"status": "alive"}
+    assert client.http.get("/readyz").json() == {"status": "ready"}
+    assert client.http.get("/version").json()["engine"] == "fake"
+
+
+def test_metrics_count_by_reason(client: Client) -> None:
+    client.adapter.granted = TEN_OFF
+    client.post("validate")
+    client.post("validate", b"{")
+    text = client.http.get("/metrics").text
+    assert 'mapper_requests_total{operation="validate",reason="ok",status="200"} 1.0' in text
+    assert 'mapper_requests_total{operation="validate",reason="not_json",status="400"} 1.0' in text
+    assert 'mapper_engine_calls_total{operation="validate",result="200"} 1.0' in text
+
+
+def test_a_line_in_the_log_says_what_happened_and_no_secret(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    client.adapter.granted = Outcome(rejected=(Rejection("SECRETCODE", "expired", "CouponExpired"),))
+    client.post("validate", x_request_id="bad\nid", promotions="x")
+    (line,) = [record for record in caplog.records if record.message == "request"]
+    facts = line.__dict__["facts"]
+    assert (facts["status"], facts["reason"], facts["rejected"]) == (422, "expired", ["expired"])
+    assert "bad" not in facts["request_id"]
+    assert not any("SECRETCODE" in str(record.__dict__) for record in caplog.records)

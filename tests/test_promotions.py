@@ -1,0 +1,347 @@
+"""Both stories with an engine of our own: what is asked, what is answered, what is refused and why."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from mapper import promotions
+from mapper.adapter import Discount, Notice, Outcome, Recall, Rejection
+from mapper.engine import Engine
+from mapper.errors import EngineRejected, EngineUnavailable, Forbidden, InvalidRequest, Problem
+from mapper.promotions import Call, Service
+from mapper.telemetry import Record
+from mapper.transport import NotSent, Unknown
+from tests.fakes import FakeAdapter, FakeTransport, settings, signed
+
+NOW = 1_800_000_000.0
+CHECKOUT = {"id": "c-1", "items": [{"sku": "S", "quantity": 1, "price": "140.00"}], "promotions": {"coupon_codes": ["TEN"]}}
+ORDER = {"id": "c-1", "order_items": [{"sku": "S", "quantity": 1, "price": "140.00"}], "promotions": {"coupon_codes": ["TEN"]}}
+TEN_OFF = Outcome(discounts=(Discount(name="Ten", description="Ten off", amount=1000, effect_type="off", line=0),))
+REFUSED = Outcome(rejected=(Rejection("TEN", "expired", "CouponExpired"), Rejection("X", "what is this", "Odd")))
+
+
+class House:
+    """A service with a fake engine behind it, and a short way to call it."""
+
+    def __init__(self, **environment: str) -> None:
+        self.adapter, self.wire = FakeAdapter(), FakeTransport()
+        self.now, self.record = NOW, Record("", "")
+        self.configured = settings(self.adapter, **environment)
+
+    def __call__(self, story: str, body: object) -> dict[str, Any]:
+        got: dict[str, Any] = json.loads(self.bytes(story, body))
+        return got
+
+    def bytes(self, story: str, body: object) -> bytes:
+        async def call() -> bytes:
+            async def no_sleep(_: float) -> None:
+                pass
+
+            engine = Engine(self.wire, self.adapter.accounts, sleep=no_sleep)
+            service = Service(self.configured, engine, engine, now=lambda: self.now, new_id=lambda: "made-1")
+            data, headers = signed(body)
+            self.record = Record(story, "r")
+            return await getattr(promotions, story)(service, Call(data, headers, service.clock() + 5, self.record))
+
+        return asyncio.run(call())
+
+    def refusal(self, story: str, body: object) -> Problem:
+        with pytest.raises(Problem) as problem:
+            self.bytes(story, body)
+        return problem.value
+
+
+@pytest.fixture
+def house() -> House:
+    return House()
+
+
+def to_order(answer: dict[str, Any]) -> dict[str, Any]:
+    """A validated checkout as the order that a shop makes of it."""
+    checkout = answer["checkout"]
+    lines = [
+        {"sku": item["sku"], "quantity": item["quantity"], "price": item["price"], "discounts": item["total_discount"],
+         "applied_discounts": item["discounts"]}
+        for item in checkout["items"]
+    ]  # fmt: skip
+    order = {"order_items": lines, "discounts": checkout["total_discount"], "promotions": checkout["promotions"]}
+    if checkout["discounts"]:
+        order["applied_discounts"] = checkout["discounts"]
+    return order | ({"id": checkout["id"]} if "id" in checkout else {})
+
+
+# -- Validate ------------------------------------------------------------------------------------------------------
+
+
+def test_validate_answers_the_whole_checkout_with_a_note(house: House) -> None:
+    house.adapter.granted = Outcome(discounts=TEN_OFF.discounts, notices=(Notice("showNotification", "Hi", {"a": 1}),))
+    got = house("validate", CHECKOUT)["checkout"]
+    note = got["promotions"]["meta"]["mapper"]
+    assert (got["items"][0]["price"], got["total_discount"]) == ("130.00", "10.00")
+    assert {key: value for key, value in note.items() if key != "receipt"} == {
+        "engine": "fake", "session": "c-1", "rejected": [], "degraded": False,
+        "notices": [{"type": "showNotification", "text": "Hi", "payload": {"a": 1}}],
+    }  # fmt: skip
+    assert house.adapter.sessions == [("validate", "c-1")]
+
+
+def test_validating_our_own_answer_gives_the_same_bytes(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    once = house.bytes("validate", CHECKOUT)
+    assert house.bytes("validate", json.dumps(json.loads(once)["checkout"], separators=(",", ":")).encode()) == once
+
+
+def test_a_refused_code_is_refused_with_all_that_is_known_of_it(house: House) -> None:
+    house.adapter.granted = REFUSED
+    problem = house.refusal("validate", CHECKOUT)
+    assert (problem.category, problem.status("validate"), problem.status("consume")) == ("promotion_codes", 422, 500)
+    assert problem.details["invalid-code"] == "TEN"
+    assert [(code["code"], code["reason"], code["engine_reason"]) for code in problem.details["codes"]] == [
+        ("TEN", "expired", "CouponExpired"),
+        ("X", "other", "Odd"),
+    ]
+    assert all(code["message"].endswith(".") for code in problem.details["codes"])
+
+
+def test_or_the_rest_is_applied(house: House) -> None:
+    house = House(MAPPER_ON_REJECTED="apply_rest")
+    house.adapter.granted = Outcome(discounts=TEN_OFF.discounts, rejected=REFUSED.rejected)
+    got = house("validate", CHECKOUT)["checkout"]
+    assert got["total_discount"] == "10.00"
+    assert [rejected["code"] for rejected in got["promotions"]["meta"]["mapper"]["rejected"]] == ["TEN", "X"]
+    assert house.record.rejected == ["expired", "what is this"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "codes", "answered"),
+    [
+        ("refuse", [], False),
+        ("refuse", ["TEN"], False),
+        ("no_discount", [], True),
+        ("no_discount", ["TEN"], True),
+        ("no_discount_without_codes", [], True),
+        ("no_discount_without_codes", ["TEN"], False),
+    ],
+)
+@pytest.mark.parametrize("failure", [NotSent("connect"), Unknown("timeout"), 503])
+def test_what_validate_does_without_the_engine(policy: str, codes: list[str], answered: bool, failure: Exception | int) -> None:
+    house = House(MAPPER_ON_ENGINE_FAILURE=policy)
+    house.wire.script["validate"] = [failure] * 9
+    reduced = {"sku": "S", "quantity": 1, "price": "130.00", "total_discount": "10.00"}
+    body = {"items": [reduced], "promotions": {"coupon_codes": codes}}
+    if not answered:
+        assert house.refusal("validate", body).category == "engine_unavailable"
+        return
+    got = house("validate", body)["checkout"]
+    assert (got["items"][0]["price"], got["total_discount"]) == ("140.00", "0.00")
+    assert got["promotions"]["meta"]["mapper"]["degraded"] is True
+    assert house.record.degraded
+
+
+def test_a_wrong_key_is_never_taken_for_a_failing_engine() -> None:
+    house = House(MAPPER_ON_ENGINE_FAILURE="no_discount")
+    house.wire.script["validate"] = [EngineRejected("no", reason="engine_key")]
+    assert house.refusal("validate", CHECKOUT).category == "engine_rejected"
+
+
+# -- The session ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ids", "session"),
+    [
+        ({"id": "a", "source_id": "b", "cart": "c"}, "a"),
+        ({"id": "", "source_id": "b", "cart": "c"}, "b"),
+        ({"id": None, "cart": "c"}, "c"),
+        ({"id": 12}, "12"),
+        ({"cart": 7}, "7"),
+        ({}, "made-1"),
+    ],
+)
+def test_a_session_is_named_by_the_first_id_that_is_there(ids: dict[str, Any], session: str) -> None:
+    house = House(MAPPER_SESSION_ID_PATH="/metadata/cart")
+    body = {**CHECKOUT, "id": ids.get("id"), "source_id": ids.get("source_id"), "metadata": {"cart": ids.get("cart")}}
+    house("validate", body)
+    assert house.adapter.sessions == [("validate", session)]
+
+
+def test_consume_closes_the_session_that_validate_opened(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    body = {key: value for key, value in CHECKOUT.items() if key != "id"}
+    order = to_order(house("validate", body))
+    house("consume", {**order, "id": "an id the shop gave the order"})
+    assert house.adapter.sessions == [("validate", "made-1"), ("check", "made-1"), ("redeem", "made-1")]
+
+
+def test_consume_alone_makes_no_session(house: House) -> None:
+    problem = house.refusal("consume", {**ORDER, "id": None})
+    assert (problem.category, problem.details["pointer"]) == ("invalid_request", "/id")
+    assert house.wire.sent == []
+
+
+def test_a_forged_receipt_is_refused_by_both(house: House) -> None:
+    note = house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"] | {"session": "another's"}
+    for story, body in (("validate", CHECKOUT), ("consume", ORDER)):
+        forged = {**body, "promotions": {"meta": {"mapper": note}}}
+        assert isinstance(house.refusal(story, forged), Forbidden)
+
+
+def test_an_expired_receipt_counts_as_none(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    order = to_order(house("validate", {**CHECKOUT, "id": None}))
+    house.now += 86_401
+    assert isinstance(house.refusal("consume", {key: order[key] for key in order if key != "id"}), InvalidRequest)
+
+
+def test_a_required_receipt_is_required() -> None:
+    house = House(MAPPER_RECEIPT="required")
+    house.adapter.granted = TEN_OFF
+    problem = house.refusal("consume", ORDER)
+    assert (problem.reason, problem.details["pointer"]) == ("no_receipt", "/promotions/meta/mapper/receipt")
+    assert "order" in house("consume", to_order(house("validate", CHECKOUT)))
+
+
+@pytest.mark.parametrize("bad", [".", "..", "a\nb", "x" * 256, "a\u202eb", {"a": 1}, True])
+def test_an_id_that_could_act_as_a_path_is_refused(house: House, bad: object) -> None:
+    assert house.refusal("validate", {**CHECKOUT, "id": bad}).details == {"pointer": "/id"}
+    house = House(MAPPER_SESSION_ID_PATH="/metadata/cart")
+    if isinstance(bad, str):
+        found = house.refusal("validate", {**CHECKOUT, "id": None, "metadata": {"cart": bad}})
+        assert found.details == {"pointer": "/metadata/cart"}
+
+
+# -- Consume -------------------------------------------------------------------------------------------------------
+
+
+def carrying(amount: str) -> dict[str, Any]:
+    return {**ORDER, "order_items": [{**ORDER["order_items"][0], "price": "1", "discounts": amount}]}  # type: ignore[index,dict-item]
+
+
+def test_the_order_comes_back_byte_for_byte(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    body = b' { "id" : "c-1", "x": 1.10, "order_items":[ {"sku":"S","quantity":1,"price":"130.00","discounts":"10.00"}] } '
+    assert house.bytes("consume", body) == b'{"order":' + body.strip() + b"}"
+    assert house.wire.sent == ["check", "redeem"]
+
+
+def test_a_refusal_is_known_before_anything_is_redeemed(house: House) -> None:
+    house.adapter.on_check = REFUSED
+    assert house.refusal("consume", ORDER).category == "promotion_codes"
+    assert house.wire.sent == ["check"]
+
+
+def test_notices_of_the_redemption_are_added_and_nothing_else(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    order = to_order(house("validate", CHECKOUT))
+    house.adapter.on_redeem = Outcome(discounts=TEN_OFF.discounts, notices=(Notice("couponCreated", "A coupon", {"value": "V"}),))
+    got = house("consume", order)["order"]
+    note = got["promotions"]["meta"].pop("mapper")
+    assert note["notices"] == [{"type": "couponCreated", "text": "A coupon", "payload": {"value": "V"}}]
+    before = order["promotions"]["meta"].pop("mapper")
+    assert {**note, "notices": []} == before
+    assert got == order
+
+
+def test_a_difference_is_reported(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    got = house("consume", carrying("25.00"))["order"]
+    (notice,) = got["promotions"]["meta"]["mapper"]["notices"]
+    assert notice["type"] == "amount_mismatch"
+    assert notice["payload"] == {
+        "order": "25.00", "engine": "10.00", "lines": [{"pointer": "/order_items/0", "order": "25.00", "engine": "10.00"}],
+    }  # fmt: skip
+    assert house.record.drift
+
+
+def test_or_refused_before_anything_is_redeemed() -> None:
+    house = House(MAPPER_ON_DRIFT="refuse")
+    house.adapter.granted = TEN_OFF
+    problem = house.refusal("consume", carrying("25.00"))
+    assert (problem.category, problem.status("consume"), house.wire.sent) == ("amount_mismatch", 500, ["check"])
+    assert problem.details["engine"] == "10.00"
+
+
+def test_a_code_that_was_used_up_between_check_and_redemption_takes_nothing_with_it(house: House) -> None:
+    house.adapter.on_check, house.adapter.on_redeem = TEN_OFF, REFUSED
+    assert house.refusal("consume", ORDER).category == "promotion_codes"
+    assert house.wire.sent == ["check", "redeem", "undo"]
+
+
+def test_an_order_that_was_redeemed_already_is_not_redeemed_again(house: House) -> None:
+    house.adapter.on_check = Outcome(discounts=TEN_OFF.discounts, redeemed=True)
+    assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
+    assert house.wire.sent == ["check"]
+
+
+def test_an_engine_that_cannot_be_asked_first_is_redeemed_at_once(house: House) -> None:
+    house.adapter.checks, house.adapter.granted = False, TEN_OFF
+    house("consume", carrying("10.00"))
+    assert house.wire.sent == ["redeem"]
+
+
+UNKNOWN: list[int | Exception] = [Unknown("timeout"), Unknown("reset"), 500, 503, 302]
+
+
+@pytest.mark.parametrize("failure", UNKNOWN)
+def test_an_unknown_outcome_is_asked_for_and_never_sent_again(house: House, failure: int | Exception) -> None:
+    house.adapter.granted = TEN_OFF
+    house.adapter.recalled = Recall("redeemed", TEN_OFF)
+    house.wire.script["redeem"] = [failure]
+    assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
+    assert house.wire.sent == ["check", "redeem", "recall"]
+
+
+@pytest.mark.parametrize("failure", UNKNOWN)
+def test_while_it_stays_unknown_the_caller_is_told_to_come_back(house: House, failure: int | Exception) -> None:
+    house.adapter.granted = TEN_OFF
+    house.wire.script["redeem"] = [failure]
+    problem = house.refusal("consume", ORDER)
+    assert (problem.category, problem.status("consume"), problem.retry_after) == ("outcome_pending", 500, 60)
+    house.wire.script = {"redeem": [failure], "recall": [Unknown("timeout")] * 9}
+    assert house.refusal("consume", ORDER).reason == "recall_failed"
+    assert house.wire.sent.count("redeem") == 2
+
+
+def test_what_was_certainly_not_sent_needs_no_recall(house: House) -> None:
+    house.wire.script["redeem"] = [NotSent("connect")] * 9
+    problem = house.refusal("consume", ORDER)
+    assert isinstance(problem, EngineUnavailable)
+    assert "recall" not in house.wire.sent
+
+
+def test_an_order_validated_without_the_engine_redeems_nothing() -> None:
+    house = House(MAPPER_ON_ENGINE_FAILURE="no_discount")
+    house.wire.script["validate"] = [503] * 9
+    order = to_order(house("validate", CHECKOUT))
+    assert house("consume", order)["order"] == order
+    assert "redeem" not in house.wire.sent
+    assert house.record.degraded
+
+
+def test_but_is_priced_afresh_where_it_carries_a_discount_all_the_same() -> None:
+    house = House(MAPPER_ON_ENGINE_FAILURE="no_discount")
+    house.wire.script["validate"] = [503] * 9
+    order = to_order(house("validate", CHECKOUT))
+    order["order_items"][0] |= {"price": "130.00", "discounts": "10.00"}
+    house.adapter.granted = TEN_OFF
+    house("consume", order)
+    assert house.wire.sent[-2:] == ["check", "redeem"]
+
+
+def test_a_checkout_is_no_order(house: House) -> None:
+    problem = house.refusal("consume", CHECKOUT)
+    assert (problem.category, problem.reason) == ("invalid_request", "checkout_at_consume")
+    assert house.wire.sent == []
+
+
+def test_nothing_is_read_before_the_signature(house: House) -> None:
+    async def call() -> None:
+        engine = Engine(house.wire, house.adapter.accounts)
+        service = Service(house.configured, engine, engine)
+        await promotions.validate(service, Call(b"not json", [], service.clock() + 1))
+
+    with pytest.raises(Problem) as problem:
+        asyncio.run(call())
+    assert problem.value.category == "signature"

@@ -1,0 +1,162 @@
+import hashlib
+import hmac
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mapper.errors import BadSignature, Forbidden
+from mapper.signature import Credentials, sign, verify
+
+SECRET = b"a signing secret, long enough"
+OLD = b"the secret before this one"
+BODY = b'{"items": []}'
+HEX = sign(BODY, SECRET).removeprefix("sha256=")
+
+# GitHub's published example for its webhooks, whose scheme this is.
+GITHUB = (b"It's a Secret to Everybody", b"Hello, World!", "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17")
+
+# RFC 4231, section 4: (key, data, HMAC-SHA-256).
+RFC_4231 = [
+    (b"\x0b" * 20, b"Hi There", "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"),
+    (b"Jefe", b"what do ya want for nothing?", "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"),
+    (b"\xaa" * 20, b"\xdd" * 50, "773ea91e36800e46854db8ebd09181a72959098b3ef8c122d9635514ced565fe"),
+    (bytes(range(1, 26)), b"\xcd" * 50, "82558a389a443c0ea4cc819899f2083a85f0faa3e578f8077a2e3ff46729665b"),
+    (b"\xaa" * 131, b"Test Using Larger Than Block-Size Key - Hash Key First",
+     "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"),
+    (b"\xaa" * 131, b"This is a test using a larger than block-size key and a larger than block-size data. The key needs"
+     b" to be hashed before being used by the HMAC algorithm.",
+     "9b09ffa71b942fcb27635fbcd5b0e944bfdc63644f0713938a7f51535c3a35e2"),
+]  # fmt: skip
+
+
+def credentials(**more: object) -> Credentials:
+    return Credentials(**{"auth": "signature", "secrets": (SECRET, OLD)} | more)  # type: ignore[arg-type]
+
+
+def headers(*signatures: str | bytes, **others: bytes) -> list[tuple[bytes, bytes]]:
+    named = [(name.replace("_", "-").encode(), value) for name, value in others.items()]
+    return named + [
+        (b"x-nacelle-signature-sha256", value if isinstance(value, bytes) else value.encode()) for value in signatures
+    ]
+
+
+@pytest.mark.parametrize(("secret", "body", "expected"), [GITHUB, *RFC_4231])
+def test_published_vectors(secret: bytes, body: bytes, expected: str) -> None:
+    assert sign(body, secret) == f"sha256={expected}"
+    assert verify(body, headers(expected), Credentials("signature", (secret,))) == ""
+
+
+@pytest.mark.parametrize("given_", [HEX, HEX.upper(), f"sha256={HEX}", f"sha256={HEX.upper()}", sign(BODY, OLD)])
+def test_either_case_with_or_without_prefix_and_any_valid_secret(given_: str) -> None:
+    verify(BODY, headers(given_), credentials())
+
+
+@pytest.mark.parametrize(
+    ("given_", "reason"),
+    [
+        ([], "missing"),
+        ([HEX, HEX], "doubled"),
+        ([HEX, "0" * 64], "doubled"),
+        (["0" * 64, HEX], "doubled"),
+        ([""], "malformed"),
+        ([HEX[:-1]], "malformed"),
+        ([HEX + "0"], "malformed"),
+        (["sha1=" + HEX], "malformed"),
+        (["SHA256=" + HEX], "malformed"),
+        (["sha256=sha256=" + HEX], "malformed"),
+        ([HEX + "\n"], "malformed"),
+        ([" " + HEX], "malformed"),
+        ([f"{HEX},{HEX}"], "malformed"),
+        (["g" * 64], "malformed"),
+        ([b"\xff" * 64], "malformed"),
+        (["٣" * 64], "malformed"),
+        ([sign(BODY, b"some other secret")], "wrong"),
+        ([sign(BODY + b" ", SECRET)], "wrong"),
+    ],
+)
+def test_every_other_signature_is_refused_in_one_and_the_same_words(given_: list[str], reason: str) -> None:
+    with pytest.raises(BadSignature) as refusal:
+        verify(BODY, headers(*given_), credentials())
+    assert refusal.value.reason == reason
+    assert (refusal.value.message, refusal.value.details) == (BadSignature("x").message, {})
+
+
+@given(st.binary(max_size=200), st.integers(0, 255), st.data())
+def test_one_changed_byte_is_enough(body: bytes, other: int, data: st.DataObject) -> None:
+    signed = sign(body, SECRET)
+    verify(body, headers(signed), credentials())
+    if body:
+        at = data.draw(st.integers(0, len(body) - 1))
+        changed = body[:at] + bytes([other]) + body[at + 1 :]
+        if changed != body:
+            with pytest.raises(BadSignature):
+                verify(changed, headers(signed), credentials())
+
+
+def test_the_key_is_the_secrets_utf_8_bytes() -> None:
+    secret = "gehäim, 秘密 and long enough"
+    expected = hmac.new(secret.encode("utf-8"), BODY, hashlib.sha256).hexdigest()
+    verify(BODY, headers(expected), Credentials("signature", (secret.encode(),)))
+
+
+@pytest.mark.parametrize(
+    ("auth", "signature", "header", "accepted"),
+    [
+        ("signature", True, False, True),
+        ("signature", False, True, False),
+        ("secret_header", False, True, True),
+        ("secret_header", True, False, False),
+        ("both", True, True, True),
+        ("both", True, False, False),
+        ("both", False, True, False),
+    ],
+)
+def test_each_mode_asks_for_what_it_says(auth: str, signature: bool, header: bool, accepted: bool) -> None:
+    configured = credentials(auth=auth, header_values=(b"the header's own secret",))
+    sent = headers(*([HEX] if signature else []), **({"secret": b"the header's own secret"} if header else {}))
+    if accepted:
+        verify(BODY, sent, configured)
+    else:
+        with pytest.raises(BadSignature):
+            verify(BODY, sent, configured)
+
+
+def test_a_wrong_or_doubled_secret_header_is_refused() -> None:
+    configured = credentials(auth="secret_header", header_values=(b"right",))
+    for sent in ([(b"secret", b"wrong")], [(b"secret", b"right")] * 2, [(b"secret", b"\xff\xfe")]):
+        with pytest.raises(BadSignature):
+            verify(BODY, sent, configured)
+
+
+@pytest.mark.parametrize(
+    ("spaces", "sent", "served"),
+    [
+        (set(), [], True),
+        ({"one", "two"}, [b"two"], True),
+        ({"one"}, [b"two"], False),
+        ({"one"}, [], False),
+        ({"one"}, [b""], False),
+        ({"one"}, [b"one", b"one"], False),
+        ({"one"}, [b"\xff"], False),
+    ],
+)
+def test_only_the_spaces_that_are_served(spaces: set[str], sent: list[bytes], served: bool) -> None:
+    configured = credentials(spaces=frozenset(spaces))
+    given_ = headers(HEX) + [(b"x-nacelle-space-id", value) for value in sent]
+    if served:
+        assert verify(BODY, given_, configured) == (sent[0].decode() if sent else "")
+    else:
+        with pytest.raises(Forbidden):
+            verify(BODY, given_, configured)
+
+
+def test_the_signature_is_judged_before_the_space() -> None:
+    with pytest.raises(BadSignature):
+        verify(BODY, [(b"x-nacelle-space-id", b"two")], credentials(spaces=frozenset({"one"})))
+
+
+def test_secrets_do_not_show() -> None:
+    shown = repr(credentials(header_values=(b"the header's own secret",)))
+    assert "secret," not in shown
+    assert "own" not in shown

@@ -1,0 +1,390 @@
+"""From Talon.One's effects to an outcome.
+
+Effects are the engine's whole answer: "apply this", one entry for each unit of each line that a rule touches
+(https://docs.talon.one/docs/dev/integration-api/api-effects). Their order means nothing, so they are sorted first and
+everything after that is deterministic.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Raw
+
+from adapters.talon_one import reasons, wire
+from adapters.talon_one.session import Asked
+from mapper import money
+from mapper.adapter import Discount, Notice, Outcome, Rejection
+from mapper.errors import EngineRejected, EngineUnavailable, Problem
+
+
+class Row(NamedTuple):
+    """What becomes of an effect.
+
+    - `order`, `cost`: a discount beside the lines; on one of the cart's additional costs
+    - `item`, `item_cost`: a discount on the line at `position`; on one of that line's own additional costs, which is
+      listed beside the lines, since it does not lower the item's price
+    - `accept`, `refuse`: the engine's word on a code
+    - `notice`: passed on to the storefront
+
+    `text` tells people about it; {names} are the effect's props.
+    """
+
+    becomes: Literal["order", "cost", "item", "item_cost", "accept", "refuse", "notice"]
+    text: str
+
+
+_POINTS_UNDONE = "Loyalty points are taken back or returned."
+_DATES = "The expiry date of loyalty points changes."
+
+# All effect types of August 2026 (platform 26.16). What is not listed becomes a notice, too.
+TABLE: dict[str, Row] = {
+    # Money
+    "setDiscount": Row("order", "The discount {name} comes to no amount."),
+    "setDiscountPerItem": Row("item", "The discount {name} comes to no amount."),
+    "setDiscountPerAdditionalCost": Row("cost", "The discount {name} comes to no amount."),
+    "setDiscountPerAdditionalCostPerItem": Row("item_cost", "The discount {name} comes to no amount."),
+    "rollbackDiscount": Row("notice", "The discount {name} is taken back."),
+    "addFreeItem": Row("notice", "This cart earns a free item: {name} ({sku})."),
+    # Codes
+    "acceptCoupon": Row("accept", "The code {value} is accepted."),
+    "rejectCoupon": Row("refuse", "The code {value} is refused."),
+    "acceptReferral": Row("accept", "The referral code {value} is accepted."),
+    "rejectReferral": Row("refuse", "The referral code {value} is refused."),
+    "redeemReferral": Row("accept", "The referral code {value} is accepted."),  # deprecated, as acceptReferral
+    "couponCreated": Row("notice", "A new code was created for the customer: {value}."),
+    "referralCreated": Row("notice", "A new referral code was created: {value}."),
+    "reserveCoupon": Row("notice", "The code {couponValue} is reserved for the customer."),
+    "rollbackCoupon": Row("notice", "The code {value} can be used again."),
+    "rollbackReferral": Row("notice", "The referral code {value} can be used again."),
+    # Loyalty: points are no money; what they pay for comes as a discount of its own
+    "addLoyaltyPoints": Row("notice", "{value} loyalty points are earned: {name}."),
+    "deductLoyaltyPoints": Row("notice", "{value} loyalty points are spent: {name}."),
+    "changeLoyaltyTierLevel": Row("notice", "The customer reaches the loyalty tier {newTierName}."),
+    "rollbackAddedLoyaltyPoints": Row("notice", _POINTS_UNDONE),
+    "rollbackDeductedLoyaltyPoints": Row("notice", _POINTS_UNDONE),
+    "extendLoyaltyPointsExpiryDate": Row("notice", _DATES),
+    "setLoyaltyPointsExpiryDate": Row("notice", _DATES),
+    # Giveaways: the code itself stands in the payload only, it is worth money
+    "willAwardGiveaway": Row("notice", "With the order comes a giveaway: {poolName}."),
+    "awardGiveaway": Row("notice", "A giveaway is awarded: {poolName}."),
+    # Achievements and audiences
+    "startAchievementProgress": Row("notice", "The achievement {achievementName} begins."),
+    "increaseAchievementProgress": Row("notice", "Progress in the achievement {achievementName}: {value} of {target}."),
+    "rollbackIncreasedAchievementProgress": Row(
+        "notice", "Progress in the achievement {achievementName} is taken back."
+    ),
+    "addToAudience": Row("notice", "The customer joins an audience."),
+    "removeFromAudience": Row("notice", "The customer leaves an audience."),
+    # Messages and others
+    "showNotification": Row("notice", "{title}: {body}"),
+    "customEffect": Row("notice", "The promotion engine returns {name}."),
+    "updateAttribute": Row("notice", "The attribute {path} has a new value."),
+    "triggerWebhook": Row("notice", "The promotion engine calls a webhook."),
+    "showBundleMetadata": Row("notice", "{description}"),  # deprecated
+    # A rule that failed inside a 200: https://docs.talon.one/docs/dev/integration-api/api-effects#error
+    "error": Row("notice", "A promotion rule failed; what it grants is missing."),
+}
+_UNKNOWN = Row("notice", "The promotion engine returns something that this service does not know.")
+
+# Amounts with more decimal places than this are not added up: together with `money.from_engine`'s limit it keeps every
+# sum exact. A double that is nothing but rounding noise (5.551115123125783e-17) has 32.
+_MAX_PLACES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Effects that agree in this are shares of one discount: they are added up first and rounded once."""
+
+    campaign: int | None
+    ruleset: int | None
+    rule_index: int | None
+    coupon: int | None
+    rule_name: str
+    effect_type: str
+    name: str
+    scope: str
+    cost: str
+    bundle: str
+
+
+@dataclass(slots=True)
+class _Shares:
+    """The shares of one rule, by position (-1: none), exact."""
+
+    values: dict[int, list[Decimal]] = field(default_factory=dict)
+    announced: set[Decimal] = field(default_factory=set)
+    """The totals that pro-rata effects announce; each effect repeats its own."""
+    payload: list[Any] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What has been read so far."""
+
+    rules: dict[_Rule, _Shares] = field(default_factory=dict)
+    accepted: dict[str, set[str]] = field(default_factory=dict)
+    """Folded codes, by kind of code."""
+    refused: list[tuple[str, str, str | None, str | None, Notice]] = field(default_factory=list)
+    coupons: dict[int, str] = field(default_factory=dict)
+    """Codes by the engine's number for the coupon."""
+    notices: list[Notice] = field(default_factory=list)
+
+
+def read(effects: list[Raw] | None, campaigns: list[Raw] | None, asked: Asked, *, strict: bool) -> Outcome:
+    """What the engine grants.
+
+    An effect that concerns money or a code and cannot be read is an error while it can still be refused (`strict`):
+    `EngineRejected` for a position that the cart does not have, else `EngineUnavailable`. Once the session is closed it
+    can only be told: as a notice.
+    """
+    answer = _Answer()
+    for text, effect in _sorted(effects or []):
+        if effect is None:
+            answer.notices.append(Notice("unreadable", _UNKNOWN.text, wire.decode(wire.PLAIN, text)))
+            continue
+        row = TABLE.get(effect.effect_type, _UNKNOWN)
+        try:
+            _read_one(effect, row, asked, answer)
+        except Problem as problem:
+            if strict:
+                raise
+            answer.notices.append(_notice(effect, problem.message))
+    discounts = _discounts(answer, wire.campaigns(campaigns), asked)
+    rejected = _rejected(answer, asked)
+    return Outcome(discounts=discounts, rejected=rejected, notices=(*asked.notices, *answer.notices))
+
+
+def _sorted(texts: list[Raw]) -> list[tuple[Raw, wire.Effect | None]]:
+    def order(found: tuple[Raw, wire.Effect | None]) -> tuple[Any, ...]:
+        text, effect = found
+        if effect is None:
+            return (1, bytes(text))
+        ids = (effect.campaign_id, effect.ruleset_id, effect.rule_index, effect.triggered_by_coupon)
+        return (0, *(-1 if number is None else number for number in ids), effect.effect_type, bytes(text))
+
+    return sorted(((text, wire.effect(text)) for text in texts), key=order)
+
+
+def _read_one(effect: wire.Effect, row: Row, asked: Asked, answer: _Answer) -> None:
+    match row.becomes:
+        case "notice":
+            answer.notices.append(_notice(effect, row.text))
+        case "accept" | "refuse":
+            _read_code(effect, row, asked, answer)
+        case _:
+            _read_discount(effect, row, asked, answer)
+
+
+def _notice(effect: wire.Effect, text: str) -> Notice:
+    payload = wire.decode(wire.PLAIN, effect.props)
+    return Notice(effect.effect_type, _fill(text, payload), payload)
+
+
+class _Props(dict[str, str]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+def _fill(text: str, payload: Any) -> str:
+    props = payload.items() if isinstance(payload, dict) else ()
+    return text.format_map(_Props({key: str(value) for key, value in props if isinstance(value, str | int | Decimal)}))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Codes
+
+
+def _read_code(effect: wire.Effect, row: Row, asked: Asked, answer: _Answer) -> None:
+    props = wire.decode(wire.CODE, effect.props)
+    if props is None:
+        raise _unreadable()
+    kind = "coupon" if effect.effect_type.endswith("Coupon") else "referral"
+    code = props.value.casefold()
+    notice = _notice(effect, row.text)
+    if row.becomes == "refuse":
+        answer.refused.append((kind, code, props.rejection_reason, props.campaign_exclusion_reason, notice))
+        return
+    answer.notices.append(notice)
+    answer.accepted.setdefault(kind, set()).add(code)
+    if effect.triggered_by_coupon is not None and kind == "coupon":
+        spelled = (typed for typed in asked.session.coupon_codes if typed.casefold() == code)
+        answer.coupons.setdefault(effect.triggered_by_coupon, next(spelled, props.value))
+
+
+def _rejected(answer: _Answer, asked: Asked) -> tuple[Rejection, ...]:
+    """One refusal for each refused code, in the order in which the codes were given.
+
+    A code that several campaigns share may be accepted by one and refused by another: then it works, and the refusal is
+    only told. So is the refusal of a code that is not in this cart.
+    """
+    sent = {("coupon", code.casefold()): code for code in asked.session.coupon_codes}
+    if asked.session.referral_code:
+        sent["referral", asked.session.referral_code.casefold()] = asked.session.referral_code
+    found: dict[tuple[str, str], Rejection] = {}
+    for kind, code, word, exclusion, notice in answer.refused:
+        if (kind, code) not in sent or code in answer.accepted.get(kind, ()):
+            answer.notices.append(notice)
+            continue
+        table = reasons.COUPON if kind == "coupon" else reasons.REFERRAL
+        rejection = Rejection(sent[kind, code], reasons.reason(table, word, exclusion), reasons.word(word))
+        found.setdefault((kind, code), rejection)
+    for (kind, code), spelled in sent.items():
+        if (kind, code) not in found and code not in answer.accepted.get(kind, ()):
+            text = f"The promotion engine neither accepts nor refuses the code {spelled}."
+            answer.notices.append(Notice("code_not_answered", text, {"value": spelled}))
+    order = {code: place for place, code in reversed(list(enumerate(asked.typed)))}
+    return tuple(
+        sorted((*asked.rejected, *found.values()), key=lambda rejection: order.get(rejection.code, len(order)))
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Discounts
+
+
+def _read_discount(effect: wire.Effect, row: Row, asked: Asked, answer: _Answer) -> None:
+    props = wire.decode(wire.DISCOUNT, effect.props)
+    if props is None:
+        raise _unreadable()
+    try:
+        value = money.from_engine(props.value)
+        total = None if props.total_discount is None else money.from_engine(props.total_discount)
+    except money.NotMoney:
+        raise _unreadable() from None
+    if any(int(number.as_tuple().exponent) < -_MAX_PLACES for number in (value, total or value)):
+        raise _unreadable()
+    position = _position(props.position, asked) if row.becomes in ("item", "item_cost") else -1
+    rule = _Rule(
+        campaign=effect.campaign_id,
+        ruleset=effect.ruleset_id,
+        rule_index=effect.rule_index,
+        coupon=effect.triggered_by_coupon,
+        rule_name=(effect.rule_name or "").strip(),
+        effect_type=effect.effect_type,
+        name=(props.name or "").strip().removesuffix(f"#{position}").strip(),
+        scope=props.scope or "",
+        cost=props.additional_cost or "",
+        bundle=props.bundle_name or "",
+    )
+    shares = answer.rules.setdefault(rule, _Shares())
+    shares.values.setdefault(position, []).append(value)
+    shares.payload.append(wire.decode(wire.PLAIN, effect.props))
+    if total is not None:
+        shares.announced.add(total)
+
+
+def _position(position: Decimal | None, asked: Asked) -> int:
+    """The index of the line as it was sent. `subPosition` counts the line's units and needs no reading, since each unit
+    has an effect of its own: https://docs.talon.one/docs/product/rules/understanding-cart-item-flattening
+    """
+    if position is None or not position.is_finite() or not 0 <= position < len(asked.lines) or position % 1:
+        raise EngineRejected("Talon.One discounts a line that this cart does not have.", reason="bad_position")
+    return int(position)
+
+
+def _unreadable() -> Problem:
+    return EngineUnavailable("Talon.One's answer has an effect that cannot be read.", reason="bad_reply", sent=True)
+
+
+def _discounts(answer: _Answer, campaigns: dict[int, wire.Campaign], asked: Asked) -> tuple[Discount, ...]:
+    left = [line.gross for line in asked.lines]
+    found: list[tuple[tuple[Any, ...], Discount]] = []
+    # Last those that may exceed their line: they get what the others leave of it.
+    for rule, shares in sorted(answer.rules.items(), key=lambda item: item[0].scope == "itemTotal"):
+        campaign = campaigns.get(rule.campaign) if rule.campaign is not None else None
+        for position, amount in _amounts(shares, asked.digits):
+            if amount <= 0:
+                answer.notices.append(_nothing_off(rule, shares))
+                continue
+            placed = _placed(rule, position, amount, asked, left)
+            found += [(_place(d, rule, position), _described(d, rule, campaign, answer.coupons)) for d in placed]
+    return tuple(discount for _, discount in sorted(found, key=lambda placed: placed[0]))
+
+
+def _place(discount: Discount, rule: _Rule, position: int) -> tuple[Any, ...]:
+    ids = (-1 if number is None else number for number in (rule.campaign, rule.ruleset, rule.rule_index, rule.coupon))
+    return (discount.line is None, position, *ids, rule.effect_type, rule.name, rule.scope, rule.cost, rule.bundle)
+
+
+def _nothing_off(rule: _Rule, shares: _Shares) -> Notice:
+    payload = shares.payload[0] if len(shares.payload) == 1 else shares.payload
+    return Notice(rule.effect_type, _fill(TABLE[rule.effect_type].text, {"name": rule.name or rule.rule_name}), payload)
+
+
+def _amounts(shares: _Shares, digits: int) -> Iterator[tuple[int, int]]:
+    """(position, minor units) of a rule's discounts."""
+    sums = {position: money.total(values) for position, values in sorted(shares.values.items())}
+    if not shares.announced or min(sums.values()) < 0:
+        yield from ((position, money.to_minor(value, digits)) for position, value in sums.items())
+        return
+    whole = money.to_minor(_whole(sums, shares, digits), digits)
+    if whole == 0:
+        yield next(iter(sums)), 0
+    # One sum that was spread over lines (pro rata) is rounded as a whole, then split so that not a cent is lost.
+    parts = money.split(whole, list(sums.values()))
+    yield from ((position, part) for position, part in zip(sums, parts, strict=True) if part)
+
+
+def _whole(sums: dict[int, Decimal], shares: _Shares, digits: int) -> Decimal:
+    """The sum of a pro-rata discount's shares: the announced one, if they add up to it but for their own rounding."""
+    added = money.total(list(sums.values()))
+    announced = next(iter(shares.announced))
+    half_cents = sum(map(len, shares.values.values())) * Decimal(5).scaleb(-digits - 1)
+    return announced if len(shares.announced) == 1 and abs(announced - added) <= half_cents else added
+
+
+def _placed(rule: _Rule, position: int, amount: int, asked: Asked, left: list[int]) -> list[Discount]:
+    """Where it is taken off: from the line, or beside the lines, or (scope itemTotal) first one and then the other."""
+    becomes = TABLE[rule.effect_type].becomes
+    if becomes == "order":
+        return [_bare(rule, amount)]
+    if becomes == "cost":
+        return [_bare(rule, amount, limit=asked.costs.get(rule.cost))]
+    on_item = 0
+    if becomes == "item" and rule.scope != "additionalCosts":
+        on_item = min(amount, max(left[position], 0)) if rule.scope == "itemTotal" else amount
+        left[position] -= on_item
+    line = asked.lines[position]
+    parts = [_bare(rule, on_item, line=line.index)] if on_item else []
+    if beside := amount - on_item:
+        meta = {"position": position, "sku": line.name}
+        parts.append(_bare(rule, beside, limit=_price_of_costs(rule, position, asked), meta=meta))
+    return parts
+
+
+def _price_of_costs(rule: _Rule, position: int, asked: Asked) -> int | None:
+    """What a line's own costs come to for all its units, as far as they were sent: all of them, or the one named."""
+    costs = asked.line_costs[position]
+    sent = [price for name, price in costs.items() if rule.cost in ("", name)]
+    return sum(sent) * asked.lines[position].quantity if sent else None
+
+
+def _bare(
+    rule: _Rule, amount: int, line: int | None = None, limit: int | None = None, meta: dict[str, Any] | None = None
+) -> Discount:
+    return Discount(
+        name="", description="", amount=amount, effect_type=rule.effect_type, line=line, limit=limit, meta=meta or {}
+    )
+
+
+def _described(discount: Discount, rule: _Rule, campaign: wire.Campaign | None, coupons: dict[int, str]) -> Discount:
+    """With what the shopper reads, and the engine's ids as Nacelle's page shows them."""
+    title = (campaign.name or "").strip() if campaign else ""
+    text = (campaign.description or "").strip() if campaign else ""
+    name = rule.rule_name or title or rule.name or "Discount"
+    meta: dict[str, Any] = {
+        "campaignId": rule.campaign,
+        "rulesetId": rule.ruleset,
+        "triggeredByCoupon": rule.coupon,
+        "code": coupons.get(rule.coupon) if rule.coupon is not None else None,
+        "scope": rule.scope if rule.scope != "price" else None,
+        "additionalCost": rule.cost,
+        "bundleName": rule.bundle,
+    }
+    meta = {key: value for key, value in meta.items() if value not in (None, "")}
+    return msgspec.structs.replace(
+        discount, name=name, description=text or title or rule.name or name, meta={**meta, **discount.meta}
+    )

@@ -1,0 +1,170 @@
+"""The adapter's options: read once, every fault reported at once.
+
+An Application of Talon.One has one currency and its own API keys, hence one (base URL, key) pair per currency.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from mapper import money
+from mapper.adapter import Account, Misconfigured
+from mapper.errors import EngineRejected
+
+_PLAIN = (
+    "BASE_URL", "API_KEY", "CURRENCY", "PROFILE_ID_PATH", "PROFILE_PREFIX", "STORE_PATH", "IDENTIFIERS_KEY",
+    "SKU_FIELD", "ADDITIONAL_COSTS", "ITEM_ADDITIONAL_COSTS", "SESSION_ATTRIBUTES", "ITEM_ATTRIBUTES",
+)  # fmt: skip
+
+# Every name there is: those with a currency are listed for all currencies, so that API_KEY_EURO is pointed out.
+KNOWN = frozenset(_PLAIN) | {f"{name}_{code}" for name in ("BASE_URL", "API_KEY") for code in money.DIGITS}
+
+_POINTER = re.compile(r"(/([^~/]|~[01])*)+")
+_KEY = re.compile(r"[!-~]+")
+_LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
+_SKU_FIELDS = ("", "sku", "variant_id", "product_id")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Names in maps are the engine's, values are JSON pointers into the body (or, for items, into a line)."""
+
+    accounts: dict[str, Account]
+    by_currency: dict[str, str]
+    """Currency to account name; empty where the one Application takes any currency."""
+    profile_id_path: str
+    profile_prefix: str
+    store_path: str
+    identifiers_key: bytes = field(repr=False)
+    sku_field: str
+    additional_costs: dict[str, str]
+    item_additional_costs: dict[str, str]
+    session_attributes: dict[str, str]
+    item_attributes: dict[str, str]
+
+    def account(self, currency: str) -> str:
+        """The account for this currency. Raises `EngineRejected`: an amount must never be read in another currency."""
+        if not self.by_currency:
+            return ""
+        if currency not in self.by_currency:
+            served, asked = ", ".join(sorted(self.by_currency)), currency or "a cart that names no currency"
+            raise EngineRejected(
+                f"No Talon.One Application is configured for {asked}; served: {served}.",
+                reason="currency_not_served",
+                served=sorted(self.by_currency),
+            )
+        return self.by_currency[currency]
+
+
+def read(options: Mapping[str, str]) -> Options:
+    """Raises `Misconfigured` with all faults."""
+    return _Reader(options).read()
+
+
+class _Reader:
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self.options = {name: value.strip() for name, value in options.items() if value.strip()}
+        self.problems: list[tuple[str, str]] = []
+
+    def read(self) -> Options:
+        accounts, by_currency = self._accounts()
+        options = Options(
+            accounts=accounts,
+            by_currency=by_currency,
+            profile_id_path=self._pointer("PROFILE_ID_PATH", "/customer/id"),
+            profile_prefix=self._get("PROFILE_PREFIX"),
+            store_path=self._pointer("STORE_PATH", ""),
+            identifiers_key=self._get("IDENTIFIERS_KEY").encode(),
+            sku_field=self._sku_field(),
+            additional_costs=self._map("ADDITIONAL_COSTS"),
+            item_additional_costs=self._map("ITEM_ADDITIONAL_COSTS"),
+            session_attributes=self._map("SESSION_ATTRIBUTES"),
+            item_attributes=self._map("ITEM_ATTRIBUTES"),
+        )
+        if self.problems:
+            raise Misconfigured(self.problems)
+        return options
+
+    def _get(self, name: str) -> str:
+        return self.options.get(name, "")
+
+    def _wrong(self, name: str, expected: str) -> None:
+        self.problems.append((name, expected))
+
+    def _accounts(self) -> tuple[dict[str, Account], dict[str, str]]:
+        currencies = sorted(
+            code for code in money.DIGITS if f"API_KEY_{code}" in self.options or f"BASE_URL_{code}" in self.options
+        )
+        accounts = {code: self._account(f"BASE_URL_{code}", f"API_KEY_{code}") for code in currencies}
+        by_currency = {code: code for code in currencies}
+        if self._get("API_KEY") or self._get("CURRENCY") or not currencies:
+            accounts[""] = self._account("BASE_URL", "API_KEY")
+            own = self._currency(by_currency)
+            by_currency |= {own: ""} if own else {}
+        return accounts, by_currency
+
+    def _currency(self, taken: Mapping[str, str]) -> str:
+        """The currency of the pair without suffix; it must be told where there are others."""
+        own = self._get("CURRENCY").upper()
+        if own and own not in money.DIGITS:
+            self._wrong("CURRENCY", "an ISO 4217 code such as USD")
+        elif own in taken:
+            self._wrong(
+                "CURRENCY", f"a currency that has no pair of its own: API_KEY_{own} or BASE_URL_{own} is set too"
+            )
+        elif taken and not own:
+            self._wrong("CURRENCY", "the currency of API_KEY's Application, since other keys are given per currency")
+        return own
+
+    def _account(self, url_name: str, key_name: str) -> Account:
+        key, url_from = self._get(key_name), url_name if self._get(url_name) else "BASE_URL"
+        if not key:
+            self._wrong(key_name, "an Integration API key (Campaign Manager: Settings, Developer settings, API keys)")
+        elif not _KEY.fullmatch(key):
+            self._wrong(key_name, "the key alone: no blanks, without the word ApiKey-v1")
+        fault = _url_fault(self._get(url_from))
+        if fault and (url_from, fault) not in self.problems:
+            self._wrong(url_from, fault)
+        return Account(self._get(url_from).rstrip("/"), (("Authorization", f"ApiKey-v1 {key}"),))
+
+    def _pointer(self, name: str, default: str) -> str:
+        pointer = self._get(name) or default
+        if pointer and not _POINTER.fullmatch(pointer):
+            self._wrong(name, "a JSON pointer such as /customer/id")
+        return pointer
+
+    def _map(self, name: str) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for entry in filter(None, map(str.strip, self._get(name).split(","))):
+            key, _, pointer = map(str.strip, entry.partition("="))
+            if not key or not _POINTER.fullmatch(pointer):
+                self._wrong(name, f"a comma-separated list of name=/json/pointer; {entry!r} is none")
+            elif key in found:
+                self._wrong(name, f"each name once; {key!r} stands twice")
+            found[key] = pointer
+        return found
+
+    def _sku_field(self) -> str:
+        sku_field = self._get("SKU_FIELD")
+        if sku_field not in _SKU_FIELDS:
+            self._wrong("SKU_FIELD", "sku, variant_id or product_id; not set: the first of them that a line has")
+        return sku_field
+
+
+def _url_fault(url: str) -> str:
+    expected = "the deployment's address, such as https://yourbaseurl.talon.one"
+    if not _KEY.fullmatch(url) or "\\" in url:
+        return expected
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        return expected
+    if parts.scheme not in ("https", "http") or not host:
+        return expected
+    if parts.scheme == "http" and not _LOOPBACK.fullmatch(host):
+        return "an https address: the key would be sent in the open (http is for this very machine only)"
+    if parts.username is not None or parts.password is not None or "?" in url or "#" in url:
+        return "an address without user name, query and fragment"
+    return ""

@@ -30,7 +30,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A short constant name for logs and metrics, such as "close session"."""
     method: str
     path: str
-    """Below the account's base URL, starting with "/", every piece of data in it percent-encoded; a query may follow."""
+    """Below the account's base URL, starting with "/", all data in it percent-encoded; a query may follow."""
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     repeatable: bool
@@ -127,13 +127,20 @@ class Adapter(Protocol):
     `EngineUnavailable(sent=True)` where a reply cannot be understood. Refused codes are no errors: they are returned.
     """
 
-    name: str
-    accounts: Mapping[str, Account]
-    known_options: frozenset[str]
-    """Names of all options the adapter knows, without prefix; an unknown one is pointed out at start-up."""
-
     def __init__(self, options: Mapping[str, str]) -> None:
         """`options`: the settings with the engine's prefix, without it. Raises `Misconfigured`, all faults at once."""
+
+    @property
+    def name(self) -> str:
+        """The name it is installed under."""
+
+    @property
+    def accounts(self) -> Mapping[str, Account]:
+        """Where its requests go, by the name that a request gives; "" for the only one."""
+
+    @property
+    def known_options(self) -> frozenset[str]:
+        """Names of all options the adapter knows, without prefix; an unknown one is pointed out at start-up."""
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         """What this cart earns. Repeatable: as often as the shopper changes the cart."""

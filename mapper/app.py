@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -27,7 +28,7 @@ from mapper.promotions import Call, Service
 from mapper.settings import Settings
 from mapper.telemetry import Record, Telemetry, log
 
-# Engine calls in flight at once, per process and endpoint: consume has its own, so that a rush of validates cannot starve it.
+# Engine calls in flight at once, per process. Consume has its own, so that a rush of validates cannot starve it.
 VALIDATE_SLOTS = 64
 CONSUME_SLOTS = 32
 
@@ -111,7 +112,7 @@ async def _answer(request: Request, operation: Operation, story: Story, record: 
         if problem.__cause__ is not None:
             log.debug("cause", exc_info=problem)
         return _problem(problem, operation, configured), problem.reason
-    except Exception:
+    except Exception:  # noqa: BLE001 - the last resort: whatever it is, Nacelle gets an answer in its own form
         log.exception("internal error", extra={"facts": {"request_id": record.request_id}})
         message = f"Something went wrong inside the service; its log tells what, under request id {record.request_id}."
         return _problem(Problem(message, reason="internal"), operation, configured), "internal"
@@ -192,8 +193,6 @@ def _metrics(telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:
 
 def run(host: str, port: int, workers: int) -> None:
     """Serves until told to stop. The settings have been checked by the caller."""
-    import uvicorn
-
     options: dict[str, Any] = {"log_config": None, "server_header": False, "access_log": False}
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     uvicorn.run("mapper.app:from_environment", factory=True, host=host, port=port, workers=workers, **options)

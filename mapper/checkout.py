@@ -24,7 +24,10 @@ MAX_ID = 255
 # Where a family keeps its total discount and its list of discounts: the first name is the one to write where none came.
 # A name is taken for a total or for a list by the JSON type of its value, since "discounts" is a list on one page of
 # Nacelle's and a string on another.
-_TOTALS = {"A": ("total_discount", "discounts", "discounts_amount"), "B": ("discounts", "discounts_amount", "total_discount")}
+_TOTALS = {
+    "A": ("total_discount", "discounts", "discounts_amount"),
+    "B": ("discounts", "discounts_amount", "total_discount"),
+}
 _LISTS = {"A": ("discounts", "applied_discounts"), "B": ("applied_discounts", "discounts")}
 _PRICES = {"A": ("price",), "B": ("price", "price_amount")}
 
@@ -150,7 +153,9 @@ class Checkout:
         value = self.at_line(line, pointer) if line else self.at(pointer)
         if value is None:
             return None
-        return _amount(str(value) if isinstance(value, int) else value, self.digits, (line.pointer if line else "") + pointer)
+        return _amount(
+            str(value) if isinstance(value, int) else value, self.digits, (line.pointer if line else "") + pointer
+        )
 
     def applied(self) -> Iterator[tuple[Line | None, dict[str, Any]]]:
         """The discounts that stand in the body: those of each line, then (with None) those at the root."""
@@ -167,7 +172,9 @@ def parse(body: bytes, operation: Operation, default_currency: str = "") -> Chec
     family = _family(root)
     if family == "A" and operation == "consume":
         raise InvalidRequest(
-            "This is a checkout; an order has its lines in order_items or orders.", "/items", reason="checkout_at_consume"
+            "This is a checkout; an order has its lines in order_items or orders.",
+            "/items",
+            reason="checkout_at_consume",
         )
     currency, digits = _currency(root, default_currency)
     names = _names(root, "A" if family == "A" else "B", "")
@@ -257,10 +264,9 @@ def _line(array: Array, index: int, family: Literal["A", "B"], pointer: str, dig
     price_keys, price = _price(source, family, pointer, digits)
     names = _names(source, family, pointer)
     discount, marked = _line_discount(source, names, pointer, digits)
-    if marked is not None:
-        list_price = marked
-    else:
-        list_price = money.list_price(price, discount, quantity) if quantity else price
+    list_price = price if marked is None else marked
+    if marked is None and quantity:
+        list_price = money.list_price(price, discount, quantity)
     return Line(
         index=first + index, pointer=pointer, sku=sku, variant_id=variant_id, product_id=product_id, quantity=quantity,
         price=price, list_price=list_price, discount=discount, source=source, names=names, price_keys=price_keys,
@@ -325,7 +331,9 @@ def _line_discount(source: Object, names: Names, pointer: str, digits: int) -> t
         if noted is not None:
             price = _amount(noted, digits, f"{where}/meta/list_price")
             if marked is not None and marked != price:
-                raise InvalidRequest("The discounts of this line name different list prices.", f"{where}/meta/list_price")
+                raise InvalidRequest(
+                    "The discounts of this line name different list prices.", f"{where}/meta/list_price"
+                )
             marked = price
     if source.kind(names.totals[0]) in ("string", "number"):
         return _scalar_amount(source, names.totals[0], pointer, digits), marked
@@ -336,7 +344,9 @@ def _root_discount(root: Object, names: Names, digits: int, orders: tuple[Order,
     if names.came:
         return sum(_entry_amount(e, f"/{names.list}/{i}", digits) for i, e in enumerate(_entries(root, names)))
     if root.kind(names.totals[0]) in ("string", "number"):
-        return _scalar_amount(root, names.totals[0], "", digits) - sum(o.discount for order in orders for o in order.lines)
+        return _scalar_amount(root, names.totals[0], "", digits) - sum(
+            o.discount for order in orders for o in order.lines
+        )
     return 0
 
 
@@ -361,12 +371,18 @@ def _scalar_amount(source: Object, key: str, pointer: str, digits: int) -> int:
     """An amount that came as a string or as a JSON number; the number is read from its own digits, never as a float."""
     raw = source.raw(key)
     kind = source.kind(key)
-    return _amount(source.value(key) if kind == "string" else raw.decode() if kind == "number" else None, digits, f"{pointer}/{key}")
+    return _amount(
+        source.value(key) if kind == "string" else raw.decode() if kind == "number" else None,
+        digits,
+        f"{pointer}/{key}",
+    )
 
 
 def _amount(value: Any, digits: int, pointer: str) -> int:
     try:
-        amount = money.parse(value if isinstance(value, str) else str(value) if not isinstance(value, bool) else "", digits)
+        amount = money.parse(
+            value if isinstance(value, str) else str(value) if not isinstance(value, bool) else "", digits
+        )
     except money.NotMoney as error:
         raise InvalidRequest(f"The amount {error}.", pointer, reason="not_money") from None
     if amount < 0 or (isinstance(value, str) and value.startswith("-")):
@@ -385,7 +401,7 @@ def _identity(root: Object, key: str) -> str:
 
 
 def check_id(value: str, pointer: str) -> str:
-    """An id that will name a session or an order: data that must not be able to act as a path. Raises `InvalidRequest`."""
+    """An id that will name a session or an order: data that must not act as a path. Raises `InvalidRequest`."""
     if len(value) > MAX_ID:
         raise InvalidRequest(f"The id is longer than {MAX_ID} characters.", pointer)
     if value in (".", "..") or not value.isprintable():

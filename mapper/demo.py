@@ -27,7 +27,13 @@ from mapper.adapter import SANDBOXES, known
 # The checkout of Nacelle's page on the promotions mapper, with the shipping that its answer is about.
 CHECKOUT: dict[str, Any] = {
     "items": [
-        {"product_id": "my-product-id", "variant_id": "my-variant-id", "sku": "SKU1234", "quantity": 1, "price": "140.00"}
+        {
+            "product_id": "my-product-id",
+            "variant_id": "my-variant-id",
+            "sku": "SKU1234",
+            "quantity": 1,
+            "price": "140.00",
+        }
     ],
     "shipping_rate": {"name": "Standard", "price": "15.00"},
     "promotions": {
@@ -103,7 +109,9 @@ def _story(screen: "Screen", engine: str, url: str, secret: str) -> None:
     _expect(_without_receipt(again.json["checkout"]) == _without_receipt(checkout), "another answer to the same cart")
     screen.done("Validated again, with the reduced prices in it: the same answer. Nothing is discounted twice.")
 
-    refused = _post(url, "validate", {**CHECKOUT, "promotions": {"coupon_codes": [SPENT_CODE]}, "id": "refused"}, secret)
+    refused = _post(
+        url, "validate", {**CHECKOUT, "promotions": {"coupon_codes": [SPENT_CODE]}, "id": "refused"}, secret
+    )
     _expect(refused.status == 422, f"a refused code answers {refused.status}")
     screen.done(f"The code {SPENT_CODE} is refused with 422, and says why:")
     screen.json(refused.json["error"])

@@ -61,7 +61,9 @@ def settle(checkout: Checkout, outcome: Outcome) -> Settled:
     root += [discount for discount in order_level if discount.limit is None and discount.cost]
     root += _within([d for d in order_level if d.limit is None and not d.cost], max(0, budget - known))
 
-    settled = Settled(by_line={index: tuple(kept) for index, kept in lines.items() if kept}, root=tuple(root), clamped=0)
+    settled = Settled(
+        by_line={index: tuple(kept) for index, kept in lines.items() if kept}, root=tuple(root), clamped=0
+    )
     granted = sum(discount.amount for discount in outcome.discounts)
     return dataclasses.replace(settled, clamped=granted - settled.total)
 
@@ -78,7 +80,7 @@ def _within(discounts: Iterable[Discount], limit: int) -> list[Discount]:
 
 
 def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any]) -> bytes:
-    """The whole document with its prices reduced and its discounts listed; every byte not named in the contract as it came.
+    """The whole document, prices reduced and discounts listed; every byte that the contract does not name as it came.
 
     `note` goes to `promotions.meta.mapper`, where the body has a promotion object.
     """
@@ -91,7 +93,13 @@ def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any]) -> byte
     else:
         changes |= orders[0]
     always = checkout.family == "A"
-    changes |= _fields(checkout.names, settled.total, [_entry(d, checkout.digits) for d in settled.root], checkout.digits, always=always)
+    changes |= _fields(
+        checkout.names,
+        settled.total,
+        [_entry(d, checkout.digits) for d in settled.root],
+        checkout.digits,
+        always=always,
+    )
     return _assemble(checkout, changes, orders if checkout.family == "C" else {}, note)
 
 
@@ -122,7 +130,9 @@ def _line(checkout: Checkout, line: Line, discounts: tuple[Discount, ...]) -> di
     return changes | _fields(line.names, off, entries, digits, always=checkout.family == "A")
 
 
-def _fields(names: Names, total: int, entries: Iterable[dict[str, Any]], digits: int, *, always: bool) -> dict[str, bytes | None]:
+def _fields(
+    names: Names, total: int, entries: Iterable[dict[str, Any]], digits: int, *, always: bool
+) -> dict[str, bytes | None]:
     """The total and the list of discounts. An empty list is left out where Nacelle's model wants at least one entry."""
     changes: dict[str, bytes | None] = {key: _encode(money.text(total, digits)) for key in names.totals}
     listed = list(entries)
@@ -149,7 +159,7 @@ def _assemble(
     orders: Mapping[int, dict[str, bytes | None]],
     note: Mapping[str, Any],
 ) -> bytes:
-    """Puts the changes of root and orders, and the note, in place. An order is rendered once, with all that is new in it."""
+    """Puts the changes of root and orders, and the note, in place; each object is rendered once."""
     by_order = {index: dict(of_order) for index, of_order in orders.items()}
     if checkout.promotions_at:
         *way, key = checkout.promotions_at
@@ -161,7 +171,10 @@ def _assemble(
     if by_order:
         array = checkout.source.array("orders")
         assert array is not None, "only family C has changes by order"
-        changes = {**changes, "orders": array.render({i: checkout.orders[i].source.render(c) for i, c in by_order.items()})}
+        changes = {
+            **changes,
+            "orders": array.render({i: checkout.orders[i].source.render(c) for i, c in by_order.items()}),
+        }
     return checkout.source.render(changes)
 
 
@@ -169,4 +182,6 @@ def _promotions(source: Any, key: str, note: Mapping[str, Any]) -> bytes:
     promotions = source.object(key)
     meta = promotions.object("meta")
     mapper = _encode(note)
-    return bytes(promotions.render({"meta": meta.render({"mapper": mapper}) if meta else b'{"mapper":' + mapper + b"}"}))
+    return bytes(
+        promotions.render({"meta": meta.render({"mapper": mapper}) if meta else b'{"mapper":' + mapper + b"}"})
+    )

@@ -1,6 +1,6 @@
-"""JSON that comes back byte for byte: find values in the text, change a few, leave every other byte alone.
+r"""JSON that comes back byte for byte: find values in the text, change a few, leave every other byte alone.
 
-Decoding and encoding again would not do: it turns `1.10` into `1.1`, `1e3` into `1000.0` and `"\\u00e9"` into `"é"`. So
+Decoding and encoding again would not do: it turns `1.10` into `1.1`, `1e3` into `1000.0` and `"\u00e9"` into `"é"`. So
 a document is never rebuilt. `Object` and `Array` know where each of their values stands in the text; `render` copies
 the text and puts the new values in place.
 """
@@ -241,8 +241,8 @@ def escape(key: str) -> str:
 
 def at(document: Any, pointer: str) -> Any:
     """The value a JSON pointer names within decoded JSON; None where there is none."""
-    for token in pointer.split("/")[1:]:
-        token = token.replace("~1", "/").replace("~0", "~")
+    for escaped in pointer.split("/")[1:]:
+        token = escaped.replace("~1", "/").replace("~0", "~")
         if isinstance(document, dict):
             document = document.get(token)
         elif isinstance(document, list) and token.isascii() and token.isdigit() and int(token) < len(document):
@@ -250,5 +250,3 @@ def at(document: Any, pointer: str) -> Any:
         else:
             return None
     return document
-
-

@@ -81,7 +81,8 @@ class Refused(Problem):
 
     def __init__(self, codes: list[dict[str, str]]) -> None:
         first = codes[0]
-        super().__init__(first["message"], reason=first["reason"], **{"invalid-code": first["code"], "codes": codes})
+        super().__init__(first["message"], reason=first["reason"])
+        self.details = {"invalid-code": first["code"], "codes": codes}
 
 
 class OrderMismatch(Problem):
@@ -120,7 +121,9 @@ class Overloaded(Problem):
     category = "overloaded"
 
     def __init__(self, retry_after: int = 1) -> None:
-        super().__init__("The service is at its limit; try again shortly.", reason="overloaded", retry_after=retry_after)
+        super().__init__(
+            "The service is at its limit; try again shortly.", reason="overloaded", retry_after=retry_after
+        )
 
 
 def body(problem: Problem, operation: Operation) -> bytes:

@@ -100,7 +100,9 @@ async def consume(service: Service, call: Call) -> bytes:
     order = documents.parse(call.body, "consume", service.settings.default_currency)
     given = service.receipts.read(order, service.now())
     if given is None and service.settings.receipt_required:
-        raise InvalidRequest("The order has no valid receipt of an earlier validate.", _note_pointer(order), reason="no_receipt")
+        raise InvalidRequest(
+            "The order has no valid receipt of an earlier validate.", _note_pointer(order), reason="no_receipt"
+        )
     if given is not None and given.degraded and not _carries_discounts(order):
         # The shopper was told list prices because the engine could not be asked: nothing may be redeemed now.
         call.record.degraded = True
@@ -184,7 +186,7 @@ def _insist(service: Service, call: Call, order: Checkout, outcome: Outcome) -> 
 
 
 def _session(service: Service, checkout: Checkout, given: Receipt | None, operation: Operation) -> str:
-    """The engine session's id: the one of a valid receipt, else the body's own id; validate alone may make a new one."""
+    """The engine session's id: that of a valid receipt, else the body's own id; validate alone may make a new one."""
     session = (given.session if given else "") or checkout.id or checkout.source_id
     path = service.settings.session_id_path
     if not session and path:
@@ -209,7 +211,9 @@ def _may_go_without(service: Service, checkout: Checkout) -> bool:
 
 def _content(checkout: Checkout, settled: Settled) -> bytes:
     """What a receipt vouches for, as it will be read back from the answer."""
-    lines = sorted((line.name, line.quantity, line.list_price, settled.line_total(line.index)) for line in checkout.lines)
+    lines = sorted(
+        (line.name, line.quantity, line.list_price, settled.line_total(line.index)) for line in checkout.lines
+    )
     return receipt.digest(checkout.currency, lines, settled.root_total)
 
 
@@ -235,7 +239,12 @@ def _refused(rejected: Iterable[Rejection]) -> Refused:
 
 def _rejection(rejected: Rejection) -> dict[str, str]:
     reason = rejected.reason if rejected.reason in REASONS else "other"
-    return {"code": rejected.code, "reason": reason, "engine_reason": rejected.engine_reason, "message": REASONS[reason]}
+    return {
+        "code": rejected.code,
+        "reason": reason,
+        "engine_reason": rejected.engine_reason,
+        "message": REASONS[reason],
+    }
 
 
 def _notice(notice: Notice) -> dict[str, Any]:

@@ -18,9 +18,9 @@ OnRejected = Literal["refuse", "apply_rest"]
 OnEngineFailure = Literal["refuse", "no_discount", "no_discount_without_codes"]
 OnDrift = Literal["report", "refuse"]
 
-MIN_SECRET_BYTES = 16
+SHORT_SECRET_BYTES = 16
 
-# Every setting of the service itself, with its default and what it means: the table in the README is checked against it.
+# Every setting of the service itself, with its default and what it means: the README's table is checked against it.
 TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_ENGINE": ("", "the engine's adapter: `talon_one`, `voucherify` or an installed one"),
     "NACELLE_SIGNING_SECRETS": ("", "the signing secrets, comma-separated; the first is the current one"),
@@ -32,7 +32,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_CONSUME_DEADLINE_MS": ("8000", "the whole time a consume may take"),
     "MAPPER_QUARANTINE_MS": ("60000", "after an unknown outcome, nothing is sent again before this"),
     "MAPPER_ON_REJECTED": ("refuse", "a refused code: `refuse` the call, or `apply_rest`"),
-    "MAPPER_ON_ENGINE_FAILURE": ("refuse", "validate without the engine: `refuse`, `no_discount`, `no_discount_without_codes`"),
+    "MAPPER_ON_ENGINE_FAILURE": (
+        "refuse",
+        "validate without the engine: `refuse`, `no_discount`, `no_discount_without_codes`",
+    ),
     "MAPPER_ON_DRIFT": ("report", "consume grants other amounts than the order carries: `report` or `refuse`"),
     "MAPPER_RECEIPT": ("optional", "`required`: consume takes no order without a valid receipt"),
     "MAPPER_RECEIPT_TTL_S": ("86400", "how long a receipt is good for"),
@@ -81,7 +84,10 @@ class Wrong(Exception):
 def load(environment: Mapping[str, str]) -> Settings:
     """The settings; raises `Wrong` with every fault there is, not just the first."""
     reader = Reader(environment)
-    auth = cast("Literal['signature', 'secret_header', 'both']", reader.choice("NACELLE_AUTH", "signature", "secret_header", "both"))
+    auth = cast(
+        "Literal['signature', 'secret_header', 'both']",
+        reader.choice("NACELLE_AUTH", "signature", "secret_header", "both"),
+    )
     secrets = reader.secrets("NACELLE_SIGNING_SECRETS", needed=auth != "secret_header")
     header, values = reader.secret_header(needed=auth != "signature")
     currency = reader.text("MAPPER_DEFAULT_CURRENCY").upper()
@@ -100,7 +106,9 @@ def load(environment: Mapping[str, str]) -> Settings:
         "consume_deadline_s": reader.number("MAPPER_CONSUME_DEADLINE_MS", 500, 120_000) / 1000,
         "quarantine_s": reader.number("MAPPER_QUARANTINE_MS", 0, 3_600_000) / 1000,
         "on_rejected": reader.choice("MAPPER_ON_REJECTED", "refuse", "apply_rest"),
-        "on_engine_failure": reader.choice("MAPPER_ON_ENGINE_FAILURE", "refuse", "no_discount", "no_discount_without_codes"),
+        "on_engine_failure": reader.choice(
+            "MAPPER_ON_ENGINE_FAILURE", "refuse", "no_discount", "no_discount_without_codes"
+        ),
         "on_drift": reader.choice("MAPPER_ON_DRIFT", "report", "refuse"),
         "overload_status": 503 if reader.choice("MAPPER_OVERLOAD_STATUS", "", "503") else None,
         "default_currency": currency,
@@ -173,9 +181,13 @@ class Reader:
         if needed and not secrets:
             self.wrong(name, f"at least one secret (or {name}_FILE): there is no mode without one")
         for position, secret in enumerate(secrets, 1):
-            if len(secret) < MIN_SECRET_BYTES:
-                self.wrong(name, f"secrets of at least {MIN_SECRET_BYTES} bytes; number {position} has {len(secret)}")
+            self._point_out_short(f"{name}, number {position},", secret)
         return secrets
+
+    def _point_out_short(self, what: str, secret: bytes) -> None:
+        # No error: the secret is given out by Nacelle, and a shop cannot choose it.
+        if len(secret) < SHORT_SECRET_BYTES:
+            self.warnings.append(f"{what} has only {len(secret)} bytes: short secrets can be guessed")
 
     def secret_header(self, *, needed: bool) -> tuple[bytes, tuple[bytes, ...]]:
         """The header's name in lower case, and the values it may have."""
@@ -184,8 +196,8 @@ class Reader:
         header, value = (named[1].lower(), named[2]) if named else ("secret", self.text(name))
         if needed and not value:
             self.wrong(name, "the value of the Secret header (or NACELLE_SECRET_HEADER_FILE)")
-        elif needed and len(value.encode()) < MIN_SECRET_BYTES:
-            self.wrong(name, f"a value of at least {MIN_SECRET_BYTES} bytes")
+        if needed and value:
+            self._point_out_short(name, value.encode())
         return header.encode(), (value.encode(),) if needed and value else ()
 
     def adapter(self) -> Adapter | None:
@@ -222,4 +234,6 @@ class Reader:
         for name in sorted(self.environment):
             if name.startswith(prefix) and name not in allowed:
                 close = difflib.get_close_matches(name, sorted(allowed), 1)
-                self.warnings.append(f"{name} is no setting and is ignored" + (f"; did you mean {close[0]}?" if close else ""))
+                self.warnings.append(
+                    f"{name} is no setting and is ignored" + (f"; did you mean {close[0]}?" if close else "")
+                )

@@ -40,18 +40,30 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "mapper_requests_total", "Requests by endpoint, status and reason.", ["operation", "status", "reason"], registry=self.registry
+            "mapper_requests_total",
+            "Requests by endpoint, status and reason.",
+            ["operation", "status", "reason"],
+            registry=self.registry,
         )
         self.seconds = Histogram(
             "mapper_request_seconds", "Time to answer.", ["operation"], buckets=_BUCKETS, registry=self.registry
         )
         self.calls = Counter(
-            "mapper_engine_calls_total", "Calls to the engine by operation and result.", ["operation", "result"], registry=self.registry
+            "mapper_engine_calls_total",
+            "Calls to the engine by operation and result.",
+            ["operation", "result"],
+            registry=self.registry,
         )
         self.call_seconds = Histogram(
-            "mapper_engine_call_seconds", "Time the engine took.", ["operation"], buckets=_BUCKETS, registry=self.registry
+            "mapper_engine_call_seconds",
+            "Time the engine took.",
+            ["operation"],
+            buckets=_BUCKETS,
+            registry=self.registry,
         )
-        self.rejected = Counter("mapper_rejected_codes_total", "Codes that did not apply.", ["reason"], registry=self.registry)
+        self.rejected = Counter(
+            "mapper_rejected_codes_total", "Codes that did not apply.", ["reason"], registry=self.registry
+        )
         self.events = Counter(
             "mapper_events_total",
             "Discounts clamped at zero, amounts that drifted between validate and consume, answers without the engine.",

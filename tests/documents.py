@@ -45,7 +45,9 @@ def _read(tokens: list[str], at: int) -> tuple[Any, int]:
 # -- Texts ---------------------------------------------------------------------------------------------------------
 
 space = st.sampled_from(["", "", "", " ", "\n  ", "\t"])
-_escapes = st.sampled_from(['"\\u00e9t\\u00e9"', '"a\\/b"', '"\\n\\t"', '"é"', '"\\ud83d\\ude00"', '"{\\"price\\": 1}"', '":,]}"'])
+_escapes = st.sampled_from(
+    ['"\\u00e9t\\u00e9"', '"a\\/b"', '"\\n\\t"', '"é"', '"\\ud83d\\ude00"', '"{\\"price\\": 1}"', '":,]}"']
+)
 _numbers = st.sampled_from(["1.10", "1e3", "-0", "12345678901234567890", "1E-7", "0.1000", "1e999999999"])
 _scalars = st.one_of(_escapes, _numbers, st.sampled_from(["true", "false", "null", '""']))
 
@@ -54,7 +56,9 @@ _scalars = st.one_of(_escapes, _numbers, st.sampled_from(["true", "false", "null
 def _object(draw: st.DrawFn, members: list[tuple[str, str]]) -> str:
     """Members in random order, with random white space around every token."""
     shuffled = draw(st.permutations(members))
-    parts = [f"{draw(space)}{json.dumps(key)}{draw(space)}:{draw(space)}{value}{draw(space)}" for key, value in shuffled]
+    parts = [
+        f"{draw(space)}{json.dumps(key)}{draw(space)}:{draw(space)}{value}{draw(space)}" for key, value in shuffled
+    ]
     return "{" + ",".join(parts) + draw(space) * (not parts) + "}"
 
 
@@ -62,8 +66,16 @@ def _object(draw: st.DrawFn, members: list[tuple[str, str]]) -> str:
 def unknown_members(draw: st.DrawFn) -> list[tuple[str, str]]:
     """Members that the contract does not name, some of them holding names that it does, one level down."""
     inner = draw(_object([("price", '"1"'), ("discounts", "[]"), ("meta", draw(_scalars))]))
-    value = st.one_of(_scalars, st.just(inner), st.lists(_scalars, max_size=3).map(lambda items: "[" + ", ".join(items) + "]"))
-    keys = draw(st.lists(st.sampled_from(["title", "available", "x-ünknown", 'quo"te', "a/b~c", "tax_amount"]), unique=True, max_size=4))
+    value = st.one_of(
+        _scalars, st.just(inner), st.lists(_scalars, max_size=3).map(lambda items: "[" + ", ".join(items) + "]")
+    )
+    keys = draw(
+        st.lists(
+            st.sampled_from(["title", "available", "x-ünknown", 'quo"te', "a/b~c", "tax_amount"]),
+            unique=True,
+            max_size=4,
+        )
+    )
     return [(key, draw(value)) for key in keys]
 
 
@@ -77,7 +89,10 @@ def line(draw: st.DrawFn, family: str, digits: int) -> str:
     price = draw(st.sampled_from([price, price.strip('"')]))
     names = draw(st.sampled_from([["sku"], ["variant_id"], ["product_id", "sku"]]))
     members = [(name, json.dumps(f"{name}-{draw(st.integers(0, 9))}")) for name in names]
-    members += [("quantity", str(draw(st.integers(0, 7)))), ("price" if family == "A" else draw(st.sampled_from(["price", "price_amount"])), price)]
+    members += [
+        ("quantity", str(draw(st.integers(0, 7)))),
+        ("price" if family == "A" else draw(st.sampled_from(["price", "price_amount"])), price),
+    ]
     listed = draw(st.sampled_from(["", "", "[]", "null"]))
     if listed:
         members.append(("discounts" if family == "A" else "applied_discounts", listed))

@@ -1,7 +1,7 @@
 """An engine of our own invention: an adapter that says what it is told to say, and a wire that fails when asked to."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import msgspec
 
@@ -10,7 +10,7 @@ from mapper.checkout import Checkout
 from mapper.settings import Settings, load
 from mapper.signature import sign
 
-SECRET = b"a signing secret, long enough"
+SECRET = b"a signing secret that is long enough"
 
 
 class FakeAdapter:
@@ -63,7 +63,7 @@ class FakeAdapter:
 
 
 class FakeTransport:
-    """Answers 200 `{}`, unless `script` holds replies (statuses) or exceptions for an operation: then these, in turn."""
+    """Answers 200 `{}`, unless `script` holds statuses or exceptions for an operation: then these, in turn."""
 
     def __init__(self) -> None:
         self.script: dict[str, list[int | Exception]] = {}
@@ -92,8 +92,7 @@ def settings(adapter: FakeAdapter, **environment: str) -> Settings:
         "TALON_ONE_API_KEY": "key",
         "NACELLE_SIGNING_SECRETS": SECRET.decode(),
     }
-    read: Any = load({**least, **environment})
-    return type(read)(**{field: getattr(read, field) for field in read.__dataclass_fields__} | {"adapter": adapter})
+    return dataclasses.replace(load({**least, **environment}), adapter=adapter)
 
 
 def signed(body: object, **headers: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:

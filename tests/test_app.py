@@ -30,7 +30,9 @@ class Client:
 
     def post(self, operation: str, body: object = None, **headers: str) -> Any:
         data, sent = signed(BODIES[operation] if body is None else body, **headers)
-        return self.http.post(f"/promotions/{operation}", content=data, headers=[(k.decode(), v.decode()) for k, v in sent])
+        return self.http.post(
+            f"/promotions/{operation}", content=data, headers=[(k.decode(), v.decode()) for k, v in sent]
+        )
 
 
 @pytest.fixture

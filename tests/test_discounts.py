@@ -32,7 +32,13 @@ def test_the_example_of_the_contract() -> None:
     item = got["items"][0]
     assert (item["price"], item["total_discount"], got["total_discount"]) == ("105.00", "35.00", "50.00")
     assert item["discounts"] == [
-        {"name": "n", "description": "d", "amount": "35.00", "effect_type": "e", "meta": {"campaignId": 1, "list_price": "140.00"}}
+        {
+            "name": "n",
+            "description": "d",
+            "amount": "35.00",
+            "effect_type": "e",
+            "meta": {"campaignId": 1, "list_price": "140.00"},
+        }
     ]
     assert [entry["amount"] for entry in got["discounts"]] == ["15.00"]
 
@@ -55,7 +61,11 @@ def test_nothing_goes_below_zero_and_the_total_is_the_sum(
     granted: tuple[Discount, ...], price: str, line_total: str, total: str
 ) -> None:
     got = json.loads(answer(body_a(("10", 3)), *granted))
-    assert (got["items"][0]["price"], got["items"][0]["total_discount"], got["total_discount"]) == (price, line_total, total)
+    assert (got["items"][0]["price"], got["items"][0]["total_discount"], got["total_discount"]) == (
+        price,
+        line_total,
+        total,
+    )
 
 
 @pytest.mark.parametrize(
@@ -101,7 +111,11 @@ def test_families_b_and_c_leave_an_empty_list_out_and_family_a_writes_it() -> No
     got_b = json.loads(answer(json.dumps({"order_items": [{**line, **old}], **old}).encode()))
     assert got_b == {"order_items": [{**line, "price": "1.50", "discounts": "0.00"}], "discounts": "0.00"}
     got_a = json.loads(answer(json.dumps({"items": [line]}).encode()))
-    assert got_a == {"items": [{**line, "total_discount": "0.00", "discounts": []}], "total_discount": "0.00", "discounts": []}
+    assert got_a == {
+        "items": [{**line, "total_discount": "0.00", "discounts": []}],
+        "total_discount": "0.00",
+        "discounts": [],
+    }
 
 
 def test_family_c_is_one_cart_with_totals_by_order() -> None:
@@ -127,11 +141,21 @@ def test_notes_go_to_the_first_order_where_family_c_has_promotions_by_order() ->
     ("line", "price"),
     [
         # (a line with a discount of an earlier answer, its price when that discount is gone)
-        ({"price": "105.00", "total_discount": "35.00", "discounts": [{"amount": "35.00", "meta": {"list_price": "140.00"}}]}, "140.00"),
+        (
+            {
+                "price": "105.00",
+                "total_discount": "35.00",
+                "discounts": [{"amount": "35.00", "meta": {"list_price": "140.00"}}],
+            },
+            "140.00",
+        ),
         ({"price": "105.00", "total_discount": "35.00"}, "140.00"),
         ({"price": "105.00", "discounts": [{"amount": "35.00"}]}, "140.00"),
         ({"price": 105.0, "total_discount": "35.00"}, 140.0),  # a number stays a number
-        ({"price": "140.00", "discounts": [{"amount": "35.00", "meta": {"list_price": "140.00"}}]}, "140.00"),  # reset by the shop
+        (
+            {"price": "140.00", "discounts": [{"amount": "35.00", "meta": {"list_price": "140.00"}}]},
+            "140.00",
+        ),  # reset by the shop
     ],
 )
 def test_a_line_whose_discount_is_gone_gets_its_list_price_back(line: dict[str, Any], price: object) -> None:
@@ -146,7 +170,9 @@ def carts(draw: st.DrawFn) -> tuple[bytes, list[Discount], int]:
     lines = len(checkout.parse(body, "validate").lines)
     on = st.one_of(st.none(), st.integers(0, lines - 1)) if lines else st.none()
     made = st.builds(
-        lambda amount, line, cost: off(amount, line, **({"cost": "shipping", "limit": 700} if cost and line is None else {})),
+        lambda amount, line, cost: off(
+            amount, line, **({"cost": "shipping", "limit": 700} if cost and line is None else {})
+        ),
         st.integers(1, 30_000),
         on,
         st.booleans(),
@@ -210,7 +236,9 @@ def without_ours(root: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in root.items() if key not in OURS_AT_ROOT}
     for key in ('"items"', '"order_items"'):
         if key in kept:
-            kept[key] = [{name: value for name, value in line.items() if name not in OURS_ON_LINE} for line in kept[key]]
+            kept[key] = [
+                {name: value for name, value in line.items() if name not in OURS_ON_LINE} for line in kept[key]
+            ]
     if '"orders"' in kept:
         kept['"orders"'] = [without_ours(order) for order in kept['"orders"']]
     for key in ('"promotions"', '"promotion"'):

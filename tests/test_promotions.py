@@ -16,8 +16,16 @@ from mapper.transport import NotSent, Unknown
 from tests.fakes import FakeAdapter, FakeTransport, settings, signed
 
 NOW = 1_800_000_000.0
-CHECKOUT = {"id": "c-1", "items": [{"sku": "S", "quantity": 1, "price": "140.00"}], "promotions": {"coupon_codes": ["TEN"]}}
-ORDER = {"id": "c-1", "order_items": [{"sku": "S", "quantity": 1, "price": "140.00"}], "promotions": {"coupon_codes": ["TEN"]}}
+CHECKOUT = {
+    "id": "c-1",
+    "items": [{"sku": "S", "quantity": 1, "price": "140.00"}],
+    "promotions": {"coupon_codes": ["TEN"]},
+}
+ORDER = {
+    "id": "c-1",
+    "order_items": [{"sku": "S", "quantity": 1, "price": "140.00"}],
+    "promotions": {"coupon_codes": ["TEN"]},
+}
 TEN_OFF = Outcome(discounts=(Discount(name="Ten", description="Ten off", amount=1000, effect_type="off", line=0),))
 REFUSED = Outcome(rejected=(Rejection("TEN", "expired", "CouponExpired"), Rejection("X", "what is this", "Odd")))
 
@@ -43,7 +51,8 @@ class House:
             service = Service(self.configured, engine, engine, now=lambda: self.now, new_id=lambda: "made-1")
             data, headers = signed(body)
             self.record = Record(story, "r")
-            return await getattr(promotions, story)(service, Call(data, headers, service.clock() + 5, self.record))
+            tell = promotions.validate if story == "validate" else promotions.consume
+            return await tell(service, Call(data, headers, service.clock() + 5, self.record))
 
         return asyncio.run(call())
 
@@ -126,7 +135,9 @@ def test_or_the_rest_is_applied(house: House) -> None:
     ],
 )
 @pytest.mark.parametrize("failure", [NotSent("connect"), Unknown("timeout"), 503])
-def test_what_validate_does_without_the_engine(policy: str, codes: list[str], answered: bool, failure: Exception | int) -> None:
+def test_what_validate_does_without_the_engine(
+    policy: str, codes: list[str], answered: bool, failure: Exception | int
+) -> None:
     house = House(MAPPER_ON_ENGINE_FAILURE=policy)
     house.wire.script["validate"] = [failure] * 9
     reduced = {"sku": "S", "quantity": 1, "price": "130.00", "total_discount": "10.00"}
@@ -216,12 +227,14 @@ def test_an_id_that_could_act_as_a_path_is_refused(house: House, bad: object) ->
 
 
 def carrying(amount: str) -> dict[str, Any]:
-    return {**ORDER, "order_items": [{**ORDER["order_items"][0], "price": "1", "discounts": amount}]}  # type: ignore[index,dict-item]
+    return {**ORDER, "order_items": [{**ORDER["order_items"][0], "price": "1", "discounts": amount}]}  # type: ignore[index]
 
 
 def test_the_order_comes_back_byte_for_byte(house: House) -> None:
     house.adapter.granted = TEN_OFF
-    body = b' { "id" : "c-1", "x": 1.10, "order_items":[ {"sku":"S","quantity":1,"price":"130.00","discounts":"10.00"}] } '
+    body = (
+        b' { "id" : "c-1", "x": 1.10, "order_items":[ {"sku":"S","quantity":1,"price":"130.00","discounts":"10.00"}] } '
+    )
     assert house.bytes("consume", body) == b'{"order":' + body.strip() + b"}"
     assert house.wire.sent == ["check", "redeem"]
 
@@ -235,7 +248,9 @@ def test_a_refusal_is_known_before_anything_is_redeemed(house: House) -> None:
 def test_notices_of_the_redemption_are_added_and_nothing_else(house: House) -> None:
     house.adapter.granted = TEN_OFF
     order = to_order(house("validate", CHECKOUT))
-    house.adapter.on_redeem = Outcome(discounts=TEN_OFF.discounts, notices=(Notice("couponCreated", "A coupon", {"value": "V"}),))
+    house.adapter.on_redeem = Outcome(
+        discounts=TEN_OFF.discounts, notices=(Notice("couponCreated", "A coupon", {"value": "V"}),)
+    )
     got = house("consume", order)["order"]
     note = got["promotions"]["meta"].pop("mapper")
     assert note["notices"] == [{"type": "couponCreated", "text": "A coupon", "payload": {"value": "V"}}]
@@ -250,7 +265,8 @@ def test_a_difference_is_reported(house: House) -> None:
     (notice,) = got["promotions"]["meta"]["mapper"]["notices"]
     assert notice["type"] == "amount_mismatch"
     assert notice["payload"] == {
-        "order": "25.00", "engine": "10.00", "lines": [{"pointer": "/order_items/0", "order": "25.00", "engine": "10.00"}],
+        "order": "25.00", "engine": "10.00",
+        "lines": [{"pointer": "/order_items/0", "order": "25.00", "engine": "10.00"}],
     }  # fmt: skip
     assert house.record.drift
 

@@ -17,7 +17,9 @@ def order(note: dict[str, Any] | None, **changes: Any) -> checkout.Checkout:
     return checkout.parse(json.dumps(body).encode(), "consume")
 
 
-def note(session: str = "s-1", *, degraded: bool = False, receipts: Receipts = RECEIPTS, at: float = NOW) -> dict[str, Any]:
+def note(
+    session: str = "s-1", *, degraded: bool = False, receipts: Receipts = RECEIPTS, at: float = NOW
+) -> dict[str, Any]:
     token = receipts.write(session, degraded, receipt.content_of(order(None)), at)
     return {"session": session, "degraded": degraded, "receipt": token}
 
@@ -85,7 +87,10 @@ def test_an_order_with_other_content_does_not_match(changes: dict[str, Any]) -> 
 
 
 def test_the_same_content_matches_in_every_family_and_order() -> None:
-    lines = [{"sku": "S", "quantity": 1, "price": "8.00", "discounts": "2.00"}, {"sku": "T", "quantity": 1, "price": "1.00"}]
+    lines = [
+        {"sku": "S", "quantity": 1, "price": "8.00", "discounts": "2.00"},
+        {"sku": "T", "quantity": 1, "price": "1.00"},
+    ]
     bodies: list[dict[str, Any]] = [
         {"order_items": lines},
         {"order_items": lines[::-1]},

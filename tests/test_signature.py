@@ -14,7 +14,11 @@ BODY = b'{"items": []}'
 HEX = sign(BODY, SECRET).removeprefix("sha256=")
 
 # GitHub's published example for its webhooks, whose scheme this is.
-GITHUB = (b"It's a Secret to Everybody", b"Hello, World!", "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17")
+GITHUB = (
+    b"It's a Secret to Everybody",
+    b"Hello, World!",
+    "757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17",
+)
 
 # RFC 4231, section 4: (key, data, HMAC-SHA-256).
 RFC_4231 = [
@@ -24,8 +28,8 @@ RFC_4231 = [
     (bytes(range(1, 26)), b"\xcd" * 50, "82558a389a443c0ea4cc819899f2083a85f0faa3e578f8077a2e3ff46729665b"),
     (b"\xaa" * 131, b"Test Using Larger Than Block-Size Key - Hash Key First",
      "60e431591ee0b67f0d8a26aacbf5b77f8e0bc6213728c5140546040f0ee37f54"),
-    (b"\xaa" * 131, b"This is a test using a larger than block-size key and a larger than block-size data. The key needs"
-     b" to be hashed before being used by the HMAC algorithm.",
+    (b"\xaa" * 131, (b"This is a test using a larger than block-size key and a larger than block-size data. "
+                      b"The key needs to be hashed before being used by the HMAC algorithm."),
      "9b09ffa71b942fcb27635fbcd5b0e944bfdc63644f0713938a7f51535c3a35e2"),
 ]  # fmt: skip
 

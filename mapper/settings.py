@@ -88,8 +88,8 @@ def load(environment: Mapping[str, str]) -> Settings:
         "Literal['signature', 'secret_header', 'both']",
         reader.choice("NACELLE_AUTH", "signature", "secret_header", "both"),
     )
-    secrets = reader.secrets("NACELLE_SIGNING_SECRETS", needed=auth != "secret_header")
-    header, values = reader.secret_header(needed=auth != "signature")
+    secrets = reader.secrets("NACELLE_SIGNING_SECRETS", needed=auth in ("signature", "both"))
+    header, values = reader.secret_header(needed=auth in ("secret_header", "both"))
     currency = reader.text("MAPPER_DEFAULT_CURRENCY").upper()
     if currency and currency not in money.DIGITS:
         reader.wrong("MAPPER_DEFAULT_CURRENCY", 'an ISO 4217 code such as "USD"')

@@ -10,7 +10,7 @@ GOOD = {
     "MAPPER_ENGINE": "talon_one",
     "NACELLE_SIGNING_SECRETS": "a signing secret that is not short",
     "TALON_ONE_BASE_URL": "https://example.europe-west1.talon.one",
-    "TALON_ONE_API_KEY": "an integration key",
+    "TALON_ONE_API_KEY": "integration-key-1",
 }
 
 
@@ -88,12 +88,12 @@ def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text("the secret in a file\n")
     key = tmp_path / "key"
-    key.write_text("the engine's key\n")
+    key.write_text("engine-key-2\n")
     environment = {**GOOD, "NACELLE_SIGNING_SECRETS": "", "NACELLE_SIGNING_SECRETS_FILE": str(file)}
     environment |= {"TALON_ONE_API_KEY": "", "TALON_ONE_API_KEY_FILE": str(key)}
     got = load(environment)
     assert got.credentials.secrets == (b"the secret in a file",)
-    assert ("Authorization", "ApiKey-v1 the engine's key") in got.adapter.accounts[""].headers
+    assert ("Authorization", "ApiKey-v1 engine-key-2") in got.adapter.accounts[""].headers
 
 
 def test_a_secret_file_that_cannot_be_read_or_competes_is_named(tmp_path: Path) -> None:

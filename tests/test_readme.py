@@ -1,0 +1,80 @@
+"""The README's tables are those of the program. `python -m tests.test_readme` writes them anew."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from adapters.talon_one import effects
+from adapters.talon_one import reasons as words
+from adapters.talon_one.options import KNOWN
+from mapper import errors, settings
+from mapper.reasons import REASONS
+
+README = Path(__file__).parent.parent / "README.md"
+
+BECOMES = {
+    "order": "order",
+    "item": "line; with `scope` `additionalCosts`: cost; `itemTotal`: line, and cost for what exceeds it",
+    "cost": "cost",
+    "item_cost": "cost, with the line's position",
+    "accept": "notice; its code earned what it triggered",
+    "refuse": "a refused code",
+    "notice": "notice",
+}
+
+
+def tables() -> dict[str, list[str]]:
+    from_engine: dict[str, list[str]] = {}
+    for word, reason in sorted({**words.COUPON, **words.REFERRAL}.items()):
+        from_engine.setdefault(reason, []).append(f"`{word}`")
+    return {
+        "settings": [
+            f"| `{name}` | {meaning} | {f'`{default}`' if default else ''} |"
+            for name, (default, meaning) in settings.TABLE.items()
+        ],
+        "reasons": [
+            f"| `{reason}` | {message} | {', '.join(from_engine.get(reason, []))} |"
+            for reason, message in REASONS.items()
+        ],
+        "effects": [f"| `{name}` | {BECOMES[row.becomes]} |" for name, row in effects.TABLE.items()],
+    }
+
+
+def section(text: str, name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+    assert found, f"the README has no table {name}"
+    return found[1]
+
+
+@pytest.mark.parametrize("name", ["settings", "reasons", "effects"])
+def test_the_readmes_tables_are_those_of_the_program(name: str) -> None:
+    assert section(README.read_text("utf-8"), name).splitlines() == tables()[name]
+
+
+def test_the_readme_lists_every_category_with_its_status() -> None:
+    rows = re.findall(r"^\|[^|]*\| (\d*) \| (\d*) \| `(\w+)` \|$", README.read_text("utf-8"), re.MULTILINE)
+    listed = {category: (validate, consume) for validate, consume, category in rows}
+    assert set(listed) == set(errors.STATUS)
+    for category, (validate, consume) in errors.STATUS.items():
+        assert listed[category][1] == str(consume)
+        assert listed[category][0] in ("", str(validate))
+
+
+def test_the_readme_names_every_option_of_talon_one() -> None:
+    text = README.read_text("utf-8")
+    plain = {name for name in KNOWN if not re.search(r"_[A-Z]{3}$", name)} | {"API_KEY", "BASE_URL_EUR", "API_KEY_EUR"}
+    for name in plain:
+        assert f"`TALON_ONE_{name}`" in text
+
+
+def write() -> None:
+    text = README.read_text("utf-8")
+    for name, rows in tables().items():
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        text = text.replace(start + section(text, name) + end, start + "".join(f"{row}\n" for row in rows) + end)
+    README.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    write()

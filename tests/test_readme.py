@@ -1,6 +1,7 @@
 """The README's tables are those of the program. `python -m tests.test_readme` writes them anew."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -28,17 +29,20 @@ def tables() -> dict[str, list[str]]:
     from_engine: dict[str, list[str]] = {}
     for word, reason in sorted({**words.COUPON, **words.REFERRAL}.items()):
         from_engine.setdefault(reason, []).append(f"`{word}`")
-    return {
-        "settings": [
-            f"| `{name}` | {meaning} | {f'`{default}`' if default else ''} |"
-            for name, (default, meaning) in settings.TABLE.items()
-        ],
-        "reasons": [
-            f"| `{reason}` | {message} | {', '.join(from_engine.get(reason, []))} |"
-            for reason, message in REASONS.items()
-        ],
-        "effects": [f"| `{name}` | {BECOMES[row.becomes]} |" for name, row in effects.TABLE.items()],
+    plain = {
+        "settings": [("name", "meaning", "default")]
+        + [(f"`{name}`", meaning, default and f"`{default}`") for name, (default, meaning) in settings.TABLE.items()],
+        "reasons": [("reason", "message", "Talon.One's words")]
+        + [(f"`{word}`", message, ", ".join(from_engine.get(word, []))) for word, message in REASONS.items()],
+        "effects": [("effect", "becomes")]
+        + [(f"`{name}`", BECOMES[row.becomes]) for name, row in effects.TABLE.items()],
     }
+    return {name: markdown(rows) for name, rows in plain.items()}
+
+
+def markdown(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
 
 def section(text: str, name: str) -> str:
@@ -53,7 +57,7 @@ def test_the_readmes_tables_are_those_of_the_program(name: str) -> None:
 
 
 def test_the_readme_lists_every_category_with_its_status() -> None:
-    rows = re.findall(r"^\|[^|]*\| (\d*) \| (\d*) \| `(\w+)` \|$", README.read_text("utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\|[^|]*\| *(\d*) *\| *(\d*) *\| `(\w+)` \|$", README.read_text("utf-8"), re.MULTILINE)
     listed = {category: (validate, consume) for validate, consume, category in rows}
     assert set(listed) == set(errors.STATUS)
     for category, (validate, consume) in errors.STATUS.items():

@@ -29,7 +29,7 @@ def tables() -> dict[str, list[str]]:
     from_engine: dict[str, list[str]] = {}
     for word, reason in sorted({**words.COUPON, **words.REFERRAL}.items()):
         from_engine.setdefault(reason, []).append(f"`{word}`")
-    plain = {
+    plain: dict[str, list[tuple[str, ...]]] = {
         "settings": [("name", "meaning", "default")]
         + [(f"`{name}`", meaning, default and f"`{default}`") for name, (default, meaning) in settings.TABLE.items()],
         "reasons": [("reason", "message", "Talon.One's words")]

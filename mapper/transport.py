@@ -23,6 +23,7 @@ have read it. To make that rare, connections are kept for 4 s only, less than an
 """
 
 import asyncio
+import io
 import logging
 import re
 import socket
@@ -111,9 +112,10 @@ class _Exchange:
 
     def failure(self, error: Exception) -> NotSent | Unknown:
         kind = type(error.__cause__ or error).__name__
+        late = isinstance(error, TimeoutError | httpx2.TimeoutException)
         if self.stage == "connecting":
-            return NotSent(_why_no_connection(error), str(error) or kind)
-        if isinstance(error, TimeoutError | httpx2.TimeoutException):
+            return NotSent("connect" if late else _why_no_connection(error), str(error) or kind)
+        if late:
             return Unknown("timeout", self.stage)
         if self.stage == "reading":
             return Unknown("truncated", kind)
@@ -132,8 +134,8 @@ def _why_no_connection(error: BaseException | None) -> str:
 
 def _is_garbled(error: Exception) -> bool:
     if isinstance(error, httpx2.RemoteProtocolError):
-        # "Disconnected without a response" is this class too, but has no complaint of the HTTP parser behind it.
-        return error.__cause__ is not None and error.__cause__.__cause__ is not None
+        # "Disconnected without a response" is this class too, but no complaint of the HTTP parser stands behind it.
+        return error.__cause__ is not None and error.__cause__.__context__ is not None
     return isinstance(error, aiohttp.ClientResponseError)
 
 
@@ -204,6 +206,11 @@ async def _only_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
         raise _Stopped from error
 
 
+def _in_pieces(body: bytes | None) -> bytes | io.BytesIO | None:
+    """A body in the form aiohttp wants: above this size it warns about one that would go out in one piece."""
+    return io.BytesIO(body) if body and len(body) > 2**20 else body
+
+
 async def _on_connection(_: aiohttp.ClientSession, trace: SimpleNamespace, __: object) -> None:
     trace.trace_request_ctx.stage = "sending"
 
@@ -256,7 +263,7 @@ class AiohttpTransport(_Client):
             exchange.method,
             URL(exchange.url, encoded=True),
             headers=exchange.headers,
-            data=exchange.body,
+            data=_in_pieces(exchange.body),
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None, connect=exchange.timeout_s / 2),
             trace_request_ctx=exchange,

@@ -1,0 +1,482 @@
+"""Both clients, on both event loops, against a server that counts and misbehaves."""
+
+import asyncio
+import logging
+import socket
+import time
+import traceback
+import tracemalloc
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import uvloop
+
+from mapper import __version__, transport
+from mapper.adapter import EngineReply
+from mapper.transport import NotSent, Transport, Unknown, create
+from tests import hostile_server
+from tests.hostile_server import HostileServer
+
+Story = Callable[[Transport, HostileServer], Awaitable[None]]
+SECRET = "a-secret-nobody-may-see"
+HEADERS = (("X-App-Token", SECRET), ("Content-Type", "application/json"))
+QUERY = "?code=SUMMER"
+LIMIT = 100_000
+
+
+class Rim:
+    """Runs a story with a fresh client and a fresh server, on one event loop."""
+
+    def __init__(self, client: Literal["aiohttp", "httpx"], loop: str) -> None:
+        self.client, self.loop = client, loop
+
+    def run(self, story: Story, *, connections: int = 8, tls: bool = False, resets: bool = False) -> HostileServer:
+        async def main() -> HostileServer:
+            client = create(self.client, connections=connections)
+            try:
+                async with HostileServer(tls=tls, resets=resets).running() as server:
+                    await story(client, server)
+                    return server
+            finally:
+                await client.aclose()
+
+        factory = uvloop.new_event_loop if self.loop == "uvloop" else asyncio.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(main())
+
+
+@pytest.fixture(params=["aiohttp-asyncio", "aiohttp-uvloop", "httpx-asyncio", "httpx-uvloop"])
+def rim(request: pytest.FixtureRequest) -> Rim:
+    client, loop = request.param.split("-")
+    return Rim(client, loop)
+
+
+async def call(
+    client: Transport, url: str, *, method: str = "PUT", body: bytes = b"{}", timeout_s: float = 2.0, limit: int = LIMIT
+) -> EngineReply:
+    return await client.send(method, url, HEADERS, body, timeout_s, limit)
+
+
+async def failure(client: Transport, url: str, **arguments: Any) -> tuple[type[Exception], str]:
+    with pytest.raises((NotSent, Unknown)) as caught:
+        await call(client, url, **arguments)
+    assert isinstance(caught.value, NotSent | Unknown)
+    return type(caught.value), caught.value.reason
+
+
+# Requests
+
+
+def test_a_request_goes_out_as_given_with_the_headers_of_the_house(rim: Rim) -> None:
+    sent = [(method, body) for method in ("PUT", "POST", "GET", "DELETE") for body in (b"", b"{}", b"x" * 2_000_000)]
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        for method, body in sent:
+            await call(client, server.url(), method=method, body=body)
+
+    requests = rim.run(story).requests
+    assert [(received.method, received.body) for received in requests] == sent
+    for received in requests:
+        headers = {name.lower(): value for name, value in received.headers}
+        assert headers["x-app-token"] == SECRET
+        assert headers["user-agent"] == f"promotions-mapper/{__version__}"
+        assert headers["accept-encoding"] == "gzip"
+        assert headers["host"].startswith("127.0.0.1:")
+        assert len(headers) == len(received.headers), "a header went out twice"
+        assert not headers.keys() & {"cookie", "authorization", "transfer-encoding", "expect", "accept"}
+
+
+def test_the_url_is_not_tidied_up(rim: Rim) -> None:
+    targets = [
+        "/v2/customer_sessions/a%2Fb%20c%C3%A9",
+        "/v2/%2e%2e/x",
+        "/v2/../x/./y",
+        "/v2/a~b-c_d.e!$&'()*+,;=:@f",
+        "/v2/%41%7e%2a",
+        "/v2/x?dry=true&q=a+b%2Bc&filters[code]=%26",
+        "/v2/%3Fdry=true%23",
+        "/v2//x//",
+        "/",
+    ]
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        for target in targets:
+            await call(client, server.url(target), method="GET", body=b"")
+
+    assert [received.target for received in rim.run(story).requests] == targets
+
+
+def test_data_cannot_make_a_header_or_a_request_of_its_own(rim: Rim) -> None:
+    refused: list[tuple[str, str, tuple[tuple[str, str], ...]]] = [
+        *(("PUT", path, ()) for path in ("/a b", "/a\r\nX-Other: 1", "/é", "/\x00", "/a\n")),
+        *((method, "/", ()) for method in ("PUT\r\n", "put", "PUT /x", "")),
+        *(("PUT", "/", (("X-Key", value),)) for value in ("a\r\nX-Other: 1", "a\n", "é", "\x00")),
+        *(("PUT", "/", ((name, "a"),)) for name in ("X Key", "X-Key:", "X-Key\n", "")),
+    ]
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        for method, path, headers in refused:
+            with pytest.raises(ValueError):
+                await client.send(method, server.url(path), headers, b"", 1.0, LIMIT)
+        for url in ("ftp://127.0.0.1/", "//127.0.0.1/", "/x", "", "127.0.0.1/x"):
+            with pytest.raises(ValueError):
+                await call(client, url)
+
+    assert rim.run(story).connections == 0
+
+
+# Replies
+
+
+def test_a_reply_comes_back_whatever_its_status_and_form(rim: Rim) -> None:
+    expected = {
+        **{f"/status/{status}": (status, b'{"a": 1}') for status in (200, 201, 400, 401, 404, 409, 422, 429, 500, 503)},
+        "/ok": (200, b"{}"),
+        "/chunked": (200, b"{}"),
+        "/until_close": (200, b"{}"),
+        "/hints": (200, b"{}"),
+        "/size/0": (200, b""),
+        "/gzip/5": (200, b"xxxxx"),
+        "/gzip/0": (200, b""),
+    }
+    replies = {}
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        for path in expected:
+            reply = await call(client, server.url(path))
+            replies[path] = (reply.status, reply.body)
+
+    rim.run(story)
+    assert replies == expected
+
+
+def test_header_names_come_in_lower_case_and_repeated_ones_joined(rim: Rim) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        reply = await call(client, server.url("/headers"))
+        assert reply.headers["x-twice"] == "a, b"
+        assert all(name == name.lower() for name in reply.headers)
+
+    rim.run(story)
+
+
+def test_cookies_are_not_kept(rim: Rim) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        await call(client, server.url("/headers"))
+        await call(client, server.url("/ok"))
+
+    assert not any(name.lower() == "cookie" for name, _ in rim.run(story).requests[1].headers)
+
+
+def test_a_redirect_is_handed_back_and_not_followed(rim: Rim) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        async with HostileServer().running() as elsewhere:
+            server.location = elsewhere.url()
+            for status in (301, 302, 303, 307, 308):
+                reply = await call(client, server.url(f"/redirect/{status}"))
+                assert (reply.status, reply.headers["location"]) == (status, server.location)
+            assert elsewhere.connections == 0
+
+    assert len(rim.run(story).requests) == 5
+
+
+# What a failure means
+
+
+FAILURES = {
+    "/reset": (Unknown, "reset"),
+    "/close": (Unknown, "reset"),
+    "/garbage": (Unknown, "garbled"),
+    "/long_headers": (Unknown, "garbled"),
+    "/stall": (Unknown, "timeout"),
+    "/stall_in_body": (Unknown, "timeout"),
+    "/drip": (Unknown, "timeout"),
+    "/drip_head": (Unknown, "timeout"),
+    "/truncate": (Unknown, "truncated"),
+    "/truncate_chunked": (Unknown, "truncated"),
+    "/reset_in_body": (Unknown, "truncated"),
+    "/flood": (Unknown, "too_large"),
+    "/bomb": (Unknown, "too_large"),
+    "/half_gzip": (Unknown, "truncated"),
+    "/no_gzip": (Unknown, "undecodable"),
+    "/gzip_and_more": (Unknown, "undecodable"),
+    "/brotli": (Unknown, "undecodable"),
+}
+# Their bodies are unusable, but were received in full.
+SOUND_CONNECTION = ("/half_gzip", "/no_gzip", "/gzip_and_more", "/brotli")
+
+
+def test_whatever_goes_wrong_after_connecting_is_unknown_and_the_client_goes_on(rim: Rim) -> None:
+    hostile_server.bomb()
+    failures = {}
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        for path in FAILURES:
+            before = server.connections
+            failures[path] = await failure(client, server.url(path), timeout_s=0.1)
+            assert (await call(client, server.url("/ok"))).status == 200
+            assert path in SOUND_CONNECTION or server.connections > before, (
+                f"after {path}, its connection was used again"
+            )
+
+    server = rim.run(story, connections=1)
+    assert failures == FAILURES
+    assert [received.target for received in server.requests] == [
+        target for path in FAILURES for target in (path, "/ok")
+    ]
+
+
+def test_a_malformed_chunk_is_unknown(rim: Rim) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        # aiohttp is not told by its parser and waits for the rest; it is all the same for the order.
+        assert await failure(client, server.url("/bad_chunk"), timeout_s=0.1) in [
+            (Unknown, "truncated"),
+            (Unknown, "timeout"),
+        ]
+
+    rim.run(story)
+
+
+def test_the_deadline_covers_every_byte(rim: Rim) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        for path in ("/stall", "/stall_in_body", "/drip", "/drip_head"):
+            started = time.monotonic()
+            await failure(client, server.url(path), timeout_s=0.1)
+            assert 0.09 < time.monotonic() - started < 0.2, path
+
+    rim.run(story)
+
+
+def test_no_connection_is_not_sent(rim: Rim, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            assert await failure(client, f"http://127.0.0.1:{unused.getsockname()[1]}/") == (NotSent, "connect")
+        # A peer that says nothing while TLS is being agreed on.
+        silent = server.url().replace("http:", "https:")
+        assert await failure(client, silent, timeout_s=0.2) == (NotSent, "connect")
+        # No connection free: the only one is taken by a call that stalls.
+        stalled = asyncio.create_task(call(client, server.url("/stall")))
+        await asyncio.sleep(0.05)
+        assert await failure(client, server.url("/ok"), timeout_s=0.1) == (NotSent, "connect")
+        stalled.cancel()
+        assert await failure(client, server.url("/ok"), timeout_s=0.0) == (NotSent, "connect")
+        await asyncio.wait([stalled])
+        assert (await call(client, server.url("/ok"))).status == 200
+
+    assert [received.target for received in rim.run(story, connections=1).requests] == ["/stall", "/ok"]
+
+
+def test_connecting_gets_half_of_the_time(rim: Rim) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        started = time.monotonic()
+        await failure(client, server.url().replace("http:", "https:"), timeout_s=0.2)
+        assert 0.09 < time.monotonic() - started < 0.18
+
+    rim.run(story)
+
+
+@pytest.mark.parametrize("client", ["aiohttp", "httpx"])
+def test_an_unknown_host_is_not_sent(client: Literal["aiohttp", "httpx"], monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+        assert await failure(client, "http://engine.test/") == (NotSent, "dns")
+
+    Rim(client, "asyncio").run(story)
+
+
+def test_certificates_are_verified_before_anything_is_sent(
+    rim: Rim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = tmp_path / "authority.pem"
+    authority.write_text(hostile_server.CERTIFICATE)
+
+    async def refused(client: Transport, server: HostileServer) -> None:
+        assert await failure(client, server.url("/ok")) == (NotSent, "tls")
+
+    async def wrong_name(client: Transport, server: HostileServer) -> None:
+        assert await failure(client, server.url("/ok", host="localhost")) == (NotSent, "tls")
+
+    async def accepted(client: Transport, server: HostileServer) -> None:
+        assert (await call(client, server.url("/ok"))).status == 200
+
+    assert rim.run(refused, tls=True).requests == []
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority))
+    assert rim.run(wrong_name, tls=True).requests == []
+    assert len(rim.run(accepted, tls=True).requests) == 1
+
+
+def test_proxies_and_netrc_of_the_environment_are_ignored(
+    rim: Rim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        async with HostileServer().running() as proxy:
+            for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+                monkeypatch.setenv(name, proxy.url(""))
+            await call(client, server.url())
+            assert proxy.connections == 0
+
+    received = rim.run(story).requests[0]
+    assert received.target == "/ok"
+    assert not any(name.lower() == "authorization" for name, _ in received.headers)
+
+
+# One send, one request
+
+
+METHODS = ("PUT", "POST", "GET", "DELETE")
+
+
+@pytest.mark.parametrize("path", ["/reset", "/close", "/truncate", "/garbage"])
+def test_n_calls_are_n_requests_on_fresh_and_on_kept_connections(rim: Rim, path: str) -> None:
+    fresh, kept = 5 * [path], 5 * ["/ok", path]
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        for method in METHODS:
+            for target in fresh + kept:
+                if target == "/ok":
+                    await call(client, server.url(target), method=method)
+                else:
+                    kind, _ = await failure(client, server.url(target), method=method)
+                    assert kind is Unknown
+
+    server = rim.run(story)
+    assert [(received.method, received.target) for received in server.requests] == [
+        (method, target) for method in METHODS for target in fresh + kept
+    ]
+    assert server.connections == 10 * len(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_reset_of_an_unread_request_is_unknown_and_not_sent_again(rim: Rim, method: str) -> None:
+    async def kept(client: Transport, server: HostileServer) -> None:
+        await call(client, server.url("/reset_unread"), method=method)
+        assert await failure(client, server.url("/ok"), method=method) == (Unknown, "reset")
+
+    server = rim.run(kept)
+    assert [received.target for received in server.requests] == ["/reset_unread"]
+    assert server.connections == 1
+
+    async def fresh(client: Transport, server: HostileServer) -> None:
+        # Whether the connection counts as made is a matter of microseconds; that there is one attempt is not.
+        await failure(client, server.url("/ok"), method=method)
+
+    assert rim.run(fresh, resets=True).connections == 1
+
+
+def test_a_kept_connection_that_was_closed_while_idle_is_replaced_unseen(rim: Rim) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        for path in ("/then_close", "/then_half_close") * 5:
+            await call(client, server.url(path))
+            await asyncio.sleep(0.01)
+
+    server = rim.run(story)
+    assert (len(server.requests), server.connections) == (10, 10)
+
+
+def test_bytes_that_come_unasked_are_not_taken_for_the_next_reply(rim: Rim) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        await call(client, server.url("/then_poison"))
+        await asyncio.sleep(0.05)
+        assert (await call(client, server.url("/ok"))).body == b"{}"
+
+    assert rim.run(story, connections=1).connections == 2
+
+
+# The pool
+
+
+def test_connections_are_kept_and_their_number_is_limited(rim: Rim) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        for _ in range(5):
+            await call(client, server.url())
+        assert server.connections == 1
+        await asyncio.gather(*(call(client, server.url()) for _ in range(40)))
+        assert 1 < server.connections <= 4
+
+    assert len(rim.run(story, connections=4).requests) == 45
+
+
+def test_an_idle_connection_is_given_up_before_a_load_balancer_does(rim: Rim, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert transport.IDLE_S == 4.0
+    monkeypatch.setattr(transport, "IDLE_S", 0.05)
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        await call(client, server.url())
+        await asyncio.sleep(0.1)
+        await call(client, server.url())
+
+    assert rim.run(story).connections == 2
+
+
+def test_calls_may_be_cancelled_at_any_moment(rim: Rim) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        for moment in range(40):
+            path = ("/stall", "/stall_in_body", "/drip", "/drip_head")[moment % 4]
+            calls = [asyncio.create_task(call(client, server.url(path))) for _ in range(6)]
+            await asyncio.sleep(0.0003 * moment)
+            for task in calls:
+                task.cancel()
+            await asyncio.wait(calls)
+            assert all(task.cancelled() for task in calls)
+        replies = await asyncio.gather(*(call(client, server.url("/ok")) for _ in range(10)))
+        assert [reply.status for reply in replies] == [200] * 10
+
+    rim.run(story, connections=4)
+
+
+# Size
+
+
+@pytest.mark.parametrize("form", ["size", "gzip"])
+def test_a_body_may_be_exactly_as_large_as_the_limit(rim: Rim, form: str) -> None:
+    async def story(client: Transport, server: HostileServer) -> None:
+        assert len((await call(client, server.url(f"/{form}/{LIMIT}"))).body) == LIMIT
+        assert await failure(client, server.url(f"/{form}/{LIMIT + 1}")) == (Unknown, "too_large")
+
+    rim.run(story)
+
+
+def test_a_bomb_is_never_held_in_memory(rim: Rim) -> None:
+    hostile_server.bomb()
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        tracemalloc.start()
+        try:
+            started = time.monotonic()
+            assert await failure(client, server.url("/bomb"), limit=2_000_000) == (Unknown, "too_large")
+            assert time.monotonic() - started < 0.5
+            assert tracemalloc.get_traced_memory()[1] < 10_000_000
+        finally:
+            tracemalloc.stop()
+
+    rim.run(story)
+
+
+# Secrets
+
+
+def test_no_secret_and_no_url_is_in_logs_errors_and_reprs(rim: Rim, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    texts: list[str] = []
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        for path in ("/ok", *FAILURES):
+            try:
+                await call(client, server.url(path + QUERY), timeout_s=0.02)
+            except (NotSent, Unknown) as error:
+                texts.extend([repr(error), str(error), *traceback.format_exception(error)])
+        texts.extend([repr(client), str(vars(client))])
+
+    rim.run(story)
+    texts.append(caplog.text)
+    assert not [text for text in texts if SECRET in text or "SUMMER" in text]

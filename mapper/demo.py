@@ -21,7 +21,7 @@ from typing import Any
 
 import uvicorn
 
-from mapper import app, sandbox, settings, signature
+from mapper import app, sandbox, settings, signature, telemetry
 from mapper.adapter import SANDBOXES, known
 
 # The checkout of Nacelle's page on the promotions mapper, with the shipping that its answer is about.
@@ -44,7 +44,7 @@ CHECKOUT: dict[str, Any] = {
         "meta": {},
     },
 }
-SPENT_CODE = "EXPIRED-2020"
+EXPIRED_CODE = "EXPIRED-10"
 
 # How the service is told about each engine's sandbox; `{url}` is where that listens.
 ENGINES: dict[str, dict[str, str]] = {
@@ -72,6 +72,7 @@ class Failed(Exception):
 
 def run(*, keep: bool) -> int:
     """Exit code 0 if everything went as it should."""
+    telemetry.log.setLevel("CRITICAL")  # the demo speaks for itself
     screen = Screen()
     secret = secrets.token_hex(16)
     with ExitStack() as running:
@@ -110,10 +111,10 @@ def _story(screen: "Screen", engine: str, url: str, secret: str) -> None:
     screen.done("Validated again, with the reduced prices in it: the same answer. Nothing is discounted twice.")
 
     refused = _post(
-        url, "validate", {**CHECKOUT, "promotions": {"coupon_codes": [SPENT_CODE]}, "id": "refused"}, secret
+        url, "validate", {**CHECKOUT, "promotions": {"coupon_codes": [EXPIRED_CODE]}, "id": "refused"}, secret
     )
     _expect(refused.status == 422, f"a refused code answers {refused.status}")
-    screen.done(f"The code {SPENT_CODE} is refused with 422, and says why:")
+    screen.done(f"The code {EXPIRED_CODE} is refused with 422, and says why:")
     screen.json(refused.json["error"])
 
     order = _order(checkout)

@@ -1,0 +1,230 @@
+"""Throws bodies at the service that nobody would send: real ones, mutated, and garbage. `make fuzz` runs the long form.
+
+Every answer must be one of the contract's, no fault may reach the last resort (`internal`), and none may hold the
+event loop for long. The engine behind it answers every cart with the same effects, some of which do not fit.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mapper import app
+from mapper.adapter import EngineReply
+from mapper.settings import load
+from mapper.signature import sign
+from mapper.telemetry import log
+
+SECRET = "a signing secret that is long enough"
+LIMIT_BYTES = 20_000
+ALLOWED = {"validate": {200, 400, 401, 403, 413, 422}, "consume": {200, 400, 401, 403, 413, 500}}
+
+_EFFECTS: list[dict[str, Any]] = [
+    {"effectType": "setDiscountPerItem", "props": {"name": "ten#0", "value": 9.999, "position": 0, "subPosition": 0}},
+    {"effectType": "setDiscount", "props": {"name": "five", "value": 5}},
+    {"effectType": "acceptCoupon", "props": {"value": "A"}},
+    {"effectType": "showNotification", "props": {"notificationType": "Info", "title": "Hi", "body": "there"}},
+]
+_ENVELOPE = {"campaignId": 1, "rulesetId": 2, "ruleIndex": 0, "ruleName": "Ten"}
+_STATE = {"effects": [{**_ENVELOPE, **effect} for effect in _EFFECTS], "createdCoupons": [], "createdReferrals": []}
+
+_LINE: dict[str, Any] = {
+    "product_id": "p",
+    "variant_id": "v",
+    "sku": "S",
+    "quantity": 2,
+    "price": "19.99",
+    "x": {"price": 1.10},
+}
+_REDUCED = {
+    **_LINE,
+    "price": "14.99",
+    "total_discount": "10.00",
+    "discounts": [{"amount": "10.00", "meta": {"list_price": "19.99"}}],
+}
+_PROMOTIONS = {
+    "coupon_codes": ["A", "B"],
+    "referral_code": "R",
+    "loyalty_card": "card-1",
+    "identifiers": ["1.2.3.4"],
+    "meta": {"k": [1]},
+}
+_ORDER: dict[str, Any] = {
+    "order_items": [{**_LINE, "discounts": "1.00", "applied_discounts": [{"amount": "1.00"}]}],
+    "discounts": "1.00",
+}
+SEEDS: list[dict[str, Any]] = [
+    {
+        "id": "c-1",
+        "currency": "USD",
+        "items": [_LINE, _REDUCED],
+        "promotions": _PROMOTIONS,
+        "total_discount": "10.00",
+        "discounts": [],
+    },
+    {
+        "id": "o-1",
+        "currency": "JPY",
+        "order_items": [{**_LINE, "price": "20"}],
+        "promotion": _PROMOTIONS,
+        "applied_discounts": [],
+    },
+    {"id": "m-1", "orders": [_ORDER, {"order_items": []}], "promotion": _PROMOTIONS, "customer": {"id": "cust"}},
+    {
+        **_ORDER,
+        "source_id": "s",
+        "promotions": {**_PROMOTIONS, "meta": {"mapper": {"session": "x", "receipt": "1.1.a.b"}}},
+    },
+]
+
+_ODD: list[Callable[[random.Random], str]] = [
+    lambda rng: rng.choice(["null", "true", "[]", "{}", '""', "-1", "0", "1e400", "1e1000000", "9" * 500, "0.1", "-0"]),
+    lambda rng: json.dumps(rng.choice(["NaN", "1_000", " 1", "\u0663", "..", "a\r\nb", "\u202e", "\x00", "x" * 3000])),
+    lambda rng: "[" * rng.choice([1, 50, 5000]),
+    lambda rng: rng.choice(['{"a":1,"a":2}', "[1,]", '"\\ud800"', '"\\u0000"', "NaN", "Infinity", "01", "1."]),
+]  # fmt: skip
+
+
+@dataclass
+class Report:
+    sent: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    slowest: list[float] = field(default_factory=list)
+    """Seconds, the longest first."""
+
+
+class _Wire:
+    async def send(
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
+    ) -> EngineReply:
+        return EngineReply(status=200, headers={}, body=json.dumps(_STATE).encode())
+
+    async def aclose(self) -> None:
+        pass
+
+
+def mutate(rng: random.Random) -> bytes:
+    """A body: a real one with a few things wrong, or no body at all."""
+    kind = rng.random()
+    if kind < 0.05:
+        return rng.randbytes(rng.randrange(200))
+    text = json.dumps(
+        rng.choice(SEEDS), ensure_ascii=rng.random() < 0.5, separators=rng.choice([(",", ":"), (", ", ": ")])
+    )
+    if kind < 0.3:
+        # Other prices and quantities: what a shop might send.
+        for old in ("19.99", "14.99", "10.00", ": 2", ":2", "JPY", "USD"):
+            if rng.random() < 0.2:
+                text = text.replace(old, rng.choice(["0.05", "0", "7", "1.1", "120.00", "KWD", ": 3", ":0"]), 1)
+        return text.encode()
+    if kind < 0.6:
+        # One value replaced by another of any kind: still JSON, most of the time.
+        starts = [at for at, char in enumerate(text) if char == ":"]
+        for at in rng.sample(starts, rng.randint(1, 3)):
+            end = next((i for i in range(at + 1, len(text)) if text[i] in ",}]"), len(text))
+            text = text[: at + 1] + rng.choice(_ODD)(rng) + text[end:] if at < len(text) else text
+        return text.encode()
+    data = bytearray(text.encode())
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randrange(len(data) + 1)
+        match rng.randrange(4):
+            case 0:
+                data[at : at + rng.randrange(9)] = b""
+            case 1:
+                data[at:at] = rng.randbytes(rng.randrange(5))
+            case 2:
+                data[at : at + 1] = bytes([rng.randrange(256)])
+            case _:
+                piece = data[at : at + rng.randrange(60)]
+                data[at:at] = piece
+    if rng.random() < 0.005:
+        data += b" " * LIMIT_BYTES
+    return bytes(data)
+
+
+async def _call(
+    application: Any, path: str, body: bytes, headers: list[tuple[bytes, bytes]], state: Any
+) -> tuple[int, bytes]:
+    sent: list[dict[str, Any]] = []
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receive() -> dict[str, Any]:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": headers,
+    }
+    await application(
+        {**scope, "http_version": "1.1", "scheme": "http", "state": state, "asgi": {"version": "3.0"}}, receive, send
+    )
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+
+
+async def fuzz(count: int, seed: int) -> Report:
+    rng, report = random.Random(seed), Report()
+    environment = {
+        "MAPPER_ENGINE": "talon_one",
+        "NACELLE_SIGNING_SECRETS": SECRET,
+        "MAPPER_MAX_BODY_BYTES": str(LIMIT_BYTES),
+    }
+    environment |= {"TALON_ONE_BASE_URL": "https://engine.test", "TALON_ONE_API_KEY": "key", "NACELLE_SPACE_IDS": "one"}
+    environment |= {"TALON_ONE_ADDITIONAL_COSTS": "shipping=/shipping_rate/price", "TALON_ONE_ITEM_ATTRIBUTES": "X=/x"}
+    application = app.create(load(environment), engine_transport=_Wire())
+    async with application.router.lifespan_context(application):
+        for _ in range(count):
+            operation, body = rng.choice(["validate", "validate", "consume"]), mutate(rng)
+            signature = (
+                sign(body, SECRET.encode()) if rng.random() > 0.02 else rng.choice(["", "sha256=" + "0" * 64, "é"])
+            )
+            headers = {
+                "x-nacelle-signature-sha256": signature,
+                "x-nacelle-space-id": "one" if rng.random() > 0.01 else "two",
+            }
+            raw = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+            started = time.perf_counter()
+            status, answer = await _call(application, f"/promotions/{operation}", body, raw, {})
+            report.slowest = sorted([*report.slowest, time.perf_counter() - started], reverse=True)[:5]
+            report.sent += 1
+            error = json.loads(answer).get("error") if status != 200 else None
+            category = error["category"] if isinstance(error, dict) else ""
+            report.statuses[f"{operation} {status} {category}".strip()] += 1
+            if status not in ALLOWED[operation] or category == "internal" or (status == 500 and not category):
+                report.faults.append(f"{operation} {status} {category}: {body!r}"[:600])
+    return report
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    chosen = parser.parse_args()
+    log.setLevel(logging.CRITICAL)
+    report = asyncio.run(fuzz(chosen.count, chosen.seed))
+    print(
+        f"{report.sent} bodies, seed {chosen.seed}; slowest {', '.join(f'{s * 1000:.1f}' for s in report.slowest)} ms"
+    )
+    for what, number in sorted(report.statuses.items()):
+        print(f"  {number:8} {what}")
+    for fault in report.faults[:20]:
+        print(f"FAULT {fault}")
+    return 1 if report.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -308,8 +308,8 @@ class Faults:
         elif "status_after" in faults:
             await _send(call, self._error(faults["status_after"]), send)
         else:
-            drip = faults["drip"].amount / 1000 if "drip" in faults else None
-            await _send(call, answer, send, drip=drip)
+            drip = faults.get("drip")
+            await (_drip(call, answer, drip.amount / 1000, receive, send) if drip else _send(call, answer, send))
 
 
 _HEADER: Final = "x-sandbox-fault"
@@ -335,24 +335,31 @@ async def _read(receive: Receive) -> bytes:
             return body
 
 
-async def _send(
-    call: _Call, answer: _Answer, send: Send, *, drip: float | None = None, until: int | None = None
-) -> None:
-    """Sends an answer, `drip` seconds between its bytes, or only `until` some length, with no end to it."""
+async def _start(call: _Call, answer: _Answer, send: Send) -> None:
     call.status = answer.status
     headers = [(k, v) for k, v in answer.headers if k != b"content-length"]
     headers.append((b"content-length", str(len(answer.body)).encode()))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    if until is not None:
-        await send({"type": "http.response.body", "body": answer.body[:until], "more_body": True})
-        return
-    if drip is not None:
+
+
+async def _send(call: _Call, answer: _Answer, send: Send, *, until: int | None = None) -> None:
+    """Sends an answer, or only `until` some length, with no end to it."""
+    await _start(call, answer, send)
+    await send({"type": "http.response.body", "body": answer.body[:until], "more_body": until is not None})
+
+
+async def _drip(call: _Call, answer: _Answer, pause: float, receive: Receive, send: Send) -> None:
+    """Sends an answer byte by byte, `pause` seconds apart, as long as somebody listens."""
+    await _start(call, answer, send)
+    gone = asyncio.ensure_future(receive())
+    try:
         for byte in answer.body:
             await send({"type": "http.response.body", "body": bytes([byte]), "more_body": True})
-            await asyncio.sleep(drip)
+            if (await asyncio.wait({gone}, timeout=pause))[0]:
+                return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-        return
-    await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+    finally:
+        gone.cancel()
 
 
 async def _disconnect(scope: Scope, receive: Receive, *, hard: bool) -> None:

@@ -11,7 +11,6 @@ Documented at https://docs.talon.one/integration-api. What the documents leave o
 """
 
 import asyncio
-import copy
 import random
 import re
 import uuid
@@ -21,6 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal
+from functools import cached_property
 from typing import Any, Final, Literal
 from urllib.parse import parse_qsl, unquote
 
@@ -31,8 +31,8 @@ from starlette.types import Receive, Scope, Send
 
 from mapper import money, rulebook
 from mapper.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral, RuleBook, RuleBookError
+from mapper.sandbox import PAUSE, Now
 
-Now = Callable[[], datetime]
 Json = dict[str, Any]
 
 _ACCOUNT_ID: Final = 7
@@ -424,15 +424,15 @@ class _Cart:
             for sub in range(item["quantity"])
         ]
 
-    @property
+    @cached_property
     def items_total(self) -> Decimal:
         return money.total([unit.price for unit in self.units])
 
-    @property
+    @cached_property
     def item_costs_total(self) -> Decimal:
         return money.total([price for unit in self.units for price in unit.costs.values()])
 
-    @property
+    @cached_property
     def costs_total(self) -> Decimal:
         return money.total(list(self.costs.values()))
 
@@ -459,8 +459,12 @@ class _Left:
             {(unit.position, unit.sub, name): price for unit in cart.units for name, price in unit.costs.items()},
         )
 
+    def copy(self) -> "_Left":
+        return _Left(dict(self.units), dict(self.costs), dict(self.item_costs), dict(self.off_order))
+
     def order(self, scope: str) -> Decimal:
-        items = money.total(list(self.units.values())) if scope != "costs" else _ZERO
+        """What is left of the order: of its items, its costs or both. Nothing is worth less than nothing."""
+        items = money.total([max(_ZERO, price) for price in self.units.values()]) if scope != "costs" else _ZERO
         costs = [*self.costs.values(), *self.item_costs.values()] if scope != "items" else []
         taken = _ZERO if scope == "costs" else self.off_order.get("items", _ZERO)
         taken += _ZERO if scope == "items" else self.off_order.get("costs", _ZERO)
@@ -491,7 +495,7 @@ class _Trial:
         self.run = run
         self.left = left
         # Without cascading discounts every campaign computes on list prices.
-        self.base = left if run.book.settings.cascading_discounts else _Left.of(run.cart)
+        self.base = left if run.book.settings.cascading_discounts else run.untouched
         self.effects: list[tuple[str, Json]] = []
         self.given = _ZERO
         self.balance = _ZERO
@@ -500,11 +504,19 @@ class _Trial:
 
     def attempt(self) -> "_Trial":
         """Raises `_Refused`."""
+        self._limit()
         self._conditions()
         for i, effect in enumerate(self.candidate.campaign.effects):
             self._effect_index = i
             _EFFECTS[type(effect)](self, effect)
         return self
+
+    def _limit(self) -> None:
+        """Several codes of one campaign in one cart share its limit."""
+        campaign, run = self.candidate.campaign, self.run
+        taken = run.books.redeemed[campaign.id] + run.grants.campaigns.count(campaign.id)
+        if campaign.limits.redemptions is not None and taken >= campaign.limits.redemptions:
+            raise _Refused("campaign used up")
 
     def _conditions(self) -> None:
         conditions, cart = self.candidate.campaign.conditions, self.run.cart
@@ -527,7 +539,8 @@ class _Trial:
         campaign, books = self.candidate.campaign, self.run.books
         value = desired
         if campaign.limits.budget is not None:
-            left = campaign.limits.budget - books.spent.get(campaign.id, _ZERO) - self.given
+            spent = books.spent.get(campaign.id, _ZERO) + self.run.grants.spent.get(campaign.id, _ZERO)
+            left = campaign.limits.budget - spent - self.given
             if desired > left and (left <= 0 or not self.run.book.settings.partial_rewards):
                 raise _Refused("effect", effectIndex=self._effect_index, details="the budget is used up")
             value = min(desired, left)
@@ -701,7 +714,8 @@ def _earn_points(trial: _Trial, effect: rulebook.EarnPoints) -> None:
 
 
 def _pay_with_points(trial: _Trial, effect: rulebook.PayWithPoints) -> None:
-    have = trial.run.books.points[trial.candidate.code]
+    card = trial.candidate.code
+    have = trial.run.books.points[card] + min(_ZERO, trial.run.grants.points.get(card, _ZERO))
     worth = min(have * effect.value, trial.left.order("items"))
     value = _take_off_order(trial, trial.title(effect), worth, "items")
     if value > 0:
@@ -768,6 +782,7 @@ class _Run:
         self.evaluable = evaluable
         """Only these campaigns, even if they are switched off; for dry requests."""
         self.cart = _Cart(session.data)
+        self.untouched = _Left.of(self.cart)
         self.effects: list[Json] = []
         self.failures: list[Json] = []
         self.grants = _Grants(profile=self.cart.profile)
@@ -793,10 +808,10 @@ class _Run:
         candidates = [*self._by_coupon(), *self._by_referral(), *self._by_card(), *self._automatic()]
         candidates.sort(key=lambda candidate: (candidate.campaign.priority, candidate.campaign.id))
         best = self._best(candidates)
-        left = _Left.of(self.cart)
+        left = self.untouched.copy()
         applied: list[_Candidate] = []
         for candidate in candidates:
-            trial = _Trial(candidate, self, copy.deepcopy(left))
+            trial = _Trial(candidate, self, left.copy())
             try:
                 self._compete(candidate, applied, best)
                 trial.attempt()
@@ -825,7 +840,7 @@ class _Run:
         for candidate in candidates:
             if candidate.campaign.best_of:
                 try:
-                    trial = _Trial(candidate, self, _Left.of(self.cart)).attempt()
+                    trial = _Trial(candidate, self, self.untouched.copy()).attempt()
                 except _Refused:
                     continue
                 group = given.setdefault(candidate.campaign.best_of, {})
@@ -873,7 +888,7 @@ class _Run:
                 raise _Refused("used up")
             if entry.uses_per_customer is not None:
                 self._check_profile(self.books.uses_by[candidate.code, profile], entry.uses_per_customer)
-        self._check_limits(candidate.campaign)
+        self._check_profile_limit(candidate.campaign)
 
     def _check_campaign(self, campaign: Campaign) -> None:
         if self.evaluable is not None:
@@ -894,13 +909,10 @@ class _Run:
         if used >= limit:
             raise _Refused("profile used up")
 
-    def _check_limits(self, campaign: Campaign) -> None:
-        limits = campaign.limits
-        if limits.redemptions is not None and self.books.redeemed[campaign.id] >= limits.redemptions:
-            raise _Refused("campaign used up")
-        if limits.redemptions_per_customer is not None:
-            used = self.books.redeemed_by[campaign.id, self.cart.profile]
-            self._check_profile(used, limits.redemptions_per_customer)
+    def _check_profile_limit(self, campaign: Campaign) -> None:
+        limit = campaign.limits.redemptions_per_customer
+        if limit is not None:
+            self._check_profile(self.books.redeemed_by[campaign.id, self.cart.profile], limit)
 
     def _by_referral(self) -> Iterator[_Candidate]:
         entered = self.session.data["referralCode"]
@@ -932,7 +944,7 @@ class _Run:
             raise _Refused("recipient")
         if self.books.referred[self.cart.profile]:
             raise _Refused("referred")
-        self._check_limits(candidate.campaign)
+        self._check_profile_limit(candidate.campaign)
 
     def _by_card(self) -> Iterator[_Candidate]:
         for entered in self.session.data["loyaltyCards"]:
@@ -947,7 +959,7 @@ class _Run:
                 candidate = _Candidate(self.book.campaign[id_], "loyalty_card", code)
                 try:
                     self._check_campaign(candidate.campaign)
-                    self._check_limits(candidate.campaign)
+                    self._check_profile_limit(candidate.campaign)
                 except _Refused as refused:
                     self._refuse(candidate, refused)
                 else:
@@ -959,7 +971,7 @@ class _Run:
                 candidate = _Candidate(campaign, "nothing")
                 try:
                     self._check_campaign(campaign)
-                    self._check_limits(campaign)
+                    self._check_profile_limit(campaign)
                 except _Refused as refused:
                     self._refuse(candidate, refused)
                 else:
@@ -1227,7 +1239,7 @@ class TalonOneSandbox:
             return "dry"
         try:
             state = _PEEK.decode(body).customerSession.state
-        except msgspec.MsgspecError:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return "other"
         return {"closed": "close", "cancelled": "cancel"}.get(state, "open")
 
@@ -1263,7 +1275,7 @@ class TalonOneSandbox:
         keys = self._book.settings.api_keys
         if scheme != "ApiKey-v1" or not key.strip() or (keys and key not in keys):
             raise _Error(401, _MESSAGES[401])
-        pause: float = request.scope.get("sandbox.pause", 0)
+        pause: float = request.scope.get(PAUSE, 0)
         if action == "read":
             await asyncio.sleep(pause)
             return 200, _ENCODER.encode(self._read(id_))
@@ -1322,7 +1334,7 @@ class TalonOneSandbox:
         """
         try:
             given = _DECODER.decode(body)
-        except (msgspec.DecodeError, ArithmeticError):
+        except (msgspec.DecodeError, ArithmeticError, RecursionError, UnicodeDecodeError):
             raise _Error(400, "The request body is not valid JSON") from None
         problems = _Problems()
         strict = self._options.unknown_fields == "refuse"

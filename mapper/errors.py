@@ -98,6 +98,10 @@ class EngineRejected(Problem):
 
     category = "engine_rejected"
 
+    def __init__(self, message: str, *, reason: str, **details: Any) -> None:
+        super().__init__(message, reason=reason)
+        self.details = {"reason": reason, **details}
+
 
 class EngineUnavailable(Problem):
     """Unreachable, slow, broken or over quota.
@@ -110,6 +114,7 @@ class EngineUnavailable(Problem):
 
     def __init__(self, message: str, *, reason: str, sent: bool, retry_after: int | None = None) -> None:
         super().__init__(message, reason=reason, retry_after=retry_after)
+        self.details = {"reason": reason} | ({"retry_after_s": retry_after} if retry_after else {})
         self.sent = sent
 
 

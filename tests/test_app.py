@@ -153,7 +153,8 @@ def test_a_refused_code(client: Client, operation: str, status: int) -> None:
 )
 def test_a_failing_engine(client: Client, operation: str, status: int, failure: int | Exception, category: str) -> None:
     client.wire.script = {"validate": [failure] * 9, "check": [failure] * 9}
-    check_error(client.post(operation), operation, status, category)
+    details = check_error(client.post(operation), operation, status, category)
+    assert details["reason"]
 
 
 @pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])

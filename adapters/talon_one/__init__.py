@@ -27,7 +27,7 @@ _JSON = ("Content-Type", "application/json")
 _PATH = "/v2/customer_sessions/"
 
 # The one message that is switched on; the vendor's own Salesforce cartridge does the same.
-_CANNOT_MOVE = re.compile(r"cannot move session to state \W*\w+\W+ from state \W*(\w+)", re.IGNORECASE)
+_CANNOT_MOVE = re.compile(r"cannot move session to state\W+\w+\W+from state\W+(\w+)", re.IGNORECASE)
 _LOYALTY_CARD = re.compile(r"loyalty\W?cards?", re.IGNORECASE)
 # A place in our own request. What is longer or stranger is not passed on.
 _POINTER = re.compile(r"(/[A-Za-z0-9_.-]{1,64}){1,8}", re.ASCII)

@@ -89,10 +89,6 @@ TABLE: dict[str, Row] = {
 }
 _UNKNOWN = Row("notice", "The promotion engine returns something that this service does not know.")
 
-# Amounts with more decimal places than this are not added up: together with `money.from_engine`'s limit it keeps every
-# sum exact. A double that is nothing but rounding noise (5.551115123125783e-17) has 32.
-_MAX_PLACES = 40
-
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
@@ -117,7 +113,7 @@ class _Shares:
     values: dict[int, list[Decimal]] = field(default_factory=dict)
     announced: set[Decimal] = field(default_factory=set)
     """The totals that pro-rata effects announce; each effect repeats its own."""
-    payload: list[Any] = field(default_factory=list)
+    props: list[Raw] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -130,6 +126,8 @@ class _Answer:
     refused: list[tuple[str, str, str | None, str | None, Notice]] = field(default_factory=list)
     coupons: dict[int, str] = field(default_factory=dict)
     """Codes by the engine's number for the coupon."""
+    selected: dict[int, Decimal] = field(default_factory=dict)
+    """The price of a line, by position, where the engine reckons with another than the one it was sent."""
     notices: list[Notice] = field(default_factory=list)
 
 
@@ -154,7 +152,9 @@ def read(effects: list[Raw] | None, campaigns: list[Raw] | None, asked: Asked, *
             answer.notices.append(_notice(effect, problem.message))
     discounts = _discounts(answer, wire.campaigns(campaigns), asked)
     rejected = _rejected(answer, asked)
-    return Outcome(discounts=discounts, rejected=rejected, notices=(*asked.notices, *answer.notices))
+    answer.notices += [_other_price(position, price, asked) for position, price in sorted(answer.selected.items())]
+    notices = (*asked.notices, *answer.notices)
+    return Outcome(discounts=discounts, rejected=rejected, notices=notices, costs=asked.all_costs)
 
 
 def _sorted(texts: list[Raw]) -> list[tuple[Raw, wire.Effect | None]]:
@@ -183,6 +183,13 @@ def _notice(effect: wire.Effect, text: str) -> Notice:
     return Notice(effect.effect_type, _fill(text, payload), payload)
 
 
+def _other_price(position: int, price: Decimal, asked: Asked) -> Notice:
+    """Price types (a members' price) lower a price without any effect that says so: not supported, so it is said."""
+    sku = asked.lines[position].name
+    text = f"Talon.One reckons with {price} for {sku}, which is not the price that it was sent."
+    return Notice("selectedPrice", text, {"position": position, "sku": sku, "selectedPrice": price})
+
+
 class _Props(dict[str, str]):
     def __missing__(self, key: str) -> str:
         return "?"
@@ -190,7 +197,8 @@ class _Props(dict[str, str]):
 
 def _fill(text: str, payload: Any) -> str:
     props = payload.items() if isinstance(payload, dict) else ()
-    return text.format_map(_Props({key: str(value) for key, value in props if isinstance(value, str | int | Decimal)}))
+    known = _Props({key: str(value) for key, value in props if isinstance(value, str | int | Decimal)})
+    return text.format_map(known).strip(" :")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -249,12 +257,8 @@ def _read_discount(effect: wire.Effect, row: Row, asked: Asked, answer: _Answer)
     props = wire.decode(wire.DISCOUNT, effect.props)
     if props is None:
         raise _unreadable()
-    try:
-        value = money.from_engine(props.value)
-        total = None if props.total_discount is None else money.from_engine(props.total_discount)
-    except money.NotMoney:
-        raise _unreadable() from None
-    if any(int(number.as_tuple().exponent) < -_MAX_PLACES for number in (value, total or value)):
+    value, total, selected = (_number(n) for n in (props.value, props.total_discount, effect.selected_price))
+    if value is None:
         raise _unreadable()
     position = _position(props.position, asked) if row.becomes in ("item", "item_cost") else -1
     rule = _Rule(
@@ -271,9 +275,18 @@ def _read_discount(effect: wire.Effect, row: Row, asked: Asked, answer: _Answer)
     )
     shares = answer.rules.setdefault(rule, _Shares())
     shares.values.setdefault(position, []).append(value)
-    shares.payload.append(wire.decode(wire.PLAIN, effect.props))
+    shares.props.append(effect.props)
     if total is not None:
         shares.announced.add(total)
+    if position >= 0 and selected is not None and selected != asked.session.cart_items[position].price:
+        answer.selected[position] = selected
+
+
+def _number(number: Decimal | None) -> Decimal | None:
+    try:
+        return None if number is None else money.from_engine(number)
+    except money.NotMoney:
+        return None
 
 
 def _position(position: Decimal | None, asked: Asked) -> int:
@@ -295,11 +308,11 @@ def _discounts(answer: _Answer, campaigns: dict[int, wire.Campaign], asked: Aske
     # Last those that may exceed their line: they get what the others leave of it.
     for rule, shares in sorted(answer.rules.items(), key=lambda item: item[0].scope == "itemTotal"):
         campaign = campaigns.get(rule.campaign) if rule.campaign is not None else None
-        for position, amount in _amounts(shares, asked.digits):
-            if amount <= 0:
-                answer.notices.append(_nothing_off(rule, shares))
-                continue
-            placed = _placed(rule, position, amount, asked, left)
+        amounts = list(_amounts(shares, asked.digits))
+        if any(amount <= 0 for _, amount in amounts):
+            answer.notices.append(_nothing_off(rule, shares))
+        for position, amount in amounts:
+            placed = _placed(rule, position, amount, asked, left) if amount > 0 else []
             found += [(_place(d, rule, position), _described(d, rule, campaign, answer.coupons)) for d in placed]
     return tuple(discount for _, discount in sorted(found, key=lambda placed: placed[0]))
 
@@ -310,8 +323,10 @@ def _place(discount: Discount, rule: _Rule, position: int) -> tuple[Any, ...]:
 
 
 def _nothing_off(rule: _Rule, shares: _Shares) -> Notice:
-    payload = shares.payload[0] if len(shares.payload) == 1 else shares.payload
-    return Notice(rule.effect_type, _fill(TABLE[rule.effect_type].text, {"name": rule.name or rule.rule_name}), payload)
+    """What comes to nothing on some line, or to less: told, with all props of the rule's effects."""
+    props = [wire.decode(wire.PLAIN, text) for text in shares.props]
+    text = _fill(TABLE[rule.effect_type].text, {"name": rule.name or rule.rule_name})
+    return Notice(rule.effect_type, text, props[0] if len(props) == 1 else props)
 
 
 def _amounts(shares: _Shares, digits: int) -> Iterator[tuple[int, int]]:
@@ -340,34 +355,29 @@ def _placed(rule: _Rule, position: int, amount: int, asked: Asked, left: list[in
     """Where it is taken off: from the line, or beside the lines, or (scope itemTotal) first one and then the other."""
     becomes = TABLE[rule.effect_type].becomes
     if becomes == "order":
-        return [_bare(rule, amount)]
+        on_costs = rule.scope == "additionalCosts"
+        return [_bare(rule, amount, **(_cost("additional costs", asked.all_costs or None) if on_costs else {}))]
     if becomes == "cost":
-        return [_bare(rule, amount, limit=asked.costs.get(rule.cost))]
+        return [_bare(rule, amount, **_cost(rule.cost or "additional cost", asked.costs.get(rule.cost)))]
+    line = asked.lines[position]
     on_item = 0
     if becomes == "item" and rule.scope != "additionalCosts":
         on_item = min(amount, max(left[position], 0)) if rule.scope == "itemTotal" else amount
         left[position] -= on_item
-    line = asked.lines[position]
     parts = [_bare(rule, on_item, line=line.index)] if on_item else []
     if beside := amount - on_item:
-        meta = {"position": position, "sku": line.name}
-        parts.append(_bare(rule, beside, limit=_price_of_costs(rule, position, asked), meta=meta))
+        # Each line's costs are things of their own, hence the position in the name.
+        cost = _cost(f"{rule.cost or 'additional costs'} #{position}", asked.cost_of_line(position, rule.cost))
+        parts.append(_bare(rule, beside, meta={"position": position, "sku": line.name}, **cost))
     return parts
 
 
-def _price_of_costs(rule: _Rule, position: int, asked: Asked) -> int | None:
-    """What a line's own costs come to for all its units, as far as they were sent: all of them, or the one named."""
-    costs = asked.line_costs[position]
-    sent = [price for name, price in costs.items() if rule.cost in ("", name)]
-    return sum(sent) * asked.lines[position].quantity if sent else None
+def _cost(name: str, limit: int | None) -> dict[str, Any]:
+    return {"cost": name, "limit": limit}
 
 
-def _bare(
-    rule: _Rule, amount: int, line: int | None = None, limit: int | None = None, meta: dict[str, Any] | None = None
-) -> Discount:
-    return Discount(
-        name="", description="", amount=amount, effect_type=rule.effect_type, line=line, limit=limit, meta=meta or {}
-    )
+def _bare(rule: _Rule, amount: int, **where: Any) -> Discount:
+    return Discount(name="", description="", amount=amount, effect_type=rule.effect_type, **where)
 
 
 def _described(discount: Discount, rule: _Rule, campaign: wire.Campaign | None, coupons: dict[int, str]) -> Discount:

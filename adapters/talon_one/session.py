@@ -44,6 +44,17 @@ class Asked:
     def card(self) -> str:
         return self.session.loyalty_cards[0] if self.session.loyalty_cards else ""
 
+    @property
+    def all_costs(self) -> int:
+        """What the engine was told that the order costs beside the goods."""
+        own = (self.cost_of_line(position, "") or 0 for position in range(len(self.lines)))
+        return sum(self.costs.values()) + sum(own)
+
+    def cost_of_line(self, position: int, name: str) -> int | None:
+        """What a line's own costs come to for all its units: the one of that name, or ("") all; None if not sent."""
+        sent = [price for cost, price in self.line_costs[position].items() if name in ("", cost)]
+        return sum(sent) * self.lines[position].quantity if sent else None
+
     def without_card(self) -> "Asked":
         """The same question, its loyalty card refused."""
         refused = Rejection(self.card, "not_found", "")

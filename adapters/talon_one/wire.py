@@ -78,6 +78,7 @@ class Effect(msgspec.Struct, frozen=True, rename="camel"):
     rule_index: int | None = None
     rule_name: str | None = None
     triggered_by_coupon: int | None = None
+    selected_price: Decimal | None = None
 
 
 class _BareEffect(msgspec.Struct, frozen=True, rename="camel"):

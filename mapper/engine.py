@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
-from itertools import chain
+from itertools import chain, count
 
 import msgspec
 
@@ -150,7 +150,7 @@ class Engine:
     async def _hold(self, conversation: Conversation[T], deadline: float) -> T:
         reply: EngineReply | None = None
         acted = False
-        for _ in range(MAX_REQUESTS + 1):
+        for asked in count():
             try:
                 request = _step(conversation, reply)
             except StopIteration as stop:
@@ -160,6 +160,8 @@ class Engine:
                 raise
             except Exception as error:
                 raise _adapter_error() from error
+            if asked == MAX_REQUESTS:
+                break
             reply = await self._ask(request, deadline, acted=acted)
             acted = acted or request.method not in ("GET", "HEAD")
         raise _adapter_error()

@@ -237,6 +237,7 @@ class _Connector(aiohttp.TCPConnector):
 class AiohttpTransport(_Client):
     def __init__(self, connections: int) -> None:
         self._connections = connections
+        self._tls = ssl.create_default_context()  # takes long, so not at the first call
         self._open: aiohttp.ClientSession | None = None
 
     def _session(self) -> aiohttp.ClientSession:
@@ -246,9 +247,7 @@ class AiohttpTransport(_Client):
             trace.on_connection_create_end.append(_on_connection)
             trace.on_connection_reuseconn.append(_on_connection)
             self._open = aiohttp.ClientSession(
-                connector=_Connector(
-                    limit=self._connections, keepalive_timeout=IDLE_S, ssl=ssl.create_default_context()
-                ),
+                connector=_Connector(limit=self._connections, keepalive_timeout=IDLE_S, ssl=self._tls),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 skip_auto_headers=("Accept", "Content-Type"),

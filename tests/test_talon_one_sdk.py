@@ -1,0 +1,158 @@
+"""Every request of the Talon.One adapter, judged by the vendor's own client, which we did not write.
+
+It judges requests only: as a reader it loses a whole answer over one new word. Importing it takes two to three seconds.
+"""
+
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from adapters.talon_one import TalonOne
+from mapper import checkout as documents
+from mapper.adapter import EngineRequest
+
+HOST = "https://shop.europe-west1.talon.one"
+KEY = "0123456789abcdef"
+OPTIONS = {
+    "BASE_URL": HOST,
+    "API_KEY": KEY,
+    "PROFILE_PREFIX": "shop-",
+    "STORE_PATH": "/store",
+    "ADDITIONAL_COSTS": "shipping=/shipping,fee=/fee",
+    "ITEM_ADDITIONAL_COSTS": "wrap=/wrap",
+    "SESSION_ATTRIBUTES": "City=/city,Meta=/promotions/meta",
+    "ITEM_ATTRIBUTES": "size=/size,tags=/tags",
+}
+
+
+class Sdk(NamedTuple):
+    """The vendor's model of a request body, and the requests that its client would send: (method, url, headers)."""
+
+    model: Any
+    put: Callable[[str, bool], tuple[str, str, dict[str, str]]]
+    get: Callable[[str], tuple[str, str, dict[str, str]]]
+    reopen: Callable[[str], tuple[str, str, dict[str, str]]]
+
+
+@pytest.fixture(scope="module")
+def sdk() -> Sdk:
+    import talon_one  # noqa: PLC0415 slow, so only when it is asked for
+    from talon_one.api.integration_api import IntegrationApi  # noqa: PLC0415
+    from talon_one.models.integration_request import IntegrationRequest  # noqa: PLC0415
+
+    configuration = talon_one.Configuration(
+        host=HOST, api_key={"api_key_v1": KEY}, api_key_prefix={"api_key_v1": "ApiKey-v1"}
+    )
+    api: Any = IntegrationApi(talon_one.ApiClient(configuration))
+    rest: tuple[Any, ...] = (None, None, {}, 0)
+    return Sdk(
+        model=IntegrationRequest,
+        put=lambda session, dry: api._update_customer_session_v2_serialize(session, None, dry or None, None, *rest)[:3],
+        get=lambda session: api._get_customer_session_serialize(session, *rest)[:3],
+        reopen=lambda session: api._reopen_customer_session_serialize(session, *rest)[:3],
+    )
+
+
+# -- Checkouts, options, sessions --------------------------------------------------------------------------------------
+
+text = st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="\x00"), min_size=1, max_size=120)
+maybe_text = st.one_of(st.just(""), text)
+# The vendor's model holds doubles, which are exact to 15 digits: what is sent has as many as the currency allows.
+amount = st.one_of(
+    st.integers(0, 10**11).map(lambda minor: f"{minor // 100}.{minor % 100:02d}"), st.integers(0, 10**9).map(str)
+)
+some_json = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), text), lambda inner: st.lists(inner, max_size=3)
+)
+line = st.fixed_dictionaries(
+    {"sku": text, "quantity": st.integers(0, 10_000), "price": amount},
+    optional={"size": some_json, "tags": some_json, "wrap": amount},
+)
+body = st.fixed_dictionaries(
+    {"items": st.lists(line, max_size=5)},
+    optional={
+        "customer": st.fixed_dictionaries({"id": st.one_of(maybe_text, st.integers(0), st.none())}),
+        "store": maybe_text,
+        "shipping": amount,
+        "fee": st.none(),
+        "city": some_json,
+        "promotions": st.fixed_dictionaries(
+            {},
+            optional={
+                "coupon_codes": st.lists(text, max_size=8),
+                "referral_code": maybe_text,
+                "loyalty_card": maybe_text,
+                "identifiers": st.lists(text, max_size=8),
+                "meta": st.dictionaries(text, some_json, max_size=3),
+            },
+        ),
+    },
+)
+options = st.lists(st.sampled_from(sorted(set(OPTIONS) - {"BASE_URL", "API_KEY"})), unique=True).map(
+    lambda names: {name: OPTIONS[name] for name in ("BASE_URL", "API_KEY", *names)}
+)
+session_id = text.filter(lambda session: session not in (".", "..") and session.isprintable())
+
+
+def requests(talon: TalonOne, checkout: documents.Checkout, session: str) -> list[EngineRequest]:
+    conversations = (talon.validate, talon.check, talon.redeem, talon.recall, talon.undo)
+    return [next(conversation(checkout, session)) for conversation in conversations]
+
+
+def numbers(value: Any) -> Any:
+    """The same JSON with exact numbers, so that 60.00 equals 60.0 and 60."""
+    return json.loads(value, parse_float=Decimal, parse_int=Decimal)
+
+
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@quick
+@given(body=body, options=options, key=st.sampled_from(["", "a secret"]), session=session_id)
+def test_every_body_parses_in_the_vendors_model_and_comes_back_the_same(
+    sdk: Sdk, body: dict[str, Any], options: dict[str, str], key: str, session: str
+) -> None:
+    talon = TalonOne({**options, "IDENTIFIERS_KEY": key})
+    checkout = documents.parse(json.dumps(body).encode(), "validate")
+    bodies = [request.body for request in requests(talon, checkout, session) if request.body]
+    assert len(bodies) == 3, "open, check and close"
+    for sent in bodies:
+        # The model drops fields that it does not know, so this would also show a name that is not the vendor's.
+        assert numbers(sdk.model.from_json(sent).to_json()) == numbers(sent)
+
+
+@quick
+@given(session=session_id)
+def test_every_request_goes_where_the_vendors_client_would_send_it(sdk: Sdk, session: str) -> None:
+    checkout = documents.parse(b'{"items": []}', "validate")
+    talon = TalonOne(OPTIONS)
+    (account,) = talon.accounts.values()
+    puts = [sdk.put(session, dry) for dry in (False, True, False)]
+    theirs = [*puts, sdk.get(session), sdk.reopen(session)]
+    for ours, (method, url, headers) in zip(requests(talon, checkout, session), theirs, strict=True):
+        assert ours.method == method
+        path, _, query = (account.base_url + ours.path).partition("?")
+        their_path, _, their_query = url.partition("?")
+        assert (path, query.lower()) == (their_path, their_query.lower())
+        assert unquote(path.removeprefix(HOST).split("/")[3]) == session
+        assert dict(account.headers)["Authorization"] == headers["Authorization"]
+        assert ours.body == b"" or dict(ours.headers)["Content-Type"] == headers["Content-Type"]
+
+
+def test_the_vendors_model_refuses_what_we_must_not_send(sdk: Sdk) -> None:
+    for wrong in (
+        {"identifiers": ["a"] * 6},
+        {"couponCodes": ["x" * 101]},
+        {"referralCode": "x" * 101},
+        {"loyaltyCards": ["card-1", "card-2"]},
+        {"cartItems": [{"sku": "A", "quantity": 0}]},
+        {"cartItems": [{"sku": "A", "quantity": 1, "price": "1.00"}]},
+    ):
+        with pytest.raises(ValueError, match="validation error"):
+            sdk.model.from_json(json.dumps({"customerSession": wrong}))

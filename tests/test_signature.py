@@ -76,6 +76,8 @@ def test_either_case_with_or_without_prefix_and_any_valid_secret(given_: str) ->
         ([b"\xff" * 64], "malformed"),
         (["٣" * 64], "malformed"),
         ([sign(BODY, b"some other secret")], "wrong"),
+        ([("1" if HEX[0] == "0" else "0") + HEX[1:]], "wrong"),
+        ([HEX[:-1] + ("1" if HEX[-1] == "0" else "0")], "wrong"),
         ([sign(BODY + b" ", SECRET)], "wrong"),
     ],
 )

@@ -15,7 +15,7 @@ from decimal import Decimal
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, NewType, Union, get_args, get_origin
 
 import msgspec
 
@@ -33,13 +33,10 @@ class RuleBookError(ValueError):
         self.problems = problems
 
 
-class Amount(Decimal):
-    """A sum of money or number of points, written as a string ("35.00") so that no float ever holds it."""
-
-
-class Percent(Decimal):
-    """A percentage from 0 to 100, written as a string ("12.5")."""
-
+Amount = NewType("Amount", Decimal)
+"""A sum of money or number of points, written as a string ("35.00") so that no float ever holds it."""
+Percent = NewType("Percent", Decimal)
+"""A percentage from 0 to 100, written as a string ("12.5")."""
 
 Code = Annotated[str, msgspec.Meta(min_length=4, max_length=100, pattern=r"^\S(.*\S)?$")]
 Name = Annotated[str, msgspec.Meta(min_length=1)]
@@ -309,7 +306,7 @@ class LoyaltyProgram(Table, frozen=True, kw_only=True):
 class LoyaltyCard(Table, frozen=True, kw_only=True):
     code: Annotated[str, msgspec.Meta(min_length=4, max_length=108, pattern=r"^[A-Za-z0-9._%+@-]+$")]
     program: int
-    points: Amount = Amount(0)
+    points: Amount = Amount(Decimal(0))
     customer: str = ""
     active: bool = True
     note: str = ""
@@ -423,16 +420,22 @@ def read(value: Any, kind: Any, place: str = "", *, problems: list[Problem]) -> 
         element = get_args(kind)[1]
         return {k: read(v, element, f"{place}.{k}", problems=problems) for k, v in value.items()}
     try:
-        return msgspec.convert(value, kind, dec_hook=_exact)
-    except msgspec.ValidationError as error:
+        if Amount in _kinds(kind) or Percent in _kinds(kind):
+            return _exact(value, most=Decimal(100) if Percent in _kinds(kind) else None)
+        return msgspec.convert(value, kind)
+    except ValueError as error:
         problems.append((place, str(error).split(" - at ")[0]))
         return None
 
 
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the one type itself."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
 def _structs(kind: Any) -> dict[str, type[msgspec.Struct]]:
     """The tables that may stand here, by their tag ("" where there is only one)."""
-    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    found = [k for k in kinds if isinstance(k, type) and issubclass(k, msgspec.Struct)]
+    found = [k for k in _kinds(kind) if isinstance(k, type) and issubclass(k, msgspec.Struct)]
     return {str(k.__struct_config__.tag or ""): k for k in found}
 
 
@@ -461,17 +464,17 @@ def _read_table(value: Any, structs: dict[str, type[msgspec.Struct]], place: str
     return struct(**read_fields) if len(problems) == found else None
 
 
-def _exact(kind: type, value: Any) -> Any:
-    """Reads the amounts: strings only, since a TOML float is no longer the number that was written."""
+def _exact(value: Any, most: Decimal | None) -> Decimal:
+    """An amount: strings only, since a TOML float is no longer the number that was written. Raises `ValueError`."""
     if not isinstance(value, str):
-        raise msgspec.ValidationError(f'expected a number in quotes such as "35.00", got {value!r}')
+        raise ValueError(f'expected a number in quotes such as "35.00", got {value!r}')  # noqa: TRY004 - one for all
     try:
         money.parse(value, 4)
     except money.NotMoney as error:
-        raise msgspec.ValidationError(f"{value!r} {error}") from None
-    number: Decimal = kind(value)
-    if number < 0 or (kind is Percent and number > 100):
-        raise msgspec.ValidationError(f"{value!r} is out of range")
+        raise ValueError(f"{value!r} {error}") from None
+    number = Decimal(value)
+    if number < 0 or (most is not None and number > most):
+        raise ValueError(f"{value!r} is out of range")
     return number
 
 

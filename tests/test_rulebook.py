@@ -212,8 +212,8 @@ def test_a_discount_is_never_more_than_what_it_is_taken_off_and_never_rounded(
     amount: str | None, percent: str | None, value: str, off: str
 ) -> None:
     effect = rulebook.OffUnits(
-        amount=None if amount is None else rulebook.Amount(amount),
-        percent=None if percent is None else rulebook.Percent(percent),
+        amount=None if amount is None else rulebook.Amount(Decimal(amount)),
+        percent=None if percent is None else rulebook.Percent(Decimal(percent)),
     )
     assert effect.of(Decimal(value)) == Decimal(off)
 

@@ -1217,7 +1217,7 @@ class TalonOneSandbox:
                 }
                 for id_, session in books.sessions.items()
             },
-            "redemptions": books.log,
+            "redemptions": list(books.log),
             "codes": {code: uses for code, uses in books.uses.items() if uses},
             "campaigns": {
                 str(id_): {"redemptions": count, "discount": _number_of(books.spent.get(id_, _ZERO))}

@@ -1,0 +1,691 @@
+"""The ledger: what is known of every order that is to be redeemed, so that it is redeemed once.
+
+An engine's answer can get lost, a process can die or be paused at any point, and the same order can come twice at the
+same time. So every order has a row, keyed by space, engine and order key, that is on disk before the first byte goes to
+the engine. What may be done next depends on that row alone:
+
+    (none)     claim                                            -> INTENT
+    INTENT     the engine grants it | refuses for good          -> DONE | REJECTED
+    INTENT     the engine certainly did not act                 -> RETRYABLE
+    INTENT     time-out, reset, 5xx, crash                      -> UNKNOWN
+    RETRYABLE  claimed again                                    -> INTENT
+    UNKNOWN    a look-up finds it                               -> DONE (REJECTED where it had to be undone)
+    UNKNOWN    two look-ups after the quarantine do not find it -> INTENT
+    UNKNOWN    nobody could tell for a day                      -> MANUAL
+    MANUAL     somebody settles it, or has it looked up again   -> DONE, REJECTED | UNKNOWN
+    DONE       an audit finds it twice and takes one back       -> REPAIRED
+
+Three things keep this true when processes pause and race. A *lease*: while it lasts nobody else touches the order. A
+*fence*: a number that grows whenever the order changes hands; what is written under an old one is refused (`Fenced`). A
+*quarantine*: after a request whose outcome is unknown nothing is sent again before it is over, since the engine may
+still be working on the first.
+
+Everything on this page that decides is a pure function from one row to the next. A `Store` only carries rows: it reads
+one, has a function say what follows, and writes that, all or nothing.
+"""
+
+import hashlib
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, assert_never
+
+import msgspec
+
+from mapper.checkout import Checkout
+from mapper.errors import OutcomePending, Problem
+
+T = TypeVar("T")
+
+# When an order whose outcome is unknown is looked up, in seconds since it became unknown. At the last of them a person
+# is asked instead.
+SCHEDULE = (0, 0.2, 0.5, 1, 2, 5, 15, 30, 60, 300, 1800, 7200, 43_200, 86_400)
+# An engine may not show at once what it has just written: absence counts when it was seen twice, this far apart.
+ABSENT_APART_S = 1.0
+# How long after `mark_sent` was asked for the request may still go out: longer, and the process was paused.
+SEND_WITHIN_S = 0.5
+# Finished rows: bodies are of no use after a while, but an order may be driven again after months.
+TRIM_AFTER_S = 30 * 86_400.0
+KEEP_S = 400 * 86_400.0
+
+
+class State(StrEnum):
+    INTENT = "INTENT"
+    RETRYABLE = "RETRYABLE"
+    UNKNOWN = "UNKNOWN"
+    MANUAL = "MANUAL"
+    DONE = "DONE"
+    REJECTED = "REJECTED"
+    REPAIRED = "REPAIRED"
+
+
+FINAL = frozenset({State.DONE, State.REJECTED, State.REPAIRED})
+
+_MOVES: dict[State, frozenset[State]] = {
+    State.INTENT: frozenset({State.INTENT, State.DONE, State.REJECTED, State.RETRYABLE, State.UNKNOWN}),
+    State.RETRYABLE: frozenset({State.INTENT}),
+    State.UNKNOWN: frozenset({State.UNKNOWN, State.DONE, State.REJECTED, State.INTENT, State.MANUAL}),
+    State.MANUAL: frozenset({State.DONE, State.REJECTED, State.UNKNOWN}),
+    State.DONE: frozenset({State.REPAIRED}),
+    State.REJECTED: frozenset(),
+    State.REPAIRED: frozenset(),
+}
+
+
+class LedgerUnavailable(Problem):
+    """The ledger cannot be read or written: nothing may be sent to the engine. `reason` tells why, in a word."""
+
+    def __init__(self, reason: str, message: str = "The ledger of consumed orders is not available.") -> None:
+        super().__init__(message, reason=f"ledger_{reason}", retry_after=5)
+
+
+class LedgerTooNew(LedgerUnavailable):
+    """A newer version of this program has changed the ledger's schema."""
+
+    def __init__(self, found: int, known: int) -> None:
+        super().__init__("too_new", f"The ledger's schema has version {found}; this program knows up to {known}.")
+
+
+class Fenced(OutcomePending):
+    """Somebody else has taken the order over: whoever holds this row must stop and write nothing more."""
+
+    def __init__(self) -> None:
+        super().__init__("Another process has taken this order over.", reason="fenced", retry_after=1)
+
+
+class WrongMove(Exception):
+    """A step that the table above does not have: a mistake in the program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    space: str
+    """Nacelle's space id; "" where none is named."""
+    engine: str
+    order: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Now, in seconds. Leases and quarantines are counted on `now`; `wall` (Unix time) is for people and pruning."""
+
+    now: float
+    wall: float
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    now: Callable[[], float]
+    wall: Callable[[], float]
+    boot: str
+    """Which start of the machine `now` counts from: times of another one mean nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All that is known of one order. Times are in seconds on the store's clock (`Moment.now`) but for the last two."""
+
+    key: Key
+    fingerprint: bytes
+    state: State
+    fence: int
+    attempts: int
+    """How often somebody set out to send it."""
+    session: str
+    order: bytes = field(repr=False)
+    """The body as it came, so that it can be looked up and sent again after a crash; empty once trimmed."""
+    owner: str
+    """The process that took it last, for people."""
+    sent_at: float | None
+    """When a request that may have had its effect last went out; None where there is none such."""
+    lease_until: float
+    unknown_since: float | None
+    looked_at: float | None
+    """When the last look-up was about to start."""
+    absent_since: float | None
+    """When the first look-up started that began after the quarantine and did not find it."""
+    look_at: float | None
+    """When somebody has to see to it: the lease's end while there is one; None where nobody has to."""
+    looks: int
+    status: int | None
+    """The stored answer's HTTP status."""
+    reply: bytes | None = field(repr=False)
+    """The stored answer's body; None where there is none (yet), or once trimmed."""
+    reason: str
+    version: int
+    """Grows with every write."""
+    created_at: float
+    """Unix time, like `updated_at`."""
+    updated_at: float
+
+
+COLUMNS = (
+    *("space", "engine", "order_key", "fingerprint", "state", "fence", "attempts", "session", "body", "owner"),
+    *("sent_at", "lease_until", "unknown_since", "looked_at", "absent_since", "look_at", "looks"),
+    *("status", "reply", "reason", "version", "created_at", "updated_at"),
+)
+
+
+_FIELDS = tuple(each.name for each in fields(Row))
+
+
+def row_of(values: Sequence[Any]) -> Row:
+    """A row from what a database holds, in the order of `COLUMNS`."""
+    space, engine, order, fingerprint, state, *rest = values
+    return Row(Key(space, engine, order), fingerprint, State(state), *rest)
+
+
+def values_of(row: Row) -> list[Any]:
+    """What a database holds of a row, in the order of `COLUMNS`."""
+    key, fingerprint, state, *rest = (getattr(row, name) for name in _FIELDS)
+    return [key.space, key.engine, key.order, fingerprint, state.value, *rest]
+
+
+# -- What a claim may do -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What somebody who claims an order brings."""
+
+    key: Key
+    fingerprint: bytes
+    order: bytes = field(repr=False)
+    session: str
+    owner: str
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class New:
+    """Yours, never seen before: send it."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Yours, and certainly not done by anybody before: send it."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """Yours, but it may have been done: ask the engine, send nothing."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """It is finished. `reply` is None where the body has been trimmed."""
+
+    state: State
+    status: int
+    reply: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The key is known with other content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Somebody else is at it, for this many seconds at the most."""
+
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manual:
+    """A person has to see to it."""
+
+    reason: str
+
+
+Decision = New | Again | LookUp | Replay | Mismatch | Busy | Manual
+
+
+def decide(row: Row | None, ask: Ask, at: Moment) -> Decision:
+    """What the one who claims an order may do. Where the order is now theirs, the decision holds the row to write."""
+    if row is None:
+        return New(_opened(ask, at))
+    if row.fingerprint != ask.fingerprint:
+        return Mismatch()
+    match row.state:
+        case State.DONE | State.REJECTED | State.REPAIRED:
+            assert row.status is not None, "a finished row has its answer"
+            return Replay(row.state, row.status, row.reply)
+        case State.MANUAL:
+            return Manual(row.reason)
+        case State.RETRYABLE:
+            return Again(_again(_taken(row, ask, at), at))
+        case State.INTENT | State.UNKNOWN:
+            if row.lease_until > at.now:
+                return Busy(row.lease_until - at.now)
+            if row.sent_at is None:
+                # `mark_sent` is on disk before the first byte goes out: nothing did, and now nothing can.
+                return Again(_again(_taken(row, ask, at), at))
+            return LookUp(looking(_taken(row, ask, at), at, ask.lease_s))
+        case _:
+            assert_never(row.state)
+
+
+def _opened(ask: Ask, at: Moment) -> Row:
+    end = at.now + ask.lease_s
+    return Row(
+        key=ask.key, fingerprint=ask.fingerprint, state=State.INTENT, fence=1, attempts=1, session=ask.session,
+        order=ask.order, owner=ask.owner, sent_at=None, lease_until=end, unknown_since=None, looked_at=None,
+        absent_since=None, look_at=end, looks=0, status=None, reply=None, reason="", version=1,
+        created_at=at.wall, updated_at=at.wall,
+    )  # fmt: skip
+
+
+def _taken(row: Row, ask: Ask, at: Moment) -> Row:
+    return _leased(replace(row, fence=row.fence + 1, owner=ask.owner), at, ask.lease_s)
+
+
+# -- What follows for the one who holds a row ----------------------------------------------------------------------
+
+
+def _move(row: Row, at: Moment, state: State, **changes: Any) -> Row:
+    if state not in _MOVES[row.state]:
+        raise WrongMove(f"{row.state} -> {state}")
+    return replace(row, state=state, version=row.version + 1, updated_at=at.wall, **changes)
+
+
+def _again(row: Row, at: Moment) -> Row:
+    return _move(row, at, State.INTENT, attempts=row.attempts + 1)
+
+
+def _leased(row: Row, at: Moment, lease_s: float) -> Row:
+    return replace(row, lease_until=at.now + lease_s, look_at=at.now + lease_s)
+
+
+def _released(row: Row, look_at: float | None) -> Row:
+    return replace(row, lease_until=0.0, look_at=look_at)
+
+
+def _is_nobodys(row: Row) -> bool:
+    """Whether the row was let go of: whoever wants to go on has to claim it."""
+    return row.state in (State.INTENT, State.UNKNOWN) and row.lease_until == 0
+
+
+def extended(row: Row, at: Moment, lease_s: float) -> Row:
+    if row.state not in (State.INTENT, State.UNKNOWN):
+        raise WrongMove(f"a lease on {row.state}")
+    return _leased(_move(row, at, row.state), at, lease_s)
+
+
+def sent(row: Row, at: Moment, lease_s: float) -> Row:
+    """A request that may have its effect goes out now."""
+    if row.state is not State.INTENT:
+        raise WrongMove(f"sending in {row.state}")
+    return _leased(_move(row, at, State.INTENT, sent_at=at.now), at, lease_s)
+
+
+def looking(row: Row, at: Moment, lease_s: float) -> Row:
+    """What became of the request is unknown, and a look-up starts now."""
+    if row.sent_at is None:
+        raise WrongMove("looking for what was never sent")
+    since = at.now if row.unknown_since is None else row.unknown_since
+    return _leased(
+        _move(row, at, State.UNKNOWN, unknown_since=since, looked_at=at.now, looks=row.looks + 1), at, lease_s
+    )
+
+
+def settled(row: Row, at: Moment, state: Literal[State.DONE, State.REJECTED], answer: "Answer") -> Row:
+    """The outcome is known for good; `answer` is what everybody who asks again will be told."""
+    if row.state is state and (row.status, row.reply) == (answer.status, answer.reply):
+        return row  # the write was confirmed too late, and has been tried again
+    return _released(
+        _move(row, at, state, status=answer.status, reply=answer.reply, reason=answer.reason), look_at=None
+    )
+
+
+def repaired(row: Row, at: Moment, reason: str) -> Row:
+    """A second redemption of a finished order has been taken back. Its answer stays."""
+    return _move(row, at, State.REPAIRED, reason=reason)
+
+
+def retryable(row: Row, at: Moment, delay_s: float, reason: str) -> Row:
+    """The engine certainly did not act on the request; it shall be sent again after `delay_s`."""
+    return _released(
+        _move(row, at, State.RETRYABLE, sent_at=None, unknown_since=None, absent_since=None, reason=reason),
+        at.now + delay_s,
+    )
+
+
+def reopened(row: Row, at: Moment) -> Row:
+    """A person wants it looked up again."""
+    if row.state is not State.MANUAL:
+        raise WrongMove(f"reopening {row.state}")
+    return _released(_move(row, at, State.UNKNOWN, unknown_since=at.now, absent_since=None), at.now)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing is known yet; the row is no longer yours. Claim it again after this many seconds."""
+
+    row: Row
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Resend:
+    """The engine has certainly not done it, and the row is yours: send it again."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """A person has to see to it; the row is no longer yours."""
+
+    row: Row
+
+
+AfterLook = Wait | Resend | GiveUp
+
+
+def after_absence(row: Row, at: Moment, quarantine_s: float, lease_s: float) -> AfterLook:
+    """What follows a look-up that did not find the order.
+
+    Only a look-up that *started* after the quarantine tells anything, and only the second of two.
+    """
+    if row.state is not State.UNKNOWN:
+        raise WrongMove(f"a look-up in {row.state}")
+    assert row.sent_at is not None, "only what was sent is unknown"
+    assert row.looked_at is not None, "a look-up starts with looking()"
+    if _exhausted(row, at):
+        return _given_up(row, at, "absent")
+    if row.looked_at < row.sent_at + quarantine_s:
+        return _waiting(row, at, quarantine_s, "absent")
+    if row.absent_since is None:
+        first = replace(row, absent_since=row.looked_at)
+        waiting = _released(_move(first, at, State.UNKNOWN, reason="absent"), row.looked_at + ABSENT_APART_S)
+        return Wait(waiting, max(0.0, row.looked_at + ABSENT_APART_S - at.now))
+    if row.looked_at < row.absent_since + ABSENT_APART_S:
+        return _waiting(row, at, quarantine_s, "absent")
+    # `sent_at` stays: should we crash before sending, what was sent before is looked for again.
+    return Resend(_leased(_again(replace(row, fence=row.fence + 1, absent_since=None), at), at, lease_s))
+
+
+def after_failed_look(row: Row, at: Moment, quarantine_s: float, reason: str) -> Wait | GiveUp:
+    """What follows a look-up that could not be made, or whose answer says nothing."""
+    if row.state is not State.UNKNOWN:
+        raise WrongMove(f"a look-up in {row.state}")
+    return _given_up(row, at, reason) if _exhausted(row, at) else _waiting(row, at, quarantine_s, reason)
+
+
+def _exhausted(row: Row, at: Moment) -> bool:
+    assert row.unknown_since is not None, "set on the way to UNKNOWN"
+    return at.now >= row.unknown_since + SCHEDULE[-1]
+
+
+def _given_up(row: Row, at: Moment, reason: str) -> GiveUp:
+    return GiveUp(_released(_move(row, at, State.MANUAL, reason=reason), look_at=None))
+
+
+def _waiting(row: Row, at: Moment, quarantine_s: float, reason: str) -> Wait:
+    look_at = next_look(row, at.now, quarantine_s)
+    return Wait(_released(_move(row, at, State.UNKNOWN, reason=reason), look_at), look_at - at.now)
+
+
+def next_look(row: Row, now: float, quarantine_s: float) -> float:
+    """When an order whose outcome is unknown is to be looked up next: by the schedule, and when it becomes telling."""
+    assert row.unknown_since is not None
+    assert row.sent_at is not None
+    times = [row.unknown_since + after for after in SCHEDULE] + [row.sent_at + quarantine_s]
+    if row.absent_since is not None:
+        times.append(row.absent_since + ABSENT_APART_S)
+    return min((moment for moment in times if moment > now), default=now)
+
+
+# -- The ledger ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is stored as an order's answer. `reason` is a short word for people."""
+
+    status: int
+    reply: bytes = field(repr=False)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """The right to send one request now. Ask `fresh()` in the last step before its first byte goes out."""
+
+    row: Row
+    asked_at: float = field(repr=False)
+    local: Callable[[], float] = field(repr=False)
+
+    def fresh(self) -> bool:
+        """False where this process was paused since, so that lease and quarantine may mislead: mark it anew."""
+        return 0 <= self.local() - self.asked_at < SEND_WITHIN_S
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is not finished: how many rows per state, and how long ago (seconds) the oldest was created."""
+
+    counts: dict[State, int]
+    oldest_s: float
+
+
+Step = Callable[[Row | None, Moment], tuple[T, Row | None]]
+"""From the row that is there (None: none is) to a result and the row to write (None, or the same: nothing)."""
+
+
+class Store(Protocol):
+    """What carries rows. Every method may raise `LedgerUnavailable`; none of them leaves half a change behind."""
+
+    async def change(self, key: Key, step: Step[T]) -> T:
+        """Reads a row, applies a pure function and writes what it says, as one; what comes back is on disk.
+
+        The function may be called more than once. What it raises is passed on, and nothing is written.
+        """
+        ...
+
+    async def moment(self) -> Moment: ...
+
+    async def show(self, key: Key) -> Row | None: ...
+
+    async def find(self, state: State | None, order: str | None, limit: int) -> list[Row]:
+        """The rows in a state, or with an order key, or both; the latest first."""
+        ...
+
+    async def due(self, limit: int) -> list[Row]:
+        """Rows that somebody has to see to now: the longest overdue first."""
+        ...
+
+    async def lead(self, owner: str, ttl_s: float) -> bool:
+        """Whether `owner` leads for the next `ttl_s` seconds; with 0, a leader steps down."""
+        ...
+
+    async def backlog(self) -> Backlog: ...
+
+    async def prune(self, limit: int) -> int:
+        """Trims and deletes finished rows of old, `limit` of each at the most; how many it was."""
+        ...
+
+    async def ping(self) -> None:
+        """Writes something."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All that may happen to an order. What takes a row raises `Fenced` where the row is no longer the caller's."""
+
+    store: Store
+    owner: str
+    quarantine_s: float
+    lease_s: float
+    """Longer than anything the holder of a row does without writing to it."""
+    local: Callable[[], float]
+    """This process's clock, for `Permit`."""
+
+    async def claim(self, key: Key, fingerprint: bytes, order: bytes, session: str) -> Decision:
+        """Asks for an order: one that comes in, or (with the row's own data) one that is due."""
+        ask = Ask(key, fingerprint, order, session, self.owner, self.lease_s)
+
+        def step(row: Row | None, at: Moment) -> tuple[Decision, Row | None]:
+            decision = decide(row, ask, at)
+            match decision:
+                case New(mine) | Again(mine) | LookUp(mine):
+                    return decision, mine
+                case Replay() | Mismatch() | Busy() | Manual():
+                    return decision, None
+                case _:
+                    assert_never(decision)
+
+        return await self.store.change(key, step)
+
+    async def mark_sent(self, row: Row) -> Permit:
+        """Before every request that may have an effect. It may go out while the permit is fresh."""
+        asked_at = self.local()
+        marked = await self._write(row, lambda mine, at: sent(mine, at, self.lease_s))
+        return Permit(marked, asked_at, self.local)
+
+    async def extend(self, row: Row) -> Row:
+        """Renews the lease."""
+        return await self._write(row, lambda mine, at: extended(mine, at, self.lease_s))
+
+    async def looking(self, row: Row) -> Row:
+        """The outcome is unknown: before every look-up but the one that `LookUp` asked for."""
+        return await self._write(row, lambda mine, at: looking(mine, at, self.lease_s))
+
+    async def absent(self, row: Row) -> AfterLook:
+        """A look-up did not find it."""
+
+        def step(mine: Row, at: Moment) -> tuple[AfterLook, Row]:
+            after = after_absence(mine, at, self.quarantine_s, self.lease_s)
+            return after, after.row
+
+        return await self._change(row, step)
+
+    async def look_later(self, row: Row, reason: str) -> Wait | GiveUp:
+        """A look-up failed."""
+
+        def step(mine: Row, at: Moment) -> tuple[Wait | GiveUp, Row]:
+            after = after_failed_look(mine, at, self.quarantine_s, reason)
+            return after, after.row
+
+        return await self._change(row, step)
+
+    async def retry_later(self, row: Row, delay_s: float, reason: str) -> Row:
+        """The engine certainly did not act."""
+        return await self._write(row, lambda mine, at: retryable(mine, at, delay_s, reason))
+
+    async def settle(self, row: Row, state: Literal[State.DONE, State.REJECTED], answer: Answer) -> Row:
+        """The outcome is known for good."""
+        return await self._write(row, lambda mine, at: settled(mine, at, state, answer))
+
+    async def repair(self, row: Row, reason: str) -> Row:
+        """A second redemption was found and taken back."""
+        return await self._write(row, lambda mine, at: repaired(mine, at, reason))
+
+    async def reopen(self, row: Row) -> Row:
+        """From MANUAL back to being looked up."""
+        return await self._write(row, reopened)
+
+    async def moment(self) -> Moment:
+        return await self.store.moment()
+
+    async def show(self, key: Key) -> Row | None:
+        return await self.store.show(key)
+
+    async def find(self, *, state: State | None = None, order: str | None = None, limit: int = 100) -> list[Row]:
+        return await self.store.find(state, order, limit)
+
+    async def due(self, limit: int) -> list[Row]:
+        """What the reconciler shall claim now: rows whose time has come, or whose lease is over."""
+        return await self.store.due(limit)
+
+    async def lead(self, ttl_s: float) -> bool:
+        """Whether this process is the one that reconciles, for the next `ttl_s` seconds; 0 steps down."""
+        return await self.store.lead(self.owner, ttl_s)
+
+    async def backlog(self) -> Backlog:
+        return await self.store.backlog()
+
+    async def prune(self, limit: int = 500) -> int:
+        """Forgets what is old; call it until it returns 0."""
+        return await self.store.prune(limit)
+
+    async def ping(self) -> None:
+        """Raises `LedgerUnavailable` where nothing can be written."""
+        await self.store.ping()
+
+    async def close(self) -> None:
+        await self.store.close()
+
+    async def _write(self, row: Row, move: Callable[[Row, Moment], Row]) -> Row:
+        def step(mine: Row, at: Moment) -> tuple[Row, Row]:
+            moved = move(mine, at)
+            return moved, moved
+
+        return await self._change(row, step)
+
+    async def _change(self, row: Row, step: Callable[[Row, Moment], tuple[T, Row]]) -> T:
+        def fenced(found: Row | None, at: Moment) -> tuple[T, Row | None]:
+            if found is None or found.fence != row.fence or _is_nobodys(found):
+                raise Fenced
+            return step(found, at)
+
+        return await self.store.change(row.key, fenced)
+
+
+def fingerprint(key: Key, order: Checkout) -> bytes:
+    """What makes two bodies the same order: who it is for and what is bought at which price, however it is spelled."""
+    lines = sorted((line.name, line.quantity, line.list_price, line.discount) for line in order.lines)
+    given = order.promotions
+    content: list[Any] = [
+        [1, key.space, key.engine, key.order, order.currency, order.digits],
+        [sorted(set(given.coupon_codes)), given.referral_code, given.loyalty_card, sorted(set(given.identifiers))],
+        [lines, order.root_discount],
+    ]
+    return hashlib.sha256(msgspec.json.encode(content)).digest()
+
+
+def system_clock() -> Clock:
+    """A clock that all processes of this machine share, that nobody can set, and that goes on while it sleeps."""
+    boottime = getattr(time, "CLOCK_BOOTTIME", None)
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    if boottime is None or not boot_id.is_file():
+        # Not Linux: good enough to develop on.
+        return Clock(time.time, time.time, "wall clock")
+    return Clock(lambda: time.clock_gettime(boottime), time.time, boot_id.read_text("ascii").strip())
+
+
+async def open_ledger(
+    url: str, *, quarantine_s: float = 60.0, lease_s: float = 30.0, clock: Clock | None = None
+) -> Ledger:
+    """The ledger at `sqlite:///<path>` or `postgresql://…`, its schema brought up to date. Raises `LedgerUnavailable`.
+
+    It belongs to the event loop that opened it. `clock` is for tests.
+    """
+    local = clock or system_clock()
+    owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
+    store: Store
+    if url.startswith("sqlite:///"):
+        from mapper.ledger_sqlite import SqliteStore  # noqa: PLC0415 -- it imports this module
+
+        store = await SqliteStore.open(url.removeprefix("sqlite:///"), local)
+    else:
+        from mapper.ledger_postgres import PostgresStore  # noqa: PLC0415 -- it imports this module
+
+        store = await PostgresStore.open(url, clock)
+    return Ledger(store, owner, quarantine_s, lease_s, local.now)

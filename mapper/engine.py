@@ -137,7 +137,8 @@ class Engine:
         """One of the places for a conversation. Waiting longer would only make every answer late."""
         if self._slots.locked():
             try:
-                await asyncio.wait_for(self._slots.acquire(), SLOT_WAIT_S)
+                async with asyncio.timeout(SLOT_WAIT_S):
+                    await self._slots.acquire()
             except TimeoutError:
                 raise Overloaded from None
         else:

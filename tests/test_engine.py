@@ -330,6 +330,11 @@ def test_the_engine_says_when_to_come_back_and_is_obeyed_within_the_deadline(
         assert (error.retry_after, world.pauses, world.now) == (retry_after, [], 1000.1)
 
 
+@pytest.mark.parametrize(("text", "retry_after"), [("7", 7), ("0", None), (formatdate(NOW - 60, usegmt=True), None)])
+def test_when_to_come_back_is_handed_on_where_there_is_no_repeat(text: str, retry_after: int | None) -> None:
+    assert World(reply(503, headers={"retry-after": text})).failure(ask(ONCE)).retry_after == retry_after
+
+
 def test_repeats_stay_within_a_tenth_of_the_calls() -> None:
     world = World(takes=0.0)
 
@@ -505,6 +510,7 @@ def test_above_its_slots_an_engine_is_overloaded_after_a_short_wait() -> None:
     async def make_room(gate: asyncio.Event) -> None:
         await asyncio.sleep(engine.SLOT_WAIT_S / 4)
 
+    assert engine.SLOT_WAIT_S <= 0.05
     world = World()
     results = crowd(world, 6, stay_full)
     assert [type(result) for result in results] == [list] * 4 + [Overloaded] * 2

@@ -124,7 +124,10 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def __post_init__(self) -> None:
         if self.name not in FAULTS:
             raise ValueError(f"there is no fault {self.name!r}; there are: {', '.join(FAULTS)}")
-        re.compile(self.path)
+        try:
+            re.compile(self.path)
+        except re.error as error:
+            raise ValueError(f"{self.path!r} is no regular expression: {error}") from None
 
     @property
     def amount(self) -> int:

@@ -6,14 +6,14 @@ The faults are tried against a real server, since most of them happen to a conne
 import asyncio
 import http.client
 import json
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -41,7 +41,13 @@ def book(*changes: tuple[str, str]) -> rulebook.RuleBook:
 
 
 async def call(
-    app: Any, path: str, body: bytes = b'{"customerSession": {}}', method: str = "PUT", pause: float = 0, **headers: str
+    app: Any,
+    path: str,
+    body: bytes = b'{"customerSession": {}}',
+    method: str = "PUT",
+    *,
+    pause: float = 0,
+    **headers: Any,
 ) -> tuple[int, bytes]:
     """One request straight into the emulator, with the path as it stands on the wire."""
     raw_path, _, query = path.encode().partition(b"?")
@@ -75,7 +81,7 @@ class Shop:
         self.now = NOW
         self.engine = TalonOneSandbox(book(*changes), lambda: self.now)
 
-    def request(self, path: str, body: bytes = b"", method: str = "PUT", **headers: str) -> tuple[int, Json]:
+    def request(self, path: str, body: bytes = b"", method: str = "PUT", **headers: Any) -> tuple[int, Json]:
         status, reply = asyncio.run(call(self.engine, f"/v2/customer_sessions/{path}", body, method, **headers))
         return status, json.loads(reply)
 
@@ -170,8 +176,12 @@ def test_the_cart_of_nacelles_page_earns_what_the_page_shows() -> None:
         # A gift card pays what the other codes left.
         (
             cart("GIFT-50", "WINTER-25", price=60),
-            ["acceptCoupon GIFT-50", "setDiscount Gift card 45", "acceptCoupon WINTER-25"]
-            + ["setDiscountPerItem Winter 25 %#0 15 0/0"],
+            [
+                "acceptCoupon GIFT-50",
+                "setDiscount Gift card 45",
+                "acceptCoupon WINTER-25",
+                "setDiscountPerItem Winter 25 %#0 15 0/0",
+            ],
         ),
         (
             cart(referralCode="friend-of-jane", profileId="joe"),
@@ -189,10 +199,16 @@ def test_the_cart_of_nacelles_page_earns_what_the_page_shows() -> None:
         (cart(price=300, storeIntegrationId="new-york"), []),
         (
             cart("EVERYTHING", price=10, additionalCosts={"handling": {"price": 1.5}, "shipping": {"price": 4}}),
-            ["acceptCoupon EVERYTHING", "setDiscountPerItem A third off#0 3.33333 0/0"]
-            + ["setDiscountPerAdditionalCost 2 off handling 1.5", "setDiscount 1 off the costs 1"]
-            + ["addFreeItem Everything at once", "addFreeItem Everything at once"]
-            + ["showNotification", "customEffect crm_tag"],
+            [
+                "acceptCoupon EVERYTHING",
+                "setDiscountPerItem A third off#0 3.33333 0/0",
+                "setDiscountPerAdditionalCost 2 off handling 1.5",
+                "setDiscount 1 off the costs 1",
+                "addFreeItem Everything at once",
+                "addFreeItem Everything at once",
+                "showNotification",
+                "customEffect crm_tag",
+            ],
         ),
         (
             {
@@ -379,7 +395,7 @@ def test_a_dry_request_can_look_ahead() -> None:
 
 
 PUTS: dict[str, Callable[[Shop], tuple[int, Json]]] = {
-    state: lambda shop, state=state: shop.put({"state": state})  # type: ignore[misc]
+    state: lambda shop, state=state: shop.put({"state": state})
     for state in ("open", "closed", "cancelled", "partially_returned")
 } | {"reopen": Shop.reopen, "nothing": lambda shop: shop.put({})}
 
@@ -811,7 +827,7 @@ def test_the_vendors_client_opens_updates_reads_closes_reopens_and_cancels_a_ses
     assert closed.customer_profile.closed_sessions == 1
     with pytest.raises(talon_one.ApiException) as refused:
         put({"state": "closed"})
-    assert 'state \\"closed\\" from state \\"closed\\"' in refused.value.body
+    assert 'state \\"closed\\" from state \\"closed\\"' in str(refused.value.body)
     reopened = vendor.reopen_customer_session("a/b c")
     assert {effect.effect_type for effect in reopened.effects} >= {"rollbackCoupon", "rollbackDiscount"}
     assert put({"state": "cancelled"}).customer_session.state == "cancelled"
@@ -823,7 +839,7 @@ def test_the_vendors_client_opens_updates_reads_closes_reopens_and_cancels_a_ses
 def test_the_vendors_models_understand_the_reply_to_every_code(code: str) -> None:
     # What of the vendor's newest specification its published client does not know yet.
     newer = {"achievements", "campaignEligibility"}
-    models = {
+    models: dict[str, Any] = {
         "acceptCoupon": talon_one.AcceptCouponEffectProps,
         "rejectCoupon": talon_one.RejectCouponEffectProps,
         "acceptReferral": talon_one.AcceptReferralEffectProps,
@@ -850,7 +866,7 @@ def test_the_vendors_models_understand_the_reply_to_every_code(code: str) -> Non
     session[key] = code if key == "referralCode" else [code]
     for state in ("open", "closed", "cancelled"):
         reply = shop.ok(session | {"state": state}, "s1", "", *CONTENT, *newer)
-        parsed = talon_one.IntegrationStateV2.from_dict(reply)
+        parsed: Any = talon_one.IntegrationStateV2.from_dict(reply)
         assert len(parsed.effects) == len(reply["effects"])
         assert set(reply) - {"createdCoupons", "createdReferrals", "effects", "referral"} == {*CONTENT, *newer} - {
             "referral"
@@ -860,3 +876,239 @@ def test_the_vendors_models_understand_the_reply_to_every_code(code: str) -> Non
             known = {field.alias or name for name, field in model.model_fields.items()}
             assert model.from_dict(effect["props"]) is not None
             assert set(effect["props"]) <= known, effect
+
+
+# --- Faults, on a real connection -------------------------------------------------------------------------------------
+
+CLOSE = b'{"customerSession": {"couponCodes": ["SINGLE-0001"], "state": "closed"}}'
+SESSION = "/talon_one/v2/customer_sessions/s1"
+
+
+def ask(
+    url: str, method: str = "PUT", path: str = SESSION, body: bytes = CLOSE, **headers: str
+) -> tuple[int, Mapping[str, str], bytes]:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5)
+    try:
+        named = KEY | {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, named)
+        with connection.getresponse() as reply:
+            return reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read()
+    finally:
+        connection.close()
+
+
+def control(url: str, path: str, body: Any = None) -> Any:
+    method = "GET" if body is None else "POST"
+    status, _, reply = ask(url, method, f"/_sandbox/{path}", json.dumps(body).encode() if body is not None else b"")
+    assert status == 200, reply
+    return json.loads(reply)
+
+
+def closes(url: str) -> int:
+    return int(control(url, "books")["talon_one"]["sessions"].get("s1", {"closes": 0})["closes"])
+
+
+@pytest.mark.parametrize(
+    ("fault", "outcome", "committed"),
+    [
+        ("", 200, True),
+        ("latency=20", 200, True),
+        ("late_answer=20", 200, True),
+        ("status", 503, False),
+        ("status=409", 409, False),
+        ("status=429;retry_after=2, latency=20", 429, False),
+        ("redirect", 307, False),
+        ("redirect=301", 301, False),
+        ("status_after", 500, True),
+        ("status_after=503", 503, True),
+        ("reset", ConnectionResetError, False),
+        ("reset_after", ConnectionResetError, True),
+        ("close", http.client.RemoteDisconnected, False),
+        ("close_after", http.client.RemoteDisconnected, True),
+        ("truncated", http.client.IncompleteRead, True),
+        ("malformed", json.JSONDecodeError, True),
+        ("drip=1", 200, True),
+        ("huge=100000", 200, True),
+        ("unknown_effect, extra_fields", 200, True),
+        ("flood", 400, False),
+        ("latency=soon", 400, False),
+        ("latency;often=1", 400, False),
+    ],
+)
+def test_a_fault_fails_as_it_says_and_commits_or_not(
+    live: tuple[str, sandbox.Sandbox], fault: str, outcome: int | type[Exception], committed: bool
+) -> None:
+    if isinstance(outcome, int):
+        status, headers, body = ask(live[0], x_sandbox_fault=fault)
+        assert status == outcome
+        assert headers["x-sandbox"] == "promotions-mapper"
+        if status in (200, 409, 429, 500, 503):
+            json.loads(body)
+    else:
+        with pytest.raises(outcome) as failed:
+            json.loads(ask(live[0], x_sandbox_fault=fault)[2])
+        # RemoteDisconnected is a ConnectionResetError, too: an orderly close is not a reset.
+        assert failed.type is outcome
+    assert closes(live[0]) == committed
+
+
+def test_a_late_commit_comes_after_the_caller_gave_up(live: tuple[str, sandbox.Sandbox]) -> None:
+    with pytest.raises(http.client.RemoteDisconnected):
+        ask(live[0], x_sandbox_fault="late_commit=100")
+    assert closes(live[0]) == 0
+    until = time.monotonic() + 5
+    while not closes(live[0]) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert closes(live[0]) == 1
+
+
+def test_a_late_answer_is_committed_before_and_a_latency_after_the_wait(live: tuple[str, sandbox.Sandbox]) -> None:
+    for fault, early in (("late_answer=200", 1), ("latency=200", 0)):
+        control(live[0], "reset", {})
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask, live[0], x_sandbox_fault=fault)
+            until = time.monotonic() + 5
+            while not control(live[0], "requests")["requests"] and time.monotonic() < until:
+                time.sleep(0.005)
+            time.sleep(0.05)
+            assert closes(live[0]) == early
+            assert asked.result()[0] == 200
+        assert closes(live[0]) == 1
+
+
+def test_a_drip_comes_byte_by_byte(live: tuple[str, sandbox.Sandbox]) -> None:
+    started = time.monotonic()
+    _, _, body = ask(live[0], x_sandbox_fault="drip=1")
+    assert time.monotonic() - started > len(body) / 1000
+
+
+def test_a_drip_ends_when_nobody_listens() -> None:
+    with sandbox.running(sandbox.create()) as url:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5)
+        connection.request("GET", SESSION, headers=KEY | {"x-sandbox-fault": "drip=60000"})
+        with connection.getresponse() as reply:
+            assert reply.read(1) == b"{"
+        connection.close()
+        started = time.monotonic()
+    # Else the server waits for it before it stops.
+    assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "names"),
+    [("status=429;retry_after=7", ("retry-after", "7")), ("redirect", ("location", "http://elsewhere.invalid/"))],
+)
+def test_a_fault_brings_its_header(live: tuple[str, sandbox.Sandbox], fault: str, names: tuple[str, str]) -> None:
+    assert ask(live[0], x_sandbox_fault=fault)[1][names[0]] == names[1]
+
+
+def test_errors_have_the_engines_own_body(live: tuple[str, sandbox.Sandbox]) -> None:
+    message = "Too many requests are updating this session at the same time"
+    reply = json.loads(ask(live[0], x_sandbox_fault="status=409")[2])
+    assert reply == {"message": message, "errors": [], "StatusCode": 409}
+    assert "retry-after" not in ask(live[0], x_sandbox_fault="status=429")[1]
+
+
+def test_what_nobody_knows_is_added_and_what_is_known_stays(live: tuple[str, sandbox.Sandbox]) -> None:
+    body = json.dumps({"customerSession": cart("TEN-PERCENT", price=99.99)}).encode()
+    plain = json.loads(ask(live[0], body=body)[2])
+    strange = json.loads(ask(live[0], body=body, x_sandbox_fault="unknown_effect,extra_fields,huge=1000")[2])
+    assert {e["effectType"] for e in strange["effects"]} - {e["effectType"] for e in plain["effects"]} == {
+        "sandboxTeleportShopper"
+    }
+    assert all("sandboxExtra" in effect and "sandboxExtra" in effect["props"] for effect in strange["effects"])
+    assert len(strange["sandboxPadding"]) == 1000
+    assert [p["value"] for p in of(strange, "setDiscountPerItem")] == [9.999]
+
+
+@pytest.mark.parametrize(
+    ("fault", "hit"),
+    [
+        ({}, "dry open close read"),
+        ({"count": 2}, "dry open"),
+        ({"count": 0}, ""),
+        ({"operation": "close"}, "close"),
+        ({"operation": "dry", "method": "put"}, "dry"),
+        ({"method": "GET"}, "read"),
+        ({"path": "sessions/s1$"}, "dry open close read"),
+        ({"path": "sessions/s2"}, ""),
+        ({"engine": "talon_one"}, "dry open close read"),
+        ({"engine": "another"}, ""),
+        ({"probability": 0.0}, ""),
+        ({"probability": 0.5, "seed": 1}, "dry read"),
+        ({"probability": 0.5, "seed": 2}, "close read"),
+    ],
+)
+def test_a_fault_meets_the_requests_it_names(live: tuple[str, sandbox.Sandbox], fault: Json, hit: str) -> None:
+    control(live[0], "faults", [{"name": "status", "value": 503, **fault}])
+    requests = {
+        "dry": ("PUT", f"{SESSION}?dry=true", b'{"customerSession": {}}'),
+        "open": ("PUT", SESSION, b'{"customerSession": {}}'),
+        "close": ("PUT", SESSION, CLOSE),
+        "read": ("GET", SESSION, b""),
+    }
+    met = [name for name, request in requests.items() if ask(live[0], *request)[0] == 503]
+    assert " ".join(met) == hit
+
+
+def test_faults_that_make_no_sense_are_refused(live: tuple[str, sandbox.Sandbox]) -> None:
+    for body in (
+        b'[{"name":"flood"}]',
+        b'[{"name":"status","often":1}]',
+        b'[{"name":"status","path":"("}]',
+        b"{}",
+        b"[",
+    ):
+        assert ask(live[0], "POST", "/_sandbox/faults", body)[0] == 400
+    assert control(live[0], "faults") == []
+
+
+def test_the_log_tells_every_request_and_no_secret(live: tuple[str, sandbox.Sandbox]) -> None:
+    ask(live[0], authorization="ApiKey-v1 canary", x_sandbox_fault="status_after=500", idempotency_key="k1")
+    ask(live[0], "GET", f"{SESSION}%2Fb?x=1")
+    told = control(live[0], "requests")
+    assert told["counts"] == {"talon_one close": 1, "talon_one read": 1}
+    first, second = told["requests"]
+    assert (first["operation"], first["status"], first["faults"]) == ("close", 500, ["status_after"])
+    assert (first["body"], first["headers"]["idempotency-key"]) == (CLOSE.decode(), "k1")
+    assert (second["path"], second["query"], second["status"]) == (f"{SESSION}%2Fb", "x=1", 404)
+    assert "canary" not in json.dumps(told)
+
+
+def test_the_clock_can_be_set(live: tuple[str, sandbox.Sandbox]) -> None:
+    def reason() -> list[str]:
+        body = json.dumps({"customerSession": cart("EXPIRED-10", "SOON-10")}).encode()
+        return sorted(p["value"] for p in of(json.loads(ask(live[0], body=body)[2]), "acceptCoupon"))
+
+    assert reason() == []
+    for moment, accepted in (("2021-12-31T12:00:00+01:00", ["EXPIRED-10"]), ("2100-01-01T00:00:00Z", ["SOON-10"])):
+        control(live[0], "clock", {"now": moment})
+        assert reason() == accepted
+    control(live[0], "clock", {"now": None})
+    assert reason() == []
+    assert ask(live[0], "POST", "/_sandbox/clock", b"{}")[0] == 400
+
+
+def test_the_front_page_says_what_this_is_and_what_to_try(live: tuple[str, sandbox.Sandbox]) -> None:
+    status, headers, body = ask(live[0], "GET", "/")
+    page = body.decode()
+    assert (status, headers["x-sandbox"]) == (200, "promotions-mapper")
+    assert "Nothing here is real" in page
+    assert [code for code, _ in book().codes_to_try() if code not in page] == []
+    assert [fault for fault in sandbox.FAULTS if fault not in page] == []
+    assert ask(live[0], "GET", "/nowhere")[1]["x-sandbox"] == "promotions-mapper"
+
+
+def test_a_faulty_rule_book_is_told_with_its_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "book.toml"
+    path.write_text("[engines.talon_one]\nflaten = true\napplication_id = 'x'\n")
+    assert sandbox.run(rulebook=path) == 2
+    told = capsys.readouterr().err
+    assert "engines.talon_one.flaten: is not known" in told
+    assert "engines.talon_one.application_id: Expected `int`" in told
+
+
+def test_without_access_to_the_connection_a_broken_one_is_an_error() -> None:
+    app = sandbox.create(now=lambda: NOW)
+    with pytest.raises(ConnectionResetError):
+        asyncio.run(call(app, SESSION, x_sandbox_fault="reset"))

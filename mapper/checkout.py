@@ -8,7 +8,7 @@ with the place as a JSON pointer.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from mapper import document, money
 from mapper.document import Array, Object
@@ -130,23 +130,13 @@ class Checkout:
         """The lines an engine is told about: those of quantity 1 and more. Engines count positions in this list."""
         return tuple(line for line in self.lines if line.quantity > 0)
 
-    @cached_property
-    def tree(self) -> dict[str, Any]:
-        """The whole body as Python objects, for what configuration points at. Numbers are exact."""
-        try:
-            tree = document.decode(self.source.text)
-        except (ValueError, ArithmeticError):
-            raise InvalidRequest("The body has a number that is too large to read.", "") from None
-        assert isinstance(tree, dict)
-        return tree
-
     def at(self, pointer: str) -> Any:
-        """The value that a JSON pointer names in the body; None where there is none."""
-        return document.at(self.tree, pointer)
+        """The value that a JSON pointer names in the body; None where there is none. Raises `InvalidRequest`."""
+        return _at(self.source, pointer, "")
 
     def at_line(self, line: Line, pointer: str) -> Any:
-        """The value that a JSON pointer names within a line; None where there is none."""
-        return document.at(self.tree, line.pointer + pointer)
+        """The value that a JSON pointer names within a line; None where there is none. Raises `InvalidRequest`."""
+        return _at(line.source, pointer, line.pointer)
 
     def amount_at(self, pointer: str, line: Line | None = None) -> int | None:
         """The amount (minor units) that a pointer names; None where it is absent or null. Raises `InvalidRequest`."""
@@ -160,9 +150,9 @@ class Checkout:
     def applied(self) -> Iterator[tuple[Line | None, dict[str, Any]]]:
         """The discounts that stand in the body: those of each line, then (with None) those at the root."""
         for line in self.lines:
-            for entry in _entries(line.source, line.names):
+            for entry in _entries(line.source, line.names, line.pointer):
                 yield line, entry
-        for entry in _entries(self.source, self.names):
+        for entry in _entries(self.source, self.names, ""):
             yield None, entry
 
 
@@ -302,7 +292,7 @@ def _price(source: Object, family: Literal["A", "B"], pointer: str, digits: int)
 
 def _names(source: Object, family: Literal["A", "B"], pointer: str) -> Names:
     """Which names stand for the total and for the list of discounts, by the type of what came."""
-    for key in {*_TOTALS[family], *_LISTS[family]}:
+    for key in dict.fromkeys((*_TOTALS[family], *_LISTS[family])):
         allowed = {"", "null"}
         allowed |= {"string", "number"} if key in _TOTALS[family] else set()
         allowed |= {"array"} if key in _LISTS[family] else set()
@@ -323,7 +313,7 @@ def _names(source: Object, family: Literal["A", "B"], pointer: str) -> Names:
 def _line_discount(source: Object, names: Names, pointer: str, digits: int) -> tuple[int, int | None]:
     """What is off a line by the body's own account, and the list price that we noted in its discounts, if any."""
     listed, marked = 0, None
-    for index, entry in enumerate(_entries(source, names)):
+    for index, entry in enumerate(_entries(source, names, pointer)):
         where = f"{pointer}/{names.list}/{index}"
         listed += _entry_amount(entry, where, digits)
         meta = entry.get("meta")
@@ -342,7 +332,7 @@ def _line_discount(source: Object, names: Names, pointer: str, digits: int) -> t
 
 def _root_discount(root: Object, names: Names, digits: int, orders: tuple[Order, ...]) -> int:
     if names.came:
-        return sum(_entry_amount(e, f"/{names.list}/{i}", digits) for i, e in enumerate(_entries(root, names)))
+        return sum(_entry_amount(e, f"/{names.list}/{i}", digits) for i, e in enumerate(_entries(root, names, "")))
     if root.kind(names.totals[0]) in ("string", "number"):
         return _scalar_amount(root, names.totals[0], "", digits) - sum(
             o.discount for order in orders for o in order.lines
@@ -350,14 +340,14 @@ def _root_discount(root: Object, names: Names, digits: int, orders: tuple[Order,
     return 0
 
 
-def _entries(source: Object, names: Names) -> list[dict[str, Any]]:
+def _entries(source: Object, names: Names, pointer: str) -> list[dict[str, Any]]:
     if not names.came or len(source.raw(names.list)) == 2:
         return []
-    try:
-        entries = source.value(names.list)
-    except (ValueError, ArithmeticError):
-        raise InvalidRequest("The discounts have a number that is too large to read.", f"/{names.list}") from None
-    return [entry for entry in entries if isinstance(entry, dict)]
+    entries = _value(source, names.list, pointer)
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            raise InvalidRequest("A discount is not an object.", f"{pointer}/{names.list}/{index}")
+    return cast("list[dict[str, Any]]", entries)
 
 
 def _entry_amount(entry: dict[str, Any], pointer: str, digits: int) -> int:
@@ -429,8 +419,11 @@ def _promotions_of_orders(root: Object) -> tuple[Promotions, tuple[str, ...]]:
             parts.append(found)
     if not parts:
         return Promotions(), ()
+    codes = tuple(dict.fromkeys(code for part, _ in parts for code in part.coupon_codes))
+    if len(codes) > MAX_CODES:
+        raise InvalidRequest(f"More than {MAX_CODES} codes are given.", "/orders")
     return Promotions(
-        coupon_codes=tuple(code for part, _ in parts for code in part.coupon_codes),
+        coupon_codes=codes,
         referral_code=next((part.referral_code for part, _ in parts if part.referral_code), ""),
         loyalty_card=next((part.loyalty_card for part, _ in parts if part.loyalty_card), ""),
         identifiers=tuple(dict.fromkeys(i for part, _ in parts for i in part.identifiers)),
@@ -451,16 +444,28 @@ def _promotion_object(source: Object, pointer: str, keys: tuple[str, ...]) -> tu
     codes = _texts(found, "coupon_codes", here)
     if len(codes) > MAX_CODES:
         raise InvalidRequest(f"More than {MAX_CODES} codes are given.", f"{here}/coupon_codes")
-    meta = found.value("meta") if found.kind("meta") == "object" else {}
-    if found.kind("meta") not in ("", "null", "object") and found.value("meta") != []:
+    meta = _value(found, "meta", here)
+    if meta not in (None, []) and not isinstance(meta, dict):
         raise InvalidRequest("meta is not an object.", f"{here}/meta")
     return Promotions(
         coupon_codes=codes,
         referral_code=_text(found, "referral_code", here),
         loyalty_card=_text(found, "loyalty_card", here),
         identifiers=_texts(found, "identifiers", here),
-        meta=meta,
+        meta=meta or {},
     ), (*keys, names[0])
+
+
+def _value(source: Object, key: str, pointer: str) -> Any:
+    return _at(source, f"/{document.escape(key)}", pointer)
+
+
+def _at(source: Object, pointer: str, above: str) -> Any:
+    """The value that a pointer names below an object, which stands at `above` itself."""
+    try:
+        return source.at(pointer)
+    except document.Unreadable:
+        raise InvalidRequest("The value is too large or too deep to be read.", above + pointer) from None
 
 
 def _text(source: Object, key: str, pointer: str) -> str:
@@ -478,7 +483,7 @@ def _texts(source: Object, key: str, pointer: str) -> tuple[str, ...]:
         return ()
     if kind != "array":
         raise InvalidRequest(f"{key} is not an array.", f"{pointer}/{key}")
-    texts = source.value(key)
+    texts = _value(source, key, pointer)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InvalidRequest(f"{key} holds something that is not a string.", f"{pointer}/{key}/{index}")

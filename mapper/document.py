@@ -7,7 +7,7 @@ the text and puts the new values in place.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +18,17 @@ from mapper.errors import InvalidRequest
 # From the end of one value to the start of the next, over what stands between: a comma, a key. The text has been seen
 # valid before these patterns are used, so they need only step over it. Group 1 is the key.
 _TO_MEMBER = re.compile(rb'[\s,{]*("[^"\\]*(?:\\.[^"\\]*)*")\s*:\s*')
-_TO_ITEM = re.compile(rb"[\s,\[]*")
+_TO_ITEM = re.compile(rb"[\s,]*")
+
+# One escape of a string. Group 1 is half a surrogate pair without its other half: RFC 8259 lets it pass, and JavaScript
+# writes it when a text is cut in the middle of an emoji, but no Unicode text can hold it.
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
+)
+
+# How deep things may stand in each other is up to Python's recursion limit. So that whatever is read here can be read
+# again from some calls further down, it is read here with this many arrays around it.
+_HEADROOM = 100
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
@@ -27,6 +37,10 @@ _exact = msgspec.json.Decoder(float_hook=Decimal)
 
 _KINDS = {ord("{"): "object", ord("["): "array", ord('"'): "string", ord("t"): "boolean", ord("f"): "boolean",
           ord("n"): "null"}  # fmt: skip
+
+
+class Unreadable(ValueError):
+    """A value that is JSON but cannot be worked with, such as a number of 5,000 digits. It can still be passed on."""
 
 
 class Span:
@@ -41,13 +55,14 @@ class Span:
 class Object:
     """One JSON object within a text: its members by key, in their order, each with its place."""
 
-    __slots__ = ("end", "members", "start", "text")
+    __slots__ = ("end", "members", "readable", "start", "text")
 
-    def __init__(self, text: bytes, start: int, end: int) -> None:
-        self.text, self.start, self.end = text, start, end
+    def __init__(self, text: bytes, start: int, end: int, readable: bytes) -> None:
+        """`readable` is `text` as `_readable` makes it: values are read from it, and copied from `text`."""
+        self.text, self.start, self.end, self.readable = text, start, end, readable
         self.members: dict[str, Span] = {}
         position = start
-        for key, value in _members.decode(text[start:end]).items():
+        for key, value in _members.decode(readable[start:end]).items():
             step = _TO_MEMBER.match(text, position)
             assert step is not None, "the decoder saw a member here"
             position = step.end() + len(memoryview(value))
@@ -62,9 +77,12 @@ class Object:
         return self.text[span.start : span.end] if span else b""
 
     def value(self, key: str) -> Any:
-        """The value as Python objects, numbers exact (`int` or `Decimal`); None where there is no such member."""
-        raw = self.raw(key)
-        return decode(raw) if raw else None
+        """The value as Python objects, numbers exact (`int` or `Decimal`); None where there is no such member.
+
+        Raises `Unreadable`.
+        """
+        span = self.members.get(key)
+        return decode(self.readable[span.start : span.end]) if span else None
 
     def kind(self, key: str) -> str:
         """object, array, string, number, boolean or null; "" where there is no such member."""
@@ -73,15 +91,28 @@ class Object:
 
     def object(self, key: str) -> "Object | None":
         """The member as an object; None where it is absent or something else."""
-        return Object(self.text, *self._span(key)) if self.kind(key) == "object" else None
+        span = self.members.get(key)
+        return _object(self.text, span, self.readable) if span else None
 
     def array(self, key: str) -> "Array | None":
         """The member as an array; None where it is absent or something else."""
-        return Array(self.text, *self._span(key)) if self.kind(key) == "array" else None
+        span = self.members.get(key)
+        return _array(self.text, span, self.readable) if span else None
 
-    def _span(self, key: str) -> tuple[int, int]:
-        span = self.members[key]
-        return span.start, span.end
+    def at(self, pointer: str) -> Any:
+        """The value that a JSON pointer names, below this object; None where there is none. Raises `Unreadable`."""
+        here: Object | Array | None = self
+        tokens = [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]]
+        if not tokens:
+            return decode(self.readable[self.start : self.end])
+        for token in tokens[:-1]:
+            if isinstance(here, Object):
+                here = here.object(token) or here.array(token)
+            elif here is not None:
+                here = here.object(_index(token)) or here.array(_index(token))
+        if isinstance(here, Object):
+            return here.value(tokens[-1])
+        return here.value(_index(tokens[-1])) if here is not None else None
 
     def render(self, changes: Mapping[str, bytes | None]) -> bytes:
         """The object's text with some members set and, for None, removed. New members go last."""
@@ -105,7 +136,9 @@ class Object:
             value = changes.get(key, self.text[span.start : span.end])
             if value is not None:
                 lead = self.text[position : span.start]
-                kept.append(lead + value if kept else lead.lstrip().removeprefix(b",").lstrip() + value)
+                if not kept and position > self.start + 1:
+                    lead = lead.lstrip().removeprefix(b",").lstrip()
+                kept.append(lead + value)
             position = span.end
         added = self._added(changes, bool(kept))
         return b"".join([b"{", *kept, *added, self.text[position : self.end]])
@@ -122,13 +155,14 @@ class Object:
 class Array:
     """One JSON array within a text: its items, each with its place."""
 
-    __slots__ = ("end", "items", "start", "text")
+    __slots__ = ("end", "items", "readable", "start", "text")
 
-    def __init__(self, text: bytes, start: int, end: int) -> None:
-        self.text, self.start, self.end = text, start, end
+    def __init__(self, text: bytes, start: int, end: int, readable: bytes) -> None:
+        """`readable`: as for `Object`."""
+        self.text, self.start, self.end, self.readable = text, start, end, readable
         self.items: list[Span] = []
-        position = start
-        for value in _items.decode(text[start:end]):
+        position = start + 1
+        for value in _items.decode(readable[start:end]):
             step = _TO_ITEM.match(text, position)
             assert step is not None, "this pattern matches everywhere"
             position = step.end() + len(memoryview(value))
@@ -140,9 +174,23 @@ class Array:
     def kind(self, index: int) -> str:
         return kind(self.text[self.items[index].start])
 
+    def value(self, index: int) -> Any:
+        """As `Object.value`; None where there is no such item."""
+        span = self._span(index)
+        return decode(self.readable[span.start : span.end]) if span else None
+
     def object(self, index: int) -> Object | None:
-        span = self.items[index]
-        return Object(self.text, span.start, span.end) if self.kind(index) == "object" else None
+        """The item as an object; None where it is absent or something else."""
+        span = self._span(index)
+        return _object(self.text, span, self.readable) if span else None
+
+    def array(self, index: int) -> "Array | None":
+        """The item as an array; None where it is absent or something else."""
+        span = self._span(index)
+        return _array(self.text, span, self.readable) if span else None
+
+    def _span(self, index: int) -> Span | None:
+        return self.items[index] if 0 <= index < len(self.items) else None
 
     def render(self, changes: Mapping[int, bytes]) -> bytes:
         """The array's text with some items replaced."""
@@ -155,14 +203,25 @@ class Array:
         return b"".join(pieces)
 
 
+def _object(text: bytes, span: Span, readable: bytes) -> Object | None:
+    return Object(text, span.start, span.end, readable) if kind(text[span.start]) == "object" else None
+
+
+def _array(text: bytes, span: Span, readable: bytes) -> Array | None:
+    return Array(text, span.start, span.end, readable) if kind(text[span.start]) == "array" else None
+
+
 def kind(first: int) -> str:
     """The JSON type of a value, from its first byte."""
     return _KINDS.get(first, "number")
 
 
 def decode(raw: bytes) -> Any:
-    """A value as Python objects; numbers are exact: `int`, or `Decimal` of the very digits."""
-    return _exact.decode(raw)
+    """A value as Python objects; numbers are exact: `int`, or `Decimal` of the very digits. Raises `Unreadable`."""
+    try:
+        return _exact.decode(raw)
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise Unreadable("cannot be read: it is too large, too deep or no JSON") from error
 
 
 def parse(body: bytes) -> Object:
@@ -171,29 +230,37 @@ def parse(body: bytes) -> Object:
     Raises `InvalidRequest` for what is not UTF-8, not JSON, nested too deeply, no object, or names a key twice.
     """
     try:
-        text = body.decode("utf-8")
+        body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The body is not UTF-8 (byte {error.start}).", "", reason="not_utf8") from None
-    start = len(body) - len(body.lstrip())
+    readable = _readable(body)
     try:
-        if body[start : start + 1] != b"{":
-            _raw.decode(body)
-            raise InvalidRequest("The body is not a JSON object.", "", reason="not_an_object")
-        document = Object(body, start, len(body.rstrip()))
+        _raw.decode(readable)
         # A second pass: msgspec keeps the last of two equal keys and says nothing.
-        json.loads(text, object_pairs_hook=_unique, parse_int=str, parse_float=str, parse_constant=_no_number)
-    except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
-        raise InvalidRequest(f"The body is not JSON: {error}.", "", reason="not_json") from None
+        _plain(b"[" * _HEADROOM + readable + b"]" * _HEADROOM, _unique)
+        start = len(body) - len(body.lstrip())
+        if body[start : start + 1] != b"{":
+            raise InvalidRequest("The body is not a JSON object.", "", reason="not_an_object")
+        return Object(body, start, len(body.rstrip()), readable)
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", "", reason="too_deep") from None
-    except _Doubled as doubled:
-        key, pointer = doubled.args[0], _place_of_double(text)
-        raise InvalidRequest(f"The key {key!r} stands twice in one object.", pointer, reason="duplicate_key") from None
-    return document
+    except _Doubled:
+        pointer = _place_of_double(readable)
+        raise InvalidRequest("A key stands twice in one object.", pointer, reason="duplicate_key") from None
+    except ValueError as error:
+        raise InvalidRequest(f"The body is not JSON: {error}.", "", reason="not_json") from None
 
 
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+def _readable(body: bytes) -> bytes:
+    """The body with each half of a surrogate pair that stands alone made into U+FFFD: as many bytes, but readable."""
+    if b"\\ud" not in body and b"\\uD" not in body:
+        return body
+    return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)
+
+
+def _plain(readable: bytes, hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+    """Valid JSON as Python's own parser reads it: numbers as they are spelled, objects as the hook makes them."""
+    return json.loads(readable.decode(), object_pairs_hook=hook, parse_int=str, parse_float=str)
 
 
 class _Doubled(Exception):
@@ -202,14 +269,10 @@ class _Doubled(Exception):
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:
     if len(pairs) != len({key for key, _ in pairs}):
-        seen: set[str] = set()
-        for key, _ in pairs:
-            if key in seen:
-                raise _Doubled(key)
-            seen.add(key)
+        raise _Doubled
 
 
-def _place_of_double(text: str) -> str:
+def _place_of_double(readable: bytes) -> str:
     """The JSON pointer of the first key that stands twice. Slow, for the error message alone."""
 
     class Pairs(list[tuple[str, Any]]):
@@ -231,12 +294,20 @@ def _place_of_double(text: str) -> str:
                     return found
         return None
 
-    return search(json.loads(text, object_pairs_hook=Pairs), "") or ""
+    try:
+        return search(_plain(readable, Pairs), "") or ""
+    except RecursionError:
+        return ""
 
 
 def escape(key: str) -> str:
     """A key as a token of a JSON pointer (RFC 6901)."""
     return key.replace("~", "~0").replace("/", "~1")
+
+
+def _index(token: str) -> int:
+    """The array position that a token of a JSON pointer names; -1 where it names none."""
+    return int(token) if token.isascii() and token.isdigit() and len(token) < 10 else -1
 
 
 def at(document: Any, pointer: str) -> Any:
@@ -245,8 +316,8 @@ def at(document: Any, pointer: str) -> Any:
         token = escaped.replace("~1", "/").replace("~0", "~")
         if isinstance(document, dict):
             document = document.get(token)
-        elif isinstance(document, list) and token.isascii() and token.isdigit() and int(token) < len(document):
-            document = document[int(token)]
+        elif isinstance(document, list) and 0 <= _index(token) < len(document):
+            document = document[_index(token)]
         else:
             return None
     return document

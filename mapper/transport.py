@@ -31,6 +31,7 @@ import ssl
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Iterable, Sequence
+from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
@@ -114,7 +115,9 @@ class _Exchange:
         kind = type(error.__cause__ or error).__name__
         late = isinstance(error, TimeoutError | httpx2.TimeoutException)
         if self.stage == "connecting":
-            return NotSent("connect" if late else _why_no_connection(error), str(error) or kind)
+            # What these two say is the address and the system's word for the fault; others hold the URL.
+            told = isinstance(error, aiohttp.ClientConnectorError | httpx2.ConnectError)
+            return NotSent("connect" if late else _why_no_connection(error), str(error) if told else kind)
         if late:
             return Unknown("timeout", self.stage)
         if self.stage == "reading":
@@ -283,7 +286,10 @@ class AiohttpTransport(_Client):
 
 
 class HttpxTransport(_Client):
-    """httpx2's transport without its client: no redirects, cookies, proxies, .netrc and URL logs to switch off."""
+    """httpx2's transport without its client: no redirects, cookies, proxies, .netrc and URL logs to switch off.
+
+    Cancelled in the middle of a TLS handshake, httpcore2 leaves the socket to the garbage collector.
+    """
 
     def __init__(self, connections: int) -> None:
         limits = httpx2.Limits(
@@ -308,7 +314,8 @@ class HttpxTransport(_Client):
         try:
             exchange.stage = "reading"
             headers = _merged(response.headers.multi_items())
-            body = await _read(response.aiter_raw(), headers.get("content-encoding", ""), max_bytes)
+            async with aclosing(response.aiter_raw()) as chunks:
+                body = await _read(chunks, headers.get("content-encoding", ""), max_bytes)
         finally:
             await response.aclose()
         return EngineReply(status=response.status_code, headers=headers, body=body)

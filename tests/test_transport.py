@@ -47,8 +47,15 @@ class Rim:
             return runner.run(main())
 
 
-@pytest.fixture(params=["aiohttp-asyncio", "aiohttp-uvloop", "httpx-asyncio", "httpx-uvloop"])
+@pytest.fixture(params=["aiohttp", "httpx"])
 def rim(request: pytest.FixtureRequest) -> Rim:
+    """Each client, on the event loop of the service."""
+    return Rim(request.param, "uvloop")
+
+
+@pytest.fixture(params=["aiohttp-asyncio", "aiohttp-uvloop", "httpx-asyncio", "httpx-uvloop"])
+def any_rim(request: pytest.FixtureRequest) -> Rim:
+    """Each client on each event loop, for what the two loops do differently: connections that end."""
     client, loop = request.param.split("-")
     return Rim(client, loop)
 
@@ -172,8 +179,8 @@ def test_header_names_come_in_lower_case_and_repeated_ones_joined(rim: Rim) -> N
 
 def test_cookies_are_not_kept(rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
-        await call(client, server.url("/headers"))
-        await call(client, server.url("/ok"))
+        await call(client, server.url("/headers", host="localhost"))
+        await call(client, server.url("/ok", host="localhost"))
 
     assert not any(name.lower() == "cookie" for name, _ in rim.run(story).requests[1].headers)
 
@@ -216,19 +223,20 @@ FAILURES = {
 SOUND_CONNECTION = ("/half_gzip", "/no_gzip", "/gzip_and_more", "/brotli")
 
 
-def test_whatever_goes_wrong_after_connecting_is_unknown_and_the_client_goes_on(rim: Rim) -> None:
+def test_whatever_goes_wrong_after_connecting_is_unknown_and_the_client_goes_on(any_rim: Rim) -> None:
     failures = {}
 
     async def story(client: Transport, server: HostileServer) -> None:
         for path in FAILURES:
             before = server.connections
-            failures[path] = await failure(client, server.url(path), timeout_s=0.1)
+            timeout_s = 0.1 if FAILURES[path][1] == "timeout" else 2.0
+            failures[path] = await failure(client, server.url(path), timeout_s=timeout_s)
             assert (await call(client, server.url("/ok"))).status == 200
             assert path in SOUND_CONNECTION or server.connections > before, (
                 f"after {path}, its connection was used again"
             )
 
-    server = rim.run(story, connections=1)
+    server = any_rim.run(story, connections=1)
     assert failures == FAILURES
     assert [received.target for received in server.requests] == [
         target for path in FAILURES for target in (path, "/ok")
@@ -251,7 +259,7 @@ def test_the_deadline_covers_every_byte(rim: Rim) -> None:
         for path in ("/stall", "/drip"):
             started = time.monotonic()
             await failure(client, server.url(path), timeout_s=0.1)
-            assert 0.09 < time.monotonic() - started < 0.2, path
+            assert 0.09 < time.monotonic() - started < 0.5, path
 
     rim.run(story)
 
@@ -279,8 +287,8 @@ def test_no_connection_is_not_sent(rim: Rim) -> None:
 def test_connecting_gets_half_of_the_time(rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         started = time.monotonic()
-        await failure(client, server.url().replace("http:", "https:"), timeout_s=0.2)
-        assert 0.09 < time.monotonic() - started < 0.18
+        await failure(client, server.url().replace("http:", "https:"), timeout_s=0.5)
+        assert 0.24 < time.monotonic() - started < 0.49
 
     rim.run(story)
 
@@ -340,7 +348,7 @@ METHODS = ("PUT", "POST", "GET", "DELETE")
 
 
 @pytest.mark.parametrize("path", ["/reset", "/close", "/truncate", "/garbage"])
-def test_n_calls_are_n_requests_on_fresh_and_on_kept_connections(rim: Rim, path: str) -> None:
+def test_n_calls_are_n_requests_on_fresh_and_on_kept_connections(any_rim: Rim, path: str) -> None:
     fresh, kept = 5 * [path], 5 * ["/ok", path]
 
     async def story(client: Transport, server: HostileServer) -> None:
@@ -352,20 +360,20 @@ def test_n_calls_are_n_requests_on_fresh_and_on_kept_connections(rim: Rim, path:
                     kind, _ = await failure(client, server.url(target), method=method)
                     assert kind is Unknown
 
-    server = rim.run(story)
+    server = any_rim.run(story)
     assert [(received.method, received.target) for received in server.requests] == [
         (method, target) for method in METHODS for target in fresh + kept
     ]
     assert server.connections == 10 * len(METHODS)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_reset_of_an_unread_request_is_unknown_and_not_sent_again(rim: Rim, method: str) -> None:
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_a_reset_of_an_unread_request_is_unknown_and_not_sent_again(any_rim: Rim, method: str) -> None:
     async def kept(client: Transport, server: HostileServer) -> None:
         await call(client, server.url("/reset_unread"), method=method)
         assert await failure(client, server.url("/ok"), method=method) == (Unknown, "reset")
 
-    server = rim.run(kept)
+    server = any_rim.run(kept)
     assert [received.target for received in server.requests] == ["/reset_unread"]
     assert server.connections == 1
 
@@ -373,26 +381,26 @@ def test_a_reset_of_an_unread_request_is_unknown_and_not_sent_again(rim: Rim, me
         # Whether the connection counts as made is a matter of microseconds; that there is one attempt is not.
         await failure(client, server.url("/ok"), method=method)
 
-    assert rim.run(fresh, resets=True).connections == 1
+    assert any_rim.run(fresh, resets=True).connections == 1
 
 
-def test_a_kept_connection_that_was_closed_while_idle_is_replaced_unseen(rim: Rim) -> None:
+def test_a_kept_connection_that_was_closed_while_idle_is_replaced_unseen(any_rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         for path in ("/then_close", "/then_half_close") * 5:
             await call(client, server.url(path))
             await asyncio.sleep(0.01)
 
-    server = rim.run(story)
+    server = any_rim.run(story)
     assert (len(server.requests), server.connections) == (10, 10)
 
 
-def test_bytes_that_come_unasked_are_not_taken_for_the_next_reply(rim: Rim) -> None:
+def test_bytes_that_come_unasked_are_not_taken_for_the_next_reply(any_rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         await call(client, server.url("/then_poison"))
         await asyncio.sleep(0.05)
         assert (await call(client, server.url("/ok"))).body == b"{}"
 
-    assert rim.run(story, connections=1).connections == 2
+    assert any_rim.run(story, connections=1).connections == 2
 
 
 # The pool
@@ -421,7 +429,7 @@ def test_an_idle_connection_is_given_up_before_a_load_balancer_does(rim: Rim, mo
     assert rim.run(story).connections == 2
 
 
-def test_calls_may_be_cancelled_at_any_moment(rim: Rim) -> None:
+def test_calls_may_be_cancelled_at_any_moment(any_rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         for moment in range(40):
             path = ("/stall", "/stall_in_body", "/drip", "/drip_head")[moment % 4]
@@ -434,7 +442,7 @@ def test_calls_may_be_cancelled_at_any_moment(rim: Rim) -> None:
         replies = await asyncio.gather(*(call(client, server.url("/ok")) for _ in range(10)))
         assert [reply.status for reply in replies] == [200] * 10
 
-    rim.run(story, connections=4)
+    any_rim.run(story, connections=4)
 
 
 # Size
@@ -455,7 +463,7 @@ def test_a_bomb_is_never_held_in_memory(rim: Rim) -> None:
         try:
             started = time.monotonic()
             assert await failure(client, server.url("/bomb"), limit=2_000_000) == (Unknown, "too_large")
-            assert time.monotonic() - started < 0.5
+            assert time.monotonic() - started < 1.5
             assert tracemalloc.get_traced_memory()[1] < 10_000_000
         finally:
             tracemalloc.stop()
@@ -471,9 +479,10 @@ def test_no_secret_and_no_url_is_in_logs_errors_and_reprs(rim: Rim, caplog: pyte
     texts: list[str] = []
 
     async def story(client: Transport, server: HostileServer) -> None:
-        for path in ("/ok", *FAILURES):
+        silent = server.url().replace("http:", "https:")
+        for url in (*map(server.url, ("/ok", *FAILURES)), silent, "http://127.0.0.1:1/refused"):
             try:
-                await call(client, server.url(path + QUERY), timeout_s=0.02)
+                await call(client, url + QUERY, timeout_s=0.05)
             except (NotSent, Unknown) as error:
                 texts.extend([repr(error), str(error), *traceback.format_exception(error)])
         texts.extend([repr(client), str(vars(client))])

@@ -110,6 +110,8 @@ class Recall(msgspec.Struct, frozen=True):
 
     state: Literal["redeemed", "absent"]
     outcome: Outcome = Outcome()
+    extra: tuple[str, ...] = ()
+    """The engine's ids of further redemptions of the same order, which must be rolled back; never the first."""
 
 
 class Misconfigured(Exception):
@@ -159,7 +161,11 @@ class Adapter(Protocol):
         ...
 
     def undo(self, order: Checkout, session: str) -> Conversation[None] | None:
-        """Takes back what `redeem` did for this order; None where the engine cannot."""
+        """Takes back what `redeem` did for this order, repeatably; None where the engine cannot."""
+        ...
+
+    def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None] | None:
+        """Rolls back the further redemptions that `recall` found; None where the engine keeps an order to one."""
         ...
 
 

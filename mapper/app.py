@@ -24,6 +24,8 @@ from starlette.routing import Route
 from mapper import __version__, errors, promotions, settings, transport
 from mapper.engine import Engine
 from mapper.errors import Operation, Problem
+from mapper.ledger import Answer, LedgerUnavailable, open_ledger
+from mapper.once import Once
 from mapper.promotions import Call, Service
 from mapper.settings import Settings
 from mapper.telemetry import Record, Telemetry, log
@@ -32,13 +34,19 @@ from mapper.telemetry import Record, Telemetry, log
 VALIDATE_SLOTS = 64
 CONSUME_SLOTS = 32
 
+# While a lease lasts nobody else touches an order: longer than anything its holder does without writing to the ledger.
+LEASE_S = 30.0
+
+# How long a process that is told to stop waits for orders that are being redeemed.
+DRAIN_S = 25.0
+
 # A caller that takes longer than this to send its body is holding a connection, not checking out.
 BODY_DEADLINE_S = 5.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
-Story = Callable[[Service, Call], Awaitable[bytes]]
+Story = Callable[[Service, Call], Awaitable[Answer]]
 
 
 def create(configured: Settings, *, engine_transport: transport.Transport | None = None) -> Starlette:
@@ -53,14 +61,28 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             configured.http_client, connections=VALIDATE_SLOTS + CONSUME_SLOTS
         )
         accounts = configured.adapter.accounts
-        app.state.service = Service(
-            settings=configured,
-            validating=Engine(client, accounts, on_call=telemetry.call, slots=VALIDATE_SLOTS),
-            consuming=Engine(client, accounts, on_call=telemetry.call, slots=CONSUME_SLOTS),
+        ledger = await open_ledger(
+            configured.ledger_url,
+            quarantine_s=configured.quarantine_s,
+            lease_s=max(LEASE_S, 2 * configured.consume_deadline_s),
         )
+        once = Once(
+            configured,
+            Engine(client, accounts, on_call=telemetry.call, slots=CONSUME_SLOTS),
+            ledger,
+            time.monotonic,
+            on_backlog=telemetry.backlog,
+        )
+        validating = Engine(client, accounts, on_call=telemetry.call, slots=VALIDATE_SLOTS)
+        app.state.service = Service(configured, validating, once)
+        reconciling = asyncio.create_task(once.reconcile())
         try:
             yield
         finally:
+            reconciling.cancel()
+            await asyncio.wait({reconciling})
+            await once.drain(DRAIN_S)
+            await ledger.close()
             await client.aclose()
 
     app = Starlette(
@@ -103,7 +125,8 @@ async def _answer(request: Request, operation: Operation, story: Story, record: 
     try:
         body = await _read(request, configured.max_body_bytes)
         call = Call(body, request.headers.raw, service.clock() + budget, record)
-        return _json(200, await story(service, call)), "ok"
+        answer = await story(service, call)
+        return _json(answer.status, answer.reply), answer.reason
     except _NotACall as refusal:
         return _json(refusal.status, msgspec.json.encode({"error": refusal.text}), **refusal.headers), refusal.reason
     except ClientDisconnect:
@@ -176,6 +199,11 @@ async def _alive(request: Request) -> Response:
 
 
 async def _ready(request: Request) -> Response:
+    service: Service = request.app.state.service
+    try:
+        await service.once.ledger.ping()
+    except LedgerUnavailable as problem:
+        return _json(503, msgspec.json.encode({"status": "not ready", "reason": problem.reason}))
     return _json(200, b'{"status":"ready"}')
 
 

@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -76,11 +77,13 @@ def run(*, keep: bool) -> int:
     screen = Screen()
     secret = secrets.token_hex(16)
     with ExitStack() as running:
+        folder = running.enter_context(tempfile.TemporaryDirectory())
         sandbox_url = running.enter_context(_serving(sandbox.create()))
         screen.say(f"Sandbox on {sandbox_url}: the engines, emulated. Nothing leaves this machine.")
         services: dict[str, str] = {}
         for engine in [name for name in ENGINES if name in known(SANDBOXES)]:
             environment = {"MAPPER_ENGINE": engine, "NACELLE_SIGNING_SECRETS": secret}
+            environment["MAPPER_LEDGER_URL"] = f"sqlite:///{folder}/{engine}.db"
             environment |= {name: value.format(url=sandbox_url) for name, value in ENGINES[engine].items()}
             services[engine] = running.enter_context(_serving(app.create(settings.load(environment))))
             screen.say(f"Service on {services[engine]}, in front of {engine}.")

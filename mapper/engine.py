@@ -54,6 +54,7 @@ MESSAGES = {
     "rate_limited": "The promotion engine is over its quota of calls",
     "conflict": "The promotion engine was busy with another change of the same session",
     "server_error": "The promotion engine failed on its side",
+    "paused": "This service was paused just before it could ask the promotion engine",
     "adapter_error": "The promotion engine's answer could not be made use of; the log says why",
 }
 
@@ -62,6 +63,9 @@ _CHARACTER = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})"
 _PATH = re.compile(rf"/(?:{_CHARACTER}+(?:/{_CHARACTER}+)*/?)?(?:\?(?:{_CHARACTER}|[/?\[\]])*)?")
 _DOTS = re.compile(r"/(?:\.|%2e){1,2}(?=/|$)", re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]{1,12}")
+
+
+Gate = Callable[[], Awaitable[bool]] | None
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,15 +124,18 @@ class Engine:
         self._clock, self._wall_clock, self._sleep, self._random = clock, wall_clock, sleep, random
         self._budget = BUDGET_MAX
 
-    async def converse(self, conversation: Conversation[T], deadline: float) -> T:
+    async def converse(self, conversation: Conversation[T], deadline: float, before_effect: Gate = None) -> T:
         """What the conversation returns. `deadline` is a moment on `clock`, for the conversation as a whole.
+
+        `before_effect` is awaited right before each attempt at a request that may not be repeated; the request goes out
+        only if it says True, and what it raises is passed on.
 
         Raises `EngineUnavailable`, `Overloaded` (nothing was sent), whatever `Problem` the adapter raises, and
         `ValueError` for a request that no adapter should make (it is not sent).
         """
         try:
             async with self._slot():
-                return await self._hold(conversation, deadline)
+                return await self._hold(conversation, deadline, before_effect)
         finally:
             conversation.close()
 
@@ -148,7 +155,7 @@ class Engine:
         finally:
             self._slots.release()
 
-    async def _hold(self, conversation: Conversation[T], deadline: float) -> T:
+    async def _hold(self, conversation: Conversation[T], deadline: float, before_effect: Gate) -> T:
         reply: EngineReply | None = None
         acted = False
         for asked in count():
@@ -163,11 +170,11 @@ class Engine:
                 raise _adapter_error() from error
             if asked == MAX_REQUESTS:
                 break
-            reply = await self._ask(request, deadline, acted=acted)
+            reply = await self._ask(request, deadline, before_effect, acted=acted)
             acted = acted or request.method not in ("GET", "HEAD")
         raise _adapter_error()
 
-    async def _ask(self, request: EngineRequest, deadline: float, *, acted: bool) -> EngineReply:
+    async def _ask(self, request: EngineRequest, deadline: float, before_effect: Gate, *, acted: bool) -> EngineReply:
         """The reply to one request, after as many attempts as it may have."""
         url, headers = self._outgoing(request)
         self._budget = min(BUDGET_MAX, self._budget + BUDGET_PER_CALL)
@@ -175,6 +182,7 @@ class Engine:
         while True:
             # The place for a circuit breaker: it would raise here, before the attempt, and learn from `_Failed` below.
             try:
+                await _pass(before_effect, request)
                 return await self._attempt(request, url, headers, deadline, attempt)
             except _Failed as failed:
                 pause = self._pause(request, failed, attempt, deadline)
@@ -260,6 +268,11 @@ class Engine:
         if request.body and "content-type" not in given:
             headers.append(("Content-Type", "application/json"))
         return account.base_url.rstrip("/") + request.path, headers
+
+
+async def _pass(before_effect: Gate, request: EngineRequest) -> None:
+    if before_effect is not None and not request.repeatable and not await before_effect():
+        raise _Failed("paused", sent=False)
 
 
 def _step(conversation: Conversation[T], reply: EngineReply | None) -> EngineRequest:

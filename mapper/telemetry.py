@@ -11,13 +11,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from mapper.engine import Call
+from mapper.ledger import Backlog, State
 
 log = logging.getLogger("mapper")
 
-disable_created_metrics()  # one more series per series, of no use to anybody here
+disable_created_metrics()  # type: ignore[no-untyped-call] # one more series per series, of no use to anybody here
 
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8)
 
@@ -66,6 +67,10 @@ class Telemetry:
         self.rejected = Counter(
             "mapper_rejected_codes_total", "Codes that did not apply.", ["reason"], registry=self.registry
         )
+        self.orders = Gauge("mapper_ledger_orders", "Orders in the ledger by state.", ["state"], registry=self.registry)
+        self.oldest_open = Gauge(
+            "mapper_ledger_oldest_open_seconds", "Age of the oldest order that is not finished.", registry=self.registry
+        )
         self.events = Counter(
             "mapper_events_total",
             "Discounts clamped at zero, amounts that drifted between validate and consume, answers without the engine.",
@@ -94,6 +99,11 @@ class Telemetry:
         self.call_seconds.labels(call.operation).observe(call.seconds)
         line = {"call": call.operation, "result": result, "ms": round(call.seconds * 1000, 1), "attempt": call.attempt}
         log.info("engine call", extra={"facts": line})
+
+    def backlog(self, backlog: Backlog) -> None:
+        for state in State:
+            self.orders.labels(state.value).set(backlog.counts.get(state, 0))
+        self.oldest_open.set(backlog.oldest_s)
 
     def metrics(self) -> bytes:
         return generate_latest(self.registry)

@@ -1,6 +1,11 @@
 """An engine of our own invention: an adapter that says what it is told to say, and a wire that fails when asked to."""
 
+import asyncio
+import atexit
 import dataclasses
+import shutil
+import tempfile
+import uuid
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -11,6 +16,15 @@ from mapper.settings import Settings, load
 from mapper.signature import sign
 
 SECRET = b"a signing secret that is long enough"
+
+
+_FOLDER = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
+
+
+def new_ledger() -> str:
+    """The URL of a ledger that does not exist yet."""
+    return f"sqlite:///{_FOLDER}/{uuid.uuid4().hex}.db"
 
 
 class FakeAdapter:
@@ -52,10 +66,13 @@ class FakeAdapter:
         return self.recalled
 
     def undo(self, order: Checkout, session: str) -> Conversation[None] | None:
-        return self._undo(session)
+        return self._command("undo", session)
 
-    def _undo(self, session: str) -> Conversation[None]:
-        yield self._request("undo", session, repeatable=True)
+    def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None] | None:
+        return self._command("repair", session)
+
+    def _command(self, operation: str, session: str) -> Conversation[None]:
+        yield self._request(operation, session, repeatable=True)
 
     def _request(self, operation: str, session: str, *, repeatable: bool) -> EngineRequest:
         self.sessions.append((operation, session))
@@ -68,12 +85,14 @@ class FakeTransport:
     def __init__(self) -> None:
         self.script: dict[str, list[int | Exception]] = {}
         self.sent: list[str] = []
+        self.pause = 0.0
 
     async def send(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
     ) -> EngineReply:
         operation = url.rsplit("/", 1)[-1]
         self.sent.append(operation)
+        await asyncio.sleep(self.pause)
         pending = self.script.get(operation)
         step = pending.pop(0) if pending else 200
         if isinstance(step, Exception):

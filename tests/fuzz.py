@@ -21,6 +21,7 @@ from mapper.adapter import EngineReply
 from mapper.settings import load
 from mapper.signature import sign
 from mapper.telemetry import log
+from tests.fakes import new_ledger
 
 SECRET = "a signing secret that is long enough"
 LIMIT_BYTES = 20_000
@@ -185,6 +186,7 @@ async def fuzz(count: int, seed: int) -> Report:
     }
     environment |= {"TALON_ONE_BASE_URL": "https://engine.test", "TALON_ONE_API_KEY": "key", "NACELLE_SPACE_IDS": "one"}
     environment |= {"TALON_ONE_ADDITIONAL_COSTS": "shipping=/shipping_rate/price", "TALON_ONE_ITEM_ATTRIBUTES": "X=/x"}
+    environment["MAPPER_LEDGER_URL"] = new_ledger()
     application = app.create(load(environment), engine_transport=_Wire())
     async with application.router.lifespan_context(application):
         for _ in range(count):

@@ -10,8 +10,9 @@ from starlette.testclient import TestClient
 from mapper import app
 from mapper.adapter import Discount, Outcome, Rejection
 from mapper.errors import STATUS, EngineRejected, OrderMismatch
+from mapper.ledger import Ledger, LedgerUnavailable
 from mapper.transport import NotSent, Unknown
-from tests.fakes import FakeAdapter, FakeTransport, settings, signed
+from tests.fakes import FakeAdapter, FakeTransport, new_ledger, settings, signed
 
 CHECKOUT = {"id": "c-1", "items": [{"sku": "S", "quantity": 1, "price": "140.00"}]}
 ORDER = {"id": "c-1", "order_items": [{"sku": "S", "quantity": 1, "price": "140.00"}]}
@@ -25,6 +26,7 @@ class Client:
 
     def __init__(self, **environment: str) -> None:
         self.adapter, self.wire = FakeAdapter(), FakeTransport()
+        environment = {"MAPPER_LEDGER_URL": new_ledger(), **environment}
         application = app.create(settings(self.adapter, **environment), engine_transport=self.wire)
         self.http = TestClient(application, raise_server_exceptions=False)
 
@@ -169,11 +171,13 @@ def test_same_order_other_content(client: Client) -> None:
     check_error(client.post("consume"), "consume", 400, "order_mismatch")
 
 
-def test_an_outcome_that_is_not_known_yet(client: Client) -> None:
-    client.wire.script = {"redeem": [Unknown("timeout")]}
-    response = client.post("consume")
-    check_error(response, "consume", 500, "outcome_pending")
-    assert response.headers["retry-after"] == "60"
+def test_an_outcome_that_is_not_known_yet() -> None:
+    client = Client(MAPPER_CONSUME_DEADLINE_MS="500")
+    with client.http:
+        client.wire.script = {"redeem": [Unknown("timeout")]}
+        response = client.post("consume")
+        check_error(response, "consume", 500, "outcome_pending")
+        assert response.headers["retry-after"] == "1"
 
 
 def test_other_amounts_where_they_are_refused() -> None:
@@ -278,6 +282,15 @@ def test_operator_routes(client: Client) -> None:
     assert client.http.get("/livez").json() == {"status": "alive"}
     assert client.http.get("/readyz").json() == {"status": "ready"}
     assert client.http.get("/version").json()["engine"] == "fake"
+
+
+def test_not_ready_without_the_ledger(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: Any) -> None:
+        raise LedgerUnavailable("full")
+
+    monkeypatch.setattr(Ledger, "ping", full)
+    response = client.http.get("/readyz")
+    assert (response.status_code, response.json()) == (503, {"status": "not ready", "reason": "ledger_full"})
 
 
 def test_metrics_count_by_reason(client: Client) -> None:

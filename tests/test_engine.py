@@ -372,7 +372,7 @@ def test_every_reason_has_a_sentence_without_data_of_the_engine() -> None:
         assert "text" not in error.message
         assert error.message.startswith(engine.MESSAGES[error.reason])
         seen.add(error.reason)
-    assert seen == engine.MESSAGES.keys() - {"adapter_error"}
+    assert seen == engine.MESSAGES.keys() - {"adapter_error", "paused"}
     for reason in (*reasons[0], *reasons[1]):
         assert reason in (transport.NotSent.__doc__ or "") + (transport.Unknown.__doc__ or "")
 
@@ -555,3 +555,42 @@ def test_replay_lets_out_what_the_adapter_raises() -> None:
 
 def test_luck_is_random_by_default() -> None:
     assert Engine(World(), {})._random is random.random
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Before something that cannot be taken back
+
+
+@pytest.mark.parametrize(
+    ("answers", "attempts", "sent"),
+    [([True], 1, 1), ([False, True], 2, 1), ([False, False], 2, 0)],
+)
+def test_what_may_not_be_repeated_goes_out_only_if_it_may(answers: list[bool], attempts: int, sent: int) -> None:
+    world, asked = World(), list(answers)
+
+    async def may() -> bool:
+        return asked.pop(0)
+
+    async def hold() -> object:
+        return await world.engine.converse(ask(ONCE), world.now + 5, may)
+
+    if sent:
+        asyncio.run(hold())
+    else:
+        with pytest.raises(EngineUnavailable) as error:
+            asyncio.run(hold())
+        assert (error.value.reason, error.value.sent) == ("paused", False)
+    assert (len(world.sent), len(answers) - len(asked)) == (sent, attempts)
+
+
+def test_what_may_be_repeated_is_not_asked_about() -> None:
+    world = World()
+
+    async def never() -> bool:
+        raise AssertionError
+
+    async def hold() -> object:
+        return await world.engine.converse(ask(request()), world.now + 5, never)
+
+    asyncio.run(hold())
+    assert len(world.sent) == 1

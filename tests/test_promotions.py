@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import pytest
 
@@ -10,11 +11,15 @@ from mapper import promotions
 from mapper.adapter import Discount, Notice, Outcome, Recall, Rejection
 from mapper.engine import Engine
 from mapper.errors import EngineRejected, EngineUnavailable, Forbidden, InvalidRequest, Problem
+from mapper.errors import body as body_of
+from mapper.ledger import Answer, Clock, Ledger, LedgerUnavailable, open_ledger
+from mapper.once import Once
 from mapper.promotions import Call, Service
 from mapper.telemetry import Record
 from mapper.transport import NotSent, Unknown
-from tests.fakes import FakeAdapter, FakeTransport, settings, signed
+from tests.fakes import FakeAdapter, FakeTransport, new_ledger, settings, signed
 
+T = TypeVar("T")
 NOW = 1_800_000_000.0
 CHECKOUT = {
     "id": "c-1",
@@ -31,11 +36,14 @@ REFUSED = Outcome(rejected=(Rejection("TEN", "expired", "CouponExpired"), Reject
 
 
 class House:
-    """A service with a fake engine behind it, and a short way to call it."""
+    """A service with a fake engine behind it, and a short way to call it. Its ledger lives as long as the house."""
 
     def __init__(self, **environment: str) -> None:
         self.adapter, self.wire = FakeAdapter(), FakeTransport()
         self.now, self.record = NOW, Record("", "")
+        self.time = 1000.0
+        """What deadlines, leases and quarantines are counted on; sleeping moves it."""
+        self.ledger_url = new_ledger()
         self.configured = settings(self.adapter, **environment)
 
     def __call__(self, story: str, body: object) -> dict[str, Any]:
@@ -43,23 +51,47 @@ class House:
         return got
 
     def bytes(self, story: str, body: object) -> bytes:
-        async def call() -> bytes:
-            async def no_sleep(_: float) -> None:
-                pass
+        answer = self.answer(story, body)
+        assert answer.status == 200, answer
+        return answer.reply
 
-            engine = Engine(self.wire, self.adapter.accounts, sleep=no_sleep)
-            service = Service(self.configured, engine, engine, now=lambda: self.now, new_id=lambda: "made-1")
-            data, headers = signed(body)
-            self.record = Record(story, "r")
+    def answer(self, story: str, body: object) -> Answer:
+        data, headers = signed(body)
+        self.record = Record(story, "r")
+
+        async def call(service: Service) -> Answer:
             tell = promotions.validate if story == "validate" else promotions.consume
-            return await tell(service, Call(data, headers, service.clock() + 5, self.record))
+            return await tell(service, Call(data, headers, self.time + 8, self.record))
 
-        return asyncio.run(call())
+        return asyncio.run(self.within(call))
+
+    async def within(self, act: Callable[[Service], Awaitable[T]]) -> T:
+        clock = Clock(lambda: self.time, lambda: self.now, "boot")
+        ledger = await open_ledger(self.ledger_url, clock=clock)
+        engine = Engine(self.wire, self.adapter.accounts, clock=lambda: self.time, sleep=self.sleep)
+        once = Once(self.configured, engine, ledger, lambda: self.time, self.sleep)
+        service = Service(self.configured, engine, once, lambda: self.time, lambda: self.now, lambda: "made-1")
+        try:
+            return await act(service)
+        finally:
+            await once.drain(1)
+            await ledger.close()
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        await asyncio.sleep(0)
 
     def refusal(self, story: str, body: object) -> Problem:
-        with pytest.raises(Problem) as problem:
-            self.bytes(story, body)
-        return problem.value
+        """What is raised; a refusal that was recorded as the order's answer is read back from it."""
+        try:
+            answer = self.answer(story, body)
+        except Problem as raised:
+            return raised
+        error = json.loads(answer.reply)["error"]
+        problem = Problem(error["error"], reason=answer.reason, **error["details"])
+        problem.category = error["category"]  # type: ignore[misc]
+        assert (answer.status, answer.reply) == (problem.status("consume"), body_of(problem, "consume"))
+        return problem
 
 
 @pytest.fixture
@@ -314,10 +346,29 @@ def test_while_it_stays_unknown_the_caller_is_told_to_come_back(house: House, fa
     house.adapter.granted = TEN_OFF
     house.wire.script["redeem"] = [failure]
     problem = house.refusal("consume", ORDER)
-    assert (problem.category, problem.status("consume"), problem.retry_after) == ("outcome_pending", 500, 60)
-    house.wire.script = {"redeem": [failure], "recall": [Unknown("timeout")] * 9}
-    assert house.refusal("consume", ORDER).reason == "recall_failed"
-    assert house.wire.sent.count("redeem") == 2
+    assert (problem.category, problem.status("consume"), problem.retry_after) == ("outcome_pending", 500, 10)
+    assert house.wire.sent == ["check", "redeem"] + ["recall"] * 6
+    house.wire.sent, house.wire.script = [], {"recall": [Unknown("timeout")] * 9}
+    assert house.refusal("consume", ORDER).category == "outcome_pending"
+    assert set(house.wire.sent) == {"recall"}
+
+
+@pytest.mark.parametrize("failure", UNKNOWN)
+def test_what_the_engine_does_not_know_after_the_quarantine_is_sent_again(
+    house: House, failure: int | Exception
+) -> None:
+    house.adapter.granted = TEN_OFF
+    house.wire.script["redeem"] = [failure]
+    house.refusal("consume", carrying("10.00"))
+    house.time, house.wire.sent = house.time + 45, []
+    house.refusal("consume", carrying("10.00"))
+    assert "redeem" not in house.wire.sent, "the quarantine is not over"
+    house.time, house.wire.sent = house.time + 60, []
+    assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
+    assert house.wire.sent == ["recall", "recall", "check", "redeem"], "absent counts when it was seen twice"
+    house.wire.sent = []
+    house("consume", carrying("10.00"))
+    assert house.wire.sent == [], "and then it is finished"
 
 
 def test_what_was_certainly_not_sent_needs_no_recall(house: House) -> None:
@@ -353,11 +404,191 @@ def test_a_checkout_is_no_order(house: House) -> None:
 
 
 def test_nothing_is_read_before_the_signature(house: House) -> None:
-    async def call() -> None:
-        engine = Engine(house.wire, house.adapter.accounts)
-        service = Service(house.configured, engine, engine)
-        await promotions.validate(service, Call(b"not json", [], service.clock() + 1))
+    for story in (promotions.validate, promotions.consume):
 
-    with pytest.raises(Problem) as problem:
-        asyncio.run(call())
-    assert problem.value.category == "signature"
+        async def call(service: Service, story: Any = story) -> Answer:
+            answer: Answer = await story(service, Call(b"not json", [], house.time + 1))
+            return answer
+
+        with pytest.raises(Problem) as problem:
+            asyncio.run(house.within(call))
+        assert problem.value.category == "signature"
+
+
+# -- Once ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_order_gets_the_same_bytes_without_the_engine(house: House) -> None:
+    house.adapter.granted = Outcome(
+        discounts=TEN_OFF.discounts, notices=(Notice("couponCreated", "A coupon", {"v": 1}),)
+    )
+    body = {**carrying("10.00"), "promotions": {}}
+    first = house.bytes("consume", body)
+    house.wire.sent, house.adapter.granted = [], Outcome()
+    assert house.bytes("consume", body) == first
+    respelled = json.dumps(body, indent=2).encode()
+    assert house.bytes("consume", respelled) == first, "however it is spelled"
+    assert house.wire.sent == []
+
+
+def test_a_refusal_is_an_answer_too(house: House) -> None:
+    house.adapter.granted = REFUSED
+    first = house.answer("consume", ORDER)
+    house.wire.sent, house.adapter.granted = [], TEN_OFF
+    assert (house.answer("consume", ORDER).reply, house.wire.sent) == (first.reply, [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"order_items": [{"sku": "S", "quantity": 2, "price": "140.00"}]},
+        {"promotions": {"coupon_codes": ["OTHER"]}},
+        {"discounts": "1.00"},
+        {"currency": "EUR"},
+    ],
+)
+def test_the_same_order_with_other_content_is_refused(house: House, change: dict[str, Any]) -> None:
+    house.adapter.granted = TEN_OFF
+    house("consume", ORDER)
+    house.wire.sent = []
+    problem = house.refusal("consume", {**ORDER, **change})
+    assert (problem.category, problem.status("consume"), house.wire.sent) == ("order_mismatch", 400, [])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({"id": "a"}, {"id": "a"}, True),
+        ({"id": "a"}, {"id": "b"}, False),
+        ({"id": "a", "source_id": "s"}, {"id": "b", "source_id": "s"}, False),
+        ({"source_id": "s"}, {"source_id": "s"}, True),
+        ({"metadata": {"no": "7"}}, {"metadata": {"no": 7}}, True),
+        ({"metadata": {"no": "7"}}, {"metadata": {"no": "8"}}, False),
+    ],
+)
+def test_an_order_is_known_by_the_first_key_that_is_there(
+    first: dict[str, Any], second: dict[str, Any], same: bool
+) -> None:
+    house = House(MAPPER_ORDER_KEY_PATH="/metadata/no", MAPPER_SESSION_ID_PATH="/session")
+    house.adapter.granted = TEN_OFF
+    base = {**carrying("10.00"), "id": None, "session": "s-1"}
+    house("consume", {**base, **first})
+    house("consume", {**base, **second})
+    assert house.wire.sent.count("redeem") == (1 if same else 2)
+
+
+def test_spaces_do_not_share_orders(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    for space in ("one", "two"):
+
+        async def call(service: Service, space: str = space) -> Answer:
+            data, headers = signed(ORDER, x_nacelle_space_id=space)
+            return await promotions.consume(service, Call(data, headers, house.time + 8))
+
+        assert asyncio.run(house.within(call)).status == 200
+    assert house.wire.sent.count("redeem") == 2
+
+
+def test_twins_are_redeemed_once_and_answered_alike(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+
+    async def call(service: Service) -> list[Answer]:
+        data, headers = signed(carrying("10.00"))
+        return await asyncio.gather(
+            *(promotions.consume(service, Call(data, headers, house.time + 8)) for _ in range(8))
+        )
+
+    answers = asyncio.run(house.within(call))
+    assert {answer.reply for answer in answers} == {answers[0].reply}
+    assert house.wire.sent.count("redeem") == 1
+
+
+def test_a_caller_who_hangs_up_changes_nothing(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    house.wire.pause = 0.05
+
+    async def call(service: Service) -> None:
+        data, headers = signed(carrying("10.00"))
+        caller = asyncio.create_task(promotions.consume(service, Call(data, headers, house.time + 8)))
+        await asyncio.sleep(0.02)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+        await service.once.drain(5)
+
+    asyncio.run(house.within(call))
+    house.wire.sent = []
+    assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
+    assert house.wire.sent == [], "it had been finished without its caller"
+
+
+def test_what_was_certainly_not_done_is_sent_again_by_the_reconciler(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    house.wire.script["redeem"] = [NotSent("connect")] * 2
+    problem = house.refusal("consume", carrying("10.00"))
+    assert (problem.category, problem.retry_after) == ("engine_unavailable", 1)
+    house.time += 2
+    asyncio.run(house.within(reconcile))
+    house.wire.sent = []
+    assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
+    assert house.wire.sent == []
+
+
+@pytest.mark.parametrize("recalled", ["redeemed", "absent"])
+def test_the_reconciler_brings_an_unknown_outcome_to_its_end(house: House, recalled: str) -> None:
+    house.adapter.granted = TEN_OFF
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", carrying("10.00"))
+    if recalled == "redeemed":
+        house.adapter.recalled = Recall("redeemed", TEN_OFF)
+    for _ in range(90):
+        house.time += 1
+        asyncio.run(house.within(reconcile))
+    assert house.wire.sent.count("redeem") == (1 if recalled == "redeemed" else 2)
+    house.wire.sent = []
+    assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
+    assert house.wire.sent == []
+
+
+def test_what_nobody_can_tell_for_a_day_is_left_to_a_person(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    house.wire.script = {"redeem": [Unknown("timeout")], "recall": [Unknown("timeout")] * 999}
+    house.refusal("consume", ORDER)
+    for hours in (1, 12, 24, 48):
+        house.time = 1000.0 + hours * 3600
+        asyncio.run(house.within(reconcile))
+    problem = house.refusal("consume", ORDER)
+    assert (problem.reason, house.wire.sent.count("redeem")) == ("manual_timeout", 1)
+
+
+def test_a_second_redemption_that_is_found_is_rolled_back(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    house.adapter.recalled = Recall("redeemed", TEN_OFF, ("r_2",))
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house("consume", carrying("10.00"))
+    assert house.wire.sent == ["check", "redeem", "recall", "repair"]
+
+
+def test_without_its_ledger_nothing_is_sent(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: Any) -> None:
+        raise LedgerUnavailable("full")
+
+    monkeypatch.setattr(Ledger, "claim", full)
+    problem = house.refusal("consume", ORDER)
+    assert (problem.reason, problem.status("consume"), house.wire.sent) == ("ledger_full", 500, [])
+    assert house.answer("validate", CHECKOUT).status == 200
+
+
+async def reconcile(service: Service) -> None:
+    """One round."""
+    rounds = 0
+
+    async def stop(_: float) -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            raise asyncio.CancelledError
+
+    service.once.sleep = stop
+    with pytest.raises(asyncio.CancelledError):
+        await service.once.reconcile()

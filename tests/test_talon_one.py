@@ -383,8 +383,9 @@ def test_the_idempotency_key_of_a_close_says_which_session_is_closed_with_what()
         headers = dict(first(adapter().redeem(checkout, session)).headers)
         return headers["Idempotency-Key"]
 
-    one, other = cart(("A", 1, "1.00")), cart(("A", 2, "1.00"))
-    assert key(one, "s") == key(cart(("A", 1, "1.00")), "s")
+    customer = {"id": "c"}
+    one, other = (cart(("A", quantity, "1.00"), customer=customer) for quantity in (1, 2))
+    assert key(one, "s") == key(cart(("A", 1, "1.00"), customer=customer), "s")
     assert len({key(one, "s"), key(other, "s"), key(one, "t")}) == 3
     assert len(key(one, "s")) == 64
 
@@ -567,6 +568,7 @@ def test_discounts_of_one_name_from_two_campaigns_both_count() -> None:
         ([(0, "0.005"), (1, "0.005"), (2, "0.005")], "0.015", [1, 1, 0]),
         ([(0, "1.25"), (1, "0.625"), (1, "0.625")], "2.5", [125, 125, 0]),
         ([(0, "6.6666666666666667"), (2, "3.3333333333333333")], "10", [667, 0, 333]),
+        ([(0, "-1"), (1, "1")], "0", [0, 100, 0]),  # nonsense, read like any other discount
     ],
 )  # fmt: skip
 def test_a_pro_rata_discount_adds_up_to_its_total(shares: list[Any], total: str, by_line: list[int]) -> None:
@@ -576,6 +578,21 @@ def test_a_pro_rata_discount_adds_up_to_its_total(shares: list[Any], total: str,
     ]
     checkout = cart(("A", 1, "20.00"), ("B", 2, "20.00"), ("C", 1, "20.00"))
     assert amounts(outcome(checkout, effects)) == [(line, off) for line, off in enumerate(by_line) if off]
+
+
+def test_a_pro_rata_discount_of_nothing_is_told_once() -> None:
+    effects = [per_item(0, position, props={"totalDiscount": 0}) for position in (0, 1)]
+    result = outcome(cart(("A", 1, "1.00"), ("B", 1, "1.00")), effects)
+    assert (result.discounts, [notice.type for notice in result.notices]) == ((), ["setDiscountPerItem"])
+
+
+@pytest.mark.parametrize(
+    ("title", "body", "text"), [("Hi", "there", "Hi: there"), ("", "there", "there"), ("Hi", "", "Hi")]
+)
+def test_a_message_without_a_title_is_its_text(title: str, body: str, text: str) -> None:
+    props = {"notificationType": "Info", "title": title, "body": body}
+    (notice,) = outcome(cart(("A", 1, "1.00")), [effect("showNotification", props)]).notices
+    assert notice.text == text
 
 
 def test_a_discount_on_shipping_names_it_and_cannot_exceed_it() -> None:
@@ -1035,6 +1052,13 @@ OTHER_CONTENT: list[dict[str, Any]] = [
     {"cartItems": [{"sku": "shoes", "quantity": 1, "price": 60}, {"sku": "shirt", "quantity": 3, "price": 20}]},
     {"cartItems": [{"sku": "shoes", "quantity": 1, "price": 55}, {"sku": "shirt", "quantity": 2, "price": 20}]},
     {"cartItems": [{"sku": "shoes", "quantity": 1}, {"sku": "shirt", "quantity": 2, "price": 20}]},
+    {
+        "cartItems": [
+            {"sku": "shoes", "quantity": 1, "price": 60},
+            {"sku": "shirt", "quantity": 2, "price": 20},
+            {"sku": "gift", "quantity": 1},
+        ]
+    },
     {"couponCodes": []},
     {"couponCodes": ["COUP-XYZ789", "MORE"]},
     {"referralCode": ""},
@@ -1061,6 +1085,9 @@ def test_a_session_that_is_open_empty_or_unknown_was_not_redeemed(answer: Engine
 
 def test_recall_returns_what_the_closed_session_granted() -> None:
     _, recall = talk(adapter().recall(CART, "s"), stored())
+    assert (recall.state, amounts(recall.outcome)) == ("redeemed", [(0, 500)])
+    unreadable = reply({**json.loads(stored().body), "effects": [per_item(5, 99), per_item(5, 0)]})
+    _, recall = talk(adapter().recall(CART, "s"), unreadable)
     assert (recall.state, amounts(recall.outcome)) == ("redeemed", [(0, 500)])
 
 

@@ -66,16 +66,6 @@ class State(StrEnum):
 
 FINAL = frozenset({State.DONE, State.REJECTED, State.REPAIRED})
 
-_MOVES: dict[State, frozenset[State]] = {
-    State.INTENT: frozenset({State.INTENT, State.DONE, State.REJECTED, State.RETRYABLE, State.UNKNOWN}),
-    State.RETRYABLE: frozenset({State.INTENT}),
-    State.UNKNOWN: frozenset({State.UNKNOWN, State.DONE, State.REJECTED, State.INTENT, State.MANUAL}),
-    State.MANUAL: frozenset({State.DONE, State.REJECTED, State.UNKNOWN}),
-    State.DONE: frozenset({State.REPAIRED}),
-    State.REJECTED: frozenset(),
-    State.REPAIRED: frozenset(),
-}
-
 
 class LedgerUnavailable(Problem):
     """The ledger cannot be read or written: nothing may be sent to the engine. `reason` tells why, in a word."""
@@ -295,9 +285,12 @@ def _taken(row: Row, ask: Ask, at: Moment) -> Row:
 # -- What follows for the one who holds a row ----------------------------------------------------------------------
 
 
+def _only(row: Row, *states: State) -> None:
+    if row.state not in states:
+        raise WrongMove(f"this is for {', '.join(states)}, not for {row.state}")
+
+
 def _move(row: Row, at: Moment, state: State, **changes: Any) -> Row:
-    if state not in _MOVES[row.state]:
-        raise WrongMove(f"{row.state} -> {state}")
     return replace(row, state=state, version=row.version + 1, updated_at=at.wall, **changes)
 
 
@@ -319,20 +312,19 @@ def _is_nobodys(row: Row) -> bool:
 
 
 def extended(row: Row, at: Moment, lease_s: float) -> Row:
-    if row.state not in (State.INTENT, State.UNKNOWN):
-        raise WrongMove(f"a lease on {row.state}")
+    _only(row, State.INTENT, State.UNKNOWN)
     return _leased(_move(row, at, row.state), at, lease_s)
 
 
 def sent(row: Row, at: Moment, lease_s: float) -> Row:
     """A request that may have its effect goes out now."""
-    if row.state is not State.INTENT:
-        raise WrongMove(f"sending in {row.state}")
+    _only(row, State.INTENT)
     return _leased(_move(row, at, State.INTENT, sent_at=at.now), at, lease_s)
 
 
 def looking(row: Row, at: Moment, lease_s: float) -> Row:
     """What became of the request is unknown, and a look-up starts now."""
+    _only(row, State.INTENT, State.UNKNOWN)
     if row.sent_at is None:
         raise WrongMove("looking for what was never sent")
     since = at.now if row.unknown_since is None else row.unknown_since
@@ -345,6 +337,7 @@ def settled(row: Row, at: Moment, state: Literal[State.DONE, State.REJECTED], an
     """The outcome is known for good; `answer` is what everybody who asks again will be told."""
     if row.state is state and (row.status, row.reply) == (answer.status, answer.reply):
         return row  # the write was confirmed too late, and has been tried again
+    _only(row, State.INTENT, State.UNKNOWN, State.MANUAL)
     return _released(
         _move(row, at, state, status=answer.status, reply=answer.reply, reason=answer.reason), look_at=None
     )
@@ -352,11 +345,13 @@ def settled(row: Row, at: Moment, state: Literal[State.DONE, State.REJECTED], an
 
 def repaired(row: Row, at: Moment, reason: str) -> Row:
     """A second redemption of a finished order has been taken back. Its answer stays."""
+    _only(row, State.DONE)
     return _move(row, at, State.REPAIRED, reason=reason)
 
 
 def retryable(row: Row, at: Moment, delay_s: float, reason: str) -> Row:
     """The engine certainly did not act on the request; it shall be sent again after `delay_s`."""
+    _only(row, State.INTENT)
     return _released(
         _move(row, at, State.RETRYABLE, sent_at=None, unknown_since=None, absent_since=None, reason=reason),
         at.now + delay_s,
@@ -365,8 +360,7 @@ def retryable(row: Row, at: Moment, delay_s: float, reason: str) -> Row:
 
 def reopened(row: Row, at: Moment) -> Row:
     """A person wants it looked up again."""
-    if row.state is not State.MANUAL:
-        raise WrongMove(f"reopening {row.state}")
+    _only(row, State.MANUAL)
     return _released(_move(row, at, State.UNKNOWN, unknown_since=at.now, absent_since=None), at.now)
 
 
@@ -400,8 +394,7 @@ def after_absence(row: Row, at: Moment, quarantine_s: float, lease_s: float) -> 
 
     Only a look-up that *started* after the quarantine tells anything, and only the second of two.
     """
-    if row.state is not State.UNKNOWN:
-        raise WrongMove(f"a look-up in {row.state}")
+    _only(row, State.UNKNOWN)
     assert row.sent_at is not None, "only what was sent is unknown"
     assert row.looked_at is not None, "a look-up starts with looking()"
     if _exhausted(row, at):
@@ -420,8 +413,7 @@ def after_absence(row: Row, at: Moment, quarantine_s: float, lease_s: float) -> 
 
 def after_failed_look(row: Row, at: Moment, quarantine_s: float, reason: str) -> Wait | GiveUp:
     """What follows a look-up that could not be made, or whose answer says nothing."""
-    if row.state is not State.UNKNOWN:
-        raise WrongMove(f"a look-up in {row.state}")
+    _only(row, State.UNKNOWN)
     return _given_up(row, at, reason) if _exhausted(row, at) else _waiting(row, at, quarantine_s, reason)
 
 

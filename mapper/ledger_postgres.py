@@ -85,8 +85,16 @@ _OLD = """
 _TRIM = f"UPDATE mapper_orders SET body = '', reply = NULL WHERE {_OLD.format('reply IS NOT NULL')}"  # noqa: S608
 _DELETE = f"DELETE FROM mapper_orders WHERE {_OLD.format('status IS NOT NULL')}"  # noqa: S608
 
-# The connection is gone, not the statement wrong.
-_LOST = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError)
+# The connection is gone, not the statement wrong. (`InternalClientError` is what the driver raises where the server has
+# said goodbye and the driver has not read it yet.)
+_LOST = (
+    *(OSError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+    *(asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError),
+)
+
+
+class _Lost(LedgerUnavailable):
+    """There is no connection, or no longer."""
 
 
 class PostgresStore:
@@ -170,10 +178,11 @@ class PostgresStore:
 
     async def backlog(self) -> Backlog:
         query = f"""
-            SELECT state, count(*), {_NOW} - min(created_at) FROM mapper_orders WHERE status IS NULL GROUP BY state
+            SELECT state, count(*), min(created_at), {_NOW} FROM mapper_orders WHERE status IS NULL GROUP BY state
         """  # noqa: S608 -- constants
         found = await self._fetch(query, self._now())
-        return Backlog({State(state): count for state, count, _ in found}, max((age for *_, age in found), default=0.0))
+        ages = [self._moment(now).wall - created for _, _, created, now in found]
+        return Backlog({State(state): count for state, count, *_ in found}, max(ages, default=0.0))
 
     async def prune(self, limit: int) -> int:
         wall = (await self.moment()).wall
@@ -201,16 +210,14 @@ class PostgresStore:
 
     async def _fetch(self, query: str, *arguments: Any) -> Any:
         """Reads. Should the connection turn out to be lost, once more on another."""
-        for again in (True, False):
-            async with self._connection() as connection:
-                try:
-                    return await connection.fetch(query, *arguments)
-                except TimeoutError:
-                    raise
-                except _LOST:
-                    if not again:
-                        raise
-        raise AssertionError("the second time it is raised")
+        try:
+            return await self._fetch_once(query, *arguments)
+        except _Lost:
+            return await self._fetch_once(query, *arguments)
+
+    async def _fetch_once(self, query: str, *arguments: Any) -> Any:
+        async with self._connection() as connection:
+            return await connection.fetch(query, *arguments)
 
     async def _execute(self, query: str, *arguments: Any) -> int:
         """Writes; how many rows. It is not tried again: a lost connection does not tell whether it was written."""
@@ -222,7 +229,11 @@ class PostgresStore:
     async def _connection(self) -> AsyncIterator[Any]:
         with _errors():
             async with self._pool.acquire(timeout=self._timeout_s) as connection:
-                yield connection
+                try:
+                    yield connection
+                except _LOST:
+                    connection.terminate()  # the pool makes another
+                    raise
 
 
 async def _as_it_is(connection: Any) -> None:
@@ -251,6 +262,6 @@ def _errors() -> Any:
     except TimeoutError as error:
         raise LedgerUnavailable("slow") from error
     except _LOST as error:
-        raise LedgerUnavailable("unreachable") from error
+        raise _Lost("unreachable") from error
     except asyncpg.PostgresError as error:
         raise LedgerUnavailable(f"sqlstate_{getattr(error, 'sqlstate', '')}") from error

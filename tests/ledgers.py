@@ -1,0 +1,80 @@
+"""Ledgers for tests: each in a place of its own, in either store, on a clock that the test moves."""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import asyncpg  # type: ignore[import-untyped]
+
+from mapper.ledger import Again, Clock, Key, Ledger, LookUp, New, Row, open_ledger
+from tests import postgres
+
+T = TypeVar("T")
+
+STORES = ("sqlite", "postgres")
+KEY = Key("space", "engine", "order-1")
+PRINT = b"\x01" * 32
+BODY = b'{"id": "order-1"}'
+
+
+class VirtualClock:
+    """Time passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 5_000.0
+        self.boot = "first boot"
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.now, lambda: self.now + 1_700_000_000, self.boot)
+
+
+class Home:
+    """Where a ledger lives. Every ledger opened here is one more process at the same one."""
+
+    def __init__(self, store: str, folder: Path) -> None:
+        self.store = store
+        self.time = VirtualClock()
+        self.file = folder / f"{uuid.uuid4().hex}.db"
+        self.url = f"sqlite:///{self.file}" if store == "sqlite" else _new_schema()
+
+    async def open(self, *, quarantine_s: float = 60.0, lease_s: float = 10.0) -> Ledger:
+        return await open_ledger(self.url, quarantine_s=quarantine_s, lease_s=lease_s, clock=self.time.clock())
+
+    def run(self, story: Callable[[Ledger], Awaitable[T]]) -> T:
+        """Tells a story about one ledger."""
+
+        async def told() -> T:
+            ledger = await self.open()
+            try:
+                return await story(ledger)
+            finally:
+                await ledger.close()
+
+        return asyncio.run(told())
+
+
+def _new_schema() -> str:
+    name = f"test_{uuid.uuid4().hex}"
+
+    async def create() -> None:
+        connection = await asyncpg.connect(postgres.url())
+        await connection.execute(f"CREATE SCHEMA {name}")
+        await connection.close()
+
+    asyncio.run(create())
+    return postgres.url(name)
+
+
+async def claimed(ledger: Ledger, key: Key = KEY) -> Row:
+    """The row of an order that is the caller's now."""
+    decision = await ledger.claim(key, PRINT, BODY, "session-1")
+    assert isinstance(decision, New | Again | LookUp), decision
+    return decision.row
+
+
+async def shown(ledger: Ledger, key: Key = KEY) -> Row:
+    row = await ledger.show(key)
+    assert row is not None
+    return row

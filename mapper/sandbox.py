@@ -220,8 +220,6 @@ class Faults:
         if "latency" in faults:
             scope[PAUSE] = faults["latency"].amount / 1000
         answer = await self._collect(scope, body)
-        if "late_commit" in faults:
-            return
         self._garble(answer, faults)
         await self._answer(call, answer, faults, scope, receive, send)
 

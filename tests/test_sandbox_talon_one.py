@@ -372,6 +372,15 @@ def test_put_is_a_merge(second: Json, expected: set[str]) -> None:
     assert {word for word in said if not word.startswith("setDiscount 10 off for a friend")} == expected
 
 
+def test_attributes_are_kept_one_by_one_and_other_fields_as_a_whole() -> None:
+    shop = Shop()
+    shop.ok({"attributes": {"ShippingCity": "Berlin", "b2b": True}, "additionalCosts": {"shipping": {"price": 1}}})
+    second = {"attributes": {"b2b": False}, "additionalCosts": {"handling": {"price": 2}}}
+    session = shop.ok(second, "s1", "", "customerSession")["customerSession"]
+    assert session["attributes"] == {"ShippingCity": "Berlin", "b2b": False}
+    assert session["additionalCosts"] == {"handling": {"price": 2}}
+
+
 def test_a_dry_request_considers_only_what_it_carries_and_changes_nothing() -> None:
     shop = Shop()
     assert told(shop.ok(cart("TEN-PERCENT", state="closed"), "new", "?dry=true"))["acceptCoupon TEN-PERCENT"] == 1
@@ -466,6 +475,28 @@ def test_everything_a_close_takes_is_counted_and_given_back() -> None:
         shop.ok({"state": "cancelled"}, id_)
     for kind in ("codes", "gift_cards", "loyalty_cards"):
         assert shop.books[kind] == before[kind]
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [("redemptions = 1", "CampaignLimitReached"), ('budget = "15.00"', "EffectCouldNotBeApplied")],
+)
+def test_two_codes_of_one_campaign_in_one_cart_share_its_limits(limits: str, reason: str) -> None:
+    shop = Shop(('name = "Ten percent"', f'name = "Ten percent"\nlimits = {{ {limits} }}'))
+    reply = shop.ok(cart("SINGLE-0001", "SINGLE-0002", price=100))
+    assert [p["value"] for p in of(reply, "setDiscountPerItem")] == [10]
+    assert [p["rejectionReason"] for p in of(reply, "rejectCoupon")] == [reason]
+
+
+def test_what_was_refused_or_given_for_good_is_not_rolled_back() -> None:
+    shop = Shop()
+    shop.ok(cart("EVERYTHING", "NO-SUCH-CODE", state="closed"))
+    assert not [kind for kind in told(shop.reopen()[1]) if not kind.startswith("rollback")]
+    assert {effect["effectType"] for effect in shop.get()[1]["effects"]} == {
+        "addFreeItem",
+        "customEffect",
+        "showNotification",
+    }
 
 
 def test_limits_per_customer_and_per_campaign_count_closed_sessions() -> None:
@@ -1087,6 +1118,17 @@ def test_the_clock_can_be_set(live: tuple[str, sandbox.Sandbox]) -> None:
     control(live[0], "clock", {"now": None})
     assert reason() == []
     assert ask(live[0], "POST", "/_sandbox/clock", b"{}")[0] == 400
+
+
+def test_reset_takes_everything_back(live: tuple[str, sandbox.Sandbox]) -> None:
+    before = {page: control(live[0], page) for page in ("books", "requests", "faults")}
+    control(live[0], "clock", {"now": "2021-01-01T00:00:00Z"})
+    ask(live[0])
+    control(live[0], "faults", [{"name": "reset"}])
+    assert [page for page, told in before.items() if control(live[0], page) == told] == []
+    control(live[0], "reset", {})
+    assert {page: control(live[0], page) for page in before} == before
+    assert live[1].clock().year > 2021
 
 
 def test_the_front_page_says_what_this_is_and_what_to_try(live: tuple[str, sandbox.Sandbox]) -> None:

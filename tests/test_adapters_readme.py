@@ -1,0 +1,70 @@
+"""The page on writing adapters: its example works, its tables are true."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters.talon_one import TalonOne
+from mapper.adapter import EngineReply, Misconfigured
+from mapper.checkout import parse
+from mapper.engine import replay
+from mapper.errors import EngineRejected, EngineUnavailable
+from mapper.money import DIGITS
+from mapper.reasons import REASONS
+
+PAGE = (Path(__file__).parent.parent / "adapters" / "README.md").read_text("utf-8")
+
+
+def example() -> dict[str, Any]:
+    """The names that the page's Python defines, its own test included."""
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(block, names)
+    return names
+
+
+def test_the_example_is_a_whole_adapter() -> None:
+    names = example()
+    acme = names["acme"]
+    order = parse(
+        b'{"order_items": [{"sku": "A", "quantity": 1, "price": "9"}], "promotions": {"coupon_codes": ["X"]}}',
+        "consume",
+    )
+    ok = EngineReply(status=200, headers={}, body=b'{"reductions": [], "refused": {"X": "OUTDATED"}}')
+    for conversation in (acme.validate, acme.check, acme.redeem):
+        result, (request,) = replay(conversation(order, "a/b"), [ok])
+        assert [(one.code, one.reason) for one in result.rejected] == [("X", "expired")]
+        assert request.repeatable == (conversation.__name__ != "redeem")
+    assert request.path == "/orders/a%2Fb"
+    assert replay(acme.recall(order, "s"), [ok])[0].state == "redeemed"
+    assert replay(acme.recall(order, "s"), [EngineReply(status=404, headers={}, body=b"")])[0].state == "absent"
+    assert acme.undo(order, "s") is None
+    assert set(names["REASONS"].values()) <= set(REASONS)
+    with pytest.raises(Misconfigured, match=r"API_KEY.*BASE_URL"):
+        names["Acme"]({})
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "problem"),
+    [
+        (401, b"", EngineRejected),
+        (400, b"", EngineRejected),
+        (200, b"<html>", EngineUnavailable),
+        (200, b'{"reductions": [{"row": 7, "label": "x", "off": 1}]}', EngineUnavailable),
+        (200, b'{"reductions": [{"row": -1, "label": "x", "off": 1}]}', EngineUnavailable),
+        (200, b'{"reductions": [{"row": 0, "label": "x", "off": "NaN"}]}', EngineUnavailable),
+    ],
+)
+def test_the_example_has_the_manners_that_the_page_asks_for(status: int, body: bytes, problem: type[Exception]) -> None:
+    checkout = parse(b'{"items": [{"sku": "A", "quantity": 1, "price": "9"}]}', "validate")
+    with pytest.raises(problem):
+        replay(example()["acme"].validate(checkout, "s"), [EngineReply(status=status, headers={}, body=body)])
+
+
+def test_the_page_lists_every_option_of_talon_one_and_no_other() -> None:
+    table = PAGE.partition("## Options of Talon.One")[2]
+    listed = set(re.findall(r"`([A-Z_<>]+)`", re.sub(r"\|[^|]*\|[^|]*\|\n", "|\n", table))) - {"TALON_ONE_"}
+    known = {re.sub(rf"_({'|'.join(DIGITS)})$", "_<CUR>", name) for name in TalonOne.known_options}
+    assert listed == known

@@ -562,6 +562,16 @@ def unit(**more: Any) -> dict[str, Any]:
             [[item(50, applied_quantity=1, applied_quantity_amount=100)]],
             [],
         ),
+        (
+            "nor does it leave room for another's discount",
+            [[item(30)], [item(50, applied_quantity=1, applied_quantity_amount=100)]],
+            [],
+        ),
+        (
+            "an older answer: what was added before is not added again",
+            [[item(100, quantity=2, price=100)], [item(30, quantity=2, price=100)]],
+            [0, 30],
+        ),
         ("units taken away are no discount", [[item(applied_quantity=-1, applied_quantity_amount=-100)]], []),
     ],
 )
@@ -1376,6 +1386,15 @@ def test_a_promotion_that_keeps_the_codes_from_being_redeemed_is_left_out_and_to
         "redemption": {"redemptions": ["r_1"]},
         "promotion_refused": {"object": "promotion_tier", "redeemable": TIER, "engine_reason": "promotion_inactive"},
     }
+
+
+def test_a_promotion_that_a_valid_answer_refuses_is_left_out_too() -> None:
+    adapter, paid = engine(PROMOTIONS=TIER), shown_order(tier_meta(TIER), codes=["C"])
+    partial = valid(applies("C", share(5)), fails(TIER, "promotion_inactive", "promotion_tier"))
+    _, requests = held(
+        adapter.redeem(paid, ORDER), failure("campaign_not_active"), partial, redeemed(redemption("C", 5))
+    )
+    assert asked(requests[2]) == ["C"]
 
 
 @pytest.mark.parametrize(

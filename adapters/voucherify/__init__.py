@@ -211,9 +211,9 @@ class _Settled:
 
 
 def _ask(request: EngineRequest) -> Conversation[EngineReply]:
-    """One request; once more where Voucherify was busy with another one for the same order or voucher."""
+    """A repeatable request; once more where Voucherify was busy with another one for the same order or voucher."""
     reply = yield request
-    if request.repeatable and reply.status == 400 and answers.error(reply).key == "multiple_requests":
+    if reply.status == 400 and answers.error(reply).key == "multiple_requests":
         reply = yield request
     return reply
 

@@ -97,10 +97,10 @@ def _fault(answer: Answer, checkout: Checkout, settings: Settings) -> tuple[str,
 
 
 def _shares(applied: Sequence[Applied], cart: Sequence[Line]) -> list[_Share]:
-    shares = [_Share(one, None, one.amounts.discount) for one in applied if one.amounts.discount]
+    shares = [_Share(one, None, one.amounts.discount) for one in applied]
     for index, line in enumerate(cart):
         parts = _line_parts(applied, index, line.quantity)
-        shares += [_Share(one, line, part) for one, part in zip(applied, parts, strict=True) if part]
+        shares += [_Share(one, line, part) for one, part in zip(applied, parts, strict=True)]
     return shares
 
 

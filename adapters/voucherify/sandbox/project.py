@@ -1,0 +1,518 @@
+"""The calls of the API, on one project: payload in, reply out; `Refused` where the reply is an error.
+
+All is synchronous: whoever calls sees that no two requests work on one order at once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from adapters.voucherify.sandbox.catalog import (
+    ALWAYS_STACKABLE,
+    NEVER_STACKABLE,
+    Catalog,
+    Incentive,
+    campaign_id,
+    created_at,
+    moment,
+)
+from adapters.voucherify.sandbox.orders import Order, shown
+from adapters.voucherify.sandbox.stacking import Refused, Result, Run, Shopper, not_found, skipped_message
+from adapters.voucherify.sandbox.state import (
+    Books,
+    Customer,
+    Lock,
+    Redemption,
+    category,
+    discount_json,
+    tracking_id,
+    ttl,
+)
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """What of a request is not in its body."""
+
+    now: datetime
+    request_id: str
+    app_id: str
+
+
+class Project:
+    def __init__(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.books = Books(catalog)
+
+    # Validation.
+
+    def validate(self, given: Json, call: Call) -> Json:
+        shopper = self._shopper(given, call)
+        run = Run(self.catalog, self.books, shopper, self._order(given)).go(given["redeemables"])
+        reply: Json = {"id": self.books.new_id("valid"), "valid": run.valid}
+        reply |= self._results(run, given, shopper, call)
+        if run.valid and run.order is not None and run.start is not None:
+            reply["order"] = shown(run.order, run.start)
+        if shopper.source_id:
+            reply["tracking_id"] = tracking_id(shopper.source_id)
+        if given.get("session", {}).get("type") == "LOCK":
+            reply["session"] = self._lock(run, given["session"], call.now)
+        return reply | {"stacking_rules": self.stacking_rules()}
+
+    def _shopper(self, given: Json, call: Call) -> Shopper:
+        customer = given.get("customer", {})
+        source_id = customer.get("source_id") or given.get("tracking_id", "")
+        if "id" in customer:
+            known = self.books.find_customer(customer["id"])
+            if known is None:
+                raise not_found("customer", customer["id"])
+            source_id = known.given["source_id"]
+        return Shopper(source_id, given.get("session", {}).get("key", ""), call.now)
+
+    def _order(self, given: Json) -> Order | None:
+        """The order a request is about. One that is already known is taken as it is stored, not as it is sent."""
+        sent = given.get("order")
+        if sent is None:
+            return None
+        stored = self._stored(sent)
+        return stored.copy() if stored else Order.of(sent, self.catalog.prices)
+
+    def _stored(self, sent: Json) -> Order | None:
+        if "id" in sent:
+            found = self.books.find_order(sent["id"])
+            if found is None:
+                raise not_found("order", sent["id"])
+            return found
+        return self.books.find_order(sent["source_id"]) if sent.get("source_id") else None
+
+    def _results(self, run: Run, given: Json, shopper: Shopper, call: Call) -> Json:
+        """With everything valid, or nothing, the first list is complete; the others repeat who is in them."""
+        expand = set(given.get("options", {}).get("expand", ["order"]))
+        told = [(result.status, result.json(expand, self.books, shopper, call.request_id)) for result in run.results]
+        inapplicable = [json for status, json in told if status == "INAPPLICABLE"]
+        skipped = [json for status, json in told if status == "SKIPPED"]
+        is_partial = self.catalog.options.redeemables_application_mode == "PARTIAL"
+        listed = [json for status, json in told if status == "APPLICABLE" or not (is_partial and run.valid)]
+        reply: Json = {"redeemables": listed}
+        reply |= {"inapplicable_redeemables": inapplicable} if inapplicable else {}
+        return reply | ({"skipped_redeemables": skipped} if skipped else {})
+
+    def _lock(self, run: Run, session: Json, now: datetime) -> Json:
+        """Holds what was validated. A code that is no longer asked for stays held until it is released or forgotten."""
+        key = session.get("key") or self.books.new_id("ssn")
+        value, unit = session.get("ttl", 7), session.get("ttl_unit", "DAYS")
+        for result in run.applicable if run.valid else []:
+            assert result.incentive is not None
+            lock = Lock(now + ttl(value, unit), result.credits, result.points)
+            self.books.locks[result.incentive.id, key] = lock
+        return {"key": key, "type": "LOCK", "ttl": value, "ttl_unit": unit}
+
+    def stacking_rules(self) -> Json:
+        options, settings = self.catalog.options, self.catalog.book.settings
+        exclusive = options.applicable_exclusive_redeemables_limit
+        return {
+            "redeemables_limit": options.redeemables_limit,
+            "applicable_redeemables_limit": options.applicable_redeemables_limit,
+            "applicable_redeemables_per_category_limit": options.redeemables_limit,
+            "applicable_redeemables_category_limits": self.catalog.category_limits(),
+            "applicable_exclusive_redeemables_limit": exclusive,
+            "applicable_exclusive_redeemables_per_category_limit": exclusive,
+            "exclusive_categories": [NEVER_STACKABLE],
+            "joint_categories": [ALWAYS_STACKABLE],
+            "redeemables_application_mode": options.redeemables_application_mode,
+            "redeemables_sorting_rule": "REQUESTED_ORDER",
+            "redeemables_products_application_mode": "STACK",
+            "redeemables_no_effect_rule": options.redeemables_no_effect_rule,
+            "no_effect_skip_categories": [],
+            "no_effect_redeem_anyway_categories": [],
+            "redeemables_rollback_order_mode": options.redeemables_rollback_order_mode,
+            "grouped_redeemables_sorting_rule": "REQUESTED_ORDER",
+            "discount_calculation_mode": "DISCOUNTED_AMOUNT" if settings.cascading_discounts else "INITIAL_AMOUNT",
+        }
+
+    # Redemption.
+
+    def redeem(self, given: Json, call: Call) -> Json:
+        shopper = self._shopper(given, call)
+        run = Run(self.catalog, self.books, shopper, self._order(given)).go(given["redeemables"])
+        if not run.valid:
+            raise self._failed(run, given, shopper, call)
+        customer = self._keep_customer(given, shopper)
+        key = self._keep_order(run, given, customer, call)
+        # With one redeemable there is no parent.
+        parent = self.books.new_id("r") if len(run.applicable) > 1 else ""
+        children = [self._redeemed(result, given, shopper, key, parent, call) for result in run.applicable]
+        self._link(key, parent, children, call)
+        reply: Json = {"redemptions": [child.json for child in children]}
+        order = self.books.orders.get(key)
+        if order is not None and run.start is not None:
+            reply["order"] = shown(order, run.start)
+        if parent:
+            reply["parent_redemption"] = self._parent(parent, children, reply.get("order"), given, shopper, call)
+        told = self._results(run, given, shopper, call)
+        rejected = ("inapplicable_redeemables", "skipped_redeemables")
+        return reply | {name: told.get(name, []) for name in rejected}
+
+    def _failed(self, run: Run, given: Json, shopper: Shopper, call: Call) -> Refused:
+        """The first refusal is the error of the whole call; the attempt is recorded."""
+        first = next((result for result in run.results if result.refused is not None), run.results[0])
+        refused = first.refused or Refused(first.skipped, message=skipped_message(first.skipped))
+        id_ = self.books.new_id("rf")
+        failure = {"result": "FAILURE", "status": "FAILED", "failure_code": refused.key}
+        self.books.others[id_] = (
+            self._envelope(id_, given, shopper, call)
+            | {"redemption": None, "order": None, "failure_message": refused.message}
+            | failure
+            | self._related(first.incentive if len(run.results) == 1 else None, id_)
+        )
+        more = {name: value for name, value in refused.more.items() if name == "error"}
+        more |= {"resource_id": id_, "resource_type": "redemption"}
+        return Refused(refused.key, refused.details, refused.status, refused.message, **more)
+
+    def _keep_customer(self, given: Json, shopper: Shopper) -> Customer | None:
+        if not shopper.source_id:
+            return None
+        return self.books.keep_customer({"source_id": shopper.source_id} | given.get("customer", {}))
+
+    def _keep_order(self, run: Run, given: Json, customer: Customer | None, call: Call) -> str:
+        """The order as it is now, under its id; "" where the request has none."""
+        if run.order is None:
+            return ""
+        stored = self._stored(given["order"])
+        order = run.order.copy()
+        if stored is None:
+            order.head = {
+                "id": self.books.new_id("ord"),
+                "source_id": given["order"].get("source_id"),
+                "created_at": moment(call.now),
+                "updated_at": None,
+                "status": given["order"].get("status", "PAID"),
+                "redemptions": {},
+            }
+        else:
+            order.head = stored.head | {"updated_at": moment(call.now)}
+            order.head["redemptions"] = dict(stored.head["redemptions"])
+        if customer is not None and "customer" not in order.head:
+            order.head |= {"customer_id": customer.id, "customer": {"id": customer.id, "object": "customer"}}
+        key: str = order.head["id"]
+        self.books.orders[key] = order
+        return key
+
+    def _redeemed(self, result: Result, given: Json, shopper: Shopper, key: str, parent: str, call: Call) -> Redemption:
+        incentive = result.incentive
+        assert incentive is not None
+        redemption = Redemption(
+            self.books.new_id("r"),
+            call.now,
+            key,
+            shopper.source_id,
+            {},
+            incentive,
+            result.coin,
+            parent,
+            before=result.before,
+            after=result.after,
+            amount=result.amount,
+            credits=result.credits,
+            points=result.points,
+        )
+        self.books.redemptions[redemption.id] = redemption
+        self.books.book(redemption, sign=1)
+        self.books.locks.pop((incentive.id, shopper.session), None)
+        redemption.json = (
+            self._envelope(redemption.id, given, shopper, call)
+            | {"redemption": parent or None, "result": "SUCCESS", "status": "SUCCEEDED"}
+            | {"order": self._snapshot(result, given, key)}
+            | self._related(incentive, redemption.id)
+            | self._spent(redemption)
+        )
+        return redemption
+
+    def _snapshot(self, result: Result, given: Json, key: str) -> Json | None:
+        expand = given.get("options", {}).get("expand", ["order"])
+        if result.after is None or result.before is None or "order" not in expand:
+            return None
+        head = self.books.orders[key].head
+        after = result.after.copy()
+        after.head = {name: head[name] for name in ("id", "source_id", "status") if name in head}
+        return shown(after, result.before)
+
+    def _envelope(self, id_: str, given: Json, shopper: Shopper, call: Call) -> Json:
+        customer = self.books.customers.get(shopper.source_id)
+        envelope: Json = {
+            "id": id_,
+            "object": "redemption",
+            "date": moment(call.now),
+            "customer_id": customer.id if customer else None,
+            "tracking_id": tracking_id(shopper.source_id) if shopper.source_id else None,
+            "metadata": given.get("metadata"),
+            "channel": {"channel_id": call.app_id, "channel_type": "API"},
+            "customer": customer.json() if customer else None,
+        }
+        return envelope | ({"session": {"key": shopper.session}} if shopper.session else {})
+
+    def _related(self, incentive: Incentive | None, id_: str) -> Json:
+        if incentive is None:
+            return {"related_object_type": "redemption", "related_object_id": id_, "voucher": None}
+        related: Json = {"related_object_type": incentive.object, "related_object_id": incentive.related_id}
+        if incentive.object == "voucher":
+            return related | {"voucher": self.books.voucher(incentive)}
+        return related | {"voucher": None, "promotion_tier": self.books.tier(incentive)}
+
+    def _spent(self, redemption: Redemption, sign: int = 1) -> Json:
+        """Of cards: what was taken, or (-1) given back."""
+        json: Json = {}
+        if redemption.credits:
+            json = {"amount": sign * redemption.credits, "gift": {"amount": sign * redemption.credits}}
+        if redemption.points:
+            json = {"amount": sign * redemption.points, "loyalty_card": {"points": sign * redemption.points}}
+        if redemption.coin is not None:
+            customer = self.books.customers.get(redemption.customer)
+            nothing = dict.fromkeys(("assignment_id", "voucher", "product", "sku", "loyalty_tier_id"))
+            json["reward"] = {"customer": customer.json() if customer else None, **nothing, **redemption.coin.json()}
+        return json
+
+    def _link(self, key: str, parent: str, children: list[Redemption], call: Call) -> None:
+        """Tells the order what was redeemed for it: one entry, of the parent where there is one."""
+        order = self.books.orders.get(key)
+        if order is None:
+            return
+        entry: Json = {"date": moment(call.now)}
+        if parent:
+            ids = [child.id for child in children]
+            entry |= {"related_object_type": "redemption", "related_object_id": parent, "stacked": ids}
+        else:
+            incentive = children[0].incentive
+            assert incentive is not None
+            entry |= {"related_object_type": incentive.object, "related_object_id": incentive.related_id}
+            entry["related_object_parent_id"] = incentive.parent[0]
+        order.head["redemptions"][parent or children[0].id] = entry
+
+    def _parent(
+        self, id_: str, children: list[Redemption], order: Json | None, given: Json, shopper: Shopper, call: Call
+    ) -> Json:
+        json = (
+            self._envelope(id_, given, shopper, call)
+            | {"redemption": None, "result": "SUCCESS", "status": "SUCCEEDED", "order": order}
+            | self._related(None, id_)
+        )
+        ids = [child.id for child in children]
+        first = children[0]
+        parent = Redemption(id_, call.now, first.order, first.customer, json, children=ids)
+        self.books.redemptions[id_] = parent
+        return json
+
+    def redemption(self, id_: str) -> Json:
+        found = self.books.redemptions.get(id_)
+        json = found.json if found else self.books.others.get(id_)
+        if json is None:
+            raise not_found("redemption", id_)
+        return json
+
+    # Rollback.
+
+    def rollback(self, id_: str, given: Json, call: Call, *, single: bool) -> Json:
+        redemption = self.books.redemptions.get(id_)
+        if redemption is None:
+            if id_ in self.books.others:
+                raise Refused("invalid_redemption", "Only a successful redemption can be rolled back.")
+            raise not_found("redemption", id_)
+        self._check_rollback(redemption, given, single=single)
+        order = self.books.orders.get(redemption.order)
+        children = [self.books.redemptions[child] for child in redemption.children] or [redemption]
+        parent = self.books.new_id("rr") if redemption.children else ""
+        ids = [self.books.new_id("rr") for _ in children]
+        for child in children:
+            self.books.book(child, sign=-1)
+        if order is not None:
+            self._roll_order_back(order, redemption, children, parent or ids[0], ids if parent else [], call)
+        rollbacks = [
+            self._rolled_back(child, rollback, given, order, call)
+            for child, rollback in zip(children, ids, strict=True)
+        ]
+        if single:
+            return rollbacks[0]
+        reply: Json = {"rollbacks": rollbacks}
+        if parent:
+            reply["parent_rollback"] = self._rolled_back(redemption, parent, given, order, call)
+        return reply | ({"order": shown(order, order)} if order is not None else {})
+
+    def _check_rollback(self, redemption: Redemption, given: Json, *, single: bool) -> None:
+        if redemption.parent:
+            details = "You can rollback only a redemption that does not have parent redemption."
+            raise Refused("invalid_redemption_parent", details)
+        if single and redemption.children:
+            details = "You can rollback only a single redemption. Use different endpoint for stacked redemption."
+            raise Refused("invalid_redemption", details)
+        if redemption.rollback:
+            more: Json = {"resource_id": self.books.new_id("rrf"), "resource_type": "redemption_rollback"}
+            raise Refused("already_rolled_back", "Redemption has been already rolled back.", **more)
+        order, head = given.get("order", {}), {}
+        if redemption.order:
+            head = self.books.orders[redemption.order].head
+        for name in ("id", "source_id"):
+            if order.get(name) is not None and order[name] != head.get(name):
+                raise Refused("invalid_order", "Order is not related with redemption.")
+        customer = given.get("customer", {}).get("source_id") or given.get("tracking_id")
+        if customer and customer != redemption.customer:
+            message = "Invalid customer"
+            raise Refused("invalid_customer", "Customer is not related with redemption.", message=message)
+
+    def _roll_order_back(
+        self,
+        order: Order,
+        redemption: Redemption,
+        children: list[Redemption],
+        rollback: str,
+        stacked: list[str],
+        call: Call,
+    ) -> None:
+        entry = order.head["redemptions"][redemption.id]
+        entry |= {"rollback_id": rollback, "rollback_date": moment(call.now)}
+        if stacked:
+            entry["rollback_stacked"] = stacked
+        if self.catalog.options.redeemables_rollback_order_mode == "WITHOUT_ORDER":
+            return
+        for child in reversed(children):
+            if child.before is not None and child.after is not None:
+                order.take_back(child.before, child.after)
+        order.head["updated_at"] = moment(call.now)
+        # With another redemption still in force the order is not canceled; what then happens is not documented.
+        if all("rollback_id" in other for other in order.head["redemptions"].values()):
+            order.head["status"] = "CANCELED"
+
+    def _rolled_back(self, redemption: Redemption, rollback: str, given: Json, order: Order | None, call: Call) -> Json:
+        redemption.rollback = rollback
+        mode = self.catalog.options.redeemables_rollback_order_mode
+        back = {"id": rollback, "date": moment(call.now), "rollback_order_mode": mode}
+        redemption.json = redemption.json | {"status": "ROLLED_BACK", "related_redemptions": {"rollbacks": [back]}}
+        shopper = Shopper(redemption.customer, "", call.now)
+        json = self._envelope(rollback, given, shopper, call) | {
+            "object": "redemption_rollback",
+            "redemption": redemption.id,
+            "reason": given.get("reason"),
+            "result": "SUCCESS",
+            "status": "SUCCEEDED",
+            "order": shown(order, order) if order is not None else None,
+            **self._related(redemption.incentive, redemption.id),
+            **self._spent(redemption, -1),
+        }
+        self.books.others[rollback] = json
+        return json
+
+    # The rest.
+
+    def order(self, id_: str) -> Json:
+        found = self.books.find_order(id_)
+        if found is None:
+            raise not_found("order", id_)
+        return shown(found, found)
+
+    def voucher(self, id_: str) -> Json:
+        found = self.catalog.voucher(id_)
+        if found is None:
+            raise not_found("voucher", id_)
+        return self.books.voucher(found)
+
+    def release(self, id_: str, key: str, call: Call) -> None:
+        """Releases one voucher of a session."""
+        found = self.catalog.voucher(id_)
+        if found is None:
+            raise not_found("voucher", id_)
+        lock = self.books.locks.pop((found.id, key), None)
+        if lock is None or lock.until <= call.now:
+            raise not_found("session", key)
+
+    def qualify(self, given: Json, call: Call) -> Json:
+        """Automatic promotions and campaigns that may suit, each computed alone, with some of their rules unchecked."""
+        options = given.get("options", {})
+        shopper, order = self._shopper(given, call), self._order(given)
+        candidates = self._by_tier(shopper, order, given) + self._by_campaign(given)
+        after = options.get("starting_after") or ""
+        found = [entry for entry in candidates if not after or entry["created_at"] < after]
+        found = _SORTED[options.get("sorting_rule", "DEFAULT")](_filtered(found, options.get("filters", {})))
+        page = found[: options.get("limit", 5)]
+        redeemables: Json = {"object": "list", "data_ref": "data", "data": page, "total": len(page)}
+        redeemables["has_more"] = len(page) < len(found)
+        if redeemables["has_more"]:
+            redeemables["more_starting_after"] = page[-1]["created_at"]
+        reply: Json = {"redeemables": redeemables}
+        if shopper.source_id:
+            reply["tracking_id"] = tracking_id(shopper.source_id)
+        if order is not None:
+            reply["order"] = shown(order, order)
+        return reply | {"stacking_rules": self.stacking_rules()}
+
+    def _by_tier(self, shopper: Shopper, order: Order | None, given: Json) -> list[Json]:
+        if given.get("scenario", "ALL") not in ("ALL", "AUDIENCE_ONLY", "PRODUCTS", "PRODUCTS_DISCOUNT"):
+            return []
+        expand = {*given.get("options", {}).get("expand", []), "order"}
+        found = []
+        for tier in self.catalog.tiers():
+            run = Run(self.catalog, self.books, shopper, order, qualifying=True)
+            result = run.go([{"object": "promotion_tier", "id": tier.id}]).results[0]
+            if result.status == "APPLICABLE" and tier.campaign is not None:
+                json = result.json(expand, self.books, shopper, "")
+                json |= {"created_at": moment(created_at(tier.campaign)), "banner": tier.campaign.description}
+                json |= {"campaign_id": tier.parent[0], "campaign_name": tier.parent[1], "name": tier.parent[1]}
+                found.append({name: value for name, value in json.items() if name != "status"})
+        return found
+
+    def _by_campaign(self, given: Json) -> list[Json]:
+        if given.get("scenario", "ALL") not in ("ALL", "AUDIENCE_ONLY"):
+            return []
+        found = []
+        for campaign in self.catalog.book.campaigns:
+            incentive = self.catalog.of_campaign(campaign)
+            if campaign.needs == "coupon" and campaign.active and incentive.discount:
+                found.append(
+                    {
+                        "id": campaign_id(campaign.id),
+                        "object": "campaign",
+                        "created_at": moment(created_at(campaign)),
+                        "result": {"discount": discount_json(incentive.discount)},
+                        "metadata": incentive.metadata,
+                        "categories": [category(id_) for id_ in incentive.categories],
+                        "name": campaign.name,
+                    }
+                )
+        return found
+
+
+def _filtered(found: list[Json], filters: Json) -> list[Json]:
+    """Several filters must all hold, or with the junction "or" one of them."""
+    tests = {name: field.get("conditions", {}) for name, field in filters.items() if name != "junction"}
+    hold = any if filters.get("junction", "and").lower() == "or" else all
+    if not tests:
+        return found
+    return [entry for entry in found if hold(_holds(entry, name, test) for name, test in tests.items())]
+
+
+_FIELDS: Final[dict[str, Callable[[Json], Any]]] = {
+    "resource_id": lambda entry: entry["id"],
+    "resource_type": lambda entry: entry["object"],
+    "campaign_id": lambda entry: entry.get("campaign_id", entry["id"]),
+    "campaign_type": lambda entry: "PROMOTION" if entry["object"] == "promotion_tier" else "DISCOUNT_COUPONS",
+    "code": lambda entry: entry["id"],
+}
+
+
+def _holds(entry: Json, name: str, test: dict[str, list[str]]) -> bool:
+    value = _FIELDS[name](entry) if name in _FIELDS else None
+    wanted = {*test.get("$is", []), *test.get("$in", [])}
+    unwanted = {*test.get("$is_not", []), *test.get("$not_in", [])}
+    return (not wanted or value in wanted) and value not in unwanted
+
+
+def _deal(entry: Json) -> int:
+    return int(entry.get("order", {}).get("total_applied_discount_amount", 0))
+
+
+_SORTED: Final[dict[str, Callable[[list[Json]], list[Json]]]] = {
+    "DEFAULT": lambda found: sorted(found, key=lambda entry: str(entry["created_at"]), reverse=True),
+    "BEST_DEAL": lambda found: sorted(found, key=_deal, reverse=True),
+    "LEAST_DEAL": lambda found: sorted(found, key=_deal),
+}

@@ -1,0 +1,490 @@
+"""Validation: which of the redeemables of a request apply, in the order of the request, and what each does.
+
+https://docs.voucherify.io/orchestrate/stacking-rules. Redemption validates again, so it runs through here, too.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Final, Literal
+
+from adapters.voucherify.sandbox.catalog import (
+    ALWAYS_STACKABLE,
+    NEVER_STACKABLE,
+    Catalog,
+    Coin,
+    Incentive,
+    Options,
+    minor,
+)
+from adapters.voucherify.sandbox.orders import Order, Till, shown
+from adapters.voucherify.sandbox.state import Books, category, discount_json
+from mapper.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral
+
+Json = dict[str, Any]
+
+MESSAGES: Final = {
+    "not_found": "Resource not found",
+    "voucher_disabled": "voucher is disabled",
+    "voucher_expired": "voucher expired",
+    "voucher_not_active": "voucher is not active yet",
+    "promotion_inactive": "Inactive Promotion",
+    "promotion_not_active_now": "promotion not active now",
+    "quantity_exceeded": "quantity exceeded",
+    "gift_amount_exceeded": "gift amount exceeded",
+    "loyalty_card_points_exceeded": "loyalty card points exceeded",
+    "order_rules_violated": "order did not match validation rules",
+    "customer_rules_violated": "customer did not match validation rules",
+    "redemption_rules_violated": "redemption did not match validation rules",
+    "referrer_not_permitted_to_redeem": "Referrer not permitted to redeem",
+    "missing_customer": "Missing customer",
+    "missing_order": "Missing order",
+    "missing_order_items": "Missing order items",
+    "missing_amount": "Missing amount",
+    "missing_reward": "Missing reward",
+    "invalid_customer": "Customer must be a holder of a loyalty card.",
+    "duplicated_redeemables": "Duplicated redeemables detected",
+    "invalid_redeemables": "Invalid redeemables",
+    "invalid_payload": "Invalid payload",
+    "invalid_order": "Invalid order",
+    "multiple_requests": "Multiple requests",
+    "already_rolled_back": "Already rolled back",
+    "invalid_redemption_parent": "Invalid redemption parent",
+    "invalid_redemption": "Invalid redemption",
+    "unauthorized": "Unauthorized",
+}
+
+_SKIPPED: Final = {
+    "preceding_validation_failed": "Redeemable cannot be applied due to preceding validation failure",
+    "exclusion_rules_not_met": "Redeemable cannot be applied due to exclusion rules",
+    "applicable_redeemables_limit_exceeded": "Applicable redeemables limit exceeded",
+    "applicable_exclusive_redeemables_limit_exceeded": "Applicable exclusive redeemables limit exceeded",
+    "applicable_redeemables_per_category_limit_exceeded": "Applicable redeemables limit per category exceeded",
+    "no_effect": "Redeemable has no effect",
+}
+
+
+def skipped_message(key: str) -> str:
+    return _SKIPPED[key]
+
+
+class Refused(Exception):
+    """A redeemable does not apply, or a whole request fails; as the API's errors say it."""
+
+    def __init__(self, key: str, details: str = "", status: int = 400, message: str = "", **more: Any) -> None:
+        super().__init__(key)
+        self.status = status
+        self.key = key
+        self.message = message or MESSAGES[key]
+        self.details = details
+        self.more = more
+        """`resource_id` and `resource_type`, or the merchant's own message as `error`."""
+
+    def body(self, request_id: str) -> Json:
+        return {
+            "code": self.status,
+            "key": self.key,
+            "message": self.message,
+            "details": self.details,
+            "request_id": request_id,
+        } | self.more
+
+
+def not_found(what: str, id_: str) -> Refused:
+    kind = what.replace(" ", "_")
+    return Refused("not_found", f"Cannot find {what} with id {id_}", 404, resource_id=id_, resource_type=kind)
+
+
+@dataclass(frozen=True)
+class Shopper:
+    """Who asks, under which session key, at what time."""
+
+    source_id: str
+    session: str
+    now: datetime
+
+
+@dataclass
+class Result:
+    """What became of one redeemable."""
+
+    redeemable: Json
+    incentive: Incentive | None
+    status: Literal["APPLICABLE", "INAPPLICABLE", "SKIPPED"] = "APPLICABLE"
+    refused: Refused | None = None
+    skipped: str = ""
+    before: Order | None = None
+    after: Order | None = None
+    coin: Coin | None = None
+    credits: int = 0
+    points: int = 0
+
+    @property
+    def amount(self) -> int:
+        """The discount it gives."""
+        return self.after.total_discount - self.before.total_discount if self.after and self.before else 0
+
+    @property
+    def has_effect(self) -> bool:
+        if self.after is None or self.before is None:
+            return True
+        units = [(line.quantity, line.discount_quantity) for line in self.after.lines]
+        return self.amount > 0 or units != [(line.quantity, line.discount_quantity) for line in self.before.lines]
+
+    def json(self, expand: set[str], books: Books, shopper: Shopper, request_id: str) -> Json:
+        incentive = self.incentive
+        json: Json = {
+            "status": self.status,
+            "id": incentive.id if incentive else self.redeemable["id"],
+            "object": self.redeemable["object"],
+        }
+        if self.status == "APPLICABLE":
+            json |= self._applicable(expand, books, shopper)
+        elif self.refused is not None:
+            error = self.refused.body(request_id)
+            # The rule's own message, where it has one.
+            message = error.get("error", error)["message"]
+            json["result"] = {"error": error, "details": {"message": message, "key": self.refused.key}}
+        else:
+            json["result"] = {"details": {"key": self.skipped, "message": _SKIPPED[self.skipped]}}
+        return json | _described(incentive, expand)
+
+    def _applicable(self, expand: set[str], books: Books, shopper: Shopper) -> Json:
+        assert self.incentive is not None
+        discount = self.incentive.discount
+        meant = discount.applicable_to() if discount else []
+        json: Json = {}
+        if "order" in expand and self.after is not None and self.before is not None:
+            json["order"] = shown(self.after, self.before)
+        return json | {
+            "applicable_to": {"data": meant, "total": len(meant), "data_ref": "data", "object": "list"},
+            "inapplicable_to": {"data": [], "total": 0, "data_ref": "data", "object": "list"},
+            "result": self._result(books, shopper),
+        }
+
+    def _result(self, books: Books, shopper: Shopper) -> Json:
+        incentive = self.incentive
+        assert incentive is not None
+        if isinstance(incentive.entry, GiftCard):
+            held = books.held(incentive, shopper.session, shopper.now)
+            balance = books.balances[incentive.id] - sum(lock.credits for lock in held)
+            return {"gift": {"balance": balance, "credits": self.credits}}
+        if isinstance(incentive.entry, LoyaltyCard):
+            return {"loyalty_card": {"points": self.points}}
+        return {"discount": discount_json(incentive.discount)} if incentive.discount else {}
+
+
+def _described(incentive: Incentive | None, expand: set[str]) -> Json:
+    """What `options.expand` asks for. Without it there is no name of anything."""
+    if incentive is None:
+        return {}
+    json: Json = {"categories": []}
+    if "category" in expand:
+        json["categories"] = [category(id_) for id_ in incentive.categories]
+    if "redeemable" in expand:
+        id_, name = incentive.parent
+        json |= {"metadata": incentive.metadata, "campaign_id": id_, "campaign_name": name}
+        if incentive.object == "promotion_tier":
+            json["name"] = name
+    return json
+
+
+class Run:
+    """All redeemables of one request, tried on one order. It changes nothing but its own copy of the order."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        books: Books,
+        shopper: Shopper,
+        order: Order | None,
+        *,
+        qualifying: bool = False,
+    ) -> None:
+        self._book = catalog.book
+        self._options: Options = catalog.options
+        self._catalog = catalog
+        self._books = books
+        self._shopper = shopper
+        self._qualifying = qualifying
+        """Qualifications leave some rules out of account."""
+        self.start = order
+        self.order = order.copy() if order else None
+        self.results: list[Result] = []
+        self._applied: Counter[str] = Counter()
+        """How many were applied: in all (""), in each category."""
+        self._pending: Counter[int] = Counter()
+        self._pending_spent: Counter[int] = Counter()
+
+    @property
+    def applicable(self) -> list[Result]:
+        return [result for result in self.results if result.status == "APPLICABLE"]
+
+    @property
+    def valid(self) -> bool:
+        failed = any(result.status == "INAPPLICABLE" for result in self.results)
+        return bool(self.applicable) and not (failed and self._options.redeemables_application_mode == "ALL")
+
+    def go(self, redeemables: list[Json]) -> "Run":
+        self.results = [self._checked(redeemable, incentive) for redeemable, incentive in self._resolve(redeemables)]
+        is_exclusive = any(
+            result.refused is None and result.incentive and NEVER_STACKABLE in result.incentive.categories
+            for result in self.results
+        )
+        failed = False
+        for result in self.results:
+            if failed and self._options.redeemables_application_mode == "ALL":
+                self._skip(result, "preceding_validation_failed")
+            elif result.status == "APPLICABLE":
+                self._stack(result, is_exclusive=is_exclusive)
+            failed = failed or result.status == "INAPPLICABLE"
+        return self
+
+    # Who is meant.
+
+    def _resolve(self, redeemables: list[Json]) -> list[tuple[Json, Incentive | None]]:
+        """Each redeemable with its incentive. Raises `Refused` where the request as a whole is wrong."""
+        if any(redeemable["object"] == "promotion_stack" for redeemable in redeemables):
+            if len(redeemables) > 1:
+                raise Refused("invalid_redeemables", "Promotion Stack cannot be use with other redeemables")
+            id_ = redeemables[0]["id"]
+            tiers = self._catalog.stack(id_)
+            if tiers is None:
+                raise not_found("promotion stack", id_)
+            return [({"object": "promotion_tier", "id": tier.id}, tier) for tier in tiers]
+        found: list[tuple[Json, Incentive | None]] = []
+        for redeemable in redeemables:
+            find = self._catalog.voucher if redeemable["object"] == "voucher" else self._catalog.tier
+            found.append((redeemable, find(redeemable["id"])))
+        ids = [(given["object"], incentive.id if incentive else given["id"]) for given, incentive in found]
+        if len(set(ids)) < len(ids):
+            raise Refused("duplicated_redeemables", "Duplicated redeemables detected in one redemption")
+        return found
+
+    def _checked(self, redeemable: Json, incentive: Incentive | None) -> Result:
+        result = Result(redeemable, incentive)
+        try:
+            if incentive is None:
+                raise not_found(redeemable["object"].replace("_", " "), redeemable["id"])
+            self._check(result, incentive)
+        except Refused as refused:
+            self._refuse(result, refused)
+        return result
+
+    def _refuse(self, result: Result, refused: Refused) -> None:
+        result.status, result.refused, result.before, result.after = "INAPPLICABLE", refused, None, None
+
+    def _skip(self, result: Result, key: str) -> None:
+        result.status, result.refused, result.skipped = "SKIPPED", None, key
+        result.before = result.after = None
+
+    # Whether it applies.
+
+    def _check(self, result: Result, incentive: Incentive) -> None:
+        entry, campaign = incentive.entry, incentive.campaign
+        if campaign is not None:
+            self._check_dates(incentive, campaign)
+        if isinstance(entry, LoyaltyCard):
+            self._check_loyalty_card(result, entry, incentive)
+        if isinstance(entry, Coupon):
+            self._check_coupon(incentive, entry)
+        if isinstance(entry, Referral):
+            self._check_referral(entry)
+            self._check_uses(incentive, entry)
+        if campaign is not None:
+            self._check_conditions(campaign)
+        if isinstance(entry, GiftCard):
+            self._check_gift_card(result, incentive)
+
+    def _check_dates(self, incentive: Incentive, campaign: Campaign) -> None:
+        now = self._shopper.now
+        if incentive.object == "promotion_tier":
+            details = f"Promotion Tier with id: {incentive.id} is disabled."
+            if not campaign.active:
+                raise Refused("promotion_inactive", details)
+            if not campaign.running(now):
+                raise Refused("promotion_not_active_now", incentive.id)
+            return
+        if not campaign.active:
+            raise Refused("voucher_disabled", incentive.id)
+        for dated in (campaign, incentive.entry):
+            starts, ends = getattr(dated, "starts", None), getattr(dated, "ends", None)
+            if starts and now < starts:
+                raise Refused("voucher_not_active", incentive.id)
+            if ends and now >= ends:
+                raise Refused("voucher_expired", incentive.id)
+
+    def _check_coupon(self, incentive: Incentive, entry: Coupon) -> None:
+        customer = self._shopper.source_id
+        if entry.customer and entry.customer != customer:
+            raise _violated("customer", incentive.campaign)
+        self._check_uses(incentive, entry)
+        if entry.uses_per_customer is not None:
+            if not customer:
+                raise Refused("missing_customer", incentive.id)
+            if self._books.uses_by[incentive.id, customer] >= entry.uses_per_customer and not self._qualifying:
+                raise _violated("redemption", incentive.campaign)
+
+    def _check_uses(self, incentive: Incentive, entry: Coupon | Referral) -> None:
+        """Sessions of others hold one redemption each."""
+        held = self._books.held(incentive, self._shopper.session, self._shopper.now)
+        if entry.uses is not None and self._books.used(incentive) + len(held) >= entry.uses:
+            raise Refused("quantity_exceeded", incentive.id)
+
+    def _check_referral(self, entry: Referral) -> None:
+        customer = self._shopper.source_id
+        campaign = self._book.campaign[entry.campaign]
+        if customer and customer == entry.advocate:
+            raise Refused("referrer_not_permitted_to_redeem", entry.code)
+        if (entry.friend and entry.friend != customer) or self._books.referred[customer]:
+            raise _violated("customer", campaign)
+
+    def _check_loyalty_card(self, result: Result, entry: LoyaltyCard, incentive: Incentive) -> None:
+        if not entry.active:
+            raise Refused("voucher_disabled", incentive.id)
+        if entry.customer and entry.customer != self._shopper.source_id:
+            raise Refused("invalid_customer", incentive.id)
+        reward = result.redeemable.get("reward", {})
+        if "id" not in reward:
+            raise Refused("missing_reward", incentive.id)
+        result.coin = next((coin for coin in incentive.coins if coin.id == reward["id"]), None)
+        if result.coin is None:
+            raise not_found("reward", reward["id"])
+        self._need_order()
+        held = self._books.held(incentive, self._shopper.session, self._shopper.now)
+        available = self._books.points[incentive.id] - sum(lock.points for lock in held)
+        # The points are said to be required; what happens without them is not documented. Here: all there are.
+        result.points = reward.get("points", available)
+        if result.points > available or available <= 0:
+            raise Refused("loyalty_card_points_exceeded", incentive.id)
+
+    def _check_gift_card(self, result: Result, incentive: Incentive) -> None:
+        self._need_order()
+        held = self._books.held(incentive, self._shopper.session, self._shopper.now)
+        available = self._books.balances[incentive.id] - sum(lock.credits for lock in held)
+        # Without credits as much as possible is used: documented for single vouchers, not for this call.
+        result.credits = result.redeemable.get("gift", {}).get("credits", available)
+        if result.credits > available or available <= 0:
+            raise Refused("gift_amount_exceeded", incentive.id)
+
+    def _need_order(self) -> Order:
+        if self.order is None:
+            raise Refused("missing_order")
+        if self.order.amount is None:
+            raise Refused("missing_amount")
+        return self.order
+
+    def _check_conditions(self, campaign: Campaign) -> None:
+        conditions = campaign.conditions
+        if conditions.customers and self._shopper.source_id not in conditions.customers:
+            raise _violated("customer", campaign)
+        if any((conditions.stores, conditions.attributes)):
+            metadata = self.order.metadata if self.order else {}
+            named = conditions.attributes.items()
+            in_store = not conditions.stores or metadata.get("store") in conditions.stores
+            if not in_store or any(metadata.get(name) != value for name, value in named):
+                raise _violated("order", campaign)
+        self._check_total(campaign)
+        self._check_items(campaign)
+
+    def _check_total(self, campaign: Campaign) -> None:
+        """The rule "total amount before discount", which qualifications do not look at."""
+        over, least = campaign.conditions.cart_over, campaign.conditions.cart_at_least
+        if (over is None and least is None) or self._qualifying:
+            return
+        total = self._need_order().initial_amount or 0
+        if (over is not None and total <= minor(over)) or (least is not None and total < minor(least)):
+            raise _violated("order", campaign)
+
+    def _check_items(self, campaign: Campaign) -> None:
+        meant, units = campaign.conditions.any_item, campaign.conditions.units_at_least
+        if meant is None and not units:
+            return
+        lines = self.order.lines if self.order else []
+        if not lines:
+            raise Refused("missing_order_items")
+        found = [line for line in lines if not line.is_shipping and (meant is None or line.matches(meant))]
+        if not found or sum(line.quantity for line in found) < units:
+            raise _violated("order", campaign)
+
+    # Whether it may stand beside the others, and what it does.
+
+    def _stack(self, result: Result, *, is_exclusive: bool) -> None:
+        assert result.incentive is not None
+        key = self._skips(result.incentive, is_exclusive=is_exclusive)
+        if key:
+            self._skip(result, key)
+            return
+        try:
+            self._check_limits(result.incentive)
+            self._apply(result, result.incentive)
+        except Refused as refused:
+            self._refuse(result, refused)
+            return
+        if not result.has_effect and self._options.redeemables_no_effect_rule == "SKIP":
+            self._skip(result, "no_effect")
+            return
+        self.order = result.after
+        self._applied.update(("", *result.incentive.categories))
+        if result.incentive.campaign is not None:
+            self._pending[result.incentive.campaign.id] += 1
+            self._pending_spent[result.incentive.campaign.id] += result.amount
+
+    def _skips(self, incentive: Incentive, *, is_exclusive: bool) -> str:
+        options, applied = self._options, self._applied
+        limits = self._catalog.category_limits()
+        if is_exclusive and not {NEVER_STACKABLE, ALWAYS_STACKABLE} & {*incentive.categories}:
+            return "exclusion_rules_not_met"
+        if (
+            NEVER_STACKABLE in incentive.categories
+            and applied[NEVER_STACKABLE] >= options.applicable_exclusive_redeemables_limit
+        ):
+            return "applicable_exclusive_redeemables_limit_exceeded"
+        if applied[""] >= options.applicable_redeemables_limit:
+            return "applicable_redeemables_limit_exceeded"
+        if any(applied[id_] >= limits.get(id_, options.redeemables_limit) for id_ in incentive.categories):
+            return "applicable_redeemables_per_category_limit_exceeded"
+        return ""
+
+    def _check_limits(self, incentive: Incentive) -> None:
+        campaign = incentive.campaign
+        if campaign is None or self._qualifying:
+            return
+        limits, customer, pending = campaign.limits, self._shopper.source_id, self._pending[campaign.id]
+        if limits.redemptions is not None and self._books.redeemed[campaign.id] + pending >= limits.redemptions:
+            raise _violated("redemption", campaign)
+        if limits.redemptions_per_customer is not None:
+            if not customer:
+                raise Refused("missing_customer", incentive.id)
+            if self._books.redeemed_by[campaign.id, customer] + pending >= limits.redemptions_per_customer:
+                raise _violated("redemption", campaign)
+
+    def _apply(self, result: Result, incentive: Incentive) -> None:
+        if self.order is None:
+            return
+        result.before, result.after = self.order, self.order.copy()
+        till = Till(result.after, self._catalog.prices, discounted=self._book.settings.cascading_discounts)
+        if isinstance(incentive.entry, GiftCard):
+            result.credits = till.pay(result.credits)
+        elif result.coin is not None:
+            result.points = till.pay_with_points(result.coin, result.points)
+        elif incentive.discount is not None:
+            till.apply(incentive.discount)
+        self._check_budget(result, incentive)
+
+    def _check_budget(self, result: Result, incentive: Incentive) -> None:
+        """Voucherify has no partial rewards: a budget that is too small gives nothing."""
+        campaign = incentive.campaign
+        if campaign is None or campaign.limits.budget is None or self._qualifying:
+            return
+        spent = self._books.spent[campaign.id] + self._pending_spent[campaign.id]
+        if Decimal(spent + result.amount) / 100 > campaign.limits.budget:
+            raise _violated("redemption", campaign)
+
+
+def _violated(what: Literal["order", "customer", "redemption"], campaign: Campaign | None) -> Refused:
+    """A validation rule of the campaign, with its own message for the shopper."""
+    assert campaign is not None
+    own: Json = {"error": {"message": campaign.description}} if campaign.description else {}
+    return Refused(f"{what}_rules_violated", f"Validation rule val_{campaign.id} is not met", **own)

@@ -170,7 +170,7 @@ BY_POINTER = b'{"":{"":1},"a":[{"b":[[2]]},3],"m~n":{"o/p":4},"a/b":5,"~1":6,"n"
                 "/a/\u0661",
                 "/a/1/0",
                 "/n/x",
-                "/a/99999999999",
+                "/a/" + "9" * 5000,
             )
         ),
     ],
@@ -256,6 +256,27 @@ def test_a_removal_leaves_the_others_as_they_were(
     assert list(rendered.members) == [*kept, *new]
     for key in rendered.members:
         assert rendered.raw(key) == changes.get(key, found.raw(key))
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "changed"),
+    [
+        ('{"a":1}', {"a": b"2"}, '{"a":2}'),
+        ('{ "a" : 1 , "b" : 2 }', {"a": b"3"}, '{ "a" : 3 , "b" : 2 }'),
+        ('{ "a" : 1 , "b" : 2 }', {"b": b"3"}, '{ "a" : 1 , "b" : 3 }'),
+        ('{ "a" : 1 , "b" : 2 }', {"b": b"3", "a": b"4"}, '{ "a" : 4 , "b" : 3 }'),
+        ('{ "a" : 1 , "b" : 2 }', {"c": b"3"}, '{ "a" : 1 , "b" : 2,"c":3 }'),
+        ('{ "a" : 1 , "b" : 2 }', {"c": b"3", "d": b"4"}, '{ "a" : 1 , "b" : 2,"c":3,"d":4 }'),
+        ('{ "a" : 1 , "b" : 2 }', {"c": b"3", "a": b"4"}, '{ "a" : 4 , "b" : 2,"c":3 }'),
+        ('{ "a" : 1 , "b" : 2 }', {"c": b"3", "b": None}, '{ "a" : 1,"c":3 }'),
+        ('{ "a" : 1 , "b" : 2 }', {"c": b"3", "a": None, "b": None}, '{"c":3 }'),
+        ("{ }", {"a": b"1", "b": b"2"}, '{"a":1,"b":2 }'),
+        ("{ }", {"a": None}, "{ }"),
+        ('{"\\u0061":1}', {"a": b"2"}, '{"\\u0061":2}'),
+    ],
+)
+def test_white_space_stays_where_it_was(text: str, changes: dict[str, bytes | None], changed: str) -> None:
+    assert document.parse(text.encode()).render(changes) == changed.encode()
 
 
 @pytest.mark.parametrize(
@@ -477,6 +498,18 @@ def by_number(key: str) -> str:
     """The same key with each of its characters spelled by number."""
     units = json.loads(key).encode("utf-16-be").hex()
     return '"' + "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)) + '"'
+
+
+@pytest.mark.parametrize("depth", [500, 2_000, 100_000])
+def test_a_double_is_refused_at_any_depth_even_where_its_place_cannot_be_told(depth: int) -> None:
+    body = '{"a":' * depth + '{"b":1,"b":2}' + "}" * depth
+    with pytest.raises(InvalidRequest) as refused:
+        document.parse(body.encode())
+    assert (refused.value.reason, refused.value.pointer) in {
+        ("duplicate_key", "/a" * depth + "/b"),
+        ("duplicate_key", ""),
+        ("too_deep", ""),
+    }
 
 
 def test_the_same_key_in_different_objects_is_no_double() -> None:

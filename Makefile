@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format lock clean
+.PHONY: help demo test record lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: $(VENV)/.runtime ## show both endpoints at work with each engine, nothing 
 
 test: $(VENV)/.dev ## run the tests; ARGS="-k money" passes options to pytest
 	$(BIN)/pytest $(ARGS)
+
+record: $(VENV)/.dev ## record cassettes from a real account; cassettes/README.md says how
+	$(BIN)/python -m tests.record
 
 lint: $(VENV)/.tools ## judge style, types and the Dockerfile
 	$(BIN)/ruff check .

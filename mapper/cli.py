@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from mapper import __version__, settings, signature
+from mapper import __version__, ledger_cli, settings, signature
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -38,6 +38,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="run both, send a signed checkout and its order, show what happened")
     demo.add_argument("--keep", action="store_true", help="leave sandbox and service running until Ctrl-C")
     demo.set_defaults(run=_demo)
+
+    ledger_cli.add(commands)
 
     sign = commands.add_parser("sign", help="print the signature header of a body, with the first signing secret")
     sign.add_argument("file", nargs="?", metavar="FILE", help="the body; standard input where none is named")

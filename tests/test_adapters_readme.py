@@ -40,7 +40,7 @@ def test_the_example_is_a_whole_adapter() -> None:
     assert request.path == "/orders/a%2Fb"
     assert replay(acme.recall(order, "s"), [ok])[0].state == "redeemed"
     assert replay(acme.recall(order, "s"), [EngineReply(status=404, headers={}, body=b"")])[0].state == "absent"
-    assert acme.undo(order, "s") is None
+    assert (acme.undo(order, "s"), acme.repair(order, "s", ())) == (None, None)
     assert set(names["REASONS"].values()) <= set(REASONS)
     with pytest.raises(Misconfigured, match=r"API_KEY.*BASE_URL"):
         names["Acme"]({})

@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from adapters.talon_one import TalonOne, reasons
 from adapters.talon_one.effects import TABLE
 from mapper import checkout as documents
-from mapper.adapter import Conversation, Discount, EngineReply, EngineRequest, Misconfigured, Notice, Outcome, Rejection
+from mapper.adapter import (
+    Adapter,
+    Conversation,
+    Discount,
+    EngineReply,
+    EngineRequest,
+    Misconfigured,
+    Notice,
+    Outcome,
+    Rejection,
+)
 from mapper.checkout import Checkout
 from mapper.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
 from mapper.reasons import REASONS
@@ -1145,3 +1155,8 @@ def test_undo_that_fails_says_so(answers: list[EngineReply], reason: str) -> Non
     with pytest.raises(Problem) as caught:
         talk(adapter().undo(CART, "s"), *answers)
     assert caught.value.reason == reason
+
+
+def test_a_session_is_closed_once_so_there_is_nothing_to_repair() -> None:
+    as_the_core_sees_it: Adapter = adapter()
+    assert as_the_core_sees_it.repair(CART, "s", ()) is None

@@ -19,7 +19,7 @@ import msgspec
 from adapters.talon_one import effects, wire
 from adapters.talon_one import options as settings
 from adapters.talon_one.session import Asked, ask
-from mapper.adapter import Conversation, EngineReply, EngineRequest, Outcome, Recall
+from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, Outcome, Recall
 from mapper.checkout import Checkout
 from mapper.errors import EngineRejected, EngineUnavailable, OrderMismatch
 
@@ -40,7 +40,7 @@ class TalonOne:
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self._options = settings.read(options)
-        self.accounts = self._options.accounts
+        self.accounts: Mapping[str, Account] = self._options.accounts
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         """Opens the session, or updates it. PUT replaces what it names, so it may be sent any number of times."""
@@ -99,6 +99,9 @@ class TalonOne:
             if again.status == 404 or (again.status == 200 and _session(again).state not in _CLOSED):
                 return
         _insist(reply)
+
+    def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> None:
+        """A session is closed once: there is nothing to repair."""
 
 
 def _put(operation: str, session: str, asked: Asked, *, state: str, dry: bool = False) -> EngineRequest:

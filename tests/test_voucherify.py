@@ -1301,13 +1301,14 @@ def test_an_order_that_was_redeemed_with_another_cart_is_another_order(items: li
         held(engine().recall(order(SHIRT), ORDER), stored("r_1", items=items))
 
 
-def test_recall_points_out_a_second_redemption() -> None:
-    answer = stored("r_2", "r_1", redemptions={"r_2": {"date": "2026-01-02"}, "r_1": {"date": "2026-01-01"}})
+def test_recall_finds_further_redemptions_and_repair_leaves_the_first() -> None:
+    answer = stored(redemptions={"r_1": {"date": "2026-01-02"}, "r_3": {"date": "2026-01-03"}, "r_2": {"date": "2026"}})
     recall, _ = held(engine().recall(order(SHIRT), ORDER), answer)
-    assert {one.type: one.payload for one in recall.outcome.notices} == {
-        "redemption": {"redemptions": ["r_1", "r_2"]},
-        "redeemed_twice": {"redemptions": ["r_1", "r_2"]},
-    }
+    assert recall.extra == ("r_1", "r_3")
+    done = [reply({"rollbacks": []}), failure("already_rolled_back")]
+    _, requests = held(engine().repair(order(SHIRT), ORDER, recall.extra), *done)
+    assert [one.path for one in requests] == [f"/v1/redemptions/{name}/rollbacks" for name in recall.extra]
+    assert held(engine().recall(order(SHIRT), ORDER), stored("r_1"))[0].extra == ()
 
 
 @pytest.mark.parametrize("call", ["check", "redeem"])
@@ -1332,6 +1333,13 @@ def test_a_redemption_on_top_of_an_earlier_one_is_taken_back() -> None:
     with pytest.raises(EngineUnavailable) as caught:
         held(engine().redeem(paid, ORDER), answer, {}, stored(rolled_back=["r_old", "r_0"]))
     assert caught.value.sent
+
+
+def test_of_two_redemptions_sent_at_once_only_the_later_takes_itself_back() -> None:
+    answer = redeemed(redemption("A", 5))
+    answer["order"]["redemptions"]["r_later"] = {"date": "2026-01-09"}
+    outcome, requests = held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer)
+    assert (len(requests), outcome.redeemed) == (1, False)
 
 
 def test_children_of_our_own_redemption_are_not_taken_for_another_one() -> None:

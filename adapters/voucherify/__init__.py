@@ -101,23 +101,23 @@ class Voucherify:
         if not answers.same_cart(stored, order, self.settings):
             message = "Voucherify has redeemed this order's promotions with another cart."
             raise OrderMismatch(message, reason="other_content")
-        notices = [_redemptions(live)]
-        if len(live) > 1:
-            text = "This order has been redeemed more than once; all but the first should be rolled back."
-            notices.append(Notice("redeemed_twice", text, {"redemptions": list(live)}))
         try:
             answer = answers.granted(stored, session, len(order.cart))
             outcome = effects.outcome(answer, order, self.settings, binding=False)
         except EngineUnavailable as error:
             # That it happened is certain, even where its amounts cannot be read.
             outcome = Outcome(notices=(Notice(error.reason, error.message, None),))
-        return Recall("redeemed", _with(outcome, *notices))
+        return Recall("redeemed", _with(outcome, _redemptions(live)), extra=live[1:])
 
     def undo(self, order: Checkout, session: str) -> Conversation[None]:
         """Rolls back every redemption of the order that stands. Doing it again changes nothing."""
         reply = yield from _ask(questions.stored_order(session))
         stored = answers.read_order(reply)
         yield from _roll_back(answers.live_redemptions(stored) if stored else ())
+
+    def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None]:
+        """Rolls back redemptions beyond the first. Doing it again changes nothing."""
+        yield from _roll_back(extra)
 
     # --- Parts of conversations --------------------------------------------------------------------------------------
 
@@ -188,8 +188,9 @@ class Voucherify:
         """What a redemption did: perhaps less than was asked for, perhaps for a second time."""
         found = answers.read_redemption(reply, asked)
         ours = {*found.ids, *found.children}
-        if found.ids and set(found.live) - ours:
-            # The order had been redeemed before. Nothing in Voucherify prevents that, so ours is taken back.
+        if found.ids and found.live and found.live[0] not in ours:
+            # The order had been redeemed before. Nothing in Voucherify prevents that, so ours is taken back: of two
+            # that were sent at once, the later one is, and never both.
             yield from _roll_back(found.ids)
             known = yield from self.recall(order, session)
             if known.state == "redeemed":

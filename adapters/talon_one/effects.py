@@ -226,8 +226,8 @@ def _rejected(answer: _Answer, asked: Asked) -> tuple[Rejection, ...]:
     """One refusal for each refused code, in the order in which the codes were given.
 
     A code that several campaigns share may be accepted by one and refused by another: then it works, and the refusal is
-    only told. So is the refusal of a code that is not in this cart, and a code that got no answer: the documentation has
-    an effect for every code, so nothing says that such a one does not work.
+    only told. So is the refusal of a code that is not in this cart, and so is a code that got no answer: the
+    documentation has an effect for every code, so nothing says that such a one does not work.
     """
     sent = {("coupon", code.casefold()): code for code in asked.session.coupon_codes}
     if asked.session.referral_code:

@@ -19,8 +19,8 @@ MEANING: dict[State, tuple[str, str]] = {
     State.MANUAL: (
         "NEEDS YOU",
         (
-            "The engine could not say for a day whether it has redeemed this order. Look its session up in the engine's "
-            "own console. If it is redeemed there: `ledger settle KEY redeemed`. If it is not: `ledger settle KEY "
+            "The engine could not say for a day whether it has redeemed this order. Look its session up in the engine's"
+            " own console. If it is redeemed there: `ledger settle KEY redeemed`. If it is not: `ledger settle KEY "
             "refused`. If the engine works again: `ledger retry KEY` has it asked once more."
         ),
     ),

@@ -488,6 +488,15 @@ def test_two_codes_of_one_campaign_in_one_cart_share_its_limits(limits: str, rea
     assert [p["rejectionReason"] for p in of(reply, "rejectCoupon")] == [reason]
 
 
+def test_two_campaigns_never_spend_a_point_twice() -> None:
+    another = '[[campaigns]]\nid = 52\nname = "Again"\nneeds = "loyalty_card"\n'
+    another += 'effects = [{ kind = "pay_with_points", value = "0.01" }]\n\n[[loyalty_cards]]\ncode = "CARD-SPEND"'
+    shop = Shop(("campaigns = [51]", "campaigns = [52, 51]"), ('[[loyalty_cards]]\ncode = "CARD-SPEND"', another))
+    reply = shop.ok(cart(loyaltyCards=["CARD-SPEND"], state="closed"))
+    assert [(p["name"], p["value"]) for p in of(reply, "setDiscount")] == [("Again", 2)]
+    assert shop.books["loyalty_cards"]["CARD-SPEND"] == 0
+
+
 def test_what_was_refused_or_given_for_good_is_not_rolled_back() -> None:
     shop = Shop()
     shop.ok(cart("EVERYTHING", "NO-SUCH-CODE", state="closed"))

@@ -1,0 +1,322 @@
+"""Talon.One's Integration API, emulated: customer sessions on the sandbox's rule book.
+
+Written from the vendor's documentation alone. It never imports the adapter beside it: a field that one of them misreads
+must not be misread twice.
+
+    PUT /v2/customer_sessions/{id}[?dry=true]    update, close, cancel
+    GET /v2/customer_sessions/{id}
+    PUT /v2/customer_sessions/{id}/reopen
+
+Documented at https://docs.talon.one/integration-api. What the documents leave open is decided here, and said where.
+`schema` checks requests, `rules` and `trial` are the rule engine, `state` is what it remembers, `replies` shows it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from adapters.talon_one.sandbox.cart import ZERO, Cart, number_of
+from adapters.talon_one.sandbox.errors import MESSAGES, ApiError, cannot_move, check_move, error_body
+from adapters.talon_one.sandbox.replies import Replies
+from adapters.talon_one.sandbox.rules import Options, Run
+from adapters.talon_one.sandbox.schema import Requests, time_of
+from adapters.talon_one.sandbox.state import Books, Profile, Session, rollbacks
+from adapters.talon_one.sandbox.turns import Turns
+from mapper import rulebook
+from mapper.rulebook import RuleBook, RuleBookError
+from mapper.sandbox import PAUSE, Now
+
+Json = dict[str, Any]
+
+_IDEMPOTENCY_TTL: Final = timedelta(hours=24)
+
+
+class _SessionState(msgspec.Struct, frozen=True):
+    state: str = "open"
+
+
+class _Peek(msgspec.Struct, frozen=True):
+    customerSession: _SessionState = _SessionState()  # noqa: N815 - the wire's spelling
+
+
+_PEEK: Final = msgspec.json.Decoder(_Peek)
+_DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
+_ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
+_SESSIONS: Final = "/v2/customer_sessions/"
+
+
+class TalonOneSandbox:
+    """The emulator; see `mapper.sandbox.Emulator`."""
+
+    def __init__(self, book: RuleBook, now: Now) -> None:
+        problems: list[rulebook.Problem] = []
+        options = rulebook.read(book.engines.get("talon_one", {}), Options, "engines.talon_one", problems=problems)
+        if problems:
+            raise RuleBookError(problems)
+        self._book = book
+        self._now = now
+        self._options: Options = options
+        self._requests = Requests(book, strict=options.unknown_fields == "refuse")
+        self.reset()
+
+    def reset(self) -> None:
+        self._books = Books(self._book)
+        self._replies = Replies(self._book, self._books, self._options)
+        self._turns = Turns()
+        self._ids = 0
+        self._answered: dict[tuple[str, str], tuple[datetime, int, bytes]] = {}
+
+    # How it looks from the host.
+
+    def books(self) -> dict[str, Any]:
+        books = self._books
+        return {
+            "sessions": {
+                id_: {
+                    "state": session.state,
+                    "updates": session.updates,
+                    "closes": session.closes,
+                    "profile": session.data["profileId"],
+                    "coupons": session.data["couponCodes"],
+                    "items_total": number_of(Cart(session.data).items_total),
+                    "effects": session.effects,
+                }
+                for id_, session in books.sessions.items()
+            },
+            "redemptions": list(books.log),
+            "codes": {code: uses for code, uses in books.uses.items() if uses},
+            "campaigns": {
+                str(id_): {"redemptions": count, "discount": number_of(books.spent.get(id_, ZERO))}
+                for id_, count in books.redeemed.items()
+            },
+            "gift_cards": {code: number_of(balance) for code, balance in books.balances.items()},
+            "loyalty_cards": {code: number_of(points) for code, points in books.points.items()},
+        }
+
+    def operation(self, method: str, path: str, query: str, body: bytes) -> str:
+        """read, reopen, dry, open, close, cancel; "other" for what the API does not have."""
+        if _SESSIONS not in path:
+            return "other"
+        if method == "GET":
+            return "read"
+        if path.endswith("/reopen"):
+            return "reopen"
+        if "dry=true" in query:
+            return "dry"
+        try:
+            state = _PEEK.decode(body).customerSession.state
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+            return "other"
+        return {"closed": "close", "cancelled": "cancel"}.get(state, "open")
+
+    def error(self, status: int) -> Any:
+        return error_body(status, MESSAGES.get(status, "Internal server error"))
+
+    def unknown_effect(self, reply: Any) -> Any:
+        effect = {
+            "campaignId": 1,
+            "rulesetId": 1001,
+            "ruleIndex": 0,
+            "ruleName": "A rule of tomorrow",
+            "effectType": "sandboxTeleportShopper",
+            "props": {"name": "beam", "value": 12.5, "position": 0, "where": ["up", None]},
+        }
+        if isinstance(reply, dict) and isinstance(reply.get("effects"), list):
+            return reply | {"effects": [effect, *reply["effects"]]}
+        return reply
+
+    # HTTP.
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            status, body = await self._answer(request)
+        except ApiError as error:
+            status, body = error.status, _ENCODER.encode(error.body)
+        await Response(body, status, media_type="application/json")(scope, receive, send)
+
+    async def _answer(self, request: Request) -> tuple[int, bytes]:
+        id_, action = self._route(request)
+        scheme, _, key = request.headers.get("authorization", "").partition(" ")
+        keys = self._book.settings.api_keys
+        if scheme != "ApiKey-v1" or not key.strip() or (keys and key not in keys):
+            raise ApiError(401, MESSAGES[401])
+        pause: float = request.scope.get(PAUSE, 0)
+        if action == "read":
+            await asyncio.sleep(pause)
+            return 200, _ENCODER.encode(self._read(id_))
+        if action == "reopen":
+            return await self._once(request, id_, "", pause, dry=False, work=lambda: self._reopen(id_))
+        query = self._query(request)
+        given = self._given(await request.body())
+        session = given["customerSession"]
+        stored = self._books.sessions.get(id_)
+        profile = session.get("profileId", stored.data["profileId"] if stored else "")
+        dry = query.get("dry") == "true"
+        return await self._once(
+            request, id_, profile, pause, dry=dry, work=lambda: self._update(id_, given, query, dry=dry)
+        )
+
+    def _route(self, request: Request) -> tuple[str, str]:
+        """The session's id, decoded from exactly one segment of the path, and what is to be done with it."""
+        raw = request.scope["raw_path"].decode("ascii", "replace")
+        path = raw[len(request.scope.get("root_path", "")) :]
+        id_, slash, rest = path.removeprefix(_SESSIONS).partition("/")
+        try:
+            decoded = unquote(id_, errors="strict")
+        except UnicodeDecodeError:
+            decoded = ""
+        if not path.startswith(_SESSIONS) or decoded in ("", ".", "..") or (slash and rest != "reopen"):
+            raise ApiError(404, MESSAGES[404])
+        action = {("GET", ""): "read", ("PUT", ""): "update", ("PUT", "reopen"): "reopen"}.get((request.method, rest))
+        if action is None:
+            raise ApiError(405, MESSAGES[405])
+        return decoded, action
+
+    def _query(self, request: Request) -> dict[str, str]:
+        pairs = parse_qsl(request.scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
+        query = dict(pairs)
+        problems = []
+        for name, value in pairs:
+            wrong = (
+                name not in ("dry", "now")
+                or (name == "dry" and value not in ("true", "false"))
+                or (name == "now" and (query.get("dry") != "true" or not self._is_future(value)))
+            )
+            if wrong:
+                problems.append({"title": "Invalid parameter", "details": value, "source": {"parameter": name}})
+        if problems:
+            raise ApiError(400, "The submitted data was invalid", problems)
+        return query
+
+    def _is_future(self, text: str) -> bool:
+        moment = time_of(text)
+        return moment is not None and moment > self._now()
+
+    def _given(self, body: bytes) -> Json:
+        """The request's body, checked. Raises `ApiError` 400 with everything that is wrong."""
+        try:
+            given = _DECODER.decode(body)
+        except (msgspec.DecodeError, ArithmeticError, RecursionError, UnicodeDecodeError):
+            raise ApiError(400, "The request body is not valid JSON") from None
+        problems = self._requests.problems(given)
+        if problems:
+            raise ApiError(400, "The submitted data was invalid", problems)
+        return dict(given)
+
+    async def _once(
+        self, request: Request, id_: str, profile: str, pause: float, *, dry: bool, work: Callable[[], Json]
+    ) -> tuple[int, bytes]:
+        """Does the work when it is its turn, or replays what the same idempotency key got before.
+
+        The documents say that responses are stored for 24 hours, not which: here it is what the rules answered, 200 or
+        400, whatever the body of the repetition.
+        """
+        key = request.headers.get("idempotency-key", "")
+        if len(key) > 255:
+            raise ApiError(400, "The idempotency key is longer than 255 characters")
+        keyed = bool(key) and self._options.idempotency_keys and not dry
+        place = (request.scope["raw_path"].decode("ascii", "replace"), key)
+        async with self._turns.take([("session", id_)] + ([("profile", profile)] if profile else [])):
+            await asyncio.sleep(pause)
+            stored = self._answered.get(place)
+            if keyed and stored is not None and stored[0] > self._now():
+                return stored[1], stored[2]
+            try:
+                status, body = 200, _ENCODER.encode(work())
+            except ApiError as error:
+                status, body = error.status, _ENCODER.encode(error.body)
+            if keyed:
+                self._answered[place] = (self._now() + _IDEMPOTENCY_TTL, status, body)
+            return status, body
+
+    # The three calls.
+
+    def _read(self, id_: str) -> Json:
+        session = self._books.sessions.get(id_)
+        if session is None:
+            # The specification lists no 404 for this call; its prose says "Check the resource path or ID".
+            raise ApiError(404, "Customer session not found")
+        return {"customerSession": self._replies.session(session), "effects": session.effects}
+
+    def _reopen(self, id_: str) -> Json:
+        session = self._books.sessions.get(id_)
+        if session is None:
+            raise ApiError(404, "Customer session not found")
+        if session.state != "closed":
+            raise cannot_move("open", session.state)
+        back = self._take_back(session)
+        session.state = "open"
+        return {"effects": back}
+
+    def _update(self, id_: str, given: Json, query: dict[str, str], *, dry: bool) -> Json:
+        payload = given["customerSession"]
+        target = payload.get("state", "open")
+        now = self._now()
+        # A dry request considers only what it carries, as if there were no session yet.
+        stored = None if dry else self._books.sessions.get(id_)
+        check_move(stored.state if stored else None, target)
+        session = stored or self._new_session(id_, payload.get("profileId", ""), now)
+        content = set(given.get("responseContent", []))
+        if target == "cancelled":
+            back = self._take_back(session) if session.grants else []
+            if not session.grants:
+                session.effects = []
+            session.state, session.updated, session.updates = "cancelled", now, session.updates + 1
+            run = Run(self._book, self._books, self._options, session, now)
+            run.effects = back
+            return self._replies.reply(session, run, content)
+        if dry and "now" in query:
+            now = time_of(query["now"]) or now
+        session.merge(payload)
+        session.state, session.updated, session.updates = target, now, session.updates + 1
+        evaluable = payload.get("evaluableCampaignIds") if dry else None
+        run = Run(self._book, self._books, self._options, session, now, evaluable).go()
+        session.effects = run.effects
+        if not dry:
+            self._books.sessions[id_] = session
+            self._touch_profile(session, now)
+            if target == "closed":
+                self._close(session, run, now)
+        return self._replies.reply(session, run, content)
+
+    def _new_session(self, id_: str, profile: str, now: datetime) -> Session:
+        self._ids += 1
+        first = not profile or profile not in self._books.profiles
+        return Session(self._ids, id_, created=now, updated=now, first=first)
+
+    def _touch_profile(self, session: Session, now: datetime) -> None:
+        """A profile nobody has seen before is created."""
+        id_ = session.data["profileId"]
+        if id_:
+            profile = self._books.profiles.setdefault(id_, Profile(len(self._books.profiles) + 1, now, now))
+            profile.active = now
+
+    def _close(self, session: Session, run: Run, now: datetime) -> None:
+        """Redeems. Only here is anything counted; a code refused meanwhile is refused in a 200, and it is closed."""
+        session.closes += 1
+        session.grants = run.grants
+        self._books.book(session, run.grants, now, sign=1)
+        self._count_sale(session, 1)
+
+    def _count_sale(self, session: Session, sign: int) -> None:
+        profile = self._books.profiles.get(session.data["profileId"])
+        if profile is not None:
+            profile.closed += sign
+            profile.sales += sign * Cart(session.data).items_total
+
+    def _take_back(self, session: Session) -> list[Json]:
+        back, session.effects = rollbacks(session.effects)
+        if session.grants is not None:
+            self._books.book(session, session.grants, self._now(), sign=-1)
+            self._count_sale(session, -1)
+            session.grants = None
+        return back

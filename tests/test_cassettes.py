@@ -93,7 +93,7 @@ def play(cassette: str, adapter: Any, client: Client, *speak: Speak, repeats: bo
         engine = Engine(wire, adapter.accounts, on_exchange=sent, on_call=played.attempts.append, sleep=at_once)
         try:
             for one in speak:
-                played.results.append(await engine.converse(one(adapter), asyncio.get_running_loop().time() + 9))
+                played.results.append(await engine.converse(one(adapter), asyncio.get_running_loop().time() + 5))
         except Problem as problem:
             played.results.append(problem)
         finally:
@@ -540,12 +540,19 @@ OFF_TAPE = {
 
 
 @pytest.mark.parametrize("why", OFF_TAPE)
-def test_a_request_that_is_not_on_the_tape_fails(client: Client, why: str) -> None:
+def test_a_request_that_is_not_on_the_tape_fails_and_does_not_go_live(client: Client, why: str) -> None:
+    """Sockets are open here, and somebody listens: it is the tape that holds the request back."""
     cassette, speak = OFF_TAPE[why]
     before = [validate(shopper())] if why == "once more than recorded" else []
-    *_, problem = play(cassette, talon_one(), client, *before, speak).results
-    assert isinstance(problem, EngineUnavailable)
-    assert (problem.reason, problem.sent) == ("connect", False)
+    pytest_socket.enable_socket()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        adapter = talon_one(BASE_URL=f"http://127.0.0.1:{server.getsockname()[1]}")
+        *_, problem = play(cassette, adapter, client, *before, speak).results
+        assert isinstance(problem, EngineUnavailable)
+        assert (problem.reason, problem.sent) == ("connect", False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 @pytest.mark.filterwarnings("ignore:A test tried to use socket")

@@ -4,23 +4,17 @@ A merchant sees what becomes of the prices, an integrator sees the very requests
 with 1 if any answer is not what it should be.
 """
 
-import asyncio
 import json
 import os
 import secrets
-import socket
 import sys
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
-
-import uvicorn
 
 from mapper import app, sandbox, settings, signature, telemetry
 from mapper.adapter import SANDBOXES, known
@@ -54,6 +48,12 @@ ENGINES: dict[str, dict[str, str]] = {
         "TALON_ONE_API_KEY": "sandbox-key",
         "TALON_ONE_ADDITIONAL_COSTS": "shipping=/shipping_rate/price",
     },
+    "voucherify": {
+        "VOUCHERIFY_BASE_URL": "{url}/voucherify",
+        "VOUCHERIFY_APP_ID": "sandbox-id",
+        "VOUCHERIFY_APP_TOKEN": "sandbox-token",
+        "VOUCHERIFY_PROMOTIONS": "qualify",
+    },
 }
 
 
@@ -78,18 +78,19 @@ def run(*, keep: bool) -> int:
     secret = secrets.token_hex(16)
     with ExitStack() as running:
         folder = running.enter_context(tempfile.TemporaryDirectory())
-        sandbox_url = running.enter_context(_serving(sandbox.create()))
+        sandbox_url = running.enter_context(sandbox.running(sandbox.create()))
         screen.say(f"Sandbox on {sandbox_url}: the engines, emulated. Nothing leaves this machine.")
         services: dict[str, str] = {}
         for engine in [name for name in ENGINES if name in known(SANDBOXES)]:
             environment = {"MAPPER_ENGINE": engine, "NACELLE_SIGNING_SECRETS": secret}
             environment["MAPPER_LEDGER_URL"] = f"sqlite:///{folder}/{engine}.db"
             environment |= {name: value.format(url=sandbox_url) for name, value in ENGINES[engine].items()}
-            services[engine] = running.enter_context(_serving(app.create(settings.load(environment))))
+            services[engine] = running.enter_context(sandbox.running(app.create(settings.load(environment))))
             screen.say(f"Service on {services[engine]}, in front of {engine}.")
         try:
-            for engine, url in services.items():
-                _story(screen, engine, url, secret)
+            results = {engine: _story(screen, engine, url, secret) for engine, url in services.items()}
+            _compare(screen, results)
+            _expect_redeemed_once(screen, sandbox_url, list(services))
         except Failed as failure:
             screen.say(f"\nThis is not as it should be: {failure}")
             return 1
@@ -99,13 +100,13 @@ def run(*, keep: bool) -> int:
     return 0
 
 
-def _story(screen: "Screen", engine: str, url: str, secret: str) -> None:
-    """Validate, the same again, a refused code, consume, the same again."""
+def _story(screen: "Screen", engine: str, url: str, secret: str) -> dict[str, Any]:
+    """Validate, the same again, a refused code, consume, the same again. Returns the validated checkout."""
     screen.title(f"{engine}: a checkout with the code {CHECKOUT['promotions']['coupon_codes'][0]}")
     validated = _post(url, "validate", CHECKOUT, secret)
     _expect(validated.status == 200, f"validate answers {validated.status}: {validated.body.decode()}")
-    checkout = validated.json["checkout"]
-    screen.table(_comparison(CHECKOUT, checkout))
+    checkout: dict[str, Any] = validated.json["checkout"]
+    screen.table(_before_and_after(CHECKOUT, checkout), changed=(1, 2))
     prices = (checkout["items"][0]["price"], checkout["items"][0]["total_discount"], checkout["total_discount"])
     _expect(prices == ("105.00", "35.00", "50.00"), f"prices are {prices}")
 
@@ -118,15 +119,41 @@ def _story(screen: "Screen", engine: str, url: str, secret: str) -> None:
     )
     _expect(refused.status == 422, f"a refused code answers {refused.status}")
     screen.done(f"The code {EXPIRED_CODE} is refused with 422, and says why:")
-    screen.json(refused.json["error"])
+    screen.json(refused.json["error"]["details"]["codes"][0])
 
     order = _order(checkout)
     consumed = _post(url, "consume", order, secret)
     _expect(consumed.status == 200, f"consume answers {consumed.status}: {consumed.body.decode()}")
     screen.done("The shopper paid; the order was sent to consume: the promotions are redeemed for good.")
     repeated = _post(url, "consume", order, secret)
-    _expect(repeated.status == 200, f"the order sent twice answers {repeated.status}: {repeated.body.decode()}")
-    screen.done("The same order sent again: answered alike, redeemed once.")
+    _expect(repeated == consumed, f"the order sent twice answers {repeated.status}: {repeated.body.decode()}")
+    screen.done("The same order sent again: the same answer, byte for byte, and nothing redeemed a second time.")
+    return checkout
+
+
+def _compare(screen: "Screen", results: dict[str, dict[str, Any]]) -> None:
+    """The engines side by side: to the shopper they are equal."""
+    if len(results) < 2:
+        return
+    screen.title("Side by side")
+    columns = {engine: _before_and_after(CHECKOUT, checkout)[1:] for engine, checkout in results.items()}
+    rows: list[tuple[str, ...]] = [("", *columns)]
+    rows += [(cells[0][0], *(cell[2] for cell in cells)) for cells in zip(*columns.values(), strict=True)]
+    screen.table(rows)
+    _expect(all(len(set(row[1:])) == 1 for row in rows[1:]), "the engines do not agree")
+    screen.done("To the shopper the engines are equal.")
+
+
+def _expect_redeemed_once(screen: "Screen", sandbox_url: str, engines: list[str]) -> None:
+    """Asks the sandbox's own books."""
+    code = CHECKOUT["promotions"]["coupon_codes"][0]
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"{sandbox_url}/_sandbox/books", timeout=30) as response:
+        books = json.load(response)
+    for engine in engines:
+        count = books[engine]["codes"].get(code, 0)
+        _expect(count == 1, f"{engine}'s books show the code redeemed {count} times")
+    screen.done("Each engine's books show the code redeemed once.")
 
 
 def _expect(true: bool, otherwise: str) -> None:
@@ -160,9 +187,9 @@ def _without_receipt(checkout: dict[str, Any]) -> dict[str, Any]:
     return copy
 
 
-def _comparison(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
+def _before_and_after(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, ...]]:
     """Before and after side by side, line by line: what, before, after, off, why."""
-    rows = [("", "before", "after", "discount", "why")]
+    rows: list[tuple[str, ...]] = [("", "before", "after", "discount", "why")]
     for old, new in zip(before["items"], after["items"], strict=True):
         what = f"{new['quantity']} x {new['sku']}"
         rows.append((what, old["price"], new["price"], new["total_discount"], _why(new["discounts"])))
@@ -206,25 +233,6 @@ def _post(url: str, operation: str, body: dict[str, Any], secret: str) -> Answer
             return Answer(error.code, error.read())
 
 
-@contextmanager
-def _serving(application: Any) -> Iterator[str]:
-    """The application on a free port of the loopback address, in a thread of its own."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(application, log_config=None, access_log=False, lifespan="on"))
-        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listening])), daemon=True)
-        thread.start()
-        while not server.started:
-            if not thread.is_alive():
-                raise RuntimeError("the server did not start")
-            time.sleep(0.01)
-        try:
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
 def _wait(screen: "Screen", url: str, secret: str) -> None:
     screen.say(f"\nBoth keep running until Ctrl-C. The signing secret is {secret}. To try it yourself:\n")
     screen.say(f"  echo '{json.dumps(CHECKOUT)}' > checkout.json")
@@ -256,18 +264,21 @@ class Screen:
         for line in json.dumps(value, indent=2).splitlines():
             self.say(f"      {self._in('2', line)}")
 
-    def table(self, rows: list[tuple[str, str, str, str, str]]) -> None:
+    def table(self, rows: list[tuple[str, ...]], changed: tuple[int, int] | None = None) -> None:
+        """The first column and a last one of words to the left, numbers to the right. `changed`: before and after."""
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        rule = "      " + "-" * (sum(widths) + 3 * (len(widths) - 1))
         self.say("")
         for number, row in enumerate(rows):
-            cells = [row[0].ljust(widths[0])]
-            cells += [row[column].rjust(widths[column]) for column in (1, 2, 3)]
-            changed = number > 0 and row[1] != row[2]
-            cells[2] = self._in("1;32", cells[2]) if changed else cells[2]
-            line = "   ".join(cells) + "   " + self._in("2", row[4])
-            self.say("      " + line.rstrip())
+            cells = [
+                cell.ljust(width) if column in (0, 4) else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            if changed and number and row[changed[0]] != row[changed[1]]:
+                cells[changed[1]] = self._in("1;32", cells[changed[1]])
+            self.say("      " + "   ".join(cells).rstrip())
             if number in (0, len(rows) - 2):
-                self.say("      " + "-" * (sum(widths) + 12))
+                self.say(rule)
         self.say("")
 
     def _in(self, style: str, text: str) -> str:

@@ -541,7 +541,7 @@ def config(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Conf
         port=port,
         http=Connection,
         ws="none",
-        lifespan="off",
+        lifespan="auto",
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=2,

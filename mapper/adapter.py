@@ -76,6 +76,10 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
     """What that cost is, so that no more than it is taken off; None where it is not known."""
     meta: dict[str, Any] = {}
 
+    def __post_init__(self) -> None:
+        if self.amount <= 0:
+            raise ValueError("a discount takes something off; what does not is a notice")
+
 
 class Rejection(msgspec.Struct, frozen=True):
     """A code that does not apply, with a word of `mapper.reasons` and the engine's own."""

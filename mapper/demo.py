@@ -73,10 +73,11 @@ class Failed(Exception):
 
 def run(*, keep: bool) -> int:
     """Exit code 0 if everything went as it should."""
-    telemetry.log.setLevel("CRITICAL")  # the demo speaks for itself
     screen = Screen()
     secret = secrets.token_hex(16)
     with ExitStack() as running:
+        running.callback(telemetry.log.setLevel, telemetry.log.level)
+        telemetry.log.setLevel("CRITICAL")  # the demo speaks for itself
         folder = running.enter_context(tempfile.TemporaryDirectory())
         sandbox_url = running.enter_context(sandbox.running(sandbox.create()))
         screen.say(f"Sandbox on {sandbox_url}: the engines, emulated. Nothing leaves this machine.")

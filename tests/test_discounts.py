@@ -68,6 +68,12 @@ def test_nothing_goes_below_zero_and_the_total_is_the_sum(
     )
 
 
+@pytest.mark.parametrize("amount", [0, -1])
+def test_a_discount_takes_something_off(amount: int) -> None:
+    with pytest.raises(ValueError, match="takes something off"):
+        off(amount, 0)
+
+
 @pytest.mark.parametrize(
     ("granted", "costs", "clamped"),
     [

@@ -32,7 +32,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Iterable, Sequence
 from contextlib import aclosing
-from types import SimpleNamespace
+from contextvars import ContextVar
 from typing import Any, Literal, Protocol
 
 import aiohttp
@@ -214,12 +214,12 @@ def _in_pieces(body: bytes | None) -> bytes | io.BytesIO | None:
     return io.BytesIO(body) if body and len(body) > 2**20 else body
 
 
-async def _on_connection(_: aiohttp.ClientSession, trace: SimpleNamespace, __: object) -> None:
-    trace.trace_request_ctx.stage = "sending"
+_current: ContextVar[_Exchange] = ContextVar("_current")
+"""Tells the connector which exchange it works for: aiohttp's own way, tracing, costs a sixth of the whole call."""
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Never hands out a connection on which something arrived while it was idle.
+    """Notes when a connection is handed out, and hands out none on which something arrived while it was idle.
 
     aiohttp by itself takes such bytes for the reply to the next request: one shopper would get another's answer.
     """
@@ -233,6 +233,7 @@ class _Connector(aiohttp.TCPConnector):
         while True:
             connection = await super().connect(req, traces, timeout)
             if connection.protocol is None or not connection.protocol.should_close:
+                _current.get().stage = "sending"
                 return connection
             connection.close()
 
@@ -246,21 +247,18 @@ class AiohttpTransport(_Client):
     def _session(self) -> aiohttp.ClientSession:
         """Made at the first call, since aiohttp wants a running event loop for it."""
         if self._open is None:
-            trace = aiohttp.TraceConfig()
-            trace.on_connection_create_end.append(_on_connection)
-            trace.on_connection_reuseconn.append(_on_connection)
             self._open = aiohttp.ClientSession(
                 connector=_Connector(limit=self._connections, keepalive_timeout=IDLE_S, ssl=self._tls),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 skip_auto_headers=("Accept", "Content-Type"),
                 trust_env=False,
-                trace_configs=[trace],
                 middlewares=(_only_once,),
             )
         return self._open
 
     async def _perform(self, exchange: _Exchange, max_bytes: int) -> EngineReply:
+        _current.set(exchange)
         response = await self._session().request(
             exchange.method,
             URL(exchange.url, encoded=True),
@@ -268,7 +266,6 @@ class AiohttpTransport(_Client):
             data=_in_pieces(exchange.body),
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None, connect=exchange.timeout_s / 2),
-            trace_request_ctx=exchange,
         )
         try:
             exchange.stage = "reading"

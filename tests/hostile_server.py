@@ -191,6 +191,11 @@ async def _gzip(peer: Peer, received: Received) -> None:
 
 
 @behaviour
+async def _empty_gzip(peer: Peer, received: Received) -> None:
+    peer.reply(b"", "Content-Encoding: gzip\r\n")
+
+
+@behaviour
 async def _chunked(peer: Peer, received: Received) -> None:
     peer.head("Transfer-Encoding: chunked\r\n")
     peer.writer.write(b"2\r\n{}\r\n0\r\n\r\n")

@@ -156,6 +156,7 @@ def test_a_reply_comes_back_whatever_its_status_and_form(rim: Rim) -> None:
         "/size/0": (200, b""),
         "/gzip/5": (200, b"xxxxx"),
         "/gzip/0": (200, b""),
+        "/empty_gzip": (200, b""),
     }
     replies = {}
 
@@ -308,6 +309,8 @@ def test_an_unknown_host_is_not_sent(client: Literal["aiohttp", "httpx"], monkey
 def test_certificates_are_verified_before_anything_is_sent(rim: Rim, authority: Path) -> None:
     async def refused(client: Transport, server: HostileServer) -> None:
         assert await failure(client, server.url("/ok")) == (NotSent, "tls")
+        with pytest.raises(NotSent, match="certificate verify failed"):  # whoever has to mend it is told this much
+            await call(client, server.url("/ok"))
 
     async def wrong_name(client: Transport, server: HostileServer) -> None:
         assert await failure(client, server.url("/ok", host="localhost")) == (NotSent, "tls")
@@ -490,3 +493,4 @@ def test_no_secret_and_no_url_is_in_logs_errors_and_reprs(rim: Rim, caplog: pyte
     rim.run(story)
     texts.append(caplog.text)
     assert not [text for text in texts if SECRET in text or "SUMMER" in text]
+    assert not [record for record in caplog.records if record.name.startswith(("aiohttp", "httpx2", "httpcore2"))]

@@ -6,12 +6,10 @@ from typing import Any
 
 import pytest
 
-from adapters.talon_one import TalonOne
 from mapper.adapter import EngineReply, Misconfigured
 from mapper.checkout import parse
 from mapper.engine import replay
 from mapper.errors import EngineRejected, EngineUnavailable
-from mapper.money import DIGITS
 from mapper.reasons import REASONS
 
 PAGE = (Path(__file__).parent.parent / "adapters" / "README.md").read_text("utf-8")
@@ -61,10 +59,3 @@ def test_the_example_has_the_manners_that_the_page_asks_for(status: int, body: b
     checkout = parse(b'{"items": [{"sku": "A", "quantity": 1, "price": "9"}]}', "validate")
     with pytest.raises(problem):
         replay(example()["acme"].validate(checkout, "s"), [EngineReply(status=status, headers={}, body=body)])
-
-
-def test_the_page_lists_every_option_of_talon_one_and_no_other() -> None:
-    table = PAGE.partition("## Options of Talon.One")[2]
-    listed = set(re.findall(r"`([A-Z_<>]+)`", re.sub(r"\|[^|]*\|[^|]*\|\n", "|\n", table))) - {"TALON_ONE_"}
-    known = {re.sub(rf"_({'|'.join(DIGITS)})$", "_<CUR>", name) for name in TalonOne.known_options}
-    assert listed == known

@@ -9,6 +9,9 @@ import pytest
 from adapters.talon_one import effects
 from adapters.talon_one import reasons as words
 from adapters.talon_one.options import KNOWN
+from adapters.voucherify import effects as voucherify
+from adapters.voucherify import reasons as keys
+from adapters.voucherify.options import KNOWN as VOUCHERIFY
 from mapper import errors, settings
 from mapper.reasons import REASONS
 
@@ -27,20 +30,36 @@ BECOMES = {
 
 def tables() -> dict[str, list[str]]:
     from_engine: dict[str, list[str]] = {}
+    of_voucherify: dict[str, list[str]] = {}
     for word, reason in sorted({**words.COUPON, **words.REFERRAL}.items()):
         from_engine.setdefault(reason, []).append(f"`{word}`")
-    plain: dict[str, list[tuple[str, ...]]] = {
+    for key, fault in sorted(keys.FAULTS.items()):
+        if fault.kind == "code":
+            of_voucherify.setdefault(fault.reason, []).append(f"`{key}`")
+    plain: dict[str, Sequence[Sequence[str]]] = {
         "settings": [("name", "meaning", "default")]
         + [(f"`{name}`", meaning, default and f"`{default}`") for name, (default, meaning) in settings.TABLE.items()],
-        "reasons": [("reason", "message", "Talon.One's words")]
-        + [(f"`{word}`", message, ", ".join(from_engine.get(word, []))) for word, message in REASONS.items()],
+        "reasons": [("reason", "message", "Talon.One's words", "Voucherify's words")]
+        + [
+            (f"`{word}`", message, ", ".join(from_engine.get(word, [])), ", ".join(of_voucherify.get(word, [])))
+            for word, message in REASONS.items()
+        ],
+        "voucherify": [("effect", "becomes")] + [(f"`{name}`", _becomes(name)) for name in voucherify.EFFECTS],
         "effects": [("effect", "becomes")]
         + [(f"`{name}`", BECOMES[row.becomes]) for name, row in effects.TABLE.items()],
     }
     return {name: markdown(rows) for name, rows in plain.items()}
 
 
-def markdown(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def _becomes(effect: str) -> str:
+    if effect == voucherify.FREE_SHIPPING:
+        return "cost: the checkout's own shipping price"
+    if effect.startswith(("ADD_", "REPLACE_")):
+        return "line, for units that are in the cart; notice, for what would be added"
+    return "line" if effect.startswith(voucherify.APPLY_TO_ITEMS) else "order"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
 
@@ -51,7 +70,7 @@ def section(text: str, name: str) -> str:
     return found[1]
 
 
-@pytest.mark.parametrize("name", ["settings", "reasons", "effects"])
+@pytest.mark.parametrize("name", ["settings", "reasons", "effects", "voucherify"])
 def test_the_readmes_tables_are_those_of_the_program(name: str) -> None:
     assert section(README.read_text("utf-8"), name).splitlines() == tables()[name]
 
@@ -70,6 +89,12 @@ def test_the_readme_names_every_option_of_talon_one() -> None:
     plain = {name for name in KNOWN if not re.search(r"_[A-Z]{3}$", name)} | {"API_KEY", "BASE_URL_EUR", "API_KEY_EUR"}
     for name in plain:
         assert f"`TALON_ONE_{name}`" in text
+
+
+def test_the_readme_names_every_option_of_voucherify() -> None:
+    text = README.read_text("utf-8")
+    for name in VOUCHERIFY:
+        assert f"`VOUCHERIFY_{name}`" in text
 
 
 def write() -> None:

@@ -7,9 +7,9 @@ under load) and httpx2 (`MAPPER_HTTP_CLIENT=httpx`). Both are held to the same r
 - **A failure says whether the engine can have acted.** `NotSent` only where no connection was handed to the request;
   everything after that is `Unknown`, since a reset looks the same before and after the engine has committed.
 - The URL goes out as it was given, to the byte. Redirects are not followed, cookies not kept, proxies and .netrc not
-  looked up, certificates verified (`SSL_CERT_FILE` adds a private authority, as everywhere with OpenSSL).
+  looked up, certificates verified (by this machine's authorities, or those in `SSL_CERT_FILE`, as always with OpenSSL).
 - One deadline for the whole exchange, from the wait for a connection to the last byte of the body; connecting gets at
-  most half of it, so that a lost packet leaves time for another attempt.
+  most half of it (with httpx2: each step of it), so that a lost packet leaves time for another attempt.
 - The body is cut at a size counted after decompression, while it is being read.
 
 **aiohttp repeats by itself**: a GET, PUT or DELETE whose connection breaks before the reply is sent a second time, even

@@ -500,7 +500,7 @@ def by_number(key: str) -> str:
     return '"' + "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)) + '"'
 
 
-@pytest.mark.parametrize("depth", [500, 2_000, 100_000])
+@pytest.mark.parametrize("depth", [500, 1_200, 100_000])
 def test_a_double_is_refused_at_any_depth_even_where_its_place_cannot_be_told(depth: int) -> None:
     body = '{"a":' * depth + '{"b":1,"b":2}' + "}" * depth
     with pytest.raises(InvalidRequest) as refused:

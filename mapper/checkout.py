@@ -7,8 +7,10 @@ with the place as a JSON pointer.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, cast
+
+import msgspec
 
 from mapper import document, money
 from mapper.document import Array, Object
@@ -43,8 +45,7 @@ class Names:
     """Whether a list of discounts came."""
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(msgspec.Struct, frozen=True, gc=False):
     """One line of the cart. Amounts in minor units; `discount` is for the whole line, prices are for one unit."""
 
     index: int
@@ -60,9 +61,12 @@ class Line:
     """What one unit cost before any discount of ours: what the engine is told."""
     discount: int
     """What the body says is off this line by earlier discounts of ours."""
-    source: Object = field(repr=False)
-    names: Names = field(repr=False)
-    price_keys: tuple[str, ...] = field(repr=False)
+    source: Object
+    names: Names
+    price_keys: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Line({self.pointer!r}, {self.name!r}, {self.quantity} x {self.list_price})"
 
     @property
     def gross(self) -> int:
@@ -247,7 +251,11 @@ def _line(array: Array, index: int, family: Literal["A", "B"], pointer: str, dig
     source = array.object(index)
     if source is None:
         raise InvalidRequest("A line is not an object.", pointer)
-    sku, variant_id, product_id = (_name(source, key, pointer) for key in ("sku", "variant_id", "product_id"))
+    sku, variant_id, product_id = (
+        _name(source, "sku", pointer),
+        _name(source, "variant_id", pointer),
+        _name(source, "product_id", pointer),
+    )
     if not (sku or variant_id or product_id):
         raise InvalidRequest("A line needs one of sku, variant_id and product_id to name it.", f"{pointer}/sku")
     quantity = _quantity(source, pointer)
@@ -255,20 +263,32 @@ def _line(array: Array, index: int, family: Literal["A", "B"], pointer: str, dig
     names = _names(source, family, pointer)
     discount, marked = _line_discount(source, names, pointer, digits)
     list_price = price if marked is None else marked
-    if marked is None and quantity:
+    if marked is None and quantity and discount:
         list_price = money.list_price(price, discount, quantity)
     return Line(
-        index=first + index, pointer=pointer, sku=sku, variant_id=variant_id, product_id=product_id, quantity=quantity,
-        price=price, list_price=list_price, discount=discount, source=source, names=names, price_keys=price_keys,
-    )  # fmt: skip
+        first + index,
+        pointer,
+        sku,
+        variant_id,
+        product_id,
+        quantity,
+        price,
+        list_price,
+        discount,
+        source,
+        names,
+        price_keys,
+    )
 
 
 def _name(source: Object, key: str, pointer: str) -> str:
-    kind = source.kind(key)
-    if kind in ("", "null"):
+    raw = source.raw(key)
+    if raw[:1] == b'"':
+        return str(source.value(key))
+    if not raw or raw == b"null":
         return ""
-    if kind == "string" or (kind == "number" and source.raw(key).isdigit()):
-        return str(source.value(key)) if kind == "string" else source.raw(key).decode()
+    if raw.isdigit():
+        return raw.decode()
     raise InvalidRequest(f"{key} is not a string.", f"{pointer}/{key}")
 
 
@@ -281,30 +301,53 @@ def _quantity(source: Object, pointer: str) -> int:
 
 
 def _price(source: Object, family: Literal["A", "B"], pointer: str, digits: int) -> tuple[tuple[str, ...], int]:
-    keys = tuple(key for key in _PRICES[family] if source.kind(key) not in ("", "null"))
+    keys = _PRICES[family]
+    if len(keys) > 1 or source.kind(keys[0]) in ("", "null"):
+        keys = tuple(key for key in keys if source.kind(key) not in ("", "null"))
     if not keys:
         raise InvalidRequest("A line has no price.", f"{pointer}/{_PRICES[family][0]}")
-    prices = {key: _scalar_amount(source, key, pointer, digits) for key in keys}
-    if len(set(prices.values())) > 1:
+    price = _scalar_amount(source, keys[0], pointer, digits)
+    if len(keys) > 1 and _scalar_amount(source, keys[1], pointer, digits) != price:
         raise InvalidRequest("price and price_amount name different prices.", f"{pointer}/price_amount")
-    return keys, prices[keys[0]]
+    return keys, price
 
 
 def _names(source: Object, family: Literal["A", "B"], pointer: str) -> Names:
     """Which names stand for the total and for the list of discounts, by the type of what came."""
+    named = _named(family, *map(source.kind, _NAMES), "price_amount" in source)
+    if isinstance(named, Names):
+        return named
+    key, message = named
+    raise InvalidRequest(message, f"{pointer}/{key}")
+
+
+_NAMES = ("total_discount", "discounts", "discounts_amount", "applied_discounts")
+
+
+@cache
+def _named(
+    family: Literal["A", "B"],
+    total_discount: str,
+    discounts: str,
+    discounts_amount: str,
+    applied: str,
+    price_amount: bool,
+) -> Names | tuple[str, str]:
+    """The names for objects whose members have these JSON types; or the member that is wrong, and why."""
+    kinds = dict(zip(_NAMES, (total_discount, discounts, discounts_amount, applied), strict=True))
     for key in dict.fromkeys((*_TOTALS[family], *_LISTS[family])):
         allowed = {"", "null"}
         allowed |= {"string", "number"} if key in _TOTALS[family] else set()
         allowed |= {"array"} if key in _LISTS[family] else set()
-        if source.kind(key) not in allowed:
-            raise InvalidRequest(f"{key} has the wrong JSON type.", f"{pointer}/{key}")
-    totals = tuple(key for key in _TOTALS[family] if source.kind(key) in ("string", "number"))
-    lists = [key for key in _LISTS[family] if source.kind(key) == "array"]
+        if kinds[key] not in allowed:
+            return key, f"{key} has the wrong JSON type."
+    totals = tuple(key for key in _TOTALS[family] if kinds[key] in ("string", "number"))
+    lists = [key for key in _LISTS[family] if kinds[key] == "array"]
     if len(lists) > 1:
-        raise InvalidRequest("Two lists of discounts stand here.", f"{pointer}/{lists[1]}")
+        return lists[1], "Two lists of discounts stand here."
     if not totals:
         free = [key for key in _TOTALS[family] if key not in lists]
-        totals = (free[0] if family == "A" or "price_amount" not in source else "discounts_amount",)
+        totals = (free[0] if family == "A" or not price_amount else "discounts_amount",)
     if lists:
         return Names(totals=totals, list=lists[0], came=True)
     return Names(totals=totals, list=next(key for key in _LISTS[family] if key not in totals), came=False)
@@ -312,6 +355,10 @@ def _names(source: Object, family: Literal["A", "B"], pointer: str) -> Names:
 
 def _line_discount(source: Object, names: Names, pointer: str, digits: int) -> tuple[int, int | None]:
     """What is off a line by the body's own account, and the list price that we noted in its discounts, if any."""
+    total = names.totals[0]
+    told = total in source and source.kind(total) != "null"
+    if not names.came and not told:
+        return 0, None
     listed, marked = 0, None
     for index, entry in enumerate(_entries(source, names, pointer)):
         where = f"{pointer}/{names.list}/{index}"
@@ -325,9 +372,7 @@ def _line_discount(source: Object, names: Names, pointer: str, digits: int) -> t
                     "The discounts of this line name different list prices.", f"{where}/meta/list_price"
                 )
             marked = price
-    if source.kind(names.totals[0]) in ("string", "number"):
-        return _scalar_amount(source, names.totals[0], pointer, digits), marked
-    return listed, marked
+    return _scalar_amount(source, total, pointer, digits) if told else listed, marked
 
 
 def _root_discount(root: Object, names: Names, digits: int, orders: tuple[Order, ...]) -> int:
@@ -359,23 +404,21 @@ def _entry_amount(entry: dict[str, Any], pointer: str, digits: int) -> int:
 
 def _scalar_amount(source: Object, key: str, pointer: str, digits: int) -> int:
     """An amount that came as a string or as a JSON number; the number is read from its own digits, never as a float."""
-    raw = source.raw(key)
     kind = source.kind(key)
-    return _amount(
-        source.value(key) if kind == "string" else raw.decode() if kind == "number" else None,
-        digits,
-        f"{pointer}/{key}",
-    )
+    text = source.value(key) if kind == "string" else source.raw(key).decode() if kind == "number" else None
+    return _amount(text, digits, pointer, key)
 
 
-def _amount(value: Any, digits: int, pointer: str) -> int:
+def _amount(value: Any, digits: int, pointer: str, key: str = "") -> int:
+    """The minor units of an amount at `pointer`, or at its member `key`."""
     try:
-        amount = money.parse(
-            value if isinstance(value, str) else str(value) if not isinstance(value, bool) else "", digits
-        )
+        text = value if isinstance(value, str) else "" if isinstance(value, bool) else str(value)
+        amount = money.parse(text, digits)
     except money.NotMoney as error:
+        pointer += f"/{key}" if key else ""
         raise InvalidRequest(f"The amount {error}.", pointer, reason="not_money") from None
-    if amount < 0 or (isinstance(value, str) and value.startswith("-")):
+    if amount < 0 or text.startswith("-"):
+        pointer += f"/{key}" if key else ""
         raise InvalidRequest("The amount is negative.", pointer, reason="negative_amount")
     return amount
 

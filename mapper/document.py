@@ -18,6 +18,7 @@ from mapper.errors import InvalidRequest
 # From the end of one value to the start of the next, over what stands between: a comma, a key. The text has been seen
 # valid before these patterns are used, so they need only step over it. Group 1 is the key.
 _TO_MEMBER = re.compile(rb'[\s,{]*("[^"\\]*(?:\\.[^"\\]*)*")\s*:\s*')
+_COLON = re.compile(rb"\s*:\s*")
 _TO_ITEM = re.compile(rb"[\s,]*")
 
 # One escape of a string. Group 1 is half a surrogate pair without its other half: RFC 8259 lets it pass, and JavaScript
@@ -43,61 +44,74 @@ class Unreadable(ValueError):
     """A value that is JSON but cannot be worked with, such as a number of 5,000 digits. It can still be passed on."""
 
 
-class Span:
-    """A value's place in the text: [start, end)."""
-
-    __slots__ = ("end", "start")
-
-    def __init__(self, start: int, end: int) -> None:
-        self.start, self.end = start, end
-
-
 class Object:
-    """One JSON object within a text: its members by key, in their order, each with its place."""
+    """One JSON object within a text: its members by key, in their order. Where each stands is looked up when needed."""
 
-    __slots__ = ("end", "members", "readable", "start", "text")
+    __slots__ = ("_places", "end", "members", "readable", "start", "text")
 
     def __init__(self, text: bytes, start: int, end: int, readable: bytes) -> None:
         """`readable` is `text` as `_readable` makes it: values are read from it, and copied from `text`."""
         self.text, self.start, self.end, self.readable = text, start, end, readable
-        self.members: dict[str, Span] = {}
-        position = start
-        for key, value in _members.decode(readable[start:end]).items():
-            step = _TO_MEMBER.match(text, position)
-            assert step is not None, "the decoder saw a member here"
-            position = step.end() + len(memoryview(value))
-            self.members[key] = Span(step.end(), position)
+        self.members: dict[str, msgspec.Raw] = _members.decode(readable[start:end])
+        self._places: dict[str, tuple[int, int]] | None = None
 
     def __contains__(self, key: str) -> bool:
         return key in self.members
 
     def raw(self, key: str) -> bytes:
         """The value's own bytes; b"" where there is no such member."""
-        span = self.members.get(key)
-        return self.text[span.start : span.end] if span else b""
+        value = self.members.get(key)
+        if value is None:
+            return b""
+        if self.readable is self.text:
+            return bytes(value)
+        start, end = self._place(key)
+        return self.text[start:end]
 
     def value(self, key: str) -> Any:
         """The value as Python objects, numbers exact (`int` or `Decimal`); None where there is no such member.
 
         Raises `Unreadable`.
         """
-        span = self.members.get(key)
-        return decode(self.readable[span.start : span.end]) if span else None
+        value = self.members.get(key)
+        return None if value is None else decode(bytes(value))
 
     def kind(self, key: str) -> str:
         """object, array, string, number, boolean or null; "" where there is no such member."""
-        span = self.members.get(key)
-        return kind(self.text[span.start]) if span else ""
+        value = self.members.get(key)
+        return "" if value is None else kind(memoryview(value)[0])
 
     def object(self, key: str) -> "Object | None":
         """The member as an object; None where it is absent or something else."""
-        span = self.members.get(key)
-        return _object(self.text, span, self.readable) if span else None
+        return Object(self.text, *self._place(key), self.readable) if self.kind(key) == "object" else None
 
     def array(self, key: str) -> "Array | None":
         """The member as an array; None where it is absent or something else."""
-        span = self.members.get(key)
-        return _array(self.text, span, self.readable) if span else None
+        return Array(self.text, *self._place(key), self.readable) if self.kind(key) == "array" else None
+
+    def _place(self, key: str) -> tuple[int, int]:
+        """Where the value of a member stands in the text: [start, end)."""
+        if self._places is None:
+            spelled = b'"' + key.encode() + b'"'
+            at = self.text.find(spelled, self.start, self.end)
+            once = at >= 0 and self.text.find(spelled, at + 1, self.end) < 0
+            # What stands there once is the member's key, unless the key is spelled with escapes and stands elsewhere.
+            if once and self.text.find(b"\\", self.start, self.end) < 0:
+                colon = _COLON.match(self.text, at + len(spelled))
+                if colon is not None:
+                    return colon.end(), colon.end() + len(memoryview(self.members[key]))
+            self._places = self._walk()
+        return self._places[key]
+
+    def _walk(self) -> dict[str, tuple[int, int]]:
+        places: dict[str, tuple[int, int]] = {}
+        position = self.start
+        for key, value in self.members.items():
+            step = _TO_MEMBER.match(self.text, position)
+            assert step is not None, "the decoder saw a member here"
+            position = step.end() + len(memoryview(value))
+            places[key] = (step.end(), position)
+        return places
 
     def at(self, pointer: str) -> Any:
         """The value that a JSON pointer names, below this object; None where there is none. Raises `Unreadable`."""
@@ -118,28 +132,36 @@ class Object:
         """The object's text with some members set and, for None, removed. New members go last."""
         if any(value is None and key in self.members for key, value in changes.items()):
             return self._render_without(changes)
-        known = sorted((self.members[key].start, key) for key in changes if key in self.members)
         pieces: list[bytes] = []
         position = self.start
-        for start, key in known:
+        for start, end, key in sorted((*self._place(key), key) for key in changes if key in self.members):
             pieces += [self.text[position:start], changes[key] or b""]
-            position = self.members[key].end
-        last = max((span.end for span in self.members.values()), default=self.start + 1)
+            position = end
+        last = max(position, self._last())
         pieces += [self.text[position:last], *self._added(changes, bool(self.members)), self.text[last : self.end]]
         return b"".join(pieces)
+
+    def _last(self) -> int:
+        """Where the last member ends, or, without members, where the first would begin."""
+        if not self.members:
+            return self.start + 1
+        position = self.end - 1
+        while self.text[position - 1] in b" \t\r\n":
+            position -= 1
+        return position
 
     def _render_without(self, changes: Mapping[str, bytes | None]) -> bytes:
         """As `render`, where members go: what is left must be joined by exactly one comma each."""
         kept: list[bytes] = []
         position = self.start + 1
-        for key, span in self.members.items():
-            value = changes.get(key, self.text[span.start : span.end])
+        for key, (start, end) in self._walk().items():
+            value = changes.get(key, self.text[start:end])
             if value is not None:
-                lead = self.text[position : span.start]
+                lead = self.text[position:start]
                 if not kept and position > self.start + 1:
                     lead = lead.lstrip().removeprefix(b",").lstrip()
                 kept.append(lead + value)
-            position = span.end
+            position = end
         added = self._added(changes, bool(kept))
         return b"".join([b"{", *kept, *added, self.text[position : self.end]])
 
@@ -160,55 +182,47 @@ class Array:
     def __init__(self, text: bytes, start: int, end: int, readable: bytes) -> None:
         """`readable`: as for `Object`."""
         self.text, self.start, self.end, self.readable = text, start, end, readable
-        self.items: list[Span] = []
+        self.items: list[tuple[int, int]] = []
+        """[start, end) of each item."""
         position = start + 1
         for value in _items.decode(readable[start:end]):
             step = _TO_ITEM.match(text, position)
             assert step is not None, "this pattern matches everywhere"
             position = step.end() + len(memoryview(value))
-            self.items.append(Span(step.end(), position))
+            self.items.append((step.end(), position))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def kind(self, index: int) -> str:
-        return kind(self.text[self.items[index].start])
+        """As `Object.kind`."""
+        return kind(self.text[self.items[index][0]]) if 0 <= index < len(self.items) else ""
 
     def value(self, index: int) -> Any:
         """As `Object.value`; None where there is no such item."""
-        span = self._span(index)
-        return decode(self.readable[span.start : span.end]) if span else None
+        if not 0 <= index < len(self.items):
+            return None
+        start, end = self.items[index]
+        return decode(self.readable[start:end])
 
     def object(self, index: int) -> Object | None:
         """The item as an object; None where it is absent or something else."""
-        span = self._span(index)
-        return _object(self.text, span, self.readable) if span else None
+        return Object(self.text, *self.items[index], self.readable) if self.kind(index) == "object" else None
 
     def array(self, index: int) -> "Array | None":
         """The item as an array; None where it is absent or something else."""
-        span = self._span(index)
-        return _array(self.text, span, self.readable) if span else None
-
-    def _span(self, index: int) -> Span | None:
-        return self.items[index] if 0 <= index < len(self.items) else None
+        return Array(self.text, *self.items[index], self.readable) if self.kind(index) == "array" else None
 
     def render(self, changes: Mapping[int, bytes]) -> bytes:
         """The array's text with some items replaced."""
         pieces: list[bytes] = []
         position = self.start
         for index in sorted(changes):
-            pieces += [self.text[position : self.items[index].start], changes[index]]
-            position = self.items[index].end
+            start, end = self.items[index]
+            pieces += [self.text[position:start], changes[index]]
+            position = end
         pieces.append(self.text[position : self.end])
         return b"".join(pieces)
-
-
-def _object(text: bytes, span: Span, readable: bytes) -> Object | None:
-    return Object(text, span.start, span.end, readable) if kind(text[span.start]) == "object" else None
-
-
-def _array(text: bytes, span: Span, readable: bytes) -> Array | None:
-    return Array(text, span.start, span.end, readable) if kind(text[span.start]) == "array" else None
 
 
 def kind(first: int) -> str:

@@ -6,16 +6,22 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test record lint format lock clean
+.PHONY: help demo test record bench bench-quick lint format lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## show both endpoints at work with each engine, nothing needed but this checkout
 	$(BIN)/python -m mapper demo
 
 test: $(VENV)/.dev ## run the tests; ARGS="-k money" passes options to pytest
 	$(BIN)/pytest $(ARGS)
+
+bench: $(VENV)/.bench ## measure the service beside what it is compared with, and write docs/performance.md: long
+	$(BIN)/python -m bench $(ARGS)
+
+bench-quick: $(VENV)/.bench ## the same in a minute, on the screen alone
+	$(BIN)/python -m bench --quick $(ARGS)
 
 record: $(VENV)/.dev ## record cassettes from a real account; cassettes/README.md says how
 	$(BIN)/python -m tests.record
@@ -49,6 +55,10 @@ $(VENV)/.dev: requirements-dev.txt $(SETUP)
 	@scripts/setup.sh requirements-dev.txt
 	@touch $@ $(VENV)/.runtime
 
-$(VENV)/.tools: requirements-dev.txt requirements-tools.txt $(SETUP)
-	@scripts/setup.sh requirements-dev.txt requirements-tools.txt
-	@touch $@ $(VENV)/.dev $(VENV)/.runtime
+$(VENV)/.bench: requirements-bench.txt $(SETUP)
+	@scripts/setup.sh requirements-bench.txt
+	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.tools: requirements-dev.txt requirements-tools.txt requirements-bench.txt $(SETUP)
+	@scripts/setup.sh requirements-dev.txt requirements-tools.txt requirements-bench.txt
+	@touch $@ $(VENV)/.bench $(VENV)/.dev $(VENV)/.runtime

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
+import jiter
 import msgspec
 
 from mapper.errors import InvalidRequest
@@ -95,8 +96,8 @@ class Object:
             spelled = b'"' + key.encode() + b'"'
             at = self.text.find(spelled, self.start, self.end)
             once = at >= 0 and self.text.find(spelled, at + 1, self.end) < 0
-            # What stands there once is the member's key, unless the key is spelled with escapes and stands elsewhere.
-            if once and self.text.find(b"\\", self.start, self.end) < 0:
+            # What stands there once is the member's key, unless the key is spelled with \\u and this stands elsewhere.
+            if once and self.text.find(b"\\u", self.start, self.end) < 0:
                 colon = _COLON.match(self.text, at + len(spelled))
                 if colon is not None:
                     return colon.end(), colon.end() + len(memoryview(self.members[key]))
@@ -249,9 +250,12 @@ def parse(body: bytes) -> Object:
         raise InvalidRequest(f"The body is not UTF-8 (byte {error.start}).", "", reason="not_utf8") from None
     readable = _readable(body)
     try:
-        _raw.decode(readable)
-        # A second pass: msgspec keeps the last of two equal keys and says nothing.
-        _plain(b"[" * _HEADROOM + readable + b"]" * _HEADROOM, _unique)
+        try:
+            jiter.from_json(readable, catch_duplicate_keys=True, allow_inf_nan=False, float_mode="lossless-float")
+        except ValueError:
+            # Not for good: this one reads no number of 5,000 digits. The next two decide, and say what is wrong.
+            _raw.decode(readable)
+            _plain(b"[" * _HEADROOM + readable + b"]" * _HEADROOM, _unique)
         start = len(body) - len(body.lstrip())
         if body[start : start + 1] != b"{":
             raise InvalidRequest("The body is not a JSON object.", "", reason="not_an_object")

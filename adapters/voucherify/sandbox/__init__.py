@@ -126,10 +126,11 @@ class VoucherifySandbox:
                 }
                 for id_, order in books.orders.items()
             },
-            "redemptions": books.log,
+            "redemptions": [*books.log],
             "sessions": [
                 {"id": id_, "key": key, "until": lock.until, "credits": lock.credits, "points": lock.points}
-                for (id_, key), lock in books.locks.items()
+                for id_, locks in books.locks.items()
+                for key, lock in locks.items()
             ],
             "codes": {code: uses for code, uses in books.uses.items() if uses},
             "campaigns": {

@@ -290,7 +290,7 @@ _TAIL: Final = ("customer", "customer_id", "redemptions")
 
 
 def _tail(order: Order) -> Json:
-    tail = {name: order.head[name] for name in _TAIL if name in order.head}
+    tail: Json = {name: order.head[name] for name in _TAIL if name in order.head}
     if "redemptions" in tail:
         tail["redemptions"] = {id_: dict(entry) for id_, entry in tail["redemptions"].items()}
     return tail

@@ -107,7 +107,7 @@ class Project:
         for result in run.applicable if run.valid else []:
             assert result.incentive is not None
             lock = Lock(now + ttl(value, unit), result.credits, result.points)
-            self.books.locks[result.incentive.id, key] = lock
+            self.books.locks[result.incentive.id][key] = lock
         return {"key": key, "type": "LOCK", "ttl": value, "ttl_unit": unit}
 
     def stacking_rules(self) -> Json:
@@ -197,9 +197,7 @@ class Project:
             order.head["redemptions"] = dict(stored.head["redemptions"])
         if customer is not None and "customer" not in order.head:
             order.head |= {"customer_id": customer.id, "customer": {"id": customer.id, "object": "customer"}}
-        key: str = order.head["id"]
-        self.books.orders[key] = order
-        return key
+        return self.books.keep_order(order)
 
     def _redeemed(self, result: Result, given: Json, shopper: Shopper, key: str, parent: str, call: Call) -> Redemption:
         incentive = result.incentive
@@ -221,7 +219,7 @@ class Project:
         )
         self.books.redemptions[redemption.id] = redemption
         self.books.book(redemption, sign=1)
-        self.books.locks.pop((incentive.id, shopper.session), None)
+        self.books.locks[incentive.id].pop(shopper.session, None)
         redemption.json = (
             self._envelope(redemption.id, given, shopper, call)
             | {"redemption": parent or None, "result": "SUCCESS", "status": "SUCCEEDED"}
@@ -422,7 +420,7 @@ class Project:
         found = self.catalog.voucher(id_)
         if found is None:
             raise not_found("voucher", id_)
-        lock = self.books.locks.pop((found.id, key), None)
+        lock = self.books.locks[found.id].pop(key, None)
         if lock is None or lock.until <= call.now:
             raise not_found("session", key)
 
@@ -485,7 +483,7 @@ class Project:
 def _filtered(found: list[Json], filters: Json) -> list[Json]:
     """Several filters must all hold, or with the junction "or" one of them."""
     tests = {name: field.get("conditions", {}) for name, field in filters.items() if name != "junction"}
-    hold = any if filters.get("junction", "and").lower() == "or" else all
+    hold = any if filters.get("junction", "and") == "or" else all
     if not tests:
         return found
     return [entry for entry in found if hold(_holds(entry, name, test) for name, test in tests.items())]

@@ -167,7 +167,8 @@ class Schema:
         return check
 
     def _customer(self) -> Check:
-        address: dict[str, Check] = dict.fromkeys(("city", "state", "line_1", "line_2", "country", "postal_code"), _text(0))
+        lines = ("city", "state", "line_1", "line_2", "country", "postal_code")
+        address: dict[str, Check] = dict.fromkeys(lines, _text(0))
         texts = ("name", "description", "email", "phone", "birthday", "birthdate")
         return self._named(
             {
@@ -225,7 +226,7 @@ class Schema:
         field = self._named({"conditions": self._named(conditions)})
         names = ("category_id", "campaign_id", "campaign_type", "resource_id", "resource_type")
         more = ("voucher_type", "code", "holder_role")
-        filters = {"junction": _one_of("and", "or", "AND", "OR"), **dict.fromkeys((*names, *more), field)}
+        filters = {"junction": _one_of("and", "or"), **dict.fromkeys((*names, *more), field)}
 
         def limit(value: Any, place: str) -> None:
             _integer(1)(value, place)

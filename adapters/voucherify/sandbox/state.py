@@ -1,7 +1,7 @@
 """What the emulated engine remembers, and how it shows that: customers, orders, redemptions, locks, uses, balances."""
 
 import base64
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -82,11 +82,13 @@ class Books:
         self.customers: dict[str, Customer] = {}
         self.orders: dict[str, Order] = {}
         """By Voucherify's id."""
+        self._order_of: dict[str, str] = {}
+        """The id of the order with a merchant's id."""
         self.redemptions: dict[str, Redemption] = {}
         self.others: dict[str, Json] = {}
         """Failed redemptions (rf_...) and rollbacks (rr_...), as they are shown."""
-        self.locks: dict[tuple[str, str], Lock] = {}
-        """By incentive and session key."""
+        self.locks: dict[str, dict[str, Lock]] = defaultdict(dict)
+        """By incentive, then by session key."""
         self.uses: Counter[str] = Counter()
         self.uses_by: Counter[tuple[str, str]] = Counter()
         self.referred: Counter[str] = Counter()
@@ -138,10 +140,15 @@ class Books:
 
     def find_order(self, id_: str) -> Order | None:
         """By Voucherify's id, or by the merchant's."""
-        found = self.orders.get(id_)
-        if found is not None:
-            return found
-        return next((order for order in self.orders.values() if order.head.get("source_id") == id_), None)
+        return self.orders.get(id_) or self.orders.get(self._order_of.get(id_, ""))
+
+    def keep_order(self, order: Order) -> str:
+        """Stores an order under its id, which is returned."""
+        id_: str = order.head["id"]
+        self.orders[id_] = order
+        if order.head["source_id"]:
+            self._order_of[order.head["source_id"]] = id_
+        return id_
 
     def find_customer(self, id_: str) -> Customer | None:
         return next((customer for customer in self.customers.values() if customer.id == id_), None)
@@ -157,11 +164,8 @@ class Books:
 
     def held(self, incentive: Incentive, key: str, now: datetime) -> list[Lock]:
         """What the sessions of others hold."""
-        return [
-            lock
-            for (id_, session), lock in self.locks.items()
-            if id_ == incentive.id and session != key and lock.until > now
-        ]
+        locks = self.locks.get(incentive.id, {})
+        return [lock for session, lock in locks.items() if session != key and lock.until > now]
 
     # How things are shown.
 
@@ -199,11 +203,10 @@ class Books:
             "is_referral_code": isinstance(entry, Referral),
             "created_at": moment(EPOCH),
             "updated_at": None,
-            "holder_id": f"cust_{digest(holder)}" if holder else None,
             "redemption": self._redemption_count(incentive),
             "object": "voucher",
         }
-        return json
+        return json | ({"holder_id": f"cust_{digest(holder)}"} if holder else {})
 
     def _redemption_count(self, incentive: Incentive) -> Json:
         entry = incentive.entry

@@ -1,0 +1,99 @@
+"""The log of a ledger's changes, kept by triggers in the ledger's own database, and the reading of both."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+
+Record = dict[str, Any]
+
+_OF_ORDERS = ("order_key", "fingerprint", "state", "fence", "version", "sent_at", "status", "updated_at")
+_COLUMNS = (
+    "order_key, fingerprint, old_state, state, old_fence, fence, old_version, version, sent_at, same_answer, updated_at"
+)
+_INSERTED = "NEW.order_key, NEW.fingerprint, NULL, NEW.state, NULL, NEW.fence, NULL, NEW.version, NEW.sent_at, NULL"
+_UPDATED = (
+    "NEW.order_key, NEW.fingerprint, OLD.state, NEW.state, OLD.fence, NEW.fence, OLD.version, NEW.version, NEW.sent_at"
+)
+_SQLITE = f"""
+    CREATE TABLE changes (number INTEGER PRIMARY KEY AUTOINCREMENT, {_COLUMNS});
+    CREATE TRIGGER chaos_inserted AFTER INSERT ON orders BEGIN
+        INSERT INTO changes ({_COLUMNS}) VALUES ({_INSERTED}, NEW.updated_at);
+    END;
+    CREATE TRIGGER chaos_updated AFTER UPDATE ON orders BEGIN
+        INSERT INTO changes ({_COLUMNS})
+        VALUES ({_UPDATED}, OLD.status IS NEW.status AND OLD.reply IS NEW.reply, NEW.updated_at);
+    END;
+    CREATE TRIGGER chaos_deleted AFTER DELETE ON orders BEGIN
+        INSERT INTO changes (order_key, fingerprint, old_state, state, updated_at)
+        VALUES (OLD.order_key, OLD.fingerprint, OLD.state, 'DELETED', OLD.updated_at);
+    END;
+"""
+_POSTGRES = f"""
+    CREATE TABLE changes (
+        number BIGSERIAL PRIMARY KEY, order_key TEXT, fingerprint BYTEA, old_state TEXT, state TEXT, old_fence BIGINT,
+        fence BIGINT, old_version BIGINT, version BIGINT, sent_at DOUBLE PRECISION, same_answer BOOLEAN,
+        updated_at DOUBLE PRECISION
+    );
+    CREATE FUNCTION chaos_changed() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF TG_OP = 'INSERT' THEN
+            INSERT INTO changes ({_COLUMNS}) VALUES ({_INSERTED}, NEW.updated_at);
+        ELSIF TG_OP = 'UPDATE' THEN
+            INSERT INTO changes ({_COLUMNS}) VALUES ({_UPDATED},
+                OLD.status IS NOT DISTINCT FROM NEW.status AND OLD.reply IS NOT DISTINCT FROM NEW.reply,
+                NEW.updated_at);
+        ELSE
+            INSERT INTO changes (order_key, fingerprint, old_state, state, updated_at)
+            VALUES (OLD.order_key, OLD.fingerprint, OLD.state, 'DELETED', OLD.updated_at);
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER chaos_changed AFTER INSERT OR UPDATE OR DELETE ON mapper_orders
+        FOR EACH ROW EXECUTE FUNCTION chaos_changed();
+"""
+
+
+async def install(url: str) -> None:
+    """Logs every change from now on. The ledger's schema has to be there."""
+    if url.startswith("sqlite:///"):
+        database = sqlite3.connect(url.removeprefix("sqlite:///"))
+        database.executescript(_SQLITE)
+        database.close()
+        return
+    connection = await asyncpg.connect(url)
+    await connection.execute(_POSTGRES)
+    await connection.close()
+
+
+async def read(url: str) -> tuple[list[Record], list[Record]]:
+    """All orders, and all their changes in the order in which they happened. Writes nothing."""
+    orders = f"SELECT {', '.join(_OF_ORDERS)} FROM {_table(url)}"
+    log = f"SELECT {_COLUMNS} FROM changes ORDER BY number"
+    return await _read(url, orders), await _read(url, log)
+
+
+async def open_orders(url: str) -> int:
+    """How many have no final state yet."""
+    found = await _read(url, f"SELECT count(*) AS open FROM {_table(url)} WHERE status IS NULL")
+    return int(found[0]["open"])
+
+
+def _table(url: str) -> str:
+    return "orders" if url.startswith("sqlite:///") else "mapper_orders"
+
+
+async def _read(url: str, query: str) -> list[Record]:
+    if url.startswith("sqlite:///"):
+        path = Path(url.removeprefix("sqlite:///")).absolute()
+        database = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=10)
+        database.row_factory = sqlite3.Row
+        try:
+            return [dict(row) for row in database.execute(query)]
+        finally:
+            database.close()
+    connection = await asyncpg.connect(url)
+    try:
+        return [dict(row) for row in await connection.fetch(query)]
+    finally:
+        await connection.close()

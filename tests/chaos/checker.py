@@ -1,0 +1,309 @@
+"""Judges a run by what it left behind. It knows nothing of how the run was made, and nothing of the product.
+
+    history     what the clients asked and were told, and the attacks: one JSON object per line
+    rows        the ledger, as it is in the end
+    changes     every change of the ledger, in order, by triggers
+    requests    what the sandbox was asked, with the faults it met
+    books       what the sandbox's engine has redeemed and taken back
+    plan        what was to be expected of each order
+
+`check` returns the violations, each a line that begins with its invariant (I1 to I10 of docs/exactly_once.md).
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from urllib.parse import unquote
+
+import msgspec
+
+Json = dict[str, Any]
+
+FINAL = ("DONE", "REJECTED", "REPAIRED")
+REDEEMING = {"talon_one": "close", "voucherify": "redeem"}
+DID_NOTHING = {"status", "redirect", "reset", "close"}
+"""Faults with which the engine does not act on a request."""
+CLOCK_S = 0.005
+"""How far apart two processes of one machine may read the time."""
+LAST_WORD_S = 1.0
+"""How long after the disk filled up a request may still arrive whose intent was on disk before."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Of one order: its code, what is to become of it, and what each variant costs in cents."""
+
+    code: str
+    expect: str
+    amounts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    engine: str
+    history: list[Json]
+    rows: list[Json]
+    changes: list[Json]
+    requests: list[Json]
+    books: Json
+    plan: dict[str, Expected]
+    stale_writes: list[Json]
+    """Writes that went through although the writer's fence was an old one."""
+    deadline_s: float
+    settle_s: float
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the engine did for one order: how often it redeemed, how often it took that back, and of what cart."""
+
+    redeemed: int = 0
+    taken_back: int = 0
+    amount: int = 0
+
+    @property
+    def stands(self) -> int:
+        return self.redeemed - self.taken_back
+
+
+def check(evidence: Evidence) -> list[str]:
+    truth = _truth(evidence.engine, evidence.books)
+    return [
+        *_at_most_once(evidence, truth),
+        *_answers(evidence, truth),
+        *_intent_first(evidence),
+        *_ledger(evidence),
+        *_all_settled(evidence),
+        *_refused_means_nothing(evidence, truth),
+        *_full_disk(evidence),
+        *_nothing_lost(evidence, truth),
+    ]
+
+
+def _truth(engine: str, books: Json) -> dict[str, Truth]:
+    if engine == "talon_one":
+        return {
+            key: Truth(s["closes"], s["closes"] - (s["state"] == "closed"), round(100 * s["items_total"]))
+            for key, s in books["sessions"].items()
+            if s["closes"]
+        }
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for entry in books["redemptions"]:
+        counts[entry["order"]][entry["what"]] += 1
+    return {
+        key: Truth(count["redeemed"], count["rolled back"], books["orders"][key]["amount"])
+        for key, count in counts.items()
+    }
+
+
+def _at_most_once(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
+    """I1: also what was redeemed twice and taken back again counts, and asking for it again after it was done."""
+    for key, order in truth.items():
+        if order.redeemed > 1 or order.stands > 1:
+            yield f"I1 double: {key} was redeemed {order.redeemed} times, taken back {order.taken_back} times"
+    for key, requests in _redeeming(evidence).items():
+        acted = [index for index, request in enumerate(requests) if not DID_NOTHING & set(request["faults"])]
+        if acted and acted[0] < len(requests) - 1:
+            yield f"I1 sent again: {key}, {len(requests) - 1 - acted[0]} times after a request that was carried out"
+    shared = Counter(
+        e.code for key, e in evidence.plan.items() if e.expect == "either" and truth.get(key, _NONE).stands
+    )
+    for code, count in shared.items():
+        if count > 1:
+            yield f"I1 double: the code {code}, which works once, was redeemed {count} times"
+
+
+def _answers(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
+    """I2, I3, I5: what the clients were told is true, always the same, and of one content only."""
+    granted: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for event in evidence.history:
+        if event["type"] == "ok":
+            granted[event["order"]].add((event["variant"], event["reply"]))
+    for key, answers in granted.items():
+        variants = {variant for variant, _ in answers}
+        if len(variants) > 1:
+            yield f"I5 mismatch accepted: {key} was granted with two contents"
+        elif len(answers) > 1:
+            yield f"I3 differing: {key} was answered with {len(answers)} different 200s"
+        found = truth.get(key, _NONE)
+        if found.stands != 1:
+            yield f"I2 not redeemed: {key} was answered with 200, but stands {found.stands} times at the engine"
+        elif found.amount not in {evidence.plan[key].amounts[variant] for variant in variants}:
+            yield f"I5 other content: the engine has redeemed another cart of {key} than was granted"
+
+
+def _intent_first(evidence: Evidence) -> Iterator[str]:
+    """I4: each request that redeems has an intent of its own, which was on disk before the engine received it."""
+    marks: dict[str, list[float]] = defaultdict(list)
+    sent: dict[str, float | None] = {}
+    for change in evidence.changes:
+        key = change["order_key"]
+        if change["state"] == "INTENT" and change["sent_at"] is not None and change["sent_at"] != sent.get(key):
+            marks[key].append(change["updated_at"])
+        sent[key] = change["sent_at"]
+    for key, requests in _redeeming(evidence).items():
+        for number, request in enumerate(requests, 1):
+            if sum(mark <= request["time"] + CLOCK_S for mark in marks[key]) < number:
+                yield f"I4 no intent: request {number} for {key} came before its intent"
+                break
+
+
+def _ledger(evidence: Evidence) -> Iterator[str]:
+    """I5, I7, I8: one content per key, final is final, and only who holds an order writes."""
+    prints: dict[str, set[bytes]] = defaultdict(set)
+    for change in evidence.changes:
+        key, old, new = change["order_key"], change["old_state"], change["state"]
+        prints[key].add(change["fingerprint"])
+        if old in FINAL and not ((old, new) == ("DONE", "REPAIRED") and change["same_answer"]):
+            yield f"I7 changed: {key} went from {old} to {new}"
+        if old is not None and new != "DELETED" and change["fence"] < change["old_fence"]:
+            yield f"I8 fence: that of {key} fell from {change['old_fence']} to {change['fence']}"
+        if old is not None and new != "DELETED" and change["version"] != change["old_version"] + 1:
+            yield f"I8 version: that of {key} went from {change['old_version']} to {change['version']}"
+    for key, found in prints.items():
+        if len(found) > 1:
+            yield f"I5 two contents: {key} had {len(found)} fingerprints in the ledger"
+    for write in evidence.stale_writes:
+        yield f"I8 stale write: {write['order']} was written under fence {write['held']}, when it was {write['found']}"
+
+
+def _all_settled(evidence: Evidence) -> Iterator[str]:
+    """I6: when the faults are over every order comes to its end; soon, where somebody asks."""
+    for row in evidence.rows:
+        if row["state"] not in FINAL:
+            yield f"I6 unresolved: {row['order_key']} is still {row['state']}"
+    calm = next(event["at"] for event in evidence.history if event["type"] == "calm")
+    for event in evidence.history:
+        if event["type"] == "info" and event["at"] > calm + evidence.settle_s:
+            yield f"I6 late: {event['order']} had no answer {event['at'] - calm:.1f} s after the last fault"
+
+
+def _refused_means_nothing(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
+    for row in evidence.rows:
+        if row["state"] == "REJECTED" and truth.get(row["order_key"], _NONE).stands:
+            yield f"I9 refused but redeemed: {row['order_key']}"
+
+
+def _full_disk(evidence: Evidence) -> Iterator[str]:
+    """I10: with the disk full the engine is asked nothing; what had been begun before is given its time."""
+    requests = sorted(_time(request) for request in evidence.requests)
+    redeeming = sorted(request["time"] for found in _redeeming(evidence).values() for request in found)
+    for start, end in full_windows(evidence.history):
+        for what, times, grace in (
+            ("redeeming request", redeeming, LAST_WORD_S),
+            ("request", requests, LAST_WORD_S + evidence.deadline_s),
+        ):
+            count = sum(start + grace < moment < end for moment in times)
+            if count:
+                yield f"I10 sent with the disk full: {count} {what}s"
+
+
+def _nothing_lost(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
+    """What was to be granted was, what was to be refused was, and everybody was told in the end."""
+    told: dict[str, dict[str, str]] = defaultdict(dict)
+    for event in evidence.history:
+        if event["type"] in ("ok", "fail"):
+            answer = "granted" if event["type"] == "ok" else event["category"]
+            told[event["order"]].setdefault(event["variant"], answer)
+    asked = {(event["order"], event["variant"]) for event in evidence.history if event["type"] == "invoke"}
+    rows = {row["order_key"]: row for row in evidence.rows}
+    for key, variant in sorted(asked):
+        if variant not in told[key]:
+            yield f"lost: {key}, variant {variant}, never had a final answer"
+    for key, expected in evidence.plan.items():
+        answers = set(told[key].values()) - {"order_mismatch"}
+        right = {"granted": [{"granted"}], "refused": [{"promotion_codes"}]}
+        if answers and answers not in right.get(expected.expect, [{"granted"}, {"promotion_codes"}]):
+            yield f"lost: {key} was to be {expected.expect}, and was answered {sorted(answers)}"
+        row = rows.get(key)
+        if row is not None and row["state"] in ("DONE", "REPAIRED") and truth.get(key, _NONE).stands != 1:
+            yield f"lost: {key} is {row['state']} in the ledger, and stands {truth.get(key, _NONE).stands} times"
+    codes: dict[str, list[str]] = defaultdict(list)
+    for key, expected in evidence.plan.items():
+        if expected.expect == "either":
+            codes[expected.code].append(key)
+    for code, keys in codes.items():
+        if all(key in rows for key in keys) and not any(truth.get(key, _NONE).stands for key in keys):
+            yield f"lost: nobody got the code {code}, which works once"
+
+
+_NONE = Truth()
+
+
+def _redeeming(evidence: Evidence) -> dict[str, list[Json]]:
+    """The requests that redeem an order, in the order in which the engine received them, with their `time`."""
+    found: dict[str, list[Json]] = defaultdict(list)
+    for request in evidence.requests:
+        if request["operation"] == REDEEMING[evidence.engine]:
+            found[_order_of(evidence.engine, request)].append({**request, "time": _time(request)})
+    return {key: sorted(requests, key=lambda request: request["time"]) for key, requests in found.items()}
+
+
+def _order_of(engine: str, request: Json) -> str:
+    if engine == "talon_one":
+        return unquote(request["path"].rpartition("/")[2])
+    order: str = msgspec.json.decode(request["body"])["order"]["source_id"]
+    return order
+
+
+def _time(request: Json) -> float:
+    return datetime.fromisoformat(request["at"]).timestamp()
+
+
+def full_windows(history: list[Json]) -> list[tuple[float, float]]:
+    """When the disk was full: from, until."""
+    at = {
+        what: [e["at"] for e in history if e["type"] == "nemesis" and e["what"] == what] for what in ("full", "space")
+    }
+    return list(zip(at["full"], at["space"], strict=True))
+
+
+def count(evidence: Evidence) -> Json:
+    """What happened, in numbers."""
+    attacks = Counter(event["what"] for event in evidence.history if event["type"] == "nemesis")
+    sent = Counter(event["type"] for event in evidence.history)
+    windows = full_windows(evidence.history)
+    refused = [
+        e for e in evidence.history if e["type"] == "info" and any(start < e["at"] < end for start, end in windows)
+    ]
+    faults = Counter(fault for request in evidence.requests for fault in request["faults"])
+    states = Counter(row["state"] for row in evidence.rows)
+    calm = next(event["at"] for event in evidence.history if event["type"] == "calm")
+    return {
+        "orders": len(evidence.rows),
+        "requests": sent["invoke"],
+        "engine_requests": len(evidence.requests),
+        "faults": sum(faults.values()),
+        "kinds_of_fault": len(faults),
+        "kills": attacks["kill"],
+        "pauses": attacks["pause"],
+        "disk_full": attacks["full"],
+        "not_answered_while_full": len(refused),
+        "states": dict(states),
+        "settled_after_s": round(max([0.0, *(row["updated_at"] - calm for row in evidence.rows)]), 1),
+    }
+
+
+KINDS = {
+    "double": "I1 double",
+    "sent_again": "I1 sent again",
+    "lost": "lost",
+    "not_redeemed": "I2",
+    "differing": "I3",
+    "no_intent": "I4",
+    "mismatches_accepted": "I5",
+    "unresolved": "I6",
+    "final_changed": "I7",
+    "stale_writes": "I8",
+    "refused_but_redeemed": "I9",
+    "sent_while_full": "I10",
+}
+
+
+def verdict(violations: list[str]) -> Json:
+    """How often each kind of violation was found."""
+    return {
+        kind: sum(line.startswith((f"{start} ", f"{start}:")) for line in violations) for kind, start in KINDS.items()
+    }

@@ -1,0 +1,102 @@
+"""Sends the planned orders as Nacelle would, signed, and writes down what was asked and what was answered.
+
+The history is one JSON object per line, as Jepsen writes it: `invoke`, then `ok` (200), `fail` (a final refusal) or
+`info` (nobody knows yet). An order is sent until its answer is final, each time to either replica.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from mapper.signature import sign
+from tests.chaos.plan import SECRET, Order
+
+FINAL_REFUSALS = {(400, "order_mismatch"), (500, "promotion_codes")}
+BACK_OFF_S = (0.3, 0.5, 1.0, 2.0)
+"""How long somebody waits who was not told how it ends; then the last of them, each time."""
+
+
+class History:
+    """Kept in a file, line by line: what was written survives the one who wrote it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)
+
+    def add(self, type_: str, **facts: Any) -> None:
+        self._file.write(msgspec.json.encode({"at": time.time(), "type": type_, **facts}) + b"\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Client:
+    def __init__(self, urls: list[str], history: History, deadline_s: float, seed: int) -> None:
+        self.calm = asyncio.Event()
+        """Set when the faults are over."""
+        self.settled = asyncio.Event()
+        """Set when nothing is open in the ledger any more."""
+        self.over = False
+        """Set when nobody is to ask any more."""
+        self._urls = urls
+        self._history = history
+        self._answer_within_s = deadline_s + 0.5
+        self._dice = random.Random(seed + 1)
+        self._sends = 0
+
+    async def drive(self, orders: list[Order]) -> None:
+        """Sends all of them at their time; returns when each has its final answer, or when it is over."""
+        started = time.monotonic()
+        timeout = aiohttp.ClientTimeout(total=self._answer_within_s)
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session, asyncio.TaskGroup() as group:
+            for order in orders:
+                await asyncio.sleep(max(0.0, started + order.at_s - time.monotonic()))
+                group.create_task(self._until_final(session, order, "a", order.replica, 0.0))
+                if order.twin:
+                    variant = "b" if order.twin == "other" else "a"
+                    group.create_task(self._until_final(session, order, variant, 1 - order.replica, order.twin_after_s))
+
+    async def _until_final(
+        self, session: aiohttp.ClientSession, order: Order, variant: str, replica: int, after_s: float
+    ) -> None:
+        await asyncio.sleep(after_s)
+        waits = itertools.chain(BACK_OFF_S, itertools.repeat(BACK_OFF_S[-1]))
+        while not await self._send(session, order, variant, replica):
+            if order.patience == "gone":
+                await self.settled.wait()
+            elif order.patience == "returns":
+                await self.calm.wait()
+            if self.over:
+                return
+            await asyncio.sleep(next(waits) * (0.5 + self._dice.random()))
+            replica = self._dice.randrange(2)
+
+    async def _send(self, session: aiohttp.ClientSession, order: Order, variant: str, replica: int) -> bool:
+        """One request. Whether its answer was final."""
+        body = order.body(variant)
+        self._sends += 1
+        facts: dict[str, Any] = {"send": self._sends, "order": order.key, "variant": variant, "replica": replica}
+        self._history.add("invoke", **facts)
+        headers = {"x-nacelle-signature-sha256": sign(body, SECRET), "content-type": "application/json"}
+        try:
+            url = f"{self._urls[replica]}/promotions/consume"
+            async with session.post(url, data=body, headers=headers) as response:
+                reply = await response.read()
+                facts["status"] = response.status
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            self._history.add("info", **facts, error=type(error).__name__)
+            return False
+        if facts["status"] == 200:
+            self._history.add("ok", **facts, reply=hashlib.sha256(reply).hexdigest())
+            return True
+        category = msgspec.json.decode(reply).get("error", {}).get("category", "")
+        final = (facts["status"], category) in FINAL_REFUSALS
+        self._history.add("fail" if final else "info", **facts, category=category)
+        return final

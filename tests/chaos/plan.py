@@ -1,0 +1,167 @@
+"""What a run will send and how hostile the engine will be; all of it drawn from one seed."""
+
+import random
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import msgspec
+
+SECRET = b"the signing secret of the chaos runs"
+TOKEN_RULES = ("idempotency_keys = true", "idempotency_keys = false")
+"""Talon.One's key for repeated requests is switched off: older deployments do not have it."""
+
+Expect = Literal["granted", "refused", "either"]
+Patience = Literal["patient", "returns", "gone"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    orders: int
+    load_s: float
+    """Over which the orders arrive."""
+    quarantine_s: float
+    """Longer than the longest pause and the latest late commit together: what it must be longer than in real life."""
+    pause_s: tuple[float, float]
+    full_every_s: float
+    deadline_s: float = 1.0
+    """For a consume. A lease is twice as long, so that pauses outlast leases."""
+    full_s: float = 4.0
+
+    @property
+    def lease_s(self) -> float:
+        return 2 * self.deadline_s
+
+    @property
+    def settle_s(self) -> float:
+        """How long after the faults an order that somebody asks for may stay open: invariant I6."""
+        return self.quarantine_s + self.lease_s + 5.0
+
+
+PROFILES = {
+    "ci": Profile(orders=400, load_s=32.0, quarantine_s=8.0, pause_s=(1.0, 4.0), full_every_s=13.0),
+    "short": Profile(orders=200, load_s=16.0, quarantine_s=8.0, pause_s=(1.0, 4.0), full_every_s=8.0),
+    "long": Profile(orders=10_000, load_s=600.0, quarantine_s=9.0, pause_s=(1.0, 5.0), full_every_s=60.0),
+}
+
+
+@dataclass(frozen=True)
+class Order:
+    key: str
+    code: str
+    expect: Expect
+    """`either`: two orders bring one code that works once."""
+    lines: tuple[int, ...]
+    """The quantity of each."""
+    at_s: float
+    replica: int
+    patience: Patience
+    """After an answer that is not final: asks on; comes back when the faults are over; or when all is settled."""
+    twin: Literal["", "same", "other"]
+    twin_after_s: float
+
+    def quantities(self, variant: str) -> tuple[int, ...]:
+        first, *rest = self.lines
+        return (first + (variant == "b"), *rest)
+
+    def amount(self, variant: str) -> int:
+        """What the engine is to be told, at list prices, in cents."""
+        return sum(10_000 * quantity for quantity in self.quantities(variant))
+
+    def body(self, variant: str) -> bytes:
+        """The order as a shop sends it, after ten percent off each unit of 100.00. Variant b buys one more."""
+        lines = [_line(number, quantity) for number, quantity in enumerate(self.quantities(variant), 1)]
+        promotions = {"coupon_codes": [self.code], "referral_code": "", "loyalty_card": "", "meta": {}}
+        return msgspec.json.encode(
+            {"id": self.key, "currency": "USD", "order_items": lines, "discounts": "0.00", "promotions": promotions}
+        )
+
+
+def _line(number: int, quantity: int) -> dict[str, Any]:
+    discount = {"name": "10 % off", "amount": f"{10 * quantity}.00", "meta": {"list_price": "100.00"}}
+    return {
+        "sku": f"SKU-{number}",
+        "quantity": quantity,
+        "price_amount": "90.00",
+        "discounts_amount": f"{10 * quantity}.00",
+        "applied_discounts": [discount],
+    }
+
+
+def orders(seed: int, profile: Profile) -> list[Order]:
+    """A third are sent twice, half of those with other content; a few bring codes that are refused."""
+    dice = random.Random(seed)
+    pairs = 0
+    planned: list[Order] = []
+    for number in range(profile.orders):
+        code, expect = "TEN-PERCENT", "granted"
+        draw = dice.random()
+        if draw < 0.04:
+            code, expect = "EXPIRED-10", "refused"
+        elif draw < 0.14:
+            code, expect = f"SINGLE-{pairs // 2 + 1:04}", "either"
+            pairs += 1
+        planned.append(
+            Order(
+                key=f"order-{seed}-{number}",
+                code=code,
+                expect=expect,  # type: ignore[arg-type]
+                lines=tuple(dice.randint(1, 5) for _ in range(dice.randint(1, 3))),
+                at_s=dice.random() * profile.load_s,
+                replica=dice.randrange(2),
+                patience=dice.choices(("patient", "returns", "gone"), (80, 15, 5))[0],  # type: ignore[arg-type]
+                twin=dice.choices(("", "same", "other"), (4, 1, 1))[0],  # type: ignore[arg-type]
+                twin_after_s=dice.choice((0.0, 0.0, dice.random() * 3)),
+            )
+        )
+    return sorted(planned, key=lambda order: order.at_s)
+
+
+REDEEMING = {"talon_one": "close", "voucherify": "redeem"}
+"""What the sandbox calls the request that redeems."""
+
+# Each fault, its value, and how likely a request of the engine meets it. Several may meet one.
+_FAULTS: tuple[tuple[str, int | None, float], ...] = (
+    ("latency", 250, 0.03),
+    ("latency", 1500, 0.02),
+    ("late_answer", 1500, 0.03),
+    ("late_commit", 700, 0.02),
+    ("status", 429, 0.02),
+    ("status", 409, 0.02),
+    ("status", 500, 0.02),
+    ("status", 503, 0.02),
+    ("status_after", 500, 0.03),
+    ("status_after", 502, 0.02),
+    ("reset", None, 0.02),
+    ("reset_after", None, 0.03),
+    ("close", None, 0.01),
+    ("close_after", None, 0.02),
+    ("redirect", None, 0.01),
+    ("drip", 20, 0.01),
+    ("truncated", None, 0.02),
+    ("malformed", None, 0.02),
+    ("huge", None, 0.005),
+    ("unknown_effect", None, 0.02),
+    ("extra_fields", None, 0.02),
+)
+# Those that hurt most, beside the others, for the request that redeems.
+_WORST: tuple[tuple[str, int | None, float], ...] = (
+    ("late_commit", 2000, 0.03),
+    ("late_commit", 3500, 0.06),
+    ("reset_after", None, 0.04),
+    ("status_after", 503, 0.04),
+)
+
+
+def faults(seed: int, engine: str, turn: int = 0, *, slow: bool = False) -> list[dict[str, Any]]:
+    """What the sandbox is told. Each turn draws anew; with `slow` it answers late whatever redeems."""
+    operation = REDEEMING[engine]
+    given = [(*fault, "") for fault in _FAULTS] + [(*fault, operation) for fault in _WORST]
+    if slow:
+        given.append(("late_answer", 700, 1.0, operation))
+    return [
+        {
+            "name": name, "value": value, "probability": share, "operation": where, "engine": engine,
+            "seed": (seed * 1000 + turn) * 100 + number,
+        }
+        for number, (name, value, share, where) in enumerate(given)
+    ]  # fmt: skip

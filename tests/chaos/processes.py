@@ -1,0 +1,284 @@
+"""The processes of a run, and the attacks on them. Only those that were started here are ever touched."""
+
+import asyncio
+import itertools
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from mapper import rulebook
+from mapper.demo import ENGINES
+from tests.chaos import plan
+from tests.chaos.client import History
+from tests.chaos.plan import SECRET, TOKEN_RULES, Profile
+
+READY_WITHIN_S = 30.0
+STOP_WITHIN_S = 40.0
+UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+
+
+class Sandbox:
+    """The engines. `requests` is everything they were asked, collected from their log, which forgets."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self._session = session
+        self._turns = itertools.count(1)
+        self.url = url
+        self.requests: list[dict[str, Any]] = []
+
+    async def hostile(self, seed: int, engine: str, *, slow: bool = False) -> None:
+        await self.set_faults(plan.faults(seed, engine, next(self._turns), slow=slow))
+
+    async def set_faults(self, faults: list[dict[str, Any]]) -> None:
+        async with self._session.post(f"{self.url}/_sandbox/faults", data=msgspec.json.encode(faults)) as response:
+            assert response.status == 200, await response.text()
+
+    async def collect(self) -> None:
+        """Call it often enough: the log holds 2,000 requests."""
+        found = await self._get("requests")
+        log, total = found["requests"], sum(found["counts"].values())
+        new = total - len(self.requests)
+        assert new <= len(log), f"{new - len(log)} requests were forgotten before they were collected"
+        self.requests += [
+            {name: call[name] for name in ("at", "engine", "operation", "path", "body", "faults")}
+            for call in log[len(log) - new :]
+        ]
+
+    async def collect_on(self) -> None:
+        while True:
+            await self.collect()
+            await asyncio.sleep(1.5)
+
+    async def books(self) -> dict[str, Any]:
+        return await self._get("books")
+
+    async def _get(self, what: str) -> dict[str, Any]:
+        async with self._session.get(f"{self.url}/_sandbox/{what}") as response:
+            found: dict[str, Any] = msgspec.json.decode(await response.read())
+            return found
+
+
+@asynccontextmanager
+async def sandbox(folder: Path, session: aiohttp.ClientSession) -> AsyncIterator[Sandbox]:
+    rules = folder / "rulebook.toml"
+    given = (Path(rulebook.__file__).parent / "rulebook.toml").read_text("utf-8")
+    assert TOKEN_RULES[0] in given
+    rules.write_text(given.replace(*TOKEN_RULES), "utf-8")
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "mapper", "sandbox", "--port", str(port), "--rulebook", str(rules)),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        await _until_answers(session, f"http://127.0.0.1:{port}/", process)
+        yield Sandbox(session, f"http://127.0.0.1:{port}")
+    finally:
+        await _stop(process)
+
+
+class Replica:
+    """One process of the service, which dies and comes back on the same port."""
+
+    def __init__(self, number: int, environment: dict[str, str], lease_s: float, sabotage: str) -> None:
+        self.number = number
+        self.port = free_port()
+        self.attack = asyncio.Lock()
+        """Held by whoever attacks it."""
+        self.starts_s: list[float] = []
+        self.stale_writes: list[dict[str, Any]] = []
+        self.errors: list[str] = []
+        """Tracebacks in its log."""
+        self.writes = 0
+        self._environment = environment
+        self._arguments = [str(self.port), str(lease_s), *filter(None, [sabotage])]
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def process(self) -> asyncio.subprocess.Process:
+        assert self._process is not None
+        return self._process
+
+    async def start(self, session: aiohttp.ClientSession) -> None:
+        started = time.monotonic()
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tests.chaos.replica", *self._arguments),
+            env=self._environment,
+            stderr=asyncio.subprocess.PIPE,
+            limit=1 << 20,
+        )
+        self._reading = asyncio.create_task(self._read(self._process.stderr))
+        await _until_answers(session, f"{self.url}/readyz", self._process)
+        self.starts_s.append(time.monotonic() - started)
+
+    async def _read(self, stderr: asyncio.StreamReader | None) -> None:
+        assert stderr is not None
+        async for line in stderr:
+            try:
+                entry = msgspec.json.decode(line)
+            except msgspec.DecodeError:
+                self.errors.append(line.decode("utf-8", "replace").strip())
+                continue
+            if entry["event"] == "ledger write":
+                self.writes += 1
+                if entry["held"] != entry["found"]:
+                    self.stale_writes.append(entry)
+            elif "traceback" in entry:
+                self.errors.append(entry["traceback"])
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await self._gone()
+
+    async def stop(self) -> int:
+        """As an orchestrator stops it; its exit code."""
+        code = await _stop(self.process)
+        await self._gone()
+        return code
+
+    def end(self) -> None:
+        """For a run that broke off: leaves nothing running."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+
+    async def _gone(self) -> None:
+        await self.process.wait()
+        if self._reading is not None:
+            await self._reading
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def disk(self, *, full: bool) -> None:
+        """A full disk: no file of the process can be written to (sockets and pipes can)."""
+        limit = (0, resource.RLIM_INFINITY) if full else UNLIMITED
+        resource.prlimit(self.process.pid, resource.RLIMIT_FSIZE, limit)
+
+
+def replica_environment(engine: str, sandbox_url: str, ledger_url: str, profile: Profile) -> dict[str, str]:
+    ours = ("MAPPER_", "NACELLE_", "TALON_ONE_", "VOUCHERIFY_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    environment |= {name: value.format(url=sandbox_url) for name, value in ENGINES[engine].items()}
+    return environment | {
+        "MAPPER_ENGINE": engine,
+        "NACELLE_SIGNING_SECRETS": SECRET.decode(),
+        "MAPPER_LEDGER_URL": ledger_url,
+        "MAPPER_CONSUME_DEADLINE_MS": str(round(profile.deadline_s * 1000)),
+        "MAPPER_QUARANTINE_MS": str(round(profile.quarantine_s * 1000)),
+    }
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What all attackers know."""
+
+    engine: str
+    seed: int
+    profile: Profile
+    sandbox: Sandbox
+    control: aiohttp.ClientSession
+    history: History
+    enough: asyncio.Event
+    """Set when the attacks shall end."""
+
+
+async def torment(replica: Replica, stage: Stage) -> None:
+    """Kills and pauses one replica, again and again; it runs when this returns."""
+    dice = random.Random(stage.seed * 10 + replica.number)
+    while not await _within(0.3 + 0.7 * dice.random(), stage.enough):
+        async with replica.attack:
+            await _attack(replica, stage, dice)
+
+
+async def _attack(replica: Replica, stage: Stage, dice: random.Random) -> None:
+    """In the midst of redeeming: for half a second before, the engine has been slow to answer what redeems."""
+    await stage.sandbox.hostile(stage.seed, stage.engine, slow=True)
+    await asyncio.sleep(0.5)
+    kill = dice.random() < 0.65
+    stage.history.add("nemesis", what="kill" if kill else "pause", replica=replica.number)
+    if kill:
+        await replica.kill()
+    else:
+        replica.signal(signal.SIGSTOP)
+    await stage.sandbox.hostile(stage.seed, stage.engine)
+    if kill:
+        await replica.start(stage.control)
+        return
+    await asyncio.sleep(dice.uniform(*stage.profile.pause_s))
+    replica.signal(signal.SIGCONT)
+    stage.history.add("nemesis", what="resume", replica=replica.number)
+
+
+async def fill_disk(replicas: list[Replica], stage: Stage) -> None:
+    """From time to time the ledger's disk is full for all of them, and nothing else happens then."""
+    while not await _within(stage.profile.full_every_s, stage.enough):
+        for replica in replicas:
+            await replica.attack.acquire()
+        try:
+            for replica in replicas:
+                replica.disk(full=True)
+            stage.history.add("nemesis", what="full")
+            await asyncio.sleep(stage.profile.full_s)
+        finally:
+            stage.history.add("nemesis", what="space")
+            for replica in replicas:
+                replica.disk(full=False)
+                replica.attack.release()
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    """Whether it happens within this time."""
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def _until_answers(
+    session: aiohttp.ClientSession, url: str, process: asyncio.subprocess.Process, wanted: int = 200
+) -> None:
+    give_up = time.monotonic() + READY_WITHIN_S
+    while True:
+        assert process.returncode is None, f"{url}: the process ended with {process.returncode}"
+        assert time.monotonic() < give_up, f"{url} does not answer"
+        try:
+            async with session.get(url, timeout=aiohttp.ClientTimeout(total=2)) as response:
+                if response.status == wanted:
+                    return
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            pass
+        await asyncio.sleep(0.03)
+
+
+async def _stop(process: asyncio.subprocess.Process) -> int:
+    if process.returncode is None:
+        process.terminate()
+        try:
+            return await asyncio.wait_for(process.wait(), STOP_WITHIN_S)
+        except TimeoutError:
+            process.kill()
+    return await process.wait()

@@ -1,0 +1,129 @@
+"""One run, from top to bottom."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from mapper.ledger import open_ledger
+from tests.chaos import changes, checker, plan, processes
+from tests.chaos.checker import Evidence, Expected
+from tests.chaos.client import Client, History
+from tests.chaos.plan import Profile
+from tests.chaos.processes import Replica, Sandbox, Stage
+
+LAST_ORDERS_S = 45.0
+"""How long orders nobody asks for any more may stay open, at the most: the reconciler's schedule grows."""
+
+
+@dataclass(frozen=True)
+class Result:
+    counts: dict[str, Any]
+    violations: list[str]
+
+
+async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed: int, sabotage: str = "") -> Result:
+    """Everything that is left behind lies in `folder`."""
+    started = time.monotonic()
+    orders = plan.orders(seed, profile)
+    history = History(folder / "history.jsonl")
+    ledger = await open_ledger(ledger_url)
+    await ledger.close()
+    await changes.install(ledger_url)
+    async with aiohttp.ClientSession() as control, processes.sandbox(folder, control) as sandbox:
+        environment = processes.replica_environment(engine, sandbox.url, ledger_url, profile)
+        replicas = [Replica(number, environment, profile.lease_s, sabotage) for number in range(2)]
+        with _killed_at_last(replicas):
+            await asyncio.gather(*(replica.start(control) for replica in replicas))
+            client = Client([replica.url for replica in replicas], history, profile.deadline_s, seed)
+            stage = Stage(engine, seed, profile, sandbox, control, history, asyncio.Event())
+            collecting = asyncio.create_task(sandbox.collect_on())
+            await sandbox.hostile(seed, engine)
+            driving = asyncio.create_task(client.drive(orders))
+            await _attack(replicas, stage)
+            await sandbox.set_faults([])
+            history.add("calm")
+            client.calm.set()
+            await _settle(client, driving, ledger_url, profile)
+            collecting.cancel()
+            await asyncio.wait({collecting})
+            await sandbox.collect()
+            exits = [await replica.stop() for replica in replicas]
+        books = (await sandbox.books())[engine]
+        evidence = await _evidence(folder, engine, ledger_url, profile, orders, sandbox, books, replicas)
+    history.close()
+    violations = checker.check(evidence)
+    violations += [f"error: {error}" for replica in replicas for error in replica.errors]
+    violations += [f"error: a replica stopped with exit code {code}" for code in exits if code not in (0, -15)]
+    starts = sorted(start for replica in replicas for start in replica.starts_s)
+    counts = checker.count(evidence) | {
+        "ledger_writes": sum(replica.writes for replica in replicas),
+        "median_start_s": round(starts[len(starts) // 2], 2),
+        "longest_start_s": round(starts[-1], 2),
+        "seconds": round(time.monotonic() - started),
+    }
+    return Result(counts, violations)
+
+
+@contextlib.contextmanager
+def _killed_at_last(replicas: list[Replica]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for replica in replicas:
+            replica.end()
+
+
+async def _attack(replicas: list[Replica], stage: Stage) -> None:
+    """For as long as orders arrive. All replicas run when this returns."""
+    async with asyncio.TaskGroup() as group:
+        for replica in replicas:
+            group.create_task(processes.torment(replica, stage))
+        group.create_task(processes.fill_disk(replicas, stage))
+        await asyncio.sleep(stage.profile.load_s)
+        stage.enough.set()
+
+
+async def _settle(client: Client, driving: "asyncio.Task[None]", ledger_url: str, profile: Profile) -> None:
+    """Waits until nothing is open any more; then those come back who had asked once only."""
+    give_up = time.monotonic() + max(profile.settle_s, LAST_ORDERS_S)
+    while time.monotonic() < give_up and await changes.open_orders(ledger_url):
+        await asyncio.sleep(0.3)
+    client.settled.set()
+    await asyncio.wait({driving}, timeout=5.0)
+    client.over = True
+    await driving
+
+
+async def _evidence(
+    folder: Path,
+    engine: str,
+    ledger_url: str,
+    profile: Profile,
+    orders: list[plan.Order],
+    sandbox: Sandbox,
+    books: dict[str, Any],
+    replicas: list[Replica],
+) -> Evidence:
+    rows, log = await changes.read(ledger_url)
+    lines = (folder / "history.jsonl").read_bytes().splitlines()
+    evidence = Evidence(
+        engine=engine,
+        history=[msgspec.json.decode(line) for line in lines],
+        rows=rows,
+        changes=log,
+        requests=[request for request in sandbox.requests if request["engine"] == engine],
+        books=books,
+        plan={o.key: Expected(o.code, o.expect, {v: o.amount(v) for v in "ab"}) for o in orders},
+        stale_writes=[write for replica in replicas for write in replica.stale_writes],
+        deadline_s=profile.deadline_s,
+        settle_s=profile.settle_s,
+    )
+    (folder / "evidence.json").write_bytes(msgspec.json.encode(evidence))
+    return evidence

@@ -27,9 +27,9 @@ def body_of(family: str, *lines: Members, **root: Any) -> bytes:
 
 
 def line(**members: Any) -> Members:
-    """A line that is right; members given as None are left out."""
+    """A line that is right; members given as ... are left out."""
     whole = {"sku": "A-1", "quantity": 2, "price": "10.00", **members}
-    return {key: value for key, value in whole.items() if value is not None}
+    return {key: value for key, value in whole.items() if value is not ...}
 
 
 def parse(body: bytes, operation: Operation = "validate", default_currency: str = "") -> Checkout:
@@ -157,9 +157,10 @@ def test_lines_are_counted_through_all_orders_and_those_of_no_quantity_stay_out_
     [
         ({}, "A-1"),
         ({"variant_id": "V", "product_id": "P"}, "A-1"),
-        ({"sku": None, "variant_id": "V", "product_id": "P"}, "V"),
+        ({"sku": ..., "variant_id": "V", "product_id": "P"}, "V"),
+        ({"sku": None, "variant_id": "V"}, "V"),
         ({"sku": "", "variant_id": "V"}, "V"),
-        ({"sku": None, "product_id": "P"}, "P"),
+        ({"sku": ..., "variant_id": None, "product_id": "P"}, "P"),
         ({"sku": 12345678901234567890}, "12345678901234567890"),
     ],
 )
@@ -372,14 +373,14 @@ def marked(*prices: Any) -> list[Members]:
 BAD_LINES: list[tuple[Any, str]] = [
     *((no_line, "") for no_line in (None, 5, "x", [], [{"sku": "A"}], [[{"sku": "A"}]])),
     ({}, "/sku"),
-    ({"quantity": 1, "price": "1"}, "/sku"),
-    *with_line("sku", "", True, 1.5, -1, [], {}),
+    (line(sku=...), "/sku"),
+    *with_line("sku", "", None, True, 1.5, -1, [], {}),
     *with_line("variant_id", True, 1.5, -1, [], {}),
     *with_line("product_id", True, 1.5, -1, [], {}),
-    (line(quantity=None), "/quantity"),
-    *with_line("quantity", "2", 1.0, 1.5, -1, True, [], {}, 10**6 + 1, 10**400),
-    (line(price=None), "/price"),
-    *with_line("price", "-0", -0.01, True, [], {}, *NO_AMOUNTS),
+    (line(quantity=...), "/quantity"),
+    *with_line("quantity", None, "2", 1.0, 1.5, -1, True, [], {}, 10**6 + 1, 10**400),
+    (line(price=...), "/price"),
+    *with_line("price", None, "-0", -0.01, True, [], {}, *NO_AMOUNTS),
     *with_line("total_discount", True, [], {}, *NO_AMOUNTS),
     *with_line("discounts_amount", True, [], {}, *NO_AMOUNTS),
     *with_line("discounts", True, {}, *NO_AMOUNTS),
@@ -394,8 +395,8 @@ BAD_LINES: list[tuple[Any, str]] = [
 ]
 
 BAD_B_LINES: list[tuple[Any, str]] = [
-    (line(price=None), "/price"),
-    (line(price=None, price_amount="x"), "/price_amount"),
+    (line(price=...), "/price"),
+    (line(price=..., price_amount="x"), "/price_amount"),
     *with_line("price_amount", "9.00", True, [], {}, *NO_AMOUNTS),
     *with_line("discounts", True, {}, "x", "-1", -1),
     *with_line("discounts_amount", True, [], {}, "x", -1),
@@ -490,6 +491,7 @@ def test_a_thousand_lines_are_taken_and_one_more_is_not() -> None:
     assert len(parse(body_of("A", *[small] * 1000)).lines) == 1000
     refuse(body_of("A", *[small] * 1001).decode(), "/items")
     refuse(body_of("B", *[small] * 1001).decode(), "/order_items")
+    refuse(json.dumps({"orders": [{"order_items": [small] * 1001}]}), "/orders/0/order_items")
     orders = [{"order_items": [small] * 500}, {"order_items": [small] * 500}]
     assert len(parse(json.dumps({"orders": orders}).encode()).lines) == 1000
     refuse(json.dumps({"orders": [*orders, {"order_items": [small]}]}), "/orders")

@@ -9,21 +9,22 @@ import logging
 import os
 import re
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import msgspec
-import uvicorn
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mapper import __version__, errors, promotions, settings, transport
+from mapper import __version__, errors, promotions, server, settings, transport
 from mapper.engine import Engine
-from mapper.errors import Operation, Problem
+from mapper.errors import SUBJECT, Operation, Overloaded, Problem
+from mapper.gate import Gate, Room
 from mapper.ledger import Answer, LedgerUnavailable, open_ledger
 from mapper.once import Once
 from mapper.promotions import Call, Service
@@ -33,6 +34,13 @@ from mapper.telemetry import Record, Telemetry, log
 # Engine calls in flight at once, per process. Consume has its own, so that a rush of validates cannot starve it.
 VALIDATE_SLOTS = 64
 CONSUME_SLOTS = 32
+
+# Calls let in at once, per process: somewhat more than can call the engine, since the ledger and JSON take time, too.
+VALIDATE_ROOM = 96
+CONSUME_ROOM = 64
+
+# Of all bodies that are being received, together.
+RECEIVING_BYTES = 64 * 1024 * 1024
 
 # While a lease lasts nobody else touches an order: longer than anything its holder does without writing to the ledger.
 LEASE_S = 30.0
@@ -94,6 +102,13 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             Route("/version", _version),
             Route("/metrics", _metrics(telemetry)),
         ],
+        middleware=[
+            Middleware(
+                Gate,
+                rooms={f"/promotions/{operation}": _room(operation, configured, telemetry) for operation in SUBJECT},
+                body_bytes=max(RECEIVING_BYTES, 4 * configured.max_body_bytes),
+            )
+        ],
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
@@ -103,6 +118,17 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
 def from_environment() -> Starlette:
     """What uvicorn's workers call."""
     return create(settings.load(os.environ))
+
+
+def _room(operation: Operation, configured: Settings, telemetry: Telemetry) -> Room:
+    refusal = _problem(Overloaded(), operation, configured)
+    return Room(
+        VALIDATE_ROOM if operation == "validate" else CONSUME_ROOM,
+        refusal.status_code,
+        bytes(refusal.body),
+        tuple(refusal.raw_headers),
+        telemetry.requests.labels(operation, str(refusal.status_code), "overloaded").inc,
+    )
 
 
 def _endpoint(operation: Operation, story: Story, telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:
@@ -199,6 +225,8 @@ async def _alive(request: Request) -> Response:
 
 
 async def _ready(request: Request) -> Response:
+    if getattr(request.state, server.DRAINING, False):
+        return _json(503, b'{"status":"not ready","reason":"draining"}')
     service: Service = request.app.state.service
     try:
         await service.once.ledger.ping()
@@ -219,8 +247,8 @@ def _metrics(telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:
     return metrics
 
 
-def run(host: str, port: int, workers: int) -> None:
-    """Serves until told to stop. The settings have been checked by the caller."""
-    options: dict[str, Any] = {"log_config": None, "server_header": False, "access_log": False}
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    uvicorn.run("mapper.app:from_environment", factory=True, host=host, port=port, workers=workers, **options)
+def run(listener: socket.socket, line: socket.socket | None, *, drain_s: float, keep_alive_s: float) -> None:
+    """Serves until told to stop. The settings have been checked by the caller. `line`: see `mapper.workers`."""
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    limits = server.Limits(keep_alive_s=keep_alive_s)
+    server.run(server.create("mapper.app:from_environment", limits, factory=True, drain_s=drain_s), listener, line)

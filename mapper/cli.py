@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -27,6 +28,22 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=_port, default=8080, help="port to listen on (default: %(default)s)")
     serve.add_argument("--workers", type=_workers, default=1, help="processes (default: %(default)s)")
+    serve.add_argument("--fd", type=int, metavar="N", help="listen on this inherited socket instead (systemd: 3)")
+    serve.add_argument(
+        "--drain",
+        type=_seconds,
+        default=2.0,
+        metavar="S",
+        help="on SIGTERM, seconds to go on while /readyz says no (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--keep-alive",
+        type=_seconds,
+        default=75.0,
+        metavar="S",
+        help="seconds an idle connection is kept; longer than the load balancer keeps it (default: %(default)s)",
+    )
+    serve.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
 
     sandbox = commands.add_parser("sandbox", help="run the engines, emulated over HTTP, on a rule book")
@@ -59,16 +76,45 @@ def _workers(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    if not text.replace(".", "", 1).isdigit() or not 0 <= float(text) <= 3600:
+        raise argparse.ArgumentTypeError("seconds are a number from 0 to 3600")
+    return float(text)
+
+
 def _serve(chosen: argparse.Namespace) -> int:
     try:
         settings.load(os.environ)
     except settings.Wrong as error:
         return _tell_wrong(error)
-    from mapper import app, telemetry
+    from mapper import telemetry, workers
 
     telemetry.log_to_stderr()
-    app.run(chosen.host, chosen.port, chosen.workers)
+    try:
+        listener, line = _sockets(chosen)
+    except OSError as error:
+        where = f"{chosen.host} port {chosen.port}" if chosen.fd is None else f"the inherited socket {chosen.fd}"
+        print(f"Cannot listen on {where}: {error.strerror}", file=sys.stderr)
+        return 1
+    if chosen.workers > 1:
+        arguments = ("serve", "--drain", str(chosen.drain), "--keep-alive", str(chosen.keep_alive), "--worker")
+        return workers.supervise(arguments, listener, chosen.workers)
+    from mapper import app
+
+    app.run(listener, line, drain_s=chosen.drain, keep_alive_s=chosen.keep_alive)
     return 0
+
+
+def _sockets(chosen: argparse.Namespace) -> tuple[socket.socket, socket.socket | None]:
+    """The socket to listen on and, in a worker, the line to the supervisor."""
+    from mapper import workers
+
+    if chosen.worker:
+        listener, line = map(workers.inherited, chosen.worker)
+        return listener, line
+    if chosen.fd is not None:
+        return workers.inherited(chosen.fd), None
+    return workers.listening(chosen.host, chosen.port), None
 
 
 def _sandbox(chosen: argparse.Namespace) -> int:

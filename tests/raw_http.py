@@ -1,0 +1,111 @@
+"""HTTP by hand, over plain sockets: what no client library would let through, and exactly what came back."""
+
+import re
+import socket
+import time
+from dataclasses import dataclass, field
+
+Address = tuple[str, int]
+
+_STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) [^\r\n]*\r\n")
+
+
+@dataclass(frozen=True)
+class Response:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What came back on one connection, until it was closed or `wait_s` had passed."""
+
+    raw: bytes
+    closed: bool
+    seconds: float
+    responses: list[Response] = field(default_factory=list)
+
+    @property
+    def statuses(self) -> list[int]:
+        return [response.status for response in self.responses]
+
+
+def request(
+    method: str = "POST", target: str = "/promotions/validate", body: bytes = b"", headers: tuple[str, ...] = ()
+) -> bytes:
+    """A well-formed request; `headers` are whole lines, put in as they are."""
+    lines = [f"{method} {target} HTTP/1.1", "Host: mapper.test", *headers]
+    if body or method == "POST":
+        lines.append(f"Content-Length: {len(body)}")
+    return head(*lines) + body
+
+
+def head(*lines: str) -> bytes:
+    """A request's head, whatever its lines say."""
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+def connect(address: Address, timeout_s: float = 5.0) -> socket.socket:
+    return socket.create_connection(address, timeout=timeout_s)
+
+
+def exchange(address: Address, *parts: bytes, pause_s: float = 0.0, wait_s: float = 2.0, expect: int = 0) -> Heard:
+    """Sends the parts, each `pause_s` after the one before, and listens until the end; or until `expect` responses."""
+    with connect(address) as connection:
+        return converse(connection, *parts, pause_s=pause_s, wait_s=wait_s, expect=expect)
+
+
+def converse(
+    connection: socket.socket, *parts: bytes, pause_s: float = 0.0, wait_s: float = 2.0, expect: int = 0
+) -> Heard:
+    """The same on a connection that is open already."""
+    started = time.monotonic()
+    for number, part in enumerate(parts):
+        if number:
+            time.sleep(pause_s)
+        try:
+            connection.sendall(part)
+        except OSError:
+            break  # the other side has hung up: what it said before may still be read
+    raw, closed = _listen(connection, started + wait_s, expect)
+    return Heard(raw, closed, time.monotonic() - started, parse(raw))
+
+
+def _listen(connection: socket.socket, until: float, expect: int) -> tuple[bytes, bool]:
+    raw = b""
+    while (left := until - time.monotonic()) > 0:
+        connection.settimeout(left)
+        try:
+            data = connection.recv(65536)
+        except TimeoutError:
+            break
+        except OSError:
+            return raw, True
+        if not data:
+            return raw, True
+        raw += data
+        if expect and len(parse(raw)) >= expect:
+            break
+    return raw, False
+
+
+def parse(raw: bytes) -> list[Response]:
+    """The complete responses in what was received. Raises `ValueError` for what is no response."""
+    found: list[Response] = []
+    while raw:
+        top, separator, rest = raw.partition(b"\r\n\r\n")
+        status = _STATUS.match(top + b"\r\n")
+        if not status:
+            raise ValueError(f"this is no response: {raw[:80]!r}")
+        if not separator:
+            break
+        pairs = [line.partition(b":") for line in top.split(b"\r\n")[1:]]
+        headers = {name.decode("latin-1").lower(): value.strip().decode("latin-1") for name, _, value in pairs}
+        length = int(headers.get("content-length", "0"))
+        if len(rest) < length:
+            break
+        if int(status[1]) != 100:
+            found.append(Response(int(status[1]), headers, rest[:length]))
+        raw = rest[length:]
+    return found

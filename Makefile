@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test record bench bench-quick lint format lock clean
+.PHONY: help demo test record bench bench-quick fuzz lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ bench-quick: $(VENV)/.bench ## the same in a minute, on the screen alone
 
 record: $(VENV)/.dev ## record cassettes from a real account; cassettes/README.md says how
 	$(BIN)/python -m tests.record
+
+fuzz: $(VENV)/.dev ## throw 100,000 bodies at the service; ARGS="--count 2000000 --seed 1"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 lint: $(VENV)/.tools ## judge style, types and the Dockerfile
 	$(BIN)/ruff check .

@@ -1311,6 +1311,18 @@ def test_recall_finds_further_redemptions_and_repair_leaves_the_first() -> None:
     assert held(engine().recall(order(SHIRT), ORDER), stored("r_1"))[0].extra == ()
 
 
+def test_what_stands_among_an_orders_redemptions_and_is_none_rolls_nothing_back() -> None:
+    strange = {"extension": {"nobody": "knows"}, "r_1": {"date": "2026-01-02"}}
+    recall, _ = held(engine().recall(order(SHIRT), ORDER), stored(redemptions=strange))
+    assert (recall.state, recall.extra) == ("redeemed", ())
+    recall, _ = held(engine().recall(order(SHIRT), ORDER), stored(redemptions={"extension": {}}))
+    assert recall.state == "absent"
+    answer = redeemed(redemption("A", 5))
+    answer["order"]["redemptions"] |= {"extension": {"nobody": "knows"}}
+    _, requests = held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer)
+    assert len(requests) == 1
+
+
 @pytest.mark.parametrize("call", ["check", "redeem"])
 def test_a_code_that_is_used_up_may_have_been_used_up_by_this_very_order(call: str) -> None:
     refused = {"check": reply(invalid(fails("X", "quantity_exceeded"))), "redeem": failure("quantity_exceeded")}[call]

@@ -271,9 +271,16 @@ def same_cart(order: dict[str, Any], checkout: Checkout, settings: Settings) -> 
     return not any(item.get("initial_quantity") for item in stored[len(checkout.cart) :])
 
 
+_OF_REDEMPTION = {"date", "related_object_type", "related_object_id", "stacked", "rollback_id"}
+
+
 def live_redemptions(order: dict[str, Any]) -> tuple[str, ...]:
-    """The redemptions of a stored order that stand, oldest first: parents alone, since only they can be rolled back."""
-    entries = {name: _object(entry) for name, entry in _object(order.get("redemptions")).items()}
+    """The redemptions of a stored order that stand, oldest first: parents alone, since only they can be rolled back.
+
+    What stands among them and looks like none is left out: taken for the first, it would have the real one rolled back.
+    """
+    found = {name: _object(entry) for name, entry in _object(order.get("redemptions")).items()}
+    entries = {name: entry for name, entry in found.items() if name.startswith("r_") or entry.keys() & _OF_REDEMPTION}
     children = {str(child) for entry in entries.values() for child in _list(entry.get("stacked"))}
     standing = [name for name, entry in entries.items() if not entry.get("rollback_id") and name not in children]
     return tuple(sorted(standing, key=lambda name: (_text(entries[name].get("date")), name)))

@@ -48,10 +48,10 @@ def main() -> int:
 
 
 def _tell(result: Result, **run: object) -> None:
-    for line in result.violations[:40]:
-        print(line, file=sys.stderr)
-    line = run | result.counts | checker.verdict(result.violations) | {"violations": len(result.violations)}
-    print(msgspec.json.encode(line).decode(), flush=True)
+    sys.stderr.writelines(f"{violation}\n" for violation in result.violations[:40])
+    told = run | result.counts | checker.verdict(result.violations) | {"violations": len(result.violations)}
+    sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
+    sys.stdout.flush()
 
 
 async def _new_schema() -> str:

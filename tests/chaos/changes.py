@@ -85,15 +85,18 @@ def _table(url: str) -> str:
 
 async def _read(url: str, query: str) -> list[Record]:
     if url.startswith("sqlite:///"):
-        path = Path(url.removeprefix("sqlite:///")).absolute()
-        database = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=10)
-        database.row_factory = sqlite3.Row
-        try:
-            return [dict(row) for row in database.execute(query)]
-        finally:
-            database.close()
+        return _read_sqlite(Path(url.removeprefix("sqlite:///")), query)
     connection = await asyncpg.connect(url)
     try:
         return [dict(row) for row in await connection.fetch(query)]
     finally:
         await connection.close()
+
+
+def _read_sqlite(path: Path, query: str) -> list[Record]:
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+    database.row_factory = sqlite3.Row
+    try:
+        return [dict(row) for row in database.execute(query)]
+    finally:
+        database.close()

@@ -19,11 +19,11 @@ class Profile:
     orders: int
     load_s: float
     """Over which the orders arrive."""
-    quarantine_s: float
-    """Longer than the longest pause and the latest late commit together: what it must be longer than in real life."""
-    pause_s: tuple[float, float]
     full_every_s: float
-    deadline_s: float = 1.0
+    quarantine_s: float = 9.0
+    """Longer than the longest pause and the latest late commit together: what it must be longer than in real life."""
+    pause_s: tuple[float, float] = (1.0, 5.0)
+    deadline_s: float = 1.5
     """For a consume. A lease is twice as long, so that pauses outlast leases."""
     full_s: float = 4.0
 
@@ -38,9 +38,9 @@ class Profile:
 
 
 PROFILES = {
-    "ci": Profile(orders=400, load_s=32.0, quarantine_s=8.0, pause_s=(1.0, 4.0), full_every_s=13.0),
-    "short": Profile(orders=200, load_s=16.0, quarantine_s=8.0, pause_s=(1.0, 4.0), full_every_s=8.0),
-    "long": Profile(orders=10_000, load_s=600.0, quarantine_s=9.0, pause_s=(1.0, 5.0), full_every_s=60.0),
+    "short": Profile(orders=150, load_s=20.0, full_every_s=9.0),
+    "ci": Profile(orders=300, load_s=32.0, full_every_s=12.0),
+    "long": Profile(orders=10_000, load_s=720.0, full_every_s=60.0),
 }
 
 
@@ -108,8 +108,8 @@ def orders(seed: int, profile: Profile) -> list[Order]:
                 lines=tuple(dice.randint(1, 5) for _ in range(dice.randint(1, 3))),
                 at_s=dice.random() * profile.load_s,
                 replica=dice.randrange(2),
-                patience=dice.choices(("patient", "returns", "gone"), (80, 15, 5))[0],  # type: ignore[arg-type]
-                twin=dice.choices(("", "same", "other"), (4, 1, 1))[0],  # type: ignore[arg-type]
+                patience=dice.choices(("patient", "returns", "gone"), (80, 15, 5))[0],
+                twin=dice.choices(("", "same", "other"), (4, 1, 1))[0],
                 twin_after_s=dice.choice((0.0, 0.0, dice.random() * 3)),
             )
         )

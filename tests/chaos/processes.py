@@ -29,6 +29,10 @@ STOP_WITHIN_S = 40.0
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
 
+class NotRunning(Exception):
+    """A process that should serve does not."""
+
+
 class Sandbox:
     """The engines. `requests` is everything they were asked, collected from their log, which forgets."""
 
@@ -125,7 +129,10 @@ class Replica:
             limit=1 << 20,
         )
         self._reading = asyncio.create_task(self._read(self._process.stderr))
-        await _until_answers(session, f"{self.url}/readyz", self._process)
+        try:
+            await _until_answers(session, f"{self.url}/readyz", self._process)
+        except NotRunning as error:
+            raise NotRunning(f"{error}: {' '.join(self.errors[-30:])}") from None
         self.starts_s.append(time.monotonic() - started)
 
     async def _read(self, stderr: asyncio.StreamReader | None) -> None:
@@ -258,16 +265,16 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def _until_answers(
-    session: aiohttp.ClientSession, url: str, process: asyncio.subprocess.Process, wanted: int = 200
-) -> None:
+async def _until_answers(session: aiohttp.ClientSession, url: str, process: asyncio.subprocess.Process) -> None:
     give_up = time.monotonic() + READY_WITHIN_S
     while True:
-        assert process.returncode is None, f"{url}: the process ended with {process.returncode}"
-        assert time.monotonic() < give_up, f"{url} does not answer"
+        if process.returncode is not None:
+            raise NotRunning(f"{url}: the process ended with {process.returncode}")
+        if time.monotonic() > give_up:
+            raise NotRunning(f"{url} does not answer")
         try:
             async with session.get(url, timeout=aiohttp.ClientTimeout(total=2)) as response:
-                if response.status == wanted:
+                if response.status == 200:
                     return
         except (aiohttp.ClientError, TimeoutError, OSError):
             pass

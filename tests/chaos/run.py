@@ -93,7 +93,7 @@ async def _attack(replicas: list[Replica], stage: Stage) -> None:
 async def _settle(client: Client, driving: "asyncio.Task[None]", ledger_url: str, profile: Profile) -> None:
     """Waits until nothing is open any more; then those come back who had asked once only."""
     give_up = time.monotonic() + max(profile.settle_s, LAST_ORDERS_S)
-    while time.monotonic() < give_up and await changes.open_orders(ledger_url):
+    while time.monotonic() < give_up and await changes.open_orders(ledger_url):  # noqa: ASYNC110 - another process's
         await asyncio.sleep(0.3)
     client.settled.set()
     await asyncio.wait({driving}, timeout=5.0)

@@ -1,4 +1,4 @@
-"""What protects an order, taken away: each of these must make a run fail. Only ever called in a replica under attack."""
+"""What protects an order, taken away: each of these must make a run fail."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -247,6 +247,37 @@ def test_a_cart_earns_what_the_rule_book_says(codes: list[Any], order: Json, exp
     assert earned(Shop().validate(*codes, order=order)) == expected
 
 
+@pytest.mark.parametrize(
+    "effect",
+    [
+        '{ kind = "off_order", scope = "costs", amount = "5.00" }',
+        '{ kind = "off_cost", cost = "handling", percent = "100" }',
+        '{ kind = "off_item_cost", cost = "gift_wrap", percent = "100" }',
+        '{ kind = "message", title = "A", text = "B" }',
+        '{ kind = "custom" }',
+    ],
+)
+def test_what_voucherify_cannot_express_does_nothing(effect: str) -> None:
+    costs = "[settings.costs]\nhandling = 'order'\ngift_wrap = 'item'\n"
+    shop = Shop(own=rulebook.parse(costs + small_book_text({"NOTHING": effect}, ["NOTHING"])))
+    shipping = {"product_id": "prod_5h1pp1ng", "quantity": 1, "price": 1500}
+    reply = shop.validate("NOTHING", order={"items": [*items((14_000, 1)), shipping]})
+    assert earned(reply) == ["NOTHING"]
+    assert reply["redeemables"][0]["result"]["discount"]["amount_off"] == 0
+
+
+def test_what_is_paid_already_cannot_come_off_again() -> None:
+    card = {"object": "voucher", "id": "GIFT-50", "gift": {"credits": 4000}}
+    assert earned(Shop().validate(card, "LINE-10", order=cart((3000, 1), (1500, 1)))) == [
+        "GIFT-50 order 4000",
+        "LINE-10 #0 500",
+    ]
+    free = {f"promo_{i}": '{ kind = "off_cost", cost = "shipping", percent = "100" }' for i in (1, 2)}
+    reply = Shop(own=small_book(free)).validate("promo_1", "promo_2")
+    assert earned(reply) == ["promo_1 #1+1 free", "promo_2"], "it is free only once"
+    assert reply["order"]["items"][1]["discount_quantity"] == 1
+
+
 def test_messages_and_payloads_are_metadata_of_what_is_redeemed() -> None:
     reply = Shop().validate("EVERYTHING", options={"expand": ["order", "redeemable"]})
     assert reply["redeemables"][0]["metadata"] == {
@@ -587,6 +618,110 @@ def test_a_code_is_refused_in_the_words_of_the_documentation(code: Any, customer
         assert "order" not in reply
 
 
+RULES: list[tuple[str, str, Json, str, str | None]] = [
+    # What the campaign says, the customer, the order's metadata, its one line, why it is refused.
+    ("conditions = { customers = ['jane'] }", "jane", {}, "1000 x 1", None),
+    ("conditions = { customers = ['jane'] }", "bob", {}, "1000 x 1", "customer_rules_violated"),
+    ("conditions = { customers = ['jane'] }", "", {}, "1000 x 1", "customer_rules_violated"),
+    ("conditions = { attributes = { channel = 'web' } }", "", {"channel": "web"}, "1000 x 1", None),
+    ("conditions = { attributes = { channel = 'web' } }", "", {"channel": "app"}, "1000 x 1", "order_rules_violated"),
+    ("conditions = { stores = ['berlin'] }", "", {"store": "berlin"}, "1000 x 1", None),
+    ("conditions = { stores = ['berlin'] }", "", {}, "1000 x 1", "order_rules_violated"),
+    ("conditions = { cart_over = '10.00' }", "", {}, "500 x 2", "order_rules_violated"),
+    ("conditions = { cart_over = '10.00' }", "", {}, "1001 x 1", None),
+    ("conditions = { cart_at_least = '10.00' }", "", {}, "500 x 2", None),
+    ("conditions = { cart_at_least = '10.00' }", "", {}, "999 x 1", "order_rules_violated"),
+    ("conditions = { units_at_least = 3 }", "", {}, "1000 x 2", "order_rules_violated"),
+    ("conditions = { units_at_least = 3 }", "", {}, "1000 x 3", None),
+    ("conditions = { any_item = { skus = ['SKU-0'] } }", "", {}, "1000 x 1", None),
+    ("conditions = { any_item = { skus = ['SKU-1'] } }", "", {}, "1000 x 1", "order_rules_violated"),
+    ("limits = { redemptions_per_customer = 1 }", "", {}, "1000 x 1", "missing_customer"),
+    ("limits = { redemptions_per_customer = 1 }", "bob", {}, "1000 x 1", None),
+    ("limits = { redemptions_per_customer = 0 }", "bob", {}, "1000 x 1", "redemption_rules_violated"),
+    ("limits = { redemptions = 0 }", "", {}, "1000 x 1", "redemption_rules_violated"),
+    ("limits = { budget = '0.99' }", "", {}, "1000 x 1", "redemption_rules_violated"),
+    ("limits = { budget = '1.00' }", "", {}, "1000 x 1", None),
+    ("active = false", "", {}, "1000 x 1", "promotion_inactive"),
+    ("starts = 2026-11-02T00:00:00Z", "", {}, "1000 x 1", "promotion_not_active_now"),
+    ("ends = 2026-11-01T12:00:00Z", "", {}, "1000 x 1", "promotion_not_active_now"),
+]
+
+
+@pytest.mark.parametrize(("rule", "customer", "metadata", "line", "key"), RULES)
+def test_the_rules_of_a_campaign_decide(rule: str, customer: str, metadata: Json, line: str, key: str | None) -> None:
+    settings = "[settings]\nstores = ['berlin']\n[settings.session_attributes]\nchannel = 'string'\n"
+    campaign = small_book_text({"promo_1": off("1.00")}, ["promo_1"]).replace("needs", f"{rule}\nneeds")
+    shop = Shop(own=rulebook.parse(settings + campaign))
+    price, quantity = line.split(" x ")
+    order = cart((int(price), int(quantity)), metadata=metadata)
+    expected = "promo_1 order 100" if key is None else f"promo_1 - {key}"
+    assert earned(shop.validate("promo_1", order=order, customer=customer)) == [expected]
+
+
+CARDS = """
+    [[campaigns]]
+    id = 1
+    name = "Gift"
+    needs = "gift_card"
+    effects = [{ kind = "pay_with_balance" }]
+    [[gift_cards]]
+    code = "GIFT-LATE"
+    campaign = 1
+    balance = "50.00"
+    starts = 2027-01-01T00:00:00Z
+    [[campaigns]]
+    id = 2
+    name = "Points"
+    needs = "loyalty_card"
+    effects = [{ kind = "pay_with_points", value = "1.00" }]
+    [[loyalty_programs]]
+    id = 1
+    name = "points"
+    campaigns = [2]
+    [[loyalty_cards]]
+    code = "CARD-OFF"
+    program = 1
+    active = false
+    [[loyalty_cards]]
+    code = "CARD-JANE"
+    program = 1
+    points = "7"
+    customer = "jane"
+    [[loyalty_cards]]
+    code = "CARD-EMPTY"
+    program = 1
+    [[campaigns]]
+    id = 3
+    name = "Friends"
+    needs = "referral"
+    effects = [{ kind = "off_order", amount = "1.00" }]
+    [[referrals]]
+    code = "FOR-BOB"
+    campaign = 3
+    advocate = "jane"
+    friend = "bob"
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "customer", "expected"),
+    [
+        ("GIFT-LATE", "", "- voucher_not_active"),
+        ("CARD-OFF", "", "- voucher_disabled"),
+        ("CARD-JANE", "", "- invalid_customer"),
+        ("CARD-JANE", "bob", "- invalid_customer"),
+        ("CARD-JANE", "jane", "order 700"),
+        ("CARD-EMPTY", "", "- loyalty_card_points_exceeded"),
+        ("FOR-BOB", "bob", "order 100"),
+        ("FOR-BOB", "max", "- customer_rules_violated"),
+    ],
+)
+def test_cards_and_referral_codes_have_rules_of_their_own(code: str, customer: str, expected: str) -> None:
+    reward = {"reward": {"id": "rew_2"}} if code.startswith("CARD") else {}
+    reply = Shop(own=rulebook.parse(CARDS)).validate({"object": "voucher", "id": code} | reward, customer=customer)
+    assert earned(reply) == [f"{code} {expected}"]
+
+
 def test_a_broken_rule_says_what_the_merchant_wrote() -> None:
     result = Shop().validate("MIN-200")["redeemables"][0]["result"]
     assert result["error"]["error"] == {"message": "20 off the items of carts from 200."}
@@ -743,8 +878,21 @@ def test_expand_decides_what_is_told(expand: list[str] | None, has_order: bool, 
 
 
 def test_an_earlier_discount_counts_but_is_not_applied_now() -> None:
-    order = Shop().validate("MIN-200", order=cart((20_000, 1), discount_amount=2650))["order"]
-    assert (order["discount_amount"], order["applied_discount_amount"], order["total_amount"]) == (4650, 2000, 15_350)
+    sent = {"items": items((20_000, 1), discount_amount=100), "discount_amount": 2650}
+    order = Shop().validate("MIN-200", order=sent)["order"]
+    assert (order["discount_amount"], order["applied_discount_amount"], order["total_amount"]) == (4650, 2000, 15_250)
+    assert order["items"] == [
+        {
+            "object": "order_item",
+            "source_id": "SKU-0",
+            "related_object": "sku",
+            "quantity": 1,
+            "amount": 20_000,
+            "discount_amount": 100,
+            "subtotal_amount": 19_900,
+            "price": 20_000,
+        }
+    ]
 
 
 def test_lines_stay_as_they_came_and_added_ones_follow() -> None:
@@ -798,6 +946,8 @@ def test_a_session_ends_with_its_time_or_when_it_is_released() -> None:
     assert shop.refused("DELETE", path) == (404, "not_found")
     assert shop.validate("SINGLE-0001")["valid"]
     assert not shop.validate("SINGLE-0002")["valid"], "one voucher at a time"
+    shop.now += timedelta(days=7)
+    assert shop.refused("DELETE", "vouchers/SINGLE-0002/sessions/a%2Fb%20c") == (404, "not_found")
 
 
 def test_a_session_holds_credits_and_points() -> None:
@@ -929,10 +1079,12 @@ def test_redemptions_use_limits_up(code: str, customer: str, times: int, key: st
     assert shop.validate(code, customer=customer)["valid"], "rolling back gives it back"
 
 
-def test_two_codes_of_one_campaign_share_its_limit() -> None:
+@pytest.mark.parametrize("limits", ["redemptions = 1", "redemptions_per_customer = 1", "budget = '1.50'"])
+def test_two_codes_of_one_campaign_share_its_limits(limits: str) -> None:
     text = small_book_text({"CODE-1": off("1.00")}, ["CODE-1"]) + "[[coupons]]\ncode = 'CODE-2'\ncampaign = 1\n"
-    shop = Shop(own=rulebook.parse(text.replace("needs", "limits = { redemptions = 1 }\nneeds")))
-    assert earned(shop.validate("CODE-1", "CODE-2")) == ["CODE-1 order 100", "CODE-2 - redemption_rules_violated"]
+    shop = Shop(own=rulebook.parse(text.replace("needs", f"limits = {{ {limits} }}\nneeds")))
+    reply = shop.validate("CODE-1", "CODE-2", customer="bob")
+    assert earned(reply) == ["CODE-1 order 100", "CODE-2 - redemption_rules_violated"]
 
 
 def test_cards_say_what_they_paid() -> None:
@@ -1104,6 +1256,11 @@ def test_qualifications_are_candidates_and_some_of_their_rules_are_not_looked_at
     assert qualified(shop.ok("POST", "qualifications", body)) == ["promo_3", "promo_2"]
     assert qualified(shop.ok("POST", "qualifications", body | {"order": cart((100, 1))})) == ["promo_2"]
     assert not shop.validate("promo_2", "promo_3", order=body["order"])["valid"]
+    for limits in ("redemptions = 0", "redemptions_per_customer = 1", "budget = '0.50'"):
+        text = small_book_text({"promo_1": off("1.00")}, ["promo_1"])
+        limited = Shop(own=rulebook.parse(text.replace("needs", f"limits = {{ {limits} }}\nneeds")))
+        assert qualified(limited.ok("POST", "qualifications", {"order": cart((1000, 1))})) == ["promo_1"]
+        assert not limited.validate("promo_1")["valid"]
 
 
 def test_qualifications_come_in_pages_and_hold_more_than_tiers() -> None:
@@ -1452,6 +1609,27 @@ def test_the_vendors_client_reads_vouchers_releases_sessions_and_qualifies(vendo
     body = package.QualificationsCheckEligibilityRequestBody.model_validate(asked)
     found = package.QualificationsApi(client).check_eligibility(body, _request_timeout=5)
     assert [entry.id for entry in found.redeemables.data] == ["promo_2"]
+
+
+def test_a_fault_meets_the_operation_it_names_and_says_what_it_does(vendor: Any) -> None:
+    package, client = vendor
+    redemptions, orders = package.RedemptionsApi(client), package.OrdersApi(client)
+    header = "X-Sandbox-Fault"
+    for number, (fault, is_done) in enumerate([("status=503", False), ("status_after=500", True)]):
+        source_id = f"fault-{number}"
+        sent = request("TEN-PERCENT", order=cart((14_000, 1), source_id=source_id))
+        body = package.RedemptionsRedeemRequestBody.model_validate(sent)
+        with pytest.raises(package.exceptions.ServiceException) as failed:
+            redemptions.redeem_stacked_discounts(body, _request_timeout=5, _headers={header: fault})
+        assert json.loads(failed.value.body)["code"] == failed.value.status
+        if is_done:
+            assert len(orders.get_order(source_id, _request_timeout=5).redemptions) == 1
+        else:
+            with pytest.raises(package.exceptions.NotFoundException):
+                orders.get_order(source_id, _request_timeout=5)
+    with pytest.raises(package.exceptions.ApiException) as limited:
+        orders.get_order("o", _request_timeout=5, _headers={header: "status=429;retry_after=3"})
+    assert (limited.value.status, limited.value.headers["Retry-After"]) == (429, "3")
 
 
 @pytest.mark.parametrize("mode", ["ALL", "PARTIAL"])

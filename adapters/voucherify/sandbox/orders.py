@@ -182,8 +182,7 @@ class Till:
 
     def by_quantity(self, discount: Discount) -> None:
         for line in self._meant(discount):
-            price = line.price if line.price is not None else (line.amount or 0) // line.quantity
-            self._off(line, min(discount.amount, price) * line.quantity)
+            self._off(line, discount.amount * line.quantity)
 
     def proportionally(self, discount: Discount) -> None:
         lines = self._meant(discount)

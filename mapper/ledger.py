@@ -125,7 +125,7 @@ class Row:
     state: State
     fence: int
     attempts: int
-    """How often somebody set out to send it."""
+    """How often somebody set out to send it; those who came before it was due again are not counted."""
     session: str
     order: bytes = field(repr=False)
     """The body as it came, so that it can be looked up and sent again after a crash; empty once trimmed."""
@@ -256,7 +256,10 @@ def decide(row: Row | None, ask: Ask, at: Moment) -> Decision:
         case State.MANUAL:
             return Manual(row.reason)
         case State.RETRYABLE:
-            return Again(_again(_taken(row, ask, at), at))
+            taken = _taken(row, ask, at)
+            # A caller who does not wait uses up nothing of what the schedule still has for this order.
+            is_early = row.look_at is not None and at.now < row.look_at
+            return Again(_move(taken, at, State.INTENT) if is_early else _again(taken, at))
         case State.INTENT | State.UNKNOWN:
             if row.lease_until > at.now:
                 return Busy(row.lease_until - at.now)

@@ -378,6 +378,16 @@ def test_what_was_certainly_not_sent_needs_no_recall(house: House) -> None:
     assert "recall" not in house.wire.sent
 
 
+def test_impatient_callers_do_not_use_up_an_orders_tries(house: House) -> None:
+    house.wire.script["redeem"] = [NotSent("connect")] * 80
+    for _ in range(30):
+        problem = house.refusal("consume", ORDER)
+        assert (problem.category, problem.retry_after) == ("engine_unavailable", 1)
+        house.time += 0.1
+    house.wire.script["redeem"] = []
+    assert house("consume", ORDER)["order"] == ORDER
+
+
 def test_an_order_validated_without_the_engine_redeems_nothing() -> None:
     house = House(MAPPER_ON_ENGINE_FAILURE="no_discount")
     house.wire.script["validate"] = [503] * 9

@@ -1,0 +1,69 @@
+"""The contenders that are ASGI applications of this bench: `python -m bench.apps echo 8080`.
+
+All run on uvicorn with the options of `mapper.app.run`.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from bench import carts
+from mapper import telemetry
+from mapper.adapter import EngineReply
+
+
+def echo() -> Starlette:
+    """The least that a service on this stack can do: read the body, answer with it."""
+
+    async def validate(request: Request) -> Response:
+        return Response(await request.body(), media_type="application/json")
+
+    return Starlette(routes=[Route("/promotions/validate", validate, methods=["POST"])])
+
+
+class _Canned:
+    """Answers in place of the HTTP client: what is left is the work that is all our own."""
+
+    async def send(
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
+    ) -> EngineReply:
+        lines = int(url.rsplit("/lines-", 1)[1].partition("-")[0])
+        return EngineReply(status=200, headers={"content-type": "application/json"}, body=carts.reply(lines))
+
+    async def aclose(self) -> None:
+        pass
+
+
+def canned() -> Starlette:
+    """This service, whole, but for the HTTP call."""
+    import os  # noqa: PLC0415
+
+    from mapper import app, settings  # noqa: PLC0415 the echo does without
+
+    telemetry.log_to_stderr()
+    return app.create(settings.load(os.environ), engine_transport=_Canned())
+
+
+def sdk() -> Any:
+    from bench import sdk_app  # noqa: PLC0415 takes seconds
+
+    return sdk_app.create()
+
+
+APPS: Mapping[str, Callable[[], Any]] = {"echo": echo, "canned": canned, "sdk": sdk}
+
+if __name__ == "__main__":
+    uvicorn.run(
+        APPS[sys.argv[1]](),
+        host="127.0.0.1",
+        port=int(sys.argv[2]),
+        log_config=None,
+        server_header=False,
+        access_log=False,
+    )

@@ -1,0 +1,60 @@
+"""docs/performance.svg: one picture that a merchant can read. Bars, one for each contender; longer is better."""
+
+from collections.abc import Sequence
+from xml.sax.saxutils import escape
+
+from bench.report import Results, case, ratio
+
+_WIDTH, _LEFT, _RIGHT, _BAR, _STEP, _TOP = 760, 250, 90, 26, 44, 78
+_SHOWN = (
+    ("service", "This service", "#1f6f5c"),
+    ("httpx", "This service, httpx as its HTTP client", "#6fae9d"),
+    ("sdk", "FastAPI with the vendor's SDK", "#b0b4ba"),
+)
+
+
+def picture(results: Results) -> str:
+    """How many checkouts of 20 and of 100 lines are answered while FastAPI with the SDK answers one."""
+    blocks = [(lines, _bars(results, lines)) for lines in (20, 100)]
+    blocks = [block for block in blocks if block[1]]
+    longest = max(value for _, bars in blocks for _, _, value in bars)
+    drawn: list[str] = []
+    y = _TOP
+    for lines, bars in blocks:
+        drawn.append(_text(20, y + 6, f"Checkouts of {lines} lines", weight="600"))
+        y += 22
+        for name, color, value in bars:
+            width = max(2.0, value / longest * (_WIDTH - _LEFT - _RIGHT))
+            drawn.append(_text(_LEFT - 12, y + _BAR / 2 + 5, name, anchor="end"))
+            drawn.append(f'<rect x="{_LEFT}" y="{y}" width="{width:.1f}" height="{_BAR}" rx="3" fill="{color}"/>')
+            drawn.append(_text(_LEFT + width + 10, y + _BAR / 2 + 5, _times(value), weight="600"))
+            y += _STEP - 8
+        y += 26
+    title = "Checkouts answered in the same time"
+    note = "FastAPI with the vendor's SDK = 1; engine answers at once, 32 shoppers at a time. Longer is better."
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {y}" width="{_WIDTH}" height="{y}"'
+        f' role="img" aria-label="{escape(title)}" font-family="system-ui, sans-serif">'
+    )
+    ground = f'<rect width="{_WIDTH}" height="{y}" fill="#ffffff"/>'
+    words = [_text(20, 32, title, size=19, weight="600"), _text(20, 54, note, size=12, color="#5b6067")]
+    return "\n".join([head, ground, *words, *drawn, "</svg>", ""])
+
+
+def _bars(results: Results, lines: int) -> Sequence[tuple[str, str, float]]:
+    found = case(results, lines, 0, 32)
+    ratios = ((name, color, ratio(found.get(key), found.get("sdk"), "rps")) for key, name, color in _SHOWN)
+    return [(name, color, figures[0]) for name, color, figures in ratios if figures]
+
+
+def _times(value: float) -> str:
+    return f"{value:.1f} x" if value < 9.95 else f"{value:.0f} x"
+
+
+def _text(
+    x: float, y: float, text: str, *, size: int = 14, weight: str = "400", anchor: str = "start", color: str = "#1c1e21"
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}"'
+        f' fill="{color}">{escape(text)}</text>'
+    )

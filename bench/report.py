@@ -1,0 +1,287 @@
+"""From figures to words: the table on the screen, the aims, docs/performance.md."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.contenders import BY_KEY
+from bench.rounds import middle, quartiles
+
+Results = dict[str, Any]
+Series = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    aim: str
+    figure: str
+    """What was measured, with its spread."""
+    wanted: str
+    kept: bool | None
+    """None: could not be judged."""
+
+
+def case(results: Results, lines: int, wait_ms: int, in_flight: int) -> dict[str, Series]:
+    """The contenders' figures in a case; empty where it was not measured."""
+    for found in results["cases"]:
+        if (found["lines"], found["wait_ms"], found["in_flight"]) == (lines, wait_ms, in_flight):
+            contenders: dict[str, Series] = found["contenders"]
+            return contenders
+    return {}
+
+
+def ratio(one: Series | None, other: Series | None, what: str) -> tuple[float, float, float] | None:
+    """The medians' ratio, and the quartiles of the ratios round by round; None where it cannot be told."""
+    if not one or not other or not middle(other[what]):
+        return None
+    pairs = [a / b for a, b in zip(one[what], other[what], strict=True) if b]
+    return middle(one[what]) / middle(other[what]), *quartiles(pairs)
+
+
+def _spread(figures: tuple[float, float, float], digits: int = 2, unit: str = "") -> str:
+    value, lower, upper = (f"{figure:.{digits}f}" for figure in figures)
+    return f"{value}{unit} [{lower} to {upper}]"
+
+
+def _least(
+    aim: str, figures: tuple[float, float, float] | None, least: float, digits: int = 2, unit: str = "x"
+) -> Judged:
+    if figures is None:
+        return Judged(aim, "not measured", f"at least {least:g}{unit}", None)
+    return Judged(aim, _spread(figures, digits, unit), f"at least {least:g}{unit}", figures[0] >= least)
+
+
+def _most(
+    aim: str, figures: tuple[float, float, float] | None, most: float, digits: int = 2, unit: str = "x"
+) -> Judged:
+    if figures is None:
+        return Judged(aim, "not measured", f"at most {most:g}{unit}", None)
+    return Judged(aim, _spread(figures, digits, unit), f"at most {most:g}{unit}", figures[0] <= most)
+
+
+def _plain(values: Sequence[float] | None) -> tuple[float, float, float] | None:
+    return (middle(values), *quartiles(values)) if values else None
+
+
+def aims(results: Results) -> list[Judged]:
+    usual, hundred, alone = case(results, 20, 0, 32), case(results, 100, 0, 32), case(results, 20, 0, 1)
+    steady = results["open"]["contenders"]
+    nginx, service = steady.get("nginx"), steady.get("service")
+
+    def over_nginx(what: str) -> tuple[float, float, float] | None:
+        if not nginx or not service:
+            return None
+        pairs = [mine - theirs for mine, theirs in zip(service[what], nginx[what], strict=True)]
+        return middle(service[what]) - middle(nginx[what]), *quartiles(pairs)
+
+    def rps(found: dict[str, Series], key: str, other: str) -> tuple[float, float, float] | None:
+        return ratio(found.get(key), found.get(other), "rps")
+
+    longest = sorted(results["holds_ms"])
+    nearly = longest[int(0.95 * (len(longest) - 1))]
+    waits = ratio(alone.get("service"), alone.get("nginx"), "p50_ms")
+    return [
+        _least("Requests a second, 20 lines, beside FastAPI + SDK", rps(usual, "service", "sdk"), 10, 1),
+        _least("Requests a second, 100 lines, beside FastAPI + SDK", rps(hundred, "service", "sdk"), 10, 1),
+        _least("Requests a second, 20 lines, beside an echo", rps(usual, "service", "echo"), 0.20, 3),
+        _least("The same without the engine call (canned)", rps(usual, "canned", "echo"), 0.35, 3),
+        _most("Engine at 30 ms, 150 requests a second: median beyond nginx", over_nginx("p50_ms"), 1, 2, " ms"),
+        _most("The same, 99th percentile beyond nginx", over_nginx("p99_ms"), 2.5, 2, " ms"),
+        _most("One request at a time: median time beside nginx", waits, 3.5),
+        _most("Processor time of 1,000 lines beside 10", _of_lines(results), 80, 1),
+        _most("Event loop held by 1,000 lines (95 of 100 carts)", (nearly, longest[0], longest[-1]), 10, 1, " ms"),
+        _most("Ready after start", _plain(results["start"]["ready_s"]), 0.5, 2, " s"),
+        _most("Memory when ready", _plain(results["start"]["memory_mb"]), 60, 0, " MB"),
+    ]
+
+
+def _of_lines(results: Results) -> tuple[float, float, float] | None:
+    many, few = (case(results, lines, 0, 32).get("service") for lines in (1000, 10))
+    return ratio(many, few, "cpu_us")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# On the screen
+
+
+def screen(results: Results) -> Iterator[str]:
+    for found in results["cases"]:
+        yield ""
+        yield f"{found['lines']} lines, engine {found['wait_ms']} ms, {found['in_flight']} in flight"
+        yield from _columns(found["contenders"])
+    yield ""
+    yield f"20 lines, engine 30 ms, {results['open']['rate']:g} requests a second"
+    yield from _columns(results["open"]["contenders"])
+    yield ""
+    for judged in aims(results):
+        word = {True: "kept", False: "MISSED", None: "?"}[judged.kept]
+        yield f"{word:7} {judged.aim}: {judged.figure}, {judged.wanted}"
+
+
+def _columns(contenders: dict[str, Series]) -> Iterator[str]:
+    yield (
+        f"  {'':26}{'requests/s':>12}{'CPU us':>10}{'p50 ms':>9}{'p99 ms':>9}{'x echo':>8}{'x SDK':>8}"
+        f"{'refused':>9}{'noise':>7}"
+    )
+    for key, series in contenders.items():
+        beside = [ratio(series, contenders.get(other), "rps") for other in ("echo", "sdk")]
+        ratios = "".join(f"{figure[0]:8.3g}" if figure else f"{'':8}" for figure in beside)
+        yield (
+            f"  {BY_KEY[key].name:26}{middle(series['rps']):12,.0f}{middle(series['cpu_us']):10,.0f}"
+            f"{middle(series['p50_ms']):9.2f}{middle(series['p99_ms']):9.2f}{ratios}"
+            f"{max(series['refused']):9.1%}{middle(series['noise']):7.2f}"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# docs/performance.md
+
+
+_PAGE = """\
+# How fast it is
+
+<!-- Written by `make bench`; the words stand in bench/report.py. -->
+
+On the same machine, with the same cart, this service answers **{faster} times** as many checkouts as the usual way to
+write it: FastAPI with the promotion engine's own Python SDK.
+
+![What is answered in the same time]({picture})
+
+{setting}
+
+## The aims
+
+{aims}
+
+## Requests a second
+
+Beside an echo on the same stack (1 = as many as it), with an engine that answers at once:
+
+{beside_echo}
+
+Beside FastAPI with the vendor's SDK (1 = as many as it):
+
+{beside_sdk}
+
+Beside nginx passing through, with an engine that takes 30 ms (1 = as many as if nothing stood in between):
+
+{beside_nginx}
+
+## Time to answer
+
+20 lines, an engine that takes 30 ms, {rate:g} requests a second at random moments, each counted from the moment at
+which it should have gone out, so that waiting counts:
+
+{open}
+
+## Processor time by the size of the cart
+
+Beside the same contender with 10 lines; linear would be 0.1, 1, 2, 10, 100:
+
+{growth}
+
+## Who is who
+
+{glossary}
+
+## To repeat it
+
+`make bench` measures all of this on Linux in about 20 minutes, best with nothing else running (it measures that, too,
+and says so). It writes this page and `bench/results/full.json`, which holds every round. `make bench-quick` takes a
+minute and prints the aims alone. Absolute figures belong to one machine; what carries over is the ratios.
+"""
+
+_GLOSSARY = {
+    "service": "`promotions-mapper serve` as it is installed, signature, receipt, logs and metrics included",
+    "echo": "Starlette and uvicorn, answering with the body they were sent: the most that the stack can do",
+    "nginx": "hands the same bytes to the engine, and the engine's answer back: what a hop costs",
+    "sdk": "`talon-one-sdk` in the thread pool, no receipt, no deadline, no logs: `bench/sdk_app.py`",
+    "httpx": "with `MAPPER_HTTP_CLIENT=httpx`",
+    "canned": "with the engine's answer from memory: all of its own work, no HTTP call",
+}
+
+
+def page(results: Results, picture: str) -> str:
+    """docs/performance.md."""
+    usual = case(results, 20, 0, 32)
+    faster = ratio(usual["service"], usual["sdk"], "rps")
+    assert faster is not None, "both take part in every run"
+    words = {True: "kept", False: "**missed**", None: "?"}
+    return _PAGE.format(
+        faster=f"{faster[0]:.0f}",
+        picture=picture,
+        setting=_setting(results),
+        aims=_table(
+            ["", "measured [spread]", "aim", ""], [[j.aim, j.figure, j.wanted, words[j.kept]] for j in aims(results)]
+        ),
+        beside_echo=_grid(results, 0, lambda found, key: ratio(found.get(key), found.get("echo"), "rps")),
+        beside_sdk=_grid(results, 0, lambda found, key: ratio(found.get(key), found.get("sdk"), "rps")),
+        beside_nginx=_grid(results, 30, lambda found, key: ratio(found.get(key), found.get("nginx"), "rps")),
+        rate=results["open"]["rate"],
+        open=_open_table(results),
+        growth=_growth(results),
+        glossary="\n".join(f"- **{BY_KEY[key].name}**: {text}" for key, text in _GLOSSARY.items()),
+    )
+
+
+def _setting(results: Results) -> str:
+    machine, versions = results["machine"], results["versions"]
+    told = [
+        f"Measured on {results['date']}, commit {results['commit']}, on {machine['processor']}; load average at the",
+        f"start {machine['load']:.2f}, processors busy with other things meanwhile {machine['noise']:.2f} (median).",
+        "Everything on loopback, one worker each; the contender on a processor of its own, engine and client on",
+        "another. Contenders took turns in short rounds, in changing order. Figures are medians, [in brackets] the",
+        "quartiles over the rounds.",
+    ]
+    if not results["quiet"]:
+        told.append("**The machine was not quiet: do not rely on these figures.**")
+    return "\n".join(told) + f"\n\nVersions: {', '.join(f'{name} {version}' for name, version in versions.items())}."
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def _grid(
+    results: Results,
+    wait_ms: int,
+    figure: Callable[[dict[str, Series], str], tuple[float, float, float] | None],
+) -> str:
+    """A row per case of that engine, a column per contender."""
+    cases = [found for found in results["cases"] if found["wait_ms"] == wait_ms]
+    keys = [key for key in BY_KEY if any(key in found["contenders"] for found in cases)]
+    rows = []
+    for found in cases:
+        contenders = found["contenders"]
+        cells = [_cell(figure(contenders, key), contenders.get(key)) for key in keys]
+        rows.append([f"{found['lines']:,}", f"{found['in_flight']}", *cells])
+    return _table(["lines", "in flight", *(BY_KEY[key].name for key in keys)], rows)
+
+
+def _cell(figures: tuple[float, float, float] | None, series: Series | None) -> str:
+    if figures is None or series is None:
+        return ""
+    value, lower, upper = (f"{figure:.2g}" if figure < 10 else f"{figure:.0f}" for figure in figures)
+    refused = middle(series["refused"])
+    return f"{value} [{lower} to {upper}]" + (f", {refused:.0%} refused" if refused >= 0.005 else "")
+
+
+def _open_table(results: Results) -> str:
+    rows = []
+    for key, series in results["open"]["contenders"].items():
+        p50, p99 = _plain(series["p50_ms"]), _plain(series["p99_ms"])
+        assert p50 is not None
+        assert p99 is not None
+        rows.append([BY_KEY[key].name, _spread(p50, 1), _spread(p99, 1)])
+    return _table(["", "median, ms", "99th percentile, ms"], rows)
+
+
+def _growth(results: Results) -> str:
+    cases = [found for found in results["cases"] if found["wait_ms"] == 0 and found["in_flight"] == 32]
+    few = case(results, 10, 0, 32)
+    rows = []
+    for found in cases:
+        shown = (_cell(ratio(found["contenders"].get(key), few.get(key), "cpu_us"), few.get(key)) for key in BY_KEY)
+        rows.append([f"{found['lines']:,}", *shown])
+    return _table(["lines", *(contender.name for contender in BY_KEY.values())], rows)

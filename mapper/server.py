@@ -408,6 +408,8 @@ class Server(uvicorn.Server):
 
     def retire(self, drain_s: float = 0.0) -> None:
         """Only this process is going to stop; others go on."""
+        if self.started:
+            self.lifespan.state[LEAVING] = True
         self._drain_s = drain_s
         self.should_exit = True
 

@@ -1,0 +1,908 @@
+"""Hostile clients get what they deserve, within limits of time and memory; others notice nothing when a process ends.
+
+Limits of time are short here. ATTACKS and RESTARTS in the environment make the two long tests longer.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from mapper import app, cli, sandbox, server
+from mapper.gate import Gate, Message, Receive, Room, Scope, Send
+from mapper.server import Limits
+from mapper.signature import SIGNATURE, sign
+from tests import fakes, raw_http
+from tests.raw_http import Address, converse, exchange, head, request
+
+POST = "POST /promotions/validate HTTP/1.1"
+HOST = "Host: mapper.test"
+CHUNKED = "Transfer-Encoding: chunked"
+BEHIND = b"GET /smuggled HTTP/1.1\r\nHost: mapper.test\r\n\r\n"
+LIVEZ = request("GET", "/livez")
+CHECKOUT = {"id": "c-1", "items": [{"sku": "S", "quantity": 1, "price": "140.00"}]}
+SHORT = Limits(head_s=0.3, rest_s=0.3, keep_alive_s=0.5, unread_s=0.3, linger_s=0.2, grace_s=0.1)
+
+
+def signed(body: object = CHECKOUT, operation: str = "validate", secret: bytes = fakes.SECRET) -> bytes:
+    data = json.dumps(body).encode()
+    lines = (f"{SIGNATURE.decode()}: {sign(data, secret)}", "Content-Type: application/json")
+    return request("POST", f"/promotions/{operation}", data, lines)
+
+
+# -- A server in a thread ------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Seen:
+    """The service, and the targets of all requests that got as far as to it."""
+
+    service: Any
+    targets: list[str] = field(default_factory=list)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self.targets.append(scope["raw_path"].decode("latin-1"))
+        await self.service(scope, receive, send)
+
+
+@dataclass
+class Running:
+    address: Address
+    seen: Seen
+    server: server.Server
+
+    def says(self, *parts: bytes, **options: Any) -> list[int]:
+        return exchange(self.address, *parts, **options).statuses
+
+
+@contextlib.contextmanager
+def running(application: Any, limits: Limits = SHORT, drain_s: float = 0.0) -> Iterator[Running]:
+    seen = Seen(application)
+    made = server.create(seen, limits, drain_s=drain_s)
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+
+    def serve() -> None:
+        with asyncio.Runner(loop_factory=made.config.get_loop_factory()) as runner:
+            runner.run(made.listen(listener))
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    while not made.started:
+        assert thread.is_alive()
+        time.sleep(0.005)
+    try:
+        yield Running(address, seen, made)
+    finally:
+        made.retire()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def service(**environment: str) -> Any:
+    environment = {"MAPPER_LEDGER_URL": fakes.new_ledger(), **environment}
+    return app.create(fakes.settings(fakes.FakeAdapter(), **environment), engine_transport=fakes.FakeTransport())
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Running]:
+    with pytest.MonkeyPatch.context() as patch, running(service()) as made:
+        patch.setattr(app, "BODY_DEADLINE_S", 0.3)
+        yield made
+
+
+@pytest.fixture
+def served(shared: Running) -> Running:
+    shared.seen.targets.clear()
+    return shared
+
+
+# -- What is refused -----------------------------------------------------------------------------------------------
+
+MALFORMED = {
+    "length and chunks": head(POST, HOST, "Content-Length: 6", CHUNKED) + b"0\r\n\r\n" + BEHIND,
+    "chunks and length": head(POST, HOST, CHUNKED, "Content-Length: 6") + b"0\r\n\r\n" + BEHIND,
+    "two lengths": head(POST, HOST, "Content-Length: 3", "Content-Length: 4") + b"abc" + BEHIND,
+    "one length twice": head(POST, HOST, "Content-Length: 3", "Content-Length: 3") + b"abc" + BEHIND,
+    "a list of lengths": head(POST, HOST, "Content-Length: 3, 3") + b"abc",
+    "a length with a plus": head(POST, HOST, "Content-Length: +3") + b"abc",
+    "a negative length": head(POST, HOST, "Content-Length: -1") + b"abc",
+    "a hexadecimal length": head(POST, HOST, "Content-Length: 0x3") + b"abc",
+    "an endless length": head(POST, HOST, "Content-Length: 1" + "0" * 23) + b"abc",
+    "a length with an underscore": head(POST, HOST, "Content-Length: 1_0") + b"abc",
+    "no length": head(POST, HOST, "Content-Length:") + b"abc",
+    "another coding": head(POST, HOST, "Transfer-Encoding: xchunked") + b"0\r\n\r\n" + BEHIND,
+    "chunked, then another coding": head(POST, HOST, "Transfer-Encoding: chunked, identity") + b"0\r\n\r\n" + BEHIND,
+    "another coding, then chunked": head(POST, HOST, "Transfer-Encoding: gzip, chunked") + b"0\r\n\r\n" + BEHIND,
+    "codings in two fields": head(POST, HOST, "Transfer-Encoding: identity", CHUNKED) + b"0\r\n\r\n" + BEHIND,
+    "chunked twice": head(POST, HOST, CHUNKED, CHUNKED) + b"0\r\n\r\n" + BEHIND,
+    "chunked with a parameter": head(POST, HOST, "Transfer-Encoding: chunked;q=1") + b"0\r\n\r\n" + BEHIND,
+    "chunked behind a control character": head(POST, HOST, "Transfer-Encoding: \x0bchunked") + b"0\r\n\r\n" + BEHIND,
+    "chunked in HTTP/1.0": head(POST[:-1] + "0", HOST, CHUNKED) + b"0\r\n\r\n" + BEHIND,
+    "a blank before the colon": head(POST, HOST, "Transfer-Encoding : chunked") + b"0\r\n\r\n" + BEHIND,
+    "a folded field": head(POST, HOST, "Transfer-Encoding:", " chunked") + b"0\r\n\r\n" + BEHIND,
+    "lines that end in LF": head(POST, HOST, "Content-Length: 0").replace(b"\r\n", b"\n"),
+    "one line that ends in LF": head(POST, HOST, "Content-Length: 0").replace(b"\r\n", b"\n", 1),
+    "NUL in a value": head(POST, HOST, "X: a\0b", "Content-Length: 0"),
+    "CR in a value": head(POST, HOST, "X: a\rContent-Length: 5", "Content-Length: 0"),
+    "a field without a name": head(POST, HOST, ": a", "Content-Length: 0"),
+    "no host": head(POST, "Content-Length: 0"),
+    "two hosts": head(POST, HOST, HOST, "Content-Length: 0"),
+    "an empty host": head(POST, "Host:", "Content-Length: 0"),
+    "a host that is a path": head(POST, "Host: a/b", "Content-Length: 0"),
+    "an upgrade with a body": head(POST, HOST, "Connection: Upgrade", "Upgrade: h2c", "Content-Length: 3") + b"abc",
+    "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "the first bytes of TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50),
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_what_others_might_read_in_another_way_is_400_and_nothing_behind_it_is_executed(
+    served: Running, what: str
+) -> None:
+    heard = exchange(served.address, MALFORMED[what])
+    assert (heard.statuses, heard.closed) == ([400], True)
+    assert heard.responses[0].headers["connection"] == "close"
+    assert json.loads(heard.responses[0].body)["error"].endswith(".")
+    assert served.seen.targets == []
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        *(b"0x3\r\nabc\r\n", b"+3\r\nabc\r\n", b"0_3\r\nabc\r\n", b"1" + b"0" * 17 + b"3\r\nabc\r\n", b"\r\nabc\r\n"),
+        *(b"3\nabc\r\n", b"3\r\nabc\n", b"3\r\nabcd\r\n", b"3 \r\nabc\r\n", b"3;a\nb\r\nabc\r\n", b"-3\r\nabc\r\n"),
+        *(b"3\r\nabc\r\n0\r\nX: y\r\n", b"3\r\nabc\r\n0\r\nx-nacelle-signature-sha256: 0\r\n"),
+    ],
+)
+def test_odd_chunks_and_fields_behind_them_are_400(served: Running, chunks: bytes) -> None:
+    heard = exchange(served.address, head(POST, HOST, CHUNKED), chunks + b"0\r\n\r\n" + BEHIND, pause_s=0.02)
+    assert (heard.statuses, heard.closed) == ([400], True)
+    assert "/smuggled" not in served.seen.targets
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("POST http://mapper.test/promotions/validate HTTP/1.1", 404),
+        ("POST /promotions%2fvalidate HTTP/1.1", 404),
+        ("POST /promotions/%76alidate HTTP/1.1", 404),
+        ("POST /promotions/..%2fvalidate HTTP/1.1", 404),
+        ("POST //promotions/validate HTTP/1.1", 404),
+        ("POST /promotions//validate HTTP/1.1", 404),
+        ("POST /x/../promotions/validate HTTP/1.1", 404),
+        ("POST /promotions/validate/ HTTP/1.1", 404),
+        ("POST /promotions/validate#x HTTP/1.1", 404),
+        ("POST /promotions/validate\\ HTTP/1.1", 404),
+        ("POST /Promotions/Validate HTTP/1.1", 404),
+        ("POST /promotions/validate\xff HTTP/1.1", 400),
+        ("POST promotions/validate HTTP/1.1", 400),
+        ("OPTIONS * HTTP/1.1", 404),
+        ("CONNECT mapper.test:443 HTTP/1.1", 404),
+        ("CONNECT /promotions/validate HTTP/1.1", 405),
+        ("TRACE /promotions/validate HTTP/1.1", 405),
+        ("BREW /promotions/validate HTTP/1.1", 400),
+        ("GET /livez HTTP/2.0", 505),
+        ("GET /livez HTTP/0.9", 505),
+        ("GET /livez", 505),
+        ("GET /livez HTTP/1.2", 400),
+        ("GET /livez http/1.1", 400),
+    ],
+)
+def test_other_ways_to_write_a_target_lead_nowhere(served: Running, line: str, status: int) -> None:
+    assert served.says(head(line, HOST, "Content-Length: 0"), expect=1) == [status]
+
+
+@pytest.mark.parametrize(
+    ("sent", "statuses"),
+    [
+        (signed(), [200]),
+        (signed() + LIVEZ, [200, 200]),
+        (b"\r\n" + LIVEZ, [200]),
+        (head("GET /livez HTTP/1.0"), [200]),
+        (head("GET /livez?probe=1 HTTP/1.1", HOST), [200]),
+        (head("GET /livez HTTP/1.1", "Host: [::1]:8080"), [200]),
+        (head("GET /livez HTTP/1.1", "Host: promotions_mapper:8080", *["X: y"] * 90), [200]),
+        (head("GET /livez HTTP/1.1", HOST, "Connection: Upgrade", "Upgrade: h2c") + BEHIND, [200]),
+        (head(POST, HOST, CHUNKED, "Connection: close") + b"3;name=value\r\nabc\r\n0\r\n\r\n" + BEHIND, [401]),
+        (head(POST, HOST, "Transfer-Encoding: CHUNKED") + b"1\r\na\r\n" * 100 + b"0\r\n\r\n" + LIVEZ, [401, 200]),
+    ],
+)
+def test_well_formed_requests_are_answered(served: Running, sent: bytes, statuses: list[int]) -> None:
+    assert served.says(sent, expect=len(statuses)) == statuses
+    assert "/smuggled" not in served.seen.targets
+
+
+def test_a_body_is_sent_once_the_client_was_told_to_continue(served: Running) -> None:
+    top, body = signed().split(b"\r\n\r\n", 1)
+    with raw_http.connect(served.address) as connection:
+        connection.sendall(top + b"\r\nExpect: 100-continue\r\n\r\n")
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert converse(connection, body, expect=1).statuses == [200]
+    refused = request("POST", "/promotions/validate", b"", ("Expect: 100-continue",)).replace(b": 0", b": 1000000000")
+    assert b" 100 " not in exchange(served.address, refused, expect=1).raw
+
+
+# -- What takes too long -------------------------------------------------------------------------------------------
+
+DRIP = [bytes([byte]) for byte in request("GET", "/livez", headers=("X: " + "x" * 50,))]
+
+
+@pytest.mark.parametrize(
+    ("parts", "statuses", "at_least_s"),
+    [
+        ([], [], 0.3),
+        ([b"\r\n"] * 30, [], 0.3),
+        ([b"POST /promotions/val"], [408], 0.3),
+        ([head(POST, HOST)[:-2]], [408], 0.3),
+        (DRIP, [408], 0.3),
+        ([LIVEZ, *DRIP], [200, 408], 0.3),
+        ([LIVEZ], [200], 0.5),
+        ([head(POST, HOST, "Content-Length: 100") + b"{"], [408], 0.3),
+        ([head(POST, HOST, CHUNKED), *[b"1\r\na\r\n"] * 30], [408], 0.3),
+        ([head(POST, HOST, CHUNKED), b"1;", *[b"a"] * 30], [408], 0.3),
+        ([request("GET", "/livez", headers=("Content-Length: 100",)), *[b"a"] * 30], [200], 0.3),
+        ([LIVEZ + request("GET", "/nothing", headers=("Content-Length: 9",))], [200, 404], 0.3),
+    ],
+    ids=[
+        *("silence", "empty lines", "half a line", "half a head", "a slow head", "a slow second head", "idle"),
+        *("half a body", "a slow body", "a slow chunk", "a body nobody reads", "likewise, a further request"),
+    ],
+)
+def test_who_is_slow_is_cut_off(served: Running, parts: list[bytes], statuses: list[int], at_least_s: float) -> None:
+    heard = exchange(served.address, *parts, pause_s=0.03, wait_s=3)
+    assert (heard.statuses, heard.closed) == (statuses, True)
+    assert at_least_s - 0.02 < heard.seconds < at_least_s + 1.2
+
+
+def test_who_does_not_read_is_cut_off() -> None:
+    async def big(scope: Scope, receive: Receive, send: Send) -> None:
+        await _lifespan(scope, receive, send)
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": bytes(50_000_000)})
+
+    with running(big) as made, raw_http.connect(made.address) as connection:
+        connection.sendall(LIVEZ)
+        until = time.monotonic() + 3
+        while not made.server.server_state.connections and time.monotonic() < until:
+            time.sleep(0.01)
+        while made.server.server_state.connections and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not made.server.server_state.connections
+
+
+async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+    while scope["type"] == "lifespan":
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            break
+
+
+# -- What is too much ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ([head(POST, HOST, "X: " + "a" * 17_000)], 431),
+        ([head(POST, HOST, "X: " + "a" * 1_000_000)], 431),
+        ([head(POST, HOST, "a" * 1_000_000 + ": x")], 431),
+        ([head(POST, HOST, *["X: a"] * 20_000)], 431),
+        ([head(POST, HOST, *["X: a"] * 101)], 431),
+        ([head(POST, HOST, *["X: " + "a" * 1000] * 20)], 431),
+        ([head(POST, HOST)[:-2] + b"X: ", *[b"a" * 6000] * 4], 431),
+        ([head(POST[:5] + "/" + "a" * 9_000 + " HTTP/1.1", HOST)], 414),
+        ([head(POST[:5] + "/" + "a" * 1_000_000 + " HTTP/1.1", HOST)], 414),
+        ([head(POST, HOST, "Content-Length: 1000000000")], 413),
+        ([head(POST, HOST, "Content-Length: 1000000000") + bytes(1_000_000)], 413),
+        ([head(POST, HOST, CHUNKED) + (b"10000\r\n" + bytes(65536) + b"\r\n") * 100], 413),
+    ],
+)
+def test_what_is_too_large_is_refused_at_once_and_the_refusal_arrives(
+    served: Running, parts: list[bytes], status: int
+) -> None:
+    heard = exchange(served.address, *parts, pause_s=0.01)
+    assert (heard.statuses, heard.closed) == ([status], True)
+    assert heard.responses[0].headers["connection"] == "close"
+    assert heard.seconds < 1
+
+
+def test_requests_sent_ahead_are_answered_in_turn_and_only_so_many(served: Running) -> None:
+    three = signed() + LIVEZ + request("GET", "/nothing")
+    assert served.says(three, expect=3) == [200, 200, 404]
+    served.seen.targets.clear()
+    heard = exchange(served.address, LIVEZ * 20_000)
+    assert heard.closed
+    assert set(heard.statuses) == {200}
+    assert len(heard.statuses) == len(served.seen.targets) <= 1 + SHORT.pipelined
+    assert heard.responses[-1].headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("behind", [b"\0garbage", head("GET /livez HTTP/1.1"), head(POST, HOST, "X: " + "a" * 20_000)])
+def test_what_came_before_garbage_is_answered(served: Running, behind: bytes) -> None:
+    heard = exchange(served.address, signed() + behind)
+    assert (heard.statuses, heard.closed) == ([200], True)
+
+
+def test_silent_connections_keep_nobody_out(served: Running) -> None:
+    with contextlib.ExitStack() as held:
+        for _ in range(200):
+            held.enter_context(raw_http.connect(served.address))
+        heard = exchange(served.address, signed(), expect=1)
+    assert heard.statuses == [200]
+    assert heard.seconds < 0.5
+
+
+def test_too_many_connections_are_refused_until_others_have_gone() -> None:
+    with running(service(), replace(SHORT, connections=10)) as made:
+        with contextlib.ExitStack() as held:
+            for _ in range(10):
+                held.enter_context(raw_http.connect(made.address))
+            heard = exchange(made.address, LIVEZ)
+            assert (heard.statuses, heard.closed) == ([503], True)
+            assert heard.responses[0].headers["retry-after"] == "1"
+        assert heard.seconds < 0.3
+        until = time.monotonic() + 2
+        while (statuses := made.says(LIVEZ, expect=1)) == [503] and time.monotonic() < until:
+            time.sleep(0.02)
+        assert statuses == [200]
+
+
+# -- The gate ------------------------------------------------------------------------------------------------------
+
+
+def test_who_comes_when_all_room_is_taken_is_answered_before_the_body_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "VALIDATE_ROOM", 0)
+    unsent = head(POST, HOST, "Content-Length: 1000")
+    for environment, status in (({}, 422), ({"MAPPER_OVERLOAD_STATUS": "503"}, 503)):
+        with running(service(**environment)) as made:
+            heard = exchange(made.address, unsent, expect=1)
+            assert heard.statuses == [status]
+            assert heard.responses[0].headers["retry-after"] == "1"
+            assert json.loads(heard.responses[0].body)["error"]["category"] == "overloaded"
+            order = {"id": "o-1", "order_items": CHECKOUT["items"]}
+            assert made.says(signed(order, "consume"), expect=1) == [200]
+            metrics = exchange(made.address, request("GET", "/metrics"), expect=1).raw.decode()
+            line = f'mapper_requests_total{{operation="validate",reason="overloaded",status="{status}"}} 1.0'
+            assert line in metrics
+
+
+class Guests:
+    """Callers of a gate with room for two at "/" and one at "/other", and for 100 bytes of unfinished bodies."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.rest = asyncio.Event()
+        """Set when the second part of each body arrives."""
+        self.statuses: Counter[int] = Counter()
+        self.rooms = {path: Room(size, 422, b"full", (), lambda: None) for path, size in (("/", 2), ("/other", 1))}
+        self.gate = Gate(self.work, self.rooms, 100)
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def work(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            while (await receive()).get("more_body"):
+                pass
+            await self.go.wait()
+        except app.Overloaded:
+            await send({"type": "http.response.start", "status": 500})
+        else:
+            await send({"type": "http.response.start", "status": 200})
+
+    async def come(self, path: str, *messages: Message) -> None:
+        queue = iter(messages)
+
+        async def receive() -> Message:
+            message = next(queue)
+            if message is not messages[0]:
+                await self.rest.wait()
+            return {"type": "http.request", **message}
+
+        async def send(message: Message) -> None:
+            self.statuses[message.get("status", 0)] += 1
+
+        scope = {"type": "http", "method": "POST", "path": path}
+        self.tasks.append(asyncio.ensure_future(self.gate(scope, receive, send)))
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    async def leave(self) -> None:
+        self.go.set()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        assert [room.taken for room in self.rooms.values()] == [0, 0]
+        assert self.gate._receiving == 0
+
+
+WHOLE: tuple[Message, ...] = ({"body": b"x"},)
+
+
+def parts(size: int) -> tuple[Message, ...]:
+    return {"body": b"x" * size, "more_body": True}, {"body": b"x"}
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "refused"),
+    [
+        ([("/", WHOLE)] * 2, {}),
+        ([("/", WHOLE)] * 3, {422: 1}),
+        ([*[("/", WHOLE)] * 3, ("/other", WHOLE)], {422: 1}),
+        ([("/other", WHOLE)] * 3, {422: 2}),
+        # A body that is still on its way takes no room; the bytes of all of them are counted.
+        ([*[("/", parts(1))] * 9, *[("/", WHOLE)] * 2], {}),
+        ([("/", parts(60))] * 2, {500: 1}),
+        ([*[("/", parts(50))] * 2, ("/", WHOLE)], {422: 1}),
+        ([("/unlimited", WHOLE)] * 9, {}),
+    ],
+)
+def test_each_endpoint_has_room_of_its_own(
+    arrivals: list[tuple[str, tuple[Message, ...]]], refused: dict[int, int]
+) -> None:
+    async def scenario() -> dict[int, int]:
+        guests = Guests()
+        for path, messages in arrivals:
+            await guests.come(path, *messages)
+        found = {status: count for status, count in guests.statuses.items() if status}
+        await guests.leave()
+        return found
+
+    assert asyncio.run(scenario()) == refused
+
+
+def test_bodies_completed_at_the_same_time_take_no_more_room_than_there_is() -> None:
+    async def scenario() -> dict[int, int]:
+        guests = Guests()
+        for _ in range(5):
+            await guests.come("/", *parts(1))
+        guests.rest.set()
+        await asyncio.sleep(0.01)
+        found = dict(guests.statuses)
+        await guests.leave()
+        return found
+
+    assert asyncio.run(scenario()) == {500: 3}
+
+
+# -- Attacks by the thousand ---------------------------------------------------------------------------------------
+
+_CODINGS = [
+    *("chunked", "Chunked", "CHUNKED", "xchunked", "chunked, identity", "identity, chunked", "chunked, chunked"),
+    *("chunked;q=1", '"chunked"', "chunked,", ",chunked", "\tchunked", "chunked\t", "\x0bchunked", "chunked\x0c"),
+    *("gzip, chunked", "deflate", "identity", "", "chunked\x00", "c\x68unked", "\xa0chunked", "chunk", "none"),
+]
+_NAMES = ["Transfer-Encoding", "transfer-encoding", "Transfer_Encoding", "Transfer-Encoding ", " Transfer-Encoding"]
+_NAMES += [
+    "Transfer-\x00Encoding",
+    "Transfer-Encoding\t",
+    "X-Transfer-Encoding",
+    "TRANSFER-ENCODING",
+    "Transfer Encoding",
+]
+_LENGTHS = [
+    "{n}",
+    "+{n}",
+    "0{n}",
+    " {n} ",
+    "{n}, {n}",
+    "{n};",
+    "0x{n}",
+    "-{n}",
+    "{n}.0",
+    "{n}e0",
+    "",
+    "0",
+    "5",
+    "99999",
+]
+_ENDS = ["\r\n", "\n", "\r", "\r\n ", "\r\n\t", "\r\r\n", "\n\r\n", "\x0b", "\x00\r\n"]
+_SIZES = [
+    "{x}",
+    "0x{x}",
+    "+{x}",
+    "{x} ",
+    " {x}",
+    "0{x}",
+    "{x};a=b",
+    "{x};\n",
+    "{x}\t",
+    "_{x}",
+    "{x}_",
+    "-{x}",
+    "{x}\x00",
+]
+
+
+def smuggling(dice: random.Random) -> bytes:
+    """A request in whose body another one is hidden: whatever is odd about it, that one is never a request."""
+    end = dice.choice(_ENDS) if dice.random() < 0.2 else "\r\n"
+    if dice.random() < 0.5:  # its length is true, and something about chunks stands beside it
+        body = dice.choice([b"0\r\n\r\n", b"", b"0\n\n", b"5;\r\nabcde\r\n0\r\n\r\n"]) + BEHIND
+        fields = [f"Content-Length: {len(body)}"]
+        fields += [f"{dice.choice(_NAMES)}: {dice.choice(_CODINGS)}" for _ in range(dice.randrange(3))]
+    else:  # it is in one chunk, and something about its length stands beside it
+        inner = b"abc\r\n" + BEHIND
+        size = dice.choice(_SIZES) if dice.random() < 0.4 else "{x}"
+        body = size.format(x=f"{len(inner):x}").encode("latin-1") + b"\r\n" + inner + b"\r\n0\r\n\r\n"
+        fields = ["Transfer-Encoding: chunked"]
+        if dice.random() < 0.6:
+            fields.append(
+                "Content-Length: " + dice.choice(_LENGTHS).format(n=dice.choice([5, len(body) - len(BEHIND)]))
+            )
+    dice.shuffle(fields)
+    at = dice.randrange(len(fields) + 1)
+    lines = [POST, *fields[:at], HOST, *fields[at:], f"X: a{end}b: c"]
+    return head(*lines) + body
+
+
+def garbled(dice: random.Random) -> bytes:
+    """A good request with some bytes put in, taken out, changed or doubled."""
+    whole = bytearray(
+        dice.choice([signed(), LIVEZ, head(POST, HOST, CHUNKED) + b"3\r\nabc\r\n0\r\n\r\n", LIVEZ + signed()])
+    )
+    for _ in range(dice.choice([1, 1, 2, 5, 20])):
+        at = dice.randrange(len(whole))
+        byte = dice.choice(b"\0\r\n\t :;,/%#?\x7f\x80\xff0A") if dice.random() < 0.7 else dice.randrange(256)
+        match dice.randrange(5):
+            case 0:
+                whole[at] = byte
+            case 1:
+                whole.insert(at, byte)
+            case 2:
+                del whole[at : at + dice.choice([1, 1, 4, 30])]
+                whole = whole or bytearray(b"\n")
+            case 3:
+                whole[at:at] = whole[at : at + dice.choice([2, 10, 60])]
+            case _:
+                whole[at:at] = bytes([byte]) * dice.choice([2, 50, 3000])
+    return bytes(whole)
+
+
+def test_no_attack_hangs_or_crashes_the_service_or_gets_a_second_request_in(served: Running) -> None:
+    count = int(os.environ.get("ATTACKS", "2000"))
+    dice = random.Random(7)
+    answered: Counter[int] = Counter()
+    for number in range(count):
+        attack = (smuggling if number % 2 else garbled)(dice)
+        cut = dice.randrange(1, len(attack)) if dice.random() < 0.2 else len(attack)
+        patient = number % 200 < 2
+        with raw_http.connect(served.address) as connection:
+            try:
+                connection.sendall(attack[:cut])
+                connection.sendall(attack[cut:])
+                if not patient:
+                    connection.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # it was refused before all of it was sent
+            heard = converse(connection, wait_s=4)
+        assert heard.closed, attack
+        answered.update(heard.statuses)
+        assert "/smuggled" not in served.seen.targets, attack
+    assert set(answered) <= {200, 400, 401, 404, 405, 408, 413, 414, 415, 431, 505}
+    assert answered[400] > count / 4
+    assert served.says(signed(), expect=1) == [200]
+
+
+# -- Processes -----------------------------------------------------------------------------------------------------
+
+SECRET = "a signing secret that is long enough"
+
+
+class Process:
+    """`python -m mapper serve`, in front of a sandbox."""
+
+    @staticmethod
+    def settings(engine: str) -> dict[str, str]:
+        return {
+            "MAPPER_ENGINE": "talon_one",
+            "TALON_ONE_BASE_URL": f"{engine}/talon_one",
+            "TALON_ONE_API_KEY": "key",
+            "NACELLE_SIGNING_SECRETS": SECRET,
+        }
+
+    def __init__(
+        self,
+        folder: Path,
+        engine: str,
+        *arguments: str,
+        listener: socket.socket | None = None,
+        **environment: str,
+    ) -> None:
+        ledger = {"MAPPER_LEDGER_URL": f"sqlite:///{folder}/ledger.db"}
+        environment = {**os.environ, **self.settings(engine), **ledger, **environment}
+        self.listener = listener or socket.create_server(("127.0.0.1", 0), backlog=1000)
+        self.address: Address = self.listener.getsockname()
+        self.log = (folder / f"log-{time.monotonic()}").open("w+b")
+        command = [sys.executable, "-m", "mapper", "serve", "--fd", str(self.listener.fileno()), *arguments]
+        self.popen = subprocess.Popen(command, env=environment, stderr=self.log, pass_fds=[self.listener.fileno()])
+        if listener is None:
+            self.listener.close()
+
+    def logged(self, event: str) -> int:
+        return Path(self.log.name).read_text().count(f'"event":"{event}"')
+
+    def wait_for(self, true: Any) -> None:
+        until = time.monotonic() + 30
+        while not true():
+            assert self.popen.poll() is None, Path(self.log.name).read_text()
+            assert time.monotonic() < until, Path(self.log.name).read_text()
+            time.sleep(0.02)
+
+    def wait_until_ready(self) -> Self:
+        def ready() -> bool:
+            with contextlib.suppress(OSError):
+                return exchange(self.address, request("GET", "/readyz"), expect=1, wait_s=1).statuses == [200]
+            return False
+
+        self.wait_for(ready)
+        return self
+
+    def tell(self, number: signal.Signals) -> None:
+        self.popen.send_signal(number)
+
+    def workers(self) -> set[int]:
+        children = Path(f"/proc/{self.popen.pid}/task/{self.popen.pid}/children")
+        return set(map(int, children.read_text().split()))
+
+    def rss_kb(self, kind: str = "VmRSS") -> int:
+        found = re.search(rf"{kind}:\s+(\d+)", Path(f"/proc/{self.popen.pid}/status").read_text())
+        assert found
+        return int(found[1])
+
+    def stop(self) -> int:
+        self.popen.terminate()
+        return self.popen.wait(30)
+
+    def close(self) -> None:
+        if self.popen.poll() is None:
+            self.popen.kill()
+            self.popen.wait()
+        self.log.close()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[str]:
+    with sandbox.running(sandbox.create()) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def process(
+    folder: Path, engine: str, *arguments: str, listener: socket.socket | None = None, **environment: str
+) -> Iterator[Process]:
+    started = Process(folder, engine, *arguments, listener=listener, **environment)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+class Load:
+    """Clients that keep their connections, each asking again once it was answered; no failure goes unseen."""
+
+    def __init__(self, address: Address, clients: int = 6, *, may_be_refused: bool = False) -> None:
+        self.address = address
+        self.clients = clients
+        self.may_be_refused = may_be_refused
+        self.statuses: Counter[int] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=lambda: asyncio.run(self._all()))
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+
+    async def _all(self) -> None:
+        await asyncio.gather(*(self._client(number) for number in range(self.clients)))
+
+    async def _client(self, number: int) -> None:
+        streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        turn = 0
+        while not self.over.is_set():
+            turn += 1
+            body = {"id": f"o-{number}-{turn}", "order_items": CHECKOUT["items"]}
+            call = signed(body, "validate" if turn % 3 else "consume", SECRET.encode())
+            await asyncio.sleep(0.01)  # two cores are shared with the service and its engine
+            try:
+                streams = streams or await asyncio.open_connection(*self.address)
+            except ConnectionRefusedError:
+                # Nothing was sent: whoever may ask elsewhere does so. Here there is nowhere else.
+                self.lost["refused"] += not self.may_be_refused
+                await asyncio.sleep(0.02)
+                continue
+            try:
+                answer = await self._ask(*streams, call)
+            except (OSError, EOFError) as failure:
+                self.lost[type(failure).__name__] += 1
+                answer = b"connection: close"
+            if b"connection: close" in answer:
+                streams[1].close()
+                streams = None
+        if streams:
+            streams[1].close()
+
+    async def _ask(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, call: bytes) -> bytes:
+        writer.write(call)
+        top = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", top)
+        assert length
+        await reader.readexactly(int(length[1]))
+        self.statuses[int(top[9:12])] += 1
+        return top
+
+
+def wait_for_answers(load: Load, more: int = 20) -> None:
+    wanted = load.statuses.total() + more
+    until = time.monotonic() + 20
+    while load.statuses.total() < wanted:
+        assert time.monotonic() < until, (load.statuses, load.lost)
+        time.sleep(0.01)
+
+
+def test_no_request_is_lost_while_all_workers_are_replaced(tmp_path: Path, engine: str) -> None:
+    restarts = int(os.environ.get("RESTARTS", "4"))
+    with process(tmp_path, engine, "--workers", "2", "--drain", "0") as service:
+        service.wait_for(lambda: service.logged("ready"))
+        with Load(service.address) as load:
+            wait_for_answers(load)
+            for renewal in range(1, restarts // 2 + 1):
+                before = service.workers()
+                service.tell(signal.SIGHUP)
+                service.wait_for(lambda done=renewal: service.logged("renewed") == done)
+                assert not before & service.workers()
+                assert len(service.workers()) == 2
+                wait_for_answers(load)
+        assert (load.lost, set(load.statuses)) == (Counter(), {200})
+        assert service.stop() == 0
+
+
+def test_no_request_is_lost_while_a_process_is_followed_by_another_on_the_same_socket(
+    tmp_path: Path, engine: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
+        with process(tmp_path, engine, "--drain", "0", listener=listener) as first, Load(first.address) as load:
+            wait_for_answers(load)
+            assert first.stop() == 0
+            with process(tmp_path, engine, "--drain", "0", listener=listener) as second:
+                wait_for_answers(load)
+                load.over.set()
+                load.thread.join()
+                assert second.stop() == 0
+        assert (load.lost, set(load.statuses)) == (Counter(), {200})
+
+
+def test_a_process_that_stops_says_so_first_and_loses_nothing_it_has_accepted(tmp_path: Path, engine: str) -> None:
+    with process(tmp_path, engine, "--drain", "0.5") as service:
+        service.wait_until_ready()
+        with Load(service.address, may_be_refused=True) as load:
+            wait_for_answers(load)
+            service.tell(signal.SIGTERM)
+            until = time.monotonic() + 0.4
+            while (heard := exchange(service.address, request("GET", "/readyz"), expect=1)).statuses == [200]:
+                assert time.monotonic() < until
+            assert json.loads(heard.responses[0].body)["reason"] == "draining"
+            assert heard.responses[0].headers["connection"] == "close"
+            assert service.popen.wait(10) == 0
+        assert (load.lost, set(load.statuses)) == (Counter(), {200})
+
+
+def test_a_stop_waits_for_the_answer_that_is_owed_and_for_no_silent_client() -> None:
+    wire = fakes.FakeTransport()
+    wire.pause = 0.3
+    configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger())
+    application = app.create(configured, engine_transport=wire)
+    with running(application) as made, contextlib.ExitStack() as held:
+        silent, idle, asking = (held.enter_context(raw_http.connect(made.address)) for _ in range(3))
+        assert converse(idle, LIVEZ, expect=1).statuses == [200]
+        asking.sendall(signed())
+        while "/promotions/validate" not in made.seen.targets:
+            time.sleep(0.01)
+        made.server.retire()
+        heard = converse(asking)
+        assert (heard.statuses, heard.closed) == ([200], True)
+        assert heard.responses[0].headers["connection"] == "close"
+        for connection in (silent, idle):
+            assert converse(connection).closed
+
+
+def test_connections_that_wait_to_be_accepted_are_served_before_the_socket_is_closed() -> None:
+    busy, go_on = threading.Event(), threading.Event()
+
+    async def blocking(scope: Scope, receive: Receive, send: Send) -> None:
+        await _lifespan(scope, receive, send)
+        if scope["type"] == "http":
+            if scope["path"] == "/block":
+                busy.set()
+                go_on.wait(5)
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+
+    with running(blocking) as made, contextlib.ExitStack() as held:
+        first, *others = (held.enter_context(raw_http.connect(made.address)) for _ in range(50))
+        first.sendall(request("GET", "/block"))
+        assert busy.wait(5)
+        others += [held.enter_context(raw_http.connect(made.address)) for _ in range(50)]
+        for connection in others:
+            connection.sendall(LIVEZ)
+        made.server.retire()
+        go_on.set()
+        for connection in others:
+            heard = converse(connection)
+            assert (heard.statuses, heard.closed) == ([200], True)
+
+
+def test_a_worker_that_dies_is_replaced_and_none_outlives_its_supervisor(tmp_path: Path, engine: str) -> None:
+    with process(tmp_path, engine, "--workers", "2", "--drain", "0") as service:
+        service.wait_for(lambda: service.logged("ready"))
+        before = service.workers()
+        victim = min(before)
+        os.kill(victim, signal.SIGKILL)
+        service.wait_for(lambda: len(service.workers()) == 2 and victim not in service.workers())
+        assert service.logged("worker died") == 1
+        left = service.workers()
+        service.popen.kill()
+        service.popen.wait()
+        until = time.monotonic() + 10
+        while any(Path(f"/proc/{pid}").exists() for pid in left):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_service_that_cannot_start_ends_and_says_so(tmp_path: Path, engine: str, workers: str) -> None:
+    nowhere = {"MAPPER_LEDGER_URL": f"sqlite:///{tmp_path}/no/such/folder/ledger.db"}
+    with process(tmp_path, engine, "--workers", workers, **nowhere) as service:
+        assert service.popen.wait(30) not in (0, 2)
+
+
+def test_an_address_that_is_taken_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in Process.settings("http://127.0.0.1:9").items():
+        monkeypatch.setenv(name, value)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as stop:
+        cli.main(["serve", "--port", str(taken.getsockname()[1])])
+    assert stop.value.code == 1
+    assert "in use" in capsys.readouterr().err
+
+
+def test_floods_leave_nothing_behind(tmp_path: Path, engine: str) -> None:
+    floods = [
+        head(POST, HOST, "X: " + "a" * 1_000_000),
+        head(POST, HOST, *["X: a"] * 20_000),
+        head(POST[:5] + "/" + "a" * 1_000_000 + " HTTP/1.1", HOST),
+        head(POST, HOST, "Content-Length: 1000000000") + bytes(1_000_000),
+        head(POST, HOST, CHUNKED) + (b"10000\r\n" + bytes(65536) + b"\r\n") * 160,
+        LIVEZ * 20_000,
+    ]
+    with process(tmp_path, engine, "--drain", "0") as service:
+        service.wait_until_ready()
+        for flood in floods:  # the first of each kind may leave larger buffers
+            exchange(service.address, flood)
+        before, peak = service.rss_kb(), service.rss_kb("VmHWM")
+        for flood in floods * 5:
+            assert exchange(service.address, flood).closed
+        assert service.rss_kb() - before < 5_000
+        assert service.rss_kb("VmHWM") - peak < 5_000
+        assert peak < 100_000

@@ -1,0 +1,840 @@
+"""The crash matrix: processes that die at every point, engines that misbehave in every way, and what became of the order.
+
+Everything that decides is the real thing: the story of consume, the ledger and its stores, the adapters, and the
+sandboxes as engines with a truth of their own, called over ASGI. What is played is what surrounds them: time (which
+jumps to the next timer when nothing is left to do), the wire, and the deaths. A process has two doors to the world, the
+ledger (`Door`) and the wire (`Wire`); a dead one never comes through either again.
+
+`Lab` holds what is opened once per engine and store, `World` is one case from its start to its end, `violations` says
+which of the invariants of docs/exactly_once.md it has broken.
+"""
+
+import asyncio
+import selectors
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+
+from mapper import checkout as documents
+from mapper import errors, promotions, sandbox
+from mapper.adapter import Conversation, EngineReply
+from mapper.app import LEASE_S
+from mapper.checkout import Checkout
+from mapper.engine import Engine
+from mapper.errors import Problem
+from mapper.ledger import FINAL, Answer, Backlog, Clock, Fenced, Key, Ledger, Moment, Row, State, Step, open_ledger
+from mapper.ledger_postgres import PostgresStore
+from mapper.ledger_sqlite import SqliteStore
+from mapper.once import Once
+from mapper.promotions import Call, Service
+from mapper.settings import Settings, load
+from mapper.transport import Unknown
+from tests.fakes import SECRET, signed
+from tests.ledgers import Home
+
+T = TypeVar("T")
+
+QUARANTINE_S = 60.0
+DEADLINE_S = 8.0
+TRAVEL_S = 0.02
+"""How long a request is on its way to the engine, and a reply back."""
+LATE_S = 20
+"""When what comes late comes: long after the caller gave up, well within the quarantine."""
+PAUSE_S = 100.0
+ENDS_WITHIN_S = LEASE_S + QUARANTINE_S + 6.0
+"""After the last fault: whoever died last held a lease, and what it sent may be sent again after the quarantine."""
+SETTLE_S = 2 * QUARANTINE_S
+BASE = "https://engine.test"
+ORDER = "order-1"
+MANY, SINGLE = "XMAS-2021-25", "SINGLE-0001"
+"""A code that may be redeemed any number of times, and one that works once."""
+
+
+# -- The dimensions ------------------------------------------------------------------------------------------------
+
+POINTS: dict[str, tuple[str, ...]] = {
+    "c0 before claim": ("before_claim",),
+    "c1 claimed": ("claimed",),
+    "c2 request sent": ("sent",),
+    "c3 reply received": ("received",),
+    "c4 recorded": ("recorded",),
+    "c5 replied": ("replied",),
+    "r1 taken over": ("sent", "taken_over"),
+    "r2 looked up": ("sent", "looked_up"),
+    "r3 marked again": ("marked", "marked_again"),
+    "r4 rolled back": ("rolled_back",),
+}
+"""Where processes die, one after the other: for a recovery to die, another process has to die before it."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What the engine does with the first request that redeems; afterwards it is well."""
+
+    fault: str = ""
+    """In the words of the sandbox's header; or "busy", the engine's own word for a second request at the same time."""
+    acts: bool = True
+    """Whether that request is carried out."""
+    lookups_fail: int = 0
+    codes: tuple[str, ...] = (MANY,)
+    """The order's. One that works once is used up by somebody else between check and redemption."""
+
+
+BEHAVIOURS: dict[str, Behaviour] = {
+    "ok": Behaviour(),
+    "drop before": Behaviour("reset", acts=False),
+    "drop after": Behaviour("reset_after"),
+    "500 before": Behaviour("status=500", acts=False),
+    "500 after": Behaviour("status_after=500"),
+    "429": Behaviour("status=429;retry_after=1", acts=False),
+    "busy": Behaviour("busy", acts=False),
+    "code refused": Behaviour(codes=(SINGLE,)),
+    "broken JSON": Behaviour("malformed"),
+    "late commit": Behaviour(f"late_commit={LATE_S * 1000}"),
+    "slow reply": Behaviour(f"late_answer={LATE_S * 1000}"),
+    "redirect": Behaviour("redirect", acts=False),
+    "look-up fails": Behaviour("reset_after", lookups_fail=4),
+}
+
+
+@dataclass(frozen=True)
+class FollowUp:
+    """What comes after a death: who is asked again (replicas by number), and when the dead one is started anew."""
+
+    replicas: int
+    asked: tuple[int, ...]
+    restart_s: float
+
+
+FOLLOW_UPS: dict[str, FollowUp] = {
+    "same replica": FollowUp(replicas=1, asked=(0,), restart_s=0.5),
+    "other replica": FollowUp(replicas=2, asked=(1,), restart_s=45.0),
+    "both at once": FollowUp(replicas=2, asked=(0, 1), restart_s=0.5),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    point: str
+    behaviour: str
+    follow_up: str
+    pause: bool = False
+    """Nobody dies: the process stands still for a while, and then goes on as if nothing had been."""
+
+    @property
+    def played(self) -> Behaviour:
+        behaviour = BEHAVIOURS[self.behaviour]
+        if "rolled_back" not in POINTS[self.point]:
+            return behaviour
+        # Something has to be rolled back: one of two codes is used up in the last moment.
+        return replace(behaviour, codes=(MANY, SINGLE))
+
+    def __str__(self) -> str:
+        return " / ".join((self.point, self.behaviour, self.follow_up)) + (" / paused" if self.pause else "")
+
+
+def cases(points: Iterable[str] = POINTS, follow_ups: Iterable[str] = FOLLOW_UPS, *, pause: bool = False) -> list[Case]:
+    return [Case(p, b, f, pause) for p in points for b in BEHAVIOURS for f in follow_ups]
+
+
+# -- Time ----------------------------------------------------------------------------------------------------------
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Time stands still while there is anything to do, and jumps to the next timer when there is nothing.
+
+    What goes to an executor is done at once, so that nothing depends on threads. Who waits for a real answer, of a
+    database server, says so (`real`), since time must not jump meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.now = 5_000.0
+        self.waits = 0
+        super().__init__(_Selector(self))
+
+    def time(self) -> float:
+        return self.now
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
+        done = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the waiting task's
+            done.set_exception(error)
+        return done
+
+    @contextmanager
+    def real(self) -> Iterator[None]:
+        self.waits += 1
+        try:
+            yield
+        finally:
+            self.waits -= 1
+
+
+class _Selector(selectors.DefaultSelector):
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        if self._loop.waits:
+            ready = super().select(30)
+            assert ready, "the database server does not answer"
+            return ready
+        assert timeout is not None, "nothing is left that could ever happen"
+        self._loop.now += max(0.0, timeout)
+        return []
+
+
+def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(work())
+
+
+def _loop() -> VirtualLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop
+
+
+def now() -> float:
+    return _loop().now
+
+
+# -- What all cases of an engine and a store share -----------------------------------------------------------------
+
+_ENVIRONMENT = {
+    "talon_one": {"TALON_ONE_BASE_URL": f"{BASE}/talon_one", "TALON_ONE_API_KEY": "key"},
+    "voucherify": {
+        "VOUCHERIFY_BASE_URL": f"{BASE}/voucherify",
+        "VOUCHERIFY_APP_ID": "id",
+        "VOUCHERIFY_APP_TOKEN": "token",
+    },
+}
+ENGINES = tuple(_ENVIRONMENT)
+
+# What a request is about, by the sandbox's own word for it.
+_KINDS = {
+    "close": "redeem", "redeem": "redeem", "read": "look-up", "order": "look-up", "reopen": "undo", "rollback": "undo",
+}  # fmt: skip
+
+
+class Lab:
+    """One engine's sandbox and one store; every case finds both empty."""
+
+    def __init__(self, engine: str, ledger: Ledger, quarantine_s: float) -> None:
+        loop = _loop()
+        environment = {"MAPPER_ENGINE": engine, "NACELLE_SIGNING_SECRETS": SECRET.decode(), **_ENVIRONMENT[engine]}
+        self.engine, self.ledger, self.quarantine_s = engine, ledger, quarantine_s
+        self.settings: Settings = load(environment)
+        self.app = sandbox.create(now=lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=loop.now))
+        self.box: sandbox.Sandbox = self.app.state.sandbox
+        self.turn = asyncio.Lock()
+        """One store call at a time: a case has to come out the same every time."""
+        self._orders: dict[tuple[str, ...], bytes] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, engine: str, home: Home, quarantine_s: float = QUARANTINE_S) -> AsyncIterator["Lab"]:
+        loop = _loop()
+        with loop.real():
+            ledger = await open_ledger(home.url, clock=Clock(loop.time, loop.time, "boot"))
+            if isinstance(store := ledger.store, SqliteStore):
+                # No power is cut here, and many small commits would take minutes.
+                await store._run(lambda: store._open().execute("PRAGMA synchronous = OFF"))
+        try:
+            yield cls(engine, ledger, quarantine_s)
+        finally:
+            with loop.real():
+                await ledger.close()
+
+    async def empty(self) -> None:
+        self.box.reset()
+        with _loop().real():
+            if isinstance(store := self.ledger.store, SqliteStore):
+                for table in ("orders", "leases"):
+                    await store._run(lambda table=table: store._open().execute(f"DELETE FROM {table}"))
+            elif isinstance(store, PostgresStore):
+                for table in ("mapper_orders", "mapper_leases"):
+                    await store._execute(f"DELETE FROM {table}")
+
+    async def order(self, codes: tuple[str, ...]) -> bytes:
+        """The order as a shop sends it after a validate."""
+        if codes not in self._orders:
+            checkout = {
+                "id": ORDER,
+                "items": [{"sku": "SKU-1", "quantity": 1, "price": "140.00"}],
+                "promotions": {"coupon_codes": list(codes)},
+            }
+            engine = Engine(Outsider(self), self.settings.adapter.accounts, clock=now)
+            service = Service(self.settings, engine, Once(self.settings, engine, self.ledger, now), now)
+            body, headers = signed(checkout)
+            answer = await promotions.validate(service, Call(body, headers, now() + DEADLINE_S))
+            self._orders[codes] = msgspec.json.encode(_to_order(msgspec.json.decode(answer.reply)["checkout"]))
+            self.box.reset()
+        return self._orders[codes]
+
+    def redeemed(self) -> list[tuple[str, int]]:
+        """What the engine's books say of the order, in time: (code, 1), or (code, -1) where it was taken back."""
+        entries = self.box.books()[self.engine]["redemptions"]
+        ours = [entry for entry in entries if ORDER in (entry.get("session"), entry.get("order"))]
+        name = "code" if self.engine == "talon_one" else "id"
+        return [(entry[name], 1 if entry["what"] == "redeemed" else -1) for entry in ours]
+
+    def is_closed(self) -> bool:
+        """Whether Talon.One's session is closed: that is its redemption, whatever codes it has."""
+        books = self.box.books()[self.engine]
+        return self.engine == "talon_one" and books["sessions"].get(ORDER, {"state": ""})["state"] == "closed"
+
+
+def _to_order(checkout: dict[str, Any]) -> dict[str, Any]:
+    lines = [
+        {"sku": item["sku"], "quantity": item["quantity"], "price": item["price"], "discounts": item["total_discount"],
+         "applied_discounts": item["discounts"]}
+        for item in checkout["items"]
+    ]  # fmt: skip
+    return {
+        "id": ORDER, "order_items": lines, "discounts": checkout["total_discount"],
+        "promotions": checkout["promotions"],
+    } | ({"applied_discounts": checkout["discounts"]} if checkout["discounts"] else {})  # fmt: skip
+
+
+# -- The wire ------------------------------------------------------------------------------------------------------
+
+
+class Connection:
+    """What a server sees of the connection a request came by: enough for the sandbox to break it."""
+
+    def __init__(self) -> None:
+        self.gone = asyncio.Event()
+
+    def close(self) -> None:
+        self.gone.set()
+
+    abort = close
+
+    def get_extra_info(self, name: str) -> "Connection":
+        return self
+
+    def setsockopt(self, *_: Any) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    url: str
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        return self.url.removeprefix(BASE).partition("?")[0]
+
+    @property
+    def query(self) -> str:
+        return self.url.partition("?")[2]
+
+
+async def at_engine(lab: Lab, request: Request, connection: Connection, fault: str = "") -> EngineReply | None:
+    """What the sandbox answers; None where it ends the connection instead."""
+    headers = [*request.headers, *([("X-Sandbox-Fault", fault)] if fault else [])]
+    scope = {
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": request.method, "scheme": "http",
+        "path": unquote(request.path), "raw_path": request.path.encode(), "query_string": request.query.encode(),
+        "root_path": "", "headers": [(name.lower().encode(), value.encode()) for name, value in headers],
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {sandbox._TRANSPORT: connection},
+    }  # fmt: skip
+    pending = [{"type": "http.request", "body": request.body, "more_body": False}]
+    status, given, body = 0, {}, b""
+
+    async def receive() -> dict[str, Any]:
+        if pending:
+            return pending.pop()
+        await connection.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        nonlocal status, given, body
+        if message["type"] == "http.response.start":
+            status, given = message["status"], {k.decode(): v.decode() for k, v in message["headers"]}
+        else:
+            body += message["body"]
+
+    await lab.app(scope, receive, send)
+    return EngineReply(status=status, headers=given, body=body) if status else None
+
+
+class Outsider:
+    """The wire of somebody else, who never fails."""
+
+    def __init__(self, lab: Lab, fault: str = "") -> None:
+        self._lab, self._fault = lab, fault
+
+    async def send(
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
+    ) -> EngineReply:
+        reply = await at_engine(self._lab, Request(method, url, headers, body), Connection(), self._fault)
+        assert reply is not None
+        return reply
+
+    async def aclose(self) -> None:
+        pass
+
+
+class Wire:
+    """A process's way to the engine. What has been sent goes on without it."""
+
+    def __init__(self, process: "Process") -> None:
+        self._process, self._world = process, process.world
+
+    async def send(
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
+    ) -> EngineReply:
+        await self._process.lives()
+        request, connection = Request(method, url, headers, body), Connection()
+        kind = self._world.kind(request)
+        on_its_way = self._world.spawn(self._world.deliver(self._process, kind, request, connection))
+        if kind == "redeem":
+            await self._process.reach("sent")
+        broken = self._world.spawn(_set(connection.gone))
+        await asyncio.wait({on_its_way, broken}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        failure = Unknown("reset" if broken.done() else "timeout")
+        reply = on_its_way.result() if on_its_way.done() else None
+        connection.close()
+        await self._process.reach({"redeem": "received", "look-up": "looked_up", "undo": "rolled_back"}.get(kind, ""))
+        if reply is None:
+            raise failure
+        return reply
+
+    async def aclose(self) -> None:
+        pass
+
+
+# -- The ledger's door ---------------------------------------------------------------------------------------------
+
+
+class Door:
+    """A process's way to the ledger; takes down every write."""
+
+    def __init__(self, process: "Process") -> None:
+        self._process, self._world, self._store = process, process.world, process.world.lab.ledger.store
+
+    async def _through(self, work: Callable[[], Awaitable[T]]) -> T:
+        await self._process.lives()
+        async with self._world.lab.turn:
+            with _loop().real():
+                result = await work()
+        await self._process.lives()
+        return result
+
+    async def change(self, key: Key, step: Step[T]) -> T:
+        if self._world.row is None:
+            await self._process.reach("before_claim")
+        seen: list[tuple[Row | None, Row | None]] = []
+
+        def watched(row: Row | None, at: Moment) -> tuple[T, Row | None]:
+            result, changed = step(row, at)
+            seen.append((row, changed))
+            return result, changed
+
+        async def work() -> T:
+            result = await self._store.change(key, watched)
+            before, after = seen[-1]
+            if after is not None and after is not before:
+                self._world.wrote(Write(now(), self._process, before, after))
+            return result
+
+        count = len(self._world.writes)
+        result = await self._through(work)
+        for write in self._world.writes[count:]:
+            if write.process is self._process:
+                await self._process.reach(_point_of(write))
+        return result
+
+    async def moment(self) -> Moment:
+        return await self._through(self._store.moment)
+
+    async def show(self, key: Key) -> Row | None:
+        return await self._through(lambda: self._store.show(key))
+
+    async def find(self, state: State | None, order: str | None, limit: int) -> list[Row]:
+        return await self._through(lambda: self._store.find(state, order, limit))
+
+    async def due(self, limit: int) -> list[Row]:
+        return await self._through(lambda: self._store.due(limit))
+
+    async def lead(self, owner: str, ttl_s: float) -> bool:
+        return await self._through(lambda: self._store.lead(owner, ttl_s))
+
+    async def backlog(self) -> Backlog:
+        return await self._through(self._store.backlog)
+
+    async def prune(self, limit: int) -> int:
+        return 0
+
+    async def ping(self) -> None:
+        await self._through(self._store.ping)
+
+    async def close(self) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Write:
+    at: float
+    process: "Process"
+    before: Row | None
+    after: Row
+
+
+def _point_of(write: Write) -> str:
+    before, after = write.before, write.after
+    if before is None:
+        return "claimed"
+    if after.state is State.INTENT and after.sent_at != before.sent_at and after.sent_at is not None:
+        return "marked" if before.sent_at is None else "marked_again"
+    if after.owner != before.owner:
+        return "taken_over"
+    if before.state is State.INTENT and before.sent_at is not None:
+        return "recorded"
+    return ""
+
+
+# -- Processes -----------------------------------------------------------------------------------------------------
+
+
+class Gone(Exception):
+    """What a dead process is told when the case is cleared away."""
+
+
+class Process:
+    """One replica, from its start to its death."""
+
+    def __init__(self, world: "World", place: int) -> None:
+        self.world, self.place = world, place
+        self.died = asyncio.Event()
+        self.runs = asyncio.Event()
+        self.runs.set()
+        lab = world.lab
+        ledger = Ledger(Door(self), f"replica {place}, {now()}", lab.quarantine_s, LEASE_S, now)
+        engine = Engine(Wire(self), lab.settings.adapter.accounts, clock=now, wall_clock=now, random=lambda: 0.5)
+        self.once = Once(lab.settings, engine, ledger, now, self.sleep)
+        self.service = Service(lab.settings, engine, self.once, now, now)
+        self.reconciling = world.spawn(self.once.reconcile())
+
+    async def lives(self) -> None:
+        """Nothing leaves a dead process, or comes to it; and nothing moves in one that stands still."""
+        if self.world.over:
+            raise Gone
+        if self.died.is_set():
+            await asyncio.Event().wait()
+        await self.runs.wait()
+
+    async def reach(self, point: str) -> None:
+        self.strike(point)
+        await self.lives()
+
+    def strike(self, point: str) -> None:
+        """Dies (or stands still) here, if this is where the plan says so."""
+        if self.world.plan and self.world.plan[0] == point and not self.died.is_set():
+            self.world.plan.popleft()
+            self.world.struck(self)
+
+    async def sleep(self, seconds: float) -> None:
+        """The reconciler sleeps on while there is nothing to do, so that a minute's wait does not take 120 rounds."""
+        await asyncio.sleep(seconds)
+        if asyncio.current_task() is self.reconciling:
+            await self.world.until_due()
+
+
+@dataclass
+class Reply:
+    at: float
+    status: int
+    body: bytes
+    category: str
+    """"" beside an order."""
+
+
+class World:
+    """One case from its start to its end."""
+
+    def __init__(self, lab: Lab, case: Case, body: bytes) -> None:
+        self.lab, self.case, self.body = lab, case, body
+        self.after = FOLLOW_UPS[case.follow_up]
+        self.plan = deque(POINTS[case.point])
+        self.over = False
+        self.writes: list[Write] = []
+        self.changed = asyncio.Event()
+        self.replies: list[Reply] = []
+        self.broken: list[str] = []
+        """Invariants that were seen broken on the way."""
+        self.fault_at = now()
+        """When something last went wrong."""
+        self.faults_left = 1
+        self.lookups_left = case.played.lookups_fail
+        self.sold_out = False
+        self.sent_by: list[Process] = []
+        """Who sent the redemptions that have arrived."""
+        self.sent_elsewhere = asyncio.Event()
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.replicas = [Process(self, place) for place in range(self.after.replicas)]
+
+    @property
+    def row(self) -> Row | None:
+        return self.writes[-1].after if self.writes else None
+
+    @property
+    def final_at(self) -> float | None:
+        return next((write.at for write in self.writes if write.after.state in FINAL), None)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        return task
+
+    def wrote(self, write: Write) -> None:
+        self.writes.append(write)
+        self.changed.set()
+
+    async def until_due(self) -> None:
+        while True:
+            row = self.row
+            at = row.look_at if row is not None and row.status is None else None
+            # Timers ring up to a nanosecond early.
+            if at is not None and at <= now() + 1e-6:
+                return
+            self.changed.clear()
+            waiting = asyncio.ensure_future(self.changed.wait())
+            try:
+                await asyncio.wait({waiting}, timeout=None if at is None else at - now())
+            finally:
+                waiting.cancel()
+
+    # Deaths
+
+    def struck(self, process: Process) -> None:
+        """The process dies, or stands still."""
+        self.fault_at = now()
+        if self.case.pause:
+            process.runs.clear()
+            self.spawn(self._wake(process))
+            return
+        process.died.set()
+        self.spawn(self._restart(process))
+
+    async def _restart(self, process: Process) -> None:
+        await asyncio.sleep(self.after.restart_s)
+        self.replicas[process.place] = Process(self, process.place)
+
+    async def _wake(self, process: Process) -> None:
+        """After a while; or at the worst moment, when somebody else has just sent the order."""
+        await asyncio.wait({self.spawn(_set(self.sent_elsewhere))}, timeout=PAUSE_S)
+        process.runs.set()
+        self.fault_at = now()
+
+    # The engine's end of the wire
+
+    def kind(self, request: Request) -> str:
+        emulator = self.lab.box.emulators[self.lab.engine]
+        path = request.path.removeprefix(f"/{self.lab.engine}")
+        return _KINDS.get(emulator.operation(request.method, path, request.query, request.body), "other")
+
+    async def deliver(
+        self, process: Process, kind: str, request: Request, connection: Connection
+    ) -> EngineReply | None:
+        await asyncio.sleep(TRAVEL_S)
+        fault = ""
+        if kind == "redeem":
+            fault = await self._redeem(process)
+        elif kind == "look-up" and self.lookups_left and self.sent_by:
+            self.lookups_left -= 1
+            fault = "status=503"
+        reply = await at_engine(self.lab, request, connection, fault)
+        if fault:
+            self.fault_at = now()
+        await asyncio.sleep(TRAVEL_S)
+        return reply
+
+    async def _redeem(self, process: Process) -> str:
+        """A request that redeems has arrived: which fault it meets."""
+        row = self.row
+        if row is None or row.state is not State.INTENT or row.sent_at is None or row.sent_at > now():
+            self.broken.append("I4")
+        if self.sent_by and process is not self.sent_by[0]:
+            self.sent_elsewhere.set()
+        self.sent_by.append(process)
+        played = self.case.played
+        fault = played.fault if self.faults_left else ""
+        self.faults_left = 0
+        acts = played.acts or not fault
+        if acts and SINGLE in played.codes and not self.sold_out:
+            self.sold_out = True
+            await self._outsider("rival", SINGLE)
+        if fault == "busy":
+            if self.lab.engine == "talon_one":
+                return "status=409"
+            # Voucherify says so while another request for the same order runs; this one is refused in the end.
+            self.spawn(self._outsider(ORDER, "EXPIRED-10", "latency=100"))
+            await asyncio.sleep(TRAVEL_S)
+            return ""
+        return fault
+
+    async def _outsider(self, session: str, code: str, fault: str = "") -> None:
+        """Somebody else redeems a code."""
+        body = {"id": session, "order_items": [{"sku": "SKU-1", "quantity": 1, "price": "140.00"}],
+                "promotions": {"coupon_codes": [code]}}  # fmt: skip
+        order = documents.parse(msgspec.json.encode(body), "consume", "")
+        adapter = self.lab.settings.adapter
+        engine = Engine(Outsider(self.lab, fault), adapter.accounts, clock=now)
+        await engine.converse(adapter.redeem(order, session), now() + DEADLINE_S)
+
+    # The client
+
+    async def tell(self) -> None:
+        """The whole story. At its end nothing is going on any more, and everybody has been asked once more."""
+        await asyncio.sleep(0.1)
+        answered = await self.ask(0)
+        for _ in range(2):
+            if not answered:
+                await asyncio.sleep(1)
+                answered = any(await asyncio.gather(*(self.ask(place) for place in self.after.asked)))
+        while self.final_at is None and now() < self.fault_at + ENDS_WITHIN_S:
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(SETTLE_S)
+        for place, process in enumerate(self.replicas):
+            if not process.died.is_set():
+                await self.ask(place)
+
+    async def ask(self, place: int) -> bool:
+        """Sends the order to a replica; whether that brings a final answer. A connection that breaks brings none."""
+        process = self.replicas[place]
+        if process.died.is_set():
+            return False
+        answering, dying = self.spawn(self.answer(process, self.body)), self.spawn(_set(process.died))
+        await asyncio.wait({answering, dying}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            return False
+        reply = answering.result()
+        self.replies.append(reply)
+        process.strike("replied")
+        return not process.died.is_set() and reply.category in ("", "promotion_codes")
+
+    async def answer(self, process: Process, body: bytes) -> Reply:
+        data, headers = signed(body)
+        try:
+            answer = await promotions.consume(process.service, Call(data, headers, now() + DEADLINE_S))
+            status, reply = answer.status, answer.reply
+        except Problem as problem:
+            status, reply = problem.status("consume"), errors.body(problem, "consume")
+        error = msgspec.json.decode(reply).get("error", {"category": ""})
+        return Reply(now(), status, reply, error["category"])
+
+    async def clear_away(self) -> None:
+        async with self.lab.turn:
+            self.over = True
+            rest = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
+
+
+async def _set(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+# -- What must hold ------------------------------------------------------------------------------------------------
+
+
+async def play(lab: Lab, case: Case) -> list[str]:
+    """Plays a case; the invariants it has broken."""
+    await lab.empty()
+    world = World(lab, case, await lab.order(case.played.codes))
+    try:
+        await world.tell()
+        return await violations(world)
+    finally:
+        await world.clear_away()
+
+
+async def violations(world: World) -> list[str]:
+    """The invariants of docs/exactly_once.md that the case has broken, by their names."""
+    row, case = world.row, world.case
+    net, most = _counts(world.lab.redeemed())
+    redeemed = any(net.values()) or world.lab.is_closed()
+    granted = [reply for reply in world.replies if reply.status == 200]
+    final = [reply.body for reply in world.replies if reply.category in ("", "promotion_codes")]
+    refused = SINGLE in case.played.codes
+    finished = [write.after for write in world.writes if write.after.state in FINAL]
+    broken = {
+        "I1": max(net.values(), default=0) > 1,
+        "I1 for a moment": most > 1,
+        "I2": bool(granted) and net != dict.fromkeys(case.played.codes, 1),
+        "I3": len(set(final)) > 1,
+        "I4": "I4" in world.broken,
+        "I5": not await _others_are_refused(world),
+        "I6": row is None or world.final_at is None,
+        "I7": any(_told(one) != _told(finished[0]) for one in finished),
+        "I8": not await _stale_writes_are_refused(world),
+        "I9": row is not None and row.state is State.REJECTED and redeemed,
+        "end": row is None or (row.state is State.REJECTED) is not refused,
+    }
+    return [name for name, is_broken in broken.items() if is_broken]
+
+
+def _counts(redeemed: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
+    """How often each code is redeemed in the end, and the most that any was at any time."""
+    net: Counter[str] = Counter()
+    most = 0
+    for code, change in redeemed:
+        net[code] += change
+        most = max(most, net[code])
+    return dict(net), most
+
+
+def _told(row: Row) -> tuple[Any, ...]:
+    """What must never change once an order is finished."""
+    state = State.DONE if row.state is State.REPAIRED else row.state
+    return state, row.fingerprint, row.status, row.reply
+
+
+async def _others_are_refused(world: World) -> bool:
+    """The same order with other content gets 400, and the engine hears nothing of it."""
+    calls = len(world.sent_by)
+    other = world.body.replace(b'"quantity":1', b'"quantity":2')
+    assert other != world.body
+    alive = [process for process in world.replicas if not process.died.is_set()]
+    replies = [await world.answer(process, other) for process in alive[:1]]
+    return all(reply.category == "order_mismatch" for reply in replies) and len(world.sent_by) == calls
+
+
+async def _stale_writes_are_refused(world: World) -> bool:
+    """Whoever lost an order writes all the same."""
+    row = world.row
+    stale = [write.after for write in world.writes if row is not None and write.after.fence < row.fence]
+    alive = [process for process in world.replicas if not process.died.is_set()]
+    if row is None or not stale or not alive:
+        return True
+    ledger = alive[0].once.ledger
+    for attempt in (ledger.mark_sent(stale[-1]), ledger.settle(stale[-1], State.DONE, Answer(200, b"stale"))):
+        try:
+            await attempt
+        except Fenced:
+            continue
+        except Exception:  # noqa: BLE001 - anything else means that the fence has let it pass
+            return False
+        return False
+    return await ledger.show(row.key) == row

@@ -19,7 +19,9 @@ from mapper.signature import sign
 from tests.chaos.plan import SECRET, Order
 
 FINAL_REFUSALS = {(400, "order_mismatch"), (500, "promotion_codes")}
-BACK_OFF_S = (0.3, 0.5, 1.0, 2.0)
+OPEN_AT_ONCE = 60
+"""Who asks for more than this many orders at a time measures the machine, not the service."""
+BACK_OFF_S = (0.3, 0.6, 1.2, 2.5, 4.0)
 """How long somebody waits who was not told how it ends; then the last of them, each time."""
 
 
@@ -42,6 +44,8 @@ class Client:
         """Set when the faults are over."""
         self.settled = asyncio.Event()
         """Set when nothing is open in the ledger any more."""
+        self.all_sent = asyncio.Event()
+        """Set when each order has been sent once."""
         self.over = False
         """Set when nobody is to ask any more."""
         self._urls = urls
@@ -49,6 +53,7 @@ class Client:
         self._answer_within_s = deadline_s + 0.5
         self._dice = random.Random(seed + 1)
         self._sends = 0
+        self._open = asyncio.Semaphore(OPEN_AT_ONCE)
 
     async def drive(self, orders: list[Order]) -> None:
         """Sends all of them at their time; returns when each has its final answer, or when it is over."""
@@ -58,25 +63,35 @@ class Client:
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session, asyncio.TaskGroup() as group:
             for order in orders:
                 await asyncio.sleep(max(0.0, started + order.at_s - time.monotonic()))
+                await self._open.acquire()
                 group.create_task(self._until_final(session, order, "a", order.replica, 0.0))
                 if order.twin:
                     variant = "b" if order.twin == "other" else "a"
+                    await self._open.acquire()
                     group.create_task(self._until_final(session, order, variant, 1 - order.replica, order.twin_after_s))
+            self.all_sent.set()
 
     async def _until_final(
         self, session: aiohttp.ClientSession, order: Order, variant: str, replica: int, after_s: float
     ) -> None:
-        await asyncio.sleep(after_s)
-        waits = itertools.chain(BACK_OFF_S, itertools.repeat(BACK_OFF_S[-1]))
-        while not await self._send(session, order, variant, replica):
-            if order.patience == "gone":
-                await self.settled.wait()
-            elif order.patience == "returns":
-                await self.calm.wait()
-            if self.over:
+        """Sends it, until it is told how it ends, or until it is over. It is counted as open from the start."""
+        try:
+            await asyncio.sleep(after_s)
+            if await self._send(session, order, variant, replica):
                 return
-            await asyncio.sleep(next(waits) * (0.5 + self._dice.random()))
-            replica = self._dice.randrange(2)
+            if order.patience == "patient":
+                await self._again_and_again(session, order, variant)
+                return
+        finally:
+            self._open.release()
+        await (self.settled if order.patience == "gone" else self.calm).wait()
+        await self._again_and_again(session, order, variant)
+
+    async def _again_and_again(self, session: aiohttp.ClientSession, order: Order, variant: str) -> None:
+        for wait_s in itertools.chain(BACK_OFF_S, itertools.repeat(BACK_OFF_S[-1])):
+            await asyncio.sleep(wait_s * (0.5 + self._dice.random()))
+            if self.over or await self._send(session, order, variant, self._dice.randrange(2)):
+                return
 
     async def _send(self, session: aiohttp.ClientSession, order: Order, variant: str, replica: int) -> bool:
         """One request. Whether its answer was final."""

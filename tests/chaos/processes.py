@@ -24,7 +24,9 @@ from tests.chaos import plan
 from tests.chaos.client import History
 from tests.chaos.plan import SECRET, TOKEN_RULES, Profile
 
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 60.0
+ATTACKS = (("pause", "kill", "kill"), ("kill", "pause", "kill"))
+"""On each replica, in this order, over and over."""
 STOP_WITHIN_S = 40.0
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
@@ -209,26 +211,26 @@ class Stage:
 async def torment(replica: Replica, stage: Stage) -> None:
     """Kills and pauses one replica, again and again; it runs when this returns."""
     dice = random.Random(stage.seed * 10 + replica.number)
+    attacks = itertools.cycle(ATTACKS[replica.number])
     while not await _within(0.3 + 0.7 * dice.random(), stage.enough):
         async with replica.attack:
-            await _attack(replica, stage, dice)
+            await _attack(replica, stage, next(attacks), dice.uniform(*stage.profile.pause_s))
 
 
-async def _attack(replica: Replica, stage: Stage, dice: random.Random) -> None:
+async def _attack(replica: Replica, stage: Stage, attack: str, pause_s: float) -> None:
     """In the midst of redeeming: for half a second before, the engine has been slow to answer what redeems."""
     await stage.sandbox.hostile(stage.seed, stage.engine, slow=True)
     await asyncio.sleep(0.5)
-    kill = dice.random() < 0.65
-    stage.history.add("nemesis", what="kill" if kill else "pause", replica=replica.number)
-    if kill:
+    stage.history.add("nemesis", what=attack, replica=replica.number)
+    if attack == "kill":
         await replica.kill()
     else:
         replica.signal(signal.SIGSTOP)
     await stage.sandbox.hostile(stage.seed, stage.engine)
-    if kill:
+    if attack == "kill":
         await replica.start(stage.control)
         return
-    await asyncio.sleep(dice.uniform(*stage.profile.pause_s))
+    await asyncio.sleep(pause_s)
     replica.signal(signal.SIGCONT)
     stage.history.add("nemesis", what="resume", replica=replica.number)
 

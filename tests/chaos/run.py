@@ -46,7 +46,7 @@ async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed
             collecting = asyncio.create_task(sandbox.collect_on())
             await sandbox.hostile(seed, engine)
             driving = asyncio.create_task(client.drive(orders))
-            await _attack(replicas, stage)
+            await _attack(replicas, stage, client)
             await sandbox.set_faults([])
             history.add("calm")
             client.calm.set()
@@ -80,13 +80,13 @@ def _killed_at_last(replicas: list[Replica]) -> Iterator[None]:
             replica.end()
 
 
-async def _attack(replicas: list[Replica], stage: Stage) -> None:
-    """For as long as orders arrive. All replicas run when this returns."""
+async def _attack(replicas: list[Replica], stage: Stage, client: Client) -> None:
+    """Until every order has been sent. All replicas run when this returns."""
     async with asyncio.TaskGroup() as group:
         for replica in replicas:
             group.create_task(processes.torment(replica, stage))
         group.create_task(processes.fill_disk(replicas, stage))
-        await asyncio.sleep(stage.profile.load_s)
+        await client.all_sent.wait()
         stage.enough.set()
 
 
@@ -96,7 +96,7 @@ async def _settle(client: Client, driving: "asyncio.Task[None]", ledger_url: str
     while time.monotonic() < give_up and await changes.open_orders(ledger_url):  # noqa: ASYNC110 - another process's
         await asyncio.sleep(0.3)
     client.settled.set()
-    await asyncio.wait({driving}, timeout=5.0)
+    await asyncio.wait({driving}, timeout=10.0)
     client.over = True
     await driving
 

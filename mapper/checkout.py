@@ -334,7 +334,7 @@ def _named(
     price_amount: bool,
 ) -> Names | tuple[str, str]:
     """The names for objects whose members have these JSON types; or the member that is wrong, and why."""
-    kinds = dict(zip(_NAMES, (total_discount, discounts, discounts_amount, applied), strict=True))
+    kinds: dict[str, str] = dict(zip(_NAMES, (total_discount, discounts, discounts_amount, applied), strict=True))
     for key in dict.fromkeys((*_TOTALS[family], *_LISTS[family])):
         allowed = {"", "null"}
         allowed |= {"string", "number"} if key in _TOTALS[family] else set()

@@ -61,7 +61,7 @@ def _start() -> int:
         )  # fmt: skip
     atexit.register(_stop, server)
     give_up = time.monotonic() + _START_WITHIN_S
-    while not _listens(port):
+    while not _is_ready(data):
         assert server.poll() is None, f"PostgreSQL stopped: {log.read_text()}"
         assert time.monotonic() < give_up, f"PostgreSQL does not answer: {log.read_text()}"
         time.sleep(0.02)
@@ -90,9 +90,10 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _is_ready(data: Path) -> bool:
+    """The server says so itself: it listens some time before."""
+    status = data / "postmaster.pid"
+    return status.exists() and status.read_text("utf-8").split()[-1:] == ["ready"]
 
 
 def _stop(server: "subprocess.Popen[bytes]") -> None:

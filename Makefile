@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test record bench bench-quick fuzz lint format lock clean
+.PHONY: help demo test chaos chaos-teeth record bench bench-quick fuzz lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,12 @@ demo: $(VENV)/.runtime ## show both endpoints at work with each engine, nothing 
 
 test: $(VENV)/.dev ## run the tests; ARGS="-k money" passes options to pytest
 	$(BIN)/pytest $(ARGS)
+
+chaos: $(VENV)/.dev ## kill, pause and fill the disk of two replicas under load: long; ARGS="--engine talon_one --profile ci --seed 7"
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+chaos-teeth: $(VENV)/.dev ## take one protection after the other away, and see that each run fails for it
+	$(BIN)/python -m tests.chaos --teeth --profile ci $(ARGS)
 
 bench: $(VENV)/.bench ## measure the service beside what it is compared with, and write docs/performance.md: long
 	$(BIN)/python -m bench $(ARGS)

@@ -1,4 +1,7 @@
-"""The command: one JSON line per run; exit code 1 where an invariant was violated."""
+"""The command: one JSON line per run; exit code 1 where an invariant was violated.
+
+With `--teeth` each run is sabotaged in one way after the other, and the exit code is 1 where that was not seen.
+"""
 
 import argparse
 import asyncio
@@ -8,6 +11,7 @@ import sys
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 import msgspec
@@ -18,8 +22,32 @@ from tests.chaos.run import Result, run
 
 ENGINES = ("talon_one", "voucherify")
 
+# What each sabotage must be seen by, among whatever else it does.
+TEETH = {
+    "recall": ("double", "sent_again"),
+    "quarantine": ("double", "sent_again"),
+    "fence": ("stale_writes",),
+    "claim": ("no_intent",),
+}
+assert TEETH.keys() == sabotage.KINDS.keys()
+
 
 def main() -> int:
+    chosen = _parser().parse_args()
+    if chosen.seed is None:
+        chosen.seed = random.randrange(1_000_000)
+    failed = False
+    for engine in ENGINES if chosen.engine == "both" else (chosen.engine,):
+        for kind in TEETH if chosen.teeth else (chosen.sabotage,):
+            told = _run(chosen, engine, kind)
+            sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
+            sys.stdout.flush()
+            seen = sum(told[violation] for violation in TEETH[kind]) if chosen.teeth else 0
+            failed = failed or (seen == 0 if chosen.teeth else told["violations"] > 0)
+    return int(failed)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both")
     parser.add_argument("--profile", choices=tuple(plan.PROFILES), default="long")
@@ -28,30 +56,26 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, help="over which they arrive, instead of the profile's")
     parser.add_argument("--seed", type=int, help="of an earlier run, to see it again")
     parser.add_argument("--sabotage", choices=tuple(sabotage.KINDS), default="", help="what to break on purpose")
+    parser.add_argument("--teeth", action="store_true", help="break everything on purpose, one after the other")
     parser.add_argument("--keep", type=Path, help="a folder for history, ledger and books; else they are deleted")
-    chosen = parser.parse_args()
-    seed = chosen.seed if chosen.seed is not None else random.randrange(1_000_000)
+    return parser
+
+
+def _run(chosen: argparse.Namespace, engine: str, kind: str) -> dict[str, Any]:
+    """One run, and all that is to be told of it; the violations themselves on standard error."""
     profile = plan.PROFILES[chosen.profile]
     profile = dataclasses.replace(
         profile, orders=chosen.orders or profile.orders, load_s=chosen.seconds or profile.load_s
     )
-    failed = False
-    for engine in ENGINES if chosen.engine == "both" else (chosen.engine,):
-        with tempfile.TemporaryDirectory(prefix="mapper-chaos-") as temporary:
-            folder = (chosen.keep or Path(temporary)) / engine
-            folder.mkdir(parents=True)
-            url = f"sqlite:///{folder}/ledger.db" if chosen.store == "sqlite" else asyncio.run(_new_schema())
-            result = asyncio.run(run(folder, engine, url, profile, seed, chosen.sabotage))
-        _tell(result, engine=engine, store=chosen.store, seed=seed, sabotage=chosen.sabotage)
-        failed = failed or bool(result.violations)
-    return int(failed)
-
-
-def _tell(result: Result, **run: object) -> None:
+    with tempfile.TemporaryDirectory(prefix="mapper-chaos-") as temporary:
+        folder = (chosen.keep or Path(temporary)) / f"{engine}{kind}"
+        folder.mkdir(parents=True)
+        url = f"sqlite:///{folder}/ledger.db" if chosen.store == "sqlite" else asyncio.run(_new_schema())
+        result: Result = asyncio.run(run(folder, engine, url, profile, chosen.seed, kind))
     sys.stderr.writelines(f"{violation}\n" for violation in result.violations[:40])
-    told = run | result.counts | checker.verdict(result.violations) | {"violations": len(result.violations)}
-    sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
-    sys.stdout.flush()
+    about = {"engine": engine, "store": chosen.store, "seed": chosen.seed, "sabotage": kind}
+    found = checker.verdict(result.violations)
+    return {**about, **result.counts, **found, "violations": len(result.violations)}
 
 
 async def _new_schema() -> str:

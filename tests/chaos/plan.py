@@ -20,10 +20,10 @@ class Profile:
     load_s: float
     """Over which the orders arrive."""
     full_every_s: float
-    quarantine_s: float = 9.0
+    quarantine_s: float = 10.0
     """Longer than the longest pause and the latest late commit together: what it must be longer than in real life."""
-    pause_s: tuple[float, float] = (1.0, 5.0)
-    deadline_s: float = 1.5
+    pause_s: tuple[float, float] = (1.5, 5.0)
+    deadline_s: float = 1.2
     """For a consume. A lease is twice as long, so that pauses outlast leases."""
     full_s: float = 4.0
 

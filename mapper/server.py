@@ -249,19 +249,20 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._unlimit()
-        self._judge_head()
+        assert self.parser is not None
+        upgrade = self.parser.should_upgrade()
+        self._judge_head(self.parser.get_http_version(), upgrade=upgrade)
         if len(self.pipeline) >= self._limits.pipelined:
             self._stop_parsing(_TOO_MANY)
         super().on_headers_complete()
         self._in_body = True
         self.cycle.transport = cast("asyncio.Transport", _Answering(self))
-        if self.app_state.get(LEAVING) or self.parser.should_upgrade():
+        if self.app_state.get(LEAVING) or upgrade:
             # After a request to upgrade the parser takes nothing any more.
             self.cycle.keep_alive = False
 
-    def _judge_head(self) -> None:
+    def _judge_head(self, version: str, *, upgrade: bool) -> None:
         """Refuses what other parsers might understand in another way, and what no route must ever see."""
-        version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             self._stop_parsing(_WRONG_VERSION)
         if not _TARGET.fullmatch(self.url):
@@ -273,7 +274,7 @@ class Connection(HttpToolsProtocol):
         codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
         if codings and (codings != [b"chunked"] or lengths or version == "1.0"):
             self._stop_parsing(_WRONG_FRAMING)
-        if self.parser.should_upgrade() and (codings or any(length != b"0" for length in lengths)):
+        if upgrade and (codings or any(length != b"0" for length in lengths)):
             self._stop_parsing(_NO_UPGRADE)  # the parser would lose the body
 
     def on_message_complete(self) -> None:

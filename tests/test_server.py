@@ -24,6 +24,7 @@ from typing import Any, Self
 import pytest
 
 from mapper import app, cli, sandbox, server
+from mapper.errors import Overloaded
 from mapper.gate import Gate, Message, Receive, Room, Scope, Send
 from mapper.server import Limits
 from mapper.signature import SIGNATURE, sign
@@ -402,7 +403,7 @@ class Guests:
             while (await receive()).get("more_body"):
                 pass
             await self.go.wait()
-        except app.Overloaded:
+        except Overloaded:
             await send({"type": "http.response.start", "status": 500})
         else:
             await send({"type": "http.response.start", "status": 200})
@@ -873,8 +874,8 @@ def test_a_worker_that_dies_is_replaced_and_none_outlives_its_supervisor(tmp_pat
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_service_that_cannot_start_ends_and_says_so(tmp_path: Path, engine: str, workers: str) -> None:
-    nowhere = {"MAPPER_LEDGER_URL": f"sqlite:///{tmp_path}/no/such/folder/ledger.db"}
-    with process(tmp_path, engine, "--workers", workers, **nowhere) as service:
+    nowhere = f"sqlite:///{tmp_path}/no/such/folder/ledger.db"
+    with process(tmp_path, engine, "--workers", workers, MAPPER_LEDGER_URL=nowhere) as service:
         assert service.popen.wait(30) not in (0, 2)
 
 

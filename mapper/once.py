@@ -243,7 +243,10 @@ class Once:
     async def _finish(
         self, work: Work, row: Row, outcome: Outcome, deadline: float, extra: tuple[str, ...] = ()
     ) -> Answer | float:
-        """It is redeemed: takes back what must not stay, and records the answer."""
+        """It is redeemed: takes back what must not stay, and records the answer.
+
+        `extra`: the engine has redeemed the order more than once, and all but the first are rolled back.
+        """
         try:
             # What had been redeemed before we ever sent anything is not ours to take back.
             if not (outcome.redeemed and row.sent_at is None):
@@ -253,10 +256,18 @@ class Once:
             undo = self.adapter.undo(work.order, work.session)
             if undo is not None:
                 return await self._take_back(row, undo, refusal, deadline)
+        repair = self.adapter.repair(work.order, work.session, extra) if extra else None
+        if repair is not None:
+            # Before the answer is recorded: nobody comes back to a finished order.
+            try:
+                await self.engine.converse(repair, deadline)
+            except Problem as problem:
+                return _wait(await self.ledger.look_later(row, f"repair_{problem.reason}"))
         answer = Answer(200, b'{"order":' + self._document(work, outcome) + b"}", "redeemed")
         row = await self.ledger.settle(row, State.DONE, answer)
-        if extra:
-            await self._repair(work, row, extra, deadline)
+        if repair is not None:
+            await self.ledger.repair(row, "redeemed_twice")
+            log.error("repaired", extra={"facts": {"order": row.key.order, "rolled_back": len(extra)}})
         return answer
 
     async def _take_back(self, row: Row, undo: Conversation[None], refusal: Problem, deadline: float) -> Answer | float:
@@ -266,20 +277,6 @@ class Once:
             row = row if row.state is State.UNKNOWN else await self.ledger.looking(row)
             return _wait(await self.ledger.look_later(row, f"undo_{problem.reason}"))
         return await self._reject(row, refusal)
-
-    async def _repair(self, work: Work, row: Row, extra: tuple[str, ...], deadline: float) -> None:
-        """The engine has redeemed the order more than once: all but the first are rolled back."""
-        repair = self.adapter.repair(work.order, work.session, extra)
-        if repair is None:
-            return
-        try:
-            await self.engine.converse(repair, deadline)
-        except Problem as problem:
-            facts = {"order": row.key.order, "reason": problem.reason}
-            log.error("not repaired", extra={"facts": facts})  # noqa: TRY400 - likewise
-            return
-        await self.ledger.repair(row, "redeemed_twice")
-        log.error("repaired", extra={"facts": {"order": row.key.order, "rolled_back": len(extra)}})
 
     async def _reject(self, row: Row, refusal: Problem) -> Answer:
         """A refusal is an answer like any other: whoever asks again is told the same."""

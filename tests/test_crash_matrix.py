@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 import pytest
 
+from adapters.talon_one import TalonOne
 from adapters.voucherify import Voucherify
 from mapper import once
 from mapper.adapter import Conversation, Recall
-from mapper.ledger import Answer, Decision, Ledger, Moment, New, Permit, Row, State
+from mapper.ledger import Ask, Decision, Key, Ledger, Moment, New, Permit, Row, decide, sent
 from tests import crash
 from tests.crash import BEHAVIOURS, ENGINES, FOLLOW_UPS, POINTS, Case, Lab, cases
 from tests.ledgers import STORES, Home
@@ -68,3 +69,113 @@ def test_an_order_is_redeemed_once_wherever_a_process_dies(home: Home, engine: s
     follow_ups = FOLLOW_UPS if EVERYTHING or home.store == "sqlite" else ["both at once"]
     wanted = cases(follow_ups=follow_ups)
     assert play(home, engine, wanted) == known_gaps(engine, wanted)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_process_that_stood_still_and_wakes_at_the_worst_moment_changes_nothing(tmp_path: Path, engine: str) -> None:
+    wanted = cases(follow_ups=["other replica"], pause=True)
+    assert play(Home("sqlite", tmp_path), engine, wanted) == known_gaps(engine, wanted)
+
+
+# -- Teeth: with any of its safeguards taken out the matrix fails --------------------------------------------------
+
+
+def without_looking_up(patch: pytest.MonkeyPatch) -> None:
+    """After an unknown outcome it is sent again blindly."""
+
+    def recall(*_: Any) -> Conversation[Recall]:
+        yield from ()
+        return Recall("absent")
+
+    patch.setattr(Voucherify, "recall", recall)
+    patch.setattr(TalonOne, "recall", recall)
+
+
+def without_fence(patch: pytest.MonkeyPatch) -> None:
+    """Whoever holds a row writes it, whoever else has taken it over."""
+
+    async def change(self: Ledger, row: Row, step: Callable[[Row, Moment], tuple[T, Row]]) -> T:
+        def unfenced(found: Row | None, at: Moment) -> tuple[T, Row | None]:
+            assert found is not None
+            return step(found, at)
+
+        return await self.store.change(row.key, unfenced)
+
+    patch.setattr(Ledger, "_change", change)
+
+
+def claiming_after_the_call(patch: pytest.MonkeyPatch) -> None:
+    """The order is written down when its outcome is known."""
+    claim = Ledger.claim
+
+    async def look(self: Ledger, key: Key, fingerprint: bytes, order: bytes, session: str) -> Decision:
+        if await self.show(key) is not None:
+            return await claim(self, key, fingerprint, order, session)
+        at = await self.moment()
+        decision = decide(None, Ask(key, fingerprint, order, session, self.owner, self.lease_s), at)
+        assert isinstance(decision, New)
+        return decision
+
+    async def send(self: Ledger, row: Row) -> Permit:
+        return Permit(sent(row, await self.moment(), self.lease_s), self.local(), self.local)
+
+    async def record(self: Ledger, row: Row, step: Callable[[Row, Moment], tuple[T, Row]]) -> T:
+        return await self.store.change(row.key, lambda found, at: step(found or row, at))
+
+    patch.setattr(Ledger, "claim", look)
+    patch.setattr(Ledger, "mark_sent", send)
+    patch.setattr(Ledger, "_change", record)
+
+
+def as_it_is(patch: pytest.MonkeyPatch) -> None:
+    """For the sabotage that is a setting."""
+
+
+SABOTAGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], float, bool]] = {
+    "no look-up": (without_looking_up, crash.QUARANTINE_S, False),
+    "no quarantine": (as_it_is, 0.0, False),
+    "no fence": (without_fence, crash.QUARANTINE_S, True),
+    "claim after the call": (claiming_after_the_call, crash.QUARANTINE_S, False),
+}
+"""Name: what is taken out, the quarantine, whether processes stand still instead of dying."""
+
+
+# What each must break at the least, by engine. A Talon.One session is closed once, so that it is not redeemed twice
+# even then; other invariants break.
+TEETH = [
+    ("voucherify", "no look-up", {"I1 for a moment", "I6"}),
+    ("voucherify", "no quarantine", {"I1", "I2"}),
+    ("voucherify", "no fence", {"I1 for a moment", "I8"}),
+    ("voucherify", "claim after the call", {"I1", "I2", "I4"}),
+    ("talon_one", "no look-up", {"I9"}),
+    ("talon_one", "no quarantine", {"I9"}),
+    ("talon_one", "no fence", {"I8"}),
+    ("talon_one", "claim after the call", {"I4", "I9"}),
+]
+
+
+@pytest.mark.parametrize(("engine", "sabotage", "least"), TEETH)
+def test_without_a_safeguard_the_matrix_fails(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str, sabotage: str, least: set[str]
+) -> None:
+    take_out, quarantine_s, pause = SABOTAGES[sabotage]
+    take_out(monkeypatch)
+    points = POINTS if engine == "voucherify" else ["c3 reply received", "r4 rolled back"]
+    wanted = cases(points, ["other replica"], pause=pause)
+    broken = play(Home("sqlite", tmp_path), engine, wanted, quarantine_s)
+    found = Counter(name for case, names in broken.items() if case not in known_gaps(engine, wanted) for name in names)
+    assert least <= set(found), found
+
+
+# -- Beyond the matrix ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("point", ["nowhere", "received", "looked_up", "rolled_back", "finished"])
+def test_what_a_proxy_sent_twice_is_taken_back_wherever_the_process_dies(
+    tmp_path: Path, engine: str, point: str
+) -> None:
+    wanted = [Case(point, crash.DOUBLED, follow_up) for follow_up in FOLLOW_UPS]
+    broken = play(Home("sqlite", tmp_path), engine, wanted)
+    doubled_at_first = ["I1 for a moment"] if engine == "voucherify" else []
+    assert broken == {str(case): doubled_at_first for case in wanted if doubled_at_first}

@@ -1,10 +1,8 @@
-"""The contenders that are ASGI applications of this bench: `python -m bench.apps echo 8080`.
+"""The contenders that are ASGI applications of this bench: `python -m bench.apps echo 8080`."""
 
-All run on uvicorn with the options of `mapper.app.run`.
-"""
-
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import uvicorn
@@ -14,7 +12,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bench import carts
-from mapper import telemetry
 from mapper.adapter import EngineReply
 
 
@@ -42,28 +39,32 @@ class _Canned:
 
 def canned() -> Starlette:
     """This service, whole, but for the HTTP call."""
-    import os  # noqa: PLC0415
+    from mapper import app, settings  # noqa: PLC0415 - the echo does without
 
-    from mapper import app, settings  # noqa: PLC0415 the echo does without
-
-    telemetry.log_to_stderr()
     return app.create(settings.load(os.environ), engine_transport=_Canned())
 
 
 def sdk() -> Any:
-    from bench import sdk_app  # noqa: PLC0415 takes seconds
+    from bench import sdk_app  # noqa: PLC0415 - takes seconds
 
     return sdk_app.create()
 
 
-APPS: Mapping[str, Callable[[], Any]] = {"echo": echo, "canned": canned, "sdk": sdk}
+def _plainly(app: Any, port: int) -> None:
+    """As most people run uvicorn, without its log of requests."""
+    uvicorn.run(app, host="127.0.0.1", port=port, log_config=None, server_header=False, access_log=False)
+
+
+def main(name: str, port: int) -> None:
+    if name == "canned":
+        # As `promotions-mapper serve` does.
+        from mapper import server, telemetry, workers  # noqa: PLC0415 - likewise
+
+        telemetry.log_to_stderr()
+        server.run(server.create(canned, factory=True), workers.listening("127.0.0.1", port))
+    else:
+        _plainly({"echo": echo, "sdk": sdk}[name](), port)
+
 
 if __name__ == "__main__":
-    uvicorn.run(
-        APPS[sys.argv[1]](),
-        host="127.0.0.1",
-        port=int(sys.argv[2]),
-        log_config=None,
-        server_header=False,
-        access_log=False,
-    )
+    main(sys.argv[1], int(sys.argv[2]))

@@ -31,10 +31,13 @@ def case(results: Results, lines: int, wait_ms: int, in_flight: int) -> dict[str
 
 
 def ratio(one: Series | None, other: Series | None, what: str) -> tuple[float, float, float] | None:
-    """The medians' ratio, and the quartiles of the ratios round by round; None where it cannot be told."""
+    """The medians' ratio, and the quartiles of the ratios round by round; None where it cannot be told.
+
+    Of two cases, which are no pairs, as many rounds as both have.
+    """
     if not one or not other or not middle(other[what]):
         return None
-    pairs = [a / b for a, b in zip(one[what], other[what], strict=True) if b]
+    pairs = [a / b for a, b in zip(one[what], other[what], strict=False) if b]
     return middle(one[what]) / middle(other[what]), *quartiles(pairs)
 
 
@@ -282,6 +285,7 @@ def _growth(results: Results) -> str:
     few = case(results, 10, 0, 32)
     rows = []
     for found in cases:
-        shown = (_cell(ratio(found["contenders"].get(key), few.get(key), "cpu_us"), few.get(key)) for key in BY_KEY)
+        own = found["contenders"]
+        shown = (_cell(ratio(own.get(key), few.get(key), "cpu_us"), own.get(key)) for key in BY_KEY)
         rows.append([f"{found['lines']:,}", *shown])
     return _table(["lines", *(contender.name for contender in BY_KEY.values())], rows)

@@ -35,7 +35,7 @@ def ratio(one: Series | None, other: Series | None, what: str) -> tuple[float, f
 
     Of two cases, which are no pairs, as many rounds as both have.
     """
-    if not one or not other or not middle(other[what]):
+    if not one or not other or not middle(other[what]) or not (middle(one["rps"]) or what == "rps"):
         return None
     pairs = [a / b for a, b in zip(one[what], other[what], strict=False) if b]
     return middle(one[what]) / middle(other[what]), *quartiles(pairs)
@@ -158,7 +158,8 @@ write it: FastAPI with the promotion engine's own Python SDK.
 
 ## Requests a second
 
-Beside an echo on the same stack (1 = as many as it), with an engine that answers at once:
+Beside an echo on the same stack (1 = as many as it), with an engine that answers at once. Good answers count; "refused"
+is the share of those that were told at once that the service is full, which keeps the others fast:
 
 {beside_echo}
 
@@ -211,7 +212,7 @@ def page(results: Results, picture: str) -> str:
     assert faster is not None, "both take part in every run"
     words = {True: "kept", False: "**missed**", None: "?"}
     return _PAGE.format(
-        faster=f"{faster[0]:.0f}",
+        faster=f"{faster[0]:.0f}" if faster[0] >= 10 else f"{faster[0]:.1f}",
         picture=picture,
         setting=_setting(results),
         aims=_table(
@@ -266,8 +267,9 @@ def _cell(figures: tuple[float, float, float] | None, series: Series | None) -> 
     if figures is None or series is None:
         return ""
     value, lower, upper = (f"{figure:.2g}" if figure < 10 else f"{figure:.0f}" for figure in figures)
+    spread = "" if figures == (1, 1, 1) else f" [{lower} to {upper}]"
     refused = middle(series["refused"])
-    return f"{value} [{lower} to {upper}]" + (f", {refused:.0%} refused" if refused >= 0.005 else "")
+    return f"{value}{spread}" + (f", {refused:.0%} refused" if refused >= 0.005 else "")
 
 
 def _open_table(results: Results) -> str:

@@ -103,7 +103,7 @@ def healthy(engine: str) -> Evidence:
         requests=[request("dry", 0.2), request(redeeming, 0.4, "late_answer"), request("read", 0.8)],
         books=books[engine],
         plan={"o-1": Expected("TEN-PERCENT", "granted", {"a": 20_000, "b": 30_000})},
-        stale_writes=[],
+        stale_steps=[],
         deadline_s=1.0,
         settle_s=15.0,
     )
@@ -151,7 +151,7 @@ VIOLATIONS: list[tuple[str, str, Spoil]] = [
     ("talon_one", "I7", lambda e: {"changes": [*e.changes, change("DONE", "DELETED", 2, 4, 55.5)]}),
     ("talon_one", "I8 fence", lambda e: {"changes": [*e.changes[:-1], {**e.changes[-1], "old_fence": 2}]}),
     ("talon_one", "I8 version", lambda e: {"changes": [*e.changes[:-1], {**e.changes[-1], "version": 9}]}),
-    ("talon_one", "I8 stale", lambda _: {"stale_writes": [{"order": "o-1", "held": 1, "found": 2}]}),
+    ("talon_one", "I8 stale", lambda _: {"stale_steps": [{"order": "o-1", "held": 1, "found": 2}]}),
     ("talon_one", "I9", lambda e: {"rows": [{**e.rows[0], "state": "REJECTED"}]}),
     ("talon_one", "I10", lambda e: {"requests": [*e.requests, request("close", 11.5, "reset")]}),
     ("talon_one", "I10", lambda e: {"requests": [*e.requests, request("dry", 13.0)]}),

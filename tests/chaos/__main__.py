@@ -26,7 +26,7 @@ ENGINES = ("talon_one", "voucherify")
 TEETH = {
     "recall": ("double", "sent_again"),
     "quarantine": ("double", "sent_again"),
-    "fence": ("stale_writes",),
+    "fence": ("stale_steps",),
     "claim": ("no_intent",),
 }
 assert TEETH.keys() == sabotage.KINDS.keys()

@@ -49,8 +49,8 @@ class Evidence:
     requests: list[Json]
     books: Json
     plan: dict[str, Expected]
-    stale_writes: list[Json]
-    """Writes that went through although the writer's fence was an old one."""
+    stale_steps: list[Json]
+    """What was decided about an order by somebody who held it under an old fence."""
     deadline_s: float
     settle_s: float
 
@@ -165,8 +165,8 @@ def _ledger(evidence: Evidence) -> Iterator[str]:
     for key, found in prints.items():
         if len(found) > 1:
             yield f"I5 two contents: {key} had {len(found)} fingerprints in the ledger"
-    for write in evidence.stale_writes:
-        yield f"I8 stale write: {write['order']} was written under fence {write['held']}, when it was {write['found']}"
+    for step in evidence.stale_steps:
+        yield f"I8 stale step: {step['order']} was decided about under fence {step['held']}, not {step['found']}"
 
 
 def _all_settled(evidence: Evidence) -> Iterator[str]:
@@ -296,7 +296,7 @@ KINDS = {
     "mismatches_accepted": "I5",
     "unresolved": "I6",
     "final_changed": "I7",
-    "stale_writes": "I8",
+    "stale_steps": "I8",
     "refused_but_redeemed": "I9",
     "sent_while_full": "I10",
 }

@@ -157,7 +157,7 @@ def faults(seed: int, engine: str, turn: int = 0, *, slow: bool = False) -> list
     operation = REDEEMING[engine]
     given = [(*fault, "") for fault in _FAULTS] + [(*fault, operation) for fault in _WORST]
     if slow:
-        given.append(("late_answer", 700, 1.0, operation))
+        given.append(("late_answer", 900, 1.0, operation))
     return [
         {
             "name": name, "value": value, "probability": share, "operation": where, "engine": engine,

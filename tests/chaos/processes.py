@@ -104,10 +104,10 @@ class Replica:
         self.attack = asyncio.Lock()
         """Held by whoever attacks it."""
         self.starts_s: list[float] = []
-        self.stale_writes: list[dict[str, Any]] = []
+        self.stale_steps: list[dict[str, Any]] = []
         self.errors: list[str] = []
         """Tracebacks in its log."""
-        self.writes = 0
+        self.steps = 0
         self._environment = environment
         self._arguments = [str(self.port), str(lease_s), *filter(None, [sabotage])]
         self._process: asyncio.subprocess.Process | None = None
@@ -145,10 +145,10 @@ class Replica:
             except msgspec.DecodeError:
                 self.errors.append(line.decode("utf-8", "replace").strip())
                 continue
-            if entry["event"] == "ledger write":
-                self.writes += 1
+            if entry["event"] == "ledger step":
+                self.steps += 1
                 if entry["held"] != entry["found"]:
-                    self.stale_writes.append(entry)
+                    self.stale_steps.append(entry)
             elif "traceback" in entry:
                 self.errors.append(entry["traceback"])
 

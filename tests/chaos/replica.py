@@ -1,9 +1,9 @@
-"""`python -m mapper serve` with two changes: shorter leases, and a line in the log for each write of a holder.
+"""`python -m mapper serve` with two changes: shorter leases, and a line in the log for each step of a holder.
 
     python -m tests.chaos.replica PORT LEASE_S [SABOTAGE]
 
-A lease of 30 s would outlast every pause of a run of a minute. What the lines say cannot be seen in the ledger: under
-which fence somebody believed to hold the row that they wrote.
+A lease of 30 s would outlast every pause. What the lines say cannot be seen in the ledger: under which fence somebody
+believed to hold the row whose next state they were allowed to decide.
 """
 
 import sys
@@ -16,20 +16,22 @@ from mapper.telemetry import log
 from tests.chaos import sabotage
 
 
-def _log_writes() -> None:
+def _log_steps() -> None:
     change = Ledger._change
 
     async def logged(self: Ledger, row: Row, step: Callable[[Row, Moment], Any]) -> Any:
-        facts: dict[str, Any] = {}
+        seen: list[int] = []
 
         def noted(found: Row, at: Moment) -> Any:
-            result, moved = step(found, at)
-            facts.update(order=row.key.order, held=row.fence, found=found.fence, version=moved.version)
-            return result, moved
+            seen.append(found.fence)
+            return step(found, at)
 
-        result = await change(self, row, noted)
-        log.info("ledger write", extra={"facts": facts})
-        return result
+        try:
+            return await change(self, row, noted)
+        finally:
+            # Nothing was seen where the ledger refused a fence of old.
+            for fence in seen[-1:]:
+                log.info("ledger step", extra={"facts": {"order": row.key.order, "held": row.fence, "found": fence}})
 
     Ledger._change = logged  # type: ignore[method-assign]
 
@@ -39,7 +41,7 @@ def main() -> None:
     app.LEASE_S = float(lease_s)
     for kind in broken:
         sabotage.KINDS[kind]()
-    _log_writes()
+    _log_steps()
     cli.main(["serve", "--port", port])
 
 

@@ -63,7 +63,7 @@ async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed
     violations += [f"error: a replica stopped with exit code {code}" for code in exits if code not in (0, -15)]
     starts = sorted(start for replica in replicas for start in replica.starts_s)
     counts = checker.count(evidence) | {
-        "ledger_writes": sum(replica.writes for replica in replicas),
+        "ledger_steps": sum(replica.steps for replica in replicas),
         "median_start_s": round(starts[len(starts) // 2], 2),
         "longest_start_s": round(starts[-1], 2),
         "seconds": round(time.monotonic() - started),
@@ -121,7 +121,7 @@ async def _evidence(
         requests=[request for request in sandbox.requests if request["engine"] == engine],
         books=books,
         plan={o.key: Expected(o.code, o.expect, {v: o.amount(v) for v in "ab"}) for o in orders},
-        stale_writes=[write for replica in replicas for write in replica.stale_writes],
+        stale_steps=[step for replica in replicas for step in replica.stale_steps],
         deadline_s=profile.deadline_s,
         settle_s=profile.settle_s,
     )

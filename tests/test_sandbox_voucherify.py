@@ -1146,27 +1146,32 @@ def test_a_customer_comes_into_being_with_a_redemption() -> None:
 def test_one_order_is_used_in_one_request_at_once() -> None:
     shop = Shop()
     order = shop.redeem("TEN-PERCENT", order=cart((1, 1), source_id="o1"))["order"]
-    data = [
-        json.dumps(request("TEN-PERCENT", order=sent)).encode() for sent in ({"source_id": "o1"}, {"id": order["id"]})
+    nameless = shop.redeem("TEN-PERCENT")["redemptions"][0]["id"]
+    bodies = [
+        json.dumps(request("TEN-PERCENT", order=sent)).encode()
+        for sent in ({"source_id": "o1"}, {"id": order["id"]}, cart((1, 1), source_id="o2"), cart((1, 1)))
     ]
-    other = json.dumps(request("TEN-PERCENT", order=cart((1, 1), source_id="o2"))).encode()
-    first = next(iter(order["redemptions"]))
+    redemption = next(iter(order["redemptions"]))
 
-    async def at_once() -> list[int]:
-        calls = [
-            call(shop.engine, "POST", "/v1/redemptions", data[0], pause=0.05),
-            call(shop.engine, "POST", "/v1/redemptions", data[1]),
-            call(shop.engine, "POST", "/v1/validations", data[0]),
-            call(shop.engine, "POST", "/v1/redemptions", other),
-            call(shop.engine, "POST", f"/v1/redemptions/{first}/rollbacks", pause=0.05),
-            call(shop.engine, "POST", f"/v1/redemptions/{first}/rollbacks"),
-        ]
-        answers = await asyncio.gather(*calls)
-        refused = {reply["key"] for status, _, reply in answers if status != 200}
-        assert refused == {"multiple_requests"}
-        return [status for status, _, _ in answers]
+    async def at_once() -> list[str]:
+        def post(path: str, body: bytes = b"", pause: float = 0) -> Any:
+            return call(shop.engine, "POST", f"/v1/{path}", body, pause)
 
-    assert asyncio.run(at_once()) == [200, 400, 400, 200, 200, 400]
+        answers = await asyncio.gather(
+            post("redemptions", bodies[0], pause=0.05),
+            post("redemptions", bodies[1]),
+            post("validations", bodies[0]),
+            post(f"redemptions/{redemption}/rollbacks"),
+            post("redemptions", bodies[2], pause=0.05),
+            post("redemptions", bodies[2]),
+            post("redemptions", bodies[3]),
+            post(f"redemptions/{nameless}/rollbacks", pause=0.05),
+            post(f"redemptions/{nameless}/rollback"),
+        )
+        return ["done" if status == 200 else reply["key"] for status, _, reply in answers]
+
+    busy = "multiple_requests"
+    assert asyncio.run(at_once()) == ["done", busy, busy, busy, "done", busy, "done", "done", busy]
     assert shop.redeem("TEN-PERCENT", order={"source_id": "o1"}), "the next one may"
 
 
@@ -1306,6 +1311,11 @@ def test_qualifications_are_sorted_and_filtered(options: Json, scenario: str, ex
     shop = Shop(own=small_book({"promo_1": off("1.00"), "promo_2": off("2.00")}))
     body = {"order": cart((1000, 1)), "options": options, "scenario": scenario}
     assert qualified(shop.ok("POST", "qualifications", body)) == expected
+
+
+def test_a_page_of_qualifications_holds_fifty_at_most() -> None:
+    for limit, status in ((50, 200), (51, 400), (0, 400)):
+        assert Shop().call("POST", "qualifications", {"options": {"limit": limit}})[0] == status
 
 
 def test_each_qualified_tier_is_computed_alone_and_named() -> None:

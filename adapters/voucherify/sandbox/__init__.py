@@ -272,13 +272,15 @@ class VoucherifySandbox:
 
     @contextmanager
     def _turn(self, given: Json, redemptions: list[str]) -> Iterator[None]:
-        """An order (and a redemption that is rolled back) can be used in one request at once."""
-        order = given.get("order", {})
-        keys = {str(order[name]) for name in ("id", "source_id") if order.get(name)} | {*redemptions}
-        for id_ in [*keys]:
-            known = self._project.books.find_order(id_)
-            if known is not None:
-                keys |= {known.head["id"], known.head.get("source_id") or known.head["id"]}
+        """An order, and a redemption that is rolled back with its order, can be used in one request at once."""
+        books, order = self._project.books, given.get("order", {})
+        ids = [str(order[name]) for name in ("id", "source_id") if order.get(name)]
+        for redemption in redemptions:
+            known = books.redemptions.get(redemption)
+            ids += [redemption, known.order] if known and known.order else [redemption]
+        stored = {id_: books.find_order(id_) for id_ in ids}
+        # An order that is known goes by one id, whichever it was named by.
+        keys = {known_order.head["id"] if known_order else id_ for id_, known_order in stored.items()}
         if keys & self._in_flight:
             raise Refused("multiple_requests", "Another request uses this order at the same time.")
         self._in_flight |= keys

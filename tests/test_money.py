@@ -4,11 +4,13 @@ from decimal import Decimal
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from iso4217 import Currency
 
 from mapper import money
+
+unhurried = settings(deadline=None)  # a busy machine proves nothing about money
 
 DIGITS = st.sampled_from([0, 2, 3, 4])
 AMOUNTS = st.integers(-(10**12) + 1, 10**12 - 1)
@@ -73,6 +75,7 @@ def test_more_digits_than_the_currency_has_are_refused_not_rounded(text: str, di
         money.parse(text, digits)
 
 
+@unhurried
 @given(AMOUNTS, DIGITS)
 def test_what_is_written_is_read_again(minor: int, digits: int) -> None:
     written = money.text(minor, digits)
@@ -81,6 +84,7 @@ def test_what_is_written_is_read_again(minor: int, digits: int) -> None:
     assert Decimal(written) == money.to_major(minor, digits)
 
 
+@unhurried
 @given(st.text("0123456789.-+eE_, \n٣NaIinf", max_size=16), DIGITS)
 def test_whatever_is_read_is_what_decimal_says(text: str, digits: int) -> None:
     try:
@@ -113,6 +117,7 @@ def test_an_engines_amount_is_rounded_half_up(number: str, digits: int, minor: i
     assert money.to_minor(Decimal(number), digits) == minor
 
 
+@unhurried
 @given(AMOUNTS, DIGITS)
 def test_an_amount_survives_the_way_to_the_engine_and_back(minor: int, digits: int) -> None:
     assert money.to_minor(money.from_engine(money.to_major(minor, digits)), digits) == minor
@@ -145,6 +150,7 @@ def test_a_zero_of_any_spelling_is_plain_zero() -> None:
     assert str(money.from_engine(Decimal("-0e500"))) == "0"
 
 
+@unhurried
 @given(st.lists(st.decimals(-(10**15) + 1, 10**15 - 1, places=12), max_size=30))
 def test_a_total_is_exact(values: list[Decimal]) -> None:
     assert Fraction(money.total(values)) == sum(map(Fraction, values))
@@ -181,6 +187,7 @@ def test_an_amount_cannot_be_split_over_nothing() -> None:
         money.split(1, [])
 
 
+@unhurried
 @given(AMOUNTS, st.lists(WEIGHTS, min_size=1, max_size=40))
 def test_the_parts_add_up_and_none_is_off_by_a_whole_unit(amount: int, weights: list[Decimal]) -> None:
     parts = money.split(amount, weights)
@@ -191,6 +198,7 @@ def test_the_parts_add_up_and_none_is_off_by_a_whole_unit(amount: int, weights: 
     assert parts == money.split(amount, list(weights)), "the same every time"
 
 
+@unhurried
 @given(st.integers(0, 10**9), st.lists(WEIGHTS, min_size=1, max_size=10), st.integers(-9, 9))
 def test_only_the_proportion_of_the_weights_counts(amount: int, weights: list[Decimal], shift: int) -> None:
     assert money.split(amount, weights) == money.split(amount, [weight.scaleb(shift) for weight in weights])
@@ -204,6 +212,7 @@ def test_a_unit_price_is_rounded_half_up(net_line: int, quantity: int, unit: int
     assert money.unit_price(net_line, quantity) == unit
 
 
+@unhurried
 @given(st.data(), st.integers(0, 10**10), st.integers(1, 1_000_000) | st.integers(1, 12))
 def test_the_list_price_is_found_again_from_the_reduced_one(data: st.DataObject, listed: int, quantity: int) -> None:
     discount = data.draw(st.integers(0, listed * quantity))

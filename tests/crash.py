@@ -1,4 +1,4 @@
-"""The crash matrix: processes that die at every point, engines that misbehave in every way, and what became of the order.
+"""The crash matrix: processes that die at every point, engines that misbehave in every way, and what becomes of it.
 
 Everything that decides is the real thing: the story of consume, the ledger and its stores, the adapters, and the
 sandboxes as engines with a truth of their own, called over ASGI. What is played is what surrounds them: time (which
@@ -10,14 +10,11 @@ which of the invariants of docs/exactly_once.md it has broken.
 """
 
 import asyncio
-import selectors
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -25,9 +22,8 @@ import msgspec
 
 from mapper import checkout as documents
 from mapper import errors, promotions, sandbox
-from mapper.adapter import Conversation, EngineReply
+from mapper.adapter import EngineReply
 from mapper.app import LEASE_S
-from mapper.checkout import Checkout
 from mapper.engine import Engine
 from mapper.errors import Problem
 from mapper.ledger import FINAL, Answer, Backlog, Clock, Fenced, Key, Ledger, Moment, Row, State, Step, open_ledger
@@ -39,6 +35,7 @@ from mapper.settings import Settings, load
 from mapper.transport import Unknown
 from tests.fakes import SECRET, signed
 from tests.ledgers import Home
+from tests.virtual_time import now, the_loop
 
 T = TypeVar("T")
 
@@ -145,79 +142,11 @@ class Case:
         return replace(behaviour, codes=(MANY, SINGLE))
 
     def __str__(self) -> str:
-        return " / ".join((self.point, self.behaviour, self.follow_up)) + (" / paused" if self.pause else "")
+        return f"{self.point} / {self.behaviour} / {self.follow_up}" + (" / paused" if self.pause else "")
 
 
 def cases(points: Iterable[str] = POINTS, follow_ups: Iterable[str] = FOLLOW_UPS, *, pause: bool = False) -> list[Case]:
     return [Case(p, b, f, pause) for p in points for b in BEHAVIOURS for f in follow_ups]
-
-
-# -- Time ----------------------------------------------------------------------------------------------------------
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time stands still while there is anything to do, and jumps to the next timer when there is nothing.
-
-    What goes to an executor is done at once, so that nothing depends on threads. Who waits for a real answer, of a
-    database server, says so (`real`), since time must not jump meanwhile.
-    """
-
-    def __init__(self) -> None:
-        self.now = 5_000.0
-        self.waits = 0
-        super().__init__(_Selector(self))
-
-    def time(self) -> float:
-        return self.now
-
-    def run_in_executor(self, executor: Executor | None, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:
-        done = self.create_future()
-        try:
-            done.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the waiting task's
-            done.set_exception(error)
-        return done
-
-    @contextmanager
-    def real(self) -> Iterator[None]:
-        self.waits += 1
-        try:
-            yield
-        finally:
-            self.waits -= 1
-
-
-class _Selector(selectors.DefaultSelector):
-    def __init__(self, loop: VirtualLoop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        ready = super().select(0)
-        if ready or timeout == 0:
-            return ready
-        if self._loop.waits:
-            ready = super().select(30)
-            assert ready, "the database server does not answer"
-            return ready
-        assert timeout is not None, "nothing is left that could ever happen"
-        self._loop.now += max(0.0, timeout)
-        return []
-
-
-def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(work())
-
-
-def _loop() -> VirtualLoop:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, VirtualLoop)
-    return loop
-
-
-def now() -> float:
-    return _loop().now
 
 
 # -- What all cases of an engine and a store share -----------------------------------------------------------------
@@ -242,7 +171,7 @@ class Lab:
     """One engine's sandbox and one store; every case finds both empty."""
 
     def __init__(self, engine: str, ledger: Ledger, quarantine_s: float) -> None:
-        loop = _loop()
+        loop = the_loop()
         environment = {"MAPPER_ENGINE": engine, "NACELLE_SIGNING_SECRETS": SECRET.decode(), **_ENVIRONMENT[engine]}
         self.engine, self.ledger, self.quarantine_s = engine, ledger, quarantine_s
         self.settings: Settings = load(environment)
@@ -255,7 +184,7 @@ class Lab:
     @classmethod
     @asynccontextmanager
     async def open(cls, engine: str, home: Home, quarantine_s: float = QUARANTINE_S) -> AsyncIterator["Lab"]:
-        loop = _loop()
+        loop = the_loop()
         with loop.real():
             ledger = await open_ledger(home.url, clock=Clock(loop.time, loop.time, "boot"))
             if isinstance(store := ledger.store, SqliteStore):
@@ -269,10 +198,9 @@ class Lab:
 
     async def empty(self) -> None:
         self.box.reset()
-        with _loop().real():
+        with the_loop().real():
             if isinstance(store := self.ledger.store, SqliteStore):
-                for table in ("orders", "leases"):
-                    await store._run(lambda table=table: store._open().execute(f"DELETE FROM {table}"))
+                await store._run(lambda: store._open().executescript("DELETE FROM orders; DELETE FROM leases"))
             elif isinstance(store, PostgresStore):
                 for table in ("mapper_orders", "mapper_leases"):
                     await store._execute(f"DELETE FROM {table}")
@@ -442,7 +370,7 @@ class Door:
     async def _through(self, work: Callable[[], Awaitable[T]]) -> T:
         await self._process.lives()
         async with self._world.lab.turn:
-            with _loop().real():
+            with the_loop().real():
                 result = await work()
         await self._process.lives()
         return result
@@ -772,13 +700,17 @@ async def _set(event: asyncio.Event) -> None:
 # -- What must hold ------------------------------------------------------------------------------------------------
 
 
+NOT_REACHED = "not reached"
+"""Beside the invariants: the case never came to where its last process was to die."""
+
+
 async def play(lab: Lab, case: Case) -> list[str]:
     """Plays a case; the invariants it has broken."""
     await lab.empty()
     world = World(lab, case, await lab.order(case.played.codes))
     try:
         await world.tell()
-        return await violations(world)
+        return await violations(world) + ([NOT_REACHED] if world.plan else [])
     finally:
         await world.clear_away()
 

@@ -1,12 +1,12 @@
-"""The crash matrix: 10 points to die at x 13 ways an engine misbehaves x 3 follow-ups, for each adapter and each store.
+"""The crash matrix: 10 points to die at x 13 ways an engine misbehaves x 3 follow-ups, with each adapter and store.
 
-What is played and what must hold: `tests/crash.py` and docs/exactly_once.md. By default PostgreSQL runs one follow-up of
-the three (the hardest); CRASH_MATRIX=all runs them all.
+What is played and what must hold: `tests/crash.py` and docs/exactly_once.md. By default PostgreSQL runs one of the
+three follow-ups, the hardest; CRASH_MATRIX=all runs them all.
 """
 
 import os
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +17,8 @@ from adapters.voucherify import Voucherify
 from mapper import once
 from mapper.adapter import Conversation, Recall
 from mapper.ledger import Ask, Decision, Key, Ledger, Moment, New, Permit, Row, decide, sent
-from tests import crash
-from tests.crash import BEHAVIOURS, ENGINES, FOLLOW_UPS, POINTS, Case, Lab, cases
+from tests import crash, virtual_time
+from tests.crash import BEHAVIOURS, ENGINES, FOLLOW_UPS, NOT_REACHED, POINTS, Case, Lab, cases
 from tests.ledgers import STORES, Home
 
 T = TypeVar("T")
@@ -42,19 +42,19 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
 
 
 def play(home: Home, engine: str, wanted: Iterable[Case], quarantine_s: float = crash.QUARANTINE_S) -> Broken:
-    """The cases that broke an invariant, and which."""
+    """The cases that broke an invariant, and which. One in which nobody died says so: it proves little."""
 
     async def all_of_them() -> Broken:
         async with Lab.open(engine, home, quarantine_s) as lab:
             played = {str(case): await crash.play(lab, case) for case in wanted}
         return {case: broken for case, broken in played.items() if broken}
 
-    return crash.run(all_of_them)
+    return virtual_time.run(all_of_them)
 
 
 def known_gaps(engine: str, wanted: Iterable[Case]) -> Broken:
     return {
-        str(case): ["I2", "end"]
+        str(case): ["I2", "end", NOT_REACHED]
         for case in wanted
         if engine == "voucherify" and case.point == "r4 rolled back" and case.behaviour in HALF_REDEEMED
     }
@@ -177,5 +177,6 @@ def test_what_a_proxy_sent_twice_is_taken_back_wherever_the_process_dies(
 ) -> None:
     wanted = [Case(point, crash.DOUBLED, follow_up) for follow_up in FOLLOW_UPS]
     broken = play(Home("sqlite", tmp_path), engine, wanted)
-    doubled_at_first = ["I1 for a moment"] if engine == "voucherify" else []
-    assert broken == {str(case): doubled_at_first for case in wanted if doubled_at_first}
+    left = {name for names in broken.values() for name in names if name != NOT_REACHED}
+    # What the proxy does is done before anybody can know of it; Talon.One takes only one of two.
+    assert left == ({"I1 for a moment"} if engine == "voucherify" else set())

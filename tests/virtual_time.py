@@ -1,0 +1,78 @@
+"""An event loop on which an hour passes in a moment, and everything happens in the same order every time."""
+
+import asyncio
+import selectors
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from typing import Any, TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Given = TypeVarTuple("Given")
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """Time stands still while there is anything to do, and jumps to the next timer when there is nothing.
+
+    What goes to an executor is done at once, so that nothing depends on threads. Who waits for a real answer, of a
+    database server, says so (`real`), since time must not jump meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.now = 5_000.0
+        self.waits = 0
+        super().__init__(_Selector(self))
+
+    def time(self) -> float:
+        return self.now
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*Given], T], *args: *Given
+    ) -> asyncio.Future[T]:
+        done: asyncio.Future[T] = self.create_future()
+        try:
+            done.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the waiting task's
+            done.set_exception(error)
+        return done
+
+    @contextmanager
+    def real(self) -> Iterator[None]:
+        self.waits += 1
+        try:
+            yield
+        finally:
+            self.waits -= 1
+
+
+class _Selector(selectors.DefaultSelector):
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if ready or timeout == 0:
+            return ready
+        if self._loop.waits:
+            ready = super().select(30)
+            assert ready, "the database server does not answer"
+            return ready
+        assert timeout is not None, "nothing is left that could ever happen"
+        self._loop.now += max(0.0, timeout)
+        return []
+
+
+def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(work())
+
+
+def the_loop() -> VirtualLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop
+
+
+def now() -> float:
+    return the_loop().now

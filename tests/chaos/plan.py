@@ -17,6 +17,7 @@ Patience = Literal["patient", "returns", "gone"]
 @dataclass(frozen=True)
 class Profile:
     orders: int
+    """At the most: a slow machine gets to fewer."""
     load_s: float
     """Over which the orders arrive."""
     full_every_s: float

@@ -2,8 +2,8 @@
 
 import asyncio
 import contextlib
+import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ class Result:
 async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed: int, sabotage: str = "") -> Result:
     """Everything that is left behind lies in `folder`."""
     started = time.monotonic()
+    this = asyncio.current_task()
+    assert this is not None
+    # Whoever stops a run stops all its processes.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     orders = plan.orders(seed, profile)
     history = History(folder / "history.jsonl")
     ledger = await open_ledger(ledger_url)
@@ -39,13 +43,17 @@ async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed
     async with aiohttp.ClientSession() as control, processes.sandbox(folder, control) as sandbox:
         environment = processes.replica_environment(engine, sandbox.url, ledger_url, profile)
         replicas = [Replica(number, environment, profile.lease_s, sabotage) for number in range(2)]
-        with _killed_at_last(replicas):
+        with contextlib.ExitStack() as ending:
+            for replica in replicas:
+                ending.callback(replica.end)
             await asyncio.gather(*(replica.start(control) for replica in replicas))
             client = Client([replica.url for replica in replicas], history, profile.deadline_s, seed)
             stage = Stage(engine, seed, profile, sandbox, control, history, asyncio.Event())
             collecting = asyncio.create_task(sandbox.collect_on())
+            ending.callback(collecting.cancel)
             await sandbox.hostile(seed, engine)
-            driving = asyncio.create_task(client.drive(orders))
+            driving = asyncio.create_task(client.drive(orders, profile.load_s + 1))
+            ending.callback(driving.cancel)
             await _attack(replicas, stage, client)
             await sandbox.set_faults([])
             history.add("calm")
@@ -71,17 +79,8 @@ async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed
     return Result(counts, violations)
 
 
-@contextlib.contextmanager
-def _killed_at_last(replicas: list[Replica]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for replica in replicas:
-            replica.end()
-
-
 async def _attack(replicas: list[Replica], stage: Stage, client: Client) -> None:
-    """Until every order has been sent. All replicas run when this returns."""
+    """As long as orders arrive. All replicas run when this returns."""
     async with asyncio.TaskGroup() as group:
         for replica in replicas:
             group.create_task(processes.torment(replica, stage))

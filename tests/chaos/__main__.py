@@ -20,6 +20,7 @@ from tests import postgres
 from tests.chaos import checker, plan, sabotage
 from tests.chaos.run import Result, run
 
+NEVER_S = 86_400.0
 ENGINES = ("talon_one", "voucherify")
 
 # What each sabotage must be seen by, among whatever else it does.
@@ -67,6 +68,9 @@ def _run(chosen: argparse.Namespace, engine: str, kind: str) -> dict[str, Any]:
     profile = dataclasses.replace(
         profile, orders=chosen.orders or profile.orders, load_s=chosen.seconds or profile.load_s
     )
+    if chosen.store == "postgres":
+        # The disk that is filled is the replicas' own; PostgreSQL has another.
+        profile = dataclasses.replace(profile, full_every_s=NEVER_S)
     with tempfile.TemporaryDirectory(prefix="mapper-chaos-") as temporary:
         folder = (chosen.keep or Path(temporary)) / f"{engine}{kind}"
         folder.mkdir(parents=True)

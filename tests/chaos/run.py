@@ -53,6 +53,7 @@ async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed
             ending.callback(collecting.cancel)
             await sandbox.hostile(seed, engine)
             driving = asyncio.create_task(client.drive(orders, profile.load_s + 1))
+            driving.add_done_callback(lambda _: client.all_sent.set())
             ending.callback(driving.cancel)
             await _attack(replicas, stage, client)
             await sandbox.set_faults([])

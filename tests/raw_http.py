@@ -24,6 +24,8 @@ class Heard:
     raw: bytes
     closed: bool
     seconds: float
+    all_sent: bool
+    """False where the other side hung up while something was still being sent."""
     responses: list[Response] = field(default_factory=list)
 
     @property
@@ -60,16 +62,17 @@ def converse(
     connection: socket.socket, *parts: bytes, pause_s: float = 0.0, wait_s: float = 2.0, expect: int = 0
 ) -> Heard:
     """The same on a connection that is open already."""
-    started = time.monotonic()
+    started, all_sent = time.monotonic(), True
     for number, part in enumerate(parts):
         if number:
             time.sleep(pause_s)
         try:
             connection.sendall(part)
         except OSError:
-            break  # the other side has hung up: what it said before may still be read
+            all_sent = False  # what the other side said before may still be read
+            break
     raw, closed = _listen(connection, started + wait_s, expect)
-    return Heard(raw, closed, time.monotonic() - started, parse(raw))
+    return Heard(raw, closed, time.monotonic() - started, all_sent, parse(raw))
 
 
 def _listen(connection: socket.socket, until: float, expect: int) -> tuple[bytes, bool]:

@@ -81,6 +81,7 @@ class Behaviour:
     acts: bool = True
     """Whether that request is carried out."""
     lookups_fail: int = 0
+    rollbacks_fail: int = 0
     is_doubled: bool = False
     """A proxy on the way sends it twice."""
     codes: tuple[str, ...] = (MANY,)
@@ -134,7 +135,7 @@ class Case:
     @property
     def played(self) -> Behaviour:
         if self.behaviour == DOUBLED:
-            return Behaviour("reset_after", is_doubled=True)
+            return Behaviour("reset_after", rollbacks_fail=2, is_doubled=True)
         behaviour = BEHAVIOURS[self.behaviour]
         if self.point != "r4 rolled back":
             return behaviour
@@ -523,6 +524,7 @@ class World:
         """When something last went wrong."""
         self.faults_left = 1
         self.lookups_left = case.played.lookups_fail
+        self.rollbacks_left = case.played.rollbacks_fail
         self.sold_out = False
         self.sent_by: list[Process] = []
         """Who sent the redemptions that have arrived."""
@@ -599,6 +601,9 @@ class World:
             fault = await self._redeem(process)
         elif kind == "look-up" and self.lookups_left and self.sent_by:
             self.lookups_left -= 1
+            fault = "status=503"
+        elif kind == "undo" and self.rollbacks_left:
+            self.rollbacks_left -= 1
             fault = "status=503"
         reply = await at_engine(self.lab, request, connection, fault)
         if fault and self.case.played.is_doubled and kind == "redeem":

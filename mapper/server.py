@@ -398,8 +398,8 @@ class Server(uvicorn.Server):
             self._line.send(workers.READY)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)  # first: a second Ctrl-C, told by `should_exit`, waits for nothing any more
         self.drain(0.0 if sig == signal.SIGINT else self._drain_s)  # somebody at a keyboard does not want to wait
-        super().handle_exit(sig, frame)
 
     def drain(self, drain_s: float) -> None:
         """The whole service is going to stop: not ready from now on, though it answers for `drain_s` as before."""

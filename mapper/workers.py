@@ -119,7 +119,10 @@ class Supervisor:
         ours.setblocking(False)
         with theirs:
             handed_on = (self._listener.fileno(), theirs.fileno())
-            process = await asyncio.create_subprocess_exec(*self._command, *map(str, handed_on), pass_fds=handed_on)
+            # In a session of its own: Ctrl-C is for the supervisor, which passes it on once.
+            process = await asyncio.create_subprocess_exec(
+                *self._command, *map(str, handed_on), pass_fds=handed_on, start_new_session=True
+            )
         worker = _Worker(process, ours)
         self._all.add(worker)
         if self._stopping:  # told while it was being started

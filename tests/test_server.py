@@ -640,6 +640,7 @@ class Process:
         engine: str,
         *arguments: str,
         listener: socket.socket | None = None,
+        start_new_session: bool = False,
         **environment: str,
     ) -> None:
         ledger = {"MAPPER_LEDGER_URL": f"sqlite:///{folder}/ledger.db"}
@@ -648,7 +649,13 @@ class Process:
         self.address: Address = self.listener.getsockname()
         self.log = (folder / f"log-{time.monotonic()}").open("w+b")
         command = [sys.executable, "-m", "mapper", "serve", "--fd", str(self.listener.fileno()), *arguments]
-        self.popen = subprocess.Popen(command, env=environment, stderr=self.log, pass_fds=[self.listener.fileno()])
+        self.popen = subprocess.Popen(
+            command,
+            env=environment,
+            stderr=self.log,
+            pass_fds=[self.listener.fileno()],
+            start_new_session=start_new_session,
+        )
         if listener is None:
             self.listener.close()
 
@@ -701,10 +708,8 @@ def engine() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def process(
-    folder: Path, engine: str, *arguments: str, listener: socket.socket | None = None, **environment: str
-) -> Iterator[Process]:
-    started = Process(folder, engine, *arguments, listener=listener, **environment)
+def process(folder: Path, engine: str, *arguments: str, **options: Any) -> Iterator[Process]:
+    started = Process(folder, engine, *arguments, **options)
     try:
         yield started
     finally:
@@ -822,6 +827,19 @@ def test_a_process_that_stops_says_so_first_and_loses_nothing_it_has_accepted(tm
             assert json.loads(heard.responses[0].body)["reason"] == "draining"
             assert heard.responses[0].headers["connection"] == "close"
             assert service.popen.wait(10) == 0
+        assert (load.lost, set(load.statuses)) == (Counter(), {200})
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_does_not_wait_for_the_load_balancer_but_loses_nothing_either(
+    tmp_path: Path, engine: str, workers: int
+) -> None:
+    with process(tmp_path, engine, "--drain", "60", "--workers", str(workers), start_new_session=True) as service:
+        service.wait_until_ready()
+        with Load(service.address, may_be_refused=True) as load:
+            wait_for_answers(load)
+            os.killpg(service.popen.pid, signal.SIGINT)  # as a terminal does: to the whole group
+            assert service.popen.wait(15) == 0
         assert (load.lost, set(load.statuses)) == (Counter(), {200})
 
 

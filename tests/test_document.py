@@ -139,6 +139,7 @@ def test_what_is_not_there_is_none() -> None:
         None,
     )
     assert (array.value(1), array.object(1), array.array(1), array.value(-1)) == (None, None, None, None)
+    assert (array.kind(1), array.kind(-1)) == ("", "")
     assert "x" not in inner
 
 

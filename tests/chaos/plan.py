@@ -21,7 +21,7 @@ class Profile:
     load_s: float
     """Over which the orders arrive."""
     full_every_s: float
-    quarantine_s: float = 10.0
+    quarantine_s: float = 12.0
     """Longer than the longest pause and the latest late commit together: what it must be longer than in real life."""
     pause_s: tuple[float, float] = (1.5, 5.0)
     deadline_s: float = 1.2
@@ -147,7 +147,7 @@ _FAULTS: tuple[tuple[str, int | None, float], ...] = (
 # Those that hurt most, beside the others, for the request that redeems.
 _WORST: tuple[tuple[str, int | None, float], ...] = (
     ("late_commit", 2000, 0.03),
-    ("late_commit", 3500, 0.06),
+    ("late_commit", 5000, 0.06),
     ("reset_after", None, 0.04),
     ("status_after", 503, 0.04),
 )

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos chaos-teeth record bench bench-quick fuzz lint format lock clean
+.PHONY: help demo test chaos chaos-teeth record bench bench-quick fuzz matrix lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ bench-quick: $(VENV)/.bench ## the same in a minute, on the screen alone
 
 record: $(VENV)/.dev ## record cassettes from a real account; cassettes/README.md says how
 	$(BIN)/python -m tests.record
+
+matrix: $(VENV)/.dev ## let processes die at every point, on both stores in full: docs/exactly_once.md
+	CRASH_MATRIX=all $(BIN)/pytest tests/test_crash_matrix.py $(ARGS)
 
 fuzz: $(VENV)/.dev ## throw 100,000 bodies at the service; ARGS="--count 2000000 --seed 1"
 	$(BIN)/python -m tests.fuzz $(ARGS)

@@ -10,8 +10,9 @@ kept nowhere else; no error and no `repr` shows it.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import asyncpg  # type: ignore[import-untyped]
@@ -56,6 +57,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 _MIGRATION_LOCK = 0x6D6170706572  # any number, so that only one process migrates at a time
 
 _MAX_CONNECTIONS = 10
+_MAX_IDLE_S = 300.0
 _TRIES = 10
 
 _NOW = "coalesce($1::float8, extract(epoch FROM clock_timestamp())::float8)"
@@ -97,40 +99,99 @@ class _Lost(LedgerUnavailable):
     """There is no connection, or no longer."""
 
 
+class Pool:
+    """At most `_MAX_CONNECTIONS` connections, made when needed and used again.
+
+    Not the driver's own pool, which hands connections out again after the server has said goodbye to them.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[Any]], timeout_s: float) -> None:
+        self._connect = connect
+        self._timeout_s = timeout_s
+        self._free = asyncio.Semaphore(_MAX_CONNECTIONS)
+        self._idle: list[tuple[Any, float]] = []
+        """With the time each was last used."""
+        self._closed = False
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection for one statement; what fails in whatever way is not used again. Raises `LedgerUnavailable`."""
+        with _errors():
+            async with asyncio.timeout(self._timeout_s):
+                await self._free.acquire()
+            try:
+                connection = self._reuse() or await self._new()
+                try:
+                    yield connection
+                except BaseException:
+                    connection.terminate()
+                    raise
+                self._keep(connection)
+            finally:
+                self._free.release()
+
+    def drop_idle(self) -> None:
+        while self._idle:
+            self._idle.pop()[0].terminate()
+
+    async def close(self) -> None:
+        self._closed = True
+        while self._idle:
+            connection, _ = self._idle.pop()
+            with contextlib.suppress(TimeoutError, *_LOST):
+                await connection.close(timeout=self._timeout_s)
+
+    async def _new(self) -> Any:
+        if self._closed:
+            raise LedgerUnavailable("closed")
+        return await self._connect()
+
+    def _reuse(self) -> Any:
+        while self._idle:
+            connection, since = self._idle.pop()
+            if not connection.is_closed() and time.monotonic() - since < _MAX_IDLE_S:
+                return connection
+            connection.terminate()
+        return None
+
+    def _keep(self, connection: Any) -> None:
+        if self._closed:
+            connection.terminate()
+        else:
+            self._idle.append((connection, time.monotonic()))
+
+
 class PostgresStore:
     """See `mapper.ledger.Store`."""
 
-    def __init__(self, pool: Any, clock: Clock | None, timeout_s: float) -> None:
+    def __init__(self, pool: Pool, clock: Clock | None) -> None:
         self._pool = pool
         self._clock = clock
-        self._timeout_s = timeout_s
 
     @classmethod
     async def open(cls, url: str, clock: Clock | None = None, timeout_s: float = 5.0) -> "PostgresStore":
         """Connects and brings the schema up to date; nothing takes longer than `timeout_s`. `clock` is for tests."""
-        settings = {
-            "application_name": "promotions-mapper",
-            "statement_timeout": str(round(timeout_s * 1000)),
-            "synchronous_commit": "on",  # durable, whatever the database's default is
-            "default_transaction_isolation": "read committed",
+        options: dict[str, Any] = {
+            "timeout": timeout_s,
+            "command_timeout": timeout_s,
+            "server_settings": {
+                "application_name": "promotions-mapper",
+                "statement_timeout": str(round(timeout_s * 1000)),
+                "synchronous_commit": "on",  # durable, whatever the database's default is
+                "default_transaction_isolation": "read committed",
+            },
         }
-        with _errors():
+
+        async def connect() -> Any:
             try:
-                pool = await asyncpg.create_pool(
-                    url,
-                    min_size=1,
-                    max_size=_MAX_CONNECTIONS,
-                    timeout=timeout_s,
-                    command_timeout=timeout_s,
-                    server_settings=settings,
-                    reset=_as_it_is,
-                )
+                return await asyncpg.connect(url, **options)
             except ValueError:
                 # What the driver says about a URL may repeat a part of it.
                 raise LedgerUnavailable("wrong_url") from None
-        store = cls(pool, clock, timeout_s)
+
+        store = cls(Pool(connect, timeout_s), clock)
         try:
-            async with store._connection() as connection:
+            async with store._pool.connection() as connection:
                 await _migrate(connection)
         except BaseException:
             await store.close()
@@ -193,10 +254,7 @@ class PostgresStore:
         await self._execute(_LEASE, self._now(), "ping", "", 0.0)
 
     async def close(self) -> None:
-        try:
-            await asyncio.wait_for(self._pool.close(), self._timeout_s)
-        except TimeoutError:
-            self._pool.terminate()
+        await self._pool.close()
 
     def _now(self) -> float | None:
         return self._clock.now() if self._clock else None
@@ -209,35 +267,22 @@ class PostgresStore:
         return self._moment(now), row_of(values) if values[0] is not None else None
 
     async def _fetch(self, query: str, *arguments: Any) -> Any:
-        """Reads. Should the connection turn out to be lost, once more on another."""
+        """Reads. Should the connection turn out to be lost, once more on a new one."""
         try:
             return await self._fetch_once(query, *arguments)
         except _Lost:
+            self._pool.drop_idle()
             return await self._fetch_once(query, *arguments)
 
     async def _fetch_once(self, query: str, *arguments: Any) -> Any:
-        async with self._connection() as connection:
+        async with self._pool.connection() as connection:
             return await connection.fetch(query, *arguments)
 
     async def _execute(self, query: str, *arguments: Any) -> int:
         """Writes; how many rows. It is not tried again: a lost connection does not tell whether it was written."""
-        async with self._connection() as connection:
+        async with self._pool.connection() as connection:
             tag: str = await connection.execute(query, *arguments)
             return int(tag.rsplit(" ", 1)[-1])
-
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[Any]:
-        with _errors():
-            async with self._pool.acquire(timeout=self._timeout_s) as connection:
-                try:
-                    yield connection
-                except _LOST:
-                    connection.terminate()  # the pool makes another
-                    raise
-
-
-async def _as_it_is(connection: Any) -> None:
-    """Nothing here changes a session, so that the driver's reset would only cost a round trip each time."""
 
 
 async def _migrate(connection: Any) -> None:
@@ -255,8 +300,8 @@ async def _migrate(connection: Any) -> None:
             await connection.execute("UPDATE mapper_schema SET version = $1", version)
 
 
-@contextlib.contextmanager
-def _errors() -> Any:
+@contextmanager
+def _errors() -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:

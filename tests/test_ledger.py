@@ -15,6 +15,7 @@ import urllib.parse
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -903,6 +904,26 @@ def test_another_writer_is_waited_for_without_holding_up_the_event_loop(sqlite_h
     asyncio.run(story())
 
 
+def test_wal_is_turned_on_by_several_at_once(sqlite_home: Home) -> None:
+    """SQLite refuses some of them without making them wait, about one in a hundred: here the first three times."""
+    refusals = [sqlite3.OperationalError("database is locked") for _ in range(3)]
+    for refusal in refusals:
+        refusal.sqlite_errorname = "SQLITE_BUSY"
+
+    class Refusing:
+        def execute(self, statement: str) -> Any:
+            if refusals:
+                raise refusals.pop()
+            return SimpleNamespace(fetchone=lambda: ("wal",))
+
+    store: Any = ledger_sqlite.SqliteStore("", sqlite_home.time.clock(), busy_s=1)
+    store._database = Refusing()
+    assert store._use_wal() == "wal"
+    refusals.append(sqlite3.OperationalError("disk I/O error"))
+    with pytest.raises(sqlite3.OperationalError):
+        store._use_wal()
+
+
 def test_after_a_restart_of_the_machine_leases_are_over_and_the_quarantine_starts_anew(sqlite_home: Home) -> None:
     async def before(ledger: Ledger) -> None:
         await ledger.mark_sent(await claimed(ledger))
@@ -1019,12 +1040,42 @@ OTHERS = "application_name = 'promotions-mapper' AND pid <> pg_backend_pid()"
 def test_connections_that_are_lost_are_replaced(postgres_home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await claimed(ledger)
-        for _ in range(2):
+        for _ in range(5):
+            await asyncio.gather(*(shown(ledger) for _ in range(4)))
             assert len(await aside(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OTHERS}")) >= 1
             assert await shown(ledger) == mine
         await ledger.mark_sent(mine)
 
     postgres_home.run(story)
+
+
+def test_a_connection_is_used_again_unless_it_was_idle_for_long(
+    postgres_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(ledger: Ledger) -> None:
+        store: Any = ledger.store
+        server = [(await store._fetch("SELECT pg_backend_pid()"))[0][0] for _ in range(3)]
+        assert len(set(server)) == 1
+        monkeypatch.setattr(ledger_postgres, "_MAX_IDLE_S", 0.0)
+        assert (await store._fetch("SELECT pg_backend_pid()"))[0][0] != server[0]
+
+    postgres_home.run(story)
+
+
+def test_nobody_waits_for_a_connection_without_end(postgres_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        monkeypatch.setattr(ledger_postgres, "_MAX_CONNECTIONS", 1)
+        store = await ledger_postgres.PostgresStore.open(postgres_home.url, timeout_s=0.2)
+        try:
+            async with store._pool.connection():
+                with pytest.raises(LedgerUnavailable) as caught:
+                    await store.ping()
+                assert caught.value.reason == "ledger_slow"
+            await store.ping()
+        finally:
+            await store.close()
+
+    asyncio.run(story())
 
 
 def test_nothing_is_waited_for_without_end(postgres_home: Home) -> None:

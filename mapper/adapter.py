@@ -139,14 +139,17 @@ class Adapter(Protocol):
     @property
     def name(self) -> str:
         """The name it is installed under."""
+        ...
 
     @property
     def accounts(self) -> Mapping[str, Account]:
         """Where its requests go, by the name that a request gives; "" for the only one."""
+        ...
 
     @property
     def known_options(self) -> frozenset[str]:
         """Names of all options the adapter knows, without prefix; an unknown one is pointed out at start-up."""
+        ...
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         """What this cart earns. Repeatable: as often as the shopper changes the cart."""

@@ -1,1 +1,7 @@
-"""Shared fixtures. Tests are tables and samples; what several test files need stands here."""
+"""What holds for all tests."""
+
+from hypothesis import settings
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("mapper", deadline=None)
+settings.load_profile("mapper")

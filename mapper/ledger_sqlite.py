@@ -61,9 +61,9 @@ _INSERT = f"INSERT INTO orders ({_ROW}) VALUES ({', '.join('?' * len(COLUMNS))})
 _UPDATE = f"UPDATE orders SET ({_ROW}) = ({', '.join('?' * len(COLUMNS))}) WHERE {_HERE} AND fence = ? AND version = ?"  # noqa: S608
 
 _LEASE = """
-    INSERT INTO leases (name, owner, until) VALUES (?1, ?2, ?3 + ?4)
+    INSERT INTO leases (name, owner, until) VALUES (?, ?, ?)
     ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
-    WHERE leases.owner = excluded.owner OR leases.until <= ?3
+    WHERE leases.owner = excluded.owner OR leases.until <= ?
 """
 
 
@@ -109,7 +109,7 @@ class SqliteStore:
 
     async def find(self, state: State | None, order: str | None, limit: int) -> list[Row]:
         return await self._rows(
-            "WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR order_key = ?2) ORDER BY updated_at DESC LIMIT ?3",
+            "WHERE state = coalesce(?, state) AND order_key = coalesce(?, order_key) ORDER BY updated_at DESC LIMIT ?",
             state and state.value,
             order,
             limit,
@@ -203,8 +203,9 @@ class SqliteStore:
         assert written == 1, "nobody else writes within this transaction"
 
     def _lease(self, name: str, owner: str, ttl_s: float) -> bool:
+        now = self._moment().now
         with self._transaction() as database:
-            return database.execute(_LEASE, (name, owner, self._moment().now, ttl_s)).rowcount == 1
+            return database.execute(_LEASE, (name, owner, now + ttl_s, now)).rowcount == 1
 
     def _connect(self) -> None:
         try:

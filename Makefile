@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos chaos-teeth record bench bench-quick fuzz matrix lint format lock clean
+.PHONY: help demo test chaos chaos-teeth record bench bench-quick fuzz matrix restarts lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ record: $(VENV)/.dev ## record cassettes from a real account; cassettes/README.m
 
 matrix: $(VENV)/.dev ## let processes die at every point, on both stores in full: docs/exactly_once.md
 	CRASH_MATRIX=all $(BIN)/pytest tests/test_crash_matrix.py $(ARGS)
+
+restarts: $(VENV)/.dev ## attack the server by hand and restart it under load, at length
+	RESTARTS=16 ATTACKS=50000 $(BIN)/pytest tests/test_server.py $(ARGS)
 
 fuzz: $(VENV)/.dev ## throw 100,000 bodies at the service; ARGS="--count 2000000 --seed 1"
 	$(BIN)/python -m tests.fuzz $(ARGS)

@@ -18,7 +18,7 @@ from mapper import checkout as documents
 from mapper.adapter import Conversation, Discount, EngineReply, EngineRequest, Misconfigured, Outcome, Recall
 from mapper.checkout import Checkout
 from mapper.discounts import settle
-from mapper.engine import replay
+from mapper.engine import MAX_REQUESTS, replay
 from mapper.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
 from mapper.reasons import REASONS
 
@@ -1337,9 +1337,8 @@ def test_a_code_that_is_used_up_may_have_been_used_up_by_this_very_order(call: s
 def test_a_redemption_on_top_of_an_earlier_one_is_taken_back() -> None:
     paid = order(SHIRT, codes=["A", "B"])
     answer = redeemed(redemption("A", 5), redemption("B", 5, 2), live=["r_old"])
-    outcome, requests = held(
-        engine().redeem(paid, ORDER), answer, {"rollbacks": []}, stored("r_old", rolled_back=["r_0"])
-    )
+    earlier = stored(redemptions={"r_0": {"rollback_id": "rr_0"}, "r_old": {"stacked": ["r_a", "r_b"]}})
+    outcome, requests = held(engine().redeem(paid, ORDER), answer, {"rollbacks": []}, earlier)
     assert [request.path for request in requests[1:]] == ["/v1/redemptions/r_0/rollbacks", f"/v1/orders/{ORDER}"]
     assert outcome.redeemed
     with pytest.raises(EngineUnavailable) as caught:
@@ -1359,6 +1358,84 @@ def test_children_of_our_own_redemption_are_not_taken_for_another_one() -> None:
     answer["order"]["redemptions"] = {"r_0": {"stacked": ["r_1", "r_2"]}, "r_1": {}, "r_2": {}}
     outcome, requests = held(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), answer)
     assert (len(requests), outcome.redeemed) == (1, False)
+
+
+def half(*children: str) -> dict[str, Any]:
+    """A stored order with one redemption: of one redeemable, or with these children."""
+    return stored(redemptions={"r_1": {"date": "2026-01-02", **({"stacked": list(children)} if children else {})}})
+
+
+@pytest.mark.parametrize(
+    ("answer", "children", "missing", "told"),
+    [
+        (half(), {"r_1": redemption("A", 5)}, ["B"], [TIER]),
+        (half("r_2"), {"r_2": redemption("A", 5)}, ["B"], [TIER]),
+        (half("r_2", "r_3"), {"r_2": redemption("a", 5), "r_3": redemption("B", 5)}, [], [TIER]),
+        (half("r_2", "r_3"), {"r_2": redemption("B", 5), "r_3": redemption(TIER, 5, **TIER_REDEMPTION)}, ["A"], []),
+        (half("r_2", "r_3"), {"r_2": redemption("A", 5), "r_3": redemption("B", 5, result="FAILURE")}, ["B"], [TIER]),
+        (half("r_2", "r_2"), {"r_2": redemption("A", 5)}, ["B"], [TIER]),
+        (half("r_2", "r_3", "r_4"), {}, [], []),
+        # What was redeemed a second time makes up for nothing: it is rolled back.
+        (
+            stored(redemptions={"r_1": {"date": "1"}, "r_9": {"date": "2", "stacked": ["r_2", "r_3", "r_4"]}}),
+            {"r_1": redemption("A", 5)},
+            ["B"],
+            [TIER],
+        ),
+    ],
+)
+def test_an_order_that_was_redeemed_in_part_says_what_is_missing(
+    answer: dict[str, Any], children: dict[str, Any], missing: list[str], told: list[str]
+) -> None:
+    shown = [{"name": "n", "amount": "0.01", "meta": tier_meta(TIER)}]
+    paid = order(SHIRT, codes=["A", "B"], applied_discounts=shown)
+    recall, requests = held(engine(PROMOTIONS=TIER).recall(paid, ORDER), answer, *children.values())
+    assert recall.state == "redeemed"
+    assert [(one.method, one.path) for one in requests[1:]] == [("GET", f"/v1/redemptions/{name}") for name in children]
+    assert all(one.repeatable for one in requests)
+    assert refusals(recall.outcome) == [(code, "not_applied", "") for code in missing]
+    refused = [one.payload["redeemable"] for one in recall.outcome.notices if one.type == "promotion_refused"]
+    assert refused == told
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        redemption("A", 5, voucher=None),
+        redemption("A", 5, voucher={"code": None}),
+        reply(b"<html>"),
+        failure("not_found", 404),
+    ],
+)
+def test_what_is_missing_is_never_guessed(answer: Any) -> None:
+    with pytest.raises(EngineUnavailable) as caught:
+        held(engine().recall(order(SHIRT, codes=["A", "B"]), ORDER), half(), answer)
+    assert caught.value.sent
+
+
+@pytest.mark.parametrize(
+    ("call", "before"),
+    [
+        ("check", [invalid(fails("B", "quantity_exceeded")), valid(applies("A", share(5)))]),
+        ("redeem", [failure("quantity_exceeded")]),
+        ("redeem", [redeemed(redemption("A", 5, 7), live=["r_1"]), {"rollbacks": []}]),
+    ],
+)
+def test_an_order_that_was_redeemed_in_part_before_says_so_too(call: str, before: list[Any]) -> None:
+    conversation = getattr(engine(), call)(order(SHIRT, codes=["A", "B"]), ORDER)
+    outcome, _ = held(conversation, *before, half(), redemption("A", 5))
+    assert (outcome.redeemed, refusals(outcome)) == (True, [("B", "not_applied", "")])
+
+
+def test_more_redemptions_than_one_conversation_can_read_are_not_guessed_at() -> None:
+    codes = [f"C{number}" for number in range(11)]
+    children = [redemption(code, 5, number) for number, code in enumerate(codes[:10], 2)]
+    paid = order(SHIRT, codes=codes[:10])
+    recall, requests = held(engine().recall(paid, ORDER), half(*(one["id"] for one in children[:9])), *children[:9])
+    assert (refusals(recall.outcome), len(requests)) == ([("C9", "not_applied", "")], MAX_REQUESTS)
+    with pytest.raises(EngineUnavailable) as caught:
+        held(engine().recall(order(SHIRT, codes=codes), ORDER), half(*(one["id"] for one in children)))
+    assert (caught.value.reason, caught.value.sent) == ("unclear", True)
 
 
 @pytest.mark.parametrize(
@@ -1454,7 +1531,7 @@ def test_promotions_that_cannot_be_redeemed_are_told_or_refused() -> None:
 
 # --- Rules for any answer ---------------------------------------------------------------------------------------------
 
-RESULTS = st.sampled_from(
+RESULTS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
     [
         discount("APPLY_TO_ORDER"),
         discount("APPLY_TO_ITEMS", "PERCENT"),
@@ -1521,6 +1598,8 @@ GOOD: list[tuple[Any, int]] = [
     (invalid(fails("X", "quantity_exceeded"), skipped_redeemables=[fails("Y", "no_effect", status="SKIPPED")]), 200),
     (redeemed(redemption("X", 5), redemption(TIER, 5, 2, **TIER_REDEMPTION), live=["r_old"]), 200),
     (stored("r_1", "r_2", rolled_back=["r_3"]), 200),
+    (half("r_1", "r_2"), 200),
+    (redemption("X", 5), 200),
     ({"redeemables": {"data": [{"id": TIER, "object": "promotion_tier"}]}}, 200),
     ({"code": 400, "key": "voucher_expired", "details": "X", "resource_type": "voucher"}, 400),
     ({"code": 404, "key": "not_found", "details": "?", "resource_id": "X"}, 404),
@@ -1555,7 +1634,7 @@ def test_no_answer_leads_to_anything_but_an_outcome_or_a_problem(call: str, data
         conversation = getattr(adapter, call)(order(SHIRT, promotions=promotions, applied_discounts=entries), ORDER)
     try:
         next(conversation)
-        for _ in range(12):
+        for _ in range(20):
             conversation.send(data.draw(hostile()))
     except StopIteration as end:
         outcome = end.value

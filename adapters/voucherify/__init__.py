@@ -27,6 +27,8 @@ __all__ = ["Voucherify"]
 
 # How often one validation may be asked, each time without what was refused before (projects in mode ALL).
 ROUNDS = 3
+# How many redemptions of an order are read: as many as fit into a conversation, beside the order itself.
+MAX_PARTS = 9
 
 
 class Voucherify:
@@ -91,7 +93,10 @@ class Voucherify:
         return Outcome(rejected=tuple(refused), notices=tuple(effects.refused_promotions(dropped)))
 
     def recall(self, order: Checkout, session: str) -> Conversation[Recall]:
-        """Reads the order. Raises `OrderMismatch` where it was redeemed with another cart."""
+        """Reads the order. Raises `OrderMismatch` where it was redeemed with another cart.
+
+        Codes that the first redemption left out (application mode PARTIAL) are rejected.
+        """
         reply = yield from _ask(questions.stored_order(session))
         stored = answers.read_order(reply)
         live = answers.live_redemptions(stored) if stored else ()
@@ -107,7 +112,10 @@ class Voucherify:
         except EngineUnavailable as error:
             # That it happened is certain, even where its amounts cannot be read.
             outcome = Outcome(notices=(Notice(error.reason, error.message, None),))
-        return Recall("redeemed", _with(outcome, _redemptions(live)), extra=live[1:])
+        missing = yield from self._missing(answers.parts(stored, live[0]), order)
+        outcome = msgspec.structs.replace(outcome, rejected=_left_out(missing))
+        notices = effects.refused_promotions([(one, "") for one in missing if not one.code])
+        return Recall("redeemed", _with(outcome, *notices, _redemptions(live)), extra=live[1:])
 
     def undo(self, order: Checkout, session: str) -> Conversation[None]:
         """Rolls back every redemption of the order that stands. Doing it again changes nothing."""
@@ -182,6 +190,24 @@ class Voucherify:
         coded, refused = questions.codes(order, self.settings, shown.refused)
         return questions.arrange(coded, shown.tiers, self.settings), refused
 
+    def _missing(self, parts: Sequence[str], order: Checkout) -> Conversation[list[Redeemable]]:
+        """What the order asked for and these redemptions do not have. They are read only where they are too few.
+
+        Raises `EngineUnavailable` where that cannot be told for certain: a guess may take back a paid order.
+        """
+        asked, _ = self._shown(order)
+        if len(parts) >= len(asked):
+            return []
+        if len(parts) > MAX_PARTS:
+            raise EngineUnavailable(
+                "Which codes are redeemed for this order is not clear.", reason="unclear", sent=True
+            )
+        found = []
+        for part in parts:
+            reply = yield from _ask(questions.stored_redemption(part))
+            found.append(answers.read_part(reply, asked))
+        return [one for one in asked if one not in found]
+
     def _redeemed(
         self, reply: EngineReply, order: Checkout, session: str, asked: Sequence[Redeemable], refused: list[Rejection]
     ) -> Conversation[Outcome]:
@@ -229,6 +255,11 @@ def _roll_back(ids: Sequence[str]) -> Conversation[None]:
 
 def _rejections(refused: Iterable[tuple[Redeemable, str]]) -> list[Rejection]:
     return [Rejection(one.code, reasons.reason(key), key) for one, key in refused if one.code]
+
+
+def _left_out(missing: Iterable[Redeemable]) -> tuple[Rejection, ...]:
+    """Why, the stored order does not say."""
+    return tuple(Rejection(one.code, "not_applied", "") for one in missing if one.code)
 
 
 def _tiers(refused: Iterable[tuple[Redeemable, str]]) -> list[tuple[Redeemable, str]]:

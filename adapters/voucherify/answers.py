@@ -286,6 +286,27 @@ def live_redemptions(order: dict[str, Any]) -> tuple[str, ...]:
     return tuple(sorted(standing, key=lambda name: (_text(entries[name].get("date")), name)))
 
 
+def parts(order: dict[str, Any], redemption_id: str) -> tuple[str, ...]:
+    """The redemptions that a live one of a stored order consists of, one per redeemable: its children, or itself."""
+    children = _list(_object(_object(order.get("redemptions")).get(redemption_id)).get("stacked"))
+    return tuple(dict.fromkeys(str(child) for child in children)) or (redemption_id,)
+
+
+def read_part(reply: EngineReply, asked: Sequence[Redeemable]) -> Redeemable | None:
+    """What one of them redeemed; None for one that failed. Raises `EngineUnavailable` where it does not say."""
+    if reply.status == 404:
+        _not_understood("an order's redemption is not there")
+    if reply.status != 200:
+        raise reasons.problem(reply.status, error(reply).key)
+    body = _json(reply)
+    tier = _text(_object(body.get("promotion_tier")).get("id"))
+    name = tier or _text(_object(body.get("voucher")).get("code"))
+    if not name or body.get("result") not in ("SUCCESS", "FAILURE"):
+        _not_understood("a redemption does not say of what")
+    said = {"object": "promotion_tier" if tier else "voucher", "id": name}
+    return _match(said, asked) if body["result"] == "SUCCESS" else None
+
+
 @dataclass(frozen=True, slots=True)
 class Error:
     """An answer with status 4xx."""

@@ -197,6 +197,11 @@ def stored_order(session: str) -> EngineRequest:
     return EngineRequest(operation="read order", method="GET", path=path, repeatable=True)
 
 
+def stored_redemption(redemption_id: str) -> EngineRequest:
+    path = f"/v1/redemptions/{quote(redemption_id, safe='')}"
+    return EngineRequest(operation="read redemption", method="GET", path=path, repeatable=True)
+
+
 def rollback(redemption_id: str) -> EngineRequest:
     """Takes back a redemption, with all its children if it is a parent. A second time changes nothing more."""
     path = f"/v1/redemptions/{quote(redemption_id, safe='')}/rollbacks"

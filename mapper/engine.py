@@ -32,7 +32,8 @@ MIN_LEFT_S = 0.050
 BUDGET_PER_CALL, BUDGET_MAX = 0.1, 10.0
 """A repeat costs 1: when the engine is down, repeats add a tenth to the load, and not a multiple."""
 SLOT_WAIT_S = 0.050
-MAX_REQUESTS = 10
+MAX_REQUESTS = 40
+"""Of one conversation: a guard against one without end, above anything an adapter needs."""
 """Per conversation: what asks for more is a loop."""
 MAX_REPLY_BYTES = 2 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3600.0

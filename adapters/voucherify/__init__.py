@@ -27,8 +27,6 @@ __all__ = ["Voucherify"]
 
 # How often one validation may be asked, each time without what was refused before (projects in mode ALL).
 ROUNDS = 3
-# How many redemptions of an order are read: as many as fit into a conversation, beside the order itself.
-MAX_PARTS = 9
 
 
 class Voucherify:
@@ -198,10 +196,6 @@ class Voucherify:
         asked, _ = self._shown(order)
         if len(parts) >= len(asked):
             return []
-        if len(parts) > MAX_PARTS:
-            raise EngineUnavailable(
-                "Which codes are redeemed for this order is not clear.", reason="unclear", sent=True
-            )
         found = []
         for part in parts:
             reply = yield from _ask(questions.stored_redemption(part))

@@ -114,9 +114,8 @@ def main() -> int:
             for name, url in ledgers.items()
         }
         results = asyncio.run(measure(services, chosen.rounds, chosen.seconds))
-    print(
-        f"load average at the end: {os.getloadavg()[0]:.1f}; {chosen.rounds} turns of {chosen.seconds} s, {IN_FLIGHT} in flight"
-    )
+    print(f"load average at the end: {os.getloadavg()[0]:.1f}")
+    print(f"{chosen.rounds} turns of {chosen.seconds} s each, {IN_FLIGHT} in flight; medians [quartiles]")
     for what, turns in results.items():
         rates, medians, tails = zip(*turns, strict=True)
         spread = statistics.quantiles(rates, n=4)

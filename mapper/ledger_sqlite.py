@@ -1,16 +1,19 @@
 """The ledger in one SQLite file, for one host: any number of processes, a local disk.
 
 WAL with `synchronous=FULL`: what was committed survives a power cut. Every call runs in one thread of its own, so that
-a slow disk never holds up the event loop; writers of other processes are waited for.
+a slow disk never holds up the event loop; writers of other processes are waited for. Changes that wait for the thread
+are written in one transaction, since it is syncing that takes time.
 """
 
 import asyncio
 import os
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +78,7 @@ class SqliteStore:
         self._clock = clock
         self._busy_s = busy_s
         self._thread = ThreadPoolExecutor(1, "ledger")
+        self._waiting: deque[_Change] = deque()
         self._database: sqlite3.Connection | None = None
 
     @classmethod
@@ -89,16 +93,13 @@ class SqliteStore:
         return store
 
     async def change(self, key: Key, step: Step[T]) -> T:
-        def work() -> T:
-            with self._transaction() as database:
-                values = database.execute(f"{_SELECT} WHERE {_HERE}", _place(key)).fetchone()
-                row = row_of(values) if values else None
-                result, changed = step(row, self._moment())
-                if changed is not None and changed is not row:
-                    self._write(database, row, changed)
-                return result
-
-        return await self._run(work)
+        change = _Change(key, step)
+        self._waiting.append(change)
+        await self._run(self._commit_waiting)
+        if change.error is not None:
+            raise change.error
+        result: T = change.result
+        return result
 
     async def moment(self) -> Moment:
         return self._moment()
@@ -194,6 +195,38 @@ class SqliteStore:
                 database.execute("ROLLBACK")
             raise
 
+    def _commit_waiting(self) -> None:
+        """Everything that waits goes to disk in one transaction: syncing is what takes time, and it is shared.
+
+        A step that raises takes back its own part alone; an error of the database takes back all, and all are told.
+        """
+        changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if not changes:
+            return  # an earlier call has taken them along
+        try:
+            with self._transaction() as database:
+                for change in changes:
+                    database.execute("SAVEPOINT change")
+                    try:
+                        self._apply(database, change)
+                    except sqlite3.Error:
+                        raise
+                    except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's
+                        change.error = error
+                        database.execute("ROLLBACK TO change")
+                    database.execute("RELEASE change")
+        except (sqlite3.Error, LedgerUnavailable) as error:
+            word = _word(error) if isinstance(error, sqlite3.Error) else error.reason.removeprefix("ledger_")
+            for change in changes:
+                change.error = LedgerUnavailable(word)
+
+    def _apply(self, database: sqlite3.Connection, change: "_Change") -> None:
+        values = database.execute(f"{_SELECT} WHERE {_HERE}", _place(change.key)).fetchone()
+        row = row_of(values) if values else None
+        change.result, changed = change.step(row, self._moment())
+        if changed is not None and changed is not row:
+            self._write(database, row, changed)
+
     def _write(self, database: sqlite3.Connection, row: Row | None, changed: Row) -> None:
         if row is None:
             written = database.execute(_INSERT, values_of(changed)).rowcount
@@ -249,6 +282,16 @@ class SqliteStore:
         )
         database.execute("DELETE FROM leases")
         database.execute("UPDATE boot SET id = ?", (self._clock.boot,))
+
+
+@dataclass(slots=True, eq=False)
+class _Change:
+    """A change that waits to be written, and what came of it."""
+
+    key: Key
+    step: Step[Any]
+    result: Any = None
+    error: Exception | None = None
 
 
 def _place(key: Key) -> tuple[str, str, str]:

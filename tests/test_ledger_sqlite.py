@@ -1,0 +1,106 @@
+"""What SQLite's store does beyond the common suite: changes that wait together are written together."""
+
+import asyncio
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mapper.ledger import Clock, Key, Ledger, LedgerUnavailable, New, Row, open_ledger
+from mapper.ledger_sqlite import SqliteStore
+
+KEYS = [Key("", "e", f"order-{number}") for number in range(6)]
+
+
+def run(folder: Path, act: Any) -> Any:
+    async def within() -> Any:
+        ledger = await open_ledger(f"sqlite:///{folder}/ledger.db", clock=Clock(lambda: 1.0, lambda: 2.0, "boot"))
+        try:
+            return await act(ledger, ledger.store)
+        finally:
+            with suppress(LedgerUnavailable):
+                await ledger.close()
+
+    return asyncio.run(within())
+
+
+async def in_thread(store: SqliteStore, act: Any) -> Any:
+    """The connection belongs to the store's own thread."""
+    return await asyncio.wrap_future(store._thread.submit(lambda: act(store._database)))
+
+
+async def together(store: SqliteStore, *changes: Any) -> list[Any]:
+    """Lets changes come in while the thread is at something else."""
+    go = threading.Event()
+    busy = store._thread.submit(go.wait)
+    waiting = asyncio.gather(*changes, return_exceptions=True)
+    await asyncio.sleep(0.05)
+    go.set()
+    busy.result()
+    return list(await waiting)
+
+
+def claims(ledger: Ledger, keys: list[Key]) -> list[Any]:
+    return [ledger.claim(key, b"f", b"{}", "s") for key in keys]
+
+
+def test_changes_that_wait_together_are_one_transaction(tmp_path: Path) -> None:
+    async def act(ledger: Ledger, store: SqliteStore) -> tuple[list[Any], list[str]]:
+        seen: list[str] = []
+        await in_thread(store, lambda database: database.set_trace_callback(seen.append))
+        decisions = await together(store, *claims(ledger, KEYS))
+        await in_thread(store, lambda database: database.set_trace_callback(None))
+        return decisions, seen
+
+    decisions, seen = run(tmp_path, act)
+    assert all(isinstance(decision, New) for decision in decisions)
+    assert (seen.count("COMMIT"), seen.count("BEGIN IMMEDIATE")) == (1, 1)
+
+
+def test_one_that_fails_takes_back_its_own_part_alone(tmp_path: Path) -> None:
+    class Wrong(Exception):
+        pass
+
+    def fails_after_reading(row: Row | None, at: Any) -> Any:
+        raise Wrong
+
+    async def act(ledger: Ledger, store: SqliteStore) -> tuple[list[Any], list[Row | None]]:
+        changes = claims(ledger, KEYS)
+        changes[2:2] = [store.change(Key("", "e", "wrong"), fails_after_reading)]
+        return await together(store, *changes), [await ledger.show(key) for key in (*KEYS, Key("", "e", "wrong"))]
+
+    results, rows = run(tmp_path, act)
+    assert [type(result) for result in results] == [New, New, Wrong, New, New, New, New]
+    assert [row is not None for row in rows] == [True] * 6 + [False]
+
+
+def test_twins_that_wait_together_see_each_other(tmp_path: Path) -> None:
+    async def act(ledger: Ledger, store: SqliteStore) -> list[Any]:
+        return await together(store, *claims(ledger, [KEYS[0]] * 4))
+
+    assert sorted(type(result).__name__ for result in run(tmp_path, act)) == ["Busy", "Busy", "Busy", "New"]
+
+
+def test_where_the_database_fails_all_are_told_and_nothing_is_written(tmp_path: Path) -> None:
+    async def act(ledger: Ledger, store: SqliteStore) -> tuple[list[Any], list[Any]]:
+        await in_thread(store, lambda database: database.execute("PRAGMA max_page_count = 1"))  # as many as there are
+        body = b"x" * 100_000
+        full = await together(store, *(ledger.claim(key, b"f", body, "s") for key in KEYS))
+        await in_thread(store, lambda database: database.execute("PRAGMA max_page_count = 100000"))
+        return full, [await ledger.show(key) for key in KEYS]
+
+    results, rows = run(tmp_path, act)
+    assert [type(result) for result in results] == [LedgerUnavailable] * 6
+    assert {result.reason for result in results} == {"ledger_full"}
+    assert rows == [None] * 6
+
+
+def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
+    async def act(ledger: Ledger, store: SqliteStore) -> None:
+        await ledger.close()
+        with pytest.raises(LedgerUnavailable):
+            await ledger.claim(KEYS[0], b"f", b"{}", "s")
+
+    run(tmp_path, act)

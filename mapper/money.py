@@ -36,6 +36,7 @@ _ENGINE_WHOLE: Final = 15
 _ENGINE_FRACTION: Final = 44
 _PRECISION: Final = 80
 _EXACT = Context(prec=_PRECISION)
+_ADDING = Context(prec=_PRECISION, traps=[Inexact, InvalidOperation])
 
 
 class NotMoney(ValueError):
@@ -95,10 +96,9 @@ def to_major(minor: int, digits: int) -> Decimal:
 
 def total(values: Sequence[Decimal]) -> Decimal:
     """The exact sum; with more digits than can be exact it raises, it never rounds silently."""
-    context = Context(prec=_PRECISION, traps=[Inexact, InvalidOperation])
-    result = Decimal(0)
-    for value in values:
-        result = context.add(result, value)
+    result, *rest = values or (Decimal(0),)
+    for value in rest:
+        result = _ADDING.add(result, value)
     return result
 
 

@@ -90,8 +90,7 @@ TABLE: dict[str, Row] = {
 _UNKNOWN = Row("notice", "The promotion engine returns something that this service does not know.")
 
 
-@dataclass(frozen=True, slots=True)
-class _Rule:
+class _Rule(NamedTuple):
     """Effects that agree in this are shares of one discount: they are added up first and rounded once."""
 
     campaign: int | None

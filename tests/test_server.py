@@ -747,9 +747,10 @@ class Load:
             body = {"id": f"o-{number}-{turn}", "order_items": CHECKOUT["items"]}
             call = signed(body, "validate" if turn % 3 else "consume", SECRET.encode())
             await asyncio.sleep(0.01)  # two cores are shared with the service and its engine
+            fresh = streams is None
             try:
                 streams = streams or await asyncio.open_connection(*self.address)
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):
                 # Nothing was sent: whoever may ask elsewhere does so. Here there is nowhere else.
                 self.lost["refused"] += not self.may_be_refused
                 await asyncio.sleep(0.02)
@@ -757,7 +758,10 @@ class Load:
             try:
                 answer = await self._ask(*streams, call)
             except (OSError, EOFError) as failure:
-                self.lost[type(failure).__name__] += 1
+                # A connection that the kernel took in the microseconds before the last listener closed was never
+                # accepted by the process: as docs/operations.md says, that is as good as refused.
+                never_accepted = fresh and self.may_be_refused and isinstance(failure, ConnectionResetError)
+                self.lost[type(failure).__name__] += not never_accepted
                 answer = b"connection: close"
             if b"connection: close" in answer:
                 streams[1].close()
@@ -816,17 +820,17 @@ def test_no_request_is_lost_while_a_process_is_followed_by_another_on_the_same_s
 
 
 def test_a_process_that_stops_says_so_first_and_loses_nothing_it_has_accepted(tmp_path: Path, engine: str) -> None:
-    with process(tmp_path, engine, "--drain", "0.5") as service:
+    with process(tmp_path, engine, "--drain", "2") as service:
         service.wait_until_ready()
         with Load(service.address, may_be_refused=True) as load:
             wait_for_answers(load)
             service.tell(signal.SIGTERM)
-            until = time.monotonic() + 0.4
+            until = time.monotonic() + 1.8
             while (heard := exchange(service.address, request("GET", "/readyz"), expect=1)).statuses == [200]:
                 assert time.monotonic() < until
             assert json.loads(heard.responses[0].body)["reason"] == "draining"
             assert heard.responses[0].headers["connection"] == "close"
-            assert service.popen.wait(10) == 0
+            assert service.popen.wait(15) == 0
         assert (load.lost, set(load.statuses)) == (Counter(), {200})
 
 

@@ -38,7 +38,7 @@ from typing import Any, Literal, Protocol, TypeVar, assert_never
 import msgspec
 
 from mapper.checkout import Checkout
-from mapper.errors import OutcomePending, Problem
+from mapper.errors import OutcomePending, Problem, body
 
 T = TypeVar("T")
 
@@ -454,6 +454,11 @@ class Answer:
     status: int
     reply: bytes = field(repr=False)
     reason: str = ""
+
+
+def refusal(problem: Problem) -> Answer:
+    """What is stored for an order that is refused for good."""
+    return Answer(problem.status("consume"), body(problem, "consume"), problem.reason)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ import sys
 import time
 from datetime import UTC, datetime
 
-from mapper import checkout, errors, settings
+from mapper import checkout, notes, settings
 from mapper.errors import Problem
-from mapper.ledger import FINAL, Answer, Ledger, Row, State, WrongMove, open_ledger
+from mapper.ledger import FINAL, Answer, Ledger, Row, State, WrongMove, open_ledger, refusal
 
 # What a state means, and what is to be done about it.
 MEANING: dict[State, tuple[str, str]] = {
@@ -141,12 +141,11 @@ async def _settle(ledger: Ledger, chosen: argparse.Namespace) -> int:
         return _fail(f"The order is {MEANING[row.state][0]}. {MEANING[row.state][1]}")
     if chosen.outcome == "redeemed":
         order = checkout.parse(row.order, "consume")
-        answer = Answer(200, b'{"order":' + order.source.render({}) + b"}", "settled_by_hand")
+        answer = Answer(200, notes.as_it_came(order), "settled_by_hand")
         await ledger.settle(row, State.DONE, answer)
     else:
-        refusal = Problem("This order's promotions were not redeemed.", reason="settled_by_hand")
-        answer = Answer(refusal.status("consume"), errors.body(refusal, "consume"), refusal.reason)
-        await ledger.settle(row, State.REJECTED, answer)
+        problem = Problem("This order's promotions were not redeemed.", reason="settled_by_hand")
+        await ledger.settle(row, State.REJECTED, refusal(problem))
     print(f"Settled as {chosen.outcome}. The same order, sent again, is answered accordingly.")
     return 0
 

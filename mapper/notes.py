@@ -32,6 +32,11 @@ def notice(told: Notice) -> dict[str, Any]:
     return {"type": told.type, "text": told.text, "payload": told.payload}
 
 
+def as_it_came(order: Checkout) -> bytes:
+    """Consume's answer where there is nothing to add to the order."""
+    return b'{"order":' + order.source.render({}) + b"}"
+
+
 def drift(order: Checkout, granted: Settled) -> Notice | None:
     """What differs between the discounts an order carries and those the engine grants it; None where nothing does."""
     digits = order.digits

@@ -47,6 +47,7 @@ from mapper.ledger import (
     State,
     Wait,
     fingerprint,
+    refusal,
 )
 from mapper.settings import Settings
 from mapper.telemetry import Record
@@ -204,8 +205,8 @@ class Once:
                 outcome = await self.engine.converse(conversation, now + (deadline - now) * REDEEM_SHARE, mark)
         except (Fenced, LedgerUnavailable):
             raise  # there is nothing that could be written now; the lease will end
-        except (Refused, AmountMismatch, OrderMismatch) as refusal:
-            return await self._reject(sent[-1], refusal)
+        except (Refused, AmountMismatch, OrderMismatch) as refused:
+            return await self._reject(sent[-1], refused)
         except EngineUnavailable as failure:
             if failure.sent and len(sent) > 1:
                 return await self._look(work, await self.ledger.looking(sent[-1]), deadline)
@@ -229,8 +230,8 @@ class Once:
         """Asks the engine what became of the order. The row says already that a look-up starts."""
         try:
             recall = await self.engine.converse(self.adapter.recall(work.order, work.session), deadline)
-        except OrderMismatch as refusal:
-            return await self._reject(row, refusal)
+        except OrderMismatch as refused:
+            return await self._reject(row, refused)
         except Problem as problem:
             return _wait(await self.ledger.look_later(row, problem.reason))
         if recall.state == "redeemed":
@@ -251,11 +252,11 @@ class Once:
             # What had been redeemed before we ever sent anything is not ours to take back.
             if not (outcome.redeemed and row.sent_at is None):
                 self._insist(work, outcome)
-        except (Refused, AmountMismatch) as refusal:
+        except (Refused, AmountMismatch) as refused:
             # Between check and redemption somebody else used a code up; what was redeemed beside it must not stay.
             undo = self.adapter.undo(work.order, work.session)
             if undo is not None:
-                return await self._take_back(row, undo, refusal, deadline)
+                return await self._take_back(row, undo, refused, deadline)
         repair = self.adapter.repair(work.order, work.session, extra) if extra else None
         if repair is not None:
             # Before the answer is recorded: nobody comes back to a finished order.
@@ -263,24 +264,24 @@ class Once:
                 await self.engine.converse(repair, deadline)
             except Problem as problem:
                 return _wait(await self.ledger.look_later(row, f"repair_{problem.reason}"))
-        answer = Answer(200, b'{"order":' + self._document(work, outcome) + b"}", "redeemed")
+        answer = Answer(200, self._document(work, outcome), "redeemed")
         row = await self.ledger.settle(row, State.DONE, answer)
         if repair is not None:
             await self.ledger.repair(row, "redeemed_twice")
             log.error("repaired", extra={"facts": {"order": row.key.order, "rolled_back": len(extra)}})
         return answer
 
-    async def _take_back(self, row: Row, undo: Conversation[None], refusal: Problem, deadline: float) -> Answer | float:
+    async def _take_back(self, row: Row, undo: Conversation[None], refused: Problem, deadline: float) -> Answer | float:
         try:
             await self.engine.converse(undo, deadline)
         except Problem as problem:
             row = row if row.state is State.UNKNOWN else await self.ledger.looking(row)
             return _wait(await self.ledger.look_later(row, f"undo_{problem.reason}"))
-        return await self._reject(row, refusal)
+        return await self._reject(row, refused)
 
-    async def _reject(self, row: Row, refusal: Problem) -> Answer:
+    async def _reject(self, row: Row, problem: Problem) -> Answer:
         """A refusal is an answer like any other: whoever asks again is told the same."""
-        answer = Answer(refusal.status("consume"), errors.body(refusal, "consume"), refusal.reason)
+        answer = refusal(problem)
         await self.ledger.settle(row, State.REJECTED, answer)
         return answer
 
@@ -308,9 +309,10 @@ class Once:
         work.record.drift = drift is not None
         told = [notes.notice(notice) for notice in (*outcome.notices, *([drift] if drift else []))]
         if not told:
-            return work.order.source.render({})
+            return notes.as_it_came(work.order)
         note = work.order.promotions.meta.get("mapper")
-        return discounts.annotate(work.order, {**(note if isinstance(note, dict) else {}), "notices": told})
+        annotated = discounts.annotate(work.order, {**(note if isinstance(note, dict) else {}), "notices": told})
+        return b'{"order":' + annotated + b"}"
 
 
 def _wait(after: Wait | GiveUp) -> float:
@@ -331,4 +333,4 @@ def _trimmed(work: Work, state: State) -> bytes:
     """The answer to an order so old that its stored answer has been trimmed."""
     if state is State.REJECTED:
         return errors.body(Problem("This order was refused.", reason="refused"), "consume")
-    return b'{"order":' + work.order.source.render({}) + b"}"
+    return notes.as_it_came(work.order)

@@ -96,7 +96,7 @@ async def consume(service: Service, call: Call) -> Answer:
     if given is not None and given.degraded and not _carries_discounts(order):
         # The shopper was told list prices because the engine could not be asked: nothing may be redeemed now.
         call.record.degraded = True
-        return Answer(200, b'{"order":' + order.source.render({}) + b"}", "degraded")
+        return Answer(200, notes.as_it_came(order), "degraded")
     key = Key(space, service.adapter.name, _order_key(service, order))
     work = Work(key, order, _session(service, order, given, "consume"), call.record)
     return await service.once.consume(work, call.deadline)

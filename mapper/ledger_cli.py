@@ -140,7 +140,8 @@ async def _settle(ledger: Ledger, chosen: argparse.Namespace) -> int:
     if row.state is not State.MANUAL:
         return _fail(f"The order is {MEANING[row.state][0]}. {MEANING[row.state][1]}")
     if chosen.outcome == "redeemed":
-        order = checkout.parse(row.order, "consume")
+        currency = settings.Reader(os.environ).text("MAPPER_DEFAULT_CURRENCY").upper()
+        order = checkout.parse(row.order, "consume", currency)
         answer = Answer(200, notes.as_it_came(order), "settled_by_hand")
         await ledger.settle(row, State.DONE, answer)
     else:

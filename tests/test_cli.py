@@ -131,6 +131,16 @@ def test_an_order_that_needs_a_person_is_settled_by_hand(ledger_url: str, capsys
     assert "redeemed" in capsys.readouterr().err
 
 
+def test_an_order_is_settled_in_the_currency_it_was_read_in(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def in_dinars(ledger: Ledger) -> object:
+        body = BODY.replace(b"1.00", b"1.005")
+        return await ledger.claim(KEY, b"f" * 32, body, "session-1")
+
+    prepare(ledger_url, in_dinars, give_up, give_up, give_up, wait_s=90_000)
+    monkeypatch.setenv("MAPPER_DEFAULT_CURRENCY", "kwd")
+    assert run("ledger", "settle", "order-1", "redeemed") == 0
+
+
 def test_or_looked_up_once_more(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(ledger_url, give_up, give_up, give_up, wait_s=90_000)
     assert run("ledger", "retry", "order-1") == 0

@@ -6,9 +6,10 @@ use to forge a line: everything is encoded.
 
 import logging
 import sys
+import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, BinaryIO
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -20,6 +21,7 @@ log = logging.getLogger("mapper")
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # one more series per series, of no use to anybody here
 
+_EVENTS = ("clamped", "drift", "degraded")
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8)
 
 
@@ -77,28 +79,33 @@ class Telemetry:
             ["event"],
             registry=self.registry,
         )
+        # To look a series up costs more than to count in it.
+        remembered = lru_cache(maxsize=512)
+        self._requests = remembered(self.requests.labels)
+        self._seconds = remembered(self.seconds.labels)
+        self._calls = remembered(self.calls.labels)
+        self._call_seconds = remembered(self.call_seconds.labels)
 
     def request(self, record: Record, status: int, reason: str, seconds: float) -> None:
-        self.requests.labels(record.operation, str(status), reason).inc()
-        self.seconds.labels(record.operation).observe(seconds)
-        for event in ("clamped", "drift", "degraded"):
-            if getattr(record, event):
-                self.events.labels(event).inc()
+        self._requests(record.operation, str(status), reason).inc()
+        self._seconds(record.operation).observe(seconds)
+        flags = {event: True for event in _EVENTS if getattr(record, event)}
+        for event in flags:
+            self.events.labels(event).inc()
         for word in record.rejected:
             self.rejected.labels(word).inc()
-        flags = {event: True for event in ("clamped", "drift", "degraded") if getattr(record, event)}
         line = {"operation": record.operation, "status": status, "reason": reason, "ms": round(seconds * 1000, 1)}
         line |= {"request_id": record.request_id, **flags, **record.facts}
         if record.rejected:
             line["rejected"] = record.rejected
-        log.log(logging.INFO if status < 400 else logging.WARNING, "request", extra={"facts": line})
+        _tell(logging.INFO if status < 400 else logging.WARNING, "request", line)
 
     def call(self, call: Call) -> None:
         result = str(call.status) if call.status is not None else call.failure
-        self.calls.labels(call.operation, result).inc()
-        self.call_seconds.labels(call.operation).observe(call.seconds)
+        self._calls(call.operation, result).inc()
+        self._call_seconds(call.operation).observe(call.seconds)
         line = {"call": call.operation, "result": result, "ms": round(call.seconds * 1000, 1), "attempt": call.attempt}
-        log.info("engine call", extra={"facts": line})
+        _tell(logging.INFO, "engine call", line)
 
     def backlog(self, backlog: Backlog) -> None:
         for state in State:
@@ -109,24 +116,64 @@ class Telemetry:
         return generate_latest(self.registry)
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object per line. Tracebacks are included, the values of variables never are."""
+class JsonLines(logging.Handler):
+    """One JSON object per line, written at once and in one piece: several processes may share one standard error.
 
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "event": record.getMessage(),
+    Tracebacks are included, the values of variables never are.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._second, self._prefix = -1, ""
+        """The second that was written last, and how it is spelled: it is the same for many lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        facts = getattr(record, "facts", {})
+        try:
+            if record.exc_info:
+                facts = facts | {"traceback": _FORMATTER.formatException(record.exc_info)}
+            self.write(record.created, record.levelno, record.getMessage(), facts)
+        except Exception:  # noqa: BLE001 - what cannot be logged stops nothing else
+            self.handleError(record)
+
+    def write(self, moment: float, level: int, event: str, facts: dict[str, Any]) -> None:
+        line = {
+            "time": self._time(moment),
+            "level": logging.getLevelName(level).lower(),
+            "event": event,
+            **facts,
         }
-        line |= getattr(record, "facts", {})
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(line).decode()
+        self._stream.write(_ENCODER.encode(line) + b"\n")
+        self._stream.flush()
+
+    def _time(self, moment: float) -> str:
+        second = int(moment)
+        if second != self._second:
+            self._second, self._prefix = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return f"{self._prefix}.{int((moment - second) * 1000):03}+00:00"
+
+
+_ENCODER = msgspec.json.Encoder()
+_FORMATTER = logging.Formatter()
+_lines: JsonLines | None = None
+"""The process's own log, once it is set up."""
+
+
+def _tell(level: int, event: str, facts: dict[str, Any]) -> None:
+    """`log.log` with facts. Of what is told for every request, logging's own way would be a large part of the cost."""
+    if _lines is not None and log.isEnabledFor(level):
+        try:
+            _lines.write(time.time(), level, event, facts)
+        except Exception:  # noqa: BLE001 - logging knows what to do with what cannot be written
+            log.log(level, event, extra={"facts": facts})
+    else:
+        log.log(level, event, extra={"facts": facts})
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Sets logging up for the process. Libraries speak only when something is wrong: at DEBUG they print headers."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    global _lines  # noqa: PLW0603 - as logging's own root handlers are: there is one standard error
+    _lines = JsonLines(sys.stderr.buffer)
+    logging.basicConfig(level=logging.WARNING, handlers=[_lines], force=True)
     log.setLevel(level)

@@ -11,20 +11,22 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from mapper import __version__, errors, promotions, server, settings, transport
 from mapper.engine import Engine
-from mapper.errors import SUBJECT, Operation, Overloaded, Problem
-from mapper.gate import Gate, Room
+from mapper.errors import Operation, Overloaded, Problem
+from mapper.gate import Bodies, Room, Visit
 from mapper.ledger import Answer, LedgerUnavailable, open_ledger
 from mapper.once import Once
 from mapper.promotions import Call, Service
@@ -51,8 +53,13 @@ DRAIN_S = 25.0
 # A caller that takes longer than this to send its body is holding a connection, not checking out.
 BODY_DEADLINE_S = 5.0
 
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}", re.ASCII)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
+_MEDIA_TYPE = re.compile(rb"application/(json|[\w.-]+\+json)\s*(;\s*charset=\"?utf-8\"?\s*)?", re.IGNORECASE)
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+_JSON_HEADERS = (
+    (b"content-type", b"application/json"),
+    *((name.encode(), value.encode()) for name, value in _HEADERS.items()),
+)
 
 Story = Callable[[Service, Call], Awaitable[Answer]]
 
@@ -82,7 +89,7 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             on_backlog=telemetry.backlog,
         )
         validating = Engine(client, accounts, on_call=telemetry.call, slots=VALIDATE_SLOTS)
-        app.state.service = Service(configured, validating, once)
+        app.state.service = validate.service = consume.service = Service(configured, validating, once)
         reconciling = asyncio.create_task(once.reconcile())
         try:
             yield
@@ -93,21 +100,16 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             await ledger.close()
             await client.aclose()
 
-    app = Starlette(
+    bodies = Bodies(max(RECEIVING_BYTES, 4 * configured.max_body_bytes))
+    validate = _Endpoint("validate", promotions.validate, Room(VALIDATE_ROOM, bodies), configured, telemetry)
+    consume = _Endpoint("consume", promotions.consume, Room(CONSUME_ROOM, bodies), configured, telemetry)
+    app = _Application(
+        calls={"/promotions/validate": validate, "/promotions/consume": consume},
         routes=[
-            Route("/promotions/validate", _endpoint("validate", promotions.validate, telemetry), methods=["POST"]),
-            Route("/promotions/consume", _endpoint("consume", promotions.consume, telemetry), methods=["POST"]),
             Route("/livez", _alive),
             Route("/readyz", _ready),
             Route("/version", _version),
             Route("/metrics", _metrics(telemetry)),
-        ],
-        middleware=[
-            Middleware(
-                Gate,
-                rooms={f"/promotions/{operation}": _room(operation, configured, telemetry) for operation in SUBJECT},
-                body_bytes=max(RECEIVING_BYTES, 4 * configured.max_body_bytes),
-            )
         ],
         lifespan=lifespan,
     )
@@ -120,104 +122,153 @@ def from_environment() -> Starlette:
     return create(settings.load(os.environ))
 
 
-def _room(operation: Operation, configured: Settings, telemetry: Telemetry) -> Room:
-    refusal = _problem(Overloaded(), operation, configured)
-    return Room(
-        VALIDATE_ROOM if operation == "validate" else CONSUME_ROOM,
-        refusal.status_code,
-        bytes(refusal.body),
-        tuple(refusal.raw_headers),
-        telemetry.requests.labels(operation, str(refusal.status_code), "overloaded").inc,
-    )
+class _Application(Starlette):
+    """Starlette, with a short cut to the two calls: its way through middleware and routes costs more than they do."""
+
+    def __init__(self, calls: Mapping[str, "_Endpoint"], routes: list[Route], **options: Any) -> None:
+        super().__init__(
+            routes=[*(Route(path, endpoint, methods=["POST"]) for path, endpoint in calls.items()), *routes], **options
+        )
+        self._calls = calls
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._calls:
+            await self._calls[scope["path"]](scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
-def _endpoint(operation: Operation, story: Story, telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
+@dataclass(frozen=True)
+class _Reply:
+    """What is answered, and the word for it in log and metric."""
+
+    status: int
+    body: bytes
+    reason: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+    async def send(self, send: Send, *headers: tuple[bytes, bytes]) -> None:
+        length = (b"content-length", b"%d" % len(self.body))
+        every = [*_JSON_HEADERS, length, *self.headers, *headers]
+        await send({"type": "http.response.start", "status": self.status, "headers": every})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+class _Endpoint:
+    """One of the two calls, from the head of the request to the end of the answer. An ASGI application."""
+
+    service: Service
+    """Set before the first request."""
+
+    def __init__(
+        self, operation: Operation, story: Story, room: Room, configured: Settings, telemetry: Telemetry
+    ) -> None:
+        self._operation: Operation = operation
+        self._story = story
+        self._room = room
+        self._configured = configured
+        self._telemetry = telemetry
+        self._budget = configured.validate_deadline_s if operation == "validate" else configured.consume_deadline_s
+        self._full = self._refusal(Overloaded())
+        self._on_full = telemetry.requests.labels(operation, str(self._full.status), self._full.reason).inc
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._room.is_full:
+            self._on_full()
+            await self._full.send(send)
+            return
         started = time.monotonic()
-        record = Record(operation, _request_id(request))
-        response, reason = await _answer(request, operation, story, record)
-        response.headers["x-request-id"] = record.request_id
-        telemetry.request(record, response.status_code, reason, time.monotonic() - started)
-        return response
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        first = dict(reversed(headers))
+        record = Record(self._operation, _request_id(first.get(b"x-request-id", b"")))
+        with Visit(self._room) as visit:
+            try:
+                _check_head(first, self._configured.max_body_bytes)
+                body = await _read(scope, receive, self._configured.max_body_bytes, visit)
+                call = Call(body, headers, self.service.clock() + self._budget, record)
+                answer = await self._story(self.service, call)
+                reply = _Reply(answer.status, answer.reply, answer.reason)
+            except _NotACall as refusal:
+                reply = refusal.reply
+            except Problem as problem:
+                if problem.__cause__ is not None:
+                    log.debug("cause", exc_info=problem)
+                reply = self._refusal(problem)
+            except Exception:  # noqa: BLE001 - the last resort: whatever it is, Nacelle gets an answer in its own form
+                log.exception("internal error", extra={"facts": {"request_id": record.request_id}})
+                where = f"its log tells what, under request id {record.request_id}"
+                reply = self._refusal(Problem(f"Something went wrong inside the service; {where}.", reason="internal"))
+            self._telemetry.request(record, reply.status, reply.reason, time.monotonic() - started)
+            await reply.send(send, (b"x-request-id", record.request_id.encode()))
 
-    return endpoint
-
-
-async def _answer(request: Request, operation: Operation, story: Story, record: Record) -> tuple[Response, str]:
-    """The response, and the word for it in log and metric."""
-    service: Service = request.app.state.service
-    configured = service.settings
-    budget = configured.validate_deadline_s if operation == "validate" else configured.consume_deadline_s
-    try:
-        body = await _read(request, configured.max_body_bytes)
-        call = Call(body, request.headers.raw, service.clock() + budget, record)
-        answer = await story(service, call)
-        return _json(answer.status, answer.reply), answer.reason
-    except _NotACall as refusal:
-        return _json(refusal.status, msgspec.json.encode({"error": refusal.text}), **refusal.headers), refusal.reason
-    except ClientDisconnect:
-        return _json(400, b"{}"), "client_gone"
-    except Problem as problem:
-        if problem.__cause__ is not None:
-            log.debug("cause", exc_info=problem)
-        return _problem(problem, operation, configured), problem.reason
-    except Exception:  # noqa: BLE001 - the last resort: whatever it is, Nacelle gets an answer in its own form
-        log.exception("internal error", extra={"facts": {"request_id": record.request_id}})
-        message = f"Something went wrong inside the service; its log tells what, under request id {record.request_id}."
-        return _problem(Problem(message, reason="internal"), operation, configured), "internal"
+    def _refusal(self, problem: Problem) -> _Reply:
+        status = problem.status(self._operation)
+        if problem.category == "overloaded" and self._configured.overload_status:
+            status = self._configured.overload_status
+        after = () if problem.retry_after is None else ((b"retry-after", b"%d" % problem.retry_after),)
+        return _Reply(status, errors.body(problem, self._operation), problem.reason, after)
 
 
 class _NotACall(Exception):
     """The request is not a call of the contract."""
 
-    def __init__(self, status: int, reason: str, text: str, **headers: str) -> None:
+    def __init__(self, status: int, reason: str, text: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(text)
-        self.status, self.reason, self.text, self.headers = status, reason, text, headers
+        self.reply = _Reply(status, msgspec.json.encode({"error": text}), reason, headers)
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """The body's bytes, as they came. Nothing is decoded, no more than `limit` is held."""
-    media_type = request.headers.get("content-type", "application/json").lower()
-    if not re.fullmatch(r"application/(json|[\w.-]+\+json)\s*(;\s*charset=\"?utf-8\"?\s*)?", media_type):
+_CLOSE = (b"connection", b"close")
+
+
+def _check_head(first: Mapping[bytes, bytes], limit: int) -> None:
+    """`first`: of each header the first, by name."""
+    if not _MEDIA_TYPE.fullmatch(first.get(b"content-type", b"application/json")):
         raise _NotACall(415, "media_type", "The content type must be application/json in UTF-8.")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if first.get(b"content-encoding", b"identity").lower() != b"identity":
         raise _NotACall(415, "content_encoding", "The body must not be compressed.")
-    length = request.headers.get("content-length", "0")
+    length = first.get(b"content-length", b"0")
     if not length.isdigit() or len(length) > 15 or int(length) > limit:
         raise _too_large(limit)
-    body = bytearray()
+
+
+async def _read(scope: Scope, receive: Receive, limit: int, visit: Visit) -> bytes:
+    """The body's bytes, as they came. Nothing is decoded, no more than `limit` is held."""
+    if scope.get("state", {}).get(server.WHOLE):
+        return await _receive(receive, limit, visit)
     try:
         async with asyncio.timeout(BODY_DEADLINE_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
-                    raise _too_large(limit)
+            return await _receive(receive, limit, visit)
     except TimeoutError:
-        raise _NotACall(408, "slow_body", "The body did not arrive in time.", connection="close") from None
-    return bytes(body)
+        raise _NotACall(408, "slow_body", "The body did not arrive in time.", _CLOSE) from None
+
+
+async def _receive(receive: Receive, limit: int, visit: Visit) -> bytes:
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise _NotACall(400, "client_gone", "The client has gone.")
+        part: bytes = message.get("body", b"")
+        if len(body) + len(part) > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            visit.go_in()
+            return bytes(body + part) if body else part
+        visit.receive(len(part))
+        body += part
 
 
 def _too_large(limit: int) -> _NotACall:
-    text = f"The body is larger than {limit} bytes (MAPPER_MAX_BODY_BYTES)."
-    return _NotACall(413, "too_large", text, connection="close")
+    return _NotACall(413, "too_large", f"The body is larger than {limit} bytes (MAPPER_MAX_BODY_BYTES).", _CLOSE)
 
 
-def _problem(problem: Problem, operation: Operation, configured: Settings) -> Response:
-    status = problem.status(operation)
-    if problem.category == "overloaded" and configured.overload_status:
-        status = configured.overload_status
-    headers = {"retry-after": str(problem.retry_after)} if problem.retry_after is not None else {}
-    return _json(status, errors.body(problem, operation), **headers)
-
-
-def _json(status: int, body: bytes, **headers: str) -> Response:
-    return Response(body, status, headers={**_HEADERS, **headers}, media_type="application/json")
-
-
-def _request_id(request: Request) -> str:
+def _request_id(given: bytes) -> str:
     """The caller's own id for the request, where it is harmless; else a new one."""
-    given = request.headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def _json(status: int, body: bytes) -> Response:
+    return Response(body, status, headers=_HEADERS, media_type="application/json")
 
 
 async def _alive(request: Request) -> Response:

@@ -33,6 +33,9 @@ DRAINING: Final = "draining"
 LEAVING: Final = "leaving"
 """Likewise: this process is going to stop; each answer is the last one of its connection."""
 
+WHOLE: Final = "whole"
+"""Likewise, in that of one request: its body has been received completely."""
+
 PATIENCE_S: Final = 25.0
 """How long a process that stops waits for the answers it owes."""
 
@@ -105,7 +108,7 @@ class Connection(HttpToolsProtocol):
     """uvicorn's protocol, within limits. See there for what calls what; the parser calls the methods `on_…`.
 
     A connection is always under one time limit: `_timer` (head, rest of an answered body, goodbye), between requests
-    uvicorn's keep-alive timer, and while a request is answered the application's own.
+    `_keep_alive`, and while a request is answered the application's own. uvicorn's keep-alive timer is never set.
     """
 
     def __init__(
@@ -117,12 +120,14 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.timeout_keep_alive = limits.keep_alive_s  # type: ignore[assignment] # any number of seconds will do
         self._limits = limits
         self._timer: asyncio.TimerHandle | None = None
         self._unread: asyncio.TimerHandle | None = None
+        self._keep_alive: asyncio.TimerHandle | None = None
+        """Goes on while requests come and go, since setting it anew for each would cost more than to parse it."""
         self._idle_since: float | None = self.loop.time()
         """None while a request is being sent or answered."""
+        self._answering = cast("asyncio.Transport", _Answering(self))
         self._in_head = False
         self._in_body = False
         self._head_bytes = 0
@@ -149,8 +154,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._unset_keepalive_if_required()  # uvicorn does so only after an orderly end
         self._unlimit()
+        self._stop_keep_alive()
         if self._unread is not None:
             self._unread.cancel()
 
@@ -162,8 +167,15 @@ class Connection(HttpToolsProtocol):
         elif grace_s is not None and self._idle_since is not None and self.loop.time() >= self._idle_since + grace_s:
             self._close_if_quiet()
 
-    def timeout_keep_alive_handler(self) -> None:
-        self._close_if_quiet()
+    def _idle_too_long(self) -> None:
+        self._keep_alive = None
+        if self._idle_since is None:
+            return  # set again after the answer
+        left_s = self._idle_since + self._limits.keep_alive_s - self.loop.time()
+        if left_s > 0:
+            self._keep_alive = self.loop.call_later(left_s, self._idle_too_long)
+        else:
+            self._close_if_quiet()
 
     def _too_slow(self) -> None:
         self._timer = None
@@ -181,8 +193,8 @@ class Connection(HttpToolsProtocol):
 
     def _hang_up(self) -> None:
         """Closes. What is still to be sent gets its time, and no more."""
-        self._unset_keepalive_if_required()
         self._unlimit()
+        self._stop_keep_alive()
         self.transport.close()
         if self.transport.get_write_buffer_size():
             self._limit(self._limits.unread_s, self.transport.abort)
@@ -195,7 +207,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing() or self._lingering:
             return
         self._deaf = self._lingering = True
-        self._unset_keepalive_if_required()
+        self._stop_keep_alive()
         self.flow.resume_reading()
         self.transport.write_eof()
         self._limit(self._limits.linger_s, self._hang_up)
@@ -208,6 +220,11 @@ class Connection(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _stop_keep_alive(self) -> None:
+        if self._keep_alive is not None:
+            self._keep_alive.cancel()
+            self._keep_alive = None
 
     # -- Receiving -----------------------------------------------------------------------------------------------------
 
@@ -256,7 +273,7 @@ class Connection(HttpToolsProtocol):
             self._stop_parsing(_TOO_MANY)
         super().on_headers_complete()
         self._in_body = True
-        self.cycle.transport = cast("asyncio.Transport", _Answering(self))
+        self.cycle.transport = self._answering
         if self.app_state.get(LEAVING) or upgrade:
             # After a request to upgrade the parser takes nothing any more.
             self.cycle.keep_alive = False
@@ -279,23 +296,23 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        cast("dict[str, Any]", self.scope)["state"][WHOLE] = True
         self._in_body = False
         self._messages += 1
 
     # -- Answering -----------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        if self._lingering:
-            self.server_state.total_requests += 1
+        """In place of uvicorn's, which sets its keep-alive timer."""
+        self.server_state.total_requests += 1
+        if self._lingering or self.transport.is_closing():
             return
-        last = not self.pipeline
-        super().on_response_complete()
-        if self.transport.is_closing() or not last:
-            return
-        if self._deaf:
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._deaf:
             self._linger()
         elif self._in_body:
-            self._unset_keepalive_if_required()
             self._limit(self._limits.rest_s, self._linger)
         elif not self._in_head:
             self._rest()
@@ -303,9 +320,9 @@ class Connection(HttpToolsProtocol):
     def _rest(self) -> None:
         """Nothing is asked, nothing owed."""
         self._unlimit()
-        self._unset_keepalive_if_required()
         self._idle_since = self.loop.time()
-        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        if self._keep_alive is None:
+            self._keep_alive = self.loop.call_later(self._limits.keep_alive_s, self._idle_too_long)
 
     def answered(self) -> None:
         """The answer that has just been written is the connection's last."""

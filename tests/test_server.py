@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
-from mapper import app, cli, sandbox, server
-from mapper.errors import Overloaded
-from mapper.gate import Gate, Message, Receive, Room, Scope, Send
+from mapper import app, cli, promotions, sandbox, server
+from mapper.ledger import Answer
+from mapper.promotions import Call, Service
 from mapper.server import Limits
 from mapper.signature import SIGNATURE, sign
 from tests import fakes, raw_http
@@ -402,100 +403,104 @@ def test_who_comes_when_all_room_is_taken_is_answered_before_the_body_is_read(mo
 
 
 class Guests:
-    """Callers of a gate with room for two at "/" and one at "/other", and for 100 bytes of unfinished bodies."""
+    """Callers of a service with room for two validates and one consume, and for 4 KiB of unfinished bodies."""
 
-    def __init__(self) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.go = asyncio.Event()
         self.rest = asyncio.Event()
         """Set when the second part of each body arrives."""
         self.statuses: Counter[int] = Counter()
-        self.rooms = {path: Room(size, 422, b"full", (), lambda: None) for path, size in (("/", 2), ("/other", 1))}
-        self.gate = Gate(self.work, self.rooms, 100)
         self.tasks: list[asyncio.Task[None]] = []
+        for name, size in (("VALIDATE_ROOM", 2), ("CONSUME_ROOM", 1), ("RECEIVING_BYTES", 0)):
+            patch.setattr(app, name, size)
+        for operation in ("validate", "consume"):
+            patch.setattr(promotions, operation, self.work)
+        self.service = service(MAPPER_MAX_BODY_BYTES="1024")
 
-    async def work(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            while (await receive()).get("more_body"):
-                pass
-            await self.go.wait()
-        except Overloaded:
-            await send({"type": "http.response.start", "status": 500})
-        else:
-            await send({"type": "http.response.start", "status": 200})
+    async def work(self, service: Service, call: Call) -> Answer:
+        await self.go.wait()
+        return Answer(200, b"{}", "ok")
 
-    async def come(self, path: str, *messages: Message) -> None:
-        queue = iter(messages)
+    async def come(self, operation: str, *parts: bytes) -> None:
+        coming = iter(parts)
 
         async def receive() -> Message:
-            message = next(queue)
-            if message is not messages[0]:
+            part = next(coming)
+            if part is not parts[0]:
                 await self.rest.wait()
-            return {"type": "http.request", **message}
+            return {"type": "http.request", "body": part, "more_body": part is not parts[-1]}
 
         async def send(message: Message) -> None:
             self.statuses[message.get("status", 0)] += 1
 
-        scope = {"type": "http", "method": "POST", "path": path}
-        self.tasks.append(asyncio.ensure_future(self.gate(scope, receive, send)))
+        scope = {"type": "http", "method": "POST", "path": f"/promotions/{operation}", "headers": []}
+        self.tasks.append(asyncio.ensure_future(self.service(scope, receive, send)))
         for _ in range(5):
             await asyncio.sleep(0)
 
+    def answered(self) -> dict[int, int]:
+        return {status: count for status, count in self.statuses.items() if status}
+
     async def leave(self) -> None:
-        self.go.set()
-        for task in self.tasks:
+        """Half of them are answered, the others hang up."""
+        for task in self.tasks[::2]:
             task.cancel()
+        await asyncio.sleep(0)
+        self.go.set()
+        self.rest.set()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        assert [room.taken for room in self.rooms.values()] == [0, 0]
-        assert self.gate._receiving == 0
+        for endpoint in self.service._calls.values():
+            assert (endpoint._room.taken, endpoint._room.bodies.held) == (0, 0)
 
 
-WHOLE: tuple[Message, ...] = ({"body": b"x"},)
+def come_and_go(*arrivals: tuple[str, tuple[bytes, ...]], finish: bool = False) -> dict[int, int]:
+    """The statuses of those who are answered while nobody leaves."""
+
+    async def scenario() -> dict[int, int]:
+        with pytest.MonkeyPatch.context() as patch:
+            guests = Guests(patch)
+            async with guests.service.router.lifespan_context(guests.service):
+                for operation, parts in arrivals:
+                    await guests.come(operation, *parts)
+                if finish:
+                    guests.rest.set()
+                    await asyncio.sleep(0.01)
+                found = guests.answered()
+                await guests.leave()
+                return found
+
+    return asyncio.run(scenario())
 
 
-def parts(size: int) -> tuple[Message, ...]:
-    return {"body": b"x" * size, "more_body": True}, {"body": b"x"}
+WHOLE = (b"x",)
+
+
+def parts(size: int) -> tuple[bytes, ...]:
+    return b"x" * size, b"y"
 
 
 @pytest.mark.parametrize(
     ("arrivals", "refused"),
     [
-        ([("/", WHOLE)] * 2, {}),
-        ([("/", WHOLE)] * 3, {422: 1}),
-        ([*[("/", WHOLE)] * 3, ("/other", WHOLE)], {422: 1}),
-        ([("/other", WHOLE)] * 3, {422: 2}),
+        ([("validate", WHOLE)] * 2, {}),
+        ([("validate", WHOLE)] * 3, {422: 1}),
+        ([*[("validate", WHOLE)] * 3, ("consume", WHOLE)], {422: 1}),
+        ([("consume", WHOLE)] * 3, {500: 2}),
         # A body that is still on its way takes no room; the bytes of all of them are counted.
-        ([*[("/", parts(1))] * 9, *[("/", WHOLE)] * 2], {}),
-        ([("/", parts(60))] * 2, {500: 1}),
-        ([*[("/", parts(50))] * 2, ("/", WHOLE)], {422: 1}),
-        ([("/unlimited", WHOLE)] * 9, {}),
+        ([*[("validate", parts(1))] * 9, *[("validate", WHOLE)] * 2], {}),
+        ([("validate", parts(900))] * 4, {}),
+        ([("validate", parts(900))] * 5, {422: 1}),
+        ([*[("validate", parts(1024))] * 2, *[("consume", parts(1024))] * 2, ("validate", WHOLE)], {422: 1}),
     ],
 )
 def test_each_endpoint_has_room_of_its_own(
-    arrivals: list[tuple[str, tuple[Message, ...]]], refused: dict[int, int]
+    arrivals: list[tuple[str, tuple[bytes, ...]]], refused: dict[int, int]
 ) -> None:
-    async def scenario() -> dict[int, int]:
-        guests = Guests()
-        for path, messages in arrivals:
-            await guests.come(path, *messages)
-        found = {status: count for status, count in guests.statuses.items() if status}
-        await guests.leave()
-        return found
-
-    assert asyncio.run(scenario()) == refused
+    assert come_and_go(*arrivals) == refused
 
 
 def test_bodies_completed_at_the_same_time_take_no_more_room_than_there_is() -> None:
-    async def scenario() -> dict[int, int]:
-        guests = Guests()
-        for _ in range(5):
-            await guests.come("/", *parts(1))
-        guests.rest.set()
-        await asyncio.sleep(0.01)
-        found = dict(guests.statuses)
-        await guests.leave()
-        return found
-
-    assert asyncio.run(scenario()) == {500: 3}
+    assert come_and_go(*[("validate", parts(1))] * 5, finish=True) == {422: 3}
 
 
 # -- Attacks by the thousand ---------------------------------------------------------------------------------------

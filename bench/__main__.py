@@ -3,22 +3,16 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from bench import contenders, machine, plot, report, rounds
+from bench import contenders, machine, plot, report, results, rounds
+from bench.results import say
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "bench" / "results"
-PAGE, PICTURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
-MAX_LOAD = 1.0
-"""The load average above which a long run does not begin."""
-QUIET = 0.1
-"""The median noise, in processors, up to which a run counts as quiet."""
+PAGE, PICTURE = results.ROOT / "docs" / "performance.md", results.ROOT / "docs" / "performance.svg"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,20 +20,14 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.report:
         _publish(msgspec.json.decode(chosen.report.read_bytes()))
         return 0
-    if why := machine.missing():
-        print(f"This machine cannot measure: {why}.", file=sys.stderr)
-        return 2
-    load = machine.load()
-    if load > MAX_LOAD and not (chosen.quick or chosen.anyway):
-        print(
-            f"Load average {load:.2f}: something else is running, the figures would not mean anything.", file=sys.stderr
-        )
-        print("Wait until it is below 1, or measure anyway: make bench ARGS=--anyway", file=sys.stderr)
+    if why := results.cannot_measure(anyway=chosen.quick or chosen.anyway):
+        print(why, file=sys.stderr)
         return 3
-    results = measure(load, quick=chosen.quick, patient=not (chosen.quick or chosen.anyway))
-    for line in report.screen(results):
+    found = measure(quick=chosen.quick, patient=not (chosen.quick or chosen.anyway))
+    for line in report.screen(found):
         print(line)
-    _keep(results, quick=chosen.quick)
+    if results.keep("full", found, publish=not chosen.quick):
+        _publish(found)
     return 0
 
 
@@ -51,8 +39,9 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def measure(load: float, *, quick: bool, patient: bool) -> dict[str, Any]:
+def measure(*, quick: bool, patient: bool) -> dict[str, Any]:
     """Everything, as it is written to the file."""
+    context = results.context()
     cases = rounds.quick() if quick else rounds.full()
     keys = list(contenders.BY_KEY)
     if not machine.nginx():
@@ -76,21 +65,15 @@ def measure(load: float, *, quick: bool, patient: bool) -> dict[str, Any]:
             memory = bench.memory()
     noise = _noise([*(one["contenders"] for one in measured), _plain(steady)])
     return {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": machine.commit(),
-        "machine": {"processor": machine.processor(), "load": round(load, 2), "noise": noise},
-        "quiet": noise <= QUIET,
-        "versions": machine.versions(),
+        **context,
+        "machine": {**context["machine"], "noise": noise},
+        "quiet": noise <= results.QUIET,
         "start": start,
         "memory_mb": memory,
         "holds_ms": holds,
         "open": {"rate": rounds.RATE, "contenders": _plain(steady)},
         "cases": measured,
     }
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def _named(case: rounds.Case) -> dict[str, Any]:
@@ -105,23 +88,11 @@ def _noise(found: Sequence[dict[str, dict[str, list[float]]]]) -> float:
     return rounds.middle([*chain.from_iterable(series["noise"] for one in found for series in one.values())])
 
 
-def _keep(results: dict[str, Any], *, quick: bool) -> None:
-    publish = results["quiet"] and not quick
-    path = RESULTS / ("full.json" if publish else "last.json")
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
-    print(f"\n{path.relative_to(ROOT)} holds every round.")
-    if not results["quiet"]:
-        noise = results["machine"]["noise"]
-        print(f"NOT QUIET: others took {noise:.2f} processors meanwhile. Do not rely on these figures.")
-    if publish:
-        _publish(results)
-
-
-def _publish(results: dict[str, Any]) -> None:
+def _publish(found: results.Results) -> None:
     PAGE.parent.mkdir(exist_ok=True)
-    PICTURE.write_text(plot.picture(results), "utf-8")
-    PAGE.write_text(report.page(results, PICTURE.name), "utf-8")
-    print(f"{PAGE.relative_to(ROOT)} is written.")
+    PICTURE.write_text(plot.picture(found), "utf-8")
+    PAGE.write_text(report.page(found, PICTURE.name), "utf-8")
+    print(f"{PAGE.relative_to(results.ROOT)} is written.")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,16 @@ def canned() -> Starlette:
     return app.create(settings.load(os.environ), engine_transport=_Canned())
 
 
+def sized() -> Starlette:
+    """This service with other limits: `BENCH_SIZES`, such as `VALIDATE_ROOM=32 VALIDATE_SLOTS=16` (`mapper.app`)."""
+    from mapper import app  # noqa: PLC0415 - likewise
+
+    for size in os.environ.get("BENCH_SIZES", "").split():
+        name, _, value = size.partition("=")
+        setattr(app, name, type(getattr(app, name))(value))
+    return app.from_environment()
+
+
 def sdk() -> Any:
     from bench import sdk_app  # noqa: PLC0415 - takes seconds
 
@@ -56,12 +66,12 @@ def _plainly(app: Any, port: int) -> None:
 
 
 def main(name: str, port: int) -> None:
-    if name == "canned":
+    if name in ("canned", "sized"):
         # As `promotions-mapper serve` does.
         from mapper import server, telemetry, workers  # noqa: PLC0415 - likewise
 
         telemetry.log_to_stderr()
-        server.run(server.create(canned, factory=True), workers.listening("127.0.0.1", port))
+        server.run(server.create(globals()[name], factory=True), workers.listening("127.0.0.1", port))
     else:
         _plainly({"echo": echo, "sdk": sdk}[name](), port)
 

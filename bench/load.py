@@ -35,6 +35,8 @@ class Connection(asyncio.Protocol):
         """Of the last answer; kept only where `keep` is set."""
         self.keep = False
         self.open = True
+        self.ticket = -1
+        """For who sends to note what it was that was sent."""
         self._since = 0
         self._head = b""
         self._missing = -1
@@ -115,15 +117,24 @@ async def once(port: int, request: bytes, timeout_s: float = 10.0) -> tuple[int,
 
 
 async def closed_loop(
-    port: int, requests: Sequence[bytes], in_flight: int, seconds: float, limit_s: float, mark: Callable[[], None]
+    port: int,
+    requests: Sequence[bytes],
+    in_flight: int,
+    seconds: float,
+    limit_s: float,
+    mark: Callable[[], None],
+    *,
+    refused_pause_s: float = 0.0,
 ) -> Window:
     """Measures for `seconds`, begun when every connection has been answered once.
 
     With slow contenders it takes longer, up to `limit_s` for beginning and `limit_s` for measuring, until there are two
-    answers per connection. `mark` is called at the beginning and at the end of what is measured.
+    answers per connection. `mark` is called at the beginning and at the end of what is measured. After an answer other
+    than 200 a connection pauses for `refused_pause_s`: without, refusals come so fast that they are all there is.
     """
     window, measuring, stop, came = Window(), False, False, 0
     following = cycle(requests)
+    loop = asyncio.get_running_loop()
 
     def on_answer(connection: Connection, status: int, ns: int) -> None:
         nonlocal came
@@ -132,7 +143,15 @@ async def closed_loop(
             window.times_ns.append(ns)
         elif measuring:
             window.others += 1
-        if not stop:
+        if stop:
+            return
+        if status == 200 or not refused_pause_s:
+            send(connection)
+        else:
+            loop.call_later(refused_pause_s, send, connection)
+
+    def send(connection: Connection) -> None:
+        if connection.open:
             connection.send(next(following), time.perf_counter_ns())
 
     async def until(answers: int, least_s: float) -> None:
@@ -143,7 +162,7 @@ async def closed_loop(
 
     connections = await connect(port, in_flight, on_answer)
     for connection in connections:
-        connection.send(next(following), time.perf_counter_ns())
+        send(connection)
     await until(in_flight, WARM_S)
     mark()
     measuring, started = True, time.perf_counter()

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from bench.report import Results, case, ratio
+from bench.report import case, ratio
+from bench.results import Results
 
 _WIDTH, _LEFT, _RIGHT, _BAR, _STEP, _TOP = 760, 250, 90, 26, 44, 78
 _SHOWN = (

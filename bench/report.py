@@ -1,24 +1,12 @@
 """From figures to words: the table on the screen, the aims, docs/performance.md."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from bench.contenders import BY_KEY
+from bench.results import Judged, Results, aims_table, table, verdicts
 from bench.rounds import middle, quartiles
 
-Results = dict[str, Any]
 Series = dict[str, list[float]]
-
-
-@dataclass(frozen=True)
-class Judged:
-    aim: str
-    figure: str
-    """What was measured, with its spread."""
-    wanted: str
-    kept: bool | None
-    """None: could not be judged."""
 
 
 def case(results: Results, lines: int, wait_ms: int, in_flight: int) -> dict[str, Series]:
@@ -116,9 +104,7 @@ def screen(results: Results) -> Iterator[str]:
     yield f"20 lines, engine 30 ms, {results['open']['rate']:g} requests a second"
     yield from _columns(results["open"]["contenders"])
     yield ""
-    for judged in aims(results):
-        word = {True: "kept", False: "MISSED", None: "?"}[judged.kept]
-        yield f"{word:7} {judged.aim}: {judged.figure}, {judged.wanted}"
+    yield from verdicts(aims(results))
 
 
 def _columns(contenders: dict[str, Series]) -> Iterator[str]:
@@ -210,14 +196,11 @@ def page(results: Results, picture: str) -> str:
     usual = case(results, 20, 0, 32)
     faster = ratio(usual["service"], usual["sdk"], "rps")
     assert faster is not None, "both take part in every run"
-    words = {True: "kept", False: "**missed**", None: "?"}
     return _PAGE.format(
         faster=f"{faster[0]:.0f}" if faster[0] >= 10 else f"{faster[0]:.1f}",
         picture=picture,
         setting=_setting(results),
-        aims=_table(
-            ["", "measured [spread]", "aim", ""], [[j.aim, j.figure, j.wanted, words[j.kept]] for j in aims(results)]
-        ),
+        aims=aims_table(aims(results)),
         beside_echo=_grid(results, 0, lambda found, key: ratio(found.get(key), found.get("echo"), "rps")),
         beside_sdk=_grid(results, 0, lambda found, key: ratio(found.get(key), found.get("sdk"), "rps")),
         beside_nginx=_grid(results, 30, lambda found, key: ratio(found.get(key), found.get("nginx"), "rps")),
@@ -242,11 +225,6 @@ def _setting(results: Results) -> str:
     return "\n".join(told) + f"\n\nVersions: {', '.join(f'{name} {version}' for name, version in versions.items())}."
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
-
-
 def _grid(
     results: Results,
     wait_ms: int,
@@ -260,7 +238,7 @@ def _grid(
         contenders = found["contenders"]
         cells = [_cell(figure(contenders, key), contenders.get(key)) for key in keys]
         rows.append([f"{found['lines']:,}", f"{found['in_flight']}", *cells])
-    return _table(["lines", "in flight", *(BY_KEY[key].name for key in keys)], rows)
+    return table(["lines", "in flight", *(BY_KEY[key].name for key in keys)], rows)
 
 
 def _cell(figures: tuple[float, float, float] | None, series: Series | None) -> str:
@@ -279,7 +257,7 @@ def _open_table(results: Results) -> str:
         assert p50 is not None
         assert p99 is not None
         rows.append([BY_KEY[key].name, _spread(p50, 1), _spread(p99, 1)])
-    return _table(["", "median, ms", "99th percentile, ms"], rows)
+    return table(["", "median, ms", "99th percentile, ms"], rows)
 
 
 def _growth(results: Results) -> str:
@@ -290,4 +268,4 @@ def _growth(results: Results) -> str:
         own = found["contenders"]
         shown = (_cell(ratio(own.get(key), few.get(key), "cpu_us"), own.get(key)) for key in BY_KEY)
         rows.append([f"{found['lines']:,}", *shown])
-    return _table(["lines", *(contender.name for contender in BY_KEY.values())], rows)
+    return table(["lines", *(contender.name for contender in BY_KEY.values())], rows)

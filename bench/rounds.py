@@ -106,7 +106,7 @@ class Bench:
             marks.append((machine.processor_ns(one.process.pid), machine.Others(self._pids)))
 
         turn = load.closed_loop(one.port, requests, case.in_flight, case.seconds, case.limit_s, mark)
-        window = _run(turn)
+        window = run(turn)
         (before, others), (after, _) = marks
         good = len(window.times_ns)
         return {
@@ -132,7 +132,7 @@ class Bench:
     def _open_turn(self, one: Running, requests: list[bytes], moments: list[float]) -> dict[str, float]:
         others, before = machine.Others(self._pids), machine.processor_ns(one.process.pid)
         started = time.perf_counter()
-        window = _run(load.open_loop(one.port, requests, moments, spare=32))
+        window = run(load.open_loop(one.port, requests, moments, spare=32))
         good = len(window.times_ns)
         spent = machine.processor_ns(one.process.pid) - before
         return {
@@ -147,7 +147,7 @@ class Bench:
     def holds(self, key: str, lines: int, count: int) -> list[float]:
         """For each of `count` large carts: the longest that a small request beside it had to wait, in ms."""
         one = self.running[key]
-        return _run(_holds(one.port, one.requests(lines, 0), count))
+        return run(_holds(one.port, one.requests(lines, 0), count))
 
     def memory(self) -> dict[str, dict[str, float]]:
         return {
@@ -156,7 +156,7 @@ class Bench:
         }
 
 
-def _run(turn: Coroutine[Any, Any, T]) -> T:
+def run(turn: Coroutine[Any, Any, T]) -> T:
     """On a loop of its own, without the collector of garbage, whose pauses would be taken for the contender's."""
     gc.collect()
     gc.disable()

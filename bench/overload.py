@@ -1,0 +1,308 @@
+"""`make overload`: five times as many checkouts as the service can answer, and an engine that hangs.
+
+One worker on a processor of its own. A round: what it can answer (closed loop); then, in one go, with requests at
+random moments and whether it answers or not: 30 % of that, 500 %, 30 % again. What counts is the round's own
+capacity and the round's own calm, so that a machine that is slower today changes no verdict.
+
+The engine hangs when its process is stopped: connections are accepted, nothing is answered, as long as it lasts.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import pairwise
+from typing import Any
+
+from bench import contenders, load, machine, results
+from bench.contenders import BY_KEY, Contender, Running
+from bench.flood import flood
+from bench.results import Judged
+from bench.rounds import ATTEMPTS, NOISE, middle, percentile, quartiles, run
+
+CALM, RUSH = 0.3, 5.0
+"""Of what it can answer."""
+IN_FLIGHT = (16, 32, 64)
+CONNECTIONS = 768
+"""The service takes 1,000."""
+LATE_MS = 5.0
+"""A client that is later than this (99th percentile) measures itself: no figures then."""
+NORMAL = 1.5
+"""Times the 99th percentile of the calm before: as slow may an answer be that counts as normal again."""
+LINES = 20
+REFUSED_PAUSE_S = 0.05
+"""While capacity is looked for: a shop that is refused does not ask again at once."""
+
+DEADLINE_MS, GRACE_MS = 1500, 50
+HANG_S = 3.0
+AT_ONCE = (1, 32, 64, 200, 600)
+
+SIZED = replace(BY_KEY["service"], key="sized", command=("-m", "bench.apps", "sized", "{port}"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    chosen = _arguments(arguments)
+    if why := results.cannot_measure(anyway=chosen.anyway or chosen.quick):
+        print(why, file=sys.stderr)
+        return 3
+    found = {**results.context(), **measure(chosen)}
+    noise = middle([one["noise"] for case in found["overload"] for one in case["rounds"]] or [0.0])
+    found["machine"]["noise"], found["quiet"] = noise, noise <= results.QUIET
+    for line in screen(found):
+        print(line)
+    results.keep("overload", found, publish=not (chosen.quick or chosen.sizes or chosen.no_hang))
+    return 0
+
+
+def _arguments(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.overload", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short round of each, on the screen alone")
+    parser.add_argument("--anyway", action="store_true", help="measure although others keep the machine busy")
+    parser.add_argument("--rounds", type=int, help="5, quick: 1")
+    parser.add_argument("--waits", type=int, nargs="*", default=[0, 30], metavar="MS", help="how long the engine takes")
+    parser.add_argument(
+        "--sizes", default="", help='other limits: "VALIDATE_ROOM=32 VALIDATE_SLOTS=16" (mapper/app.py)'
+    )
+    parser.add_argument("--no-hang", action="store_true", help="leave the engine that hangs out")
+    return parser.parse_args(arguments)
+
+
+def measure(chosen: argparse.Namespace) -> dict[str, Any]:
+    rounds = chosen.rounds or (1 if chosen.quick else 5)
+    attempts = 1 if chosen.quick or chosen.anyway else ATTEMPTS
+    seconds = (2.0, 4.0, 2.5) if chosen.quick else (4.0, 6.0, 3.0)
+    with contenders.engine() as (port, engine), _service(port, chosen.sizes) as service:
+        overload = []
+        for wait_ms in chosen.waits:
+            results.say(f"Five times too many, engine at {wait_ms} ms.")
+            bench = _Round(service, engine.pid, wait_ms)
+            overload.append(
+                {"wait_ms": wait_ms, "rounds": [bench.undisturbed(seconds, seed, attempts) for seed in range(rounds)]}
+            )
+        hang = []
+        if not chosen.no_hang:
+            results.say("An engine that hangs.")
+            hang = [_hang(service, engine.pid, at_once) for at_once in AT_ONCE]
+    return {"sizes": chosen.sizes, "overload": overload, "hang": hang}
+
+
+@contextmanager
+def _service(engine_port: int, sizes: str) -> Iterator[Running]:
+    with tempfile.TemporaryDirectory() as folder:
+        contender: Contender = BY_KEY["service"]
+        if sizes:
+            contender = replace(SIZED, environment=(("BENCH_SIZES", sizes),))
+        running = contenders.start(contender, engine_port, folder)
+        try:
+            contenders.wait(running)
+            yield running
+        finally:
+            contenders.stop(running.process)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Overload
+
+
+class _Round:
+    def __init__(self, service: Running, engine: int, wait_ms: int) -> None:
+        self._service, self._pids = service, [engine, service.process.pid]
+        self._requests = service.requests(LINES, wait_ms)
+
+    def undisturbed(self, seconds: tuple[float, float, float], seed: int, attempts: int) -> dict[str, Any]:
+        """The quietest of a few attempts; the first that is quiet will do."""
+        tries: list[dict[str, Any]] = []
+        while len(tries) < attempts and (not tries or tries[-1]["noise"] > NOISE):
+            tries.append(self.measure(seconds, seed))
+        return min(tries, key=lambda one: one["noise"])
+
+    def measure(self, seconds: tuple[float, float, float], seed: int) -> dict[str, Any]:
+        """`seconds` of calm, of rush, and of calm again."""
+        others, began = machine.Others(self._pids), time.perf_counter()
+        capacity = self.capacity()
+        calm, rush, after = seconds
+        times = [0.0, calm, calm + rush, calm + rush + after]
+        moments: list[float] = []
+        for number, share in enumerate((CALM, RUSH, CALM)):
+            length = times[number + 1] - times[number]
+            moments += [
+                times[number] + moment for moment in load.arrivals(share * capacity["rps"], length, 3 * seed + number)
+            ]
+        found = run(flood(self._service.port, self._requests, moments, CONNECTIONS))
+        phases = [found.between(begin, end) for begin, end in pairwise(times)]
+        settled = found.settled(times[2], times[3], NORMAL * phases[0].p99_ms)
+        return {
+            "capacity": capacity,
+            "calm": asdict(phases[0]),
+            "rush": asdict(phases[1]),
+            "after": asdict(phases[2]),
+            "settled_s": settled,
+            "noise": others.share(time.perf_counter() - began),
+        }
+
+    def capacity(self) -> dict[str, float]:
+        """The most that is answered well, whatever the number of requests in flight that it takes."""
+        best = {"rps": 0.0}
+        for in_flight in IN_FLIGHT:
+            marks: list[int] = []
+
+            def mark(marks: list[int] = marks) -> None:
+                marks.append(machine.processor_ns(self._service.process.pid))
+
+            turn = load.closed_loop(
+                self._service.port, self._requests, in_flight, 1.0, 4.0, mark, refused_pause_s=REFUSED_PAUSE_S
+            )
+            window = run(turn)
+            good = len(window.times_ns)
+            one = {
+                "rps": round(good / window.seconds, 1),
+                "in_flight": in_flight,
+                "p50_ms": percentile(window.times_ns, 0.5),
+                "p99_ms": percentile(window.times_ns, 0.99),
+                "cpu_us": round((marks[1] - marks[0]) / 1000 / max(1, good), 1),
+                "refused": round(window.others / max(1, good + window.others), 4),
+            }
+            best = max(best, one, key=lambda figures: figures["rps"])
+        return best
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# An engine that hangs
+
+
+def _hang(service: Running, engine: int, at_once: int) -> dict[str, Any]:
+    """`at_once` validates in the moment in which the engine stops, and a tenth of that a second while it hangs."""
+    requests = service.requests(LINES, 0)
+    calm, hang, after = 1.5, HANG_S, 3.0
+    rate = 50.0
+    moments = load.arrivals(rate, calm, 1)
+    moments += [calm] * at_once
+    moments += [calm + moment for moment in load.arrivals(max(10.0, at_once / 10), hang, 2)]
+    moments += [calm + hang + moment for moment in load.arrivals(rate, after, 3)]
+
+    def send(what: signal.Signals) -> Callable[[], None]:
+        def action() -> None:
+            os.kill(engine, what)
+
+        return action
+
+    try:
+        events = [(calm - 0.005, send(signal.SIGSTOP)), (calm + hang, send(signal.SIGCONT))]
+        found = run(flood(service.port, requests, moments, CONNECTIONS, events=events))
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    usual = found.between(0, calm - 0.1)
+    during = found.between(calm, calm + hang)
+    settled = found.settled(calm + hang, calm + hang + after, max(NORMAL * usual.p99_ms, 5.0))
+    return {
+        "at_once": at_once,
+        "calm": asdict(usual),
+        "during": asdict(during),
+        "after": asdict(found.between(calm + hang, calm + hang + after)),
+        "settled_s": settled,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it comes to
+
+
+def aims(found: results.Results) -> list[Judged]:
+    """Judged with the engine at 30 ms. Rounds in which the client was late say nothing."""
+    case = next((case for case in found["overload"] if case["wait_ms"] == 30), None)
+    rounds = [one for one in case["rounds"] if one["rush"]["late_p99_ms"] <= LATE_MS] if case else []
+    rushes = [one["rush"] for one in rounds]
+    refusals, goods = ([rush[what] for rush in rushes] for what in ("refused_p99_ms", "p99_ms"))
+    settled = [one["settled_s"] for one in rounds]
+    judged = [
+        _judge("Five times too much: good answers beside capacity", "at least 0.90x", _shares(rounds), at_least=0.9),
+        _judge("99th percentile of good answers beside a calm service", "at most 2x", _beside(rounds), at_most=2),
+        _judge("The same by itself", "at most 150 ms", goods, at_most=150),
+        _judge("99th percentile of refusals", "at most 20 ms", refusals, at_most=20),
+        _judge("Answered with something else, or not at all", "none", list(map(_wrong, rushes)), at_most=0),
+        _judge("Seconds until all is normal again", "at most 2", settled, at_most=2),
+    ]
+    return judged + (_hang_aims(found["hang"]) if found["hang"] else [])
+
+
+def _shares(rounds: list[dict[str, Any]]) -> list[float]:
+    return [one["rush"]["goodput"] / one["capacity"]["rps"] for one in rounds]
+
+
+def _beside(rounds: list[dict[str, Any]]) -> list[float]:
+    return [one["rush"]["p99_ms"] / one["calm"]["p99_ms"] for one in rounds]
+
+
+def _wrong(phase: dict[str, Any]) -> float:
+    return float(phase["others"] + phase["unanswered"])
+
+
+def _judge(
+    aim: str, wanted: str, values: list[float], *, at_least: float = float("-inf"), at_most: float = float("inf")
+) -> Judged:
+    if not values:
+        return Judged(aim, "no figure: the client could not keep up, or it was left out", wanted, None)
+    lower, upper = quartiles(values)
+    value = middle(values)
+    return Judged(aim, f"{value:.3g} [{lower:.3g} to {upper:.3g}]", wanted, at_least <= value <= at_most)
+
+
+def _hang_aims(hangs: list[dict[str, Any]]) -> list[Judged]:
+    """The longest of all, not a percentile."""
+    longest = max(one["during"]["longest_ms"] for one in hangs)
+    lost = sum(one["during"]["unanswered"] for one in hangs)
+    settled = max(one["settled_s"] for one in hangs)
+    sent = sum(round(one["during"]["rate"] * HANG_S) for one in hangs)
+    figure = f"longest of {sent:,}: {longest:.0f} ms; {lost} unanswered"
+    late = max(one["during"]["late_p99_ms"] for one in hangs) > LATE_MS
+    limit = DEADLINE_MS + GRACE_MS
+    return [
+        Judged(
+            "Engine hangs: every validate is answered",
+            figure + (" (the client was late)" if late else ""),
+            f"within {limit} ms: deadline + {GRACE_MS} ms",
+            None if late and longest > limit else longest <= limit and not lost,
+        ),
+        Judged("Seconds until all is normal once it answers again", f"{settled:.1f}", "at most 2", settled <= 2),
+    ]
+
+
+def screen(found: results.Results) -> Iterator[str]:
+    for case in found["overload"]:
+        yield f"\n{LINES} lines, engine {case['wait_ms']} ms: what it can answer, calm, five times as much"
+        yield (
+            f"  {'capacity/s':>10}{'CPU us':>8}{'calm p99':>10}{'sent/s':>8}{'good/s':>8}{'share':>7}{'p50':>8}"
+            f"{'p99':>8}{'refused':>9}{'p99':>8}{'longest':>9}{'others':>8}{'lost':>6}{'normal s':>10}{'late':>6}"
+            f"{'noise':>7}"
+        )
+        yield from map(_row, case["rounds"])
+    yield "\nAn engine that hangs, and so many calls in that moment"
+    for one in found["hang"]:
+        during = one["during"]
+        yield (
+            f"  {one['at_once']:4}: longest {during['longest_ms']:7.1f} ms, refused {during['refused']}, failed"
+            f" {during['others']}, lost {during['unanswered']}; normal after {one['settled_s']:.1f} s"
+            f" (calm p99 {one['calm']['p99_ms']:.1f} ms, late {during['late_p99_ms']:.1f})"
+        )
+    yield ""
+    yield from results.verdicts(aims(found))
+
+
+def _row(one: dict[str, Any]) -> str:
+    capacity, calm, rush = one["capacity"], one["calm"], one["rush"]
+    late = "" if rush["late_p99_ms"] <= LATE_MS else "  CLIENT LATE: does not count"
+    return (
+        f"  {capacity['rps']:10.0f}{capacity['cpu_us']:8.0f}{calm['p99_ms']:10.1f}{rush['rate']:8.0f}"
+        f"{rush['goodput']:8.0f}{rush['goodput'] / capacity['rps']:7.2f}{rush['p50_ms']:8.1f}{rush['p99_ms']:8.1f}"
+        f"{rush['refused']:9,}{rush['refused_p99_ms']:8.1f}{rush['longest_ms']:9.1f}{rush['others']:8}"
+        f"{rush['unanswered']:6}{one['settled_s']:10.1f}{rush['late_p99_ms']:6.1f}{one['noise']:7.2f}{late}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What the measurements share: when not to begin, what is noted beside the figures, where they are written."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from bench import machine
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "bench" / "results"
+MAX_LOAD = 1.0
+"""The load average above which a long run does not begin."""
+QUIET = 0.1
+"""The median noise, in processors, up to which a run counts as quiet."""
+
+Results = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judged:
+    aim: str
+    figure: str
+    """What was measured, with its spread."""
+    wanted: str
+    kept: bool | None
+    """None: could not be judged."""
+
+
+def verdicts(aims: Iterable[Judged]) -> list[str]:
+    """For the screen."""
+    words = {True: "kept", False: "MISSED", None: "?"}
+    return [f"{words[one.kept]:7} {one.aim}: {one.figure}, {one.wanted}" for one in aims]
+
+
+def aims_table(aims: Iterable[Judged]) -> str:
+    """For a page."""
+    words = {True: "kept", False: "**missed**", None: "?"}
+    return table(["", "measured [spread]", "aim", ""], [[j.aim, j.figure, j.wanted, words[j.kept]] for j in aims])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def cannot_measure(*, anyway: bool) -> str:
+    """Why not; empty where nothing speaks against it."""
+    if why := machine.missing():
+        return f"This machine cannot measure: {why}."
+    if machine.load() <= MAX_LOAD or anyway:
+        return ""
+    return (
+        f"Load average {machine.load():.2f}: something else is running, the figures would not mean anything.\n"
+        "Wait until it is below 1, or measure anyway: ARGS=--anyway"
+    )
+
+
+def context() -> Results:
+    """What belongs beside every figure. To be asked before anything is measured."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": machine.commit(),
+        "machine": {"processor": machine.processor(), "load": round(machine.load(), 2)},
+        "versions": machine.versions(),
+    }
+
+
+def keep(name: str, found: Mapping[str, Any], *, publish: bool) -> bool:
+    """Writes `name`.json if it may be published and the run was quiet, else last-`name`.json. True: the former."""
+    publish = publish and bool(found["quiet"])
+    path = FOLDER / (f"{name}.json" if publish else f"last-{name}.json")
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n")
+    print(f"\n{path.relative_to(ROOT)} holds every figure.")
+    if not found["quiet"]:
+        noise = found["machine"]["noise"]
+        print(f"NOT QUIET: others took {noise:.2f} processors meanwhile. Do not rely on these figures.")
+    return publish
+
+
+def read(name: str) -> Results | None:
+    """What was published; None where nothing was."""
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        return None
+    found: Results = msgspec.json.decode(path.read_bytes())
+    return found

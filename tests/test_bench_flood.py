@@ -1,0 +1,138 @@
+"""The client of `bench.overload`: what it notes about each request, and what is made of that."""
+
+import asyncio
+
+import pytest
+
+from bench import load, overload
+from bench.flood import NEVER_S, Fate, Flood, flood
+
+MS = 1_000_000
+
+
+def made(*requests: tuple[float, Fate, float]) -> Flood:
+    """(due in s, fate, time in ms)"""
+    return Flood(
+        [due for due, _, _ in requests],
+        [fate for _, fate, _ in requests],
+        [int(ms * MS) for _, _, ms in requests],
+        [0] * len(requests),
+    )
+
+
+def test_goodput_counts_what_came_in_a_stretch_and_times_count_for_when_it_was_due() -> None:
+    found = made(
+        (0.5, Fate.GOOD, 600.0),
+        (1.0, Fate.GOOD, 10.0),
+        (1.2, Fate.REFUSED, 3.0),
+        (1.4, Fate.OTHER, 900.0),
+        (1.6, Fate.UNANSWERED, 0.0),
+        (1.9, Fate.GOOD, 200.0),
+    )
+    phase = found.between(1.0, 2.0)
+    assert (phase.rate, phase.goodput) == (5.0, 2.0)
+    assert (phase.p50_ms, phase.p99_ms) == (200.0, 200.0)
+    assert (phase.refused, phase.refused_p99_ms, phase.others, phase.unanswered) == (1, 3.0, 1, 1)
+    assert phase.longest_ms == 900.0
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "after_s"),
+    [
+        ([], 0.0),
+        ([(0.05, Fate.GOOD, 31.0)], 0.1),
+        ([(0.45, Fate.REFUSED, 1.0)], 0.5),
+        ([(0.65, Fate.GOOD, 31.0)], 0.0),
+        ([(0.15, Fate.UNANSWERED, 0.0), (0.55, Fate.OTHER, 1.0)], 0.6),
+        ([(moment / 10 + 0.05, Fate.REFUSED, 1.0) for moment in range(0, 20, 4)], NEVER_S),
+    ],
+)
+def test_all_is_normal_again_when_it_stays_so_for_five_windows(
+    spoilt: list[tuple[float, Fate, float]], after_s: float
+) -> None:
+    good = [(moment / 50, Fate.GOOD, 10.0) for moment in range(100)]
+    assert made(*sorted([*good, *spoilt])).settled(0.0, 2.0, 30.0) == after_s
+
+
+class Server(asyncio.Protocol):
+    """Answers by the request's first word; `/silent` never."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        for path, answer in (
+            (b"GET /good", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+            (b"GET /livez", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
+            (b"GET /full", b'HTTP/1.1 422 No\r\nContent-Length: 12\r\n\r\n"overloaded"'),
+            (b"GET /wrong", b"HTTP/1.1 422 No\r\nContent-Length: 2\r\n\r\nno"),
+        ):
+            if data.startswith(path):
+                self.transport.write(answer)
+        if data.startswith(b"GET /close"):
+            self.transport.abort()
+
+
+def sent(paths: list[str], connections: int, due: list[float] | None = None) -> Flood:
+    async def all_of_it() -> Flood:
+        server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
+        async with server:
+            requests = [f"GET {path} HTTP/1.1\r\n\r\n".encode() for path in paths]
+            moments = due or [number / 500 for number in range(len(paths))]
+            return await flood(server.sockets[0].getsockname()[1], requests, moments, connections, patience_s=0.1)
+
+    return asyncio.run(all_of_it())
+
+
+def test_every_request_has_its_fate() -> None:
+    found = sent(["/good", "/full", "/wrong", "/silent", "/close", "/good"], 6)
+    assert [fate.name for fate in found.fates] == ["GOOD", "REFUSED", "OTHER", "UNANSWERED", "UNANSWERED", "GOOD"]
+
+
+def test_a_client_without_a_free_connection_is_late_and_says_so() -> None:
+    found = sent(["/silent", "/good"], 1, [0.0, 0.01])
+    assert found.fates == [Fate.UNANSWERED, Fate.UNANSWERED]
+    found = sent(["/good"] * 40, 1, [0.0] * 40)
+    assert found.fates == [Fate.GOOD] * 40
+    assert found.late_ns[-1] > found.late_ns[0]
+    assert found.between(0, 1).late_p99_ms == pytest.approx(found.late_ns[-1] / MS, abs=0.01)
+
+
+def test_a_refused_connection_of_the_closed_loop_pauses() -> None:
+    async def turn(path: str, pause_s: float) -> int:
+        server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            request = f"GET {path} HTTP/1.1\r\n\r\n".encode()
+            window = await load.closed_loop(port, [request], 1, 0.1, 0.2, lambda: None, refused_pause_s=pause_s)
+        return window.others + len(window.times_ns)
+
+    assert asyncio.run(turn("/full", 0.05)) <= 5
+    assert asyncio.run(turn("/good", 0.05)) > 50
+    assert asyncio.run(turn("/full", 0.0)) > 50
+
+
+def round_of(*, share: float = 1.0, p99_ms: float = 60.0, late_ms: float = 1.0) -> dict[str, object]:
+    calm = {"p99_ms": 40.0}
+    rush = {
+        "goodput": 500.0 * share, "p99_ms": p99_ms, "refused_p99_ms": 9.0, "others": 0, "unanswered": 0,
+        "late_p99_ms": late_ms,
+    }  # fmt: skip
+    return {"capacity": {"rps": 500.0}, "calm": calm, "rush": rush, "settled_s": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "kept"),
+    [
+        ([round_of()], [True] * 6),
+        ([round_of(share=0.8)], [False, True, True, True, True, True]),
+        ([round_of(p99_ms=90.0)], [True, False, True, True, True, True]),
+        ([round_of(p99_ms=160.0)], [True, False, False, True, True, True]),
+        ([round_of(), round_of(share=0.1, late_ms=20.0)], [True] * 6),
+        ([round_of(late_ms=20.0)], [None] * 6),
+    ],
+)
+def test_rounds_of_a_late_client_are_not_judged(rounds: list[object], kept: list[bool | None]) -> None:
+    found = {"overload": [{"wait_ms": 30, "rounds": rounds}], "hang": []}
+    assert [one.kept for one in overload.aims(found)] == kept

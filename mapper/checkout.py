@@ -5,7 +5,7 @@ lines. Everything an adapter or the arithmetic needs is read here once; whatever
 with the place as a JSON pointer.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal, cast
@@ -50,7 +50,9 @@ class Line(msgspec.Struct, frozen=True, gc=False):
 
     index: int
     """The position among all lines of the body, those of all orders counted through."""
-    pointer: str
+    at: str
+    position: int
+    """Which list it stands in, as a JSON pointer, and at which place of it."""
     sku: str
     variant_id: str
     product_id: str
@@ -61,12 +63,25 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     """What one unit cost before any discount of ours: what the engine is told."""
     discount: int
     """What the body says is off this line by earlier discounts of ours."""
-    source: Object
+    array: Array
+    plain: Mapping[str, Any]
+    """The line as `Object.plain` has it."""
     names: Names
     price_keys: tuple[str, ...]
 
     def __repr__(self) -> str:
         return f"Line({self.pointer!r}, {self.name!r}, {self.quantity} x {self.list_price})"
+
+    @property
+    def pointer(self) -> str:
+        return f"{self.at}/{self.position}"
+
+    @property
+    def source(self) -> Object:
+        """The line's own text, read anew."""
+        source = self.array.object(self.position)
+        assert source is not None, "a line is an object"
+        return source
 
     @property
     def gross(self) -> int:
@@ -140,7 +155,8 @@ class Checkout:
 
     def at_line(self, line: Line, pointer: str) -> Any:
         """The value that a JSON pointer names within a line; None where there is none. Raises `InvalidRequest`."""
-        return _at(line.source, pointer, line.pointer)
+        plain = document.at(line.plain, pointer)
+        return plain if isinstance(plain, str) else _at(line.source, pointer, line.pointer)
 
     def amount_at(self, pointer: str, line: Line | None = None) -> int | None:
         """The amount (minor units) that a pointer names; None where it is absent or null. Raises `InvalidRequest`."""
@@ -154,8 +170,9 @@ class Checkout:
     def applied(self) -> Iterator[tuple[Line | None, dict[str, Any]]]:
         """The discounts that stand in the body: those of each line, then (with None) those at the root."""
         for line in self.lines:
-            for entry in _entries(line.source, line.names, line.pointer):
-                yield line, entry
+            if line.names.came:
+                for entry in _entries(line.source, line.names, line.pointer):
+                    yield line, entry
         for entry in _entries(self.source, self.names, ""):
             yield None, entry
 
@@ -171,7 +188,7 @@ def parse(body: bytes, operation: Operation, default_currency: str = "") -> Chec
             reason="checkout_at_consume",
         )
     currency, digits = _currency(root, default_currency)
-    names = _names(root, "A" if family == "A" else "B", "")
+    names = _names(root.plain, "A" if family == "A" else "B", "")
     orders = tuple(_orders(root, family, digits))
     count = sum(len(order.lines) for order in orders)
     if count > MAX_LINES:
@@ -220,105 +237,188 @@ def _currency(root: Object, default: str) -> tuple[str, int]:
 
 def _orders(root: Object, family: Family, digits: int) -> Iterator[Order]:
     if family != "C":
-        yield _order(root, family, "", digits, 0)
+        yield _order(root, root.plain, family, "", digits, 0)
         return
     orders = root.array("orders")
     assert orders is not None, "the family was told by it"
     first = 0
-    for index in range(len(orders)):
+    for index, plain in enumerate(root.plain["orders"]):
         pointer = f"/orders/{index}"
         source = orders.object(index)
         if source is None:
             raise InvalidRequest("An order is not an object.", pointer)
-        order = _order(source, "B", pointer, digits, first)
+        order = _order(source, plain, "B", pointer, digits, first)
         first += len(order.lines)
         yield order
 
 
-def _order(source: Object, family: Literal["A", "B"], pointer: str, digits: int, first: int) -> Order:
+def _order(
+    source: Object, plain: Mapping[str, Any], family: Literal["A", "B"], pointer: str, digits: int, first: int
+) -> Order:
     key = _LINES_AT[family][1:]
     array = source.array(key)
     if array is None:
         raise InvalidRequest("The order has no list of lines.", f"{pointer}/{key}")
-    if len(array) > MAX_LINES:
-        raise InvalidRequest(f"The cart has {len(array)} lines; the limit is {MAX_LINES}.", f"{pointer}/{key}")
-    lines = tuple(_line(array, index, family, f"{pointer}/{key}/{index}", digits, first) for index in range(len(array)))
-    names = _names(source, family, pointer)
+    if (count := len(plain[key])) > MAX_LINES:
+        raise InvalidRequest(f"The cart has {count} lines; the limit is {MAX_LINES}.", f"{pointer}/{key}")
+    read = _Reader(array, f"{pointer}/{key}", family, digits, first)
+    lines = tuple([read.line(position, line) for position, line in enumerate(plain[key])])
+    names = _names(plain, family, pointer)
     return Order(source=source, pointer=pointer, lines_key=key, array=array, names=names, lines=lines)
 
 
-def _line(array: Array, index: int, family: Literal["A", "B"], pointer: str, digits: int, first: int) -> Line:
-    source = array.object(index)
-    if source is None:
-        raise InvalidRequest("A line is not an object.", pointer)
-    sku, variant_id, product_id = (
-        _name(source, "sku", pointer),
-        _name(source, "variant_id", pointer),
-        _name(source, "product_id", pointer),
+class _Reader:
+    """Reads the lines of one list.
+
+    A line is read from its plain values where they are texts and whole numbers, as they mostly are; its own text is
+    looked at for anything else, such as a price that is a JSON number.
+    """
+
+    def __init__(self, array: Array, pointer: str, family: Literal["A", "B"], digits: int, first: int) -> None:
+        self.array, self.at, self.family, self.digits, self.first = array, pointer, family, digits, first
+        self.price_keys = _PRICES[family]
+        self.position = 0
+        """Of the line that is being read."""
+        self.plain: Mapping[str, Any] = {}
+
+    @property
+    def pointer(self) -> str:
+        return f"{self.at}/{self.position}"
+
+    @property
+    def source(self) -> Object:
+        source = self.array.object(self.position)
+        assert source is not None, "a line is an object"
+        return source
+
+    def line(self, position: int, plain: Any) -> Line:
+        self.position, self.plain = position, plain
+        if not isinstance(plain, dict):
+            raise InvalidRequest("A line is not an object.", self.pointer)
+        sku, variant_id, product_id = plain.get("sku", ""), plain.get("variant_id", ""), plain.get("product_id", "")
+        sku = sku if isinstance(sku, str) else self.name("sku")
+        variant_id = variant_id if isinstance(variant_id, str) else self.name("variant_id")
+        product_id = product_id if isinstance(product_id, str) else self.name("product_id")
+        if not (sku or variant_id or product_id):
+            raise InvalidRequest(
+                "A line needs one of sku, variant_id and product_id to name it.", f"{self.pointer}/sku"
+            )
+        quantity = plain.get("quantity")
+        if type(quantity) is not int or not 0 < quantity <= MAX_QUANTITY:
+            quantity = self.quantity()
+        price_keys = self.price_keys if len(self.price_keys) == 1 else self.came(self.price_keys)
+        list_price = price = self.price(price_keys)
+        names = _names(plain, self.family, self.at, position)
+        discount, marked = 0, None
+        if names.came or plain.get(names.totals[0]) is not None:
+            discount, marked = self.discount(names)
+            if marked is not None:
+                list_price = marked
+            elif quantity and discount:
+                list_price = money.list_price(price, discount, quantity)
+        return Line(
+            self.first + position,
+            self.at,
+            position,
+            sku,
+            variant_id,
+            product_id,
+            quantity,
+            price,
+            list_price,
+            discount,
+            self.array,
+            plain,
+            names,
+            price_keys,
+        )
+
+    def name(self, key: str) -> str:
+        """A name that is no string."""
+        if self.plain[key] is None:
+            return ""
+        raw = self.source.raw(key)
+        if raw.isdigit():
+            return raw.decode()
+        raise InvalidRequest(f"{key} is not a string.", f"{self.pointer}/{key}")
+
+    def quantity(self) -> int:
+        """A quantity that is none of the usual."""
+        if self.source.raw("quantity") == b"0":
+            return 0
+        what = "is missing" if "quantity" not in self.plain else f"is not a whole number from 0 to {MAX_QUANTITY}"
+        raise InvalidRequest(f"The quantity {what}.", f"{self.pointer}/quantity")
+
+    def came(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple([key for key in keys if self.plain.get(key) is not None])
+
+    def price(self, keys: tuple[str, ...]) -> int:
+        if not keys or self.plain.get(keys[0]) is None:
+            raise InvalidRequest("A line has no price.", f"{self.pointer}/{self.price_keys[0]}")
+        price = self.amount(keys[0])
+        if len(keys) > 1 and self.amount(keys[1]) != price:
+            raise InvalidRequest("price and price_amount name different prices.", f"{self.pointer}/price_amount")
+        return price
+
+    def amount(self, key: str) -> int:
+        value = self.plain[key]
+        if isinstance(value, str):
+            try:
+                amount = money.parse(value, self.digits)
+                if amount > 0 or value[0] != "-":
+                    return amount
+            except money.NotMoney:
+                pass  # is said below
+            return _amount(value, self.digits, self.pointer, key)
+        return _scalar_amount(self.source, key, self.pointer, self.digits)
+
+    def discount(self, names: Names) -> tuple[int, int | None]:
+        """What is off a line by the body's own account, and the list price that we noted in its discounts, if any."""
+        total = names.totals[0]
+        listed, marked = 0, None
+        entries = _entries(self.source, names, self.pointer) if names.came and self.plain[names.list] else []
+        for index, entry in enumerate(entries):
+            where = f"{self.pointer}/{names.list}/{index}"
+            listed += _entry_amount(entry, where, self.digits)
+            meta = entry.get("meta")
+            noted = meta.get("list_price") if isinstance(meta, dict) else None
+            if noted is not None:
+                price = _amount(noted, self.digits, f"{where}/meta/list_price")
+                if marked is not None and marked != price:
+                    raise InvalidRequest(
+                        "The discounts of this line name different list prices.", f"{where}/meta/list_price"
+                    )
+                marked = price
+        return self.amount(total) if self.plain.get(total) is not None else listed, marked
+
+
+class _Absent:
+    """What stands for a member that is not there."""
+
+
+_ABSENT = _Absent()
+_KINDS = {_Absent: "", type(None): "null", str: "string", int: "number", float: "number", bool: "boolean",
+          list: "array", dict: "object"}  # fmt: skip
+
+
+def _names(plain: Mapping[str, Any], family: Literal["A", "B"], pointer: str, position: int | None = None) -> Names:
+    """Which names stand for the total and for the list of discounts, by the type of what came.
+
+    `plain` stands at `pointer`, or at that position of the list there.
+    """
+    get = plain.get
+    named = _named(
+        family,
+        _KINDS[type(get("total_discount", _ABSENT))],
+        _KINDS[type(get("discounts", _ABSENT))],
+        _KINDS[type(get("discounts_amount", _ABSENT))],
+        _KINDS[type(get("applied_discounts", _ABSENT))],
+        "price_amount" in plain,
     )
-    if not (sku or variant_id or product_id):
-        raise InvalidRequest("A line needs one of sku, variant_id and product_id to name it.", f"{pointer}/sku")
-    quantity = _quantity(source, pointer)
-    price_keys, price = _price(source, family, pointer, digits)
-    names = _names(source, family, pointer)
-    discount, marked = _line_discount(source, names, pointer, digits)
-    list_price = price if marked is None else marked
-    if marked is None and quantity and discount:
-        list_price = money.list_price(price, discount, quantity)
-    return Line(
-        first + index,
-        pointer,
-        sku,
-        variant_id,
-        product_id,
-        quantity,
-        price,
-        list_price,
-        discount,
-        source,
-        names,
-        price_keys,
-    )
-
-
-def _name(source: Object, key: str, pointer: str) -> str:
-    raw = source.raw(key)
-    if raw[:1] == b'"':
-        return str(source.value(key))
-    if not raw or raw == b"null":
-        return ""
-    if raw.isdigit():
-        return raw.decode()
-    raise InvalidRequest(f"{key} is not a string.", f"{pointer}/{key}")
-
-
-def _quantity(source: Object, pointer: str) -> int:
-    raw = source.raw("quantity")
-    if not raw.isdigit() or len(raw) > 12 or int(raw) > MAX_QUANTITY:
-        what = "is missing" if not raw else f"is not a whole number from 0 to {MAX_QUANTITY}"
-        raise InvalidRequest(f"The quantity {what}.", f"{pointer}/quantity")
-    return int(raw)
-
-
-def _price(source: Object, family: Literal["A", "B"], pointer: str, digits: int) -> tuple[tuple[str, ...], int]:
-    keys = _PRICES[family]
-    if len(keys) > 1 or source.kind(keys[0]) in ("", "null"):
-        keys = tuple(key for key in keys if source.kind(key) not in ("", "null"))
-    if not keys:
-        raise InvalidRequest("A line has no price.", f"{pointer}/{_PRICES[family][0]}")
-    price = _scalar_amount(source, keys[0], pointer, digits)
-    if len(keys) > 1 and _scalar_amount(source, keys[1], pointer, digits) != price:
-        raise InvalidRequest("price and price_amount name different prices.", f"{pointer}/price_amount")
-    return keys, price
-
-
-def _names(source: Object, family: Literal["A", "B"], pointer: str) -> Names:
-    """Which names stand for the total and for the list of discounts, by the type of what came."""
-    named = _named(family, *map(source.kind, _NAMES), "price_amount" in source)
     if isinstance(named, Names):
         return named
     key, message = named
-    raise InvalidRequest(message, f"{pointer}/{key}")
+    raise InvalidRequest(message, f"{pointer}/{key}" if position is None else f"{pointer}/{position}/{key}")
 
 
 _NAMES = ("total_discount", "discounts", "discounts_amount", "applied_discounts")
@@ -351,28 +451,6 @@ def _named(
     if lists:
         return Names(totals=totals, list=lists[0], came=True)
     return Names(totals=totals, list=next(key for key in _LISTS[family] if key not in totals), came=False)
-
-
-def _line_discount(source: Object, names: Names, pointer: str, digits: int) -> tuple[int, int | None]:
-    """What is off a line by the body's own account, and the list price that we noted in its discounts, if any."""
-    total = names.totals[0]
-    told = total in source and source.kind(total) != "null"
-    if not names.came and not told:
-        return 0, None
-    listed, marked = 0, None
-    for index, entry in enumerate(_entries(source, names, pointer)):
-        where = f"{pointer}/{names.list}/{index}"
-        listed += _entry_amount(entry, where, digits)
-        meta = entry.get("meta")
-        noted = meta.get("list_price") if isinstance(meta, dict) else None
-        if noted is not None:
-            price = _amount(noted, digits, f"{where}/meta/list_price")
-            if marked is not None and marked != price:
-                raise InvalidRequest(
-                    "The discounts of this line name different list prices.", f"{where}/meta/list_price"
-                )
-            marked = price
-    return _scalar_amount(source, total, pointer, digits) if told else listed, marked
 
 
 def _root_discount(root: Object, names: Names, digits: int, orders: tuple[Order, ...]) -> int:

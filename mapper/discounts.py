@@ -4,40 +4,38 @@ Line discounts and order-level discounts always add up to the total, no line and
 written before by this service is replaced, never stacked.
 """
 
-import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec import Raw
 
 from mapper import money
 from mapper.adapter import Discount, Outcome
 from mapper.checkout import Checkout, Line, Names, Order
-
-_encode = msgspec.json.Encoder(decimal_format="number").encode
+from mapper.document import Edit, encode
 
 
 @dataclass(frozen=True)
 class Settled:
     """The discounts as they will stand in the document: amounts in minor units, nothing below zero."""
 
-    by_line: Mapping[int, tuple[Discount, ...]]
+    by_line: Mapping[int, Sequence[Discount]]
     """By `Line.index`; lines without a discount are absent."""
+    line_totals: Mapping[int, int]
+    """What is off each of these lines."""
     root: tuple[Discount, ...]
+    root_total: int
     clamped: int
     """What was granted beyond the price of the thing it was granted on, and therefore not taken off."""
 
     def line_total(self, index: int) -> int:
-        return sum(discount.amount for discount in self.by_line.get(index, ()))
-
-    @property
-    def root_total(self) -> int:
-        return sum(discount.amount for discount in self.root)
+        return self.line_totals.get(index, 0)
 
     @property
     def total(self) -> int:
-        return sum(map(self.line_total, self.by_line)) + self.root_total
+        return sum(self.line_totals.values()) + self.root_total
 
 
 def settle(checkout: Checkout, outcome: Outcome) -> Settled:
@@ -46,26 +44,37 @@ def settle(checkout: Checkout, outcome: Outcome) -> Settled:
     order_level: list[Discount] = []
     for discount in outcome.discounts:
         (order_level if discount.line is None else by_line.setdefault(discount.line, [])).append(discount)
-    lines = {line.index: _within(by_line.get(line.index, []), line.gross) for line in checkout.lines}
+    granted = _total(outcome.discounts)
+    budget = outcome.costs
+    kept: dict[int, Sequence[Discount]] = {}
+    line_totals: dict[int, int] = {}
+    for line in checkout.lines:
+        budget += (gross := line.gross)
+        if (of_line := by_line.get(line.index)) and gross > 0:
+            total = _total(of_line)
+            if total > gross:
+                of_line, total = _within(of_line, gross), gross
+            kept[line.index], line_totals[line.index] = of_line, total
+            budget -= total
 
-    budget = sum(line.gross for line in checkout.lines) + outcome.costs
-    budget -= sum(discount.amount for kept in lines.values() for discount in kept)
     # Costs first: what a cost is reduced by, an order-level discount can no longer take off.
     by_cost: dict[tuple[str, int], list[Discount]] = {}
     for discount in order_level:
         if discount.limit is not None:
             by_cost.setdefault((discount.cost, discount.limit), []).append(discount)
     root = [discount for cost, same in by_cost.items() for discount in _within(same, cost[1])]
-    known = min(outcome.costs, sum(discount.amount for discount in root))
+    known = min(outcome.costs, _total(root))
     # A cost whose price we were never told cannot be clamped; the goods' own discounts are, at what is left.
     root += [discount for discount in order_level if discount.limit is None and discount.cost]
     root += _within([d for d in order_level if d.limit is None and not d.cost], max(0, budget - known))
 
-    settled = Settled(
-        by_line={index: tuple(kept) for index, kept in lines.items() if kept}, root=tuple(root), clamped=0
-    )
-    granted = sum(discount.amount for discount in outcome.discounts)
-    return dataclasses.replace(settled, clamped=granted - settled.total)
+    root_total = _total(root)
+    clamped = granted - sum(line_totals.values()) - root_total
+    return Settled(by_line=kept, line_totals=line_totals, root=tuple(root), root_total=root_total, clamped=clamped)
+
+
+def _total(discounts: Iterable[Discount]) -> int:
+    return sum([discount.amount for discount in discounts])
 
 
 def _within(discounts: Iterable[Discount], limit: int) -> list[Discount]:
@@ -84,104 +93,96 @@ def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any]) -> byte
 
     `note` goes to `promotions.meta.mapper`, where the body has a promotion object.
     """
-    orders = {index: _order(checkout, order, settled) for index, order in enumerate(checkout.orders)}
-    changes: dict[str, bytes | None] = {}
-    if checkout.family == "C":
-        for index, order in enumerate(checkout.orders):
-            own = sum(settled.line_total(line.index) for line in order.lines)
-            orders[index] |= _fields(order.names, own, (), checkout.digits, always=False)
-    else:
-        changes |= orders[0]
     always = checkout.family == "A"
-    changes |= _fields(
-        checkout.names,
-        settled.total,
-        [_entry(d, checkout.digits) for d in settled.root],
-        checkout.digits,
-        always=always,
-    )
-    return _assemble(checkout, changes, orders if checkout.family == "C" else {}, note)
+    edits = _note(checkout, note)
+    for order in checkout.orders:
+        edits += _lines(order, settled, checkout.digits, always=always)
+        if checkout.family == "C":
+            own = sum([settled.line_total(line.index) for line in order.lines])
+            edits += order.source.edits(_encoded(_fields(order.names, own, [], checkout.digits, always=False)))
+    listed = [_entry(discount, checkout.digits) for discount in settled.root]
+    fields = _fields(checkout.names, settled.total, listed, checkout.digits, always=always)
+    return checkout.source.edited(edits + checkout.source.edits(_encoded(fields)))
 
 
 def annotate(checkout: Checkout, note: Mapping[str, Any]) -> bytes:
     """The document as it came, but for `promotions.meta.mapper`."""
-    return _assemble(checkout, {}, {}, note)
+    return checkout.source.edited(_note(checkout, note))
 
 
-def _order(checkout: Checkout, order: Order, settled: Settled) -> dict[str, bytes | None]:
-    lines = {
-        index: line.source.render(_line(checkout, line, settled.by_line.get(line.index, ())))
-        for index, line in enumerate(order.lines)
-    }
-    return {order.lines_key: order.array.render(lines)}
+_Changes = dict[str, Any]
+"""By key: what is to be encoded there, or None for what is to go."""
 
 
-def _line(checkout: Checkout, line: Line, discounts: tuple[Discount, ...]) -> dict[str, bytes | None]:
-    digits = checkout.digits
-    off = sum(discount.amount for discount in discounts)
-    price = money.unit_price(line.gross - off, line.quantity) if line.quantity else line.list_price
-    changes: dict[str, bytes | None] = {}
+def _encoded(changes: _Changes) -> dict[str, bytes | None]:
+    return {key: None if value is None else encode(value) for key, value in changes.items()}
+
+
+def _lines(order: Order, settled: Settled, digits: int, *, always: bool) -> list[Edit]:
+    rows = order.array.rows()
+    if rows is None:  # one by one, each around what stands between its members
+        return [
+            edit
+            for line in order.lines
+            for edit in line.source.edits(_encoded(_line(line, settled, digits, always=always)))
+        ]
+    for line, row in zip(order.lines, rows, strict=True):
+        changes = _line(line, settled, digits, always=always)
+        row.update(changes)
+        if None in changes.values():
+            for key in [key for key, value in changes.items() if value is None]:
+                del row[key]
+    return [(order.array.start, order.array.end, encode(rows))]
+
+
+def _line(line: Line, settled: Settled, digits: int, *, always: bool) -> _Changes:
+    off = settled.line_total(line.index)
+    price = money.unit_price(line.gross - off, line.quantity) if off else line.list_price
+    changes: _Changes = {}
     if price != line.price:
-        text = money.text(price, digits).encode()
+        text = money.text(price, digits)
         for key in line.price_keys:
-            changes[key] = text if line.source.kind(key) == "number" else b'"' + text + b'"'
-    marks = {"list_price": money.text(line.list_price, digits)}
-    entries = [_entry(discount, digits, marks) for discount in discounts]
-    return changes | _fields(line.names, off, entries, digits, always=checkout.family == "A")
+            changes[key] = text if isinstance(line.plain[key], str) else Raw(text.encode())
+    entries: list[_Entry] = []
+    if off:
+        marks = {"list_price": money.text(line.list_price, digits)}
+        entries = [_entry(discount, digits, marks) for discount in settled.by_line[line.index]]
+    changes.update(_fields(line.names, off, entries, digits, always=always))
+    return changes
 
 
-def _fields(
-    names: Names, total: int, entries: Iterable[dict[str, Any]], digits: int, *, always: bool
-) -> dict[str, bytes | None]:
+def _fields(names: Names, total: int, entries: list["_Entry"], digits: int, *, always: bool) -> _Changes:
     """The total and the list of discounts. An empty list is left out where Nacelle's model wants at least one entry."""
-    changes: dict[str, bytes | None] = {key: _encode(money.text(total, digits)) for key in names.totals}
-    listed = list(entries)
-    if listed or always:
-        changes[names.list] = _encode(listed)
+    changes: _Changes = dict.fromkeys(names.totals, money.text(total, digits))
+    if entries or always:
+        changes[names.list] = entries
     elif names.came:
         changes[names.list] = None
     return changes
 
 
-def _entry(discount: Discount, digits: int, marks: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return {
-        "name": discount.name,
-        "description": discount.description,
-        "amount": money.text(discount.amount, digits),
-        "effect_type": discount.effect_type,
-        "meta": {**discount.meta, **(marks or {})},
-    }
+class _Entry(msgspec.Struct):
+    """How a discount stands in the document."""
+
+    name: str
+    description: str
+    amount: str
+    effect_type: str
+    meta: Mapping[str, Any]
 
 
-def _assemble(
-    checkout: Checkout,
-    changes: dict[str, bytes | None],
-    orders: Mapping[int, dict[str, bytes | None]],
-    note: Mapping[str, Any],
-) -> bytes:
-    """Puts the changes of root and orders, and the note, in place; each object is rendered once."""
-    by_order = {index: dict(of_order) for index, of_order in orders.items()}
-    if checkout.promotions_at:
-        *way, key = checkout.promotions_at
-        if way:
-            index = int(way[1])
-            by_order.setdefault(index, {})[key] = _promotions(checkout.orders[index].source, key, note)
-        else:
-            changes = {**changes, key: _promotions(checkout.source, key, note)}
-    if by_order:
-        array = checkout.source.array("orders")
-        assert array is not None, "only family C has changes by order"
-        changes = {
-            **changes,
-            "orders": array.render({i: checkout.orders[i].source.render(c) for i, c in by_order.items()}),
-        }
-    return checkout.source.render(changes)
+def _entry(discount: Discount, digits: int, marks: Mapping[str, Any] | None = None) -> _Entry:
+    meta = {**discount.meta, **marks} if marks else discount.meta
+    amount = money.text(discount.amount, digits)
+    return _Entry(discount.name, discount.description, amount, discount.effect_type, meta)
 
 
-def _promotions(source: Any, key: str, note: Mapping[str, Any]) -> bytes:
-    promotions = source.object(key)
-    meta = promotions.object("meta")
-    mapper = _encode(note)
-    return bytes(
-        promotions.render({"meta": meta.render({"mapper": mapper}) if meta else b'{"mapper":' + mapper + b"}"})
-    )
+def _note(checkout: Checkout, note: Mapping[str, Any]) -> list[Edit]:
+    if not checkout.promotions_at:
+        return []
+    *way, key = checkout.promotions_at
+    above = checkout.orders[int(way[1])].source if way else checkout.source
+    promotions = above.object(key)
+    assert promotions is not None, "the note has its place in it"
+    meta, mapper = promotions.object("meta"), encode(note)
+    return meta.edits({"mapper": mapper}) if meta else promotions.edits({"meta": b'{"mapper":%b}' % mapper})

@@ -1,17 +1,17 @@
 r"""JSON that comes back byte for byte: find values in the text, change a few, leave every other byte alone.
 
 Decoding and encoding again would not do: it turns `1.10` into `1.1`, `1e3` into `1000.0` and `"\u00e9"` into `"é"`. So
-a document is never rebuilt. `Object` and `Array` know where each of their values stands in the text; `render` copies
-the text and puts the new values in place.
+a document is never rebuilt. `Object` and `Array` know where each of their values stands in the text; what is to change
+is a list of edits, put in place in one pass.
 """
 
 import json
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-import jiter
 import msgspec
 
 from mapper.errors import InvalidRequest
@@ -19,7 +19,6 @@ from mapper.errors import InvalidRequest
 # From the end of one value to the start of the next, over what stands between: a comma, a key. The text has been seen
 # valid before these patterns are used, so they need only step over it. Group 1 is the key.
 _TO_MEMBER = re.compile(rb'[\s,{]*("[^"\\]*(?:\\.[^"\\]*)*")\s*:\s*')
-_COLON = re.compile(rb"\s*:\s*")
 _TO_ITEM = re.compile(rb"[\s,]*")
 
 # One escape of a string. Group 1 is half a surrogate pair without its other half: RFC 8259 lets it pass, and JavaScript
@@ -34,11 +33,18 @@ _HEADROOM = 100
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
+_rows = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _raw = msgspec.json.Decoder(msgspec.Raw)
+_decode = msgspec.json.Decoder().decode
+encode = msgspec.json.Encoder(decimal_format="number").encode
 _exact = msgspec.json.Decoder(float_hook=Decimal)
 
 _KINDS = {ord("{"): "object", ord("["): "array", ord('"'): "string", ord("t"): "boolean", ord("f"): "boolean",
           ord("n"): "null"}  # fmt: skip
+
+
+Edit = tuple[int, int, bytes]
+"""[start, end) of a text, and what is to stand there instead. Edits of one text never overlap."""
 
 
 class Unreadable(ValueError):
@@ -48,11 +54,15 @@ class Unreadable(ValueError):
 class Object:
     """One JSON object within a text: its members by key, in their order. Where each stands is looked up when needed."""
 
-    __slots__ = ("_places", "end", "members", "readable", "start", "text")
+    __slots__ = ("_places", "end", "members", "plain", "readable", "start", "text")
 
-    def __init__(self, text: bytes, start: int, end: int, readable: bytes) -> None:
+    def __init__(
+        self, text: bytes, start: int, end: int, readable: bytes, plain: Mapping[str, Any] | None = None
+    ) -> None:
         """`readable` is `text` as `_readable` makes it: values are read from it, and copied from `text`."""
         self.text, self.start, self.end, self.readable = text, start, end, readable
+        self.plain = plain or {}
+        """Of the whole body alone: what is in it as `parse` has read it, quick to look at. Numbers are not exact."""
         self.members: dict[str, msgspec.Raw] = _members.decode(readable[start:end])
         self._places: dict[str, tuple[int, int]] | None = None
 
@@ -93,14 +103,6 @@ class Object:
     def _place(self, key: str) -> tuple[int, int]:
         """Where the value of a member stands in the text: [start, end)."""
         if self._places is None:
-            spelled = b'"' + key.encode() + b'"'
-            at = self.text.find(spelled, self.start, self.end)
-            once = at >= 0 and self.text.find(spelled, at + 1, self.end) < 0
-            # What stands there once is the member's key, unless the key is spelled with \\u and this stands elsewhere.
-            if once and self.text.find(b"\\u", self.start, self.end) < 0:
-                colon = _COLON.match(self.text, at + len(spelled))
-                if colon is not None:
-                    return colon.end(), colon.end() + len(memoryview(self.members[key]))
             self._places = self._walk()
         return self._places[key]
 
@@ -131,66 +133,101 @@ class Object:
 
     def render(self, changes: Mapping[str, bytes | None]) -> bytes:
         """The object's text with some members set and, for None, removed. New members go last."""
+        return self.edited(self.edits(changes))
+
+    def edited(self, edits: Iterable[Edit]) -> bytes:
+        """The object's text with edits of its own and of what is in it."""
+        return apply(self.text, edits, self.start, self.end)
+
+    def edits(self, changes: Mapping[str, bytes | None]) -> list[Edit]:
+        """What `render` does, as edits of the whole text."""
         if any(value is None and key in self.members for key, value in changes.items()):
-            return self._render_without(changes)
-        pieces: list[bytes] = []
-        position = self.start
-        for start, end, key in sorted((*self._place(key), key) for key in changes if key in self.members):
-            pieces += [self.text[position:start], changes[key] or b""]
-            position = end
-        last = max(position, self._last())
-        pieces += [self.text[position:last], *self._added(changes, bool(self.members)), self.text[last : self.end]]
-        return b"".join(pieces)
+            return self._edits_without(changes)
+        edits = [(*self._place(key), value) for key, value in changes.items() if value and key in self.members]
+        added = _added(self.members, changes, bool(self.members))
+        last = _last(self.text, self.end) if self.members else self.start + 1
+        return [*edits, (last, last, added)] if added else edits
 
-    def _last(self) -> int:
-        """Where the last member ends, or, without members, where the first would begin."""
-        if not self.members:
-            return self.start + 1
-        position = self.end - 1
-        while self.text[position - 1] in b" \t\r\n":
-            position -= 1
-        return position
-
-    def _render_without(self, changes: Mapping[str, bytes | None]) -> bytes:
-        """As `render`, where members go: what is left must be joined by exactly one comma each."""
-        kept: list[bytes] = []
-        position = self.start + 1
+    def _edits_without(self, changes: Mapping[str, bytes | None]) -> list[Edit]:
+        """As `edits`, where members go: what is left must be joined by exactly one comma each."""
+        edits: list[Edit] = []
+        first = position = self.start + 1
+        kept = False
         for key, (start, end) in self._walk().items():
-            value = changes.get(key, self.text[start:end])
-            if value is not None:
-                lead = self.text[position:start]
-                if not kept and position > self.start + 1:
-                    lead = lead.lstrip().removeprefix(b",").lstrip()
-                kept.append(lead + value)
+            value = changes.get(key, b"")
+            if value is None and kept:
+                edits.append((position, end, b""))
+            elif value is not None:
+                if not kept and position > first:
+                    lead = self.text[position:start].lstrip().removeprefix(b",").lstrip()
+                    edits.append((first, start - len(lead), b""))
+                kept = True
+                edits += [(start, end, value)] if value else []
             position = end
-        added = self._added(changes, bool(kept))
-        return b"".join([b"{", *kept, *added, self.text[position : self.end]])
+        if not kept:
+            edits.append((first, position, b""))
+        added = _added(self.members, changes, kept)
+        return [*edits, (position, position, added)] if added else edits
 
-    def _added(self, changes: Mapping[str, bytes | None], follows: bool) -> list[bytes]:
-        pieces: list[bytes] = []
-        for key, value in changes.items():
-            if key not in self.members and value is not None:
-                pieces += [b"," if follows else b"", msgspec.json.encode(key), b":", value]
-                follows = True
-        return pieces
+
+def apply(text: bytes, edits: Iterable[Edit], start: int, end: int) -> bytes:
+    """The text from `start` to `end`, edited."""
+    pieces: list[bytes] = []
+    position = start
+    for first, last, value in sorted(edits):
+        pieces += (text[position:first], value)
+        position = last
+    pieces.append(text[position:end])
+    return b"".join(pieces)
+
+
+def _last(text: bytes, end: int) -> int:
+    """Where the last member ends of an object that ends at `end` and has members."""
+    position = end - 1
+    while text[position - 1] in b" \t\r\n":
+        position -= 1
+    return position
+
+
+def _added(members: Mapping[str, Any], changes: Mapping[str, bytes | None], follows: bool) -> bytes:
+    """The members that are new."""
+    new = [encode(key) + b":" + value for key, value in changes.items() if value and key not in members]
+    return b"," + b",".join(new) if new and follows else b",".join(new)
 
 
 class Array:
-    """One JSON array within a text: its items, each with its place."""
+    """One JSON array within a text: its items. Where each stands is looked up when needed."""
 
-    __slots__ = ("end", "items", "readable", "start", "text")
+    __slots__ = ("_items", "end", "readable", "start", "text")
 
     def __init__(self, text: bytes, start: int, end: int, readable: bytes) -> None:
         """`readable`: as for `Object`."""
         self.text, self.start, self.end, self.readable = text, start, end, readable
-        self.items: list[tuple[int, int]] = []
+        self._items: list[tuple[int, int]] | None = None
+
+    @property
+    def items(self) -> list[tuple[int, int]]:
         """[start, end) of each item."""
-        position = start + 1
-        for value in _items.decode(readable[start:end]):
-            step = _TO_ITEM.match(text, position)
-            assert step is not None, "this pattern matches everywhere"
-            position = step.end() + len(memoryview(value))
-            self.items.append((step.end(), position))
+        if self._items is None:
+            self._items = []
+            position = self.start + 1
+            for value in _items.decode(self.readable[self.start : self.end]):
+                step = _TO_ITEM.match(self.text, position)
+                assert step is not None, "this pattern matches everywhere"
+                position = step.end() + len(memoryview(value))
+                self._items.append((step.end(), position))
+        return self._items
+
+    def rows(self) -> list[dict[str, msgspec.Raw]] | None:
+        """The items by their keys, where `encode` makes the very same bytes of them; else None.
+
+        It does of objects without space between things and without an escape in a key, as most are on the wire.
+        """
+        try:
+            rows = _rows.decode(self.readable[self.start : self.end])
+        except msgspec.ValidationError:
+            return None
+        return rows if encode(rows) == self.text[self.start : self.end] else None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -216,14 +253,7 @@ class Array:
 
     def render(self, changes: Mapping[int, bytes]) -> bytes:
         """The array's text with some items replaced."""
-        pieces: list[bytes] = []
-        position = self.start
-        for index in sorted(changes):
-            start, end = self.items[index]
-            pieces += [self.text[position:start], changes[index]]
-            position = end
-        pieces.append(self.text[position : self.end])
-        return b"".join(pieces)
+        return apply(self.text, [(*self.items[index], value) for index, value in changes.items()], self.start, self.end)
 
 
 def kind(first: int) -> str:
@@ -250,16 +280,11 @@ def parse(body: bytes) -> Object:
         raise InvalidRequest(f"The body is not UTF-8 (byte {error.start}).", "", reason="not_utf8") from None
     readable = _readable(body)
     try:
-        try:
-            jiter.from_json(readable, catch_duplicate_keys=True, allow_inf_nan=False, float_mode="lossless-float")
-        except ValueError:
-            # Not for good: this one reads no number of 5,000 digits. The next two decide, and say what is wrong.
-            _raw.decode(readable)
-            _plain(b"[" * _HEADROOM + readable + b"]" * _HEADROOM, _unique)
+        plain = _read(readable)
         start = len(body) - len(body.lstrip())
         if body[start : start + 1] != b"{":
             raise InvalidRequest("The body is not a JSON object.", "", reason="not_an_object")
-        return Object(body, start, len(body.rstrip()), readable)
+        return Object(body, start, len(body.rstrip()), readable, plain)
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", "", reason="too_deep") from None
     except _Doubled:
@@ -269,25 +294,62 @@ def parse(body: bytes) -> Object:
         raise InvalidRequest(f"The body is not JSON: {error}.", "", reason="not_json") from None
 
 
+def _read(readable: bytes) -> Any:
+    """The body as plain values, checked for keys that stand twice. Raises `_Doubled`, `ValueError`, `RecursionError`.
+
+    Whether one does is told by colons: each key brings one, a decoder drops the key that it sees again, and a colon
+    within a string stays what it is; so a body that has lost none on its way through decoder and encoder has no double.
+    """
+    if b"\\" not in readable or b"\\u003" not in readable:  # or else a colon may have been spelled by its number
+        try:
+            plain = _decode(readable)
+            if encode(_deeper(plain)).count(b":") == readable.count(b":"):
+                return plain
+        except (ValueError, ArithmeticError):
+            pass
+    # A double, or a number of 5,000 digits, or no JSON at all: these two decide, and say what is wrong.
+    _raw.decode(readable)
+    return _higher(_plain(b"[" * _HEADROOM + readable + b"]" * _HEADROOM, _unique, _number))
+
+
+def _deeper(value: Any) -> Any:
+    for _ in range(_HEADROOM):
+        value = [value]
+    return value
+
+
+def _higher(value: Any) -> Any:
+    for _ in range(_HEADROOM):
+        value = value[0]
+    return value
+
+
 def _readable(body: bytes) -> bytes:
     """The body with each half of a surrogate pair that stands alone made into U+FFFD: as many bytes, but readable."""
-    if b"\\ud" not in body and b"\\uD" not in body:
+    if b"\\" not in body or (b"\\ud" not in body and b"\\uD" not in body):
         return body
     return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)
 
 
-def _plain(readable: bytes, hook: Callable[[list[tuple[str, Any]]], Any]) -> Any:
-    """Valid JSON as Python's own parser reads it: numbers as they are spelled, objects as the hook makes them."""
-    return json.loads(readable.decode(), object_pairs_hook=hook, parse_int=str, parse_float=str)
+def _plain(readable: bytes, hook: Callable[[list[tuple[str, Any]]], Any], number: Callable[[str], Any] = str) -> Any:
+    """Valid JSON as Python's own parser reads it: objects as the hook makes them, numbers too."""
+    return json.loads(readable.decode(), object_pairs_hook=hook, parse_int=number, parse_float=number)
+
+
+def _number(text: str) -> int | float:
+    """Like `_decode`, whole numbers are `int`; what is beyond them both is not looked at."""
+    return int(text) if text.isdigit() and len(text) < 20 else math.nan
 
 
 class _Doubled(Exception):
     pass
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> None:
-    if len(pairs) != len({key for key, _ in pairs}):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
         raise _Doubled
+    return found
 
 
 def _place_of_double(readable: bytes) -> str:

@@ -29,6 +29,7 @@ DEFAULT_DIGITS: Final = 2
 # ASCII digits only, no exponent, no underscore, bounded: what msgspec's and Python's own Decimal would let through
 # ("NaN", "1_000", " 1", "1e1000000") never reaches them.
 _AMOUNT = re.compile(r"(-?)(0|[1-9][0-9]{0,11})(?:\.([0-9]{1,12}))?", re.ASCII)
+_WHOLE: Final = 12
 
 # What an engine may send: a JSON number, of a size that can still be money (below 10^15), and no finer than a rest of
 # binary arithmetic (5.551115123125783e-17) is. Sums of a great many such numbers fit the precision we compute with.
@@ -49,6 +50,13 @@ def parse(text: str, digits: int) -> int:
     Raises `NotMoney` where the text is not a plain decimal, or has more digits than the currency: an amount that would
     have to be rounded is somebody's mistake, and rounding would hide it.
     """
+    # What nearly all amounts look like is read without the pattern, several times as fast.
+    whole, point, fraction = text.partition(".")
+    figures = whole + fraction
+    if figures.isdigit() and figures.isascii() and len(fraction) == digits and 0 < len(whole) <= _WHOLE:
+        leading_zero = whole[0] == "0" and whole != "0"
+        if not leading_zero and bool(point) == bool(digits):
+            return int(figures)
     match = _AMOUNT.fullmatch(text)
     if match is None:
         raise NotMoney('is not a decimal amount such as "140.00"')
@@ -63,9 +71,10 @@ def text(minor: int, digits: int) -> str:
     """The decimal text of an amount, with all digits of its currency: 14000 at 2 digits is "140.00"."""
     if digits == 0:
         return str(minor)
-    sign = "-" if minor < 0 else ""
-    whole, fraction = divmod(abs(minor), 10**digits)
-    return f"{sign}{whole}.{fraction:0{digits}d}"
+    sign, figures = ("-", str(-minor)) if minor < 0 else ("", str(minor))
+    if len(figures) <= digits:
+        figures = figures.zfill(digits + 1)
+    return f"{sign}{figures[:-digits]}.{figures[-digits:]}"
 
 
 def from_engine(number: object) -> Decimal:
@@ -73,20 +82,29 @@ def from_engine(number: object) -> Decimal:
 
     Decode engine JSON with `float_hook=Decimal`, so that 9.999 arrives here as 9.999. Raises `NotMoney`.
     """
-    if isinstance(number, bool) or not isinstance(number, int | Decimal):
+    if isinstance(number, Decimal):
+        value = number
+    elif isinstance(number, int) and not isinstance(number, bool):
+        value = Decimal(number)
+    else:
         raise NotMoney("is not a number")
-    value = Decimal(number)
-    if value.is_zero():
+    if not value:
         return Decimal(0)
-    exponent = value.as_tuple().exponent
-    if not isinstance(exponent, int) or value.adjusted() >= _ENGINE_WHOLE or exponent < -_ENGINE_FRACTION:
+    # A short text without an exponent cannot be out of range; to look at the digits one by one takes longer.
+    text = str(value)
+    if (len(text) > _ENGINE_WHOLE or "E" in text or not value.is_finite()) and _is_out_of_range(value):
         raise NotMoney("is out of range")
     return value
 
 
+def _is_out_of_range(value: Decimal) -> bool:
+    exponent = value.as_tuple().exponent
+    return not isinstance(exponent, int) or value.adjusted() >= _ENGINE_WHOLE or exponent < -_ENGINE_FRACTION
+
+
 def to_minor(value: Decimal, digits: int) -> int:
     """Rounds an engine's amount (major units) half up to whole minor units. The one rounding rule."""
-    return int(value.scaleb(digits, _EXACT).quantize(Decimal(1), ROUND_HALF_UP, _EXACT))
+    return int(value.scaleb(digits, _EXACT).to_integral_value(ROUND_HALF_UP, _EXACT))
 
 
 def to_major(minor: int, digits: int) -> Decimal:
@@ -96,8 +114,10 @@ def to_major(minor: int, digits: int) -> Decimal:
 
 def total(values: Sequence[Decimal]) -> Decimal:
     """The exact sum; with more digits than can be exact it raises, it never rounds silently."""
-    result, *rest = values or (Decimal(0),)
-    for value in rest:
+    if not values:
+        return Decimal(0)
+    result = values[0]
+    for value in values[1:]:
         result = _ADDING.add(result, value)
     return result
 

@@ -68,6 +68,34 @@ def test_nothing_goes_below_zero_and_the_total_is_the_sum(
     )
 
 
+LISTED = [{"amount": "1.00", "meta": {"list_price": "11.00"}}]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"items": [{"sku": "A", "quantity": 2, "price": "10.00"}, {"sku": "B", "quantity": 1, "price": 5}]},
+        {"items": [{"sku": "A", "quantity": 2, "price": 10, "total_discount": "2.00", "discounts": LISTED}]},
+        {"order_items": [{"sku": "A", "quantity": 1, "price": "11", "discounts": "1.00", "applied_discounts": LISTED}]},
+        {
+            "orders": [
+                {"id": 1, "order_items": [{"applied_discounts": LISTED, "sku": "A", "quantity": 1, "price": "10"}]},
+                {"id": 2, "order_items": [{"sku": "B", "quantity": 3, "price_amount": 7.5}], "promotions": {}},
+            ]
+        },
+    ],
+    ids=["A", "A again", "B again", "C"],
+)
+@pytest.mark.parametrize("granted", [(), (off(700, 0),), (off(700, 0), off(1, 1), off(300))], ids=len)
+def test_space_between_things_makes_no_difference(body: Any, granted: tuple[Discount, ...]) -> None:
+    """They are written in two ways: close-set lines are encoded anew, others are edited where they stand."""
+    dense = answer(json.dumps(body, separators=(",", ":")).encode(), *granted, note={"a": 1})
+    for spaced in (json.dumps(body), json.dumps(body, indent=2)):
+        got = answer(spaced.encode(), *granted, note={"a": 1})
+        # As text, since the order of members counts, too.
+        assert json.dumps(json.loads(got, parse_float=str)) == json.dumps(json.loads(dense, parse_float=str))
+
+
 @pytest.mark.parametrize("amount", [0, -1])
 def test_a_discount_takes_something_off(amount: int) -> None:
     with pytest.raises(ValueError, match="takes something off"):

@@ -21,7 +21,19 @@ SPACE = st.sampled_from(["", "", " ", "\t", "\r\n  "])
 CHARACTERS = [
     *("a", "0", " ", "é", "😀", "\x7f", "\u2028", "\ufeff", "/", "~", "{", "}", "[", "]", ",", ":", "'", "#"),
     *('\\"', "\\\\", "\\/", "\\b", "\\f", "\\n", "\\r", "\\t"),
-    *("\\u0000", "\\u0061", "\\u00e9", "\\u00E9", "\\u0022", "\\u005c", "\\ud83d\\ude00", "\\uD83D\\uDE00", "\\uffff"),
+    *(
+        "\\u0000",
+        "\\u0061",
+        "\\u00e9",
+        "\\u00E9",
+        "\\u0022",
+        "\\u003a",
+        "\\u003A",
+        "\\u005c",
+        "\\ud83d\\ude00",
+        "\\uD83D\\uDE00",
+        "\\uffff",
+    ),
 ]
 NUMBERS = st.builds(
     lambda *parts: "".join(parts),
@@ -124,6 +136,43 @@ def test_objects_and_arrays_are_found_at_any_depth(body: bytes) -> None:
             assert exact(found.value(key)) == exact(plain[place])
 
     compare(document.parse(body), json.loads(body, parse_float=Decimal))
+
+
+@samples
+@given(bodies())
+def test_the_whole_body_is_there_as_plain_values_but_for_odd_numbers(body: bytes) -> None:
+    def usual(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: usual(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [usual(inner) for inner in value]
+        return value if type(value) is not float and (type(value) is not int or 0 < value < 10**19) else "odd"
+
+    assert usual(document.parse(body).plain) == usual(json.loads(body))
+
+
+@pytest.mark.parametrize(
+    ("array", "rows"),
+    [
+        ('[{"a":1,"b":[1, 2],"c":"\\u00e9"},{}]', [{"a": "1", "b": "[1, 2]", "c": '"\\u00e9"'}, {}]),
+        ("[]", []),
+        ('[{"a" :1}]', None),
+        ('[{"a": 1}]', None),
+        ('[{"a":1} ]', None),
+        ('[{"a":1}, {}]', None),
+        ('[{"\\u0061":1}]', None),
+        ('[{"a":"\\ud800"}]', None),
+        ('[{"a":1},2]', None),
+    ],
+)
+def test_rows_are_there_where_they_can_be_encoded_to_the_very_same_bytes(array: str, rows: Any) -> None:
+    body = f'{{"v":{array}}}'.encode()
+    found = document.parse(body).array("v")
+    assert found is not None
+    read = found.rows()
+    spelled = None if read is None else [{key: bytes(raw).decode() for key, raw in row.items()} for row in read]
+    assert spelled == rows
+    assert read is None or document.encode(read) == array.encode()
 
 
 def test_what_is_not_there_is_none() -> None:

@@ -10,11 +10,12 @@ Every answer is the complete set of effects, so nothing is ever accumulated.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 from urllib.parse import quote
 
 import msgspec
+from msgspec import Raw
 
 from adapters.talon_one import effects, wire
 from adapters.talon_one import options as settings
@@ -130,7 +131,14 @@ def _outcome(reply: EngineReply, asked: Asked, *, strict: bool) -> Outcome:
     state = wire.decode(wire.STATE, reply.body)
     if state is None:
         raise _bad_reply()
-    return effects.read(state.effects, state.triggered_campaigns, asked, strict=strict)
+    return effects.read(_effects(state.effects), wire.campaigns(state.triggered_campaigns), asked, strict=strict)
+
+
+def _effects(text: Raw) -> Sequence[wire.Effect | Raw]:
+    found = wire.effects(text)
+    if found is None:
+        raise _bad_reply()
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,7 +163,8 @@ def _recall(session: str, asked: Asked) -> Conversation[Recall]:
             "The Talon.One session of this order was closed with another cart or other codes.", reason="other_content"
         )
     found = wire.decode(wire.SESSION, reply.body)
-    return Recall("redeemed", effects.read(found.effects if found else None, None, asked, strict=False))
+    given = _effects(found.effects) if found else ()
+    return Recall("redeemed", effects.read(given, {}, asked, strict=False))
 
 
 def _redeemed_before(session: str, asked: Asked) -> Conversation[Outcome]:

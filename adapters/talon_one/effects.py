@@ -1,16 +1,15 @@
 """From Talon.One's effects to an outcome.
 
 Effects are the engine's whole answer: "apply this", one entry for each unit of each line that a rule touches
-(https://docs.talon.one/docs/dev/integration-api/api-effects). Their order means nothing, so they are sorted first and
-everything after that is deterministic.
+(https://docs.talon.one/docs/dev/integration-api/api-effects). Their order means nothing: discounts are added up by rule
+and the rules sorted; the few others are sorted before they are read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 from msgspec import Raw
 
 from adapters.talon_one import reasons, wire
@@ -87,22 +86,24 @@ TABLE: dict[str, Row] = {
     # A rule that failed inside a 200: https://docs.talon.one/docs/dev/integration-api/api-effects#error
     "error": Row("notice", "A promotion rule failed; what it grants is missing."),
 }
+_MONEY = frozenset({"order", "cost", "item", "item_cost"})
 _UNKNOWN = Row("notice", "The promotion engine returns something that this service does not know.")
 
 
 class _Rule(NamedTuple):
     """Effects that agree in this are shares of one discount: they are added up first and rounded once."""
 
-    campaign: int | None
-    ruleset: int | None
-    rule_index: int | None
-    coupon: int | None
-    rule_name: str
+    campaign: int
+    ruleset: int
+    rule_index: int
+    coupon: int
+    """These four are -1 where the effect does not name any."""
     effect_type: str
     name: str
     scope: str
     cost: str
     bundle: str
+    rule_name: str
 
 
 @dataclass(slots=True)
@@ -119,7 +120,8 @@ class _Shares:
 class _Answer:
     """What has been read so far."""
 
-    rules: dict[_Rule, _Shares] = field(default_factory=dict)
+    rules: dict[tuple[Any, ...], _Shares] = field(default_factory=dict)
+    """By what a `_Rule` is made of."""
     accepted: dict[str, set[str]] = field(default_factory=dict)
     """Folded codes, by kind of code."""
     refused: list[tuple[str, str, str | None, str | None, Notice]] = field(default_factory=list)
@@ -130,7 +132,9 @@ class _Answer:
     notices: list[Notice] = field(default_factory=list)
 
 
-def read(effects: list[Raw] | None, campaigns: list[Raw] | None, asked: Asked, *, strict: bool) -> Outcome:
+def read(
+    effects: Sequence[wire.Effect | Raw], campaigns: Mapping[int, wire.Campaign], asked: Asked, *, strict: bool
+) -> Outcome:
     """What the engine grants.
 
     An effect that concerns money or a code and cannot be read is an error while it can still be refused (`strict`):
@@ -138,43 +142,62 @@ def read(effects: list[Raw] | None, campaigns: list[Raw] | None, asked: Asked, *
     can only be told: as a notice.
     """
     answer = _Answer()
-    for text, effect in _sorted(effects or []):
-        if effect is None:
-            answer.notices.append(Notice("unreadable", _UNKNOWN.text, wire.decode(wire.PLAIN, text)))
+    odd: list[tuple[wire.Effect | Raw, Problem | None]] = []
+    """What is not simply a discount, or is one that cannot be read."""
+    for effect in effects:
+        becomes = "" if isinstance(effect, Raw) else TABLE.get(effect.effect_type, _UNKNOWN).becomes
+        if isinstance(effect, Raw) or becomes not in _MONEY:
+            odd.append((effect, None))
             continue
-        row = TABLE.get(effect.effect_type, _UNKNOWN)
         try:
-            _read_one(effect, row, asked, answer)
+            _read_discount(effect, becomes, asked, answer)
         except Problem as problem:
-            if strict:
-                raise
-            answer.notices.append(_notice(effect, problem.message))
-    discounts = _discounts(answer, wire.campaigns(campaigns), asked)
+            odd.append((effect, problem))
+    for one, unreadable in sorted(odd, key=_order):
+        _read_odd(one, unreadable, asked, answer, strict=strict)
+    discounts = _discounts(answer, campaigns, asked)
     rejected = _rejected(answer, asked)
     answer.notices += [_other_price(position, price, asked) for position, price in sorted(answer.selected.items())]
     notices = (*asked.notices, *answer.notices)
     return Outcome(discounts=discounts, rejected=rejected, notices=notices, costs=asked.all_costs)
 
 
-def _sorted(texts: list[Raw]) -> list[tuple[Raw, wire.Effect | None]]:
-    def order(found: tuple[Raw, wire.Effect | None]) -> tuple[Any, ...]:
-        text, effect = found
-        if effect is None:
-            return (1, bytes(text))
-        ids = (effect.campaign_id, effect.ruleset_id, effect.rule_index, effect.triggered_by_coupon)
-        return (0, *(-1 if number is None else number for number in ids), effect.effect_type, bytes(text))
-
-    return sorted(((text, wire.effect(text)) for text in texts), key=order)
+def _order(found: tuple[wire.Effect | Raw, Problem | None]) -> tuple[Any, ...]:
+    effect, _ = found
+    if isinstance(effect, Raw):
+        return (1, bytes(effect))
+    return (0, *_ids(effect), effect.effect_type, bytes(effect.props))
 
 
-def _read_one(effect: wire.Effect, row: Row, asked: Asked, answer: _Answer) -> None:
-    match row.becomes:
-        case "notice":
+def _ids(effect: wire.Effect) -> tuple[int, int, int, int]:
+    campaign, ruleset, rule_index = effect.campaign_id, effect.ruleset_id, effect.rule_index
+    coupon = effect.triggered_by_coupon
+    return (
+        -1 if campaign is None else campaign,
+        -1 if ruleset is None else ruleset,
+        -1 if rule_index is None else rule_index,
+        -1 if coupon is None else coupon,
+    )
+
+
+def _read_odd(
+    effect: wire.Effect | Raw, problem: Problem | None, asked: Asked, answer: _Answer, *, strict: bool
+) -> None:
+    if isinstance(effect, Raw):
+        answer.notices.append(Notice("unreadable", _UNKNOWN.text, wire.decode(wire.PLAIN, effect)))
+        return
+    row = TABLE.get(effect.effect_type, _UNKNOWN)
+    try:
+        if problem is not None:
+            raise problem
+        if row.becomes == "notice":
             answer.notices.append(_notice(effect, row.text))
-        case "accept" | "refuse":
+        else:
             _read_code(effect, row, asked, answer)
-        case _:
-            _read_discount(effect, row, asked, answer)
+    except Problem as unreadable:
+        if strict:
+            raise
+        answer.notices.append(_notice(effect, unreadable.message))
 
 
 def _notice(effect: wire.Effect, text: str) -> Notice:
@@ -253,47 +276,50 @@ def _rejected(answer: _Answer, asked: Asked) -> tuple[Rejection, ...]:
 # Discounts
 
 
-def _read_discount(effect: wire.Effect, row: Row, asked: Asked, answer: _Answer) -> None:
+def _read_discount(effect: wire.Effect, becomes: str, asked: Asked, answer: _Answer) -> None:
+    """Called for each unit of each line: the part of this module that must be quick."""
     props = wire.decode(wire.DISCOUNT, effect.props)
-    if props is None:
+    value = _number(props.value) if props is not None else None
+    if props is None or value is None:
         raise _unreadable()
-    value, total, selected = (_number(n) for n in (props.value, props.total_discount, effect.selected_price))
-    if value is None:
-        raise _unreadable()
-    position = _position(props.position, asked) if row.becomes in ("item", "item_cost") else -1
-    rule = _Rule(
-        campaign=effect.campaign_id,
-        ruleset=effect.ruleset_id,
-        rule_index=effect.rule_index,
-        coupon=effect.triggered_by_coupon,
-        rule_name=(effect.rule_name or "").strip(),
-        effect_type=effect.effect_type,
-        name=(props.name or "").strip().removesuffix(f"#{position}").strip(),
-        scope=props.scope or "",
-        cost=props.additional_cost or "",
-        bundle=props.bundle_name or "",
+    position = _position(props.position, asked) if becomes in ("item", "item_cost") else -1
+    rule = (
+        *_ids(effect),
+        effect.effect_type,
+        (props.name or "").strip().removesuffix(f"#{position}").strip(),
+        props.scope or "",
+        props.additional_cost or "",
+        props.bundle_name or "",
+        (effect.rule_name or "").strip(),
     )
-    shares = answer.rules.setdefault(rule, _Shares())
+    shares = answer.rules.get(rule)
+    if shares is None:
+        shares = answer.rules[rule] = _Shares()
     shares.values.setdefault(position, []).append(value)
     shares.props.append(effect.props)
-    if total is not None:
+    if props.total_discount is not None and (total := _number(props.total_discount)) is not None:
         shares.announced.add(total)
-    if position >= 0 and selected is not None and selected != asked.session.cart_items[position].price:
-        answer.selected[position] = selected
+    if effect.selected_price is not None and position >= 0:
+        selected = _number(effect.selected_price)
+        if selected is not None and selected != asked.session.cart_items[position].price:
+            answer.selected[position] = min(selected, answer.selected.get(position, selected))
 
 
-def _number(number: Decimal | None) -> Decimal | None:
+def _number(number: Decimal) -> Decimal | None:
     try:
-        return None if number is None else money.from_engine(number)
+        return money.from_engine(number)
     except money.NotMoney:
         return None
 
 
-def _position(position: Decimal | None, asked: Asked) -> int:
+def _position(position: int | Decimal | None, asked: Asked) -> int:
     """The index of the line as it was sent. `subPosition` counts the line's units and needs no reading, since each unit
     has an effect of its own: https://docs.talon.one/docs/product/rules/understanding-cart-item-flattening
     """
-    if position is None or not position.is_finite() or not 0 <= position < len(asked.lines) or position % 1:
+    if isinstance(position, int) and 0 <= position < len(asked.lines):
+        return position
+    fits = isinstance(position, Decimal) and position.is_finite() and 0 <= position < len(asked.lines)
+    if position is None or not fits or position % 1:
         raise EngineRejected("Talon.One discounts a line that this cart does not have.", reason="bad_position")
     return int(position)
 
@@ -302,45 +328,44 @@ def _unreadable() -> Problem:
     return EngineUnavailable("Talon.One's answer has an effect that cannot be read.", reason="bad_reply", sent=True)
 
 
-def _discounts(answer: _Answer, campaigns: dict[int, wire.Campaign], asked: Asked) -> tuple[Discount, ...]:
+def _discounts(answer: _Answer, campaigns: Mapping[int, wire.Campaign], asked: Asked) -> tuple[Discount, ...]:
     left = [line.gross for line in asked.lines]
-    found: list[tuple[tuple[Any, ...], Discount]] = []
+    found: list[tuple[bool, int, int, Discount]] = []
+    rules = sorted([(_Rule(*rule), shares) for rule, shares in answer.rules.items()], key=lambda one: one[0])
     # Last those that may exceed their line: they get what the others leave of it.
-    for rule, shares in sorted(answer.rules.items(), key=lambda item: item[0].scope == "itemTotal"):
-        campaign = campaigns.get(rule.campaign) if rule.campaign is not None else None
-        amounts = list(_amounts(shares, asked.digits))
+    for place, (rule, shares) in sorted(enumerate(rules), key=lambda one: one[1][0].scope == "itemTotal"):
+        told = _described(rule, campaigns.get(rule.campaign), answer.coupons)
+        amounts = _amounts(shares, asked.digits)
         if any(amount <= 0 for _, amount in amounts):
             answer.notices.append(_nothing_off(rule, shares))
         for position, amount in amounts:
-            placed = _placed(rule, position, amount, asked, left) if amount > 0 else []
-            found += [(_place(d, rule, position), _described(d, rule, campaign, answer.coupons)) for d in placed]
-    return tuple(discount for _, discount in sorted(found, key=lambda placed: placed[0]))
-
-
-def _place(discount: Discount, rule: _Rule, position: int) -> tuple[Any, ...]:
-    ids = (-1 if number is None else number for number in (rule.campaign, rule.ruleset, rule.rule_index, rule.coupon))
-    return (discount.line is None, position, *ids, rule.effect_type, rule.name, rule.scope, rule.cost, rule.bundle)
+            if amount > 0:
+                placed = _placed(told, position, amount, asked, left)
+                found += [(discount.line is None, position, place, discount) for discount in placed]
+    return tuple([discount for *_, discount in sorted(found, key=lambda one: one[:3])])
 
 
 def _nothing_off(rule: _Rule, shares: _Shares) -> Notice:
     """What comes to nothing on some line, or to less: told, with all props of the rule's effects."""
-    props = [wire.decode(wire.PLAIN, text) for text in shares.props]
+    props = [wire.decode(wire.PLAIN, text) for text in sorted(shares.props, key=bytes)]
     text = _fill(TABLE[rule.effect_type].text, {"name": rule.name or rule.rule_name})
     return Notice(rule.effect_type, text, props[0] if len(props) == 1 else props)
 
 
-def _amounts(shares: _Shares, digits: int) -> Iterator[tuple[int, int]]:
+def _amounts(shares: _Shares, digits: int) -> list[tuple[int, int]]:
     """(position, minor units) of a rule's discounts."""
-    sums = {position: money.total(values) for position, values in sorted(shares.values.items())}
+    sums = {
+        position: values[0] if len(values) == 1 else money.total(values)
+        for position, values in sorted(shares.values.items())
+    }
     if not shares.announced or min(sums.values()) < 0:
-        yield from ((position, money.to_minor(value, digits)) for position, value in sums.items())
-        return
+        return [(position, money.to_minor(value, digits)) for position, value in sums.items()]
     whole = money.to_minor(_whole(sums, shares, digits), digits)
     if whole == 0:
-        yield next(iter(sums)), 0
+        return [(next(iter(sums)), 0)]
     # One sum that was spread over lines (pro rata) is rounded as a whole, then split so that not a cent is lost.
     parts = money.split(whole, list(sums.values()))
-    yield from ((position, part) for position, part in zip(sums, parts, strict=True) if part)
+    return [(position, part) for position, part in zip(sums, parts, strict=True) if part]
 
 
 def _whole(sums: dict[int, Decimal], shares: _Shares, digits: int) -> Decimal:
@@ -351,37 +376,39 @@ def _whole(sums: dict[int, Decimal], shares: _Shares, digits: int) -> Decimal:
     return announced if len(shares.announced) == 1 and abs(announced - added) <= half_cents else added
 
 
-def _placed(rule: _Rule, position: int, amount: int, asked: Asked, left: list[int]) -> list[Discount]:
-    """Where it is taken off: from the line, or beside the lines, or (scope itemTotal) first one and then the other."""
-    becomes = TABLE[rule.effect_type].becomes
-    if becomes == "order":
-        on_costs = rule.scope == "additionalCosts"
-        return [_bare(rule, amount, **(_cost("additional costs", asked.all_costs or None) if on_costs else {}))]
-    if becomes == "cost":
-        return [_bare(rule, amount, **_cost(rule.cost or "additional cost", asked.costs.get(rule.cost)))]
-    line = asked.lines[position]
-    on_item = 0
-    if becomes == "item" and rule.scope != "additionalCosts":
-        on_item = min(amount, max(left[position], 0)) if rule.scope == "itemTotal" else amount
-        left[position] -= on_item
-    parts = [_bare(rule, on_item, line=line.index)] if on_item else []
-    if beside := amount - on_item:
-        # Each line's costs are things of their own, hence the position in the name.
-        cost = _cost(f"{rule.cost or 'additional costs'} #{position}", asked.cost_of_line(position, rule.cost))
-        parts.append(_bare(rule, beside, meta={"position": position, "sku": line.name}, **cost))
-    return parts
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A rule as the shopper reads of it, with the engine's ids as Nacelle's page shows them."""
+
+    rule: _Rule
+    name: str
+    description: str
+    meta: dict[str, Any]
+
+    def off(self, amount: int, line: int | None = None) -> Discount:
+        """Off a line, or (None) off the order."""
+        return Discount(
+            name=self.name,
+            description=self.description,
+            amount=amount,
+            effect_type=self.rule.effect_type,
+            line=line,
+            meta=self.meta,
+        )
+
+    def off_cost(self, amount: int, cost: str, limit: int | None, **meta: Any) -> Discount:
+        return Discount(
+            name=self.name,
+            description=self.description,
+            amount=amount,
+            effect_type=self.rule.effect_type,
+            cost=cost,
+            limit=limit,
+            meta={**self.meta, **meta},
+        )
 
 
-def _cost(name: str, limit: int | None) -> dict[str, Any]:
-    return {"cost": name, "limit": limit}
-
-
-def _bare(rule: _Rule, amount: int, **where: Any) -> Discount:
-    return Discount(name="", description="", amount=amount, effect_type=rule.effect_type, **where)
-
-
-def _described(discount: Discount, rule: _Rule, campaign: wire.Campaign | None, coupons: dict[int, str]) -> Discount:
-    """With what the shopper reads, and the engine's ids as Nacelle's page shows them."""
+def _described(rule: _Rule, campaign: wire.Campaign | None, coupons: dict[int, str]) -> _Told:
     title = (campaign.name or "").strip() if campaign else ""
     text = (campaign.description or "").strip() if campaign else ""
     name = rule.rule_name or title or rule.name or "Discount"
@@ -389,12 +416,34 @@ def _described(discount: Discount, rule: _Rule, campaign: wire.Campaign | None, 
         "campaignId": rule.campaign,
         "rulesetId": rule.ruleset,
         "triggeredByCoupon": rule.coupon,
-        "code": coupons.get(rule.coupon) if rule.coupon is not None else None,
+        "code": coupons.get(rule.coupon),
         "scope": rule.scope if rule.scope != "price" else None,
         "additionalCost": rule.cost,
         "bundleName": rule.bundle,
     }
-    meta = {key: value for key, value in meta.items() if value not in (None, "")}
-    return msgspec.structs.replace(
-        discount, name=name, description=text or title or rule.name or name, meta={**meta, **discount.meta}
-    )
+    meta = {key: value for key, value in meta.items() if value not in (None, "", -1)}
+    return _Told(rule=rule, name=name, description=text or title or rule.name or name, meta=meta)
+
+
+def _placed(told: _Told, position: int, amount: int, asked: Asked, left: list[int]) -> list[Discount]:
+    """Where it is taken off: from the line, or beside the lines, or (scope itemTotal) first one and then the other."""
+    rule = told.rule
+    becomes = TABLE[rule.effect_type].becomes
+    if becomes == "order":
+        if rule.scope == "additionalCosts":
+            return [told.off_cost(amount, "additional costs", asked.all_costs or None)]
+        return [told.off(amount)]
+    if becomes == "cost":
+        return [told.off_cost(amount, rule.cost or "additional cost", asked.costs.get(rule.cost))]
+    line = asked.lines[position]
+    on_item = 0
+    if becomes == "item" and rule.scope != "additionalCosts":
+        on_item = min(amount, max(left[position], 0)) if rule.scope == "itemTotal" else amount
+        left[position] -= on_item
+    parts = [told.off(on_item, line.index)] if on_item else []
+    if beside := amount - on_item:
+        # Each line's costs are things of their own, hence the position in the name.
+        cost = f"{rule.cost or 'additional costs'} #{position}"
+        limit = asked.cost_of_line(position, rule.cost)
+        parts.append(told.off_cost(beside, cost, limit, position=position, sku=line.name))
+    return parts

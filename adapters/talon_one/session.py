@@ -33,7 +33,7 @@ class Asked:
     costs: dict[str, int]
     """The prices (minor units) of the cart's additional costs, by the engine's name."""
     line_costs: tuple[dict[str, int], ...]
-    """The same of each line's own costs, for one unit."""
+    """The same of each line's own costs, for one unit; () where none are told."""
     typed: tuple[str, ...]
     """Every code as the shopper spelled it, in the order in which refusals are told."""
     rejected: tuple[Rejection, ...]
@@ -47,11 +47,13 @@ class Asked:
     @property
     def all_costs(self) -> int:
         """What the engine was told that the order costs beside the goods."""
-        own = (self.cost_of_line(position, "") or 0 for position in range(len(self.lines)))
+        own = [self.cost_of_line(position, "") or 0 for position in range(len(self.line_costs))]
         return sum(self.costs.values()) + sum(own)
 
     def cost_of_line(self, position: int, name: str) -> int | None:
         """What a line's own costs come to for all its units: the one of that name, or ("") all; None if not sent."""
+        if not self.line_costs:
+            return None
         sent = [price for cost, price in self.line_costs[position].items() if name in ("", cost)]
         return sum(sent) * self.lines[position].quantity if sent else None
 
@@ -77,8 +79,8 @@ def ask(checkout: Checkout, session: str, options: Options) -> Asked:
     coupons, referral, card, rejected = _codes(checkout)
     identifiers, notices = _identifiers(checkout, options)
     costs = _costs(checkout, options.additional_costs)
-    line_costs = tuple(_costs(checkout, options.item_additional_costs, line) for line in checkout.cart)
-    items = (_item(checkout, line, own, options) for line, own in zip(checkout.cart, line_costs, strict=True))
+    own_costs = options.item_additional_costs
+    line_costs = tuple([_costs(checkout, own_costs, line) for line in checkout.cart]) if own_costs else ()
     content = wire.CustomerSession(
         profile_id=_profile(checkout, session, options),
         store_integration_id=_text(checkout, options.store_path) or UNSET,
@@ -86,7 +88,12 @@ def ask(checkout: Checkout, session: str, options: Options) -> Asked:
         referral_code=referral,
         loyalty_cards=(card,) if card else (),
         state="open",
-        cart_items=tuple(items),
+        cart_items=tuple(
+            [
+                _item(checkout, line, line_costs[position] if line_costs else None, options)
+                for position, line in enumerate(checkout.cart)
+            ]
+        ),
         additional_costs=_priced(costs, checkout.digits) if options.additional_costs else UNSET,
         identifiers=identifiers,
         attributes=_attributes(checkout, options.session_attributes),
@@ -146,7 +153,7 @@ def _profile(checkout: Checkout, session: str, options: Options) -> str:
     return options.profile_prefix + (_text(checkout, options.profile_id_path) or f"guest-{session}")
 
 
-def _item(checkout: Checkout, line: Line, costs: dict[str, int], options: Options) -> wire.CartItem:
+def _item(checkout: Checkout, line: Line, costs: dict[str, int] | None, options: Options) -> wire.CartItem:
     sku = getattr(line, options.sku_field) if options.sku_field else line.name
     if not sku:
         raise InvalidRequest(f"The line has no {options.sku_field}.", f"{line.pointer}/{options.sku_field}")
@@ -155,7 +162,7 @@ def _item(checkout: Checkout, line: Line, costs: dict[str, int], options: Option
         quantity=line.quantity,
         price=money.to_major(line.list_price, checkout.digits),
         attributes=_attributes(checkout, options.item_attributes, line),
-        additional_costs=_priced(costs, checkout.digits) if options.item_additional_costs else UNSET,
+        additional_costs=UNSET if costs is None else _priced(costs, checkout.digits),
     )
 
 

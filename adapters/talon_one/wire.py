@@ -8,6 +8,7 @@ listed may come, go or change without harm. Requests are strict, replies are rea
 - a list that is null counts as empty.
 """
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -64,7 +65,8 @@ encode = msgspec.json.Encoder(decimal_format="number").encode
 class IntegrationState(msgspec.Struct, frozen=True, rename="camel"):
     """The answer to a PUT. Without `effects` it is no answer."""
 
-    effects: list[Raw] | None
+    effects: Raw
+    """For `effects` below."""
     triggered_campaigns: list[Raw] | None = None
 
 
@@ -98,7 +100,7 @@ class DiscountProps(msgspec.Struct, frozen=True, rename="camel"):
     value: Decimal
     name: str | None = None
     scope: str | None = None
-    position: Decimal | None = None
+    position: int | Decimal | None = None
     total_discount: Decimal | None = None
     bundle_name: str | None = None
     additional_cost: str | None = None
@@ -138,7 +140,7 @@ class SessionReply(msgspec.Struct, frozen=True, rename="camel"):
     """The answer to a GET: the effects that are still valid after rollbacks."""
 
     customer_session: StoredSession | None = None
-    effects: list[Raw] | None = None
+    effects: Raw = Raw(b"null")
 
 
 class ErrorSource(msgspec.Struct, frozen=True):
@@ -168,6 +170,8 @@ DISCOUNT = _lenient(DiscountProps)
 CODE = _lenient(CodeProps)
 ERROR = _lenient(ErrorReply)
 PLAIN: "msgspec.json.Decoder[Any]" = msgspec.json.Decoder(float_hook=Decimal)
+_EFFECTS = _lenient(list[Effect])
+_TEXTS = _lenient(list[Raw])
 _EFFECT = _lenient(Effect)
 _BARE_EFFECT = _lenient(_BareEffect)
 _CAMPAIGN = _lenient(Campaign)
@@ -181,7 +185,18 @@ def decode(decoder: "msgspec.json.Decoder[T]", text: bytes | Raw) -> T | None:
         return None
 
 
-def effect(text: Raw) -> Effect | None:
+def effects(text: Raw) -> Sequence[Effect | Raw] | None:
+    """A list's effects, or the text of those that are none; None where this is no list."""
+    found = decode(_EFFECTS, text)
+    if found is not None:  # they are mostly all readable
+        return found
+    if bytes(text) == b"null":
+        return []
+    texts = decode(_TEXTS, text)
+    return None if texts is None else [_effect(one) or one for one in texts]
+
+
+def _effect(text: Raw) -> Effect | None:
     """One effect; without its ids where those cannot be read; None where it is no effect at all."""
     found = decode(_EFFECT, text)
     if found is None and (bare := decode(_BARE_EFFECT, text)) is not None:

@@ -23,6 +23,7 @@ def made(*requests: tuple[float, Fate, float]) -> Flood:
 def test_goodput_counts_what_came_in_a_stretch_and_times_count_for_when_it_was_due() -> None:
     found = made(
         (0.5, Fate.GOOD, 600.0),
+        (0.7, Fate.GOOD, 600.0),
         (1.0, Fate.GOOD, 10.0),
         (1.2, Fate.REFUSED, 3.0),
         (1.4, Fate.OTHER, 900.0),
@@ -30,7 +31,7 @@ def test_goodput_counts_what_came_in_a_stretch_and_times_count_for_when_it_was_d
         (1.9, Fate.GOOD, 200.0),
     )
     phase = found.between(1.0, 2.0)
-    assert (phase.rate, phase.goodput) == (5.0, 2.0)
+    assert (phase.rate, phase.goodput) == (5.0, 3.0)
     assert (phase.p50_ms, phase.p99_ms) == (200.0, 200.0)
     assert (phase.refused, phase.refused_p99_ms, phase.others, phase.unanswered) == (1, 3.0, 1, 1)
     assert phase.longest_ms == 900.0

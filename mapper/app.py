@@ -23,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from mapper import __version__, errors, promotions, server, settings, transport
+from mapper import __version__, connection, errors, promotions, server, settings, transport
 from mapper.engine import Engine
 from mapper.errors import Operation, Overloaded, Problem
 from mapper.gate import Bodies, Room, Visit
@@ -233,7 +233,7 @@ def _check_head(first: Mapping[bytes, bytes], limit: int) -> None:
 
 async def _read(scope: Scope, receive: Receive, limit: int, visit: Visit) -> bytes:
     """The body's bytes, as they came. Nothing is decoded, no more than `limit` is held."""
-    if scope.get("state", {}).get(server.WHOLE):
+    if scope.get("state", {}).get(connection.WHOLE):
         return await _receive(receive, limit, visit)
     try:
         async with asyncio.timeout(BODY_DEADLINE_S):
@@ -301,5 +301,5 @@ def _metrics(telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:
 def run(listener: socket.socket, line: socket.socket | None, *, drain_s: float, keep_alive_s: float) -> None:
     """Serves until told to stop. The settings have been checked by the caller. `line`: see `mapper.workers`."""
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    limits = server.Limits(keep_alive_s=keep_alive_s)
+    limits = connection.Limits(keep_alive_s=keep_alive_s)
     server.run(server.create("mapper.app:from_environment", limits, factory=True, drain_s=drain_s), listener, line)

@@ -25,9 +25,9 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from mapper import app, cli, promotions, sandbox, server
+from mapper.connection import Limits
 from mapper.ledger import Answer
 from mapper.promotions import Call, Service
-from mapper.server import Limits
 from mapper.signature import SIGNATURE, sign
 from tests import fakes, raw_http
 from tests.raw_http import Address, converse, exchange, head, request

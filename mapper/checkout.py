@@ -521,7 +521,7 @@ def check_id(value: str, pointer: str) -> str:
 
 
 def _promotions(root: Object, family: Family) -> tuple[Promotions, tuple[str, ...]]:
-    found = _promotion_object(root, "", ())
+    found = _promotion_object(root.plain, root, ())
     if found is None and family == "C":
         return _promotions_of_orders(root)
     if found is None:
@@ -531,12 +531,9 @@ def _promotions(root: Object, family: Family) -> tuple[Promotions, tuple[str, ..
 
 def _promotions_of_orders(root: Object) -> tuple[Promotions, tuple[str, ...]]:
     """Family C with promotions per order: it is one cart, so they are taken together; notes go to the first."""
-    orders = root.array("orders")
     parts: list[tuple[Promotions, tuple[str, ...]]] = []
-    for index in range(len(orders) if orders else 0):
-        order = orders.object(index) if orders else None
-        found = _promotion_object(order, f"/orders/{index}", ("orders", str(index))) if order else None
-        if found:
+    for index, order in enumerate(root.plain["orders"]):
+        if found := _promotion_object(order, root, ("orders", str(index))):
             parts.append(found)
     if not parts:
         return Promotions(), ()
@@ -552,20 +549,23 @@ def _promotions_of_orders(root: Object) -> tuple[Promotions, tuple[str, ...]]:
     ), parts[0][1]
 
 
-def _promotion_object(source: Object, pointer: str, keys: tuple[str, ...]) -> tuple[Promotions, tuple[str, ...]] | None:
-    names = [key for key in ("promotions", "promotion") if source.kind(key) not in ("", "null")]
-    if len(names) > 1:
-        raise InvalidRequest("Both promotions and promotion stand here.", f"{pointer}/promotion")
+def _promotion_object(
+    above: Mapping[str, Any], root: Object, keys: tuple[str, ...]
+) -> tuple[Promotions, tuple[str, ...]] | None:
+    """The promotions of the object that these keys lead to."""
+    names = [key for key in ("promotions", "promotion") if above.get(key) is not None]
     if not names:
         return None
-    here = f"{pointer}/{names[0]}"
-    found = source.object(names[0])
-    if found is None:
-        raise InvalidRequest(f"{names[0]} is not an object.", here)
+    (name, *others), pointer = names, "".join(f"/{key}" for key in keys)
+    if others:
+        raise InvalidRequest("Both promotions and promotion stand here.", f"{pointer}/promotion")
+    here, found = f"{pointer}/{name}", above[name]
+    if not isinstance(found, dict):
+        raise InvalidRequest(f"{name} is not an object.", here)
     codes = _texts(found, "coupon_codes", here)
     if len(codes) > MAX_CODES:
         raise InvalidRequest(f"More than {MAX_CODES} codes are given.", f"{here}/coupon_codes")
-    meta = _value(found, "meta", here)
+    meta = found.get("meta")
     if meta not in (None, []) and not isinstance(meta, dict):
         raise InvalidRequest("meta is not an object.", f"{here}/meta")
     return Promotions(
@@ -573,8 +573,8 @@ def _promotion_object(source: Object, pointer: str, keys: tuple[str, ...]) -> tu
         referral_code=_text(found, "referral_code", here),
         loyalty_card=_text(found, "loyalty_card", here),
         identifiers=_texts(found, "identifiers", here),
-        meta=meta or {},
-    ), (*keys, names[0])
+        meta=_at(root, f"{here}/meta", "") if meta else {},  # anew, since numbers in it must be exact
+    ), (*keys, name)
 
 
 def _value(source: Object, key: str, pointer: str) -> Any:
@@ -589,27 +589,25 @@ def _at(source: Object, pointer: str, above: str) -> Any:
         raise InvalidRequest("The value is too large or too deep to be read.", above + pointer) from None
 
 
-def _text(source: Object, key: str, pointer: str) -> str:
-    kind = source.kind(key)
-    if kind in ("", "null"):
+def _text(found: Mapping[str, Any], key: str, pointer: str) -> str:
+    text = found.get(key)
+    if text is None:
         return ""
-    if kind != "string":
+    if not isinstance(text, str):
         raise InvalidRequest(f"{key} is not a string.", f"{pointer}/{key}")
-    return _clean(source.value(key), f"{pointer}/{key}")
+    return _clean(text, f"{pointer}/{key}")
 
 
-def _texts(source: Object, key: str, pointer: str) -> tuple[str, ...]:
-    kind = source.kind(key)
-    if kind in ("", "null"):
+def _texts(found: Mapping[str, Any], key: str, pointer: str) -> tuple[str, ...]:
+    texts = found.get(key)
+    if texts is None:
         return ()
-    if kind != "array":
+    if not isinstance(texts, list):
         raise InvalidRequest(f"{key} is not an array.", f"{pointer}/{key}")
-    texts = _value(source, key, pointer)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise InvalidRequest(f"{key} holds something that is not a string.", f"{pointer}/{key}/{index}")
-    cleaned = (_clean(text, f"{pointer}/{key}/{index}") for index, text in enumerate(texts))
-    return tuple(text for text in cleaned if text)
+    return tuple(filter(None, [_clean(text, f"{pointer}/{key}/{index}") for index, text in enumerate(texts)]))
 
 
 def _clean(text: str, pointer: str) -> str:

@@ -99,9 +99,9 @@ def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any]) -> byte
         edits += _lines(order, settled, checkout.digits, always=always)
         if checkout.family == "C":
             own = sum([settled.line_total(line.index) for line in order.lines])
-            edits += order.source.edits(_encoded(_fields(order.names, own, [], checkout.digits, always=False)))
+            edits += order.source.edits(_encoded(_fields({}, order.names, own, [], checkout.digits, always=False)))
     listed = [_entry(discount, checkout.digits) for discount in settled.root]
-    fields = _fields(checkout.names, settled.total, listed, checkout.digits, always=always)
+    fields = _fields({}, checkout.names, settled.total, listed, checkout.digits, always=always)
     return checkout.source.edited(edits + checkout.source.edits(_encoded(fields)))
 
 
@@ -136,24 +136,28 @@ def _lines(order: Order, settled: Settled, digits: int, *, always: bool) -> list
 
 
 def _line(line: Line, settled: Settled, digits: int, *, always: bool) -> _Changes:
-    off = settled.line_total(line.index)
-    price = money.unit_price(line.gross - off, line.quantity) if off else line.list_price
+    off = settled.line_totals.get(line.index, 0)
+    list_price = price = line.list_price
+    entries: list[_Entry] = []
+    if off:
+        price = money.unit_price(line.gross - off, line.quantity)
+        mark = money.text(list_price, digits)
+        entries = [_entry(discount, digits, mark) for discount in settled.by_line[line.index]]
     changes: _Changes = {}
     if price != line.price:
         text = money.text(price, digits)
         for key in line.price_keys:
             changes[key] = text if isinstance(line.plain[key], str) else Raw(text.encode())
-    entries: list[_Entry] = []
-    if off:
-        marks = {"list_price": money.text(line.list_price, digits)}
-        entries = [_entry(discount, digits, marks) for discount in settled.by_line[line.index]]
-    changes.update(_fields(line.names, off, entries, digits, always=always))
-    return changes
+    return _fields(changes, line.names, off, entries, digits, always=always)
 
 
-def _fields(names: Names, total: int, entries: list["_Entry"], digits: int, *, always: bool) -> _Changes:
-    """The total and the list of discounts. An empty list is left out where Nacelle's model wants at least one entry."""
-    changes: _Changes = dict.fromkeys(names.totals, money.text(total, digits))
+def _fields(
+    changes: _Changes, names: Names, total: int, entries: list["_Entry"], digits: int, *, always: bool
+) -> _Changes:
+    """With total and list of discounts. An empty list is left out where Nacelle's model wants at least one entry."""
+    text = money.text(total, digits)
+    for key in names.totals:
+        changes[key] = text
     if entries or always:
         changes[names.list] = entries
     elif names.came:
@@ -171,8 +175,8 @@ class _Entry(msgspec.Struct):
     meta: Mapping[str, Any]
 
 
-def _entry(discount: Discount, digits: int, marks: Mapping[str, Any] | None = None) -> _Entry:
-    meta = {**discount.meta, **marks} if marks else discount.meta
+def _entry(discount: Discount, digits: int, list_price: str = "") -> _Entry:
+    meta = {**discount.meta, "list_price": list_price} if list_price else discount.meta
     amount = money.text(discount.amount, digits)
     return _Entry(discount.name, discount.description, amount, discount.effect_type, meta)
 

@@ -443,7 +443,7 @@ BAD_BODIES: list[tuple[str, str]] = [
     ('{"items":[],"items":[]}', "/items"),
     ('{"items":[{"sku":"A","sku":"B"}]}', "/items/0/sku"),
     (f'{{"items":[],"promotions":{{"meta":{{"x":{HUGE}}}}}}}', "/promotions/meta"),
-    (f'{{"items":[],"promotions":{{"coupon_codes":[{HUGE}]}}}}', "/promotions/coupon_codes"),
+    (f'{{"items":[],"promotions":{{"coupon_codes":[{HUGE}]}}}}', "/promotions/coupon_codes/0"),
     (f'{{"items":[],"discounts":[{{"amount":{HUGE}}}]}}', "/discounts"),
     (f'{{"items":[{{"sku":"A","quantity":1,"price":{HUGE}}}]}}', "/items/0/price"),
     (f'{{"items":[{{"sku":"A","quantity":1,"price":1,"discounts":[{HUGE}]}}]}}', "/items/0/discounts"),

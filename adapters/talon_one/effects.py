@@ -278,10 +278,11 @@ def _rejected(answer: _Answer, asked: Asked) -> tuple[Rejection, ...]:
 
 def _read_discount(effect: wire.Effect, becomes: str, asked: Asked, answer: _Answer) -> None:
     """Called for each unit of each line: the part of this module that must be quick."""
-    props = wire.decode(wire.DISCOUNT, effect.props)
-    value = _number(props.value) if props is not None else None
-    if props is None or value is None:
-        raise _unreadable()
+    try:
+        props = wire.DISCOUNT.decode(effect.props)
+        value = money.from_engine(props.value)
+    except wire.UNREADABLE:
+        raise _unreadable() from None
     position = _position(props.position, asked) if becomes in ("item", "item_cost") else -1
     rule = (
         *_ids(effect),
@@ -295,7 +296,11 @@ def _read_discount(effect: wire.Effect, becomes: str, asked: Asked, answer: _Ans
     shares = answer.rules.get(rule)
     if shares is None:
         shares = answer.rules[rule] = _Shares()
-    shares.values.setdefault(position, []).append(value)
+    values = shares.values
+    if position in values:
+        values[position].append(value)
+    else:
+        values[position] = [value]
     shares.props.append(effect.props)
     if props.total_discount is not None and (total := _number(props.total_discount)) is not None:
         shares.announced.add(total)
@@ -329,20 +334,24 @@ def _unreadable() -> Problem:
 
 
 def _discounts(answer: _Answer, campaigns: Mapping[int, wire.Campaign], asked: Asked) -> tuple[Discount, ...]:
+    """By line, and what stands beside the lines last; at one place by rule."""
     left = [line.gross for line in asked.lines]
     found: list[tuple[bool, int, int, Discount]] = []
     rules = sorted([(_Rule(*rule), shares) for rule, shares in answer.rules.items()], key=lambda one: one[0])
     # Last those that may exceed their line: they get what the others leave of it.
     for place, (rule, shares) in sorted(enumerate(rules), key=lambda one: one[1][0].scope == "itemTotal"):
         told = _described(rule, campaigns.get(rule.campaign), answer.coupons)
-        amounts = _amounts(shares, asked.digits)
-        if any(amount <= 0 for _, amount in amounts):
+        nothing = False
+        for position, amount in _amounts(shares, asked.digits):
+            if amount <= 0:
+                nothing = True
+                continue
+            for discount in _placed(told, position, amount, asked, left):
+                found.append((discount.line is None, position, place, discount))  # noqa: PERF401 - one or two
+        if nothing:
             answer.notices.append(_nothing_off(rule, shares))
-        for position, amount in amounts:
-            if amount > 0:
-                placed = _placed(told, position, amount, asked, left)
-                found += [(discount.line is None, position, place, discount) for discount in placed]
-    return tuple([discount for *_, discount in sorted(found, key=lambda one: one[:3])])
+    found.sort()  # no two are equal in the first three
+    return tuple([discount for *_, discount in found])
 
 
 def _nothing_off(rule: _Rule, shares: _Shares) -> Notice:

@@ -177,11 +177,15 @@ _BARE_EFFECT = _lenient(_BareEffect)
 _CAMPAIGN = _lenient(Campaign)
 
 
+UNREADABLE = (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError)
+"""What a decoder raises where the text is something else: other JSON, no JSON, no UTF-8, absurdly deep or large."""
+
+
 def decode(decoder: "msgspec.json.Decoder[T]", text: bytes | Raw) -> T | None:
-    """The value, or None where the text is something else: other JSON, no JSON, no UTF-8, absurdly deep or large."""
+    """The value, or None where the text is something else."""
     try:
         return decoder.decode(text)
-    except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
+    except UNREADABLE:
         return None
 
 

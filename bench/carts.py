@@ -74,6 +74,14 @@ def checkout(lines: int, wait_ms: int, variant: int) -> bytes:
 
 
 @cache
+def order(lines: int, wait_ms: int, variant: int) -> bytes:
+    """The order of such a cart as consume gets it (family B), with nothing taken off."""
+    body = json.loads(checkout(lines, wait_ms, variant))
+    body["order_items"] = body.pop("items")
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+@cache
 def reply(lines: int) -> bytes:
     """Talon.One's answer: an effect for each unit of each line, a code accepted, a discount on the whole, a message."""
     units = [(position, unit) for position in range(lines) for unit in range(quantity(position))]
@@ -152,10 +160,11 @@ def expected(lines: int) -> dict[str, Any]:
     }
 
 
-def signed_request(path: str, body: bytes) -> bytes:
+def signed_request(path: str, body: bytes, secret: bytes = SECRET, request_id: str = "") -> bytes:
     """The bytes of a call as Nacelle makes it."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: mapper.example\r\nContent-Type: application/json\r\n"
-        f"{SIGNATURE.decode()}: {sign(body, SECRET)}\r\nx-nacelle-space-id: shop\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"{SIGNATURE.decode()}: {sign(body, secret)}\r\nx-nacelle-space-id: shop\r\nContent-Length: {len(body)}\r\n"
+        + (f"x-request-id: {request_id}\r\n\r\n" if request_id else "\r\n")
     )
     return head.encode() + body

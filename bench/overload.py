@@ -76,7 +76,8 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     rounds = chosen.rounds or (1 if chosen.quick else 5)
     attempts = 1 if chosen.quick or chosen.anyway else ATTEMPTS
     seconds = (2.0, 4.0, 2.5) if chosen.quick else (4.0, 6.0, 3.0)
-    with contenders.engine() as (port, engine), _service(port, chosen.sizes) as service:
+    contender = replace(SIZED, environment=(("BENCH_SIZES", chosen.sizes),)) if chosen.sizes else BY_KEY["service"]
+    with contenders.engine() as (port, engine), running_service(port, contender) as service:
         overload = []
         for wait_ms in chosen.waits:
             results.say(f"Five times too many, engine at {wait_ms} ms.")
@@ -92,11 +93,8 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def _service(engine_port: int, sizes: str) -> Iterator[Running]:
+def running_service(engine_port: int, contender: Contender) -> Iterator[Running]:
     with tempfile.TemporaryDirectory() as folder:
-        contender: Contender = BY_KEY["service"]
-        if sizes:
-            contender = replace(SIZED, environment=(("BENCH_SIZES", sizes),))
         running = contenders.start(contender, engine_port, folder)
         try:
             contenders.wait(running)

@@ -1,7 +1,8 @@
 """The rim towards the engine: one HTTP request out, one reply or one honest failure back.
 
 Two clients, one `Transport`, one test suite against a server that counts what it receives: aiohttp (the default, fast
-under load) and httpx2 (`MAPPER_HTTP_CLIENT=httpx`). Both are held to the same rules:
+under load) and httpx2 (`MAPPER_HTTP_CLIENT=httpx`). Each has a module of its own, so that only the one that is chosen
+is loaded, and only by a process that calls the engine. Both are held to the same rules:
 
 - **One send is at most one request on the wire.** Nothing here repeats; `mapper.engine` decides about that.
 - **A failure says whether the engine can have acted.** `NotSent` only where no connection was handed to the request;
@@ -12,36 +13,24 @@ under load) and httpx2 (`MAPPER_HTTP_CLIENT=httpx`). Both are held to the same r
   most half of it (with httpx2: each step of it), so that a lost packet leaves time for another attempt.
 - The body is cut at a size counted after decompression, while it is being read.
 
-**aiohttp repeats by itself**: a GET, PUT or DELETE whose connection breaks before the reply is sent a second time, even
-on a fresh connection. Measured: five PUTs to a server that resets after reading, ten received. The public way to stop
-it is a client middleware (`_only_once`), which runs inside that loop: it turns the two errors that make aiohttp repeat
-into one it does not know. httpx2 repeats only what never left (a connection that the pool found closed).
-
 **A kept connection that the engine has closed while it was idle** is dropped and replaced before use by both clients,
 unseen and unsent. Where the close crosses our request on the wire, the outcome is `Unknown("reset")`: the engine may
 have read it. To make that rare, connections are kept for 4 s only, less than any load balancer keeps them.
 """
 
-import asyncio
-import io
 import logging
 import re
 import socket
 import ssl
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Iterable, Sequence
-from contextlib import aclosing
-from contextvars import ContextVar
-from typing import Any, Literal, Protocol
-
-import aiohttp
-import httpx2
-from aiohttp.tracing import Trace
-from yarl import URL
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import ClassVar, Literal, Protocol
 
 from mapper import __version__
 from mapper.adapter import EngineReply
+from mapper.deadlines import Deadlines
 
 IDLE_S = 4.0
 """How long an unused connection is kept."""
@@ -92,37 +81,130 @@ def create(name: Literal["aiohttp", "httpx"], *, connections: int) -> Transport:
     # Below WARNING these write URLs (codes stand in them) and reply headers.
     for logger in ("aiohttp", "httpx2", "httpcore2"):
         logging.getLogger(logger).setLevel(logging.WARNING)
-    return AiohttpTransport(connections) if name == "aiohttp" else HttpxTransport(connections)
+    if name == "httpx":
+        from mapper.transport_httpx import HttpxTransport  # noqa: PLC0415 - either takes a while to load
+
+        return HttpxTransport(connections)
+    from mapper.transport_aiohttp import AiohttpTransport  # noqa: PLC0415
+
+    return AiohttpTransport(connections)
 
 
-class _Exchange:
+class Exchange:
     """One request, and how far it has come: that decides what a failure means."""
 
+    __slots__ = ("body", "headers", "max_bytes", "method", "stage", "timeout_s", "url")
+
     def __init__(
-        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
     ) -> None:
         """Raises `ValueError` rather than let a line break in data make a header or a request of its own."""
         if not _METHOD.fullmatch(method) or not _URL.fullmatch(url):
             raise ValueError("the method is not one of HTTP's, or the URL is not a plain http(s) URL")
-        for name, value in headers:
-            if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
-                raise ValueError(f"the header {name!r} holds characters that HTTP headers cannot carry")
-        self.method, self.url, self.body, self.timeout_s = method, url, body or None, timeout_s
-        self.headers = [*_ALWAYS, *headers]
+        self.headers = _checked(tuple(headers))
+        self.method, self.url, self.body = method, url, body
+        self.timeout_s, self.max_bytes = timeout_s, max_bytes
         self.stage: Literal["connecting", "sending", "reading"] = "connecting"
 
-    def failure(self, error: Exception) -> NotSent | Unknown:
+
+@lru_cache(maxsize=64)
+def _checked(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """These, behind those that every request has. Nearly all have just their account's: the same again and again."""
+    for name, value in headers:
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            raise ValueError(f"the header {name!r} holds characters that HTTP headers cannot carry")
+    return (*_ALWAYS, *headers)
+
+
+class Body:
+    """A reply's body while it comes in. Each method raises `Unknown` where it cannot be used.
+
+    It is decompressed here and not by the client: what a small bomb would inflate to is never made.
+    """
+
+    def __init__(self, encoding: str, max_bytes: int) -> None:
+        encoding = encoding.strip().lower()
+        if encoding not in ("", "identity", "gzip", "x-gzip"):
+            raise Unknown("undecodable", "encoding")
+        self._gzip = zlib.decompressobj(zlib.MAX_WBITS | 16) if "gzip" in encoding else None
+        self._data = bytearray()
+        self._max_bytes = max_bytes
+        self._came = False
+
+    def add(self, chunk: bytes) -> None:
+        self._came = self._came or bool(chunk)
+        try:
+            self._data += self._gzip.decompress(chunk, self._max_bytes + 1 - len(self._data)) if self._gzip else chunk
+        except zlib.error:
+            raise Unknown("undecodable", "gzip") from None
+        if len(self._data) > self._max_bytes:
+            raise Unknown("too_large", f"over {self._max_bytes} bytes")
+        if self._gzip and self._gzip.unused_data:
+            raise Unknown("undecodable", "bytes after the gzip stream")
+
+    def whole(self) -> bytes:
+        """All of it, when there is no more."""
+        if self._gzip and self._came and not self._gzip.eof:
+            raise Unknown("truncated", "gzip")
+        return bytes(self._data)
+
+
+def merged(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Lower-case names; values of a repeated header joined by a comma."""
+    merged: dict[str, str] = {}
+    for name, value in headers:
+        key = name.lower()
+        merged[key] = f"{merged[key]}, {value}" if key in merged else value
+    return merged
+
+
+class Client(ABC):
+    """What both clients share: checks, the deadline, and telling failures apart."""
+
+    late: ClassVar[tuple[type[Exception], ...]] = (TimeoutError,)
+    """What the client raises when its time is up."""
+    told: ClassVar[tuple[type[Exception], ...]]
+    """What it raises where there is no connection and its words are the address and the system's word for the fault;
+    others hold the URL."""
+
+    def __init__(self) -> None:
+        self._deadlines = Deadlines()
+
+    async def send(
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
+    ) -> EngineReply:
+        exchange = Exchange(method, url, headers, body, timeout_s, max_bytes)
+        try:
+            with self._deadlines.within(timeout_s):
+                return await self.perform(exchange)
+        except (NotSent, Unknown):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a client raises, what counts is whether the request went out
+            # The client's own exception goes no further: some carry the request's headers, and so the credentials.
+            raise self._failure(exchange, error) from None
+
+    def _failure(self, exchange: Exchange, error: Exception) -> NotSent | Unknown:
         kind = type(error.__cause__ or error).__name__
-        late = isinstance(error, TimeoutError | httpx2.TimeoutException)
-        if self.stage == "connecting":
-            # What these two say is the address and the system's word for the fault; others hold the URL.
-            told = isinstance(error, aiohttp.ClientConnectorError | httpx2.ConnectError)
-            return NotSent("connect" if late else _why_no_connection(error), str(error) if told else kind)
+        late = isinstance(error, self.late)
+        if exchange.stage == "connecting":
+            detail = str(error) if isinstance(error, self.told) else kind
+            return NotSent("connect" if late else _why_no_connection(error), detail)
         if late:
-            return Unknown("timeout", self.stage)
-        if self.stage == "reading":
+            return Unknown("timeout", exchange.stage)
+        if exchange.stage == "reading":
             return Unknown("truncated", kind)
-        return Unknown("garbled" if _is_garbled(error) else "reset", kind)
+        return Unknown("garbled" if self.is_garbled(error) else "reset", kind)
+
+    @abstractmethod
+    async def perform(self, exchange: Exchange) -> EngineReply:
+        """Sends the request once, moving `exchange.stage` on as it goes."""
+
+    @abstractmethod
+    def is_garbled(self, error: Exception) -> bool:
+        """Whether this says that the reply is not HTTP."""
+
+    @abstractmethod
+    async def aclose(self) -> None: ...
 
 
 def _why_no_connection(error: BaseException | None) -> str:
@@ -133,195 +215,3 @@ def _why_no_connection(error: BaseException | None) -> str:
             return "dns"
         error = error.__cause__ or error.__context__
     return "connect"
-
-
-def _is_garbled(error: Exception) -> bool:
-    if isinstance(error, httpx2.RemoteProtocolError):
-        # "Disconnected without a response" is this class too, but no complaint of the HTTP parser stands behind it.
-        return error.__cause__ is not None and error.__cause__.__context__ is not None
-    return isinstance(error, aiohttp.ClientResponseError)
-
-
-def _merged(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Lower-case names; values of a repeated header joined by a comma."""
-    merged: dict[str, str] = {}
-    for name, value in headers:
-        key = name.lower()
-        merged[key] = f"{merged[key]}, {value}" if key in merged else value
-    return merged
-
-
-async def _read(chunks: AsyncIterable[bytes], encoding: str, max_bytes: int) -> bytes:
-    """The body, decompressed here and not by the client: what a small bomb would inflate to is never made."""
-    if encoding.strip().lower() not in ("", "identity", "gzip", "x-gzip"):
-        raise Unknown("undecodable", "encoding")
-    gzip = zlib.decompressobj(zlib.MAX_WBITS | 16) if "gzip" in encoding.lower() else None
-    body, came = bytearray(), False
-    async for chunk in chunks:
-        came = came or bool(chunk)
-        try:
-            body += gzip.decompress(chunk, max_bytes + 1 - len(body)) if gzip else chunk
-        except zlib.error:
-            raise Unknown("undecodable", "gzip") from None
-        if len(body) > max_bytes:
-            raise Unknown("too_large", f"over {max_bytes} bytes")
-        if gzip and gzip.unused_data:
-            raise Unknown("undecodable", "bytes after the gzip stream")
-    if gzip and came and not gzip.eof:
-        raise Unknown("truncated", "gzip")
-    return bytes(body)
-
-
-class _Client(ABC):
-    """What both clients share: checks, the deadline, and telling failures apart."""
-
-    async def send(
-        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
-    ) -> EngineReply:
-        exchange = _Exchange(method, url, headers, body, timeout_s)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await self._perform(exchange, max_bytes)
-        except (NotSent, Unknown):
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a client raises, what counts is whether the request went out
-            # The client's own exception goes no further: some carry the request's headers, and so the credentials.
-            raise exchange.failure(error) from None
-
-    @abstractmethod
-    async def _perform(self, exchange: _Exchange, max_bytes: int) -> EngineReply:
-        """Sends the request once, moving `exchange.stage` on as it goes."""
-
-    @abstractmethod
-    async def aclose(self) -> None: ...
-
-
-class _Stopped(Exception):
-    """A failure on its way past aiohttp's own repeating: the original is its cause."""
-
-
-async def _only_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-    try:
-        return await handler(request)
-    except aiohttp.ClientConnectorError:
-        raise  # no connection: aiohttp does not repeat this one
-    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise _Stopped from error
-
-
-def _in_pieces(body: bytes | None) -> bytes | io.BytesIO | None:
-    """A body in the form aiohttp wants: above this size it warns about one that would go out in one piece."""
-    return io.BytesIO(body) if body and len(body) > 2**20 else body
-
-
-_current: ContextVar[_Exchange] = ContextVar("_current")
-"""Tells the connector which exchange it works for: aiohttp's own way, tracing, costs a sixth of the whole call."""
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Notes when a connection is handed out, and hands out none on which something arrived while it was idle.
-
-    aiohttp by itself takes such bytes for the reply to the next request: one shopper would get another's answer.
-    """
-
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Trace],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - the name is aiohttp's
-    ) -> aiohttp.connector.Connection:
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            if connection.protocol is None or not connection.protocol.should_close:
-                _current.get().stage = "sending"
-                return connection
-            connection.close()
-
-
-class AiohttpTransport(_Client):
-    def __init__(self, connections: int) -> None:
-        self._connections = connections
-        self._tls = ssl.create_default_context()  # takes long, so not at the first call
-        self._open: aiohttp.ClientSession | None = None
-
-    def _session(self) -> aiohttp.ClientSession:
-        """Made at the first call, since aiohttp wants a running event loop for it."""
-        if self._open is None:
-            self._open = aiohttp.ClientSession(
-                connector=_Connector(limit=self._connections, keepalive_timeout=IDLE_S, ssl=self._tls),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                skip_auto_headers=("Accept", "Content-Type"),
-                trust_env=False,
-                middlewares=(_only_once,),
-            )
-        return self._open
-
-    async def _perform(self, exchange: _Exchange, max_bytes: int) -> EngineReply:
-        _current.set(exchange)
-        response = await self._session().request(
-            exchange.method,
-            URL(exchange.url, encoded=True),
-            headers=exchange.headers,
-            data=_in_pieces(exchange.body),
-            allow_redirects=False,
-            timeout=aiohttp.ClientTimeout(total=None, connect=exchange.timeout_s / 2),
-        )
-        try:
-            exchange.stage = "reading"
-            headers = _merged(response.headers.items())
-            body = await _read(response.content.iter_any(), headers.get("content-encoding", ""), max_bytes)
-        except BaseException:
-            response.close()
-            raise
-        response.release()
-        return EngineReply(status=response.status, headers=headers, body=body)
-
-    async def aclose(self) -> None:
-        if self._open is not None:
-            await self._open.close()
-
-
-class HttpxTransport(_Client):
-    """httpx2's transport without its client: no redirects, cookies, proxies, .netrc and URL logs to switch off.
-
-    Cancelled in the middle of a TLS handshake, httpcore2 leaves the socket to the garbage collector.
-    """
-
-    def __init__(self, connections: int) -> None:
-        limits = httpx2.Limits(
-            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=IDLE_S
-        )
-        self._pool = httpx2.AsyncHTTPTransport(verify=ssl.create_default_context(), trust_env=False, limits=limits)
-
-    async def _perform(self, exchange: _Exchange, max_bytes: int) -> EngineReply:
-        async def trace(event: str, _: dict[str, Any]) -> None:
-            if event == "http11.send_request_headers.started":
-                exchange.stage = "sending"
-
-        extensions = {
-            "timeout": {"connect": exchange.timeout_s / 2, "pool": exchange.timeout_s / 2},
-            "trace": trace,
-            "target": _target(exchange.url),  # httpx2 would tidy up the path
-        }
-        request = httpx2.Request(
-            exchange.method, exchange.url, headers=exchange.headers, content=exchange.body, extensions=extensions
-        )
-        response = await self._pool.handle_async_request(request)
-        try:
-            exchange.stage = "reading"
-            headers = _merged(response.headers.multi_items())
-            async with aclosing(response.aiter_raw()) as chunks:
-                body = await _read(chunks, headers.get("content-encoding", ""), max_bytes)
-        finally:
-            await response.aclose()
-        return EngineReply(status=response.status_code, headers=headers, body=body)
-
-    async def aclose(self) -> None:
-        await self._pool.aclose()
-
-
-def _target(url: str) -> bytes:
-    """What stands in the request line: the URL's path and query."""
-    _, slash, target = url.partition("://")[2].partition("/")
-    return (slash + target).encode("ascii") or b"/"

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import socket
+import subprocess
+import sys
 import time
 import traceback
 import tracemalloc
@@ -30,7 +32,8 @@ class Rim:
     """Runs a story with a fresh client and a fresh server, on one event loop."""
 
     def __init__(self, client: Literal["aiohttp", "httpx"], loop: str) -> None:
-        self.client, self.loop = client, loop
+        self.client: Literal["aiohttp", "httpx"] = client
+        self.loop = loop
 
     def run(self, story: Story, *, connections: int = 8, tls: bool = False, resets: bool = False) -> HostileServer:
         async def main() -> HostileServer:
@@ -80,6 +83,23 @@ async def failure(client: Transport, url: str, **arguments: Any) -> tuple[type[E
         await call(client, url, **arguments)
     assert isinstance(caught.value, NotSent | Unknown)
     return type(caught.value), caught.value.reason
+
+
+# Loading
+
+
+@pytest.mark.parametrize(
+    ("code", "loaded"),
+    [
+        ("import mapper.engine", set()),
+        ("from mapper.transport import create; create('aiohttp', connections=1)", {"aiohttp"}),
+        ("from mapper.transport import create; create('httpx', connections=1)", {"httpx2"}),
+    ],
+)
+def test_a_client_is_loaded_where_it_is_used_and_the_other_is_not(code: str, loaded: set[str]) -> None:
+    code = f"{code}; import sys; print(*{{'aiohttp', 'httpx2'}} & sys.modules.keys())"
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert set(output.split()) == loaded
 
 
 # Requests

@@ -13,8 +13,8 @@ import math
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from itertools import chain, count
 
@@ -33,8 +33,7 @@ BUDGET_PER_CALL, BUDGET_MAX = 0.1, 10.0
 """A repeat costs 1: when the engine is down, repeats add a tenth to the load, and not a multiple."""
 SLOT_WAIT_S = 0.050
 MAX_REQUESTS = 40
-"""Of one conversation: a guard against one without end, above anything an adapter needs."""
-"""Per conversation: what asks for more is a loop."""
+"""Of one conversation: above anything an adapter needs, so what asks for more is a loop."""
 MAX_REPLY_BYTES = 2 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3600.0
 
@@ -60,13 +59,15 @@ MESSAGES = {
 }
 
 # A path is data from an adapter, and may hold data of a shopper: it must not lead anywhere but below the base URL.
-_CHARACTER = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})"
-_PATH = re.compile(rf"/(?:{_CHARACTER}+(?:/{_CHARACTER}+)*/?)?(?:\?(?:{_CHARACTER}|[/?\[\]])*)?")
+_PLAIN, _ENCODED = r"A-Za-z0-9\-._~!$&'()*+,;=:@", r"%[0-9A-Fa-f]{2}"
+_SEGMENT = rf"(?:[{_PLAIN}]++|{_ENCODED})++"
+_PATH = re.compile(rf"/(?:{_SEGMENT}(?:/{_SEGMENT})*+/?)?(?:\?(?:[{_PLAIN}/?\[\]]++|{_ENCODED})*+)?")
 _DOTS = re.compile(r"/(?:\.|%2e){1,2}(?=/|$)", re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]{1,12}")
 
 
 Gate = Callable[[], Awaitable[bool]] | None
+Headers = tuple[tuple[str, str], ...]
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +83,29 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     attempt: int
     """1 for the first."""
+
+
+class _Line:
+    """The way to one account: what all requests to it have in common."""
+
+    def __init__(self, account: Account) -> None:
+        self.base_url = account.base_url.rstrip("/")
+        self._account = account
+        self._reading, self._writing = self._with((), body=False), self._with((), body=True)
+
+    def headers(self, request: EngineRequest) -> Headers:
+        if request.headers:
+            return self._with(request.headers, body=bool(request.body))
+        return self._writing if request.body else self._reading
+
+    def _with(self, own: Headers, *, body: bool) -> Headers:
+        headers = (*self._account.headers, *own)
+        given = {name.lower() for name, _ in headers}
+        if "accept" not in given:
+            headers = (*headers, ("Accept", "application/json"))
+        if body and "content-type" not in given:
+            headers = (*headers, ("Content-Type", "application/json"))
+        return headers
 
 
 class _Failed(Exception):
@@ -118,7 +142,7 @@ class Engine:
     ) -> None:
         """`random` gives numbers from 0 to 1; `on_exchange` sees every reply, for recording; neither hook may raise."""
         self._transport = transport
-        self._accounts = accounts
+        self._lines = {name: _Line(account) for name, account in accounts.items()}
         self._slots = asyncio.Semaphore(slots)
         self._on_call = on_call
         self._on_exchange = on_exchange
@@ -135,26 +159,24 @@ class Engine:
         `ValueError` for a request that no adapter should make (it is not sent).
         """
         try:
-            async with self._slot():
+            await self._take_slot()
+            try:
                 return await self._hold(conversation, deadline, before_effect)
+            finally:
+                self._slots.release()
         finally:
             conversation.close()
 
-    @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
+    async def _take_slot(self) -> None:
         """One of the places for a conversation. Waiting longer would only make every answer late."""
-        if self._slots.locked():
-            try:
-                async with asyncio.timeout(SLOT_WAIT_S):
-                    await self._slots.acquire()
-            except TimeoutError:
-                raise Overloaded from None
-        else:
+        if not self._slots.locked():
             await self._slots.acquire()
+            return
         try:
-            yield
-        finally:
-            self._slots.release()
+            async with asyncio.timeout(SLOT_WAIT_S):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise Overloaded from None
 
     async def _hold(self, conversation: Conversation[T], deadline: float, before_effect: Gate) -> T:
         reply: EngineReply | None = None
@@ -206,7 +228,7 @@ class Engine:
         return pause
 
     async def _attempt(
-        self, request: EngineRequest, url: str, headers: list[tuple[str, str]], deadline: float, attempt: int
+        self, request: EngineRequest, url: str, headers: Headers, deadline: float, attempt: int
     ) -> EngineReply:
         started = self._clock()
         if started >= deadline:
@@ -219,9 +241,7 @@ class Engine:
         self._tell(request, attempt, started, reply.status, None)
         return reply
 
-    async def _send(
-        self, request: EngineRequest, url: str, headers: list[tuple[str, str]], timeout_s: float
-    ) -> EngineReply:
+    async def _send(self, request: EngineRequest, url: str, headers: Headers, timeout_s: float) -> EngineReply:
         try:
             reply = await self._transport.send(request.method, url, headers, request.body, timeout_s, MAX_REPLY_BYTES)
         except NotSent as error:
@@ -255,20 +275,14 @@ class Engine:
             )
             self._on_call(call)
 
-    def _outgoing(self, request: EngineRequest) -> tuple[str, list[tuple[str, str]]]:
+    def _outgoing(self, request: EngineRequest) -> tuple[str, Headers]:
         """URL and headers. Raises `ValueError`, which names no data, for what would not stay below the base URL."""
-        if request.account not in self._accounts:
+        line = self._lines.get(request.account)
+        if line is None:
             raise ValueError(f"the request {request.operation!r} is for an account that the adapter does not have")
         if not _PATH.fullmatch(request.path) or _DOTS.search(request.path.partition("?")[0]):
             raise ValueError(f"the request {request.operation!r} has a path that is not properly percent-encoded")
-        account = self._accounts[request.account]
-        headers = [*account.headers, *request.headers]
-        given = {name.lower() for name, _ in headers}
-        if "accept" not in given:
-            headers.append(("Accept", "application/json"))
-        if request.body and "content-type" not in given:
-            headers.append(("Content-Type", "application/json"))
-        return account.base_url.rstrip("/") + request.path, headers
+        return line.base_url + request.path, line.headers(request)
 
 
 async def _pass(before_effect: Gate, request: EngineRequest) -> None:

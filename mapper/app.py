@@ -13,8 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from starlette.applications import Starlette
@@ -138,8 +137,7 @@ class _Application(Starlette):
             await super().__call__(scope, receive, send)
 
 
-@dataclass(frozen=True)
-class _Reply:
+class _Reply(NamedTuple):
     """What is answered, and the word for it in log and metric."""
 
     status: int

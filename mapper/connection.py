@@ -110,8 +110,9 @@ class _Exchange:
     ) -> None:
         self.keep_alive = keep_alive
         """Whether the connection goes on after the answer."""
-        self.body = bytearray()
-        """Received, and not yet taken by the application."""
+        self.body: list[bytes] = []
+        """The parts received, and not yet taken by the application."""
+        self.body_bytes = 0
         self.more_body = True
         self.disconnected = False
         self.started = False
@@ -142,7 +143,8 @@ class _Exchange:
             self.news.clear()
         if self.disconnected or self.complete:
             return {"type": "http.disconnect"}
-        body, self.body = bytes(self.body), bytearray()
+        body = b"".join(self.body)
+        self.body, self.body_bytes = [], 0
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: Message) -> None:
@@ -442,8 +444,9 @@ class Connection(asyncio.Protocol):
         assert self._exchange is not None
         if self._exchange.complete:
             return
-        self._exchange.body += body
-        if len(self._exchange.body) > HIGH_WATER_LIMIT:
+        self._exchange.body.append(body)
+        self._exchange.body_bytes += len(body)
+        if self._exchange.body_bytes > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         self._exchange.news.set()
 

@@ -94,8 +94,15 @@ class Telemetry:
             self.events.labels(event).inc()
         for word in record.rejected:
             self.rejected.labels(word).inc()
-        line = {"operation": record.operation, "status": status, "reason": reason, "ms": round(seconds * 1000, 1)}
-        line |= {"request_id": record.request_id, **flags, **record.facts}
+        line = {
+            "operation": record.operation,
+            "status": status,
+            "reason": reason,
+            "ms": round(seconds * 1000, 1),
+            "request_id": record.request_id,
+            **flags,
+            **record.facts,
+        }
         if record.rejected:
             line["rejected"] = record.rejected
         _tell(logging.INFO if status < 400 else logging.WARNING, "request", line)

@@ -8,7 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from mapper import app
-from mapper.adapter import Discount, Outcome, Rejection
+from mapper.adapter import Discount, EngineRequest, Outcome, Rejection
 from mapper.errors import STATUS, EngineRejected, OrderMismatch
 from mapper.ledger import Ledger, LedgerUnavailable
 from mapper.transport import NotSent, Unknown
@@ -204,8 +204,13 @@ def test_when_the_service_is_full(
 
 
 @pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
-def test_a_fault_of_our_own_tells_nothing_but_where_to_look(client: Client, operation: str, status: int) -> None:
-    client.adapter.accounts.clear()
+def test_a_fault_of_our_own_tells_nothing_but_where_to_look(
+    client: Client, operation: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to_nobody(operation: str, session: str, *, repeatable: bool) -> EngineRequest:
+        return EngineRequest(operation=operation, method="POST", path="/x", repeatable=repeatable, account="nobody")
+
+    monkeypatch.setattr(client.adapter, "_request", to_nobody)
     response = client.post(operation, x_request_id="req-7")
     check_error(response, operation, status, "internal")
     assert "req-7" in response.json()["error"]["error"]
@@ -259,6 +264,14 @@ def test_the_media_type(client: Client, headers: dict[str, str], status: int) ->
     data, sent = signed(CHECKOUT)
     named = {k.decode(): v.decode() for k, v in sent} | {k.replace("_", "-"): v for k, v in headers.items()}
     assert client.http.post("/promotions/validate", content=data, headers=named).status_code == status
+
+
+def test_of_doubled_headers_the_first_counts(client: Client) -> None:
+    data, sent = signed(CHECKOUT)
+    headers = [(k.decode(), v.decode()) for k, v in sent]
+    for first, second, status in (("identity", "gzip", 200), ("gzip", "identity", 415)):
+        doubled = [*headers, ("content-encoding", first), ("content-encoding", second)]
+        assert client.http.post("/promotions/validate", content=data, headers=doubled).status_code == status
 
 
 @pytest.mark.parametrize("chunked", [False, True])

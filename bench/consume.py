@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 import socket
-import statistics
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -20,10 +20,12 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
 import aiohttp
 
+from bench import results, rounds
 from mapper.signature import sign
 
 SECRET = "a signing secret that is long enough"
@@ -80,54 +82,119 @@ async def turn(session: aiohttp.ClientSession, url: str, operation: str, seconds
     return rate, times[len(times) // 2] * 1000, times[int(len(times) * 0.99)] * 1000
 
 
-async def measure(services: dict[str, str], rounds: int, seconds: float) -> dict[str, list[tuple[float, float, float]]]:
-    results: dict[str, list[tuple[float, float, float]]] = {}
+async def measure(services: dict[str, str], count: int, seconds: float) -> dict[str, list[tuple[float, float, float]]]:
+    found: dict[str, list[tuple[float, float, float]]] = {}
     async with aiohttp.ClientSession(trust_env=False) as session:
-        for number in range(rounds + 1):
+        for number in range(count + 1):
             for store, url in services.items():
                 for operation in ("validate", "consume"):
                     figures = await turn(session, url, operation, seconds)
                     if number:  # the first round warms up
-                        results.setdefault(f"{operation}, {store}", []).append(figures)
-    return results
+                        found.setdefault(f"{operation}, {store}", []).append(figures)
+    return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--postgres", help="postgresql://… of a server; without it, that of the tests is started")
-    chosen = parser.parse_args()
-    if not chosen.postgres:
-        from tests import postgres  # noqa: PLC0415 - a server that comes as a package
+async def stored(url: str) -> dict[str, float]:
+    """What the ledger takes: orders in it, bytes of the whole store, and of what was sent and answered in it."""
+    if url.startswith("sqlite"):
+        with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+            orders, content = database.execute(
+                "SELECT count(*), sum(length(body) + length(reply)) FROM orders"
+            ).fetchone()
+            (pages,), (page,) = (database.execute(f"PRAGMA page_{what}").fetchone() for what in ("count", "size"))
+            return {"orders": orders, "bytes": pages * page, "content_bytes": content}
+    import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - only here
 
-        chosen.postgres = postgres.url()
+    connection = await asyncpg.connect(url)
+    try:
+        row = await connection.fetchrow(
+            "SELECT count(*), pg_total_relation_size('mapper_orders'), sum(length(body) + length(reply))"
+            " FROM mapper_orders"
+        )
+        return {"orders": row[0], "bytes": row[1], "content_bytes": int(row[2])}
+    finally:
+        await connection.close()
+
+
+def run(count: int, seconds: float, postgres_url: str) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         base = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         sandbox = stack.enter_context(process("sandbox", environment=base))
         base |= {"MAPPER_ENGINE": "talon_one", "NACELLE_SIGNING_SECRETS": SECRET}
         base |= {"TALON_ONE_BASE_URL": f"{sandbox}/talon_one", "TALON_ONE_API_KEY": "k"}
-        ledgers = {"SQLite": f"sqlite:///{folder}/ledger.db", "PostgreSQL": chosen.postgres}
+        ledgers = {"SQLite": f"sqlite:///{folder}/ledger.db", "PostgreSQL": postgres_url}
         services = {
             name: stack.enter_context(process("serve", "--drain", "0", environment={**base, "MAPPER_LEDGER_URL": url}))
             for name, url in ledgers.items()
         }
-        results = asyncio.run(measure(services, chosen.rounds, chosen.seconds))
-    print(f"load average at the end: {os.getloadavg()[0]:.1f}")
-    print(f"{chosen.rounds} turns of {chosen.seconds} s each, {IN_FLIGHT} in flight; medians [quartiles]")
-    for what, turns in results.items():
+        turns = asyncio.run(measure(services, count, seconds))
+        sizes = {name: asyncio.run(stored(url)) for name, url in ledgers.items()}
+    return {
+        "in_flight": IN_FLIGHT,
+        "seconds": seconds,
+        "turns": {what: [list(figures) for figures in found] for what, found in turns.items()},
+        "stored": sizes,
+    }
+
+
+def beside(found: results.Results, store: str) -> tuple[float, float, float]:
+    """Consumes a second for one validate: median and quartiles over the turns."""
+    pairs = zip(found["turns"][f"consume, {store}"], found["turns"][f"validate, {store}"], strict=True)
+    ratios = [consumed[0] / validated[0] for consumed, validated in pairs]
+    return (rounds.middle(ratios), *rounds.quartiles(ratios))
+
+
+def rows(found: results.Results) -> list[list[str]]:
+    """What, how many a second, its median and 99th percentile."""
+    told = []
+    for what, turns in found["turns"].items():
         rates, medians, tails = zip(*turns, strict=True)
-        spread = statistics.quantiles(rates, n=4)
-        print(
-            f"{what:22} {statistics.median(rates):7.0f}/s [{spread[0]:.0f} to {spread[2]:.0f}]"
-            f"   p50 {statistics.median(medians):6.1f} ms   p99 {statistics.median(tails):6.1f} ms"
+        low, high = rounds.quartiles(rates)
+        told.append(
+            [
+                what,
+                f"{rounds.middle(rates):.0f} [{low:.0f} to {high:.0f}]",
+                f"{rounds.middle(medians):.1f}",
+                f"{rounds.middle(tails):.1f}",
+            ]
         )
-    for store in ledgers:
-        pairs = zip(results[f"consume, {store}"], results[f"validate, {store}"], strict=True)
-        ratios = [consumed[0] / validated[0] for consumed, validated in pairs]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        print(f"consume / validate, {store}: {statistics.median(ratios):.2f} [{low:.2f} to {high:.2f}]")
+    return told
+
+
+def screen(found: results.Results) -> Iterator[str]:
+    for what, rate, p50, p99 in rows(found):
+        yield f"{what:22} {rate:>20}/s   p50 {p50:>6} ms   p99 {p99:>6} ms"
+    for store, size in found["stored"].items():
+        low, *spread = beside(found, store)
+        yield (
+            f"{store}: consume / validate {low:.2f} [{spread[0]:.2f} to {spread[1]:.2f}];"
+            f" {size['bytes'] / size['orders']:,.0f} bytes an order,"
+            f" of which {size['content_bytes'] / size['orders']:,.0f} are its content"
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9, help="less than 9 writes no page")
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--postgres", help="postgresql://… of a server; without it, that of the tests is started")
+    parser.add_argument("--anyway", action="store_true", help="measure although others keep the machine busy")
+    chosen = parser.parse_args()
+    short = chosen.rounds < 9
+    if why := results.cannot_measure(anyway=chosen.anyway or short):
+        print(why, file=sys.stderr)
+        return 3
+    if not chosen.postgres:
+        from tests import postgres  # noqa: PLC0415 - a server that comes as a package
+
+        chosen.postgres = postgres.url()
+    # The database's processes are not ours to count, so the noise of others cannot be told: see the load average.
+    found = {**results.context(), "quiet": True, **run(chosen.rounds, chosen.seconds, chosen.postgres)}
+    print(f"load average at the end: {os.getloadavg()[0]:.1f}")
+    for line in screen(found):
+        print(line)
+    results.keep("consume", found, publish=not short)
     return 0
 
 

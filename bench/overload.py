@@ -35,6 +35,7 @@ LATE_MS = 5.0
 NORMAL = 1.5
 """Times the 99th percentile of the calm before: as slow may an answer be that counts as normal again."""
 LINES = 20
+POINTS = (0.3, 0.5, 0.7)
 REFUSED_PAUSE_S = 0.05
 """While capacity is looked for: a shop that is refused does not ask again at once."""
 
@@ -85,11 +86,13 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
             overload.append(
                 {"wait_ms": wait_ms, "rounds": [bench.undisturbed(seconds, seed, attempts) for seed in range(rounds)]}
             )
+        points = [_point(service, share, 2 if chosen.quick else 6) for share in POINTS]
         hang = []
         if not chosen.no_hang:
             results.say("An engine that hangs.")
             hang = [_hang(service, engine.pid, at_once) for at_once in AT_ONCE]
-    return {"sizes": chosen.sizes, "overload": overload, "hang": hang}
+    refusal_us = _refusal_us()
+    return {"sizes": chosen.sizes, "overload": overload, "points": points, "refusal_us": refusal_us, "hang": hang}
 
 
 @contextmanager
@@ -167,6 +170,28 @@ class _Round:
             }
             best = max(best, one, key=lambda figures: figures["rps"])
         return best
+
+
+def _point(service: Running, share: float, seconds: float) -> dict[str, float]:
+    """At so much of what it can answer, with an engine that takes 30 ms: what `bench.simulate` is held against."""
+    bench = _Round(service, service.process.pid, 30)
+    capacity = bench.capacity()
+    requests = service.requests(LINES, 30)
+    found = run(flood(service.port, requests, load.arrivals(share * capacity["rps"], seconds, 9), CONNECTIONS))
+    return {"share": share, "cpu_us": capacity["cpu_us"], **asdict(found.between(0, seconds))}
+
+
+def _refusal_us() -> float:
+    """Processor time of one refusal: of a service without any room."""
+    contender = replace(SIZED, environment=(("BENCH_SIZES", "VALIDATE_ROOM=0"),))
+    with contenders.engine() as (port, _), running_service(port, contender) as service:
+        marks: list[int] = []
+
+        def mark() -> None:
+            marks.append(machine.processor_ns(service.process.pid))
+
+        window = run(load.closed_loop(service.port, service.requests(LINES, 0), 32, 1.5, 4.0, mark))
+        return round((marks[1] - marks[0]) / 1000 / max(1, window.others), 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -279,6 +304,13 @@ def screen(found: results.Results) -> Iterator[str]:
             f"{'noise':>7}"
         )
         yield from map(_row, case["rounds"])
+    yield f"\nA refusal takes {found['refusal_us']:.0f} us of the processor."
+    yield "Engine 30 ms, and so much of what it can answer:"
+    for one in found["points"]:
+        yield (
+            f"  {one['share']:.0%}: {one['rate']:.0f}/s, p50 {one['p50_ms']:.1f} ms, p99 {one['p99_ms']:.1f} ms"
+            f" (late {one['late_p99_ms']:.1f})"
+        )
     yield "\nAn engine that hangs, and so many calls in that moment"
     for one in found["hang"]:
         during = one["during"]

@@ -128,6 +128,27 @@ def test_validate_answers_the_whole_checkout_with_a_note(house: House) -> None:
     assert house.adapter.sessions == [("validate", "c-1")]
 
 
+def test_a_large_cart_gives_way_to_others_between_its_steps(house: House) -> None:
+    def turns(lines: int) -> int:
+        """Turns that another task gets meanwhile."""
+        items = [{"sku": f"S{number}", "quantity": 1, "price": "1.00"} for number in range(lines)]
+        data, headers = signed({"items": items})
+
+        async def act(service: Service) -> int:
+            call = Call(data, headers, house.time + 8, Record("validate", "r"))
+            told = asyncio.ensure_future(promotions.validate(service, call))
+            count = 0
+            while not told.done():
+                await asyncio.sleep(0)
+                count += 1
+            await told
+            return count
+
+        return asyncio.run(house.within(act))
+
+    assert turns(promotions.LARGE) == turns(promotions.LARGE - 1) + 2
+
+
 def test_validating_our_own_answer_gives_the_same_bytes(house: House) -> None:
     house.adapter.granted = TEN_OFF
     once = house.bytes("validate", CHECKOUT)

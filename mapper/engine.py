@@ -2,7 +2,8 @@
 
 An adapter yields requests and is handed replies (`mapper.adapter`). What happens in between is the same for every
 engine and stands here once: one deadline for the whole conversation, repeats where a request says that it may be
-repeated, a cap on calls in flight. It knows no log and no metric: `on_call` is told of every attempt.
+repeated, a cap on calls in flight, and where it is wanted a circuit breaker for each account. It knows no log and no
+metric: `on_call` is told of every attempt, `on_breaker` of every change.
 
 What a failure means for the order is in `EngineUnavailable.sent`: False only if nothing that was sent in this
 conversation, in this attempt or an earlier one, can have changed anything.
@@ -16,15 +17,17 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from functools import partial
 from itertools import chain, count
 
 import msgspec
 
 from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, T
+from mapper.breaker import Breaker, State
 from mapper.errors import EngineUnavailable, Overloaded, Problem
 from mapper.transport import NotSent, Transport, Unknown
 
-RETRIES = {"conflict": 2, "redirect": 0, "too_large": 0}
+RETRIES = {"conflict": 2, "redirect": 0, "too_large": 0, "breaker_open": 0}
 """How often a failure of this reason is tried again; others once. Where trying again changes nothing: never."""
 JITTER_S = (0.020, 0.080)
 MIN_LEFT_S = 0.050
@@ -40,6 +43,9 @@ MAX_RETRY_AFTER_S = 3600.0
 NOT_EXECUTED = {409: "conflict", 429: "rate_limited"}
 """Statuses whose documentation says that the request was not carried out."""
 
+DOWN = frozenset({"timeout", "connect", "dns", "tls", "reset", "truncated", "server_error"})
+"""The failures that tell the circuit breaker that the engine is in trouble. In all others it has answered."""
+
 MESSAGES = {
     "connect": "The promotion engine could not be reached: no connection to its address",
     "dns": "The promotion engine could not be reached: its host name is not known here",
@@ -54,6 +60,7 @@ MESSAGES = {
     "rate_limited": "The promotion engine is over its quota of calls",
     "conflict": "The promotion engine was busy with another change of the same session",
     "server_error": "The promotion engine failed on its side",
+    "breaker_open": "The promotion engine has failed too often just now and is left alone for a few seconds",
     "paused": "This service was paused just before it could ask the promotion engine",
     "adapter_error": "The promotion engine's answer could not be made use of; the log says why",
 }
@@ -133,14 +140,20 @@ class Engine:
         accounts: Mapping[str, Account],
         *,
         slots: int = 64,
+        breaker: bool = False,
         on_call: Callable[[Call], object] | None = None,
         on_exchange: Callable[[EngineRequest, EngineReply], object] | None = None,
+        on_breaker: Callable[[str, State], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         random: Callable[[], float] = random.random,
     ) -> None:
-        """`random` gives numbers from 0 to 1; `on_exchange` sees every reply, for recording; neither hook may raise."""
+        """`breaker`: whether to stop asking an account that is down (`mapper.breaker`), for a while.
+
+        `random` gives numbers from 0 to 1. `on_exchange` sees every reply, for recording; `on_breaker` is told the
+        account and the new state of its breaker; no hook may raise.
+        """
         self._transport = transport
         self._lines = {name: _Line(account) for name, account in accounts.items()}
         self._slots = asyncio.Semaphore(slots)
@@ -148,6 +161,11 @@ class Engine:
         self._on_exchange = on_exchange
         self._clock, self._wall_clock, self._sleep, self._random = clock, wall_clock, sleep, random
         self._budget = BUDGET_MAX
+        self._breakers: dict[str, Breaker] = {}
+        if breaker:
+            for name in accounts:
+                told = None if on_breaker is None else partial(on_breaker, name)
+                self._breakers[name] = Breaker(clock, random, told)
 
     async def converse(self, conversation: Conversation[T], deadline: float, before_effect: Gate = None) -> T:
         """What the conversation returns. `deadline` is a moment on `clock`, for the conversation as a whole.
@@ -203,7 +221,6 @@ class Engine:
         self._budget = min(BUDGET_MAX, self._budget + BUDGET_PER_CALL)
         attempt = 1
         while True:
-            # The place for a circuit breaker: it would raise here, before the attempt, and learn from `_Failed` below.
             try:
                 await _pass(before_effect, request)
                 return await self._attempt(request, url, headers, deadline, attempt)
@@ -230,11 +247,33 @@ class Engine:
     async def _attempt(
         self, request: EngineRequest, url: str, headers: Headers, deadline: float, attempt: int
     ) -> EngineReply:
-        started = self._clock()
-        if started >= deadline:
+        """One attempt, if there is time for it and the circuit breaker lets it through."""
+        left_s = deadline - self._clock()
+        if left_s <= 0:
             raise _Failed("timeout", sent=False)
+        breaker = self._breakers.get(request.account)
+        if breaker is None:
+            return await self._timed(request, url, headers, left_s, attempt)
+        entered = breaker.enter()
+        if entered is None:
+            raise _Failed("breaker_open", sent=False, retry_after=breaker.wait_s())
+        good: bool | None = None
         try:
-            reply = await self._send(request, url, headers, deadline - started)
+            reply = await self._timed(request, url, headers, left_s, attempt)
+            good = True
+        except _Failed as failed:
+            good = failed.reason not in DOWN
+            raise
+        finally:
+            breaker.leave(entered, good=good)
+        return reply
+
+    async def _timed(
+        self, request: EngineRequest, url: str, headers: Headers, timeout_s: float, attempt: int
+    ) -> EngineReply:
+        started = self._clock()
+        try:
+            reply = await self._send(request, url, headers, timeout_s)
         except _Failed as failed:
             self._tell(request, attempt, started, failed.status, failed.reason)
             raise

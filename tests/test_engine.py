@@ -17,6 +17,10 @@ from mapper.transport import NotSent, Unknown
 
 Step = int | EngineReply | BaseException
 NOW = 1_800_000_000.0
+ACCOUNTS = {
+    "": Account("https://engine.test/base", (("Authorization", "key"),)),
+    "second": Account("https://second.test", (("X-App-Token", "token"),)),
+}
 
 
 def reply(status: int = 200, body: bytes = b"{}", headers: Mapping[str, str] | None = None) -> EngineReply:
@@ -37,13 +41,10 @@ class World:
         self.exchanges: list[tuple[str, int]] = []
         self.engine = self.make()
 
-    def make(self, *, base_url: str = "https://engine.test/base", slots: int = 4, luck: float = 0.5) -> Engine:
+    def make(self, *, base_url: str = ACCOUNTS[""].base_url, slots: int = 4, luck: float = 0.5) -> Engine:
         return Engine(
             self,
-            {
-                "": Account(base_url, (("Authorization", "key"),)),
-                "second": Account("https://second.test", (("X-App-Token", "token"),)),
-            },
+            {**ACCOUNTS, "": Account(base_url, ACCOUNTS[""].headers)},
             slots=slots,
             clock=lambda: self.now,
             wall_clock=lambda: NOW,
@@ -372,7 +373,7 @@ def test_every_reason_has_a_sentence_without_data_of_the_engine() -> None:
         assert "text" not in error.message
         assert error.message.startswith(engine.MESSAGES[error.reason])
         seen.add(error.reason)
-    assert seen == engine.MESSAGES.keys() - {"adapter_error", "paused"}
+    assert seen == engine.MESSAGES.keys() - {"adapter_error", "breaker_open", "paused"}
     for reason in (*reasons[0], *reasons[1]):
         assert reason in (transport.NotSent.__doc__ or "") + (transport.Unknown.__doc__ or "")
 

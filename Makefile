@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume fuzz matrix restarts lint format lock clean
+.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume capacity fuzz matrix restarts lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ memory: $(VENV)/.bench ## watch what the service holds, under ten minutes of loa
 
 consume: $(VENV)/.bench $(VENV)/.dev ## measure what redeeming once costs, on SQLite and on PostgreSQL; ARGS="--rounds 2"
 	$(BIN)/python -m bench.consume $(ARGS)
+
+capacity: $(VENV)/.bench ## work out what is needed for so many checkouts, from what was measured; ARGS="--rates 40"
+	$(BIN)/python -m bench.capacity $(ARGS)
 
 record: $(VENV)/.dev ## record cassettes from a real account; cassettes/README.md says how
 	$(BIN)/python -m tests.record

@@ -24,7 +24,7 @@ def echo() -> Starlette:
     return Starlette(routes=[Route("/promotions/validate", validate, methods=["POST"])])
 
 
-class _Canned:
+class Canned:
     """Answers in place of the HTTP client: what is left is the work that is all our own."""
 
     async def send(
@@ -41,7 +41,7 @@ def canned() -> Starlette:
     """This service, whole, but for the HTTP call."""
     from mapper import app, settings  # noqa: PLC0415 - the echo does without
 
-    return app.create(settings.load(os.environ), engine_transport=_Canned())
+    return app.create(settings.load(os.environ), engine_transport=Canned())
 
 
 def sized() -> Starlette:

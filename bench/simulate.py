@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from itertools import islice, repeat
 from typing import Protocol
 
+P99 = 2.3263478740408408
+"""So many standard deviations above the mean lies the 99th percentile of the normal distribution."""
+
 Draw = Callable[[random.Random], float]
 
 
@@ -196,7 +199,7 @@ def every(arrivals: Iterator[float], count: int) -> Iterator[float]:
 
 def lognormal(median_s: float, p99_s: float) -> Draw:
     """Mostly about the median, and a long tail."""
-    sigma = math.log(p99_s / median_s) / 2.3263478740408408
+    sigma = math.log(p99_s / median_s) / P99
     return lambda source: median_s * math.exp(source.gauss(0, sigma))
 
 

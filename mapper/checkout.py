@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from mapper import document, money
-from mapper.document import Array, Object
+from mapper.document import Object
 from mapper.errors import InvalidRequest, Operation
 
 Family = Literal["A", "B", "C"]
@@ -63,7 +63,9 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     """What one unit cost before any discount of ours: what the engine is told."""
     discount: int
     """What the body says is off this line by earlier discounts of ours."""
-    array: Array
+    above: Object
+    key: str
+    """Whose list of lines it stands in, and what that is called."""
     plain: Mapping[str, Any]
     """The line as `Object.plain` has it."""
     names: Names
@@ -79,9 +81,7 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     @property
     def source(self) -> Object:
         """The line's own text, read anew."""
-        source = self.array.object(self.position)
-        assert source is not None, "a line is an object"
-        return source
+        return _line_source(self.above, self.key, self.position)
 
     @property
     def gross(self) -> int:
@@ -114,9 +114,10 @@ class Order:
     """A part of the body with lines of its own: the body itself, or one of `orders` in family C."""
 
     source: Object = field(repr=False)
+    plain: Mapping[str, Any] = field(repr=False)
+    """As `Object.plain` has it."""
     pointer: str
     lines_key: str
-    array: Array = field(repr=False)
     names: Names = field(repr=False)
     lines: tuple[Line, ...]
 
@@ -151,7 +152,8 @@ class Checkout:
 
     def at(self, pointer: str) -> Any:
         """The value that a JSON pointer names in the body; None where there is none. Raises `InvalidRequest`."""
-        return _at(self.source, pointer, "")
+        plain = document.at(self.source.plain, pointer)
+        return plain if isinstance(plain, str) else _at(self.source, pointer, "")
 
     def at_line(self, line: Line, pointer: str) -> Any:
         """The value that a JSON pointer names within a line; None where there is none. Raises `InvalidRequest`."""
@@ -215,20 +217,17 @@ _LINES_AT = {"A": "/items", "B": "/order_items", "C": "/orders"}
 def _family(root: Object) -> Family:
     families: tuple[Family, ...] = ("C", "B", "A")
     for family in families:
-        if root.kind(_LINES_AT[family][1:]) == "array":
+        if isinstance(root.plain.get(_LINES_AT[family][1:]), list):
             return family
     for family in families:
-        if (pointer := _LINES_AT[family])[1:] in root:
+        if (pointer := _LINES_AT[family])[1:] in root.plain:
             raise InvalidRequest("The list of lines is not an array.", pointer)
     raise InvalidRequest("The body has no list of lines: items, order_items or orders.", "", reason="no_lines")
 
 
 def _currency(root: Object, default: str) -> tuple[str, int]:
-    kind = root.kind("currency")
-    if kind in ("", "null"):
-        return default, money.DIGITS[default] if default else money.DEFAULT_DIGITS
-    code = root.value("currency") if kind == "string" else None
-    if not code and kind == "string":
+    code = root.plain.get("currency")
+    if code in (None, ""):
         return default, money.DIGITS[default] if default else money.DEFAULT_DIGITS
     if not isinstance(code, str) or code.upper() not in money.DIGITS:
         raise InvalidRequest('The currency is no ISO 4217 code such as "USD".', "/currency")
@@ -256,15 +255,21 @@ def _order(
     source: Object, plain: Mapping[str, Any], family: Literal["A", "B"], pointer: str, digits: int, first: int
 ) -> Order:
     key = _LINES_AT[family][1:]
-    array = source.array(key)
-    if array is None:
+    if not isinstance(plain.get(key), list):
         raise InvalidRequest("The order has no list of lines.", f"{pointer}/{key}")
     if (count := len(plain[key])) > MAX_LINES:
         raise InvalidRequest(f"The cart has {count} lines; the limit is {MAX_LINES}.", f"{pointer}/{key}")
-    read = _Reader(array, f"{pointer}/{key}", family, digits, first)
+    read = _Reader(source, key, f"{pointer}/{key}", family, digits, first)
     lines = tuple([read.line(position, line) for position, line in enumerate(plain[key])])
     names = _names(plain, family, pointer)
-    return Order(source=source, pointer=pointer, lines_key=key, array=array, names=names, lines=lines)
+    return Order(source=source, plain=plain, pointer=pointer, lines_key=key, names=names, lines=lines)
+
+
+def _line_source(above: Object, key: str, position: int) -> Object:
+    array = above.array(key)
+    source = array.object(position) if array else None
+    assert source is not None, "a line is an object in an array"
+    return source
 
 
 class _Reader:
@@ -274,8 +279,10 @@ class _Reader:
     looked at for anything else, such as a price that is a JSON number.
     """
 
-    def __init__(self, array: Array, pointer: str, family: Literal["A", "B"], digits: int, first: int) -> None:
-        self.array, self.at, self.family, self.digits, self.first = array, pointer, family, digits, first
+    def __init__(
+        self, above: Object, key: str, pointer: str, family: Literal["A", "B"], digits: int, first: int
+    ) -> None:
+        self.above, self.key, self.at, self.family, self.digits, self.first = above, key, pointer, family, digits, first
         self.price_keys = _PRICES[family]
         self.position = 0
         """Of the line that is being read."""
@@ -287,9 +294,7 @@ class _Reader:
 
     @property
     def source(self) -> Object:
-        source = self.array.object(self.position)
-        assert source is not None, "a line is an object"
-        return source
+        return _line_source(self.above, self.key, self.position)
 
     def line(self, position: int, plain: Any) -> Line:
         self.position, self.plain = position, plain
@@ -327,7 +332,8 @@ class _Reader:
             price,
             list_price,
             discount,
-            self.array,
+            self.above,
+            self.key,
             plain,
             names,
             price_keys,
@@ -456,7 +462,7 @@ def _named(
 def _root_discount(root: Object, names: Names, digits: int, orders: tuple[Order, ...]) -> int:
     if names.came:
         return sum(_entry_amount(e, f"/{names.list}/{i}", digits) for i, e in enumerate(_entries(root, names, "")))
-    if root.kind(names.totals[0]) in ("string", "number"):
+    if root.plain.get(names.totals[0]) is not None:
         return _scalar_amount(root, names.totals[0], "", digits) - sum(
             o.discount for order in orders for o in order.lines
         )
@@ -502,12 +508,13 @@ def _amount(value: Any, digits: int, pointer: str, key: str = "") -> int:
 
 
 def _identity(root: Object, key: str) -> str:
-    kind = root.kind(key)
-    if kind in ("", "null"):
-        return ""
-    value = root.value(key) if kind == "string" else root.raw(key).decode() if kind == "number" else None
+    value = root.plain.get(key)
     if value is None:
-        raise InvalidRequest(f"{key} is not a string.", f"/{key}")
+        return ""
+    if not isinstance(value, str):
+        if root.kind(key) != "number":
+            raise InvalidRequest(f"{key} is not a string.", f"/{key}")
+        value = root.raw(key).decode()
     return check_id(value, f"/{key}") if value.strip() else ""
 
 

@@ -93,16 +93,46 @@ def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any]) -> byte
 
     `note` goes to `promotions.meta.mapper`, where the body has a promotion object.
     """
-    always = checkout.family == "A"
-    edits = _note(checkout, note)
-    for order in checkout.orders:
-        edits += _lines(order, settled, checkout.digits, always=always)
-        if checkout.family == "C":
-            own = sum([settled.line_total(line.index) for line in order.lines])
-            edits += order.source.edits(_encoded(_fields({}, order.names, own, [], checkout.digits, always=False)))
     listed = [_entry(discount, checkout.digits) for discount in settled.root]
-    fields = _fields({}, checkout.names, settled.total, listed, checkout.digits, always=always)
-    return checkout.source.edited(edits + checkout.source.edits(_encoded(fields)))
+    always = checkout.family == "A"
+    changes = _fields({}, checkout.names, settled.total, listed, checkout.digits, always=always)
+    by_order = [_order(checkout, order, settled) for order in checkout.orders]
+    if checkout.source.exact:
+        return encode(_anew(checkout, changes, by_order, note))
+    edits = checkout.source.edits(_encoded(changes)) + _note(checkout, note)
+    for order, (own, lines) in zip(checkout.orders, by_order, strict=True):
+        edits += order.source.edits(_encoded(own))
+        for line, of_line in zip(order.lines, lines, strict=True):
+            edits += line.source.edits(_encoded(of_line))
+    return checkout.source.edited(edits)
+
+
+def _anew(
+    checkout: Checkout,
+    changes: "_Changes",
+    by_order: list[tuple["_Changes", list["_Changes"]]],
+    note: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The document as plain values, changed. Several times as fast, where it comes out of the encoder as it went in."""
+    orders = [
+        _changed(order.plain, {**own, order.lines_key: [*map(_changed, order.plain[order.lines_key], lines)]})
+        for order, (own, lines) in zip(checkout.orders, by_order, strict=True)
+    ]
+    root = _changed({**checkout.source.plain, "orders": orders} if checkout.family == "C" else orders[0], changes)
+    if checkout.promotions_at:
+        *way, key = checkout.promotions_at
+        above = orders[int(way[1])] if way else root
+        meta = above[key].get("meta")
+        above[key] = {**above[key], "meta": {**(meta if isinstance(meta, dict) else {}), "mapper": note}}
+    return root
+
+
+def _changed(plain: Mapping[str, Any], changes: "_Changes") -> dict[str, Any]:
+    changed = {**plain, **changes}
+    if None in changes.values():
+        for key in [key for key, value in changes.items() if value is None]:
+            del changed[key]
+    return changed
 
 
 def annotate(checkout: Checkout, note: Mapping[str, Any]) -> bytes:
@@ -118,21 +148,14 @@ def _encoded(changes: _Changes) -> dict[str, bytes | None]:
     return {key: None if value is None else encode(value) for key, value in changes.items()}
 
 
-def _lines(order: Order, settled: Settled, digits: int, *, always: bool) -> list[Edit]:
-    rows = order.array.rows()
-    if rows is None:  # one by one, each around what stands between its members
-        return [
-            edit
-            for line in order.lines
-            for edit in line.source.edits(_encoded(_line(line, settled, digits, always=always)))
-        ]
-    for line, row in zip(order.lines, rows, strict=True):
-        changes = _line(line, settled, digits, always=always)
-        row.update(changes)
-        if None in changes.values():
-            for key in [key for key, value in changes.items() if value is None]:
-                del row[key]
-    return [(order.array.start, order.array.end, encode(rows))]
+def _order(checkout: Checkout, order: Order, settled: Settled) -> tuple[_Changes, list[_Changes]]:
+    """The changes of an order itself (where it is not the whole body), and of its lines."""
+    always = checkout.family == "A"
+    lines = [_line(line, settled, checkout.digits, always=always) for line in order.lines]
+    if checkout.family != "C":
+        return {}, lines
+    total = sum([settled.line_total(line.index) for line in order.lines])
+    return _fields({}, order.names, total, [], checkout.digits, always=False), lines
 
 
 def _line(line: Line, settled: Settled, digits: int, *, always: bool) -> _Changes:

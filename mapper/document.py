@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -33,7 +34,6 @@ _HEADROOM = 100
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
-_rows = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _raw = msgspec.json.Decoder(msgspec.Raw)
 _decode = msgspec.json.Decoder().decode
 encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -54,17 +54,25 @@ class Unreadable(ValueError):
 class Object:
     """One JSON object within a text: its members by key, in their order. Where each stands is looked up when needed."""
 
-    __slots__ = ("_places", "end", "members", "plain", "readable", "start", "text")
+    __slots__ = ("_arrays", "_members", "_places", "end", "exact", "plain", "readable", "start", "text")
 
-    def __init__(
-        self, text: bytes, start: int, end: int, readable: bytes, plain: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, text: bytes, start: int, end: int, readable: bytes) -> None:
         """`readable` is `text` as `_readable` makes it: values are read from it, and copied from `text`."""
         self.text, self.start, self.end, self.readable = text, start, end, readable
-        self.plain = plain or {}
+        self.plain: Mapping[str, Any] = {}
         """Of the whole body alone: what is in it as `parse` has read it, quick to look at. Numbers are not exact."""
-        self.members: dict[str, msgspec.Raw] = _members.decode(readable[start:end])
+        self.exact = False
+        """Of the whole body alone: whether `encode` makes the very same bytes of `plain`."""
+        self._arrays: dict[str, Array] = {}
+        self._members: dict[str, msgspec.Raw] | None = None
         self._places: dict[str, tuple[int, int]] | None = None
+
+    @property
+    def members(self) -> dict[str, msgspec.Raw]:
+        """The values by key."""
+        if self._members is None:
+            self._members = _members.decode(self.readable[self.start : self.end])
+        return self._members
 
     def __contains__(self, key: str) -> bool:
         return key in self.members
@@ -98,7 +106,9 @@ class Object:
 
     def array(self, key: str) -> "Array | None":
         """The member as an array; None where it is absent or something else."""
-        return Array(self.text, *self._place(key), self.readable) if self.kind(key) == "array" else None
+        if key not in self._arrays and self.kind(key) == "array":
+            self._arrays[key] = Array(self.text, *self._place(key), self.readable)
+        return self._arrays.get(key)
 
     def _place(self, key: str) -> tuple[int, int]:
         """Where the value of a member stands in the text: [start, end)."""
@@ -218,17 +228,6 @@ class Array:
                 self._items.append((step.end(), position))
         return self._items
 
-    def rows(self) -> list[dict[str, msgspec.Raw]] | None:
-        """The items by their keys, where `encode` makes the very same bytes of them; else None.
-
-        It does of objects without space between things and without an escape in a key, as most are on the wire.
-        """
-        try:
-            rows = _rows.decode(self.readable[self.start : self.end])
-        except msgspec.ValidationError:
-            return None
-        return rows if encode(rows) == self.text[self.start : self.end] else None
-
     def __len__(self) -> int:
         return len(self.items)
 
@@ -280,11 +279,7 @@ def parse(body: bytes) -> Object:
         raise InvalidRequest(f"The body is not UTF-8 (byte {error.start}).", "", reason="not_utf8") from None
     readable = _readable(body)
     try:
-        plain = _read(readable)
-        start = len(body) - len(body.lstrip())
-        if body[start : start + 1] != b"{":
-            raise InvalidRequest("The body is not a JSON object.", "", reason="not_an_object")
-        return Object(body, start, len(body.rstrip()), readable, plain)
+        plain, exact = _read(readable)
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", "", reason="too_deep") from None
     except _Doubled:
@@ -292,24 +287,32 @@ def parse(body: bytes) -> Object:
         raise InvalidRequest("A key stands twice in one object.", pointer, reason="duplicate_key") from None
     except ValueError as error:
         raise InvalidRequest(f"The body is not JSON: {error}.", "", reason="not_json") from None
+    if not isinstance(plain, dict):
+        raise InvalidRequest("The body is not a JSON object.", "", reason="not_an_object")
+    root = Object(body, len(body) - len(body.lstrip()), len(body.rstrip()), readable)
+    root.plain, root.exact = plain, exact
+    return root
 
 
-def _read(readable: bytes) -> Any:
-    """The body as plain values, checked for keys that stand twice. Raises `_Doubled`, `ValueError`, `RecursionError`.
+def _read(readable: bytes) -> tuple[Any, bool]:
+    """The body as plain values, checked for keys that stand twice, and whether `encode` makes the same bytes of them.
 
-    Whether one does is told by colons: each key brings one, a decoder drops the key that it sees again, and a colon
-    within a string stays what it is; so a body that has lost none on its way through decoder and encoder has no double.
+    A body that comes out of decoder and encoder as it went in has lost nothing. For another, colons tell: each key
+    brings one, a decoder drops the key that it sees again, and a colon within a string stays what it is.
+
+    Raises `_Doubled`, `ValueError`, `RecursionError`.
     """
-    if b"\\" not in readable or b"\\u003" not in readable:  # or else a colon may have been spelled by its number
-        try:
-            plain = _decode(readable)
-            if encode(_deeper(plain)).count(b":") == readable.count(b":"):
-                return plain
-        except (ValueError, ArithmeticError):
-            pass
-    # A double, or a number of 5,000 digits, or no JSON at all: these two decide, and say what is wrong.
+    with suppress(ValueError, ArithmeticError):  # such as a number of 5,000 digits
+        plain = _decode(readable)
+        encoded = encode(_deeper(plain))[_HEADROOM:-_HEADROOM]
+        if encoded == readable:
+            return plain, True
+        by_number = b"\\" in readable and b"\\u003" in readable  # so may a colon be spelled
+        if not by_number and encoded.count(b":") == readable.count(b":"):
+            return plain, False
+    # A double, or something else that is odd, or no JSON at all: these two decide, and say what is wrong.
     _raw.decode(readable)
-    return _higher(_plain(b"[" * _HEADROOM + readable + b"]" * _HEADROOM, _unique, _number))
+    return _higher(_plain(b"[" * _HEADROOM + readable + b"]" * _HEADROOM, _unique, _number)), False
 
 
 def _deeper(value: Any) -> Any:

@@ -25,7 +25,6 @@ from mapper.settings import Settings
 from mapper.signature import Headers
 from mapper.telemetry import Record
 
-
 LARGE = 200
 """Lines from which a cart gives way to others between two steps: a thousand take some milliseconds at each."""
 

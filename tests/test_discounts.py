@@ -88,7 +88,7 @@ LISTED = [{"amount": "1.00", "meta": {"list_price": "11.00"}}]
 )
 @pytest.mark.parametrize("granted", [(), (off(700, 0),), (off(700, 0), off(1, 1), off(300))], ids=len)
 def test_space_between_things_makes_no_difference(body: Any, granted: tuple[Discount, ...]) -> None:
-    """They are written in two ways: close-set lines are encoded anew, others are edited where they stand."""
+    """They are written in two ways: what is close-set is encoded anew, others are edited where they stand."""
     dense = answer(json.dumps(body, separators=(",", ":")).encode(), *granted, note={"a": 1})
     for spaced in (json.dumps(body), json.dumps(body, indent=2)):
         got = answer(spaced.encode(), *granted, note={"a": 1})

@@ -151,28 +151,33 @@ def test_the_whole_body_is_there_as_plain_values_but_for_odd_numbers(body: bytes
     assert usual(document.parse(body).plain) == usual(json.loads(body))
 
 
+@samples
+@given(bodies())
+def test_a_body_is_exact_where_it_can_be_encoded_to_the_very_same_bytes(body: bytes) -> None:
+    found = document.parse(body)
+    assert not found.exact or document.encode(found.plain) == body
+
+
 @pytest.mark.parametrize(
-    ("array", "rows"),
+    ("body", "exact"),
     [
-        ('[{"a":1,"b":[1, 2],"c":"\\u00e9"},{}]', [{"a": "1", "b": "[1, 2]", "c": '"\\u00e9"'}, {}]),
-        ("[]", []),
-        ('[{"a" :1}]', None),
-        ('[{"a": 1}]', None),
-        ('[{"a":1} ]', None),
-        ('[{"a":1}, {}]', None),
-        ('[{"\\u0061":1}]', None),
-        ('[{"a":"\\ud800"}]', None),
-        ('[{"a":1},2]', None),
+        ('{"a":1,"b":[1,-2.5,true,null,"x:y",{"é":"\\n"}],"c":{}}', True),
+        ('{"a" :1}', False),
+        ('{"a": 1}', False),
+        ('{"a":1}\n', False),
+        ('{"a":1.10}', False),
+        ('{"a":1e3}', False),
+        ('{"\\u0061":1}', False),
+        ('{"a":"\\u00e9"}', False),
+        ('{"a":"\\/"}', False),
+        ('{"a":"\\ud800"}', False),
+        ('{"a":' + "1" * 5000 + "}", False),
     ],
 )
-def test_rows_are_there_where_they_can_be_encoded_to_the_very_same_bytes(array: str, rows: Any) -> None:
-    body = f'{{"v":{array}}}'.encode()
-    found = document.parse(body).array("v")
-    assert found is not None
-    read = found.rows()
-    spelled = None if read is None else [{key: bytes(raw).decode() for key, raw in row.items()} for row in read]
-    assert spelled == rows
-    assert read is None or document.encode(read) == array.encode()
+def test_what_is_close_set_and_spelled_as_usual_is_exact(body: str, exact: bool) -> None:
+    found = document.parse(body.encode())
+    assert found.exact == exact
+    assert not exact or document.encode(found.plain) == body.encode()
 
 
 def test_what_is_not_there_is_none() -> None:

@@ -109,13 +109,15 @@ def _put(operation: str, session: str, asked: Asked, *, state: str, dry: bool = 
     """https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2"""
     body = asked.body(state)
     closing = state == "closed" and not dry
-    key = hashlib.sha256(b"\0".join((session.encode(), b"close", body))).hexdigest()
+    headers = [_JSON]
+    if closing:
+        headers.append(("Idempotency-Key", hashlib.sha256(b"\0".join((session.encode(), b"close", body))).hexdigest()))
     return EngineRequest(
         operation=operation,
         method="PUT",
         path=f"{_PATH}{quote(session, safe='')}{'?dry=true' if dry else ''}",
         body=body,
-        headers=(_JSON, ("Idempotency-Key", key)) if closing else (_JSON,),
+        headers=tuple(headers),
         repeatable=not closing,
         account=asked.account,
     )

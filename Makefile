@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume capacity fuzz matrix restarts lint format lock clean
+.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume capacity figures fuzz matrix restarts lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ consume: $(VENV)/.bench $(VENV)/.dev ## measure what redeeming once costs, on SQ
 
 capacity: $(VENV)/.bench ## work out what is needed for so many checkouts, from what was measured; ARGS="--rates 40"
 	$(BIN)/python -m bench.capacity $(ARGS)
+
+figures: ## measure everything that docs/performance.md and docs/capacity.md say: most of an hour, on a quiet machine
+	$(MAKE) bench overload memory consume capacity
 
 record: $(VENV)/.dev ## record cassettes from a real account; cassettes/README.md says how
 	$(BIN)/python -m tests.record

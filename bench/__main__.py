@@ -4,21 +4,16 @@ import argparse
 import sys
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from bench import contenders, machine, plot, report, results, rounds
+from bench import contenders, machine, publish, report, results, rounds
 from bench.results import say
-
-PAGE, PICTURE = results.ROOT / "docs" / "performance.md", results.ROOT / "docs" / "performance.svg"
 
 
 def main(arguments: list[str] | None = None) -> int:
     chosen = _arguments(arguments)
     if chosen.report:
-        _publish(msgspec.json.decode(chosen.report.read_bytes()))
+        publish.performance()
         return 0
     if why := results.cannot_measure(anyway=chosen.quick or chosen.anyway):
         print(why, file=sys.stderr)
@@ -27,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     for line in report.screen(found):
         print(line)
     if results.keep("full", found, publish=not chosen.quick):
-        _publish(found)
+        publish.performance()
     return 0
 
 
@@ -35,7 +30,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="what the aims need, in a minute; writes no page")
     parser.add_argument("--anyway", action="store_true", help="measure although others keep the machine busy")
-    parser.add_argument("--report", type=Path, metavar="JSON", help="only write the page anew from a file of results")
+    parser.add_argument("--report", action="store_true", help="only write the page anew from bench/results/")
     return parser.parse_args(arguments)
 
 
@@ -86,13 +81,6 @@ def _plain(found: dict[str, rounds.Series]) -> dict[str, dict[str, list[float]]]
 
 def _noise(found: Sequence[dict[str, dict[str, list[float]]]]) -> float:
     return rounds.middle([*chain.from_iterable(series["noise"] for one in found for series in one.values())])
-
-
-def _publish(found: results.Results) -> None:
-    PAGE.parent.mkdir(exist_ok=True)
-    PICTURE.write_text(plot.picture(found), "utf-8")
-    PAGE.write_text(report.page(found, PICTURE.name), "utf-8")
-    print(f"{PAGE.relative_to(results.ROOT)} is written.")
 
 
 if __name__ == "__main__":

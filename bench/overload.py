@@ -34,6 +34,9 @@ LATE_MS = 5.0
 """A client that is later than this (99th percentile) measures itself: no figures then."""
 NORMAL = 1.5
 """Times the 99th percentile of the calm before: as slow may an answer be that counts as normal again."""
+LONG, SHORT = (4.0, 6.0, 3.0), (2.0, 4.0, 2.5)
+"""Seconds of calm, of rush, and of calm again."""
+MINUTES = 5
 LINES = 20
 POINTS = (0.3, 0.5, 0.7)
 REFUSED_PAUSE_S = 0.05
@@ -56,7 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
     found["machine"]["noise"], found["quiet"] = noise, noise <= results.QUIET
     for line in screen(found):
         print(line)
-    results.keep("overload", found, publish=not (chosen.quick or chosen.sizes or chosen.no_hang))
+    if results.keep("overload", found, publish=not (chosen.quick or chosen.sizes or chosen.no_hang)):
+        from bench import publish  # noqa: PLC0415 - which imports this
+
+        publish.performance()
     return 0
 
 
@@ -76,7 +82,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 def measure(chosen: argparse.Namespace) -> dict[str, Any]:
     rounds = chosen.rounds or (1 if chosen.quick else 5)
     attempts = 1 if chosen.quick or chosen.anyway else ATTEMPTS
-    seconds = (2.0, 4.0, 2.5) if chosen.quick else (4.0, 6.0, 3.0)
+    seconds = SHORT if chosen.quick else LONG
     contender = replace(SIZED, environment=(("BENCH_SIZES", chosen.sizes),)) if chosen.sizes else BY_KEY["service"]
     with contenders.engine() as (port, engine), running_service(port, contender) as service:
         overload = []
@@ -292,6 +298,85 @@ def _hang_aims(hangs: list[dict[str, Any]]) -> list[Judged]:
             None if late and longest > limit else longest <= limit and not lost,
         ),
         Judged("Seconds until all is normal once it answers again", f"{settled:.1f}", "at most 2", settled <= 2),
+    ]
+
+
+_SECTION = """\
+## Overload, and an engine that hangs
+
+One worker is sent five times as much as it can answer, at random moments and on {connections} connections, for
+{rush:g} s; before and after that, 30 % of what it can answer. Times count from the moment at which a request was due;
+rounds in which the client was more than {late:g} ms late (99th percentile) are left out. Then the engine's process is
+stopped for {hang:g} s, in the moment in which so many calls come at once.
+
+{aims}
+
+{engines}
+
+{hangs}
+
+{measured} To repeat it: `make overload` (about {minutes} minutes).
+"""
+
+
+def section(found: results.Results) -> str:
+    """Of docs/performance.md."""
+    return _SECTION.format(
+        connections=CONNECTIONS,
+        rush=LONG[1],
+        late=LATE_MS,
+        hang=HANG_S,
+        aims=results.aims_table(aims(found)),
+        engines=results.table(
+            [
+                "engine, ms",
+                "capacity/s",
+                "sent/s",
+                "good/s",
+                "good p50, p99 ms",
+                "calm p99 ms",
+                "refused p99 ms",
+                "normal, s",
+            ],
+            [_cells(case["wait_ms"], case["rounds"]) for case in found["overload"]],
+        ),
+        hangs=results.table(
+            [
+                "at once, while the engine hangs",
+                "longest answer, ms",
+                "refused at once",
+                "failed",
+                "unanswered",
+                "normal, s",
+            ],
+            [
+                [
+                    f"{one['at_once']}",
+                    f"{one['during']['longest_ms']:.0f}",
+                    *(f"{one['during'][what]}" for what in ("refused", "others", "unanswered")),
+                    f"{one['settled_s']:.1f}",
+                ]
+                for one in found["hang"]
+            ],
+        ),
+        measured=results.measured_on(found),
+        minutes=MINUTES,
+    )
+
+
+def _cells(wait_ms: int, rounds: list[dict[str, Any]]) -> list[str]:
+    """Medians over the rounds that count."""
+
+    def of(phase: str, what: str) -> float:
+        return middle([one[phase][what] for one in rounds if one["rush"]["late_p99_ms"] <= LATE_MS] or [0.0])
+
+    return [
+        f"{wait_ms}",
+        *(f"{of(phase, what):.0f}" for phase, what in (("capacity", "rps"), ("rush", "rate"), ("rush", "goodput"))),
+        f"{of('rush', 'p50_ms'):.1f}, {of('rush', 'p99_ms'):.1f}",
+        f"{of('calm', 'p99_ms'):.1f}",
+        f"{of('rush', 'refused_p99_ms'):.1f}",
+        f"{middle([one['settled_s'] for one in rounds]):.1f}",
     ]
 
 

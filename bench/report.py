@@ -51,7 +51,11 @@ def _most(
 
 
 def _plain(values: Sequence[float] | None) -> tuple[float, float, float] | None:
-    return (middle(values), *quartiles(values)) if values else None
+    return _figures(values) if values else None
+
+
+def _figures(values: Sequence[float]) -> tuple[float, float, float]:
+    return (middle(values), *quartiles(values))
 
 
 def aims(results: Results) -> list[Judged]:
@@ -170,7 +174,14 @@ Beside the same contender with 10 lines; linear would be 0.1, 1, 2, 10, 100:
 
 {growth}
 
-## Who is who
+## Starting, and what is held
+
+Ready to serve after {ready} s (the first good answer of `/readyz`, over {starts} starts), holding {memory} MB. At the
+end of this run, after carts of up to 1,000 lines:
+
+{held}
+
+{more}## Who is who
 
 {glossary}
 
@@ -178,7 +189,9 @@ Beside the same contender with 10 lines; linear would be 0.1, 1, 2, 10, 100:
 
 `make bench` measures all of this on Linux in about 20 minutes, best with nothing else running (it measures that, too,
 and says so). It writes this page and `bench/results/full.json`, which holds every round. `make bench-quick` takes a
-minute and prints the aims alone. Absolute figures belong to one machine; what carries over is the ratios.
+minute and prints the aims alone. The sections on overload, memory and consume say which target repeats them;
+`make figures` does it all. What it means for a shop's machines is on [its own page](capacity.md). Absolute figures
+belong to one machine; what carries over is the ratios.
 """
 
 _GLOSSARY = {
@@ -191,11 +204,12 @@ _GLOSSARY = {
 }
 
 
-def page(results: Results, picture: str) -> str:
-    """docs/performance.md."""
+def page(results: Results, picture: str, more: Sequence[str] = ()) -> str:
+    """docs/performance.md. `more`: sections of other measurements."""
     usual = case(results, 20, 0, 32)
     faster = ratio(usual["service"], usual["sdk"], "rps")
     assert faster is not None, "both take part in every run"
+    held: dict[str, dict[str, float]] = results["memory_mb"]
     return _PAGE.format(
         faster=f"{faster[0]:.0f}" if faster[0] >= 10 else f"{faster[0]:.1f}",
         picture=picture,
@@ -207,6 +221,14 @@ def page(results: Results, picture: str) -> str:
         rate=results["open"]["rate"],
         open=_open_table(results),
         growth=_growth(results),
+        ready=_spread(_figures(results["start"]["ready_s"])),
+        starts=len(results["start"]["ready_s"]),
+        memory=_spread(_figures(results["start"]["memory_mb"]), 0),
+        held=table(
+            ["", "MB now", "MB at most"],
+            [[BY_KEY[key].name, *(f"{mb['Vm' + what]:.0f}" for what in ("RSS", "HWM"))] for key, mb in held.items()],
+        ),
+        more="".join(f"{section}\n" for section in more),
         glossary="\n".join(f"- **{BY_KEY[key].name}**: {text}" for key, text in _GLOSSARY.items()),
     )
 

@@ -86,6 +86,13 @@ def keep(name: str, found: Mapping[str, Any], *, publish: bool) -> bool:
     return publish
 
 
+def measured_on(found: Results) -> str:
+    """A sentence for the page: when, what, where."""
+    one = found["machine"]
+    where = f"on {one['processor']}; load average at the start {one['load']}"
+    return f"Measured on {found['date']}, commit {found['commit']}, {where}."
+
+
 def read(name: str) -> Results | None:
     """What was published; None where nothing was."""
     path = FOLDER / f"{name}.json"

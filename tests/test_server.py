@@ -383,6 +383,112 @@ def test_too_many_connections_are_refused_until_others_have_gone() -> None:
         assert statuses == [200]
 
 
+# -- What is kept --------------------------------------------------------------------------------------------------
+
+
+def test_a_connection_is_idle_between_requests_only() -> None:
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await _lifespan(scope, receive, send)
+        if scope["type"] == "http":
+            await asyncio.sleep(0.25 if scope["path"] == "/slow" else 0)
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+
+    with running(slow, replace(SHORT, keep_alive_s=0.15)) as made:
+        for parts in ([LIVEZ] * 5, [LIVEZ, request("GET", "/slow"), LIVEZ]):
+            with raw_http.connect(made.address) as connection:
+                for part in parts:
+                    time.sleep(0.08)
+                    assert converse(connection, part, expect=1).statuses == [200]
+                ended = converse(connection)
+            assert ended.closed
+            assert 0.1 < ended.seconds < 1
+
+
+def test_an_application_learns_that_its_client_has_gone() -> None:
+    heard: list[str] = []
+
+    async def patient(scope: Scope, receive: Receive, send: Send) -> None:
+        await _lifespan(scope, receive, send)
+        while scope["type"] == "http" and heard[-1:] != ["http.disconnect"]:
+            heard.append((await receive())["type"])
+
+    with running(patient) as made:
+        with raw_http.connect(made.address) as connection:
+            connection.sendall(LIVEZ)
+            until = time.monotonic() + 3
+            while not heard and time.monotonic() < until:
+                time.sleep(0.01)
+        while len(heard) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert heard == ["http.request", "http.disconnect"]
+
+
+def test_a_body_that_nobody_reads_is_not_taken() -> None:
+    async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
+        await _lifespan(scope, receive, send)
+        if scope["type"] == "http":
+            await asyncio.sleep(0.3)
+
+    with running(deaf) as made, raw_http.connect(made.address, 0.2) as connection, pytest.raises(TimeoutError):
+        connection.sendall(head(POST, HOST, "Content-Length: 50000000") + bytes(50_000_000))
+
+
+def test_with_http_1_0_each_answer_is_the_last(served: Running) -> None:
+    heard = exchange(served.address, head("GET /livez HTTP/1.0", "Connection: keep-alive"))
+    assert (heard.statuses, heard.closed) == ([200], True)
+    assert heard.responses[0].headers["connection"] == "close"
+
+
+# -- What an application may do wrong ------------------------------------------------------------------------------
+
+OK: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+NO_LENGTH: Message = {"type": "http.response.start", "status": 200, "headers": []}
+FORGED: Message = {"type": "http.response.start", "status": 200, "headers": [(b"x", b"y\r\nset-cookie: z")]}
+FORGED_CR: Message = {"type": "http.response.start", "status": 200, "headers": [(b"x", b"y\rset-cookie: z")]}
+FORGED_LF: Message = {"type": "http.response.start", "status": 200, "headers": [(b"x", b"y\nset-cookie: z")]}
+
+
+def body(data: bytes, *, more: bool = False) -> Message:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+@pytest.mark.parametrize(
+    ("target", "sends", "starts", "ends"),
+    [
+        ("GET", [OK, body(b"ok")], b"HTTP/1.1 200 OK\r\n", b"\r\n\r\nok"),
+        ("GET", [OK, body(b"o", more=True), body(b"k")], b"HTTP/1.1 200 OK\r\n", b"\r\n\r\nok"),
+        # The body's end is that of the connection.
+        ("GET", [NO_LENGTH, body(b"ok")], b"HTTP/1.1 200 OK\r\n", b"connection: close\r\n\r\nok"),
+        ("HEAD", [OK, body(b"ok")], b"HTTP/1.1 200 OK\r\n", b"content-length: 2\r\n\r\n"),
+        # What is too long is not sent, and what is too short ends with the connection.
+        ("GET", [OK, body(b"ok!")], b"HTTP/1.1 200 OK\r\n", b"\r\n\r\n"),
+        ("GET", [OK, body(b"o")], b"HTTP/1.1 200 OK\r\n", b"\r\n\r\n"),
+        ("GET", [OK], b"HTTP/1.1 200 OK\r\n", b"\r\n\r\n"),
+        ("GET", [], b"HTTP/1.1 500 Internal Server Error\r\n", b"}"),
+        ("GET", [FORGED, body(b"")], b"HTTP/1.1 500 Internal Server Error\r\n", b"}"),
+        ("GET", [FORGED_CR, body(b"")], b"HTTP/1.1 500 Internal Server Error\r\n", b"}"),
+        ("GET", [FORGED_LF, body(b"")], b"HTTP/1.1 500 Internal Server Error\r\n", b"}"),
+    ],
+)
+def test_whatever_an_application_does_the_connection_is_in_step(
+    target: str, sends: list[Message], starts: bytes, ends: bytes
+) -> None:
+    async def odd(scope: Scope, receive: Receive, send: Send) -> None:
+        await _lifespan(scope, receive, send)
+        if scope["type"] == "http":
+            for message in sends:
+                await send(message)
+
+    with running(odd, replace(SHORT, keep_alive_s=0.1)) as made, raw_http.connect(made.address) as connection:
+        connection.sendall(request(target, "/"))
+        connection.settimeout(2)
+        raw = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert raw.startswith(starts)
+        assert raw.endswith(ends)
+        assert b"set-cookie" not in raw
+
+
 # -- The gate ------------------------------------------------------------------------------------------------------
 
 

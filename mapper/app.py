@@ -87,7 +87,16 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             time.monotonic,
             on_backlog=telemetry.backlog,
         )
-        validating = Engine(client, accounts, on_call=telemetry.call, slots=VALIDATE_SLOTS)
+        validating = Engine(
+            client,
+            accounts,
+            on_call=telemetry.call,
+            slots=VALIDATE_SLOTS,
+            breaker=True,
+            on_breaker=telemetry.breaker,
+        )
+        for account in accounts:
+            telemetry.breakers.labels(account).set(0)
         app.state.service = validate.service = consume.service = Service(configured, validating, once)
         reconciling = asyncio.create_task(once.reconcile())
         try:

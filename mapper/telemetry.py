@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
+from mapper.breaker import State as BreakerState
 from mapper.engine import Call
 from mapper.ledger import Backlog, State
 
@@ -22,6 +23,7 @@ log = logging.getLogger("mapper")
 disable_created_metrics()  # type: ignore[no-untyped-call] # one more series per series, of no use to anybody here
 
 _EVENTS = ("clamped", "drift", "degraded")
+_OPEN: dict[BreakerState, float] = {"closed": 0, "probing": 0.5, "open": 1}
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8)
 
 
@@ -73,6 +75,12 @@ class Telemetry:
         self.oldest_open = Gauge(
             "mapper_ledger_oldest_open_seconds", "Age of the oldest order that is not finished.", registry=self.registry
         )
+        self.breakers = Gauge(
+            "mapper_engine_breaker",
+            "Whether an account of the engine is asked: 0 as usual, 1 not for now, 0.5 now and then.",
+            ["account"],
+            registry=self.registry,
+        )
         self.events = Counter(
             "mapper_events_total",
             "Discounts clamped at zero, amounts that drifted between validate and consume, answers without the engine.",
@@ -113,6 +121,10 @@ class Telemetry:
         self._call_seconds(call.operation).observe(call.seconds)
         line = {"call": call.operation, "result": result, "ms": round(call.seconds * 1000, 1), "attempt": call.attempt}
         _tell(logging.INFO, "engine call", line)
+
+    def breaker(self, account: str, state: BreakerState) -> None:
+        self.breakers.labels(account).set(_OPEN[state])
+        log.warning("circuit breaker", extra={"facts": {"account": account, "state": state}})
 
     def backlog(self, backlog: Backlog) -> None:
         for state in State:

@@ -316,6 +316,26 @@ def test_metrics_count_by_reason(client: Client) -> None:
     assert 'mapper_engine_calls_total{operation="validate",result="200"} 1.0' in text
 
 
+def test_validate_leaves_an_engine_that_is_down_alone_and_consume_does_not(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    gauge = 'mapper_engine_breaker{account=""} '
+    assert gauge + "0.0" in client.http.get("/metrics").text
+    client.wire.script = {"validate": [503] * 99, "check": [503] * 99}
+    for _ in range(30):
+        client.post("validate")
+    asked = client.wire.sent.count("validate")
+    assert 20 <= asked < 30
+    details = check_error(client.post("validate"), "validate", 422, "engine_unavailable")
+    assert details["reason"] == "breaker_open"
+    assert client.wire.sent.count("validate") == asked
+    assert gauge + "1.0" in client.http.get("/metrics").text
+    (line,) = [record.__dict__["facts"] for record in caplog.records if record.message == "circuit breaker"]
+    assert line == {"account": "", "state": "open"}
+    client.post("consume")
+    assert "check" in client.wire.sent
+
+
 def test_a_line_in_the_log_says_what_happened_and_no_secret(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     client.adapter.granted = Outcome(rejected=(Rejection("SECRETCODE", "expired", "CouponExpired"),))

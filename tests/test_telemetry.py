@@ -7,11 +7,12 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from mapper import telemetry
+from mapper.breaker import State
 from mapper.engine import Call
 from mapper.telemetry import Record, Telemetry, log
 
@@ -150,6 +151,13 @@ def test_without_a_log_of_its_own_the_process_logs_as_it_was_set_up(caplog: pyte
     Telemetry().call(CALL)
     (record,) = caplog.records
     assert record.__dict__["facts"]["call"] == "ask"
+
+
+def test_a_breaker_is_a_gauge_for_each_account() -> None:
+    told = Telemetry()
+    for state, value in (("open", "1.0"), ("probing", "0.5"), ("closed", "0.0")):
+        told.breaker("EUR", cast("State", state))
+        assert f'mapper_engine_breaker{{account="EUR"}} {value}' in told.metrics().decode()
 
 
 def test_a_series_for_each_combination_of_labels() -> None:

@@ -132,7 +132,8 @@ class Body:
         self._came = False
 
     def add(self, chunk: bytes) -> None:
-        self._came = self._came or bool(chunk)
+        """What came next; not empty."""
+        self._came = True
         try:
             self._data += self._gzip.decompress(chunk, self._max_bytes + 1 - len(self._data)) if self._gzip else chunk
         except zlib.error:

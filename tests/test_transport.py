@@ -124,6 +124,22 @@ def test_a_request_goes_out_as_given_with_the_headers_of_the_house(rim: Rim) -> 
         assert not headers.keys() & {"cookie", "authorization", "transfer-encoding", "expect", "accept"}
 
 
+def test_no_header_goes_out_that_nobody_asked_for(rim: Rim) -> None:
+    given = [("Accept", "text/x"), ("Content-Type", "text/x")]
+    sent = [[], given[:1], given[1:], given]
+
+    async def story(client: Transport, server: HostileServer) -> None:
+        for headers in sent:
+            for body in (b"", b"{}"):
+                await client.send("PUT", server.url(), headers, body, 2.0, LIMIT)
+
+    house = {"host", "user-agent", "accept-encoding", "content-length", "connection"}
+    received = [
+        [(name, value) for name, value in one.headers if name.lower() not in house] for one in rim.run(story).requests
+    ]
+    assert received == [headers for headers in sent for _ in range(2)]
+
+
 def test_the_url_is_not_tidied_up(rim: Rim) -> None:
     targets = [
         "/v2/customer_sessions/a%2Fb%20c%C3%A9",

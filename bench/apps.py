@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 import uvicorn
@@ -14,14 +14,34 @@ from starlette.routing import Route
 from bench import carts
 from mapper.adapter import EngineReply
 
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
 
 def echo() -> Starlette:
-    """The least that a service on this stack can do: read the body, answer with it."""
+    """The least that a service on the usual stack can do: read the body, answer with it."""
 
     async def validate(request: Request) -> Response:
         return Response(await request.body(), media_type="application/json")
 
     return Starlette(routes=[Route("/promotions/validate", validate, methods=["POST"])])
+
+
+async def own(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    """The same on this service's own server, and without Starlette."""
+    if scope["type"] == "lifespan":
+        for step in ("startup", "shutdown"):
+            await receive()
+            await send({"type": f"lifespan.{step}.complete"})
+        return
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 class Canned:
@@ -66,12 +86,12 @@ def _plainly(app: Any, port: int) -> None:
 
 
 def main(name: str, port: int) -> None:
-    if name in ("canned", "sized"):
+    if name in ("canned", "own", "sized"):
         # As `promotions-mapper serve` does.
         from mapper import server, telemetry, workers  # noqa: PLC0415 - likewise
 
         telemetry.log_to_stderr()
-        server.run(server.create(globals()[name], factory=True), workers.listening("127.0.0.1", port))
+        server.run(server.create(globals()[name], factory=name != "own"), workers.listening("127.0.0.1", port))
     else:
         _plainly({"echo": echo, "sdk": sdk}[name](), port)
 

@@ -58,7 +58,8 @@ _SERVE = ("-m", "mapper", "serve", "--port", "{port}")
 
 CONTENDERS = (
     Contender("service", "this service", _SERVE, _is_checkout),
-    Contender("echo", "echo on the same stack", ("-m", "bench.apps", "echo", "{port}"), _is_echo, asks_engine=False),
+    Contender("echo", "echo, Starlette + uvicorn", ("-m", "bench.apps", "echo", "{port}"), _is_echo, asks_engine=False),
+    Contender("own", "echo, this service's server", ("-m", "bench.apps", "own", "{port}"), _is_echo, asks_engine=False),
     Contender("nginx", "nginx, passing through", (), _is_reply, path="/v2/customer_sessions/{session}"),
     Contender("sdk", "FastAPI + vendor's SDK", ("-m", "bench.apps", "sdk", "{port}"), _is_checkout),
     Contender("httpx", "this service, httpx", _SERVE, _is_checkout, (("MAPPER_HTTP_CLIENT", "httpx"),)),
@@ -174,12 +175,13 @@ async def check(running: Running, lines: int, wait_ms: int = 0) -> None:
 
 @contextmanager
 def engine() -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
-    """The engine, on the client's processor: its port and process."""
+    """The engine, on the client's processor, where this process stays meanwhile: its port and process."""
     port = free_port()
     process = _spawn([machine.python(), "-m", "bench.engine", str(port)], machine.places().rest, os.environ)
     try:
         wait(Running(Contender("engine", "the engine", (), _is_reply), port, process))
-        yield port, process
+        with machine.in_place():
+            yield port, process
     finally:
         stop(process)
 

@@ -23,7 +23,7 @@ from bench import contenders, load, machine, results
 from bench.contenders import BY_KEY, Contender, Running
 from bench.flood import flood
 from bench.results import Judged
-from bench.rounds import ATTEMPTS, NOISE, middle, percentile, quartiles, run
+from bench.rounds import ATTEMPTS, NOISE, REFUSED_PAUSE_S, middle, percentile, quartiles, run
 
 CALM, RUSH = 0.3, 5.0
 """Of what it can answer."""
@@ -39,8 +39,6 @@ LONG, SHORT = (4.0, 6.0, 3.0), (2.0, 4.0, 2.5)
 MINUTES = 5
 LINES = 20
 POINTS = (0.3, 0.5, 0.7)
-REFUSED_PAUSE_S = 0.05
-"""While capacity is looked for: a shop that is refused does not ask again at once."""
 
 DEADLINE_MS, GRACE_MS = 1500, 50
 HANG_S = 3.0

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bench.contenders import BY_KEY
 from bench.results import Judged, Results, aims_table, table, verdicts
-from bench.rounds import middle, quartiles
+from bench.rounds import REFUSED_PAUSE_S, middle, quartiles
 
 Series = dict[str, list[float]]
 
@@ -148,8 +148,9 @@ write it: FastAPI with the promotion engine's own Python SDK.
 
 ## Requests a second
 
-Beside an echo on the same stack (1 = as many as it), with an engine that answers at once. Good answers count; "refused"
-is the share of those that were told at once that the service is full, which keeps the others fast:
+Beside an echo on the usual stack (1 = as many as it), with an engine that answers at once. Good answers count;
+"refused" is the share of those that were told at once that the service is full, which keeps the others fast (such a
+connection asks again after {pause:.0f} ms):
 
 {beside_echo}
 
@@ -196,7 +197,8 @@ belong to one machine; what carries over is the ratios.
 
 _GLOSSARY = {
     "service": "`promotions-mapper serve` as it is installed, signature, receipt, logs and metrics included",
-    "echo": "Starlette and uvicorn, answering with the body they were sent: the most that the stack can do",
+    "echo": "Starlette and uvicorn, answering with the body they were sent: the most that the usual stack can do",
+    "own": "the same without Starlette, on the server that this service brings with it: the most that it could do",
     "nginx": "hands the same bytes to the engine, and the engine's answer back: what a hop costs",
     "sdk": "`talon-one-sdk` in the thread pool, no receipt, no deadline, no logs: `bench/sdk_app.py`",
     "httpx": "with `MAPPER_HTTP_CLIENT=httpx`",
@@ -219,6 +221,7 @@ def page(results: Results, picture: str, more: Sequence[str] = ()) -> str:
         beside_sdk=_grid(results, 0, lambda found, key: ratio(found.get(key), found.get("sdk"), "rps")),
         beside_nginx=_grid(results, 30, lambda found, key: ratio(found.get(key), found.get("nginx"), "rps")),
         rate=results["open"]["rate"],
+        pause=REFUSED_PAUSE_S * 1000,
         open=_open_table(results),
         growth=_growth(results),
         ready=_spread(_figures(results["start"]["ready_s"])),
@@ -238,8 +241,8 @@ def _setting(results: Results) -> str:
     told = [
         f"Measured on {results['date']}, commit {results['commit']}, on {machine['processor']}; load average at the",
         f"start {machine['load']:.2f}, processors busy with other things meanwhile {machine['noise']:.2f} (median).",
-        "Everything on loopback, one worker each; the contender on a processor of its own, engine and client on",
-        "another. Contenders took turns in short rounds, in changing order. Figures are medians, [in brackets] the",
+        "Everything on loopback, one worker each; the contender on a processor of its own, engine and client together",
+        "on another. Contenders took turns in short rounds, in changing order. Figures are medians, [in brackets] the",
         "quartiles over the rounds.",
     ]
     if not results["quiet"]:

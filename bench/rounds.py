@@ -27,6 +27,9 @@ ATTEMPTS = 3
 RATE = 150.0
 """Requests a second in the open loop."""
 
+REFUSED_PAUSE_S = 0.05
+"""After an answer other than 200, in the closed loop: a shop that is refused does not ask again at once."""
+
 NEVER_MS = 99_999.0
 
 T = TypeVar("T")
@@ -105,7 +108,9 @@ class Bench:
         def mark() -> None:
             marks.append((machine.processor_ns(one.process.pid), machine.Others(self._pids)))
 
-        turn = load.closed_loop(one.port, requests, case.in_flight, case.seconds, case.limit_s, mark)
+        turn = load.closed_loop(
+            one.port, requests, case.in_flight, case.seconds, case.limit_s, mark, refused_pause_s=REFUSED_PAUSE_S
+        )
         window = run(turn)
         (before, others), (after, _) = marks
         good = len(window.times_ns)

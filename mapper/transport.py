@@ -93,7 +93,7 @@ def create(name: Literal["aiohttp", "httpx"], *, connections: int) -> Transport:
 class Exchange:
     """One request, and how far it has come: that decides what a failure means."""
 
-    __slots__ = ("body", "headers", "max_bytes", "method", "stage", "timeout_s", "url")
+    __slots__ = ("body", "headers", "max_bytes", "method", "named", "stage", "timeout_s", "url")
 
     def __init__(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
@@ -101,19 +101,22 @@ class Exchange:
         """Raises `ValueError` rather than let a line break in data make a header or a request of its own."""
         if not _METHOD.fullmatch(method) or not _URL.fullmatch(url):
             raise ValueError("the method is not one of HTTP's, or the URL is not a plain http(s) URL")
-        self.headers = _checked(tuple(headers))
+        self.headers, self.named = _checked(tuple(headers))
         self.method, self.url, self.body = method, url, body
         self.timeout_s, self.max_bytes = timeout_s, max_bytes
         self.stage: Literal["connecting", "sending", "reading"] = "connecting"
 
 
 @lru_cache(maxsize=64)
-def _checked(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
-    """These, behind those that every request has. Nearly all have just their account's: the same again and again."""
+def _checked(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[tuple[str, str], ...], frozenset[str]]:
+    """These, behind those that every request has, and their names in lower case.
+
+    Nearly all requests have just their account's headers: the same again and again.
+    """
     for name, value in headers:
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             raise ValueError(f"the header {name!r} holds characters that HTTP headers cannot carry")
-    return (*_ALWAYS, *headers)
+    return (*_ALWAYS, *headers), frozenset(name.lower() for name, _ in headers)
 
 
 class Body:

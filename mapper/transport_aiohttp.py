@@ -9,7 +9,6 @@ one it does not know.
 import io
 import ssl
 from contextvars import ContextVar
-from functools import lru_cache
 
 import aiohttp
 from aiohttp.tracing import Trace
@@ -18,6 +17,9 @@ from yarl import URL
 from mapper import transport
 from mapper.adapter import EngineReply
 from mapper.transport import Body, Client, Exchange, merged
+
+_AUTOMATIC = frozenset(("accept", "content-type"))
+"""Headers that aiohttp adds by itself where they are not given."""
 
 
 class _Stopped(Exception):
@@ -36,14 +38,6 @@ async def _only_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHand
 def _in_pieces(body: bytes) -> bytes | io.BytesIO | None:
     """A body in the form aiohttp wants: above this size it warns about one that would go out in one piece."""
     return io.BytesIO(body) if len(body) > 2**20 else body or None
-
-
-@lru_cache(maxsize=64)
-def _missing(headers: tuple[tuple[str, str], ...]) -> frozenset[str] | None:
-    """Which headers aiohttp would add that nobody has asked for. None where there are none, since it copies all headers
-    twice where there are.
-    """
-    return frozenset(("accept", "content-type")).difference(name.lower() for name, _ in headers) or None
 
 
 _current: ContextVar[Exchange] = ContextVar("_current")
@@ -97,7 +91,8 @@ class AiohttpTransport(Client):
             exchange.method,
             URL(exchange.url, encoded=True),
             headers=exchange.headers,
-            skip_auto_headers=_missing(exchange.headers),
+            # None where both are given: else aiohttp copies all headers twice.
+            skip_auto_headers=_AUTOMATIC - exchange.named or None,
             data=_in_pieces(exchange.body),
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None, connect=exchange.timeout_s / 2),

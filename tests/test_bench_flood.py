@@ -114,6 +114,25 @@ def test_a_refused_connection_of_the_closed_loop_pauses() -> None:
     assert asyncio.run(turn("/full", 0.0)) > 50
 
 
+def hang(*, longest_ms: float = 1540.0, hang_s: float = 3.0, settled_s: float = 0.1) -> dict[str, object]:
+    during = {"longest_ms": longest_ms, "unanswered": 0, "rate": 10.0, "late_p99_ms": 1.0}
+    return {"at_once": 9, "hang_s": hang_s, "during": during, "settled_s": settled_s}
+
+
+@pytest.mark.parametrize(
+    ("hangs", "kept"),
+    [
+        ([hang(), hang(hang_s=10.0, settled_s=5.5)], [True, True, True]),
+        ([hang(longest_ms=1551.0), hang(hang_s=10.0)], [False, True, True]),
+        ([hang(settled_s=2.1), hang(hang_s=10.0)], [True, False, True]),
+        ([hang(), hang(hang_s=10.0, settled_s=6.5)], [True, True, False]),
+    ],
+)
+def test_of_hangs_the_slowest_answer_counts(hangs: list[object], kept: list[bool | None]) -> None:
+    found = {"overload": [{"wait_ms": 30, "rounds": [round_of()]}], "hang": hangs}
+    assert [one.kept for one in overload.aims(found)][6:] == kept
+
+
 def round_of(*, share: float = 1.0, p99_ms: float = 60.0, late_ms: float = 1.0) -> dict[str, object]:
     calm = {"p99_ms": 40.0}
     rush = {

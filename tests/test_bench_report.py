@@ -50,7 +50,7 @@ def phase(**others: float) -> dict[str, float]:
 def overload() -> dict[str, Any]:
     calm, capacity = phase(p99_ms=40.0), {"rps": 500.0, "cpu_us": 2000.0}
     one = {"capacity": capacity, "calm": calm, "rush": phase(), "after": calm, "settled_s": 0.3, "noise": 0.0}
-    hang = {"at_once": 64, "calm": calm, "during": phase(), "after": calm, "settled_s": 0.1}
+    hang = {"at_once": 64, "hang_s": 3.0, "calm": calm, "during": phase(), "after": calm, "settled_s": 0.1}
     return {**ABOUT, "overload": [{"wait_ms": 30, "rounds": [one]}], "points": [], "refusal_us": 50.0, "hang": [hang]}
 
 
@@ -91,7 +91,7 @@ def test_every_section_that_was_measured_is_on_the_page_with_how_to_repeat_it(
         "| this service | 61 | 77 |",
         "good answers beside capacity | 0.98 [0.98 to 0.98] | at least 0.90x | kept |",
         "| 30 | 500 | 2500 | 490 | 50.0, 66.0 | 40.0 | 7.5 | 0.3 |",
-        "| 64 | 1501 | 9 | 0 | 0 | 0.1 |",
+        "| 64; 3 s | 1501 | 9 | 0 | 0 | 0.1 |",
         "+1.00 MB from 60.1 MB",
         "SQLite 0.40 [0.40 to 0.40]",
         *("make overload", "make memory", "make consume", "make bench", "2030-01-02", "abc1234"),

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -11,7 +12,9 @@ import tracemalloc
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
+import aiohttp
 import pytest
 import uvloop
 
@@ -46,7 +49,9 @@ class Rim:
                 await client.aclose()
 
         factory = uvloop.new_event_loop if self.loop == "uvloop" else asyncio.new_event_loop
-        with asyncio.Runner(loop_factory=factory) as runner:
+        # As if aiohttp had been imported just now: that is when it reads the authorities.
+        read_now = patch.object(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", ssl.create_default_context())
+        with read_now, asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(main())
 
 

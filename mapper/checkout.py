@@ -282,7 +282,8 @@ class _Reader:
     def __init__(
         self, above: Object, key: str, pointer: str, family: Literal["A", "B"], digits: int, first: int
     ) -> None:
-        self.above, self.key, self.at, self.family, self.digits, self.first = above, key, pointer, family, digits, first
+        self.above, self.key, self.at, self.digits, self.first = above, key, pointer, digits, first
+        self.family: Literal["A", "B"] = family
         self.price_keys = _PRICES[family]
         self.position = 0
         """Of the line that is being read."""

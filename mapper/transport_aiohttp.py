@@ -75,8 +75,8 @@ class AiohttpTransport(Client):
         """Made at the first call, since aiohttp wants a running event loop for it."""
         if self._open is None:
             self._open = aiohttp.ClientSession(
-                # Certificates are verified, in the way that aiohttp has made ready when it was imported. To make one of our
-                # own would read all authorities a second time, a tenth of the time that it takes to start.
+                # Certificates are verified, by the context that aiohttp has made when it was imported. To make another
+                # would read all authorities a second time, a tenth of the time that it takes to start.
                 connector=_Connector(limit=self._connections, keepalive_timeout=transport.IDLE_S, ssl=True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

@@ -109,7 +109,7 @@ def _put(operation: str, session: str, asked: Asked, *, state: str, dry: bool = 
     """https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2"""
     body = asked.body(state)
     closing = state == "closed" and not dry
-    headers = [_JSON]
+    headers: list[tuple[str, str]] = [_JSON]
     if closing:
         headers.append(("Idempotency-Key", hashlib.sha256(b"\0".join((session.encode(), b"close", body))).hexdigest()))
     return EngineRequest(

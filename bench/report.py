@@ -188,7 +188,7 @@ end of this run, after carts of up to 1,000 lines:
 
 ## To repeat it
 
-`make bench` measures all of this on Linux in about 20 minutes, best with nothing else running (it measures that, too,
+`make bench` measures all of this on Linux in about 25 minutes, best with nothing else running (it measures that, too,
 and says so). It writes this page and `bench/results/full.json`, which holds every round. `make bench-quick` takes a
 minute and prints the aims alone. The sections on overload, memory and consume say which target repeats them;
 `make figures` does it all. What it means for a shop's machines is on [its own page](capacity.md). Absolute figures

@@ -1,6 +1,7 @@
 """What the measurements share: when not to begin, what is noted beside the figures, where they are written."""
 
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "bench" / "results"
 MAX_LOAD = 1.0
 """The load average above which a long run does not begin."""
+PATIENCE_S, STEP_S = 180.0, 10.0
+"""How long it waits for that, for instance after another run, and how often it looks."""
 QUIET = 0.1
 """The median noise, in processors, up to which a run counts as quiet."""
 
@@ -53,9 +56,14 @@ def say(text: str) -> None:
 
 
 def cannot_measure(*, anyway: bool) -> str:
-    """Why not; empty where nothing speaks against it."""
+    """Why not; empty where nothing speaks against it. Waits for what has just ended to leave the load average."""
     if why := machine.missing():
         return f"This machine cannot measure: {why}."
+    waited = 0.0
+    while machine.load() > MAX_LOAD and not anyway and waited < PATIENCE_S:
+        say(f"Load average {machine.load():.2f}: waiting until it is below {MAX_LOAD:g}.")
+        time.sleep(STEP_S)
+        waited += STEP_S
     if machine.load() <= MAX_LOAD or anyway:
         return ""
     return (

@@ -101,6 +101,20 @@ def test_every_section_that_was_measured_is_on_the_page_with_how_to_repeat_it(
     assert (tmp_path / "performance.svg").read_text("utf-8").startswith("<svg")
 
 
+@pytest.mark.parametrize(
+    ("loads", "anyway", "may", "looks"),
+    [([0.4], False, True, 0), ([2.0, 1.5, 0.9], False, True, 2), ([2.0], False, False, 18), ([2.0], True, True, 0)],
+)
+def test_a_run_begins_when_what_was_before_has_gone(
+    monkeypatch: pytest.MonkeyPatch, loads: list[float], anyway: bool, may: bool, looks: int
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(results.machine, "load", lambda: loads[min(len(slept), len(loads) - 1)])
+    monkeypatch.setattr(results.time, "sleep", slept.append)
+    assert (results.cannot_measure(anyway=anyway) == "") is may
+    assert len(slept) == looks
+
+
 def test_what_was_not_measured_is_left_out_and_without_the_comparison_there_is_no_page(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,11 +1,12 @@
 """docs/performance.md is written from the files of results, and says what is in them."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import publish, results
+from bench import machine, publish, results
 from bench.contenders import BY_KEY
 
 ABOUT = {
@@ -109,8 +110,8 @@ def test_a_run_begins_when_what_was_before_has_gone(
     monkeypatch: pytest.MonkeyPatch, loads: list[float], anyway: bool, may: bool, looks: int
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(results.machine, "load", lambda: loads[min(len(slept), len(loads) - 1)])
-    monkeypatch.setattr(results.time, "sleep", slept.append)
+    monkeypatch.setattr(machine, "load", lambda: loads[min(len(slept), len(loads) - 1)])
+    monkeypatch.setattr(time, "sleep", slept.append)
     assert (results.cannot_measure(anyway=anyway) == "") is may
     assert len(slept) == looks
 

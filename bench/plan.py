@@ -10,7 +10,7 @@ from typing import Any
 
 from bench import apps, carts, results, simulate
 from bench.rounds import middle
-from bench.simulate import Admission, Draw, Fixed, Outcome, Worker
+from bench.simulate import Admission, Draw, Outcome, Turnstile, Worker
 from mapper import app, ledger, ledger_postgres, settings
 
 LINES = 20
@@ -20,9 +20,9 @@ LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 TURN_S = 20e-6
 """Of the processor, for a turn of the loop: a guess that changes little."""
 SLOTS = app.VALIDATE_SLOTS
-ADMISSION: Callable[[], Admission] = partial(Fixed, app.VALIDATE_ROOM)
+ADMISSION: Callable[[], Admission] = partial(Turnstile, app.PATIENCE_S, app.VALIDATE_ROOM)
 """As the service lets calls in."""
-ADMISSION_IN_WORDS = f"{app.VALIDATE_ROOM} others"
+ADMISSION_IN_WORDS = f"those who would wait for more than {app.PATIENCE_S * 1000:.0f} ms"
 ORDER_KB = len(carts.order(LINES, 0, 0)) / 1000
 TRIMMED_DAYS, KEPT_DAYS = ledger.TRIM_AFTER_S / 86_400, ledger.KEEP_S / 86_400
 """After so long the ledger drops an order's own bytes, and the whole row."""

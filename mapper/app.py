@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,20 +26,22 @@ from starlette.types import Receive, Scope, Send
 from mapper import __version__, connection, errors, promotions, server, settings, transport
 from mapper.engine import Engine
 from mapper.errors import Operation, Overloaded, Problem
-from mapper.gate import Bodies, Room, Visit
+from mapper.gate import Bodies, Room, Turnstile, Visit
 from mapper.ledger import Answer, LedgerUnavailable, open_ledger
 from mapper.once import Once
 from mapper.promotions import Call, Service
 from mapper.settings import Settings
 from mapper.telemetry import Record, Telemetry, log
 
-# Engine calls in flight at once, per process. Consume has its own, so that a rush of validates cannot starve it.
-VALIDATE_SLOTS = 64
-CONSUME_SLOTS = 32
+# Calls let in at once, per process, and engine calls in flight. Each call inside may call the engine: to wait with
+# parsed JSON in hand for another's slot would be work for nothing. They are many, since while the engine takes its
+# time they cost memory alone: where it takes 1.5 s, 256 are enough for 170 a second. Consume has its own, so that a
+# rush of validates cannot starve it.
+VALIDATE_ROOM = VALIDATE_SLOTS = 256
+CONSUME_ROOM, CONSUME_SLOTS = 64, 32
 
-# Calls let in at once, per process: somewhat more than can call the engine, since the ledger and JSON take time, too.
-VALIDATE_ROOM = 96
-CONSUME_ROOM = 64
+# How long a validate may have to wait for the processor before others are refused.
+PATIENCE_S = 0.020
 
 # Of all bodies that are being received, together.
 RECEIVING_BYTES = 64 * 1024 * 1024
@@ -66,6 +69,7 @@ Story = Callable[[Service, Call], Awaitable[Answer]]
 def create(configured: Settings, *, engine_transport: transport.Transport | None = None) -> Starlette:
     """The ASGI application. `engine_transport` replaces the HTTP client in tests."""
     telemetry = Telemetry()
+    turnstile = Turnstile(PATIENCE_S)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -94,6 +98,7 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             slots=VALIDATE_SLOTS,
             breaker=True,
             on_breaker=telemetry.breaker,
+            turn=partial(turnstile.enter, urgent=True),
         )
         for account in accounts:
             telemetry.breakers.labels(account).set(0)
@@ -109,8 +114,10 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             await client.aclose()
 
     bodies = Bodies(max(RECEIVING_BYTES, 4 * configured.max_body_bytes))
-    validate = _Endpoint("validate", promotions.validate, Room(VALIDATE_ROOM, bodies), configured, telemetry)
-    consume = _Endpoint("consume", promotions.consume, Room(CONSUME_ROOM, bodies), configured, telemetry)
+    validate_room = Room(VALIDATE_ROOM, bodies, turnstile)
+    consume_room = Room(CONSUME_ROOM, bodies, turnstile, urgent=True)
+    validate = _Endpoint("validate", promotions.validate, validate_room, configured, telemetry)
+    consume = _Endpoint("consume", promotions.consume, consume_room, configured, telemetry)
     app = _Application(
         calls={"/promotions/validate": validate, "/promotions/consume": consume},
         routes=[
@@ -138,6 +145,12 @@ class _Application(Starlette):
             routes=[*(Route(path, endpoint, methods=["POST"]) for path, endpoint in calls.items()), *routes], **options
         )
         self._calls = calls
+        self._by_target = {path.encode(): endpoint for path, endpoint in calls.items()}
+
+    def turn_away(self, method: bytes, target: bytes) -> connection.Ready | None:
+        """Asked by the connection, before anything else is done: the refusal of a call for which there is no room."""
+        endpoint = self._by_target.get(target) if method == b"POST" else None
+        return endpoint.turn_away() if endpoint else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._calls:
@@ -154,10 +167,11 @@ class _Reply(NamedTuple):
     reason: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
+    def fields(self, *headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        return [*_JSON_HEADERS, (b"content-length", b"%d" % len(self.body)), *self.headers, *headers]
+
     async def send(self, send: Send, *headers: tuple[bytes, bytes]) -> None:
-        length = (b"content-length", b"%d" % len(self.body))
-        every = [*_JSON_HEADERS, length, *self.headers, *headers]
-        await send({"type": "http.response.start", "status": self.status, "headers": every})
+        await send({"type": "http.response.start", "status": self.status, "headers": self.fields(*headers)})
         await send({"type": "http.response.body", "body": self.body})
 
 
@@ -177,10 +191,17 @@ class _Endpoint:
         self._telemetry = telemetry
         self._budget = configured.validate_deadline_s if operation == "validate" else configured.consume_deadline_s
         self._full = self._refusal(Overloaded())
+        self._full_at_once = connection.ready(self._full.status, self._full.fields(), self._full.body)
         self._on_full = telemetry.requests.labels(operation, str(self._full.status), self._full.reason).inc
 
+    def turn_away(self) -> connection.Ready | None:
+        if not self._room.is_full:
+            return None
+        self._on_full()
+        return self._full_at_once
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._room.is_full:
+        if self._room.is_full:  # since the connection has asked, or because it could not be answered at once
             self._on_full()
             await self._full.send(send)
             return
@@ -192,7 +213,9 @@ class _Endpoint:
             try:
                 _check_head(first, self._configured.max_body_bytes)
                 body = await _read(scope, receive, self._configured.max_body_bytes, visit)
-                call = Call(body, headers, self.service.clock() + self._budget, record)
+                deadline = self.service.clock() + self._budget
+                await visit.begin()
+                call = Call(body, headers, deadline, record)
                 answer = await self._story(self.service, call)
                 reply = _Reply(answer.status, answer.reply, answer.reason)
             except _NotACall as refusal:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from itertools import chain
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import httptools
 import msgspec
@@ -32,6 +32,25 @@ WHOLE: Final = "whole"
 """In that of one request: its body has been received completely."""
 
 Message = MutableMapping[str, Any]
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class Ready(NamedTuple):
+    """An answer that is there before it is asked for."""
+
+    status_line: bytes
+    rest: bytes
+    """From the header fields on; those that the server adds go between."""
+
+
+def _lines(headers: Headers) -> list[bytes]:
+    return [b"%b: %b\r\n" % header for header in headers]
+
+
+def ready(status: int, headers: Headers, body: bytes) -> Ready:
+    return Ready(_STATUS_LINES[status], b"".join(_lines(headers)) + b"\r\n" + body)
+
+
 App = Callable[
     [dict[str, Any], Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
 ]
@@ -40,7 +59,7 @@ _NOT_EVEN_REFUSED = 256
 _HOST = re.compile(rb"[\w.:\[\]-]+", re.ASCII)
 # No percent sign: there is no path here that needs one, and `%2f` must not lead where `/` leads.
 _TARGET = re.compile(rb"/[\w.~/-]*(\?[!-~]*)?", re.ASCII)
-_STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 
 @dataclass(frozen=True)
@@ -124,6 +143,8 @@ class _Exchange:
         self._must_continue = must_continue
         self._missing: int | None = None
         """Bytes of the answer's body that are still to be sent; None where its head does not say."""
+        self.head = b""
+        """The answer's head, until it goes out together with the first part of the body."""
 
     async def run(self, app: App) -> None:
         try:
@@ -154,7 +175,7 @@ class _Exchange:
             return
         if not self.started:
             self._must_continue = False
-            self._connection.write(self._head(message["status"], message.get("headers", ())))
+            self.head = self._head(message["status"], message.get("headers", ()))
             self.started = True
         else:
             self._send_body(message.get("body", b""), last=not message.get("more_body"))
@@ -186,11 +207,16 @@ class _Exchange:
             self._missing -= len(body)
             if self._missing < 0 or (last and self._missing):
                 raise ValueError("an answer is not as long as its head says")
-        self._connection.write(body)
+        self._connection.write(self.head + body)
+        self.head = b""
         if last:
             self.complete = True
             self.news.set()
             self._connection.answered(self)
+
+
+def _nobody(method: bytes, target: bytes) -> None:
+    """For an application without `turn_away`."""
 
 
 class Connection(asyncio.Protocol):
@@ -212,6 +238,8 @@ class Connection(asyncio.Protocol):
         self.server_state = server_state
         self._limits = limits
         self._app = cast("App", config.loaded_app)
+        self._turn_away: Callable[[bytes, bytes], Ready | None] = getattr(self._app, "turn_away", _nobody)
+        self._turned_away: _Exchange | None = None
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
         self._parser: Any = httptools.HttpRequestParser(self)
@@ -355,8 +383,11 @@ class Connection(asyncio.Protocol):
                 self._refuse(_LARGE_HEAD)
             elif self._timer is None:
                 self._limit(self._limits.head_s, self._too_slow)
-        elif self._exchange is not None and self._exchange.complete and not self._in_body:
-            self._rest()
+        elif self._exchange is not None and self._exchange.complete:
+            if not self._in_body:
+                self._rest()
+            elif self._timer is None:
+                self._limit(self._limits.rest_s, self._linger)
 
     def on_message_begin(self) -> None:
         self._url = b""
@@ -392,6 +423,11 @@ class Connection(asyncio.Protocol):
         answering = self._exchange is not None and not self._exchange.complete
         # After a request to upgrade the parser takes nothing any more.
         ends = upgrade or version == "1.0" or not self._parser.should_keep_alive() or self._app_state.get(LEAVING)
+        if not (answering or ends or self._must_continue or self.flow.write_paused):
+            answer = self._turn_away(self._parser.get_method(), self._url)
+            if answer is not None:
+                self._refuse_at_once(answer)
+                return
         self._state = self._app_state.copy()
         self._exchange = _Exchange(self, self._scope(version), keep_alive=not ends, must_continue=self._must_continue)
         if answering:
@@ -399,6 +435,15 @@ class Connection(asyncio.Protocol):
             self._ahead.append(self._exchange)
         else:
             self._start(self._exchange)
+
+    def _refuse_at_once(self, answer: Ready) -> None:
+        """Without a task, an exchange of its own and all else that an answer costs: there are many when it matters."""
+        if self._turned_away is None:
+            self._turned_away = _Exchange(self, {}, keep_alive=True, must_continue=False)
+            self._turned_away.complete = True
+        self._exchange = self._turned_away  # what is left of the body is thrown away
+        self.write(b"".join((answer.status_line, *_lines(self.server_state.default_headers), answer.rest)))
+        self.server_state.total_requests += 1
 
     def _scope(self, version: str) -> dict[str, Any]:
         raw_path, _, query = self._url.partition(b"?")
@@ -481,7 +526,7 @@ class Connection(asyncio.Protocol):
 
     def give_up(self, exchange: _Exchange) -> None:
         """The application has ended without an answer, or in the middle of one."""
-        if not exchange.started:
+        if exchange.head or not exchange.started:
             self.write(_FAULT.answer)
         self._goodbye()
 

@@ -144,6 +144,7 @@ class Engine:
         on_call: Callable[[Call], object] | None = None,
         on_exchange: Callable[[EngineRequest, EngineReply], object] | None = None,
         on_breaker: Callable[[str, State], object] | None = None,
+        turn: Callable[[], Awaitable[object]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -152,13 +153,15 @@ class Engine:
         """`breaker`: whether to stop asking an account that is down (`mapper.breaker`), for a while.
 
         `random` gives numbers from 0 to 1. `on_exchange` sees every reply, for recording; `on_breaker` is told the
-        account and the new state of its breaker; no hook may raise.
+        account and the new state of its breaker; no hook may raise. `turn` is awaited before a reply is handed to the
+        adapter, which may take its time with it.
         """
         self._transport = transport
         self._lines = {name: _Line(account) for name, account in accounts.items()}
         self._slots = asyncio.Semaphore(slots)
         self._on_call = on_call
         self._on_exchange = on_exchange
+        self._turn = turn
         self._clock, self._wall_clock, self._sleep, self._random = clock, wall_clock, sleep, random
         self._budget = BUDGET_MAX
         self._breakers: dict[str, Breaker] = {}
@@ -212,6 +215,8 @@ class Engine:
             if asked == MAX_REQUESTS:
                 break
             reply = await self._ask(request, deadline, before_effect, acted=acted)
+            if self._turn is not None:
+                await self._turn()
             acted = acted or request.method not in ("GET", "HEAD")
         raise _adapter_error()
 

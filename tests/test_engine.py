@@ -115,6 +115,23 @@ def test_a_conversation_is_held_to_its_end() -> None:
     assert world.hold(ask()) == []
 
 
+def test_each_reply_waits_for_its_turn_before_the_adapter_has_it() -> None:
+    seen: list[str] = []
+
+    async def turn() -> None:
+        seen.append("turn")
+
+    def told() -> Conversation[None]:
+        for path in ("/a", "/b"):
+            yield request(path)
+            seen.append(path)
+
+    world = World(503, 200, 404)
+    world.engine = Engine(world, ACCOUNTS, clock=lambda: world.now, sleep=world.sleep, turn=turn)
+    world.hold(told())
+    assert seen == ["turn", "/a", "turn", "/b"]
+
+
 def test_every_reply_but_409_429_5xx_and_redirects_goes_to_the_adapter() -> None:
     for status in range(200, 600):
         world = World(status)

@@ -57,6 +57,9 @@ class Seen:
     service: Any
     targets: list[str] = field(default_factory=list)
 
+    def turn_away(self, method: bytes, target: bytes) -> Any:
+        return self.service.turn_away(method, target) if hasattr(self.service, "turn_away") else None
+
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             self.targets.append(scope["raw_path"].decode("latin-1"))
@@ -461,10 +464,12 @@ def body(data: bytes, *, more: bool = False) -> Message:
         # The body's end is that of the connection.
         ("GET", [NO_LENGTH, body(b"ok")], b"HTTP/1.1 200 OK\r\n", b"connection: close\r\n\r\nok"),
         ("HEAD", [OK, body(b"ok")], b"HTTP/1.1 200 OK\r\n", b"content-length: 2\r\n\r\n"),
-        # What is too long is not sent, and what is too short ends with the connection.
-        ("GET", [OK, body(b"ok!")], b"HTTP/1.1 200 OK\r\n", b"\r\n\r\n"),
-        ("GET", [OK, body(b"o")], b"HTTP/1.1 200 OK\r\n", b"\r\n\r\n"),
-        ("GET", [OK], b"HTTP/1.1 200 OK\r\n", b"\r\n\r\n"),
+        # What is not as long as its head says is not sent, and ends with the connection where a part of it was.
+        ("GET", [OK, body(b"ok!")], b"HTTP/1.1 500 Internal Server Error\r\n", b"}"),
+        ("GET", [OK, body(b"o")], b"HTTP/1.1 500 Internal Server Error\r\n", b"}"),
+        ("GET", [OK], b"HTTP/1.1 500 Internal Server Error\r\n", b"}"),
+        ("GET", [OK, body(b"o", more=True)], b"HTTP/1.1 200 OK\r\n", b"\r\n\r\no"),
+        ("GET", [OK, body(b"o", more=True), body(b"k!")], b"HTTP/1.1 200 OK\r\n", b"\r\n\r\no"),
         ("GET", [], b"HTTP/1.1 500 Internal Server Error\r\n", b"}"),
         ("GET", [FORGED, body(b"")], b"HTTP/1.1 500 Internal Server Error\r\n", b"}"),
         ("GET", [FORGED_CR, body(b"")], b"HTTP/1.1 500 Internal Server Error\r\n", b"}"),
@@ -506,6 +511,25 @@ def test_who_comes_when_all_room_is_taken_is_answered_before_the_body_is_read(mo
             metrics = exchange(made.address, request("GET", "/metrics"), expect=1).raw.decode()
             line = f'mapper_requests_total{{operation="validate",reason="overloaded",status="{status}"}} 1.0'
             assert line in metrics
+
+
+def test_who_is_turned_away_at_once_may_go_on_with_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "VALIDATE_ROOM", 0)
+    with running(service(), SHORT) as made:
+        # The body is thrown away, whatever it looks like; what comes after it is answered.
+        inner = request("GET", "/livez")
+        refused = request("POST", "/promotions/validate", inner)
+        heard = exchange(made.address, refused + refused + request("GET", "/version"), expect=3)
+        assert (heard.statuses, heard.closed) == ([422, 422, 200], False)
+        assert heard.responses[0].headers["date"]
+        assert heard.responses[0].body == heard.responses[1].body
+        heard = exchange(made.address, head(POST, HOST, "Content-Length: 9", "Connection: close") + b"123456789")
+        assert heard.responses[0].headers["connection"] == "close"
+        # A body that does not come is not waited for.
+        with raw_http.connect(made.address, 2) as connection:
+            connection.sendall(head(POST, HOST, "Content-Length: 9") + b"1234")
+            raw = b"".join(iter(lambda: connection.recv(65536), b""))
+            assert raw.startswith(b"HTTP/1.1 422 ")
 
 
 class Guests:

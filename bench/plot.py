@@ -10,7 +10,7 @@ from bench.results import Results
 _WIDTH, _LEFT, _RIGHT, _BAR, _STEP, _TOP = 760, 250, 90, 26, 44, 78
 _SHOWN = (
     ("service", "This service", "#1f6f5c"),
-    ("httpx", "This service, httpx as its HTTP client", "#6fae9d"),
+    ("httpx", "This service, with httpx", "#6fae9d"),
     ("sdk", "FastAPI with the vendor's SDK", "#b0b4ba"),
 )
 

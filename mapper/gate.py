@@ -22,7 +22,7 @@ from typing import Self
 
 from mapper.errors import Overloaded
 
-LEAST = 4
+LEAST = 8
 """So many may always wait, however long a turn takes."""
 
 

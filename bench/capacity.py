@@ -64,7 +64,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 _PAGE = """\
 # How much of it is needed
 
-<!-- Written by `make capacity`; the words stand in bench/capacity_page.py. -->
+<!-- Written by `make capacity`; the words stand in bench/capacity.py. -->
 
 From what one worker was measured to do, to replicas, connections, PostgreSQL and the engine's quota. Nothing here is a
 promise about your machines: every figure comes from the tables below, and one command does it all again with yours:

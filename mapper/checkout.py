@@ -5,7 +5,7 @@ lines. Everything an adapter or the arithmetic needs is read here once; whatever
 with the place as a JSON pointer.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import Any, Literal, cast
@@ -45,14 +45,33 @@ class Names:
     """Whether a list of discounts came."""
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Where a list of lines stands in the body: whose it is, what it is called, and that as a JSON pointer."""
+
+    above: Object
+    key: str
+    pointer: str
+
+    def pointer_of(self, position: int) -> str:
+        return f"{self.pointer}/{position}"
+
+    def source_of(self, position: int) -> Object:
+        """A line's own text, read anew."""
+        array = self.above.array(self.key)
+        source = array.object(position) if array else None
+        assert source is not None, "a line is an object in an array"
+        return source
+
+
 class Line(msgspec.Struct, frozen=True, gc=False):
     """One line of the cart. Amounts in minor units; `discount` is for the whole line, prices are for one unit."""
 
     index: int
     """The position among all lines of the body, those of all orders counted through."""
-    at: str
+    within: Lines
     position: int
-    """Which list it stands in, as a JSON pointer, and at which place of it."""
+    """Which list it stands in, and at which place of it."""
     sku: str
     variant_id: str
     product_id: str
@@ -63,9 +82,6 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     """What one unit cost before any discount of ours: what the engine is told."""
     discount: int
     """What the body says is off this line by earlier discounts of ours."""
-    above: Object
-    key: str
-    """Whose list of lines it stands in, and what that is called."""
     plain: Mapping[str, Any]
     """The line as `Object.plain` has it."""
     names: Names
@@ -76,12 +92,11 @@ class Line(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def pointer(self) -> str:
-        return f"{self.at}/{self.position}"
+        return self.within.pointer_of(self.position)
 
     @property
     def source(self) -> Object:
-        """The line's own text, read anew."""
-        return _line_source(self.above, self.key, self.position)
+        return self.within.source_of(self.position)
 
     @property
     def gross(self) -> int:
@@ -259,17 +274,10 @@ def _order(
         raise InvalidRequest("The order has no list of lines.", f"{pointer}/{key}")
     if (count := len(plain[key])) > MAX_LINES:
         raise InvalidRequest(f"The cart has {count} lines; the limit is {MAX_LINES}.", f"{pointer}/{key}")
-    read = _Reader(source, key, f"{pointer}/{key}", family, digits, first)
+    read = _Reader(Lines(source, key, f"{pointer}/{key}"), family, digits, first)
     lines = tuple([read.line(position, line) for position, line in enumerate(plain[key])])
     names = _names(plain, family, pointer)
     return Order(source=source, plain=plain, pointer=pointer, lines_key=key, names=names, lines=lines)
-
-
-def _line_source(above: Object, key: str, position: int) -> Object:
-    array = above.array(key)
-    source = array.object(position) if array else None
-    assert source is not None, "a line is an object in an array"
-    return source
 
 
 class _Reader:
@@ -279,10 +287,8 @@ class _Reader:
     looked at for anything else, such as a price that is a JSON number.
     """
 
-    def __init__(
-        self, above: Object, key: str, pointer: str, family: Literal["A", "B"], digits: int, first: int
-    ) -> None:
-        self.above, self.key, self.at, self.digits, self.first = above, key, pointer, digits, first
+    def __init__(self, within: Lines, family: Literal["A", "B"], digits: int, first: int) -> None:
+        self.within, self.digits, self.first = within, digits, first
         self.family: Literal["A", "B"] = family
         self.price_keys = _PRICES[family]
         self.position = 0
@@ -291,11 +297,11 @@ class _Reader:
 
     @property
     def pointer(self) -> str:
-        return f"{self.at}/{self.position}"
+        return self.within.pointer_of(self.position)
 
     @property
     def source(self) -> Object:
-        return _line_source(self.above, self.key, self.position)
+        return self.within.source_of(self.position)
 
     def line(self, position: int, plain: Any) -> Line:
         self.position, self.plain = position, plain
@@ -314,7 +320,7 @@ class _Reader:
             quantity = self.quantity()
         price_keys = self.price_keys if len(self.price_keys) == 1 else self.came(self.price_keys)
         list_price = price = self.price(price_keys)
-        names = _names(plain, self.family, self.at, position)
+        names = _names(plain, self.family, self.within.pointer, position)
         discount, marked = 0, None
         if names.came or plain.get(names.totals[0]) is not None:
             discount, marked = self.discount(names)
@@ -324,7 +330,7 @@ class _Reader:
                 list_price = money.list_price(price, discount, quantity)
         return Line(
             self.first + position,
-            self.at,
+            self.within,
             position,
             sku,
             variant_id,
@@ -333,8 +339,6 @@ class _Reader:
             price,
             list_price,
             discount,
-            self.above,
-            self.key,
             plain,
             names,
             price_keys,
@@ -370,13 +374,7 @@ class _Reader:
     def amount(self, key: str) -> int:
         value = self.plain[key]
         if isinstance(value, str):
-            try:
-                amount = money.parse(value, self.digits)
-                if amount > 0 or value[0] != "-":
-                    return amount
-            except money.NotMoney:
-                pass  # is said below
-            return _amount(value, self.digits, self.pointer, key)
+            return _amount(value, self.digits, self.within.pointer, self.position, key)
         return _scalar_amount(self.source, key, self.pointer, self.digits)
 
     def discount(self, names: Names) -> tuple[int, int | None]:
@@ -408,10 +406,9 @@ _KINDS = {_Absent: "", type(None): "null", str: "string", int: "number", float: 
           list: "array", dict: "object"}  # fmt: skip
 
 
-def _names(plain: Mapping[str, Any], family: Literal["A", "B"], pointer: str, position: int | None = None) -> Names:
-    """Which names stand for the total and for the list of discounts, by the type of what came.
-
-    `plain` stands at `pointer`, or at that position of the list there.
+def _names(plain: Mapping[str, Any], family: Literal["A", "B"], *place: str | int) -> Names:
+    """Which names stand for the total and for the list of discounts, by the type of what came. `place` of `plain`: as
+    for `_amount`.
     """
     get = plain.get
     named = _named(
@@ -425,7 +422,7 @@ def _names(plain: Mapping[str, Any], family: Literal["A", "B"], pointer: str, po
     if isinstance(named, Names):
         return named
     key, message = named
-    raise InvalidRequest(message, f"{pointer}/{key}" if position is None else f"{pointer}/{position}/{key}")
+    raise InvalidRequest(message, _pointer((*place, key)))
 
 
 _NAMES = ("total_discount", "discounts", "discounts_amount", "applied_discounts")
@@ -494,18 +491,20 @@ def _scalar_amount(source: Object, key: str, pointer: str, digits: int) -> int:
     return _amount(text, digits, pointer, key)
 
 
-def _amount(value: Any, digits: int, pointer: str, key: str = "") -> int:
-    """The minor units of an amount at `pointer`, or at its member `key`."""
+def _amount(value: Any, digits: int, *place: str | int) -> int:
+    """The minor units of an amount. `place`: a JSON pointer, and what follows it."""
     try:
         text = value if isinstance(value, str) else "" if isinstance(value, bool) else str(value)
         amount = money.parse(text, digits)
     except money.NotMoney as error:
-        pointer += f"/{key}" if key else ""
-        raise InvalidRequest(f"The amount {error}.", pointer, reason="not_money") from None
+        raise InvalidRequest(f"The amount {error}.", _pointer(place), reason="not_money") from None
     if amount < 0 or text.startswith("-"):
-        pointer += f"/{key}" if key else ""
-        raise InvalidRequest("The amount is negative.", pointer, reason="negative_amount")
+        raise InvalidRequest("The amount is negative.", _pointer(place), reason="negative_amount")
     return amount
+
+
+def _pointer(place: Iterable[str | int]) -> str:
+    return "/".join(map(str, place))
 
 
 def _identity(root: Object, key: str) -> str:

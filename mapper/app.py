@@ -201,8 +201,7 @@ class _Endpoint:
         return self._full_at_once
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._room.is_full:  # since the connection has asked, or because it could not be answered at once
-            self._on_full()
+        if self.turn_away():  # full since the connection has asked, or it could not answer at once
             await self._full.send(send)
             return
         started = time.monotonic()

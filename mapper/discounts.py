@@ -159,7 +159,7 @@ def _order(checkout: Checkout, order: Order, settled: Settled) -> tuple[_Changes
 
 
 def _line(line: Line, settled: Settled, digits: int, *, always: bool) -> _Changes:
-    off = settled.line_totals.get(line.index, 0)
+    off = settled.line_total(line.index)
     list_price = price = line.list_price
     entries: list[_Entry] = []
     if off:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 from msgspec import Raw
 
 from adapters.talon_one import reasons, wire
@@ -145,8 +146,7 @@ def read(
     odd: list[tuple[wire.Effect | Raw, Problem | None]] = []
     """What is not simply a discount, or is one that cannot be read."""
     for effect in effects:
-        becomes = "" if isinstance(effect, Raw) else TABLE.get(effect.effect_type, _UNKNOWN).becomes
-        if isinstance(effect, Raw) or becomes not in _MONEY:
+        if isinstance(effect, Raw) or (becomes := TABLE.get(effect.effect_type, _UNKNOWN).becomes) not in _MONEY:
             odd.append((effect, None))
             continue
         try:
@@ -406,15 +406,7 @@ class _Told:
         )
 
     def off_cost(self, amount: int, cost: str, limit: int | None, **meta: Any) -> Discount:
-        return Discount(
-            name=self.name,
-            description=self.description,
-            amount=amount,
-            effect_type=self.rule.effect_type,
-            cost=cost,
-            limit=limit,
-            meta={**self.meta, **meta},
-        )
+        return msgspec.structs.replace(self.off(amount), cost=cost, limit=limit, meta={**self.meta, **meta})
 
 
 def _described(rule: _Rule, campaign: wire.Campaign | None, coupons: dict[int, str]) -> _Told:

@@ -74,9 +74,6 @@ class Object:
             self._members = _members.decode(self.readable[self.start : self.end])
         return self._members
 
-    def __contains__(self, key: str) -> bool:
-        return key in self.members
-
     def raw(self, key: str) -> bytes:
         """The value's own bytes; b"" where there is no such member."""
         value = self.members.get(key)
@@ -249,10 +246,6 @@ class Array:
     def array(self, index: int) -> "Array | None":
         """The item as an array; None where it is absent or something else."""
         return Array(self.text, *self.items[index], self.readable) if self.kind(index) == "array" else None
-
-    def render(self, changes: Mapping[int, bytes]) -> bytes:
-        """The array's text with some items replaced."""
-        return apply(self.text, [(*self.items[index], value) for index, value in changes.items()], self.start, self.end)
 
 
 def kind(first: int) -> str:

@@ -181,7 +181,8 @@ _SECTION = """\
 ## What redeeming once costs
 
 Orders of 5 lines, {in_flight} in flight, one worker, the sandbox as the engine. A consume asks it twice and writes to
-the ledger three times, each on disk before it goes on; a validate asks once and writes nothing.
+the ledger three times, each on disk before it goes on; a validate asks once and writes nothing. Validates that are
+refused, since they would wait for too long, are not counted; their callers ask again after 20 ms.
 
 {rows}
 

@@ -19,10 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(why, file=sys.stderr)
         return 3
     found = measure(quick=chosen.quick, patient=not (chosen.quick or chosen.anyway))
-    for line in report.screen(found):
-        print(line)
-    if results.keep("full", found, publish=not chosen.quick):
-        publish.performance()
+    results.finish("full", found, report.screen(found), publish=not chosen.quick)
     return 0
 
 

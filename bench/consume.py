@@ -223,12 +223,7 @@ def main() -> int:
     # The database's processes are not ours to count, so the noise of others cannot be told: see the load average.
     found = {**results.context(), "quiet": True, **run(chosen.rounds, chosen.seconds, chosen.postgres)}
     print(f"load average at the end: {os.getloadavg()[0]:.1f}")
-    for line in screen(found):
-        print(line)
-    if results.keep("consume", found, publish=not short):
-        from bench import publish  # noqa: PLC0415 - which imports this
-
-        publish.performance()
+    results.finish("consume", found, screen(found), publish=not short)
     return 0
 
 

@@ -49,12 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 3
     # Whether others are busy meanwhile changes how much is answered, not how much is held: always quiet.
     found = {**results.context(), **measure(chosen.warm, chosen.seconds), "quiet": True}
-    for line in screen(found):
-        print(line)
-    if results.keep("memory", found, publish=not short):
-        from bench import publish  # noqa: PLC0415 - which imports this
-
-        publish.performance()
+    results.finish("memory", found, screen(found), publish=not short)
     return 0
 
 

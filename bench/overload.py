@@ -58,12 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     found = {**results.context(), **measure(chosen)}
     noise = middle([one["noise"] for case in found["overload"] for one in case["rounds"]] or [0.0])
     found["machine"]["noise"], found["quiet"] = noise, noise <= results.QUIET
-    for line in screen(found):
-        print(line)
-    if results.keep("overload", found, publish=not (chosen.quick or chosen.sizes or chosen.no_hang)):
-        from bench import publish  # noqa: PLC0415 - which imports this
-
-        publish.performance()
+    results.finish("overload", found, screen(found), publish=not (chosen.quick or chosen.sizes or chosen.no_hang))
     return 0
 
 

@@ -94,6 +94,16 @@ def keep(name: str, found: Mapping[str, Any], *, publish: bool) -> bool:
     return publish
 
 
+def finish(name: str, found: Results, lines: Iterable[str], *, publish: bool) -> None:
+    """Shows what was measured, keeps it, and writes the page anew where it may stand there."""
+    for line in lines:
+        print(line)
+    if keep(name, found, publish=publish):
+        from bench import publish as pages  # noqa: PLC0415 - which imports what imports this
+
+        pages.performance()
+
+
 def measured_on(found: Results) -> str:
     """A sentence for the page: when, what, where."""
     one = found["machine"]

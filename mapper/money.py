@@ -8,7 +8,6 @@ at the request to the last byte of the reply. What an engine computes may have a
 import re
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Context, Decimal, Inexact, InvalidOperation
-from functools import lru_cache
 from typing import Final
 
 # ISO 4217, list one (SIX, 2026-01-01): the active codes by the number of their minor-unit digits. Codes without a minor
@@ -68,7 +67,6 @@ def parse(text: str, digits: int) -> int:
     return -minor if sign else minor
 
 
-@lru_cache(10_000)
 def text(minor: int, digits: int) -> str:
     """The decimal text of an amount, with all digits of its currency: 14000 at 2 digits is "140.00"."""
     if digits == 0:

@@ -289,7 +289,7 @@ class Connection(asyncio.Protocol):
             self._exchange.disconnected = not self._exchange.complete
             self._exchange.news.set()
         self.flow.resume_writing()
-        self._parser = None  # it holds this object
+        self._parser = self._exchange = self._turned_away = None  # each of them holds this object
         self._unlimit()
         self._stop_keep_alive()
         if self._unread is not None:

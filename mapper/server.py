@@ -5,6 +5,7 @@ way, resets those that wait to be accepted, and ends with the signal's exit code
 """
 
 import asyncio
+import gc
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -148,5 +149,17 @@ def create(app: Any, limits: Limits | None = None, *, factory: bool = False, dra
 def run(server: Server, listener: socket.socket, line: socket.socket | None = None) -> None:
     """Serves until told to stop."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks the supervisor to renew its workers; here it must not kill
+    server.config.load()
+    _spare_the_collector()
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.listen(listener, line))
+
+
+def _spare_the_collector() -> None:
+    """All that is needed has been loaded, and stays; a request leaves no cycles behind, nor does a connection.
+
+    So Python's search for garbage is left with what has come since, and comes rarely. As it is by itself it took a
+    twentieth of the processor under load, and whenever everything was looked through nobody was answered for 50 ms.
+    """
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)

@@ -5,6 +5,7 @@ Limits of time are short here. ATTACKS and RESTARTS in the environment make the 
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import random
@@ -406,6 +407,55 @@ def test_a_connection_is_idle_between_requests_only() -> None:
                 ended = converse(connection)
             assert ended.closed
             assert 0.1 < ended.seconds < 1
+
+
+def test_neither_requests_nor_connections_leave_work_for_the_garbage_collector() -> None:
+    """`server.run` makes it come rarely."""
+    order = {"id": "o-1", "order_items": CHECKOUT["items"]}
+    requests = {
+        "validate": signed(),
+        "consume": signed(order, "consume"),
+        "no JSON": signed("", "validate"),
+        "not signed": signed(secret=b"a secret that nobody has heard of"),
+        "no HTTP": b"\0",
+        "not there": request("GET", "/nothing"),
+    }
+    with running(service()) as served:
+        for sent in requests.values():  # what is made once and kept
+            served.says(sent, expect=1)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for name, sent in requests.items():
+                for _ in range(3):
+                    served.says(sent, LIVEZ, expect=2, pause_s=0.01, wait_s=0.3)
+                time.sleep(0.3)
+                gc.collect()
+                modules = {type(one).__module__.partition(".")[0] for one in gc.garbage}
+                assert not modules & {"mapper", "uvloop", "asyncio", "_asyncio", "httptools", "uvicorn"}, name
+                gc.garbage.clear()
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+
+
+def test_a_process_that_serves_leaves_what_it_has_loaded_out_of_the_search_for_garbage() -> None:
+    program = """
+import gc
+from mapper import server
+
+async def listen(*_):
+    import sys
+    print(gc.get_freeze_count() > 20_000, gc.get_threshold()[0] > 5_000, "mapper.once" in sys.modules)
+
+server.Server.listen = listen
+server.run(server.create("mapper.app:from_environment", factory=True), None)
+"""
+    environment = {**os.environ, **Process.settings("http://127.0.0.1:9")}
+    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["True", "True", "True"]
 
 
 def test_an_application_learns_that_its_client_has_gone() -> None:

@@ -22,7 +22,9 @@ TURN_S = 20e-6
 SLOTS = app.VALIDATE_SLOTS
 ADMISSION: Callable[[], Admission] = partial(Turnstile, app.PATIENCE_S, app.VALIDATE_ROOM, gate.LEAST)
 """As the service lets calls in."""
-ADMISSION_IN_WORDS = f"those who would wait for more than {app.PATIENCE_S * 1000:.0f} ms"
+ADMISSION_IN_WORDS = (
+    f"those who would wait for more than {app.PATIENCE_S * 1000:.0f} ms, or half of that in a crowd that stays,"
+)
 ORDER_KB = len(carts.order(LINES, 0, 0)) / 1000
 TRIMMED_DAYS, KEPT_DAYS = ledger.TRIM_AFTER_S / 86_400, ledger.KEEP_S / 86_400
 """After so long the ledger drops an order's own bytes, and the whole row."""

@@ -1,7 +1,7 @@
 """One worker under load, simulated: an event loop on one processor, an engine that takes its time, room for so many.
 
 A turn of the loop is played as it is: first all that has arrived is read, requests and the engine's answers alike, then
-whatever that has made ready is worked on, then comes the next turn. All times are in seconds.
+comes the work, then the next turn. All times are in seconds.
 
 Several workers need no more than this: connections are shared out at random, so each worker sees random arrivals at its
 share of the rate; with a balancer that goes round it sees every k-th request (`every`).
@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from itertools import islice, repeat
 from typing import Protocol
 
+from mapper import gate
+
 P99 = 2.3263478740408408
 """So many standard deviations above the mean lies the 99th percentile of the normal distribution."""
 
@@ -24,14 +26,14 @@ Draw = Callable[[random.Random], float]
 
 class Admission(Protocol):
     one_by_one: bool
-    """Work on a call begins in a turn of its own; what comes meanwhile waits outside the loop, where it is counted."""
+    """Whether there is a turnstile (`mapper.gate`); else whatever is ready is worked on in the same turn."""
 
-    def is_full(self, inside: int, waiting: int) -> bool:
+    def is_full(self, inside: int, waiting: int, now: float) -> bool:
         """Whether a call is refused that finds so many inside (the waiting ones included)."""
         ...
 
     def turned(self, seconds: float) -> None:
-        """So long a turn took after which somebody still waited."""
+        """So long it took from one beginning to the next, while somebody waited."""
         ...
 
 
@@ -42,7 +44,7 @@ class Fixed:
     size: int
     one_by_one: bool = False
 
-    def is_full(self, inside: int, waiting: int) -> bool:
+    def is_full(self, inside: int, waiting: int, now: float) -> bool:
         return inside >= self.size
 
     def turned(self, seconds: float) -> None:
@@ -51,19 +53,24 @@ class Fixed:
 
 @dataclass
 class Turnstile:
-    """As many may wait as will have been let in within `target_s`, at the pace of the last turns."""
+    """As many may wait as will have been let in within `patience_s`; in a crowd that stays, half as many."""
 
-    target_s: float = 0.020
+    patience_s: float = 0.030
     size: int = 512
-    least: int = 4
+    least: int = gate.LEAST
     one_by_one: bool = True
     pace_s: float = 0.001
+    crowded_since: float = 0.0
 
-    def is_full(self, inside: int, waiting: int) -> bool:
-        return inside >= self.size or waiting >= max(self.least, self.target_s / self.pace_s)
+    def is_full(self, inside: int, waiting: int, now: float) -> bool:
+        if not waiting:
+            self.crowded_since = now
+        places = max(self.least, self.patience_s / self.pace_s)
+        is_burst = now < self.crowded_since + gate.BURST_S
+        return inside >= self.size or waiting >= (places if is_burst else places / 2)
 
     def turned(self, seconds: float) -> None:
-        self.pace_s += (seconds - self.pace_s) / 10
+        self.pace_s += (seconds - self.pace_s) / 16
 
 
 def _always_the_same(source: random.Random) -> float:
@@ -143,34 +150,45 @@ def simulate(
     asked: list[tuple[float, int, _Call]] = []
     """Calls that the engine has, by when it answers."""
     waiting: deque[_Call] = deque()
-    now, number = 0.0, 0
+    answered: deque[_Call] = deque()
+    now, number, turns = 0.0, 0, 0
+    may_begin, counted = 0.0, math.inf
     while now < seconds:
-        if not waiting:
-            now = max(now, min(arriving, asked[0][0] if asked else math.inf))
-        began, now = now, now + worker.turn_s
+        if not answered and not (waiting and now >= may_begin):
+            now = max(now, min(arriving, asked[0][0] if asked else math.inf, may_begin if waiting else math.inf))
+        began, now, turns = now, now + worker.turn_s, turns + 1
         while arriving <= began:
             now += worker.read_s
-            if admission.is_full(len(asked) + len(waiting), len(waiting)):
+            inside = len(asked) + len(answered) + len(waiting)
+            if admission.is_full(inside, len(waiting), now):
                 now += worker.refuse_s
                 found.refused_s.append(now - arriving)
             else:
                 waiting.append(_Call(arriving, worker.vary(source)))
             arriving = next(arrivals, math.inf)
-        answered: list[_Call] = []
         while asked and asked[0][0] <= began:
             now += worker.read_s
             answered.append(heapq.heappop(asked)[2])
-        for _ in range(min(1, len(waiting)) if admission.one_by_one else len(waiting)):
+        if admission.one_by_one:
+            fair = turns % gate.FAIR == 0
+            begin = 1 if waiting and (fair or (not answered and began >= may_begin)) else 0
+            go_on = 1 if answered and not begin else 0
+        else:
+            begin, go_on = len(waiting), len(answered)
+        for _ in range(begin):
             call = waiting.popleft()
+            if counted <= began:
+                admission.turned(began - counted)
+            counted, may_begin = began if waiting else math.inf, began + worker.after_s + worker.turn_s
             now += worker.before_s * call.vary
             call.engine, number = wait(source), number + 1
             heapq.heappush(asked, (now + call.engine, number, call))
-        for call in answered:
+        for _ in range(go_on):
+            call = answered.popleft()
             now += worker.after_s * call.vary
+            may_begin = 0.0
             found.good.append(Good(call.arrived, now - call.arrived, call.engine))
         found.busy_s += now - began
-        if waiting:
-            admission.turned(now - began)
     return found
 
 

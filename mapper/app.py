@@ -40,8 +40,9 @@ from mapper.telemetry import Record, Telemetry, log
 VALIDATE_ROOM = VALIDATE_SLOTS = 256
 CONSUME_ROOM, CONSUME_SLOTS = 64, 32
 
-# How long a validate may have to wait for the processor before others are refused.
-PATIENCE_S = 0.020
+# How long a validate may have to wait for the processor before others are refused: in a burst. In a crowd that stays it
+# is half of that.
+PATIENCE_S = 0.030
 
 # Of all bodies that are being received, together.
 RECEIVING_BYTES = 64 * 1024 * 1024

@@ -9,8 +9,14 @@ counted: whoever sends bodies slowly, to keep the room from others, would have t
 **Room is no measure of time.** While an engine takes its time, hundreds of calls may be inside and harm nobody. What
 harms is calls that want the processor: each waits for all before it. So behind the room there is a turnstile. In each
 turn of the event loop one call is begun, or gone on with when its reply has come; all else is quick: bytes are read,
-who comes when it is full is refused. Validate is full when those who wait to begin would wait longer than they should.
-How long that is, is measured, so that it holds for small carts and large ones, on slow machines and on fast ones.
+who comes when it is full is refused.
+
+To go on with a call comes first, and takes longer than to begin one. So calls begin no faster than others are gone on
+with: a crowd that begins at once comes back as a crowd of replies, and those wait for each other.
+
+Validate is full when those who wait to begin would wait longer than they should. How long that is, is measured, so that
+it holds for small carts and large ones, on slow machines and on fast ones. A burst is soon over, and to refuse it would
+be a pity; in a crowd that stays everybody waits as long as the last one, for nothing: there half as many may wait.
 """
 
 import asyncio
@@ -23,64 +29,118 @@ from typing import Self
 from mapper.errors import Overloaded
 
 LEAST = 8
-"""So many may always wait, however long a turn takes."""
+"""So many may wait in a burst, however long a turn takes."""
+BURST_S = 0.05
+"""A crowd that has been there for longer stays. The rule is known as controlled delay: queue.acm.org, Fail at Scale."""
+FAIR = 4
+"""Of so many turns one is for a call that waits to begin, whatever else waits."""
+
+Places = deque[asyncio.Future[None]]
 
 
 class Turnstile:
     """Of one event loop."""
 
     def __init__(self, patience_s: float, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`patience_s`: how long a call may have to wait before those that come after it are refused."""
+        """`patience_s`: how long a call in a burst may have to wait before those that come after it are refused."""
         self._patience_s = patience_s
         self._clock = clock
-        self._urgent: deque[asyncio.Future[None]] = deque()
-        self._others: deque[asyncio.Future[None]] = deque()
+        self._urgent: Places = deque()
+        self._others: Places = deque()
         self._turning = False
+        """Whether there is a turn still to come."""
+        self._pause: asyncio.Handle | None = None
+        """That turn, where nobody is urgent and another must not begin yet."""
         self._turns = 0
-        self._last: float | None = None
-        """When one of the others went through and left some waiting."""
+        self._began = 0.0
+        """When one of the others was let in."""
+        self._balanced = True
+        """Whether somebody urgent was let in since."""
+        self._went_on: float | None = None
+        """When somebody urgent was let in, in the turn that is."""
+        self._going_on_s = 0.001
+        """What that takes, on average."""
+        self._crowded_since = 0.0
+        """When the first of the others came who wait without a break."""
+        self._left: float | None = None
+        """When one of the others was let in and left some waiting."""
         self._pace_s = 0.001
-        """From one of them to the next, on average."""
+        """From then until the next is let in, on average."""
 
     @property
     def is_full(self) -> bool:
-        return len(self._others) >= max(LEAST, self._patience_s / self._pace_s)
+        waiting = len(self._others)
+        if waiting < LEAST // 2:  # so it is mostly, and this is asked for every call
+            return False
+        places = max(LEAST, self._patience_s / self._pace_s)
+        is_burst = self._clock() < self._crowded_since + BURST_S
+        return waiting >= (places if is_burst else places / 2)
 
     async def enter(self, *, urgent: bool) -> None:
-        """Waits for a turn of one's own. Urgent is a call to go on with, and a consume: two of three turns are theirs.
-
-        With all of them, calls would come in bursts: a crowd begins, a crowd of replies comes. With half, those that
-        wait to go on would never become fewer, since each call that begins will be one of them.
-        """
-        loop = asyncio.get_running_loop()
-        if not self._turning:
-            self._turning = True
-            loop.call_soon(self._turn)
+        """Waits for a turn of one's own. Urgent is a call to go on with, and a consume."""
+        now = self._clock()
+        if urgent and self._pause is not None:
+            self._pause.cancel()
+            self._pause, self._turning = None, False
+        if not self._turning and (urgent or self._must_pause_s(now) <= 0):
+            self._let_in(now, urgent=urgent)
             return
-        place = loop.create_future()
-        (self._urgent if urgent else self._others).append(place)
+        places = self._urgent if urgent else self._others
+        if not self._others and not urgent:
+            self._crowded_since = now
+        place = asyncio.get_running_loop().create_future()
+        places.append(place)
+        if not self._turning:
+            self._turn()
         await place
 
     def _turn(self) -> None:
-        self._turns += 1
-        queues = (self._urgent, self._others) if self._turns % 3 else (self._others, self._urgent)
-        for places in queues:
-            while places:
-                place = places.popleft()
-                if place.done():  # it was cancelled
-                    continue
-                if places is self._others:
-                    self._count()
-                place.set_result(None)
-                asyncio.get_running_loop().call_soon(self._turn)
-                return
-        self._turning, self._last = False, None
-
-    def _count(self) -> None:
+        """Lets the next one in, and comes back in the next turn of the event loop, until nobody waits any more."""
         now = self._clock()
-        if self._last is not None:
-            self._pace_s += (now - self._last - self._pace_s) / 64
-        self._last = now if self._others else None
+        self._pause = None
+        if self._went_on is not None:
+            self._going_on_s += (now - self._went_on - self._going_on_s) / 16
+            self._went_on = None
+        self._turns += 1
+        others, urgent = _waiting(self._others), _waiting(self._urgent)
+        if others and (self._turns % FAIR == 0 or not (urgent or self._must_pause_s(now) > 0)):
+            self._count(now)
+            self._let_in(now, urgent=False, place=others.popleft())
+        elif urgent:
+            self._let_in(now, urgent=True, place=urgent.popleft())
+        elif others:
+            self._turning = True
+            self._pause = asyncio.get_running_loop().call_later(self._must_pause_s(now), self._turn)
+        else:
+            self._turning, self._left = False, None
+
+    def _must_pause_s(self, now: float) -> float:
+        """How long none of the others may begin yet."""
+        return 0.0 if self._balanced else self._began + self._going_on_s - now
+
+    def _let_in(self, now: float, *, urgent: bool, place: asyncio.Future[None] | None = None) -> None:
+        self._balanced = urgent
+        if urgent:
+            self._went_on = now
+        else:
+            self._began = now
+        if place is not None:
+            place.set_result(None)
+        self._turning = True
+        asyncio.get_running_loop().call_soon(self._turn)
+
+    def _count(self, now: float) -> None:
+        """One of the others is let in who had to wait."""
+        if self._left is not None:
+            self._pace_s += (now - self._left - self._pace_s) / 16
+        self._left = now if len(self._others) > 1 else None
+
+
+def _waiting(places: Places) -> Places:
+    """Without those at its head who have gone meanwhile."""
+    while places and places[0].done():
+        places.popleft()
+    return places
 
 
 @dataclass

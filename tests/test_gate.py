@@ -1,24 +1,24 @@
 """Who is let in, in which order, and when the next is refused."""
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from mapper import app, promotions
-from mapper.gate import LEAST, Bodies, Room, Turnstile, Visit
+from mapper.gate import BURST_S, LEAST, Bodies, Room, Turnstile, Visit
 from mapper.ledger import Answer
 from mapper.promotions import Call, Service
-from tests import fakes
+from tests import fakes, virtual_time
 
 
 class Loop:
-    """A turnstile on a clock of its own, and what has gone through it, in the turns of the event loop."""
+    """A turnstile in virtual time, and what has gone through it."""
 
     def __init__(self, patience_s: float = 1.0) -> None:
-        self.time = 0.0
-        self.turnstile = Turnstile(patience_s, lambda: self.time)
+        self.turnstile = Turnstile(patience_s, virtual_time.now)
         self.passed: list[str] = []
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -32,10 +32,9 @@ class Loop:
         await self.turnstile.enter(urgent=name.startswith("u"))
         self.passed.append(name)
 
-    async def turn(self, seconds: float = 0.0) -> list[str]:
-        """Those who go through in the next turn, which takes so long."""
+    async def turn(self) -> list[str]:
+        """Those who go through in the next turn, in which no time passes."""
         before = len(self.passed)
-        self.time += seconds
         await asyncio.sleep(0)
         return self.passed[before:]
 
@@ -44,7 +43,12 @@ def story(tell: Callable[[Loop], Awaitable[None]], patience_s: float = 1.0) -> N
     async def run() -> None:
         await tell(Loop(patience_s))
 
-    asyncio.run(run())
+    virtual_time.run(run)
+
+
+def work(seconds: float) -> None:
+    """Keeps the event loop busy."""
+    virtual_time.the_loop().now += seconds
 
 
 def test_who_comes_alone_goes_straight_through() -> None:
@@ -58,27 +62,55 @@ def test_who_comes_alone_goes_straight_through() -> None:
     story(tell)
 
 
-def test_of_many_one_goes_through_in_a_turn() -> None:
+def test_of_replies_one_is_gone_on_with_in_a_turn() -> None:
     async def tell(loop: Loop) -> None:
-        await loop.arrive("a", "b", "c", "d")
-        assert loop.passed == ["a"]
+        await loop.arrive("u1", "u2", "u3", "u4")
+        assert loop.passed == ["u1"]
         turns = [await loop.turn() for _ in range(8)]
         assert max(map(len, turns)) == 1
-        assert loop.passed == ["a", "b", "c", "d"]
-        await loop.arrive("e")
-        assert loop.passed[-1] == "e"
+        assert loop.passed == ["u1", "u2", "u3", "u4"]
+        await loop.arrive("u5")
+        assert loop.passed[-1] == "u5"
 
     story(tell)
 
 
-def test_of_three_turns_two_are_for_what_is_urgent() -> None:
+def test_calls_begin_no_faster_than_others_are_gone_on_with() -> None:
     async def tell(loop: Loop) -> None:
-        await loop.arrive("first", "a1", "a2", "a3", "u1", "u2", "u3", "u4", "u5")
-        for _ in range(12):
+        began = virtual_time.now()
+        for number in range(60):  # so much does it take to go on with a call
+            await loop.arrive(f"u{number}")
+            work(0.004)
+            await loop.turn()
+        loop.passed.clear()
+        await asyncio.sleep(1)
+        began = virtual_time.now()
+        await loop.arrive("a", "b", "c", "d", "e")
+        for _ in range(5):
+            await loop.turn()
+        assert loop.passed == ["a"]
+        await asyncio.sleep(0.003)
+        assert loop.passed == ["a"]
+        await asyncio.sleep(0.002)
+        assert loop.passed == ["a", "b"]
+        for reply in ("u1", "u2", "u3"):  # each is gone on with although others pause, and makes room for the next
+            await loop.arrive(reply)
+            await loop.turn()
+            await loop.turn()
+        assert loop.passed == ["a", "b", "u1", "c", "u2", "d", "u3", "e"]
+        assert virtual_time.now() < began + 0.006
+
+    story(tell)
+
+
+def test_replies_come_first_and_one_turn_of_four_is_for_who_waits_to_begin() -> None:
+    async def tell(loop: Loop) -> None:
+        await loop.arrive("first", "a1", "a2", *(f"u{number}" for number in range(1, 9)))
+        for _ in range(14):
             await loop.turn()
         order = "".join(name[0] for name in loop.passed[1:])
-        assert order in ("auuauuau", "uauuauua", "uuauuaua"), order
-        assert [name for name in loop.passed if name[0] == "u"] == ["u1", "u2", "u3", "u4", "u5"]
+        assert order == "uuuauuuauu", order
+        assert [name for name in loop.passed if name[0] == "u"] == [f"u{number}" for number in range(1, 9)]
 
     story(tell)
 
@@ -88,35 +120,104 @@ def test_who_has_gone_meanwhile_takes_no_turn() -> None:
         await loop.arrive("a", "b", "c", "d")
         loop.tasks["b"].cancel()
         loop.tasks["c"].cancel()
-        for _ in range(4):
-            await loop.turn()
+        await asyncio.sleep(0.01)
         assert loop.passed == ["a", "d"]
 
     story(tell)
 
 
 def test_it_is_full_when_the_next_would_wait_too_long_at_the_pace_of_the_last() -> None:
-    async def tell(loop: Loop) -> None:
-        await loop.arrive(*(f"n{number}" for number in range(900)))
-        limits = []
-        for took_s in (0.001, 0.005, 0.100):
-            for _ in range(250):
-                await loop.turn(took_s)
-            waiting = len(loop.turnstile._others)
-            loop.turnstile._others.clear()
+    async def limit(loop: Loop, took_s: float) -> list[int]:
+        """How many may wait where a call takes so long: in a burst, and in a crowd that stays."""
+        await loop.arrive("first", *(f"{took_s} {number}" for number in range(400)))
+        for number in range(250):
+            await loop.arrive(f"u{took_s} {number}")
+            work(took_s)
+            await loop.turn()
+        for task in loop.tasks.values():
+            task.cancel()
+        await asyncio.sleep(1)
+        found = []
+        for waits_s in (0.0, BURST_S + 0.001):
+            loop.turnstile._others.append(asyncio.get_running_loop().create_future())
+            loop.turnstile._crowded_since = virtual_time.now() - waits_s
             while not loop.turnstile.is_full:
                 loop.turnstile._others.append(asyncio.get_running_loop().create_future())
-            limits.append(len(loop.turnstile._others))
-            for place in loop.turnstile._others:
-                place.cancel()
+            found.append(len(loop.turnstile._others))
             loop.turnstile._others.clear()
-            await loop.arrive(*(f"m{took_s}{number}" for number in range(waiting)))
+        return found
+
+    async def tell(loop: Loop) -> None:
         # 50 ms are 50 turns of 1 ms, or 10 of 5 ms; of 100 ms there is none, but some may always wait.
-        assert limits[0] in (50, 51)
-        assert limits[1] in (10, 11)
-        assert limits[2] == LEAST
+        assert await limit(loop, 0.001) == [50, 25]
+        assert await limit(loop, 0.005) in ([10, 5], [11, 6])
+        assert await limit(loop, 0.100) == [LEAST, LEAST // 2]
 
     story(tell, patience_s=0.050)
+
+
+def test_a_crowd_is_old_when_somebody_has_waited_without_a_break() -> None:
+    async def tell(loop: Loop) -> None:
+        turnstile = loop.turnstile
+        for _ in range(3):
+            await loop.arrive(*(f"n{number}" for number in range(LEAST // 2 + 2)))
+            assert not turnstile.is_full
+            await asyncio.sleep(BURST_S)  # each of these crowds is gone long before
+            assert not turnstile._others
+        await loop.arrive("first")
+        turnstile._pace_s = 1.0
+        for number in range(300):
+            await loop.arrive(f"m{number}", f"l{number}")
+            await asyncio.sleep(0.001)
+            if turnstile.is_full:
+                break
+        assert len(turnstile._others) == LEAST
+        assert not turnstile._others[0].done()
+        await asyncio.sleep(0.003)
+        assert LEAST // 2 <= len(turnstile._others) < LEAST
+        assert not turnstile.is_full
+        turnstile._crowded_since -= BURST_S
+        assert turnstile.is_full
+
+    story(tell)
+
+
+def test_five_times_too_much_makes_nobody_wait_who_is_let_in() -> None:
+    engine_s, begin_s, go_on_s, seconds = 0.030, 0.0005, 0.001, 4.0
+    took: list[float] = []
+    crowds: list[int] = []
+    refused = 0
+
+    async def call(turnstile: Turnstile, arrived: float) -> None:
+        nonlocal refused
+        if turnstile.is_full:
+            refused += 1
+            return
+        await turnstile.enter(urgent=False)
+        work(begin_s)
+        await asyncio.sleep(engine_s)
+        await turnstile.enter(urgent=True)
+        crowds.append(len(turnstile._urgent))
+        work(go_on_s)
+        took.append(virtual_time.now() - arrived)
+
+    async def tell(loop: Loop) -> None:
+        source, until = random.Random(1), virtual_time.now() + seconds
+        tasks, arrival = [], virtual_time.now()
+        while arrival < until:
+            arrival += source.expovariate(5 / (begin_s + go_on_s))
+            if arrival > virtual_time.now():
+                await asyncio.sleep(arrival - virtual_time.now())
+            tasks.append(asyncio.create_task(call(loop.turnstile, arrival)))
+        await asyncio.gather(*tasks)
+
+    story(tell, patience_s=0.030)
+    took.sort()
+    assert len(took) * (begin_s + go_on_s) > 0.95 * seconds  # all of the processor is made use of
+    assert refused > 3 * len(took)
+    assert took[int(0.95 * len(took))] < engine_s + 0.025
+    assert took[-1] < 0.110  # those of the first moment, who might have been a burst
+    assert max(crowds) <= 5, "a crowd of calls has come back as a crowd of replies"
 
 
 def test_a_turnstile_that_is_full_is_full_for_validate_alone() -> None:

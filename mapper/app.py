@@ -282,7 +282,7 @@ async def _receive(receive: Receive, limit: int, visit: Visit) -> bytes:
         if len(body) + len(part) > limit:
             raise _too_large(limit)
         if not message.get("more_body"):
-            visit.go_in()
+            visit.go_in(len(body) + len(part))
             return bytes(body + part) if body else part
         visit.receive(len(part))
         body += part

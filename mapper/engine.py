@@ -16,13 +16,16 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
 from itertools import chain, count
+from typing import Generic
 
 import msgspec
 
 from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, T
+from mapper.aside import aside
 from mapper.breaker import Breaker, State
 from mapper.errors import EngineUnavailable, Overloaded, Problem
 from mapper.transport import NotSent, Transport, Unknown
@@ -186,7 +189,8 @@ class Engine:
             finally:
                 self._slots.release()
         finally:
-            conversation.close()
+            with suppress(ValueError):  # it runs in a thread, for a call that has been cancelled meanwhile
+                conversation.close()
 
     async def _take_slot(self) -> None:
         """One of the places for a conversation. Waiting longer would only make every answer late."""
@@ -204,14 +208,13 @@ class Engine:
         acted = False
         for asked in count():
             try:
-                request = _step(conversation, reply)
-            except StopIteration as stop:
-                result: T = stop.value
-                return result
+                request = await aside(len(reply.body) if reply else 0, _step, conversation, reply)
             except Problem:
                 raise
             except Exception as error:
                 raise _adapter_error() from error
+            if isinstance(request, _Returned):
+                return request.value
             if asked == MAX_REQUESTS:
                 break
             reply = await self._ask(request, deadline, before_effect, acted=acted)
@@ -334,9 +337,19 @@ async def _pass(before_effect: Gate, request: EngineRequest) -> None:
         raise _Failed("paused", sent=False)
 
 
-def _step(conversation: Conversation[T], reply: EngineReply | None) -> EngineRequest:
-    """The adapter's next request. Raises `StopIteration` with the result when there is none."""
-    request = next(conversation) if reply is None else conversation.send(reply)
+@dataclass(frozen=True)
+class _Returned(Generic[T]):
+    """What a conversation has returned. (A `StopIteration` does not get out of a thread.)"""
+
+    value: T
+
+
+def _step(conversation: Conversation[T], reply: EngineReply | None) -> EngineRequest | _Returned[T]:
+    """The adapter's next request, or its result."""
+    try:
+        request = next(conversation) if reply is None else conversation.send(reply)
+    except StopIteration as stop:
+        return _Returned(stop.value)
     if not isinstance(request, EngineRequest):
         raise TypeError(f"an adapter yields EngineRequest, not {type(request).__name__}")
     return request
@@ -367,9 +380,9 @@ def replay(conversation: Conversation[T], replies: Iterable[EngineReply]) -> tup
     """
     requests: list[EngineRequest] = []
     for reply in chain([None], replies):
-        try:
-            requests.append(_step(conversation, reply))
-        except StopIteration as stop:
-            return stop.value, requests
+        step = _step(conversation, reply)
+        if isinstance(step, _Returned):
+            return step.value, requests
+        requests.append(step)
     conversation.close()
     raise ValueError(f"there is no reply to request {len(requests)}, {requests[-1].operation!r}")

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
+from mapper import aside
 from mapper.errors import Overloaded
 
 LEAST = 8
@@ -193,9 +194,9 @@ class Visit:
         if self._room.bodies.held > self._room.bodies.limit:
             raise Overloaded
 
-    def go_in(self) -> None:
-        """The body is complete."""
-        if self._room.is_crowded:
+    def go_in(self, size: int) -> None:
+        """The body is complete, and so large."""
+        if self._room.is_crowded or (not self._room.urgent and aside.is_full(size)):
             raise Overloaded  # it has become so meanwhile
         self._inside = True
         self._room.taken += 1

@@ -4,7 +4,6 @@ Everything that matters happens in this order: who calls, what do they bring, wh
 answered. What the words mean stands in the modules they come from; how an order is redeemed once, in `once`.
 """
 
-import asyncio
 import hashlib
 import time
 import uuid
@@ -14,6 +13,7 @@ from dataclasses import dataclass, field
 from mapper import checkout as documents
 from mapper import discounts, notes, receipt, signature
 from mapper.adapter import Adapter, Outcome
+from mapper.aside import aside
 from mapper.checkout import Checkout
 from mapper.discounts import Settled
 from mapper.engine import Engine
@@ -24,9 +24,6 @@ from mapper.receipt import Receipt, Receipts
 from mapper.settings import Settings
 from mapper.signature import Headers
 from mapper.telemetry import Record
-
-LARGE = 200
-"""Lines from which a cart gives way to others between two steps: a thousand take some milliseconds at each."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,7 @@ class Call:
 async def validate(service: Service, call: Call) -> Answer:
     """The checkout with everything on it that the engine grants. Raises `Problem`."""
     signature.verify(call.body, call.headers, service.settings.credentials)
-    checkout = documents.parse(call.body, "validate", service.settings.default_currency)
-    await _give_way(checkout)
+    checkout = await _parse(service, call, "validate")
     session = _session(service, checkout, service.receipts.read(checkout, service.now()), "validate")
     degraded = False
     try:
@@ -77,25 +73,17 @@ async def validate(service: Service, call: Call) -> Answer:
     call.record.rejected = [rejected.reason for rejected in outcome.rejected]
     if outcome.rejected and service.settings.on_rejected == "refuse":
         raise notes.refused(outcome.rejected)
-    await _give_way(checkout)
-    settled = discounts.settle(checkout, outcome)
-    call.record.clamped, call.record.degraded = settled.clamped > 0, degraded
-    note = {
-        "engine": service.adapter.name,
-        "session": session,
-        "rejected": [notes.rejection(rejected) for rejected in outcome.rejected],
-        "notices": [notes.notice(notice) for notice in outcome.notices],
-        "degraded": degraded,
-        "receipt": service.receipts.write(session, degraded, _content(checkout, settled), service.now()),
-    }
-    return Answer(200, b'{"checkout":' + discounts.write(checkout, settled, note) + b"}", "ok")
+    call.record.degraded = degraded
+    answer, call.record.clamped = await aside(
+        len(call.body), _granted, service, checkout, outcome, session, degraded, service.now()
+    )
+    return answer
 
 
 async def consume(service: Service, call: Call) -> Answer:
     """The order as it came, its promotions redeemed for good, once. Raises `Problem`."""
     space = signature.verify(call.body, call.headers, service.settings.credentials)
-    order = documents.parse(call.body, "consume", service.settings.default_currency)
-    await _give_way(order)
+    order = await _parse(service, call, "consume")
     given = service.receipts.read(order, service.now())
     if given is None and service.settings.receipt_required:
         message = "The order has no valid receipt of an earlier validate."
@@ -109,9 +97,25 @@ async def consume(service: Service, call: Call) -> Answer:
     return await service.once.consume(work, call.deadline)
 
 
-async def _give_way(checkout: Checkout) -> None:
-    if len(checkout.lines) >= LARGE:
-        await asyncio.sleep(0)
+async def _parse(service: Service, call: Call, operation: Operation) -> Checkout:
+    return await aside(len(call.body), documents.parse, call.body, operation, service.settings.default_currency)
+
+
+def _granted(
+    service: Service, checkout: Checkout, outcome: Outcome, session: str, degraded: bool, now: float
+) -> tuple[Answer, bool]:
+    """The checkout with everything on it, and whether something was granted beyond a price."""
+    settled = discounts.settle(checkout, outcome)
+    note = {
+        "engine": service.adapter.name,
+        "session": session,
+        "rejected": [notes.rejection(rejected) for rejected in outcome.rejected],
+        "notices": [notes.notice(notice) for notice in outcome.notices],
+        "degraded": degraded,
+        "receipt": service.receipts.write(session, degraded, _content(checkout, settled), now),
+    }
+    answer = Answer(200, b'{"checkout":' + discounts.write(checkout, settled, note) + b"}", "ok")
+    return answer, settled.clamped > 0
 
 
 def _session(service: Service, checkout: Checkout, given: Receipt | None, operation: Operation) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 import uvicorn
 
-from mapper import workers
+from mapper import aside, workers
 from mapper.connection import LEAVING, Connection, Limits
 
 DRAINING: Final = "draining"
@@ -151,6 +151,7 @@ def run(server: Server, listener: socket.socket, line: socket.socket | None = No
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks the supervisor to renew its workers; here it must not kill
     server.config.load()
     _spare_the_collector()
+    aside.switch_often()
     with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
         runner.run(server.listen(listener, line))
 

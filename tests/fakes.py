@@ -80,12 +80,13 @@ class FakeAdapter:
 
 
 class FakeTransport:
-    """Answers 200 `{}`, unless `script` holds statuses or exceptions for an operation: then these, in turn."""
+    """Answers 200 with `reply`, unless `script` holds statuses or exceptions for an operation: then these, in turn."""
 
     def __init__(self) -> None:
         self.script: dict[str, list[int | Exception]] = {}
         self.sent: list[str] = []
         self.pause = 0.0
+        self.reply = b"{}"
 
     async def send(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
@@ -97,7 +98,7 @@ class FakeTransport:
         step = pending.pop(0) if pending else 200
         if isinstance(step, Exception):
             raise step
-        return EngineReply(status=step, headers={}, body=b"{}")
+        return EngineReply(status=step, headers={}, body=self.reply)
 
     async def aclose(self) -> None:
         pass

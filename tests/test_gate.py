@@ -2,12 +2,16 @@
 
 import asyncio
 import random
+import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from mapper import app, promotions
+from mapper import app, aside, promotions
+from mapper.errors import Overloaded
 from mapper.gate import BURST_S, LEAST, Bodies, Room, Turnstile, Visit
 from mapper.ledger import Answer
 from mapper.promotions import Call, Service
@@ -257,3 +261,49 @@ def test_waiting_for_a_turn_is_part_of_the_time_to_answer(monkeypatch: pytest.Mo
 
     asyncio.run(run())
     assert left[0] <= {"validate": 1.5, "consume": 8.0}[operation] - waited
+
+
+def test_large_carts_are_refused_while_others_wait_for_their_thread() -> None:
+    async def tell() -> list[bool]:
+        held = threading.Event()
+        steps = [asyncio.ensure_future(aside.aside(aside.LARGE_BYTES, held.wait, 5.0)) for _ in range(aside.AT_ONCE)]
+        await asyncio.sleep(0)
+        refused = []
+        for size, urgent in ((aside.LARGE_BYTES, False), (aside.LARGE_BYTES - 1, False), (aside.LARGE_BYTES, True)):
+            room = Room(9, Bodies(9), Turnstile(1.0), urgent=urgent)
+            with Visit(room) as visit:
+                try:
+                    visit.go_in(size)
+                    refused.append(False)
+                except Overloaded:
+                    refused.append(True)
+        held.set()
+        assert all(await asyncio.gather(*steps))
+        with Visit(Room(9, Bodies(9), Turnstile(1.0))) as visit:
+            visit.go_in(aside.LARGE_BYTES)
+        return refused
+
+    assert asyncio.run(tell()) == [True, False, False]
+
+
+def test_nobody_waits_for_a_large_cart() -> None:
+    async def tell() -> int:
+        until = time.perf_counter() + 0.3
+
+        def step() -> None:
+            while time.perf_counter() < until:
+                pass
+
+        waited, turns = asyncio.ensure_future(aside.aside(aside.LARGE_BYTES, step)), 0
+        while not waited.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    before = sys.getswitchinterval()
+    try:
+        aside.switch_often()
+        assert sys.getswitchinterval() < 0.001
+        assert asyncio.run(tell()) > 20
+    finally:
+        sys.setswitchinterval(before)

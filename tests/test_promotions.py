@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import pytest
 
-from mapper import promotions
+from mapper import checkout as documents
+from mapper import discounts, engine, promotions
 from mapper.adapter import Discount, Notice, Outcome, Recall, Rejection
 from mapper.engine import Engine
 from mapper.errors import EngineRejected, EngineUnavailable, Forbidden, InvalidRequest, Problem
@@ -128,25 +130,40 @@ def test_validate_answers_the_whole_checkout_with_a_note(house: House) -> None:
     assert house.adapter.sessions == [("validate", "c-1")]
 
 
-def test_a_large_cart_gives_way_to_others_between_its_steps(house: House) -> None:
-    def turns(lines: int) -> int:
-        """Turns that another task gets meanwhile."""
-        items = [{"sku": f"S{number}", "quantity": 1, "price": "1.00"} for number in range(lines)]
-        data, headers = signed({"items": items})
+@pytest.mark.parametrize("operation", ["validate", "consume"])
+def test_a_large_cart_is_worked_on_where_it_holds_nobody_up(
+    house: House, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: dict[str, set[str]] = {}
 
-        async def act(service: Service) -> int:
-            call = Call(data, headers, house.time + 8, Record("validate", "r"))
-            told = asyncio.ensure_future(promotions.validate(service, call))
-            count = 0
-            while not told.done():
-                await asyncio.sleep(0)
-                count += 1
-            await told
-            return count
+    def watch(module: Any, name: str) -> None:
+        original = getattr(module, name)
 
-        return asyncio.run(house.within(act))
+        def watched(*given: Any) -> Any:
+            threads.setdefault(name, set()).add(threading.current_thread().name)
+            return original(*given)
 
-    assert turns(promotions.LARGE) == turns(promotions.LARGE - 1) + 2
+        monkeypatch.setattr(module, name, watched)
+
+    watch(documents, "parse")
+    watch(engine, "_step")
+    watch(discounts, "write")
+
+    def story(lines: int) -> dict[str, set[str]]:
+        threads.clear()
+        items = [{"sku": f"S{number}", "quantity": 1, "price": "1.00", "title": "t" * 160} for number in range(lines)]
+        house.wire.reply = b'{"a":"%b"}' % (b"a" * 200 * lines)
+        body = {"id": f"large-{lines}", "items" if operation == "validate" else "order_items": items}
+        house(operation, body)
+        return {name: {thread.partition("_")[0] for thread in found} for name, found in threads.items()}
+
+    small, large = story(10), story(900)
+    here = threading.current_thread().name
+    assert small["parse"] == small["_step"] == {here}
+    assert large["parse"] == {"large-carts"}
+    assert large["_step"] == {here, "large-carts"}  # the question is quickly asked
+    if operation == "validate":
+        assert (small["write"], large["write"]) == ({here}, {"large-carts"})
 
 
 def test_validating_our_own_answer_gives_the_same_bytes(house: House) -> None:

@@ -111,7 +111,9 @@ def free_port() -> int:
 
 
 def _environment(engine_port: int, folder: str, contender: Contender) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAPPER_", "NACELLE_", "TALON_"))}
+    """Nothing of this shell's own: with PYTHONDONTWRITEBYTECODE, for one, a contender is compiled at each start."""
+    own = ("MAPPER_", "NACELLE_", "TALON_", "PYTHON")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return {
         **kept,
         "MAPPER_ENGINE": "talon_one",

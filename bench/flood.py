@@ -45,7 +45,7 @@ class Phase:
     others: int
     unanswered: int
     longest_ms: float
-    """Of all answers, good or not."""
+    """Of all answers, good or not, and from when it was sent: so long had the service."""
     late_p99_ms: float
     """How late the client itself was."""
 
@@ -67,7 +67,7 @@ class Flood:
             for due, ns, fate in zip(self.due_s, self.times_ns, self.fates, strict=True)
             if fate is Fate.GOOD
         )
-        answered = [ns for fate, times in by_fate.items() if fate is not Fate.UNANSWERED for ns in times]
+        answered = [self.times_ns[n] - self.late_ns[n] for n in numbers if self.fates[n] is not Fate.UNANSWERED]
         return Phase(
             rate=round(len(numbers) / (end - begin), 1),
             goodput=round(came / (end - begin), 1),

@@ -37,6 +37,11 @@ def test_goodput_counts_what_came_in_a_stretch_and_times_count_for_when_it_was_d
     assert phase.longest_ms == 900.0
 
 
+def test_the_longest_answer_counts_from_when_its_request_was_sent() -> None:
+    found = Flood([0.1, 0.2, 0.3], [Fate.GOOD] * 3, [70 * MS, 90 * MS, 80 * MS], [0, 30 * MS, 5 * MS])
+    assert found.between(0.0, 1.0).longest_ms == 75.0
+
+
 @pytest.mark.parametrize(
     ("spoilt", "after_s"),
     [

@@ -11,8 +11,9 @@ harms is calls that want the processor: each waits for all before it. So behind 
 turn of the event loop one call is begun, or gone on with when its reply has come; all else is quick: bytes are read,
 who comes when it is full is refused.
 
-To go on with a call comes first, and takes longer than to begin one. So calls begin no faster than others are gone on
-with: a crowd that begins at once comes back as a crowd of replies, and those wait for each other.
+To go on with a call comes first, and takes longer than to begin one. So a call begins when another is done with, or
+when so much time has passed as that takes: a crowd that begins at once comes back as a crowd of replies, and those wait
+for each other.
 
 Validate is full when those who wait to begin would wait longer than they should. How long that is, is measured, so that
 it holds for small carts and large ones, on slow machines and on fast ones. A burst is soon over, and to refuse it would
@@ -56,7 +57,7 @@ class Turnstile:
         self._began = 0.0
         """When one of the others was let in."""
         self._balanced = True
-        """Whether somebody urgent was let in since."""
+        """Whether a call is done with since."""
         self._went_on: float | None = None
         """When somebody urgent was let in, in the turn that is."""
         self._going_on_s = 0.001
@@ -95,6 +96,13 @@ class Turnstile:
             self._turn()
         await place
 
+    def leave(self) -> None:
+        """One of the others, who had been let in, is done with."""
+        self._balanced = True
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = asyncio.get_running_loop().call_soon(self._turn)
+
     def _turn(self) -> None:
         """Lets the next one in, and comes back in the next turn of the event loop, until nobody waits any more."""
         now = self._clock()
@@ -120,11 +128,10 @@ class Turnstile:
         return 0.0 if self._balanced else self._began + self._going_on_s - now
 
     def _let_in(self, now: float, *, urgent: bool, place: asyncio.Future[None] | None = None) -> None:
-        self._balanced = urgent
         if urgent:
             self._went_on = now
         else:
-            self._began = now
+            self._began, self._balanced = now, False
         if place is not None:
             place.set_result(None)
         self._turning = True
@@ -178,7 +185,7 @@ class Visit:
     def __init__(self, room: Room) -> None:
         self._room = room
         self._held = 0
-        self._inside = False
+        self._inside = self._begun = False
 
     def __enter__(self) -> Self:
         return self
@@ -186,6 +193,8 @@ class Visit:
     def __exit__(self, *_: object) -> None:
         self._room.bodies.held -= self._held
         self._room.taken -= self._inside
+        if self._begun:
+            self._room.turnstile.leave()
 
     def receive(self, size: int) -> None:
         """So many bytes of a body that is not complete."""
@@ -204,3 +213,4 @@ class Visit:
     async def begin(self) -> None:
         """Waits for the turn in which work on the call may begin."""
         await self._room.turnstile.enter(urgent=self._room.urgent)
+        self._begun = not self._room.urgent

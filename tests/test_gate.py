@@ -97,11 +97,22 @@ def test_calls_begin_no_faster_than_others_are_gone_on_with() -> None:
         assert loop.passed == ["a"]
         await asyncio.sleep(0.002)
         assert loop.passed == ["a", "b"]
-        for reply in ("u1", "u2", "u3"):  # each is gone on with although others pause, and makes room for the next
+        for reply in (
+            "u1",
+            "u2",
+            "u3",
+        ):  # each is gone on with although others pause, and once done with lets one begin
             await loop.arrive(reply)
+            loop.turnstile.leave()
             await loop.turn()
             await loop.turn()
         assert loop.passed == ["a", "b", "u1", "c", "u2", "d", "u3", "e"]
+        await loop.arrive("f", "g")
+        await loop.turn()
+        loop.turnstile.leave()  # without having been gone on with: it was refused at once
+        await loop.turn()
+        await loop.turn()
+        assert loop.passed[-1] == "f"
         assert virtual_time.now() < began + 0.006
 
     story(tell)
@@ -115,6 +126,22 @@ def test_replies_come_first_and_one_turn_of_four_is_for_who_waits_to_begin() -> 
         order = "".join(name[0] for name in loop.passed[1:])
         assert order == "uuuauuuauu", order
         assert [name for name in loop.passed if name[0] == "u"] == [f"u{number}" for number in range(1, 9)]
+
+    story(tell)
+
+
+def test_a_visit_that_is_over_lets_the_next_begin() -> None:
+    async def tell(loop: Loop) -> None:
+        room = Room(9, Bodies(9), loop.turnstile)
+        began = virtual_time.now()
+
+        async def visit() -> None:
+            with Visit(room) as visit:
+                visit.go_in(1)
+                await visit.begin()  # and then it is refused, for its signature
+
+        await asyncio.gather(*(visit() for _ in range(6)))
+        assert virtual_time.now() == began
 
     story(tell)
 
@@ -203,6 +230,7 @@ def test_five_times_too_much_makes_nobody_wait_who_is_let_in() -> None:
         await turnstile.enter(urgent=True)
         crowds.append(len(turnstile._urgent))
         work(go_on_s)
+        turnstile.leave()
         took.append(virtual_time.now() - arrived)
 
     async def tell(loop: Loop) -> None:

@@ -1,5 +1,6 @@
 """The contenders that are ASGI applications of this bench: `python -m bench.apps echo 8080`."""
 
+import ast
 import os
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -70,7 +71,7 @@ def sized() -> Starlette:
 
     for size in os.environ.get("BENCH_SIZES", "").split():
         name, _, value = size.partition("=")
-        setattr(app, name, type(getattr(app, name))(value))
+        setattr(app, name, ast.literal_eval(value))
     return app.from_environment()
 
 

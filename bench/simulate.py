@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice, repeat
 from typing import Protocol
 
-from mapper import gate
+from mapper import app, gate
 
 P99 = 2.3263478740408408
 """So many standard deviations above the mean lies the 99th percentile of the normal distribution."""
@@ -36,6 +36,10 @@ class Admission(Protocol):
         """So long it took from one beginning to the next, while somebody waited."""
         ...
 
+    def took(self, engine_s: float) -> None:
+        """So long the engine took."""
+        ...
+
 
 @dataclass
 class Fixed:
@@ -50,27 +54,37 @@ class Fixed:
     def turned(self, seconds: float) -> None:
         pass
 
+    def took(self, engine_s: float) -> None:
+        pass
+
 
 @dataclass
 class Turnstile:
-    """As many may wait as will have been let in within `patience_s`; in a crowd that stays, half as many."""
+    """As many may wait as will have been let in while the engine takes its time, or within the least or the most of
+    `patience_s`; in a crowd that stays, half as many.
+    """
 
-    patience_s: float = 0.030
+    patience_s: tuple[float, float] = app.PATIENCE_S
     size: int = 512
     least: int = gate.LEAST
     one_by_one: bool = True
     pace_s: float = 0.001
     crowded_since: float = 0.0
+    engine_s: float = 0.0
 
     def is_full(self, inside: int, waiting: int, now: float) -> bool:
         if not waiting:
             self.crowded_since = now
-        places = max(self.least, self.patience_s / self.pace_s)
+        shortest, longest = self.patience_s
+        places = max(self.least, min(max(self.engine_s, shortest), longest) / self.pace_s)
         is_burst = now < self.crowded_since + gate.BURST_S
         return inside >= self.size or waiting >= (places if is_burst else places / 2)
 
     def turned(self, seconds: float) -> None:
         self.pace_s += (seconds - self.pace_s) / 16
+
+    def took(self, engine_s: float) -> None:
+        self.engine_s += (engine_s - self.engine_s) / 64
 
 
 def _always_the_same(source: random.Random) -> float:
@@ -186,6 +200,7 @@ def simulate(
         for _ in range(go_on):
             call = answered.popleft()
             now += worker.after_s * call.vary
+            admission.took(call.engine)
             may_begin = 0.0
             found.good.append(Good(call.arrived, now - call.arrived, call.engine))
         found.busy_s += now - began

@@ -24,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from mapper import __version__, connection, errors, promotions, server, settings, transport
+from mapper.engine import Call as EngineCall
 from mapper.engine import Engine
 from mapper.errors import Operation, Overloaded, Problem
 from mapper.gate import Bodies, Room, Turnstile, Visit
@@ -40,9 +41,9 @@ from mapper.telemetry import Record, Telemetry, log
 VALIDATE_ROOM = VALIDATE_SLOTS = 256
 CONSUME_ROOM, CONSUME_SLOTS = 64, 32
 
-# How long a validate may have to wait for the processor before others are refused: in a burst. In a crowd that stays it
-# is half of that.
-PATIENCE_S = 0.030
+# How long a validate in a burst may have to wait for the processor before others are refused: as long as the engine
+# takes, but no less and no more than this.
+PATIENCE_S = 0.030, 0.150
 
 # Of all bodies that are being received, together.
 RECEIVING_BYTES = 64 * 1024 * 1024
@@ -92,10 +93,16 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             time.monotonic,
             on_backlog=telemetry.backlog,
         )
+
+        def on_call(call: EngineCall) -> None:
+            telemetry.call(call)
+            if call.failure is None:
+                turnstile.took(call.seconds)
+
         validating = Engine(
             client,
             accounts,
-            on_call=telemetry.call,
+            on_call=on_call,
             slots=VALIDATE_SLOTS,
             breaker=True,
             on_breaker=telemetry.breaker,

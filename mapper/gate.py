@@ -15,9 +15,10 @@ To go on with a call comes first, and takes longer than to begin one. So a call 
 when so much time has passed as that takes: a crowd that begins at once comes back as a crowd of replies, and those wait
 for each other.
 
-Validate is full when those who wait to begin would wait longer than they should. How long that is, is measured, so that
-it holds for small carts and large ones, on slow machines and on fast ones. A burst is soon over, and to refuse it would
-be a pity; in a crowd that stays everybody waits as long as the last one, for nothing: there half as many may wait.
+Validate is full when those who wait to begin would wait longer than they should, which is about as long as the engine
+takes: so whoever is let in is answered in twice the usual time. Both are measured, so that this holds for small carts
+and large ones, slow machines and fast ones. A burst is soon over, and to refuse it would be a pity; in a crowd that
+stays everybody waits as long as the last one, for nothing: there half as many may wait.
 """
 
 import asyncio
@@ -43,9 +44,13 @@ Places = deque[asyncio.Future[None]]
 class Turnstile:
     """Of one event loop."""
 
-    def __init__(self, patience_s: float, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`patience_s`: how long a call in a burst may have to wait before those that come after it are refused."""
-        self._patience_s = patience_s
+    def __init__(self, patience_s: tuple[float, float], clock: Callable[[], float] = time.perf_counter) -> None:
+        """`patience_s`: how long a call in a burst may have to wait before those that come after it are refused, if the
+        engine takes no time, and at most.
+        """
+        self._least_patience_s, self._most_patience_s = patience_s
+        self._engine_s = 0.0
+        """What the engine takes, on average."""
         self._clock = clock
         self._urgent: Places = deque()
         self._others: Places = deque()
@@ -74,9 +79,17 @@ class Turnstile:
         waiting = len(self._others)
         if waiting < LEAST // 2:  # so it is mostly, and this is asked for every call
             return False
-        places = max(LEAST, self._patience_s / self._pace_s)
+        places = max(LEAST, self.patience_s / self._pace_s)
         is_burst = self._clock() < self._crowded_since + BURST_S
         return waiting >= (places if is_burst else places / 2)
+
+    @property
+    def patience_s(self) -> float:
+        return min(max(self._engine_s, self._least_patience_s), self._most_patience_s)
+
+    def took(self, engine_s: float) -> None:
+        """So long a call of the engine has taken."""
+        self._engine_s += (engine_s - self._engine_s) / 64
 
     async def enter(self, *, urgent: bool) -> None:
         """Waits for a turn of one's own. Urgent is a call to go on with, and a consume."""

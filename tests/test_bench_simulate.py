@@ -59,8 +59,9 @@ def test_who_lets_in_what_can_be_done_in_time_keeps_every_engine_and_machine_fas
     work_s: float, engine_s: float
 ) -> None:
     found = rush(Turnstile(), work_s, engine_s)
-    assert found.took(0.95) < 1.2 * engine_s + 0.020 + 3 * work_s
-    assert found.took(0.99) < 1.2 * engine_s + 0.060 + 3 * work_s  # those of the first moment, who might be a burst
+    assert found.took(0.95) < 2.1 * engine_s
+    first = 1.2 * engine_s + 0.060 + 3 * work_s  # who comes in the first moment may be a burst
+    assert found.took(0.99) < max(first, 2 * engine_s)
     assert found.goodput * work_s > 0.85 * (1 - engine_s / 3)  # what the engine had at the end does not count
     assert simulate.quantile(found.refused_s, 0.99) < 0.020
 

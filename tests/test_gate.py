@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -22,7 +22,7 @@ class Loop:
     """A turnstile in virtual time, and what has gone through it."""
 
     def __init__(self, patience_s: float = 1.0) -> None:
-        self.turnstile = Turnstile(patience_s, virtual_time.now)
+        self.turnstile = Turnstile((patience_s, patience_s), virtual_time.now)
         self.passed: list[str] = []
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -252,8 +252,42 @@ def test_five_times_too_much_makes_nobody_wait_who_is_let_in() -> None:
     assert max(crowds) <= 5, "a crowd of calls has come back as a crowd of replies"
 
 
+def test_a_call_may_wait_for_as_long_as_the_engine_takes() -> None:
+    turnstile = Turnstile((0.030, 0.150))
+    found = [turnstile.patience_s]
+    for engine_s in (0.010, 0.080, 0.400):
+        for _ in range(600):
+            turnstile.took(engine_s)
+        found.append(round(turnstile.patience_s, 3))
+    assert found == [0.030, 0.030, 0.080, 0.150]
+
+
+def test_an_engine_that_fails_makes_nobody_more_patient() -> None:
+    async def run(*statuses: int) -> float:
+        configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger())
+        wire = fakes.FakeTransport()
+        wire.pause, wire.script["validate"] = 0.03, list(statuses)
+        made = app.create(configured, engine_transport=wire)
+        data, headers = fakes.signed({"id": "c-1", "items": [{"sku": "S", "quantity": 1, "price": "1.00"}]})
+
+        async def receive() -> Any:
+            return {"type": "http.request", "body": data, "more_body": False}
+
+        async def send(message: Any) -> None:
+            pass
+
+        scope = {"type": "http", "method": "POST", "path": "/promotions/validate", "headers": headers}
+        async with made.router.lifespan_context(made):
+            await made(scope, receive, send)
+        room: Room = cast("Any", made)._calls["/promotions/validate"]._room
+        return room.turnstile._engine_s
+
+    assert asyncio.run(run(400)) > 0.03 / 64
+    assert asyncio.run(run(500, 500)) == 0.0
+
+
 def test_a_turnstile_that_is_full_is_full_for_validate_alone() -> None:
-    turnstile = Turnstile(0.0)
+    turnstile = Turnstile((0.0, 0.0))
     turnstile._others.extend([None] * LEAST)  # type: ignore[list-item]
     rooms = [Room(9, Bodies(9), turnstile, urgent=urgent) for urgent in (False, True)]
     assert [(room.is_full, room.is_crowded) for room in rooms] == [(True, True), (False, False)]
@@ -298,7 +332,7 @@ def test_large_carts_are_refused_while_others_wait_for_their_thread() -> None:
         await asyncio.sleep(0)
         refused = []
         for size, urgent in ((aside.LARGE_BYTES, False), (aside.LARGE_BYTES - 1, False), (aside.LARGE_BYTES, True)):
-            room = Room(9, Bodies(9), Turnstile(1.0), urgent=urgent)
+            room = Room(9, Bodies(9), Turnstile((1.0, 1.0)), urgent=urgent)
             with Visit(room) as visit:
                 try:
                     visit.go_in(size)
@@ -307,7 +341,7 @@ def test_large_carts_are_refused_while_others_wait_for_their_thread() -> None:
                     refused.append(True)
         held.set()
         assert all(await asyncio.gather(*steps))
-        with Visit(Room(9, Bodies(9), Turnstile(1.0))) as visit:
+        with Visit(Room(9, Bodies(9), Turnstile((1.0, 1.0)))) as visit:
             visit.go_in(aside.LARGE_BYTES)
         return refused
 

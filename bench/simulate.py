@@ -193,7 +193,7 @@ def simulate(
             call = waiting.popleft()
             if counted <= began:
                 admission.turned(began - counted)
-            counted, may_begin = began if waiting else math.inf, began + worker.after_s + worker.turn_s
+            counted, may_begin = began if waiting else math.inf, began + gate.SPACING * worker.call_s
             now += worker.before_s * call.vary
             call.engine, number = wait(source), number + 1
             heapq.heappush(asked, (now + call.engine, number, call))

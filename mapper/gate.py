@@ -12,8 +12,8 @@ turn of the event loop one call is begun, or gone on with when its reply has com
 who comes when it is full is refused.
 
 To go on with a call comes first, and takes longer than to begin one. So a call begins when another is done with, or
-when so much time has passed as that takes: a crowd that begins at once comes back as a crowd of replies, and those wait
-for each other.
+when so much time has passed as a whole call takes: a crowd that begins at once comes back as a crowd of replies, and
+those wait for each other.
 
 Validate is full when those who wait to begin would wait longer than they should, which is about as long as the engine
 takes: so whoever is let in is answered in twice the usual time. Both are measured, so that this holds for small carts
@@ -37,6 +37,8 @@ BURST_S = 0.05
 """A crowd that has been there for longer stays. The rule is known as controlled delay: queue.acm.org, Fail at Scale."""
 FAIR = 4
 """Of so many turns one is for a call that waits to begin, whatever else waits."""
+SPACING = 0.8
+"""Of the time that a call takes, between two that begin: closer, and replies would wait; wider, and the processor."""
 
 Places = deque[asyncio.Future[None]]
 
@@ -63,10 +65,10 @@ class Turnstile:
         """When one of the others was let in."""
         self._balanced = True
         """Whether a call is done with since."""
-        self._went_on: float | None = None
-        """When somebody urgent was let in, in the turn that is."""
-        self._going_on_s = 0.001
-        """What that takes, on average."""
+        self._let: tuple[bool, float] | None = None
+        """Who was let in for the turn that is (somebody urgent?), and when."""
+        self._turn_s = {False: 0.001, True: 0.001}
+        """What a turn takes on average: to begin a call, to go on with one."""
         self._crowded_since = 0.0
         """When the first of the others came who wait without a break."""
         self._left: float | None = None
@@ -120,16 +122,17 @@ class Turnstile:
         """Lets the next one in, and comes back in the next turn of the event loop, until nobody waits any more."""
         now = self._clock()
         self._pause = None
-        if self._went_on is not None:
-            self._going_on_s += (now - self._went_on - self._going_on_s) / 16
-            self._went_on = None
+        if self._let is not None:
+            urgent, since = self._let
+            self._turn_s[urgent] += (now - since - self._turn_s[urgent]) / 16
+            self._let = None
         self._turns += 1
-        others, urgent = _waiting(self._others), _waiting(self._urgent)
-        if others and (self._turns % FAIR == 0 or not (urgent or self._must_pause_s(now) > 0)):
+        others, replies = _waiting(self._others), _waiting(self._urgent)
+        if others and (self._turns % FAIR == 0 or not (replies or self._must_pause_s(now) > 0)):
             self._count(now)
             self._let_in(now, urgent=False, place=others.popleft())
-        elif urgent:
-            self._let_in(now, urgent=True, place=urgent.popleft())
+        elif replies:
+            self._let_in(now, urgent=True, place=replies.popleft())
         elif others:
             self._turning = True
             self._pause = asyncio.get_running_loop().call_later(self._must_pause_s(now), self._turn)
@@ -138,12 +141,11 @@ class Turnstile:
 
     def _must_pause_s(self, now: float) -> float:
         """How long none of the others may begin yet."""
-        return 0.0 if self._balanced else self._began + self._going_on_s - now
+        return 0.0 if self._balanced else self._began + SPACING * sum(self._turn_s.values()) - now
 
     def _let_in(self, now: float, *, urgent: bool, place: asyncio.Future[None] | None = None) -> None:
-        if urgent:
-            self._went_on = now
-        else:
+        self._let = urgent, now
+        if not urgent:
             self._began, self._balanced = now, False
         if place is not None:
             place.set_result(None)

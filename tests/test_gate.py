@@ -97,11 +97,8 @@ def test_calls_begin_no_faster_than_others_are_gone_on_with() -> None:
         assert loop.passed == ["a"]
         await asyncio.sleep(0.002)
         assert loop.passed == ["a", "b"]
-        for reply in (
-            "u1",
-            "u2",
-            "u3",
-        ):  # each is gone on with although others pause, and once done with lets one begin
+        # A reply is gone on with although others pause, and once a call is done with one of them begins.
+        for reply in ("u1", "u2", "u3"):
             await loop.arrive(reply)
             loop.turnstile.leave()
             await loop.turn()
@@ -180,7 +177,7 @@ def test_it_is_full_when_the_next_would_wait_too_long_at_the_pace_of_the_last() 
 
     async def tell(loop: Loop) -> None:
         # 50 ms are 50 turns of 1 ms, or 10 of 5 ms; of 100 ms there is none, but some may always wait.
-        assert await limit(loop, 0.001) == [50, 25]
+        assert await limit(loop, 0.001) in ([49, 25], [50, 25], [51, 26])
         assert await limit(loop, 0.005) in ([10, 5], [11, 6])
         assert await limit(loop, 0.100) == [LEAST, LEAST // 2]
 

@@ -203,13 +203,18 @@ class _Endpoint:
         self._on_full = telemetry.requests.labels(operation, str(self._full.status), self._full.reason).inc
 
     def turn_away(self) -> connection.Ready | None:
-        if not self._room.is_full:
-            return None
-        self._on_full()
-        return self._full_at_once
+        """The refusal, where there is no room; else the call is expected to come (with `connection.LET_IN`)."""
+        if self._room.is_full:
+            self._on_full()
+            return self._full_at_once
+        self._room.expected += 1
+        return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.turn_away():  # full since the connection has asked, or it could not answer at once
+        if scope.get("state", {}).get(connection.LET_IN):
+            self._room.expected -= 1
+        elif self._room.is_full:  # the connection could not have refused it at once
+            self._on_full()
             await self._full.send(send)
             return
         started = time.monotonic()

@@ -30,6 +30,8 @@ LEAVING: Final = "leaving"
 """In the state of every scope: this process is going to stop; each answer is the last one of its connection."""
 WHOLE: Final = "whole"
 """In that of one request: its body has been received completely."""
+LET_IN: Final = "let_in"
+"""The same: the application was asked whether to turn it away, and has not done so."""
 
 Message = MutableMapping[str, Any]
 Headers = Iterable[tuple[bytes, bytes]]
@@ -423,12 +425,12 @@ class Connection(asyncio.Protocol):
         answering = self._exchange is not None and not self._exchange.complete
         # After a request to upgrade the parser takes nothing any more.
         ends = upgrade or version == "1.0" or not self._parser.should_keep_alive() or self._app_state.get(LEAVING)
-        if not (answering or ends or self._must_continue or self.flow.write_paused):
-            answer = self._turn_away(self._parser.get_method(), self._url)
-            if answer is not None:
-                self._refuse_at_once(answer)
-                return
+        ask = not (answering or ends or self._must_continue or self.flow.write_paused)
+        if ask and (answer := self._turn_away(self._parser.get_method(), self._url)) is not None:
+            self._refuse_at_once(answer)
+            return
         self._state = self._app_state.copy()
+        self._state[LET_IN] = ask
         self._exchange = _Exchange(self, self._scope(version), keep_alive=not ends, must_continue=self._must_continue)
         if answering:
             self.flow.pause_reading()

@@ -76,9 +76,9 @@ class Turnstile:
         self._pace_s = 0.001
         """From then until the next is let in, on average."""
 
-    @property
-    def is_full(self) -> bool:
-        waiting = len(self._others)
+    def is_full(self, expected: int = 0) -> bool:
+        """Whether one more would wait too long. `expected`: so many are about to come."""
+        waiting = len(self._others) + expected
         if waiting < LEAST // 2:  # so it is mostly, and this is asked for every call
             return False
         places = max(LEAST, self.patience_s / self._pace_s)
@@ -184,6 +184,8 @@ class Room:
     urgent: bool = False
     """Its calls go through the turnstile first, and however many wait."""
     taken: int = 0
+    expected: int = 0
+    """Calls that have been let in and are about to come."""
 
     @property
     def is_full(self) -> bool:
@@ -191,7 +193,9 @@ class Room:
 
     @property
     def is_crowded(self) -> bool:
-        return self.taken >= self.size or (not self.urgent and self.turnstile.is_full)
+        if self.taken + self.expected >= self.size:
+            return True
+        return not self.urgent and self.turnstile.is_full(self.expected)
 
 
 class Visit:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from mapper import app, aside, promotions
+from mapper import app, aside, connection, promotions
 from mapper.errors import Overloaded
 from mapper.gate import BURST_S, LEAST, Bodies, Room, Turnstile, Visit
 from mapper.ledger import Answer
@@ -169,7 +169,7 @@ def test_it_is_full_when_the_next_would_wait_too_long_at_the_pace_of_the_last() 
         for waits_s in (0.0, BURST_S + 0.001):
             loop.turnstile._others.append(asyncio.get_running_loop().create_future())
             loop.turnstile._crowded_since = virtual_time.now() - waits_s
-            while not loop.turnstile.is_full:
+            while not loop.turnstile.is_full():
                 loop.turnstile._others.append(asyncio.get_running_loop().create_future())
             found.append(len(loop.turnstile._others))
             loop.turnstile._others.clear()
@@ -189,7 +189,7 @@ def test_a_crowd_is_old_when_somebody_has_waited_without_a_break() -> None:
         turnstile = loop.turnstile
         for _ in range(3):
             await loop.arrive(*(f"n{number}" for number in range(LEAST // 2 + 2)))
-            assert not turnstile.is_full
+            assert not turnstile.is_full()
             await asyncio.sleep(BURST_S)  # each of these crowds is gone long before
             assert not turnstile._others
         await loop.arrive("first")
@@ -197,15 +197,15 @@ def test_a_crowd_is_old_when_somebody_has_waited_without_a_break() -> None:
         for number in range(300):
             await loop.arrive(f"m{number}", f"l{number}")
             await asyncio.sleep(0.001)
-            if turnstile.is_full:
+            if turnstile.is_full():
                 break
         assert len(turnstile._others) == LEAST
         assert not turnstile._others[0].done()
         await asyncio.sleep(0.003)
         assert LEAST // 2 <= len(turnstile._others) < LEAST
-        assert not turnstile.is_full
+        assert not turnstile.is_full()
         turnstile._crowded_since -= BURST_S
-        assert turnstile.is_full
+        assert turnstile.is_full()
 
     story(tell)
 
@@ -218,7 +218,7 @@ def test_five_times_too_much_makes_nobody_wait_who_is_let_in() -> None:
 
     async def call(turnstile: Turnstile, arrived: float) -> None:
         nonlocal refused
-        if turnstile.is_full:
+        if turnstile.is_full():
             refused += 1
             return
         await turnstile.enter(urgent=False)
@@ -366,3 +366,30 @@ def test_nobody_waits_for_a_large_cart() -> None:
         assert asyncio.run(tell()) > 20
     finally:
         sys.setswitchinterval(before)
+
+
+def test_who_has_been_let_in_is_counted_before_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that arrive together are refused before anything is done for them, but for as many as there is room."""
+    monkeypatch.setattr(app, "VALIDATE_ROOM", 2)
+    configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger())
+    made: Any = app.create(configured, engine_transport=fakes.FakeTransport())
+    statuses: list[int] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    async def send(message: Any) -> None:
+        statuses.append(message.get("status", 0))
+
+    async def run() -> None:
+        state = {connection.LET_IN: True}
+        scope = {"type": "http", "method": "POST", "path": "/promotions/validate", "headers": [], "state": state}
+        async with made.router.lifespan_context(made):
+            ask = [made.turn_away(b"POST", b"/promotions/validate") is None for _ in range(4)]
+            assert ask == [True, True, False, False]
+            assert made.turn_away(b"POST", b"/promotions/consume") is None
+            await asyncio.gather(made(scope, receive, send), made(scope, receive, send))
+            assert [status for status in statuses if status] == [401, 401]
+            assert made.turn_away(b"POST", b"/promotions/validate") is None
+
+    asyncio.run(run())

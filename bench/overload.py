@@ -92,7 +92,7 @@ def measure(chosen: argparse.Namespace) -> dict[str, Any]:
         hang = []
         if not chosen.no_hang:
             results.say("An engine that hangs.")
-            hang = [_hang(service, engine.pid, at_once, hang_s) for at_once, hang_s in HANGS]
+            hang = [_hang_undisturbed(service, engine.pid, at_once, hang_s, attempts) for at_once, hang_s in HANGS]
     refusal_us = _refusal_us()
     return {"sizes": chosen.sizes, "overload": overload, "points": points, "refusal_us": refusal_us, "hang": hang}
 
@@ -112,17 +112,28 @@ def running_service(engine_port: int, contender: Contender) -> Iterator[Running]
 # Overload
 
 
+def _undisturbed(
+    measure: Callable[[], dict[str, Any]], disturbed: Callable[[dict[str, Any]], float], attempts: int
+) -> dict[str, Any]:
+    """The first attempt that was disturbed by no more than 1, or the one that was least."""
+    tries: list[dict[str, Any]] = []
+    while len(tries) < attempts and (not tries or disturbed(tries[-1]) > 1):
+        tries.append(measure())
+    return min(tries, key=disturbed)
+
+
 class _Round:
     def __init__(self, service: Running, engine: int, wait_ms: int) -> None:
         self._service, self._pids = service, [engine, service.process.pid]
         self._requests = service.requests(LINES, wait_ms)
 
     def undisturbed(self, seconds: tuple[float, float, float], seed: int, attempts: int) -> dict[str, Any]:
-        """The quietest of a few attempts; the first that is quiet will do."""
-        tries: list[dict[str, Any]] = []
-        while len(tries) < attempts and (not tries or tries[-1]["noise"] > NOISE):
-            tries.append(self.measure(seconds, seed))
-        return min(tries, key=lambda one: one["noise"])
+        """The first of a few attempts in which others were quiet and the client was in time; else the best in that."""
+
+        def disturbed(one: dict[str, Any]) -> float:
+            return max(float(one["noise"]) / NOISE, float(one["rush"]["late_p99_ms"]) / LATE_MS)
+
+        return _undisturbed(lambda: self.measure(seconds, seed), disturbed, attempts)
 
     def measure(self, seconds: tuple[float, float, float], seed: int) -> dict[str, Any]:
         """`seconds` of calm, of rush, and of calm again."""
@@ -198,6 +209,12 @@ def _refusal_us() -> float:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # An engine that hangs
+
+
+def _hang_undisturbed(service: Running, engine: int, at_once: int, hang: float, attempts: int) -> dict[str, Any]:
+    return _undisturbed(
+        lambda: _hang(service, engine, at_once, hang), lambda one: one["during"]["late_p99_ms"] / LATE_MS, attempts
+    )
 
 
 def _hang(service: Running, engine: int, at_once: int, hang: float) -> dict[str, Any]:

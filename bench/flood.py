@@ -16,7 +16,6 @@ from bench.rounds import percentile
 
 _ALIVE = b"GET /livez HTTP/1.1\r\nHost: mapper.example\r\n\r\n"
 _OVERLOADED = b'"overloaded"'
-_TICK_S = 0.001
 NEVER_S = 999.0
 
 Event = tuple[float, Callable[[], None]]
@@ -106,7 +105,7 @@ async def flood(
     events: Sequence[Event] = (),
     patience_s: float = 2.5,
 ) -> Flood:
-    """Sends at `moments` (seconds, in order), on `connections` in turn. `events` happen meanwhile, at theirs.
+    """Sends at `moments` (seconds, in order), on `connections`. `events` happen meanwhile, at theirs.
 
     Where no connection is free a request waits for one, and is late. What is not answered `patience_s` after the last
     moment counts as unanswered.
@@ -135,8 +134,9 @@ async def flood(
         connection.send(requests[number % len(requests)], due)
 
     def next_free() -> load.Connection | None:
+        """The one that was used last, as HTTP clients do (Node's agent, Go's transport): most are spare."""
         while free:
-            connection = free.popleft()
+            connection = free.pop()
             if connection.open:
                 return connection
         return None
@@ -161,7 +161,7 @@ async def flood(
             else:
                 waiting.append(number)
             number += 1
-        await asyncio.sleep(_TICK_S)
+        await asyncio.sleep(0)  # never at rest: who sleeps is woken late, and whoever wakes it pays for that
     until = began_ns + int((moments[-1] + patience_s) * 1e9) if moments else 0
     while Fate.UNANSWERED in fates and time.perf_counter_ns() < until:  # noqa: ASYNC110 - nothing is measured any more
         await asyncio.sleep(0.02)

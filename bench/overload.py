@@ -30,7 +30,7 @@ CALM, RUSH = 0.3, 5.0
 IN_FLIGHT = (16, 32, 64)
 CONNECTIONS = 768
 """The service takes 1,000."""
-LATE_MS = 5.0
+LATE_MS = 2.0
 """A client that is later than this (99th percentile) measures itself: no figures then."""
 NORMAL = 1.5
 """Times the 99th percentile of the calm before: as slow may an answer be that counts as normal again."""

@@ -223,7 +223,8 @@ class _Endpoint:
         record = Record(self._operation, _request_id(first.get(b"x-request-id", b"")))
         with Visit(self._room) as visit:
             try:
-                _check_head(first, self._configured.max_body_bytes)
+                # Before a large body is read, so that to refuse it costs little.
+                self._room.check(_check_head(first, self._configured.max_body_bytes))
                 body = await _read(scope, receive, self._configured.max_body_bytes, visit)
                 deadline = self.service.clock() + self._budget
                 await visit.begin()
@@ -262,15 +263,16 @@ class _NotACall(Exception):
 _CLOSE = (b"connection", b"close")
 
 
-def _check_head(first: Mapping[bytes, bytes], limit: int) -> None:
-    """`first`: of each header the first, by name."""
+def _check_head(first: Mapping[bytes, bytes], limit: int) -> int:
+    """The size of the body, as far as it is told. `first`: of each header the first, by name."""
     if not _MEDIA_TYPE.fullmatch(first.get(b"content-type", b"application/json")):
         raise _NotACall(415, "media_type", "The content type must be application/json in UTF-8.")
     if first.get(b"content-encoding", b"identity").lower() != b"identity":
         raise _NotACall(415, "content_encoding", "The body must not be compressed.")
     length = first.get(b"content-length", b"0")
-    if not length.isdigit() or len(length) > 15 or int(length) > limit:
+    if not length.isdigit() or len(length) > 15 or (size := int(length)) > limit:
         raise _too_large(limit)
+    return size
 
 
 async def _read(scope: Scope, receive: Receive, limit: int, visit: Visit) -> bytes:

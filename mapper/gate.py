@@ -197,6 +197,11 @@ class Room:
             return True
         return not self.urgent and self.turnstile.is_full(self.expected)
 
+    def check(self, size: int) -> None:
+        """Raises `Overloaded` where a call with a body of this size had better not be begun."""
+        if self.is_crowded or (not self.urgent and aside.is_full(size)):
+            raise Overloaded
+
 
 class Visit:
     """What one call occupies, from its head until it is answered. Raises `Overloaded` where there is no more."""
@@ -224,8 +229,7 @@ class Visit:
 
     def go_in(self, size: int) -> None:
         """The body is complete, and so large."""
-        if self._room.is_crowded or (not self._room.urgent and aside.is_full(size)):
-            raise Overloaded  # it has become so meanwhile
+        self._room.check(size)  # things may have changed meanwhile
         self._inside = True
         self._room.taken += 1
 

@@ -393,3 +393,35 @@ def test_who_has_been_let_in_is_counted_before_it_comes(monkeypatch: pytest.Monk
             assert made.turn_away(b"POST", b"/promotions/validate") is None
 
     asyncio.run(run())
+
+
+def test_a_large_cart_is_refused_before_it_is_read_while_others_wait_for_their_thread() -> None:
+    configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger())
+    made: Any = app.create(configured, engine_transport=fakes.FakeTransport())
+    answers: list[tuple[int, str]] = []
+
+    async def receive() -> Any:
+        raise AssertionError("its body is asked for")
+
+    async def run() -> None:
+        held = threading.Event()
+
+        async def send(message: Any) -> None:
+            if "body" in message:
+                answers.append((status[-1], message["body"].decode()))
+            else:
+                status.append(message["status"])
+
+        status: list[int] = []
+        steps = [asyncio.ensure_future(aside.aside(aside.LARGE_BYTES, held.wait, 5.0)) for _ in range(aside.AT_ONCE)]
+        headers = [(b"content-length", b"%d" % aside.LARGE_BYTES)]
+        scope = {"type": "http", "method": "POST", "path": "/promotions/validate", "headers": headers}
+        async with made.router.lifespan_context(made):
+            await asyncio.sleep(0)
+            await made(scope, receive, send)
+            held.set()
+            await asyncio.gather(*steps)
+
+    asyncio.run(run())
+    ((status, text),) = answers
+    assert (status, "overloaded" in text) == (422, True)

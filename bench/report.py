@@ -150,7 +150,8 @@ write it: FastAPI with the promotion engine's own Python SDK.
 
 Beside an echo on the usual stack (1 = as many as it), with an engine that answers at once. Good answers count;
 "refused" is the share of those that were told at once that the service is full, which keeps the others fast (such a
-connection asks again after {pause:.0f} ms):
+connection asks again after {pause:.0f} ms). Rounds of less than a second are short for carts of 1,000 lines with many
+in flight, whose good answers take longer than that:
 
 {beside_echo}
 

@@ -122,8 +122,8 @@ quota before the campaign, not for more workers.
 ## What waiting comes to
 
 Simulated: one worker, an event loop played turn by turn (`bench/simulate.py`), {seconds:g} s of its time for each
-figure. Shown is what a validate takes **beyond the engine**, and the share that is refused because {admission} are
-inside. The engine takes {engine}.
+figure. Shown is what a validate takes **beyond the engine**, and the share that is refused: {admission}.
+The engine takes {engine}.
 
 ![Load and time]({picture})
 

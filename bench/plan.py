@@ -25,7 +25,7 @@ ADMISSION: Callable[[], Admission] = partial(Turnstile, app.PATIENCE_S, app.VALI
 _SHORTEST, _LONGEST = (1000 * seconds for seconds in app.PATIENCE_S)
 ADMISSION_IN_WORDS = (
     f"those who would wait longer than the engine takes ({_SHORTEST:.0f} to {_LONGEST:.0f} ms), or in a crowd that"
-    " stays for half of that,"
+    " stays for half of that"
 )
 ORDER_KB = len(carts.order(LINES, 0, 0)) / 1000
 TRIMMED_DAYS, KEPT_DAYS = ledger.TRIM_AFTER_S / 86_400, ledger.KEEP_S / 86_400

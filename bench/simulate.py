@@ -76,8 +76,9 @@ class Turnstile:
         if not waiting:
             self.crowded_since = now
         shortest, longest = self.patience_s
-        places = max(self.least, min(max(self.engine_s, shortest), longest) / self.pace_s)
-        is_burst = now < self.crowded_since + gate.BURST_S
+        patience_s = min(max(self.engine_s, shortest), longest)
+        places = max(self.least, patience_s / self.pace_s)
+        is_burst = now < self.crowded_since + gate.BURST * patience_s
         return inside >= self.size or waiting >= (places if is_burst else places / 2)
 
     def turned(self, seconds: float) -> None:

@@ -33,8 +33,10 @@ from mapper.errors import Overloaded
 
 LEAST = 8
 """So many may wait in a burst, however long a turn takes."""
-BURST_S = 0.05
-"""A crowd that has been there for longer stays. The rule is known as controlled delay: queue.acm.org, Fail at Scale."""
+BURST = 1.5
+"""Times patience: a crowd that has been there for longer stays. The rule is known as controlled delay: queue.acm.org,
+Fail at Scale.
+"""
 FAIR = 4
 """Of so many turns one is for a call that waits to begin, whatever else waits."""
 SPACING = 0.8
@@ -82,7 +84,7 @@ class Turnstile:
         if waiting < LEAST // 2:  # so it is mostly, and this is asked for every call
             return False
         places = max(LEAST, self.patience_s / self._pace_s)
-        is_burst = self._clock() < self._crowded_since + BURST_S
+        is_burst = self._clock() < self._crowded_since + BURST * self.patience_s
         return waiting >= (places if is_burst else places / 2)
 
     @property

@@ -12,7 +12,7 @@ import pytest
 
 from mapper import app, aside, connection, promotions
 from mapper.errors import Overloaded
-from mapper.gate import BURST_S, LEAST, Bodies, Room, Turnstile, Visit
+from mapper.gate import BURST, LEAST, Bodies, Room, Turnstile, Visit
 from mapper.ledger import Answer
 from mapper.promotions import Call, Service
 from tests import fakes, virtual_time
@@ -166,7 +166,7 @@ def test_it_is_full_when_the_next_would_wait_too_long_at_the_pace_of_the_last() 
             task.cancel()
         await asyncio.sleep(1)
         found = []
-        for waits_s in (0.0, BURST_S + 0.001):
+        for waits_s in (0.0, BURST * loop.turnstile.patience_s + 0.001):
             loop.turnstile._others.append(asyncio.get_running_loop().create_future())
             loop.turnstile._crowded_since = virtual_time.now() - waits_s
             while not loop.turnstile.is_full():
@@ -190,7 +190,7 @@ def test_a_crowd_is_old_when_somebody_has_waited_without_a_break() -> None:
         for _ in range(3):
             await loop.arrive(*(f"n{number}" for number in range(LEAST // 2 + 2)))
             assert not turnstile.is_full()
-            await asyncio.sleep(BURST_S)  # each of these crowds is gone long before
+            await asyncio.sleep(BURST * turnstile.patience_s)  # each of these crowds is gone long before
             assert not turnstile._others
         await loop.arrive("first")
         turnstile._pace_s = 1.0
@@ -204,7 +204,7 @@ def test_a_crowd_is_old_when_somebody_has_waited_without_a_break() -> None:
         await asyncio.sleep(0.003)
         assert LEAST // 2 <= len(turnstile._others) < LEAST
         assert not turnstile.is_full()
-        turnstile._crowded_since -= BURST_S
+        turnstile._crowded_since -= BURST * turnstile.patience_s
         assert turnstile.is_full()
 
     story(tell)

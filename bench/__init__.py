@@ -11,6 +11,7 @@ machine does hits all of them alike. What counts are ratios of the same round; m
 
 Beside that, each a command of its own with a section on that page:
 
+- `parts`: what a validate's time is spent on
 - `overload`: five times too much, and an engine that hangs; `flood`: the client for it
 - `memory`: what is held under load that repeats nothing; `consume`: what redeeming once costs
 - `capacity`: docs/capacity.md, with the arithmetic in `plan` and the queues played in `simulate`

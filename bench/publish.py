@@ -1,10 +1,15 @@
 """Writes docs/performance.md, from all that has been measured and may be published."""
 
-from bench import consume, memory, overload, plot, report, results
+from bench import consume, memory, overload, parts, plot, report, results
 
 PAGE, PICTURE = results.ROOT / "docs" / "performance.md", results.ROOT / "docs" / "performance.svg"
 
-SECTIONS = {"overload": overload.section, "memory": memory.section, "consume": consume.section}
+SECTIONS = {
+    "parts": parts.section,
+    "overload": overload.section,
+    "memory": memory.section,
+    "consume": consume.section,
+}
 
 
 def performance() -> None:

@@ -89,6 +89,7 @@ class HostileServer:
     connections: int = 0
     port: int = 0
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    poisoned: asyncio.Event = field(default_factory=asyncio.Event)
     """Set at the end, so that nobody stalls for longer."""
     location: str = ""
     """Where redirects point."""
@@ -269,6 +270,7 @@ async def _then_poison(peer: Peer, received: Received) -> None:
     peer.reply()
     await asyncio.sleep(0.02)
     peer.reply(b"poison")
+    peer.server.poisoned.set()
 
 
 # Replies that never end, or end badly

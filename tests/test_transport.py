@@ -441,7 +441,8 @@ def test_a_kept_connection_that_was_closed_while_idle_is_replaced_unseen(any_rim
 def test_bytes_that_come_unasked_are_not_taken_for_the_next_reply(any_rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         await call(client, server.url("/then_poison"))
-        await asyncio.sleep(0.05)
+        await server.poisoned.wait()
+        await asyncio.sleep(0.05)  # it is on its way for some microseconds
         assert (await call(client, server.url("/ok"))).body == b"{}"
 
     assert any_rim.run(story, connections=1).connections == 2

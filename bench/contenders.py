@@ -110,8 +110,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _environment(engine_port: int, folder: str, contender: Contender) -> dict[str, str]:
-    """Nothing of this shell's own: with PYTHONDONTWRITEBYTECODE, for one, a contender is compiled at each start."""
+def environment(engine_port: int, folder: str, contender: Contender) -> dict[str, str]:
+    """Its settings. Nothing of this shell's own: with PYTHONDONTWRITEBYTECODE it would be compiled at each start."""
     own = ("MAPPER_", "NACELLE_", "TALON_", "PYTHON")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return {
@@ -135,7 +135,7 @@ def start(contender: Contender, engine_port: int, folder: str) -> Running:
         config = Path(own, "nginx.conf")
         config.write_text(_NGINX.format(folder=own, port=port, engine=engine_port))
         command = [machine.nginx(), "-e", "stderr", "-p", own, "-c", str(config)]
-    process = _spawn(command, machine.places().contender, _environment(engine_port, folder, contender))
+    process = _spawn(command, machine.places().contender, environment(engine_port, folder, contender))
     return Running(contender, port, process)
 
 

@@ -15,9 +15,9 @@ from typing import Any, cast
 
 import uvloop
 
-from bench import apps, carts, results
+from bench import apps, carts, contenders, results
 from bench.rounds import middle, quartiles
-from mapper import checkout, discounts, notes, promotions, signature, telemetry
+from mapper import checkout, connection, discounts, notes, promotions, signature, telemetry
 from mapper.adapter import EngineReply, Outcome
 from mapper.engine import Call as EngineCall
 from mapper.promotions import Service
@@ -26,6 +26,8 @@ from mapper.telemetry import Record, Telemetry
 SIZES = (1, 20, 100)
 BATCH = 10
 ROUNDS = 200
+_NO_PORT = 1
+"""There is no engine behind it: the answer is prepared."""
 ASK, BOTH, ANSWER = "the question for the engine", "question and answer", "its answer"
 REST = "the rest: the turnstile, slots and attempts, and running less warm than step by step"
 WHOLE = "the whole"
@@ -49,13 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(rounds: int) -> dict[str, dict[str, list[float]]]:
     """By lines and step: microseconds, one figure for each round."""
     with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {
-            "MAPPER_ENGINE": "talon_one",
-            "NACELLE_SIGNING_SECRETS": carts.SECRET.decode(),
-            "MAPPER_LEDGER_URL": f"sqlite:///{folder}/parts.db",
-            "TALON_ONE_BASE_URL": "http://127.0.0.1:1",
-            "TALON_ONE_API_KEY": "bench",
-        }
+        os.environ |= contenders.environment(_NO_PORT, folder, contenders.BY_KEY["canned"])
         told = sys.stderr
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
             sys.stderr = nowhere
@@ -124,7 +120,7 @@ def _steps(made: Any, service: Service, lines: int) -> dict[str, Step]:
         pass
 
     scope = {"type": "http", "method": "POST", "path": "/promotions/validate", "headers": headers,
-             "state": {"whole": True}}  # fmt: skip
+             "state": {connection.WHOLE: True}}  # fmt: skip
     steps: dict[str, Callable[[], object]] = {
         "signature": lambda: signature.verify(body, headers, service.settings.credentials),
         "reading the checkout": lambda: checkout.parse(body, "validate", "USD"),

@@ -11,7 +11,7 @@ from typing import Any
 from bench import apps, carts, results, simulate
 from bench.rounds import middle
 from bench.simulate import Admission, Draw, Outcome, Turnstile, Worker
-from mapper import app, gate, ledger, ledger_postgres, settings
+from mapper import app, ledger, ledger_postgres, settings
 
 LINES = 20
 SECONDS = 40.0
@@ -20,7 +20,7 @@ LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 TURN_S = 20e-6
 """Of the processor, for a turn of the loop: a guess that changes little."""
 SLOTS = app.VALIDATE_SLOTS
-ADMISSION: Callable[[], Admission] = partial(Turnstile, app.PATIENCE_S, app.VALIDATE_ROOM, gate.LEAST)
+ADMISSION: Callable[[], Admission] = partial(Turnstile, size=app.VALIDATE_ROOM)
 """As the service lets calls in."""
 _SHORTEST, _LONGEST = (1000 * seconds for seconds in app.PATIENCE_S)
 ADMISSION_IN_WORDS = (

@@ -60,14 +60,15 @@ class Canned:
 
 def canned() -> Starlette:
     """This service, whole, but for the HTTP call."""
-    from mapper import app, settings  # noqa: PLC0415 - the echo does without
+    from mapper import settings  # noqa: PLC0415 - the echo does without
+    from mapper.http import app  # noqa: PLC0415 - likewise
 
     return app.create(settings.load(os.environ), engine_transport=Canned())
 
 
 def sized() -> Starlette:
-    """This service with other limits: `BENCH_SIZES`, such as `VALIDATE_ROOM=32 VALIDATE_SLOTS=16` (`mapper.app`)."""
-    from mapper import app  # noqa: PLC0415 - likewise
+    """This service with other limits: `BENCH_SIZES`, such as `VALIDATE_ROOM=32` (`mapper.http.app`)."""
+    from mapper.http import app  # noqa: PLC0415 - likewise
 
     for size in os.environ.get("BENCH_SIZES", "").split():
         name, _, value = size.partition("=")
@@ -89,7 +90,8 @@ def _plainly(app: Any, port: int) -> None:
 def main(name: str, port: int) -> None:
     if name in ("canned", "own", "sized"):
         # As `promotions-mapper serve` does.
-        from mapper import server, telemetry, workers  # noqa: PLC0415 - likewise
+        from mapper.http import server, workers  # noqa: PLC0415 - likewise
+        from mapper.ops import telemetry  # noqa: PLC0415 - likewise
 
         telemetry.log_to_stderr()
         server.run(server.create(globals()[name], factory=name != "own"), workers.listening("127.0.0.1", port))

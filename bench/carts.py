@@ -8,7 +8,7 @@ import json
 from functools import cache
 from typing import Any
 
-from mapper.signature import SIGNATURE, sign
+from mapper.domain.signature import SIGNATURE, sign
 
 SECRET = b"a secret for the bench alone"
 CODE = "SUMMER-10"

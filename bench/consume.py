@@ -26,7 +26,7 @@ from typing import Any
 import aiohttp
 
 from bench import results, rounds
-from mapper.signature import sign
+from mapper.domain.signature import sign
 
 SECRET = "a signing secret that is long enough"
 IN_FLIGHT = 16

@@ -23,7 +23,7 @@ from bench.contenders import BY_KEY, Running
 from bench.overload import running_service
 from bench.results import Judged
 from bench.rounds import run
-from mapper import transport
+from mapper.engine import transport
 
 SIZES = (1, 2, 3, 5, 8, 13, 20, 20, 35, 60, 100)
 CONNECTIONS = 400

@@ -42,7 +42,7 @@ POINTS = (0.3, 0.5, 0.7)
 
 DEADLINE_MS, GRACE_MS = 1500, 50
 HANGS = ((1, 3.0), (32, 3.0), (64, 3.0), (200, 3.0), (600, 3.0), (100, 10.0))
-"""(calls in the moment in which it begins, seconds). In the last the circuit breaker opens (`mapper/breaker.py`)."""
+"""(calls in the moment in which it begins, seconds). In the last the breaker opens (`mapper.engine.breaker`)."""
 SHORT_HANG_S = 3.0
 PROBED_S = 6.0
 """How long the circuit breaker may leave an engine alone that is well again."""
@@ -69,7 +69,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="5, quick: 1")
     parser.add_argument("--waits", type=int, nargs="*", default=[0, 30], metavar="MS", help="how long the engine takes")
     parser.add_argument(
-        "--sizes", default="", help='other limits: "VALIDATE_ROOM=32 VALIDATE_SLOTS=16" (mapper/app.py)'
+        "--sizes", default="", help='other limits: "VALIDATE_ROOM=32 VALIDATE_SLOTS=16" (mapper/http/app.py)'
     )
     parser.add_argument("--no-hang", action="store_true", help="leave the engine that hangs out")
     return parser.parse_args(arguments)

@@ -17,11 +17,16 @@ import uvloop
 
 from bench import apps, carts, contenders, results
 from bench.rounds import middle, quartiles
-from mapper import checkout, connection, discounts, notes, promotions, signature, telemetry
+from mapper import promotions
 from mapper.adapter import EngineReply, Outcome
-from mapper.engine import Call as EngineCall
+from mapper.domain import checkout, discounts, signature
+from mapper.domain import notices as notes
+from mapper.domain.record import Record
+from mapper.engine.conversation import Call as EngineCall
+from mapper.http import protocol as connection
+from mapper.ops import telemetry
+from mapper.ops.telemetry import Telemetry
 from mapper.promotions import Service
-from mapper.telemetry import Record, Telemetry
 
 SIZES = (1, 20, 100)
 BATCH = 10

@@ -11,7 +11,10 @@ from typing import Any
 from bench import apps, carts, results, simulate
 from bench.rounds import middle
 from bench.simulate import Admission, Draw, Outcome, Turnstile, Worker
-from mapper import app, ledger, ledger_postgres, settings
+from mapper import settings
+from mapper.http import app
+from mapper.orders import postgres as ledger_postgres
+from mapper.orders import rows
 
 LINES = 20
 SECONDS = 40.0
@@ -28,7 +31,7 @@ ADMISSION_IN_WORDS = (
     " stays for half of that"
 )
 ORDER_KB = len(carts.order(LINES, 0, 0)) / 1000
-TRIMMED_DAYS, KEPT_DAYS = ledger.TRIM_AFTER_S / 86_400, ledger.KEEP_S / 86_400
+TRIMMED_DAYS, KEPT_DAYS = rows.TRIM_AFTER_S / 86_400, rows.KEEP_S / 86_400
 """After so long the ledger drops an order's own bytes, and the whole row."""
 POOL = ledger_postgres._MAX_CONNECTIONS  # noqa: SLF001 - told here, used nowhere else
 """Of a worker to PostgreSQL, at most."""

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from itertools import islice, repeat
 from typing import Protocol
 
-from mapper import app, gate
+from mapper.http import app
+from mapper.http import limiter as gate
 
 P99 = 2.3263478740408408
 """So many standard deviations above the mean lies the 99th percentile of the normal distribution."""
@@ -26,7 +27,7 @@ Draw = Callable[[random.Random], float]
 
 class Admission(Protocol):
     one_by_one: bool
-    """Whether there is a turnstile (`mapper.gate`); else whatever is ready is worked on in the same turn."""
+    """Whether there is a turnstile (`mapper.http.limiter`); else whatever is ready is worked on in the same turn."""
 
     def is_full(self, inside: int, waiting: int, now: float) -> bool:
         """Whether a call is refused that finds so many inside (the waiting ones included)."""

@@ -1,3 +1,3 @@
-from mapper.cli import main
+from mapper.commands.cli import main
 
 main()

@@ -10,20 +10,22 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mapper import checkout as documents
-from mapper import discounts, notes, receipt, signature
-from mapper.adapter import Adapter, Outcome
-from mapper.aside import aside
-from mapper.checkout import Checkout
-from mapper.discounts import Settled
-from mapper.engine import Engine
-from mapper.errors import EngineUnavailable, InvalidRequest, Operation
-from mapper.ledger import Answer, Key
-from mapper.once import Once, Work
-from mapper.receipt import Receipt, Receipts
+from mapper.adapter import Adapter
+from mapper.domain import checkout as documents
+from mapper.domain import discounts, receipt, signature
+from mapper.domain import notices as notes
+from mapper.domain.checkout import Checkout
+from mapper.domain.discounts import Settled
+from mapper.domain.errors import EngineUnavailable, InvalidRequest, Operation
+from mapper.domain.outcome import Outcome
+from mapper.domain.receipt import Receipt, Receipts
+from mapper.domain.record import Record
+from mapper.domain.signature import Headers
+from mapper.engine.conversation import Engine
+from mapper.orders.redeem import Once, Work
+from mapper.orders.rows import Answer, Key
 from mapper.settings import Settings
-from mapper.signature import Headers
-from mapper.telemetry import Record
+from mapper.threads import aside
 
 
 @dataclass(frozen=True)

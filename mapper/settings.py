@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from mapper import money
 from mapper.adapter import Adapter, Misconfigured, known
-from mapper.signature import Credentials
+from mapper.domain import money
+from mapper.domain.signature import Credentials
 
 OnRejected = Literal["refuse", "apply_rest"]
 OnEngineFailure = Literal["refuse", "no_discount", "no_discount_without_codes"]

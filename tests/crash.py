@@ -20,19 +20,22 @@ from urllib.parse import unquote
 
 import msgspec
 
-from mapper import checkout as documents
-from mapper import errors, promotions, sandbox
+from mapper import promotions
 from mapper.adapter import EngineReply
-from mapper.app import LEASE_S
-from mapper.engine import Engine
-from mapper.errors import Problem
-from mapper.ledger import FINAL, Answer, Backlog, Clock, Fenced, Key, Ledger, Moment, Row, State, Step, open_ledger
-from mapper.ledger_postgres import PostgresStore
-from mapper.ledger_sqlite import SqliteStore
-from mapper.once import Once
+from mapper.domain import checkout as documents
+from mapper.domain import errors
+from mapper.domain.errors import Problem
+from mapper.engine.conversation import Engine
+from mapper.engine.transport import Unknown
+from mapper.http.app import LEASE_S
+from mapper.orders.ledger import Ledger, open_ledger
+from mapper.orders.postgres import PostgresStore
+from mapper.orders.redeem import Once
+from mapper.orders.rows import FINAL, Answer, Backlog, Clock, Fenced, Key, Moment, Row, State, Step
+from mapper.orders.sqlite import SqliteStore
 from mapper.promotions import Call, Service
+from mapper.sandbox import host as sandbox
 from mapper.settings import Settings, load
-from mapper.transport import Unknown
 from tests.fakes import SECRET, signed
 from tests.ledgers import Home
 from tests.virtual_time import now, the_loop

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, Outcome, Recall
-from mapper.checkout import Checkout
+from mapper.domain.checkout import Checkout
+from mapper.domain.signature import sign
 from mapper.settings import Settings, load
-from mapper.signature import sign
 
 SECRET = b"a signing secret that is long enough"
 

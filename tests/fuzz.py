@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mapper import app
 from mapper.adapter import EngineReply
+from mapper.domain.signature import sign
+from mapper.http import app
+from mapper.ops.telemetry import log
 from mapper.settings import load
-from mapper.signature import sign
-from mapper.telemetry import log
 from tests.fakes import new_ledger
 
 SECRET = "a signing secret that is long enough"

@@ -8,7 +8,8 @@ from typing import TypeVar
 
 import asyncpg  # type: ignore[import-untyped]
 
-from mapper.ledger import Again, Clock, Key, Ledger, LookUp, New, Row, open_ledger
+from mapper.orders.ledger import Ledger, open_ledger
+from mapper.orders.rows import Again, Clock, Key, LookUp, New, Row
 from tests import postgres
 
 T = TypeVar("T")

@@ -31,12 +31,12 @@ from vcr.serializers import yamlserializer  # type: ignore[import-untyped]
 
 from adapters.talon_one import TalonOne
 from adapters.voucherify import Voucherify
-from mapper import checkout as checkouts
-from mapper import transport
 from mapper.adapter import Adapter, Conversation, Misconfigured, Outcome, Recall
-from mapper.checkout import Checkout
-from mapper.engine import Engine
-from mapper.errors import Problem
+from mapper.domain import checkout as checkouts
+from mapper.domain.checkout import Checkout
+from mapper.domain.errors import Problem
+from mapper.engine import clients
+from mapper.engine.conversation import Engine
 
 CASSETTES = Path(__file__).resolve().parent.parent / "cassettes"
 DEADLINE_S = 15.0
@@ -310,7 +310,7 @@ def told(result: Any) -> Any:
 
 async def hold(script: Script, adapter: Adapter, cart: Cart, client: str = "aiohttp") -> list[Any]:
     """Holds a script's conversations one after another. What goes wrong is a result, too."""
-    wire = transport.create("httpx" if client == "httpx" else "aiohttp", connections=2)
+    wire = clients.create("httpx" if client == "httpx" else "aiohttp", connections=2)
     engine, results = Engine(wire, adapter.accounts), []
     try:
         for step in script.steps:

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from mapper.adapter import EngineReply, Misconfigured
-from mapper.checkout import parse
-from mapper.engine import replay
-from mapper.errors import EngineRejected, EngineUnavailable
-from mapper.reasons import REASONS
+from mapper.domain.checkout import parse
+from mapper.domain.errors import EngineRejected, EngineUnavailable
+from mapper.domain.reasons import REASONS
+from mapper.engine.conversation import replay
 
 PAGE = (Path(__file__).parent.parent / "adapters" / "README.md").read_text("utf-8")
 

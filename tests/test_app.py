@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from mapper import app
 from mapper.adapter import Discount, EngineRequest, Outcome, Rejection
-from mapper.errors import STATUS, EngineRejected, OrderMismatch
-from mapper.ledger import Ledger, LedgerUnavailable
-from mapper.transport import NotSent, Unknown
+from mapper.domain.errors import STATUS, EngineRejected, OrderMismatch
+from mapper.engine.transport import NotSent, Unknown
+from mapper.http import app
+from mapper.orders.ledger import Ledger
+from mapper.orders.rows import LedgerUnavailable
 from tests.fakes import FakeAdapter, FakeTransport, new_ledger, settings, signed
 
 CHECKOUT = {"id": "c-1", "items": [{"sku": "S", "quantity": 1, "price": "140.00"}]}

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from mapper import breaker, engine
 from mapper.adapter import Conversation, EngineReply
-from mapper.breaker import Breaker
-from mapper.engine import Engine
-from mapper.errors import EngineUnavailable, Overloaded
-from mapper.transport import NotSent, Unknown
+from mapper.domain.errors import EngineUnavailable, Overloaded
+from mapper.engine import breaker
+from mapper.engine import conversation as engine
+from mapper.engine.breaker import Breaker
+from mapper.engine.conversation import Engine
+from mapper.engine.transport import NotSent, Unknown
 from tests.test_engine import ACCOUNTS, ONCE, Step, World, ask, reply, request
 
 GOOD, BAD, NOTHING = True, False, None

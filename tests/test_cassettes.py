@@ -22,11 +22,13 @@ from vcr.serializers import yamlserializer  # type: ignore[import-untyped] # vcr
 
 from adapters.talon_one import TalonOne
 from adapters.voucherify import Voucherify
-from mapper import checkout, sandbox, transport
 from mapper.adapter import EngineReply, EngineRequest
-from mapper.checkout import Checkout
-from mapper.engine import Call, Engine
-from mapper.errors import EngineRejected, EngineUnavailable, Problem
+from mapper.domain import checkout
+from mapper.domain.checkout import Checkout
+from mapper.domain.errors import EngineRejected, EngineUnavailable, Problem
+from mapper.engine import clients, transport
+from mapper.engine.conversation import Call, Engine
+from mapper.sandbox import host as sandbox
 from tests import record
 
 Client = Literal["aiohttp", "httpx"]
@@ -89,7 +91,7 @@ def play(cassette: str, adapter: Any, client: Client, *speak: Speak, repeats: bo
     async def at_once(_: float) -> None: ...
 
     async def hold() -> None:
-        wire = transport.create(client, connections=2)
+        wire = clients.create(client, connections=2)
         engine = Engine(wire, adapter.accounts, on_exchange=sent, on_call=played.attempts.append, sleep=at_once)
         try:
             for one in speak:
@@ -560,7 +562,7 @@ def test_the_sockets_are_closed(client: Client) -> None:
     """Without a tape, a request to a server that is there does not reach it; with open sockets it would."""
 
     async def send() -> None:
-        wire = transport.create(client, connections=1)
+        wire = clients.create(client, connections=1)
         try:
             await wire.send("GET", f"http://127.0.0.1:{port}/", [], b"", 0.2, 100)
         finally:

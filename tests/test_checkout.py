@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mapper import checkout
-from mapper.checkout import Checkout
-from mapper.errors import InvalidRequest, Operation
+from mapper.domain import checkout
+from mapper.domain.checkout import Checkout
+from mapper.domain.errors import InvalidRequest, Operation
 
 LINES = {"A": "items", "B": "order_items", "C": "order_items"}
 

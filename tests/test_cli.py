@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mapper import cli
-from mapper.ledger import Again, Clock, Key, Ledger, LookUp, New, State, open_ledger
-from mapper.signature import sign
+from mapper.commands import cli
+from mapper.domain.signature import sign
+from mapper.orders.ledger import Ledger, open_ledger
+from mapper.orders.rows import Again, Clock, Key, LookUp, New, State
 
 BODY = b'{"order_items": [{"sku": "S", "quantity": 1, "price": "1.00"}]}'
 KEY = Key("", "talon_one", "order-1")

@@ -14,9 +14,10 @@ import pytest
 
 from adapters.talon_one import TalonOne
 from adapters.voucherify import Voucherify
-from mapper import once
 from mapper.adapter import Conversation, Recall
-from mapper.ledger import Ask, Decision, Key, Ledger, Moment, New, Permit, Row, decide, sent
+from mapper.orders import redeem as once
+from mapper.orders.ledger import Ledger
+from mapper.orders.rows import Ask, Decision, Key, Moment, New, Permit, Row, decide, sent
 from tests import crash, virtual_time
 from tests.crash import BEHAVIOURS, ENGINES, FOLLOW_UPS, NOT_REACHED, POINTS, Case, Lab, cases
 from tests.ledgers import STORES, Home

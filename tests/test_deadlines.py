@@ -6,7 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
-from mapper.deadlines import Deadlines
+from mapper.engine.deadlines import Deadlines
 from tests import virtual_time
 
 Within = Callable[[float], AbstractAsyncContextManager[None]]

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from mapper import demo
+from mapper.commands import demo
 
 
 def test_the_demo_finds_everything_as_it_should_be_and_leaves_nothing_behind(

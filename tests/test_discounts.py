@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mapper import checkout, discounts, money
 from mapper.adapter import Discount, Outcome
-from mapper.checkout import Checkout
+from mapper.domain import checkout, discounts, money
+from mapper.domain.checkout import Checkout
 from tests import documents
 
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mapper import document
-from mapper.errors import InvalidRequest
+from mapper.domain import document
+from mapper.domain.errors import InvalidRequest
 
 samples = settings(max_examples=40, deadline=None)  # the time is spent on making them up; a thousand found no more
 

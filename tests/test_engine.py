@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from mapper import engine, transport
 from mapper.adapter import Account, Conversation, EngineReply, EngineRequest
-from mapper.engine import Call, Engine, replay
-from mapper.errors import EngineRejected, EngineUnavailable, Overloaded
-from mapper.transport import NotSent, Unknown
+from mapper.domain.errors import EngineRejected, EngineUnavailable, Overloaded
+from mapper.engine import conversation as engine
+from mapper.engine import transport
+from mapper.engine.conversation import Call, Engine, replay
+from mapper.engine.transport import NotSent, Unknown
 
 Step = int | EngineReply | BaseException
 NOW = 1_800_000_000.0

@@ -16,11 +16,12 @@ from starlette.testclient import TestClient
 
 from adapters.talon_one import TalonOne
 from adapters.voucherify import Voucherify
-from mapper import checkout as documents
-from mapper import discounts, sandbox
 from mapper.adapter import Adapter, EngineReply, Outcome
-from mapper.discounts import Settled
-from mapper.engine import Engine
+from mapper.domain import checkout as documents
+from mapper.domain import discounts
+from mapper.domain.discounts import Settled
+from mapper.engine.conversation import Engine
+from mapper.sandbox import host as sandbox
 
 BASE = "http://127.0.0.1:1"
 

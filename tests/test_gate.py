@@ -10,10 +10,13 @@ from typing import Any, cast
 
 import pytest
 
-from mapper import app, aside, connection, promotions
-from mapper.errors import Overloaded
-from mapper.gate import BURST, LEAST, Bodies, Room, Turnstile, Visit
-from mapper.ledger import Answer
+from mapper import promotions
+from mapper import threads as aside
+from mapper.domain.errors import Overloaded
+from mapper.http import app
+from mapper.http import protocol as connection
+from mapper.http.limiter import BURST, LEAST, Bodies, Room, Turnstile, Visit
+from mapper.orders.rows import Answer
 from mapper.promotions import Call, Service
 from tests import fakes, virtual_time
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from mapper import adapter, cli, settings
+from mapper import adapter, settings
+from mapper.commands import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = sorted(path for folder in ("mapper", "adapters") for path in (ROOT / folder).rglob("*.py"))
@@ -25,8 +26,8 @@ PAPERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").
 
 # What an adapter may import of the service, and a sandbox; beside it msgspec (a sandbox: starlette too) and, for an
 # adapter, the standard library as far as it only computes.
-ADAPTER_MAY = {"mapper.adapter", "mapper.checkout", "mapper.errors", "mapper.money", "mapper.reasons"}
-SANDBOX_MAY = {"mapper.money", "mapper.rulebook", "mapper.sandbox"}
+ADAPTER_MAY = {"mapper.adapter"}
+SANDBOX_MAY = {"mapper.domain.money", "mapper.sandbox.rulebook", "mapper.sandbox.host"}
 IMPURE = {
     *("asyncio", "concurrent", "queue", "sched", "select", "selectors", "signal", "threading", "time"),
     *("http", "smtplib", "socket", "socketserver", "ssl", "urllib.request"),
@@ -49,6 +50,14 @@ def dotted(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+def walk(top: ast.AST) -> Iterator[ast.AST]:
+    """Every node, but for what only a type checker reads."""
+    for node in ast.iter_child_nodes(top):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from walk(node)
+
+
 ALL_DOTTED = {dotted(path) for path in MODULES}
 
 
@@ -56,7 +65,7 @@ ALL_DOTTED = {dotted(path) for path in MODULES}
 def imports(path: Path) -> frozenset[str]:
     """The modules a file imports, at its top or anywhere within; `from package import module` counts as the module."""
     found: set[str] = set()
-    for node in ast.walk(tree(path)):
+    for node in walk(tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -113,9 +122,65 @@ def test_an_adapter_imports_its_contract_and_nothing_that_touches_the_world() ->
                 elif third_party(module) and not below(module, "msgspec"):
                     yield f"{name(path)} imports {module}: an adapter needs no package but msgspec."
                 elif any(below(module, impure) for impure in IMPURE):
-                    yield f"{name(path)} imports {module}: adapters compute; mapper/engine.py talks, waits and logs."
+                    yield f"{name(path)} imports {module}: adapters compute; mapper/engine talks, waits and logs."
 
     none(offences())
+
+
+# The floors of mapper/, the lowest first: a module imports from its own room and from those below, never from above.
+FLOORS = (
+    {"domain", "threads"},
+    {"adapter"},
+    {"settings", "sandbox"},
+    {"engine"},
+    {"orders"},
+    {"promotions"},
+    {"ops"},
+    {"http"},
+    {"commands"},
+    {"__main__"},
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def room(module: str) -> str:
+    """`mapper.domain.money` is in the room `domain`."""
+    return module.split(".")[1]
+
+
+def test_every_import_leads_down() -> None:
+    def offences() -> Iterator[str]:
+        for path in MODULES:
+            here = dotted(path)
+            if not here.startswith("mapper."):
+                continue
+            if room(here) not in FLOOR_OF:
+                yield f"{name(path)}: FLOORS does not say on which floor {room(here)!r} is."
+                continue
+            for module in imports(path):
+                up = module.startswith("mapper.") and FLOOR_OF.get(room(module), -1) >= FLOOR_OF[room(here)]
+                if up and room(module) != room(here):
+                    yield f"{name(path)} imports {module}, which is not below it."
+
+    none(offences())
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {dotted(path): imports(path) & ALL_DOTTED for path in MODULES}
+    circles = []
+    done: set[str] = set()
+
+    def follow(module: str, trail: tuple[str, ...]) -> None:
+        if module in trail:
+            circles.append(" -> ".join([*trail[trail.index(module) :], module]))
+        elif module not in done:
+            for other in graph[module]:
+                follow(other, (*trail, module))
+            done.add(module)
+
+    for module in sorted(graph):
+        follow(module, ())
+    none(circles)
 
 
 def test_an_adapter_asks_no_clock() -> None:
@@ -149,9 +214,9 @@ def test_a_sandbox_never_imports_its_adapter() -> None:
 
 def test_only_the_transports_import_an_http_client() -> None:
     none(
-        f"{name(path)} imports {module}: only mapper/transport_*.py talk HTTP."
+        f"{name(path)} imports {module}: only the clients in mapper/engine talk HTTP."
         for path in MODULES
-        if not name(path).startswith("mapper/transport_")
+        if not re.fullmatch(r"mapper/engine/\w+_client\.py", name(path))
         for module in imports(path)
         if module.split(".", 1)[0] in HTTP_CLIENTS
     )
@@ -159,9 +224,9 @@ def test_only_the_transports_import_an_http_client() -> None:
 
 def test_starlette_is_known_to_the_app_and_the_sandboxes_alone() -> None:
     none(
-        f"{name(path)} imports {module}: routes and responses belong to mapper/app.py and the sandboxes."
+        f"{name(path)} imports {module}: routes and responses belong to mapper/http/app.py and the sandboxes."
         for path in MODULES
-        if name(path) != "mapper/app.py" and path not in SANDBOXES
+        if name(path) != "mapper/http/app.py" and path not in SANDBOXES
         for module in imports(path)
         if below(module, "starlette")
     )
@@ -176,7 +241,7 @@ def test_what_is_secret_is_compared_in_one_place() -> None:
         or (isinstance(node, ast.ImportFrom) and any(alias.name == "compare_digest" for alias in node.names))
     ]
     assert len(places) == 1, f"hmac.compare_digest stands in {places}; use signature.is_one_of"
-    assert places[0].startswith("mapper/signature.py:")
+    assert places[0].startswith("mapper/domain/signature.py:")
 
 
 def test_a_digest_is_never_compared_with_equals() -> None:
@@ -193,8 +258,8 @@ def test_a_digest_is_never_compared_with_equals() -> None:
 
 
 def test_money_never_meets_a_float() -> None:
-    """Where amounts are computed: money, discounts, checkout, document, and every adapter."""
-    exact = [ROOT / "mapper" / f"{module}.py" for module in ("money", "discounts", "checkout", "document")]
+    """Where amounts are computed: mapper/domain and every adapter."""
+    exact = sorted((ROOT / "mapper" / "domain").glob("*.py"))
     none(
         f"{name(path)}:{node.lineno} has the float {ast.unparse(node)}: amounts are exact."
         for path in [*exact, *ADAPTERS]
@@ -305,7 +370,7 @@ def test_every_command_the_papers_name_exists() -> None:
     help_text = cli._parser().format_help()
     named = paper_mentions(r"(?:python -m mapper|promotions-mapper) ([a-z]+)\b")
     none(
-        f"{where} names the command {command!r}, which mapper/cli.py does not have."
+        f"{where} names the command {command!r}, which mapper/commands/cli.py does not have."
         for where, command in named
         if not re.search(rf"^    {command}\b", help_text, re.MULTILINE)
     )

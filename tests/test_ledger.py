@@ -21,8 +21,11 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 import pytest
 
-from mapper import checkout, ledger_postgres, ledger_sqlite
-from mapper.ledger import (
+from mapper.domain import checkout
+from mapper.orders import postgres as ledger_postgres
+from mapper.orders import sqlite as ledger_sqlite
+from mapper.orders.ledger import Ledger, open_ledger, system_clock
+from mapper.orders.rows import (
     COLUMNS,
     FINAL,
     KEEP_S,
@@ -37,7 +40,6 @@ from mapper.ledger import (
     Fenced,
     GiveUp,
     Key,
-    Ledger,
     LedgerTooNew,
     LedgerUnavailable,
     LookUp,
@@ -58,14 +60,12 @@ from mapper.ledger import (
     fingerprint,
     looking,
     next_look,
-    open_ledger,
     reopened,
     repaired,
     retryable,
     row_of,
     sent,
     settled,
-    system_clock,
     values_of,
 )
 from tests import postgres
@@ -441,7 +441,8 @@ def test_of_many_who_claim_at_the_same_time_one_gets_the_order(home: Home) -> No
 
 PROCESS = """
     import asyncio, json, sys
-    from mapper.ledger import Key, open_ledger
+    from mapper.orders.ledger import open_ledger
+    from mapper.orders.rows import Key
 
     async def main(url):
         ledger = await open_ledger(url)
@@ -479,7 +480,8 @@ def test_of_several_processes_one_gets_each_order(home: Home) -> None:
 
 CRASH = """
     import asyncio, sys
-    from mapper.ledger import Key, open_ledger
+    from mapper.orders.ledger import open_ledger
+    from mapper.orders.rows import Key
 
     async def main(url):
         ledger = await open_ledger(url, lease_s=0.05)

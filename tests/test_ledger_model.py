@@ -27,7 +27,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from mapper.ledger import (
+from mapper.orders.ledger import Ledger
+from mapper.orders.rows import (
     FINAL,
     Again,
     Answer,
@@ -35,7 +36,6 @@ from mapper.ledger import (
     Fenced,
     GiveUp,
     Key,
-    Ledger,
     LookUp,
     Manual,
     Mismatch,

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from mapper.ledger import Clock, Key, Ledger, LedgerUnavailable, New, Row, open_ledger
-from mapper.ledger_sqlite import SqliteStore
+from mapper.orders.ledger import Ledger, open_ledger
+from mapper.orders.rows import Clock, Key, LedgerUnavailable, New, Row
+from mapper.orders.sqlite import SqliteStore
 
 KEYS = [Key("", "e", f"order-{number}") for number in range(6)]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from iso4217 import Currency
 
-from mapper import money
+from mapper.domain import money
 
 unhurried = settings(deadline=None)  # a busy machine proves nothing about money
 

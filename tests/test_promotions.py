@@ -8,17 +8,20 @@ from typing import Any, TypeVar
 
 import pytest
 
-from mapper import checkout as documents
-from mapper import discounts, engine, promotions
+from mapper import promotions
 from mapper.adapter import Discount, Notice, Outcome, Recall, Rejection
-from mapper.engine import Engine
-from mapper.errors import EngineRejected, EngineUnavailable, Forbidden, InvalidRequest, Problem
-from mapper.errors import body as body_of
-from mapper.ledger import Answer, Clock, Ledger, LedgerUnavailable, open_ledger
-from mapper.once import Once
+from mapper.domain import checkout as documents
+from mapper.domain import discounts
+from mapper.domain.errors import EngineRejected, EngineUnavailable, Forbidden, InvalidRequest, Problem
+from mapper.domain.errors import body as body_of
+from mapper.domain.record import Record
+from mapper.engine import conversation as engine
+from mapper.engine.conversation import Engine
+from mapper.engine.transport import NotSent, Unknown
+from mapper.orders.ledger import Ledger, open_ledger
+from mapper.orders.redeem import Once
+from mapper.orders.rows import Answer, Clock, LedgerUnavailable
 from mapper.promotions import Call, Service
-from mapper.telemetry import Record
-from mapper.transport import NotSent, Unknown
 from tests.fakes import FakeAdapter, FakeTransport, new_ledger, settings, signed
 
 T = TypeVar("T")

@@ -12,8 +12,9 @@ from adapters.talon_one.options import KNOWN
 from adapters.voucherify import effects as voucherify
 from adapters.voucherify import reasons as keys
 from adapters.voucherify.options import KNOWN as VOUCHERIFY
-from mapper import errors, settings
-from mapper.reasons import REASONS
+from mapper import settings
+from mapper.domain import errors
+from mapper.domain.reasons import REASONS
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -3,9 +3,9 @@ from typing import Any
 
 import pytest
 
-from mapper import checkout, receipt
-from mapper.errors import Forbidden
-from mapper.receipt import Receipt, Receipts
+from mapper.domain import checkout, receipt
+from mapper.domain.errors import Forbidden
+from mapper.domain.receipt import Receipt, Receipts
 
 NOW = 1_800_000_000.0
 RECEIPTS = Receipts((b"the current secret", b"the old secret"), "talon_one", 86_400)

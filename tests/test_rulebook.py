@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mapper import rulebook
+from mapper.sandbox import rulebook
 
 BOOK = """
 [settings.costs]

@@ -21,7 +21,8 @@ import pytest
 import talon_one
 
 from adapters.talon_one.sandbox import TalonOneSandbox
-from mapper import rulebook, sandbox
+from mapper.sandbox import host as sandbox
+from mapper.sandbox import rulebook
 
 Json = dict[str, Any]
 

@@ -18,7 +18,8 @@ import pytest
 
 from adapters.voucherify.sandbox import VoucherifySandbox
 from adapters.voucherify.sandbox.catalog import Options
-from mapper import rulebook, sandbox
+from mapper.sandbox import host as sandbox
+from mapper.sandbox import rulebook
 
 Json = dict[str, Any]
 

@@ -25,11 +25,14 @@ from typing import Any, Self
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from mapper import app, cli, promotions, sandbox, server
-from mapper.connection import Limits
-from mapper.ledger import Answer
+from mapper import promotions
+from mapper.commands import cli
+from mapper.domain.signature import SIGNATURE, sign
+from mapper.http import app, server
+from mapper.http.protocol import Limits
+from mapper.orders.rows import Answer
 from mapper.promotions import Call, Service
-from mapper.signature import SIGNATURE, sign
+from mapper.sandbox import host as sandbox
 from tests import fakes, raw_http
 from tests.raw_http import Address, converse, exchange, head, request
 
@@ -444,15 +447,15 @@ def test_neither_requests_nor_connections_leave_work_for_the_garbage_collector()
 def test_a_process_that_serves_sets_the_interpreter_up_once_all_is_loaded() -> None:
     program = """
 import gc
-from mapper import server
+from mapper.http import server
 
 async def listen(*_):
     import sys
     print(gc.get_freeze_count() > 20_000, gc.get_threshold()[0] > 5_000, sys.getswitchinterval() < 0.001)
-    print("mapper.once" in sys.modules)
+    print("mapper.orders.redeem" in sys.modules)
 
 server.Server.listen = listen
-server.run(server.create("mapper.app:from_environment", factory=True), None)
+server.run(server.create("mapper.http.app:from_environment", factory=True), None)
 """
     environment = {**os.environ, **Process.settings("http://127.0.0.1:9")}
     told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mapper.errors import BadSignature, Forbidden
-from mapper.signature import Credentials, sign, verify
+from mapper.domain.errors import BadSignature, Forbidden
+from mapper.domain.signature import Credentials, sign, verify
 
 SECRET = b"a signing secret, long enough"
 OLD = b"the secret before this one"

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from adapters.talon_one import TalonOne, reasons
 from adapters.talon_one.effects import TABLE
-from mapper import checkout as documents
 from mapper.adapter import (
     Adapter,
     Conversation,
@@ -28,9 +27,10 @@ from mapper.adapter import (
     Outcome,
     Rejection,
 )
-from mapper.checkout import Checkout
-from mapper.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
-from mapper.reasons import REASONS
+from mapper.domain import checkout as documents
+from mapper.domain.checkout import Checkout
+from mapper.domain.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
+from mapper.domain.reasons import REASONS
 
 T = TypeVar("T")
 

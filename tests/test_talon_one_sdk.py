@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapters.talon_one import TalonOne
-from mapper import checkout as documents
 from mapper.adapter import EngineRequest
+from mapper.domain import checkout as documents
 
 HOST = "https://shop.europe-west1.talon.one"
 KEY = "0123456789abcdef"

@@ -11,10 +11,11 @@ from typing import Any, cast
 
 import pytest
 
-from mapper import telemetry
-from mapper.breaker import State
-from mapper.engine import Call
-from mapper.telemetry import Record, Telemetry, log
+from mapper.domain.record import Record
+from mapper.engine.breaker import State
+from mapper.engine.conversation import Call
+from mapper.ops import telemetry
+from mapper.ops.telemetry import Telemetry, log
 
 CALL = Call(operation="ask", account="", method="PUT", status=200, failure=None, seconds=0.0123, attempt=2)
 

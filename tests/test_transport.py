@@ -18,9 +18,11 @@ import aiohttp
 import pytest
 import uvloop
 
-from mapper import __version__, transport
+from mapper import __version__
 from mapper.adapter import EngineReply
-from mapper.transport import NotSent, Transport, Unknown, create
+from mapper.engine import transport
+from mapper.engine.clients import create
+from mapper.engine.transport import NotSent, Transport, Unknown
 from tests import hostile_server
 from tests.hostile_server import HostileServer
 
@@ -96,9 +98,9 @@ async def failure(client: Transport, url: str, **arguments: Any) -> tuple[type[E
 @pytest.mark.parametrize(
     ("code", "loaded"),
     [
-        ("import mapper.engine", set()),
-        ("from mapper.transport import create; create('aiohttp', connections=1)", {"aiohttp"}),
-        ("from mapper.transport import create; create('httpx', connections=1)", {"httpx2"}),
+        ("import mapper.engine.conversation", set()),
+        ("from mapper.engine.clients import create; create('aiohttp', connections=1)", {"aiohttp"}),
+        ("from mapper.engine.clients import create; create('httpx', connections=1)", {"httpx2"}),
     ],
 )
 def test_a_client_is_loaded_where_it_is_used_and_the_other_is_not(code: str, loaded: set[str]) -> None:

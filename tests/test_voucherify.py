@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from adapters.voucherify import Voucherify
 from adapters.voucherify.effects import EFFECTS
 from adapters.voucherify.reasons import FAULTS
-from mapper import checkout as documents
 from mapper.adapter import Conversation, Discount, EngineReply, EngineRequest, Misconfigured, Outcome, Recall
-from mapper.checkout import Checkout
-from mapper.discounts import settle
-from mapper.engine import MAX_REQUESTS, replay
-from mapper.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
-from mapper.reasons import REASONS
+from mapper.domain import checkout as documents
+from mapper.domain.checkout import Checkout
+from mapper.domain.discounts import settle
+from mapper.domain.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
+from mapper.domain.reasons import REASONS
+from mapper.engine.conversation import MAX_REQUESTS, replay
 
 KEYS = {"APP_ID": "app", "APP_TOKEN": "token"}
 ORDER = "order-1"

@@ -13,8 +13,8 @@ from typing import Any
 from adapters.voucherify import Voucherify
 from adapters.voucherify.effects import EFFECTS
 from adapters.voucherify.reasons import FAULTS
-from mapper import checkout as documents
 from mapper.adapter import EngineReply, EngineRequest
+from mapper.domain import checkout as documents
 
 # Not by an import statement: the type checkers would read all of its 1,400 modules.
 models: Any = importlib.import_module("voucherify.models")

@@ -20,9 +20,18 @@ from msgspec import Raw
 from adapters.talon_one import effects, wire
 from adapters.talon_one import options as settings
 from adapters.talon_one.session import Asked, ask
-from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, Outcome, Recall
-from mapper.checkout import Checkout
-from mapper.errors import EngineRejected, EngineUnavailable, OrderMismatch
+from mapper.adapter import (
+    Account,
+    Checkout,
+    Conversation,
+    EngineRejected,
+    EngineReply,
+    EngineRequest,
+    EngineUnavailable,
+    OrderMismatch,
+    Outcome,
+    Recall,
+)
 
 _JSON = ("Content-Type", "application/json")
 _PATH = "/v2/customer_sessions/"

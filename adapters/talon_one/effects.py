@@ -15,9 +15,7 @@ from msgspec import Raw
 
 from adapters.talon_one import reasons, wire
 from adapters.talon_one.session import Asked
-from mapper import money
-from mapper.adapter import Discount, Notice, Outcome, Rejection
-from mapper.errors import EngineRejected, EngineUnavailable, Problem
+from mapper.adapter import Discount, EngineRejected, EngineUnavailable, Notice, Outcome, Problem, Rejection, money
 
 
 class Row(NamedTuple):

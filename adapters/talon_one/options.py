@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from mapper import money
-from mapper.adapter import Account, Misconfigured
-from mapper.errors import EngineRejected
+from mapper.adapter import Account, EngineRejected, Misconfigured, money
 
 _PLAIN = (
     "BASE_URL", "API_KEY", "CURRENCY", "PROFILE_ID_PATH", "PROFILE_PREFIX", "STORE_PATH", "IDENTIFIERS_KEY",

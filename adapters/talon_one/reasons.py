@@ -1,4 +1,4 @@
-"""Talon.One's reasons for refusing a code, in the words of `mapper.reasons`.
+"""Talon.One's reasons for refusing a code, in the words of `mapper.domain.reasons`.
 
 https://docs.talon.one/docs/dev/integration-api/api-effects#rejectcoupon and #rejectreferral, as of August 2026. The
 vendor types them as free text and adds to them, and its own examples use words that its lists do not have: a word that

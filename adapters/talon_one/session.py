@@ -11,10 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from adapters.talon_one import wire
 from adapters.talon_one.options import Options
-from mapper import money
-from mapper.adapter import Notice, Rejection
-from mapper.checkout import Checkout, Line
-from mapper.errors import InvalidRequest
+from mapper.adapter import Checkout, InvalidRequest, Line, Notice, Rejection, money
 
 # https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2
 _MAX_CODE = 100

@@ -12,16 +12,18 @@ from adapters.voucherify import answers, effects, options, questions, reasons
 from adapters.voucherify.questions import Redeemable
 from mapper.adapter import (
     Account,
+    Checkout,
     Conversation,
+    EngineRejected,
     EngineReply,
     EngineRequest,
+    EngineUnavailable,
     Notice,
+    OrderMismatch,
     Outcome,
     Recall,
     Rejection,
 )
-from mapper.checkout import Checkout
-from mapper.errors import EngineRejected, EngineUnavailable, OrderMismatch
 
 __all__ = ["Voucherify"]
 

@@ -15,10 +15,7 @@ import msgspec
 from adapters.voucherify import reasons
 from adapters.voucherify.options import TIER_ID, Settings
 from adapters.voucherify.questions import Redeemable, line_name, to_engine
-from mapper import money
-from mapper.adapter import EngineReply
-from mapper.checkout import Checkout
-from mapper.errors import EngineUnavailable
+from mapper.adapter import Checkout, EngineReply, EngineUnavailable, money
 
 # The product by which a unit discount means the order's shipping.
 SHIPPING = frozenset({"prod_5h1pp1ng", "5h1pp1ng"})

@@ -13,10 +13,7 @@ from typing import Any
 from adapters.voucherify.answers import SHIPPING, Answer, Applied
 from adapters.voucherify.options import Settings
 from adapters.voucherify.questions import Redeemable, line_name
-from mapper import money
-from mapper.adapter import Discount, Notice, Outcome, Rejection
-from mapper.checkout import Checkout, Line
-from mapper.errors import EngineUnavailable
+from mapper.adapter import Checkout, Discount, EngineUnavailable, Line, Notice, Outcome, Rejection, money
 
 GIFT_CARD = "GIFT_CARD"
 PAY_WITH_POINTS = "PAY_WITH_POINTS"

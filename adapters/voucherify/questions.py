@@ -13,9 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from adapters.voucherify.options import MAX_REDEEMABLES, TIER_ID, MetadataList, Settings
-from mapper.adapter import EngineRequest, Rejection
-from mapper.checkout import Checkout, Line
-from mapper.errors import EngineRejected, InvalidRequest
+from mapper.adapter import Checkout, EngineRejected, EngineRequest, InvalidRequest, Line, Rejection
 
 MAX_ITEMS = 500
 MAX_CODE = 100

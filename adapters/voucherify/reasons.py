@@ -6,7 +6,7 @@ an answer with status 200, or be the whole answer with status 4xx.
 
 from typing import Literal, NamedTuple
 
-from mapper.errors import EngineRejected, EngineUnavailable, Problem
+from mapper.adapter import EngineRejected, EngineUnavailable, Problem
 
 Kind = Literal["code", "request", "account", "busy"]
 
@@ -16,7 +16,7 @@ class Fault(NamedTuple):
     """code: this code does not apply. request: we asked wrongly. account: the keys, rights or plan do not allow it.
     busy: another request for the same order or voucher is under way; nothing is known about ours."""
     reason: str
-    """A word of `mapper.reasons` for a code; otherwise the word for log and metric."""
+    """A word of `mapper.domain.reasons` for a code; otherwise the word for log and metric."""
 
 
 _CODES = {

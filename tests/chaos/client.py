@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from mapper.signature import sign
+from mapper.domain.signature import sign
 from tests.chaos.plan import SECRET, Order
 
 FINAL_REFUSALS = {(400, "order_mismatch"), (500, "promotion_codes")}

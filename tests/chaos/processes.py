@@ -18,8 +18,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from mapper import rulebook
-from mapper.demo import ENGINES
+from mapper.commands.demo import ENGINES
+from mapper.sandbox import rulebook
 from tests.chaos import plan
 from tests.chaos.client import History
 from tests.chaos.plan import SECRET, TOKEN_RULES, Profile

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mapper import app, cli
-from mapper.ledger import Ledger, Moment, Row
-from mapper.telemetry import log
+from mapper.commands import cli
+from mapper.http import app
+from mapper.ops.telemetry import log
+from mapper.orders.ledger import Ledger
+from mapper.orders.rows import Moment, Row
 from tests.chaos import sabotage
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from mapper.ledger import open_ledger
+from mapper.orders.ledger import open_ledger
 from tests.chaos import changes, checker, plan, processes
 from tests.chaos.checker import Evidence, Expected
 from tests.chaos.client import Client, History

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mapper import app
-from mapper.ledger import Again, Answer, Ledger, LookUp, Moment, New, Resend, Row, fingerprint
-from mapper.once import Once, Work, _wait
+from mapper.http import app
+from mapper.orders.ledger import Ledger
+from mapper.orders.redeem import Once, Work, _wait
+from mapper.orders.rows import Again, Answer, LookUp, Moment, New, Resend, Row, fingerprint
 from mapper.settings import Settings
 
 

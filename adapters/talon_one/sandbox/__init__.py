@@ -30,9 +30,9 @@ from adapters.talon_one.sandbox.rules import Options, Run
 from adapters.talon_one.sandbox.schema import Requests, time_of
 from adapters.talon_one.sandbox.state import Books, Profile, Session, rollbacks
 from adapters.talon_one.sandbox.turns import Turns
-from mapper import rulebook
-from mapper.rulebook import RuleBook, RuleBookError
-from mapper.sandbox import PAUSE, Now
+from mapper.sandbox import rulebook
+from mapper.sandbox.host import PAUSE, Now
+from mapper.sandbox.rulebook import RuleBook, RuleBookError
 
 Json = dict[str, Any]
 
@@ -54,7 +54,7 @@ _SESSIONS: Final = "/v2/customer_sessions/"
 
 
 class TalonOneSandbox:
-    """The emulator; see `mapper.sandbox.Emulator`."""
+    """The emulator; see `mapper.sandbox.host.Emulator`."""
 
     def __init__(self, book: RuleBook, now: Now) -> None:
         problems: list[rulebook.Problem] = []

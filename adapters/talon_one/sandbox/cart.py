@@ -5,7 +5,7 @@ from decimal import Context, Decimal
 from functools import cached_property
 from typing import Any, Final
 
-from mapper import money
+from mapper.domain import money
 
 Json = dict[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from adapters.talon_one.sandbox.cart import ZERO, Cart, number_of
 from adapters.talon_one.sandbox.rules import Options, Run, ruleset
 from adapters.talon_one.sandbox.state import Books, Profile, Session
-from mapper.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral, RuleBook
+from mapper.sandbox.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral, RuleBook
 
 Json = dict[str, Any]
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from adapters.talon_one.sandbox.cart import ZERO, Cart, Left
 from adapters.talon_one.sandbox.state import Books, Grants, Session
 from adapters.talon_one.sandbox.trial import REASONS, Candidate, Refused, Trial
-from mapper import rulebook
-from mapper.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral, RuleBook
+from mapper.sandbox import rulebook
+from mapper.sandbox.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral, RuleBook
 
 Json = dict[str, Any]
 

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 import msgspec
 
-from mapper import money, rulebook
-from mapper.rulebook import LoyaltyCard, RuleBook
+from mapper.domain import money
+from mapper.sandbox import rulebook
+from mapper.sandbox.rulebook import LoyaltyCard, RuleBook
 
 Json = dict[str, Any]
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any, Final, Literal
 
 from adapters.talon_one.sandbox.cart import ZERO
-from mapper.rulebook import Coupon, Referral, RuleBook
+from mapper.sandbox.rulebook import Coupon, Referral, RuleBook
 
 Json = dict[str, Any]
 

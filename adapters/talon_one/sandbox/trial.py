@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from adapters.talon_one.sandbox.cart import DOUBLE, ZERO, Left, Unit, number_of
-from mapper import money, rulebook
-from mapper.rulebook import Campaign
+from mapper.domain import money
+from mapper.sandbox import rulebook
+from mapper.sandbox.rulebook import Campaign
 
 if TYPE_CHECKING:
     from adapters.talon_one.sandbox.rules import Run

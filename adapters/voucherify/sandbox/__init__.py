@@ -33,8 +33,8 @@ from adapters.voucherify.sandbox.catalog import Catalog, Options
 from adapters.voucherify.sandbox.project import Call, Project
 from adapters.voucherify.sandbox.schema import Check, Invalid, Schema
 from adapters.voucherify.sandbox.stacking import MESSAGES, Refused
-from mapper import rulebook
-from mapper.rulebook import RuleBook, RuleBookError
+from mapper.sandbox import rulebook
+from mapper.sandbox.rulebook import RuleBook, RuleBookError
 
 Json = dict[str, Any]
 Now = Callable[[], datetime]
@@ -83,7 +83,7 @@ def _pattern(path: str) -> str:
 
 
 class VoucherifySandbox:
-    """The emulator; see `mapper.sandbox.Emulator`."""
+    """The emulator; see `mapper.sandbox.host.Emulator`."""
 
     def __init__(self, book: RuleBook, now: Now) -> None:
         problems: list[rulebook.Problem] = []

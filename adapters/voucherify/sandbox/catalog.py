@@ -34,8 +34,9 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from mapper import money, rulebook
-from mapper.rulebook import Amount, Campaign, Entry, Items, LoyaltyCard, RuleBook
+from mapper.domain import money
+from mapper.sandbox import rulebook
+from mapper.sandbox.rulebook import Amount, Campaign, Entry, Items, LoyaltyCard, RuleBook
 
 Json = dict[str, Any]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=30)]

@@ -10,8 +10,8 @@ from decimal import Decimal
 from typing import Any, Final
 
 from adapters.voucherify.sandbox.catalog import SHIPPING, SHIPPING_SOURCE, Coin, Discount, Unit
-from mapper import money
-from mapper.rulebook import Items
+from mapper.domain import money
+from mapper.sandbox.rulebook import Items
 
 Json = dict[str, Any]
 

@@ -20,7 +20,7 @@ from adapters.voucherify.sandbox.catalog import (
 )
 from adapters.voucherify.sandbox.orders import Order, Till, shown
 from adapters.voucherify.sandbox.state import Books, category, discount_json
-from mapper.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral
+from mapper.sandbox.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral
 
 Json = dict[str, Any]
 

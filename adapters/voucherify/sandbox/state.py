@@ -24,7 +24,7 @@ from adapters.voucherify.sandbox.catalog import (
     voucher_id,
 )
 from adapters.voucherify.sandbox.orders import Order
-from mapper.rulebook import Coupon, Entry, GiftCard, LoyaltyCard, Referral
+from mapper.sandbox.rulebook import Coupon, Entry, GiftCard, LoyaltyCard, Referral
 
 Json = dict[str, Any]
 

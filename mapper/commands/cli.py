@@ -1,0 +1,155 @@
+"""The commands: parse the arguments, call one function, return an exit code."""
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+
+from mapper import __version__, settings
+from mapper.commands import ledger as ledger_cli
+from mapper.domain import signature
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m mapper`, also installed as `promotions-mapper`. Exit code 2: the arguments or settings are wrong."""
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
+    if chosen.command is None:
+        parser.print_help()
+        sys.exit(2)
+    sys.exit(chosen.run(chosen))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="promotions-mapper", description="Nacelle's promotions mapper.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the service; settings come from the environment")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--port", type=_port, default=8080, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--workers", type=_workers, default=1, help="processes (default: %(default)s)")
+    serve.add_argument("--fd", type=int, metavar="N", help="listen on this inherited socket instead (systemd: 3)")
+    serve.add_argument(
+        "--drain",
+        type=_seconds,
+        default=2.0,
+        metavar="S",
+        help="on SIGTERM, seconds to go on while /readyz says no (default: %(default)s)",
+    )
+    serve.add_argument(
+        "--keep-alive",
+        type=_seconds,
+        default=75.0,
+        metavar="S",
+        help="seconds an idle connection is kept; longer than the load balancer keeps it (default: %(default)s)",
+    )
+    serve.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
+    serve.set_defaults(run=_serve)
+
+    sandbox = commands.add_parser("sandbox", help="run the engines, emulated over HTTP, on a rule book")
+    sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    sandbox.add_argument("--port", type=_port, default=8090, help="port to listen on (default: %(default)s)")
+    sandbox.add_argument("--rulebook", type=Path, help="a rule book of your own (TOML) instead of the default one")
+    sandbox.set_defaults(run=_sandbox)
+
+    demo = commands.add_parser("demo", help="run both, send a signed checkout and its order, show what happened")
+    demo.add_argument("--keep", action="store_true", help="leave sandbox and service running until Ctrl-C")
+    demo.set_defaults(run=_demo)
+
+    ledger_cli.add(commands)
+
+    sign = commands.add_parser("sign", help="print the signature header of a body, with the first signing secret")
+    sign.add_argument("file", nargs="?", metavar="FILE", help="the body; standard input where none is named")
+    sign.set_defaults(run=_sign)
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or not 0 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError("workers are a number from 1 to 64")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not text.replace(".", "", 1).isdigit() or not 0 <= float(text) <= 3600:
+        raise argparse.ArgumentTypeError("seconds are a number from 0 to 3600")
+    return float(text)
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    try:
+        settings.load(os.environ)
+    except settings.Wrong as error:
+        return _tell_wrong(error)
+    from mapper.http import workers
+    from mapper.ops import telemetry
+
+    telemetry.log_to_stderr()
+    try:
+        listener, line = _sockets(chosen)
+    except OSError as error:
+        where = f"{chosen.host} port {chosen.port}" if chosen.fd is None else f"the inherited socket {chosen.fd}"
+        print(f"Cannot listen on {where}: {error.strerror}", file=sys.stderr)
+        return 1
+    if chosen.workers > 1:
+        arguments = ("serve", "--drain", str(chosen.drain), "--keep-alive", str(chosen.keep_alive), "--worker")
+        return workers.supervise(arguments, listener, chosen.workers)
+    from mapper.http import app
+
+    app.run(listener, line, drain_s=chosen.drain, keep_alive_s=chosen.keep_alive)
+    return 0
+
+
+def _sockets(chosen: argparse.Namespace) -> tuple[socket.socket, socket.socket | None]:
+    """The socket to listen on and, in a worker, the line to the supervisor."""
+    from mapper.http import workers
+
+    if chosen.worker:
+        listener, line = map(workers.inherited, chosen.worker)
+        return listener, line
+    if chosen.fd is not None:
+        return workers.inherited(chosen.fd), None
+    return workers.listening(chosen.host, chosen.port), None
+
+
+def _sandbox(chosen: argparse.Namespace) -> int:
+    from mapper.sandbox import host as sandbox
+
+    sandbox.run(chosen.host, chosen.port, chosen.rulebook)
+    return 0
+
+
+def _demo(chosen: argparse.Namespace) -> int:
+    from mapper.commands import demo
+
+    return demo.run(keep=chosen.keep)
+
+
+def _sign(chosen: argparse.Namespace) -> int:
+    reader = settings.Reader(os.environ)
+    secrets = reader.secrets("NACELLE_SIGNING_SECRETS", needed=True)
+    if reader.problems:
+        return _tell_wrong(settings.Wrong(reader.problems))
+    try:
+        body = Path(chosen.file).read_bytes() if chosen.file else sys.stdin.buffer.read()
+    except OSError as error:
+        print(f"{chosen.file}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"{signature.SIGNATURE.decode()}: {signature.sign(body, secrets[0])}")
+    return 0
+
+
+def _tell_wrong(error: settings.Wrong) -> int:
+    print(f"The settings are wrong in {len(error.problems)} place(s):", file=sys.stderr)
+    for name, expected in error.problems:
+        print(f"  {name}: {expected}", file=sys.stderr)
+    print("The README lists every setting.", file=sys.stderr)
+    return 2

@@ -1,0 +1,77 @@
+"""The other client: httpx2, for those who know and trust it (`MAPPER_HTTP_CLIENT=httpx`).
+
+It repeats only what never left: a request for which the pool found a closed connection.
+"""
+
+import ssl
+from contextlib import aclosing
+from typing import Any
+
+import httpx2
+
+from mapper.adapter import EngineReply
+from mapper.engine import transport
+from mapper.engine.transport import Body, Client, Exchange, merged
+
+
+class HttpxTransport(Client):
+    """httpx2's transport without its client: no redirects, cookies, proxies, .netrc and URL logs to switch off.
+
+    Cancelled in the middle of a TLS handshake, httpcore2 leaves the socket to the garbage collector.
+    """
+
+    late = (TimeoutError, httpx2.TimeoutException)
+    told = (httpx2.ConnectError,)
+
+    def __init__(self, connections: int) -> None:
+        super().__init__()
+        limits = httpx2.Limits(
+            max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=transport.IDLE_S
+        )
+        self._pool = httpx2.AsyncHTTPTransport(verify=ssl.create_default_context(), trust_env=False, limits=limits)
+
+    async def perform(self, exchange: Exchange) -> EngineReply:
+        async def trace(event: str, _: dict[str, Any]) -> None:
+            if event == "http11.send_request_headers.started":
+                exchange.stage = "sending"
+
+        extensions = {
+            "timeout": {"connect": exchange.timeout_s / 2, "pool": exchange.timeout_s / 2},
+            "trace": trace,
+            "target": _target(exchange.url),  # httpx2 would tidy up the path
+        }
+        request = httpx2.Request(
+            exchange.method,
+            exchange.url,
+            headers=exchange.headers,
+            content=exchange.body or None,
+            extensions=extensions,
+        )
+        response = await self._pool.handle_async_request(request)
+        try:
+            exchange.stage = "reading"
+            headers = merged(response.headers.multi_items())
+            body = Body(headers.get("content-encoding", ""), exchange.max_bytes)
+            async with aclosing(response.aiter_raw()) as chunks:
+                async for chunk in chunks:
+                    body.add(chunk)
+            return EngineReply(status=response.status_code, headers=headers, body=body.whole())
+        finally:
+            await response.aclose()
+
+    def is_garbled(self, error: Exception) -> bool:
+        # "Disconnected without a response" is this class too, but no complaint of the HTTP parser stands behind it.
+        return (
+            isinstance(error, httpx2.RemoteProtocolError)
+            and error.__cause__ is not None
+            and error.__cause__.__context__ is not None
+        )
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+
+def _target(url: str) -> bytes:
+    """What stands in the request line: the URL's path and query."""
+    _, slash, target = url.partition("://")[2].partition("/")
+    return (slash + target).encode("ascii") or b"/"

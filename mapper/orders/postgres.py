@@ -1,0 +1,312 @@
+"""The ledger in PostgreSQL, for several hosts.
+
+No transaction spans two round trips, so that a paused process holds no lock: a row is read, what follows is computed
+here, and one statement writes it provided that nobody else has written since; else it is all done again. Time is the
+database's, which all hosts share.
+
+The URL is libpq's (`postgresql://user:password@host:5432/database?sslmode=require`). It is handed to the driver and
+kept nowhere else; no error and no `repr` shows it.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import asyncpg  # type: ignore[import-untyped]
+
+from mapper.orders.rows import (
+    COLUMNS,
+    KEEP_S,
+    TRIM_AFTER_S,
+    Backlog,
+    Clock,
+    Key,
+    LedgerTooNew,
+    LedgerUnavailable,
+    Moment,
+    Row,
+    State,
+    Step,
+    row_of,
+    values_of,
+)
+
+T = TypeVar("T")
+
+# One entry per version of the schema: what makes it out of the one before.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE mapper_orders (
+            space text NOT NULL, engine text NOT NULL, order_key text NOT NULL,
+            fingerprint bytea NOT NULL, state text NOT NULL, fence bigint NOT NULL, attempts bigint NOT NULL,
+            session text NOT NULL, body bytea NOT NULL, owner text NOT NULL,
+            sent_at float8, lease_until float8 NOT NULL, unknown_since float8, looked_at float8, absent_since float8,
+            look_at float8, looks bigint NOT NULL, status integer, reply bytea, reason text NOT NULL,
+            version bigint NOT NULL, created_at float8 NOT NULL, updated_at float8 NOT NULL,
+            PRIMARY KEY (space, engine, order_key)
+        )""",
+        "CREATE INDEX mapper_orders_open ON mapper_orders (look_at) WHERE status IS NULL",
+        "CREATE INDEX mapper_orders_with_reply ON mapper_orders (updated_at) WHERE reply IS NOT NULL",
+        "CREATE INDEX mapper_orders_finished ON mapper_orders (updated_at) WHERE status IS NOT NULL",
+        "CREATE TABLE mapper_leases (name text PRIMARY KEY, owner text NOT NULL, until float8 NOT NULL)",
+    ),
+)
+_MIGRATION_LOCK = 0x6D6170706572  # any number, so that only one process migrates at a time
+
+_MAX_CONNECTIONS = 10
+_MAX_IDLE_S = 300.0
+_TRIES = 10
+
+_NOW = "coalesce($1::float8, extract(epoch FROM clock_timestamp())::float8)"
+_ROW = ", ".join(COLUMNS)
+_READ = f"""
+    SELECT moment.now, found.* FROM (SELECT {_NOW} AS now) moment LEFT JOIN
+    (SELECT {_ROW} FROM mapper_orders WHERE space = $2 AND engine = $3 AND order_key = $4) found ON true
+"""  # noqa: S608 -- constants
+_INSERT = f"""
+    INSERT INTO mapper_orders ({_ROW}) VALUES ({", ".join(f"${n}" for n, _ in enumerate(COLUMNS, 1))})
+    ON CONFLICT DO NOTHING
+"""  # noqa: S608 -- constants
+_UPDATE = f"""
+    UPDATE mapper_orders SET {", ".join(f"{column} = ${n}" for n, column in enumerate(COLUMNS, 1))}
+    WHERE space = $1 AND engine = $2 AND order_key = $3
+    AND fence = ${len(COLUMNS) + 1} AND version = ${len(COLUMNS) + 2}
+"""  # noqa: S608 -- constants
+_LEASE = f"""
+    INSERT INTO mapper_leases (name, owner, until) VALUES ($2, $3, {_NOW} + $4::float8)
+    ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
+    WHERE mapper_leases.owner = excluded.owner OR mapper_leases.until <= {_NOW}
+"""  # noqa: S608 -- constants
+_OLD = """
+    (space, engine, order_key) IN (SELECT space, engine, order_key FROM mapper_orders
+    WHERE {} AND updated_at < $1 ORDER BY updated_at LIMIT $2)
+"""
+_TRIM = f"UPDATE mapper_orders SET body = '', reply = NULL WHERE {_OLD.format('reply IS NOT NULL')}"  # noqa: S608
+_DELETE = f"DELETE FROM mapper_orders WHERE {_OLD.format('status IS NOT NULL')}"  # noqa: S608
+
+# The connection is gone, not the statement wrong. (`InternalClientError` is what the driver raises where the server has
+# said goodbye and the driver has not read it yet.)
+_LOST = (
+    *(OSError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+    *(asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError),
+)
+
+
+class _Lost(LedgerUnavailable):
+    """There is no connection, or no longer."""
+
+
+class Pool:
+    """At most `_MAX_CONNECTIONS` connections, made when needed and used again.
+
+    Not the driver's own pool, which hands connections out again after the server has said goodbye to them.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[Any]], timeout_s: float) -> None:
+        self._connect = connect
+        self._timeout_s = timeout_s
+        self._free = asyncio.Semaphore(_MAX_CONNECTIONS)
+        self._idle: list[tuple[Any, float]] = []
+        """With the time each was last used."""
+        self._closed = False
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Any]:
+        """A connection for one statement; what fails in whatever way is not used again. Raises `LedgerUnavailable`."""
+        with _errors():
+            async with asyncio.timeout(self._timeout_s):
+                await self._free.acquire()
+            try:
+                connection = self._reuse() or await self._new()
+                try:
+                    yield connection
+                except BaseException:
+                    connection.terminate()
+                    raise
+                self._keep(connection)
+            finally:
+                self._free.release()
+
+    def drop_idle(self) -> None:
+        while self._idle:
+            self._idle.pop()[0].terminate()
+
+    async def close(self) -> None:
+        self._closed = True
+        while self._idle:
+            connection, _ = self._idle.pop()
+            with contextlib.suppress(TimeoutError, *_LOST):
+                await connection.close(timeout=self._timeout_s)
+
+    async def _new(self) -> Any:
+        if self._closed:
+            raise LedgerUnavailable("closed")
+        return await self._connect()
+
+    def _reuse(self) -> Any:
+        while self._idle:
+            connection, since = self._idle.pop()
+            if not connection.is_closed() and time.monotonic() - since < _MAX_IDLE_S:
+                return connection
+            connection.terminate()
+        return None
+
+    def _keep(self, connection: Any) -> None:
+        if self._closed:
+            connection.terminate()
+        else:
+            self._idle.append((connection, time.monotonic()))
+
+
+class PostgresStore:
+    """See `mapper.orders.ledger.Store`."""
+
+    def __init__(self, pool: Pool, clock: Clock | None) -> None:
+        self._pool = pool
+        self._clock = clock
+
+    @classmethod
+    async def open(cls, url: str, clock: Clock | None = None, timeout_s: float = 5.0) -> "PostgresStore":
+        """Connects and brings the schema up to date; nothing takes longer than `timeout_s`. `clock` is for tests."""
+        options: dict[str, Any] = {
+            "timeout": timeout_s,
+            "command_timeout": timeout_s,
+            "server_settings": {
+                "application_name": "promotions-mapper",
+                "statement_timeout": str(round(timeout_s * 1000)),
+                "synchronous_commit": "on",  # durable, whatever the database's default is
+                "default_transaction_isolation": "read committed",
+            },
+        }
+
+        async def connect() -> Any:
+            try:
+                return await asyncpg.connect(url, **options)
+            except ValueError:
+                # What the driver says about a URL may repeat a part of it.
+                raise LedgerUnavailable("wrong_url") from None
+
+        store = cls(Pool(connect, timeout_s), clock)
+        try:
+            async with store._pool.connection() as connection:
+                await _migrate(connection)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def change(self, key: Key, step: Step[T]) -> T:
+        for _ in range(_TRIES):
+            moment, row = await self._read(key)
+            result, changed = step(row, moment)
+            if changed is None or changed is row:
+                return result
+            if row is None:
+                written = await self._execute(_INSERT, *values_of(changed))
+            else:
+                written = await self._execute(_UPDATE, *values_of(changed), row.fence, row.version)
+            if written:
+                return result
+        raise LedgerUnavailable("contended")
+
+    async def moment(self) -> Moment:
+        found = await self._fetch(f"SELECT {_NOW}", self._now())
+        return self._moment(found[0][0])
+
+    async def show(self, key: Key) -> Row | None:
+        _, row = await self._read(key)
+        return row
+
+    async def find(self, state: State | None, order: str | None, limit: int) -> list[Row]:
+        query = f"""
+            SELECT {_ROW} FROM mapper_orders
+            WHERE ($1::text IS NULL OR state = $1) AND ($2::text IS NULL OR order_key = $2)
+            ORDER BY updated_at DESC LIMIT $3
+        """  # noqa: S608 -- constants
+        return [row_of(list(found)) for found in await self._fetch(query, state and state.value, order, limit)]
+
+    async def due(self, limit: int) -> list[Row]:
+        query = f"""
+            SELECT {_ROW} FROM mapper_orders WHERE status IS NULL AND look_at <= {_NOW} ORDER BY look_at LIMIT $2
+        """  # noqa: S608 -- constants
+        return [row_of(list(found)) for found in await self._fetch(query, self._now(), limit)]
+
+    async def lead(self, owner: str, ttl_s: float) -> bool:
+        return await self._execute(_LEASE, self._now(), "leader", owner, ttl_s) == 1
+
+    async def backlog(self) -> Backlog:
+        query = f"""
+            SELECT state, count(*), min(created_at), {_NOW} FROM mapper_orders WHERE status IS NULL GROUP BY state
+        """  # noqa: S608 -- constants
+        found = await self._fetch(query, self._now())
+        ages = [self._moment(now).wall - created for _, _, created, now in found]
+        return Backlog({State(state): count for state, count, *_ in found}, max(ages, default=0.0))
+
+    async def prune(self, limit: int) -> int:
+        wall = (await self.moment()).wall
+        trimmed = await self._execute(_TRIM, wall - TRIM_AFTER_S, limit)
+        return trimmed + await self._execute(_DELETE, wall - KEEP_S, limit)
+
+    async def ping(self) -> None:
+        await self._execute(_LEASE, self._now(), "ping", "", 0.0)
+
+    async def close(self) -> None:
+        await self._pool.close()
+
+    def _now(self) -> float | None:
+        return self._clock.now() if self._clock else None
+
+    def _moment(self, now: float) -> Moment:
+        return Moment(now, self._clock.wall() if self._clock else now)
+
+    async def _read(self, key: Key) -> tuple[Moment, Row | None]:
+        now, *values = (await self._fetch(_READ, self._now(), key.space, key.engine, key.order))[0]
+        return self._moment(now), row_of(values) if values[0] is not None else None
+
+    async def _fetch(self, query: str, *arguments: Any) -> Any:
+        """Reads. Should the connection turn out to be lost, once more on a new one."""
+        try:
+            return await self._fetch_once(query, *arguments)
+        except _Lost:
+            self._pool.drop_idle()
+            return await self._fetch_once(query, *arguments)
+
+    async def _fetch_once(self, query: str, *arguments: Any) -> Any:
+        async with self._pool.connection() as connection:
+            return await connection.fetch(query, *arguments)
+
+    async def _execute(self, query: str, *arguments: Any) -> int:
+        """Writes; how many rows. It is not tried again: a lost connection does not tell whether it was written."""
+        async with self._pool.connection() as connection:
+            tag: str = await connection.execute(query, *arguments)
+            return int(tag.rsplit(" ", 1)[-1])
+
+
+async def _migrate(connection: Any) -> None:
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
+        if await connection.fetchval("SELECT to_regclass('mapper_schema') IS NULL"):
+            await connection.execute("CREATE TABLE mapper_schema (version integer NOT NULL)")
+            await connection.execute("INSERT INTO mapper_schema VALUES (0)")
+        found = await connection.fetchval("SELECT version FROM mapper_schema")
+        if found > len(MIGRATIONS):
+            raise LedgerTooNew(found, len(MIGRATIONS))
+        for version, statements in enumerate(MIGRATIONS[found:], found + 1):
+            for statement in statements:
+                await connection.execute(statement)
+            await connection.execute("UPDATE mapper_schema SET version = $1", version)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise LedgerUnavailable("slow") from error
+    except _LOST as error:
+        raise _Lost("unreachable") from error
+    except asyncpg.PostgresError as error:
+        raise LedgerUnavailable(f"sqlstate_{getattr(error, 'sqlstate', '')}") from error

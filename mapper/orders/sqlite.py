@@ -1,0 +1,314 @@
+"""The ledger in one SQLite file, for one host: any number of processes, a local disk.
+
+WAL with `synchronous=FULL`: what was committed survives a power cut. Every call runs in one thread of its own, so that
+a slow disk never holds up the event loop; writers of other processes are waited for. Changes that wait for the thread
+are written in one transaction, since it is syncing that takes time.
+"""
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mapper.orders.rows import (
+    COLUMNS,
+    KEEP_S,
+    TRIM_AFTER_S,
+    Backlog,
+    Clock,
+    Key,
+    LedgerTooNew,
+    LedgerUnavailable,
+    Moment,
+    Row,
+    State,
+    Step,
+    row_of,
+    values_of,
+)
+
+T = TypeVar("T")
+
+# One entry per version of the schema: what makes it out of the one before.
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TABLE orders (
+            space TEXT NOT NULL, engine TEXT NOT NULL, order_key TEXT NOT NULL,
+            fingerprint BLOB NOT NULL, state TEXT NOT NULL, fence INTEGER NOT NULL, attempts INTEGER NOT NULL,
+            session TEXT NOT NULL, body BLOB NOT NULL, owner TEXT NOT NULL,
+            sent_at REAL, lease_until REAL NOT NULL, unknown_since REAL, looked_at REAL, absent_since REAL,
+            look_at REAL, looks INTEGER NOT NULL, status INTEGER, reply BLOB, reason TEXT NOT NULL,
+            version INTEGER NOT NULL, created_at REAL NOT NULL, updated_at REAL NOT NULL,
+            PRIMARY KEY (space, engine, order_key)
+        )""",
+        "CREATE INDEX orders_open ON orders (look_at) WHERE status IS NULL",
+        "CREATE INDEX orders_with_reply ON orders (updated_at) WHERE reply IS NOT NULL",
+        "CREATE INDEX orders_finished ON orders (updated_at) WHERE status IS NOT NULL",
+        "CREATE TABLE leases (name TEXT PRIMARY KEY, owner TEXT NOT NULL, until REAL NOT NULL)",
+        "CREATE TABLE boot (id TEXT NOT NULL)",
+        "INSERT INTO boot VALUES ('')",
+    ),
+)
+
+_ROW = ", ".join(COLUMNS)
+_HERE = "space = ? AND engine = ? AND order_key = ?"
+_SELECT = f"SELECT {_ROW} FROM orders"  # noqa: S608 -- a constant
+_INSERT = f"INSERT INTO orders ({_ROW}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT DO NOTHING"  # noqa: S608
+_UPDATE = f"UPDATE orders SET ({_ROW}) = ({', '.join('?' * len(COLUMNS))}) WHERE {_HERE} AND fence = ? AND version = ?"  # noqa: S608
+
+_LEASE = """
+    INSERT INTO leases (name, owner, until) VALUES (?, ?, ?)
+    ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
+    WHERE leases.owner = excluded.owner OR leases.until <= ?
+"""
+
+
+class SqliteStore:
+    """See `mapper.orders.ledger.Store`."""
+
+    def __init__(self, path: str, clock: Clock, busy_s: float) -> None:
+        self._path = path
+        self._clock = clock
+        self._busy_s = busy_s
+        self._thread = ThreadPoolExecutor(1, "ledger")
+        self._waiting: deque[_Change] = deque()
+        self._database: sqlite3.Connection | None = None
+
+    @classmethod
+    async def open(cls, path: str, clock: Clock, busy_s: float = 5.0) -> "SqliteStore":
+        """Opens or makes the file; `busy_s` is how long other writers are waited for."""
+        store = cls(path, clock, busy_s)
+        try:
+            await store._run(store._connect)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def change(self, key: Key, step: Step[T]) -> T:
+        change = _Change(key, step)
+        self._waiting.append(change)
+        await self._run(self._commit_waiting)
+        if change.error is not None:
+            raise change.error
+        result: T = change.result
+        return result
+
+    async def moment(self) -> Moment:
+        return self._moment()
+
+    async def show(self, key: Key) -> Row | None:
+        rows = await self._rows(f"WHERE {_HERE}", *_place(key))
+        return rows[0] if rows else None
+
+    async def find(self, state: State | None, order: str | None, limit: int) -> list[Row]:
+        return await self._rows(
+            "WHERE state = coalesce(?, state) AND order_key = coalesce(?, order_key) ORDER BY updated_at DESC LIMIT ?",
+            state and state.value,
+            order,
+            limit,
+        )
+
+    async def due(self, limit: int) -> list[Row]:
+        return await self._rows(
+            "WHERE status IS NULL AND look_at <= ? ORDER BY look_at LIMIT ?", self._moment().now, limit
+        )
+
+    async def lead(self, owner: str, ttl_s: float) -> bool:
+        return await self._run(lambda: self._lease("leader", owner, ttl_s))
+
+    async def backlog(self) -> Backlog:
+        query = "SELECT state, count(*), min(created_at) FROM orders WHERE status IS NULL GROUP BY state"
+        found = await self._run(lambda: self._open().execute(query).fetchall())
+        oldest = min((created for _, _, created in found), default=None)
+        return Backlog(
+            {State(state): count for state, count, _ in found},
+            0.0 if oldest is None else max(0.0, self._moment().wall - oldest),
+        )
+
+    async def prune(self, limit: int) -> int:
+        old = "SELECT rowid FROM orders WHERE {} AND updated_at < ? ORDER BY updated_at LIMIT ?"
+        trim = f"UPDATE orders SET body = x'', reply = NULL WHERE rowid IN ({old.format('reply IS NOT NULL')})"  # noqa: S608
+        delete = f"DELETE FROM orders WHERE rowid IN ({old.format('status IS NOT NULL')})"  # noqa: S608
+
+        def work() -> int:
+            wall = self._moment().wall
+            with self._transaction() as database:
+                trimmed = database.execute(trim, (wall - TRIM_AFTER_S, limit)).rowcount
+                return trimmed + database.execute(delete, (wall - KEEP_S, limit)).rowcount
+
+        return await self._run(work)
+
+    async def ping(self) -> None:
+        await self._run(lambda: self._lease("ping", "", 0.0))
+
+    async def close(self) -> None:
+        try:
+            await self._run(self._disconnect)
+        finally:
+            self._thread.shutdown(wait=False)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        def guarded() -> T:
+            try:
+                return work()
+            except sqlite3.Error as error:
+                raise LedgerUnavailable(_word(error)) from error
+
+        try:
+            done = asyncio.get_running_loop().run_in_executor(self._thread, guarded)
+        except RuntimeError as error:  # the thread takes no more work
+            raise LedgerUnavailable("closed") from error
+        return await done
+
+    async def _rows(self, where: str, *parameters: Any) -> list[Row]:
+        found = await self._run(lambda: self._open().execute(f"{_SELECT} {where}", parameters).fetchall())
+        return [row_of(values) for values in found]
+
+    # -- In the thread ---------------------------------------------------------------------------------------------
+
+    def _open(self) -> sqlite3.Connection:
+        if self._database is None:
+            raise LedgerUnavailable("closed")
+        return self._database
+
+    def _moment(self) -> Moment:
+        return Moment(self._clock.now(), self._clock.wall())
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """The only writer, across all processes, until it is committed or taken back."""
+        database = self._open()
+        database.execute("BEGIN IMMEDIATE")
+        try:
+            yield database
+            database.execute("COMMIT")
+        except BaseException:
+            if database.in_transaction:
+                database.execute("ROLLBACK")
+            raise
+
+    def _commit_waiting(self) -> None:
+        """Everything that waits goes to disk in one transaction: syncing is what takes time, and it is shared.
+
+        A step that raises takes back its own part alone; an error of the database takes back all, and all are told.
+        """
+        changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
+        if not changes:
+            return  # an earlier call has taken them along
+        try:
+            with self._transaction() as database:
+                for change in changes:
+                    database.execute("SAVEPOINT change")
+                    try:
+                        self._apply(database, change)
+                    except sqlite3.Error:
+                        raise
+                    except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's
+                        change.error = error
+                        database.execute("ROLLBACK TO change")
+                    database.execute("RELEASE change")
+        except (sqlite3.Error, LedgerUnavailable) as error:
+            word = _word(error) if isinstance(error, sqlite3.Error) else error.reason.removeprefix("ledger_")
+            for change in changes:
+                change.error = LedgerUnavailable(word)
+
+    def _apply(self, database: sqlite3.Connection, change: "_Change") -> None:
+        values = database.execute(f"{_SELECT} WHERE {_HERE}", _place(change.key)).fetchone()
+        row = row_of(values) if values else None
+        change.result, changed = change.step(row, self._moment())
+        if changed is not None and changed is not row:
+            self._write(database, row, changed)
+
+    def _write(self, database: sqlite3.Connection, row: Row | None, changed: Row) -> None:
+        if row is None:
+            written = database.execute(_INSERT, values_of(changed)).rowcount
+        else:
+            where = (*_place(row.key), row.fence, row.version)
+            written = database.execute(_UPDATE, (*values_of(changed), *where)).rowcount
+        assert written == 1, "nobody else writes within this transaction"
+
+    def _lease(self, name: str, owner: str, ttl_s: float) -> bool:
+        now = self._moment().now
+        with self._transaction() as database:
+            return database.execute(_LEASE, (name, owner, now + ttl_s, now)).rowcount == 1
+
+    def _connect(self) -> None:
+        try:
+            # Orders are personal data. The files beside it (-wal, -shm) get the same mode from SQLite.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise LedgerUnavailable("cannot_open") from error
+        self._database = sqlite3.connect(Path(self._path), timeout=self._busy_s, isolation_level=None)
+        if self._use_wal() != "wal":
+            raise LedgerUnavailable("without_wal")
+        self._database.execute("PRAGMA synchronous = FULL")
+        with self._transaction() as database:
+            _migrate(database)
+            self._forget_other_boots(database)
+
+    def _disconnect(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+    def _use_wal(self) -> str:
+        """Turns WAL on. Of several processes that do so at once, all but one are refused without being made to wait."""
+        give_up = time.monotonic() + self._busy_s
+        while True:
+            try:
+                return str(self._open().execute("PRAGMA journal_mode = WAL").fetchone()[0])
+            except sqlite3.OperationalError as error:
+                if _word(error) != "busy" or time.monotonic() > give_up:
+                    raise
+                time.sleep(0.01)
+
+    def _forget_other_boots(self, database: sqlite3.Connection) -> None:
+        """After the machine has started anew: no lease holds, and what was sent went out before this clock's zero."""
+        if database.execute("SELECT id FROM boot").fetchone()[0] == self._clock.boot:
+            return
+        database.execute(
+            """UPDATE orders SET lease_until = 0, look_at = look_at * 0, sent_at = sent_at * 0,
+                 unknown_since = unknown_since * 0, looked_at = looked_at * 0, absent_since = NULL,
+                 version = version + 1
+               WHERE status IS NULL"""
+        )
+        database.execute("DELETE FROM leases")
+        database.execute("UPDATE boot SET id = ?", (self._clock.boot,))
+
+
+@dataclass(slots=True, eq=False)
+class _Change:
+    """A change that waits to be written, and what came of it."""
+
+    key: Key
+    step: Step[Any]
+    result: Any = None
+    error: Exception | None = None
+
+
+def _place(key: Key) -> tuple[str, str, str]:
+    return key.space, key.engine, key.order
+
+
+def _migrate(database: sqlite3.Connection) -> None:
+    found = database.execute("PRAGMA user_version").fetchone()[0]
+    if found > len(MIGRATIONS):
+        raise LedgerTooNew(found, len(MIGRATIONS))
+    for version, statements in enumerate(MIGRATIONS[found:], found + 1):
+        for statement in statements:
+            database.execute(statement)
+        database.execute(f"PRAGMA user_version = {version}")
+
+
+def _word(error: sqlite3.Error) -> str:
+    """SQLite's own word for what went wrong, such as "full", "busy" or "readonly"."""
+    name = getattr(error, "sqlite_errorname", "") or "error"
+    return str(name).removeprefix("SQLITE_").split("_")[0].lower()

@@ -18,10 +18,10 @@ test: $(VENV)/.dev ## run the tests; ARGS="-k money" passes options to pytest
 	$(BIN)/pytest $(ARGS)
 
 chaos: $(VENV)/.dev ## kill, pause and fill the disk of two replicas under load: long; ARGS="--engine talon_one --profile ci --seed 7"
-	$(BIN)/python -m tests.chaos $(ARGS)
+	$(BIN)/python -m chaos $(ARGS)
 
 chaos-teeth: $(VENV)/.dev ## take one protection after the other away, and see that each run fails for it
-	$(BIN)/python -m tests.chaos --teeth --profile ci $(ARGS)
+	$(BIN)/python -m chaos --teeth --profile ci $(ARGS)
 
 bench: $(VENV)/.bench ## measure the service beside what it is compared with, and write docs/performance.md: long
 	$(BIN)/python -m bench $(ARGS)
@@ -48,13 +48,13 @@ figures: ## measure everything that docs/performance.md and docs/capacity.md say
 	$(MAKE) bench parts overload memory consume capacity
 
 record: $(VENV)/.dev ## record cassettes from a real account; cassettes/README.md says how
-	$(BIN)/python -m tests.record
+	$(BIN)/python -m tests.adapters.record
 
 matrix: $(VENV)/.dev ## let processes die at every point, on both stores in full: docs/exactly_once.md
-	CRASH_MATRIX=all $(BIN)/pytest tests/test_crash_matrix.py $(ARGS)
+	CRASH_MATRIX=all $(BIN)/pytest tests/orders/test_crash_matrix.py $(ARGS)
 
 restarts: $(VENV)/.dev ## attack the server by hand and restart it under load, at length
-	RESTARTS=16 ATTACKS=50000 $(BIN)/pytest tests/test_server.py $(ARGS)
+	RESTARTS=16 ATTACKS=50000 $(BIN)/pytest tests/http/test_server.py $(ARGS)
 
 fuzz: $(VENV)/.dev ## throw 100,000 bodies at the service; ARGS="--count 2000000 --seed 1"
 	$(BIN)/python -m tests.fuzz $(ARGS)

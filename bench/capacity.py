@@ -137,7 +137,7 @@ turn makes them more even.
 
 ## How far the simulation is right
 
-Against formulas, in `tests/test_bench_simulate.py`: the queue of one server (Pollaczek and Khinchine, for M/D/1 and
+Against formulas, in `tests/bench`: the queue of one server (Pollaczek and Khinchine, for M/D/1 and
 M/M/1) to 8 %, and the share refused where nothing waits (Erlang B) to one percentage point.
 
 Against the service itself, with an engine that always takes 30 ms, carts that are all alike, and the processor time

@@ -217,7 +217,7 @@ def main() -> int:
         print(why, file=sys.stderr)
         return 3
     if not chosen.postgres:
-        from tests import postgres  # noqa: PLC0415 - a server that comes as a package
+        from tests.orders import postgres  # noqa: PLC0415 - a server that comes as a package
 
         chosen.postgres = postgres.url()
     # The database's processes are not ours to count, so the noise of others cannot be told: see the load average.

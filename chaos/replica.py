@@ -1,6 +1,6 @@
 """`python -m mapper serve` with two changes: shorter leases, and a line in the log for each step of a holder.
 
-    python -m tests.chaos.replica PORT LEASE_S [SABOTAGE]
+    python -m chaos.replica PORT LEASE_S [SABOTAGE]
 
 A lease of 30 s would outlast every pause. What the lines say cannot be seen in the ledger: under which fence somebody
 believed to hold the row whose next state they were allowed to decide.
@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from chaos import sabotage
 from mapper.commands import cli
 from mapper.http import app
 from mapper.ops.telemetry import log
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import Moment, Row
-from tests.chaos import sabotage
 
 
 def _log_steps() -> None:

@@ -18,11 +18,11 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from chaos import plan
+from chaos.client import History
+from chaos.plan import SECRET, TOKEN_RULES, Profile
 from mapper.commands.demo import ENGINES
 from mapper.sandbox import rulebook
-from tests.chaos import plan
-from tests.chaos.client import History
-from tests.chaos.plan import SECRET, TOKEN_RULES, Profile
 
 READY_WITHIN_S = 60.0
 ATTACKS = (("pause", "kill", "kill"), ("kill", "pause", "kill"))
@@ -125,7 +125,7 @@ class Replica:
     async def start(self, session: aiohttp.ClientSession) -> None:
         started = time.monotonic()
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.chaos.replica", *self._arguments),
+            *(sys.executable, "-m", "chaos.replica", *self._arguments),
             env=self._environment,
             stderr=asyncio.subprocess.PIPE,
             limit=1 << 20,

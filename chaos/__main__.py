@@ -16,9 +16,9 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 import msgspec
 
-from tests import postgres
-from tests.chaos import checker, plan, sabotage
-from tests.chaos.run import Result, run
+from chaos import checker, plan, sabotage
+from chaos.run import Result, run
+from tests.orders import postgres
 
 NEVER_S = 86_400.0
 ENGINES = ("talon_one", "voucherify")
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m chaos", description=__doc__)
     parser.add_argument("--engine", choices=(*ENGINES, "both"), default="both")
     parser.add_argument("--profile", choices=tuple(plan.PROFILES), default="long")
     parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")

@@ -15,8 +15,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from chaos.plan import SECRET, Order
 from mapper.domain.signature import sign
-from tests.chaos.plan import SECRET, Order
 
 FINAL_REFUSALS = {(400, "order_mismatch"), (500, "promotion_codes")}
 OPEN_AT_ONCE = 60

@@ -26,7 +26,7 @@ from mapper.sandbox import rulebook
 
 Json = dict[str, Any]
 
-DEFAULT = resources.files("mapper").joinpath("rulebook.toml").read_text("utf-8")
+DEFAULT = resources.files("mapper.sandbox").joinpath("rulebook.toml").read_text("utf-8")
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 KEY = {"authorization": "ApiKey-v1 key"}
 

@@ -68,8 +68,8 @@ from mapper.orders.rows import (
     settled,
     values_of,
 )
-from tests import postgres
-from tests.ledgers import BODY, KEY, PRINT, STORES, Home, claimed, shown
+from tests.orders import postgres
+from tests.orders.ledgers import BODY, KEY, PRINT, STORES, Home, claimed, shown
 
 NOW = 5_000.0
 AT = Moment(NOW, 1_700_000_000)

@@ -38,7 +38,7 @@ from mapper.domain.errors import Problem
 from mapper.engine import clients
 from mapper.engine.conversation import Engine
 
-CASSETTES = Path(__file__).resolve().parent.parent / "cassettes"
+CASSETTES = Path(__file__).resolve().parents[2] / "cassettes"
 DEADLINE_S = 15.0
 RECORDED_CODE = "RECORDED-CODE"
 """What stands in a cassette for the code of `RECORD_CODE`, which may be worth money."""

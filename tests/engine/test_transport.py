@@ -23,8 +23,8 @@ from mapper.adapter import EngineReply
 from mapper.engine import transport
 from mapper.engine.clients import create
 from mapper.engine.transport import NotSent, Transport, Unknown
-from tests import hostile_server
-from tests.hostile_server import HostileServer
+from tests.engine import hostile_server
+from tests.engine.hostile_server import HostileServer
 
 Story = Callable[[Transport, HostileServer], Awaitable[None]]
 SECRET = "a-secret-nobody-may-see"

@@ -33,8 +33,9 @@ from mapper.http.protocol import Limits
 from mapper.orders.rows import Answer
 from mapper.promotions import Call, Service
 from mapper.sandbox import host as sandbox
-from tests import fakes, raw_http
-from tests.raw_http import Address, converse, exchange, head, request
+from tests import fakes
+from tests.http import raw_http
+from tests.http.raw_http import Address, converse, exchange, head, request
 
 POST = "POST /promotions/validate HTTP/1.1"
 HOST = "Host: mapper.test"

@@ -37,7 +37,7 @@ from mapper.promotions import Call, Service
 from mapper.sandbox import host as sandbox
 from mapper.settings import Settings, load
 from tests.fakes import SECRET, signed
-from tests.ledgers import Home
+from tests.orders.ledgers import Home
 from tests.virtual_time import now, the_loop
 
 T = TypeVar("T")

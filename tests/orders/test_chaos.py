@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from tests.chaos import checker, plan
-from tests.chaos.checker import Evidence, Expected, Json
+from chaos import checker, plan
+from chaos.checker import Evidence, Expected, Json
 
 NOW = 1_800_000_000.0
 
 
 @pytest.mark.parametrize(("engine", "profile"), [("talon_one", "ci"), ("voucherify", "short")])
 def test_whatever_breaks_each_order_is_redeemed_once(engine: str, profile: str) -> None:
-    command = [sys.executable, "-m", "tests.chaos", "--engine", engine, "--profile", profile]
+    command = [sys.executable, "-m", "chaos", "--engine", engine, "--profile", profile]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)

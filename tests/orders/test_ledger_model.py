@@ -47,7 +47,7 @@ from mapper.orders.rows import (
     State,
     Wait,
 )
-from tests.ledgers import STORES, Home
+from tests.orders.ledgers import STORES, Home
 
 T = TypeVar("T")
 

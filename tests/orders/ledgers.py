@@ -10,7 +10,7 @@ import asyncpg  # type: ignore[import-untyped]
 
 from mapper.orders.ledger import Ledger, open_ledger
 from mapper.orders.rows import Again, Clock, Key, LookUp, New, Row
-from tests import postgres
+from tests.orders import postgres
 
 T = TypeVar("T")
 

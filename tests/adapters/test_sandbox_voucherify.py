@@ -23,7 +23,7 @@ from mapper.sandbox import rulebook
 
 Json = dict[str, Any]
 
-DEFAULT = resources.files("mapper").joinpath("rulebook.toml").read_text("utf-8")
+DEFAULT = resources.files("mapper.sandbox").joinpath("rulebook.toml").read_text("utf-8")
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 HEADERS = {"x-app-id": "app", "x-app-token": "token", "content-type": "application/json"}
 ALL = ('redeemables_application_mode = "PARTIAL"', 'redeemables_application_mode = "ALL"')

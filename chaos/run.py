@@ -11,12 +11,12 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from chaos import changes, checker, plan, processes
+from chaos.checker import Evidence, Expected
+from chaos.client import Client, History
+from chaos.plan import Profile
+from chaos.processes import Replica, Sandbox, Stage
 from mapper.orders.ledger import open_ledger
-from tests.chaos import changes, checker, plan, processes
-from tests.chaos.checker import Evidence, Expected
-from tests.chaos.client import Client, History
-from tests.chaos.plan import Profile
-from tests.chaos.processes import Replica, Sandbox, Stage
 
 LAST_ORDERS_S = 45.0
 """How long orders nobody asks for any more may stay open, at the most: the reconciler's schedule grows."""

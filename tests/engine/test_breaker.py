@@ -15,7 +15,7 @@ from mapper.engine import conversation as engine
 from mapper.engine.breaker import Breaker
 from mapper.engine.conversation import Engine
 from mapper.engine.transport import NotSent, Unknown
-from tests.test_engine import ACCOUNTS, ONCE, Step, World, ask, reply, request
+from tests.engine.test_engine import ACCOUNTS, ONCE, Step, World, ask, reply, request
 
 GOOD, BAD, NOTHING = True, False, None
 Part = tuple[float, bool | None, int]

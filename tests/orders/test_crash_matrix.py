@@ -1,6 +1,6 @@
 """The crash matrix: 10 points to die at x 13 ways an engine misbehaves x 3 follow-ups, with each adapter and store.
 
-What is played and what must hold: `tests/crash.py` and docs/exactly_once.md. By default PostgreSQL runs one of the
+What is played and what must hold: `chaos/crash.py` and docs/exactly_once.md. By default PostgreSQL runs one of the
 three follow-ups, the hardest; CRASH_MATRIX=all runs them all.
 """
 
@@ -14,13 +14,14 @@ import pytest
 
 from adapters.talon_one import TalonOne
 from adapters.voucherify import Voucherify
+from chaos import crash
+from chaos.crash import BEHAVIOURS, ENGINES, FOLLOW_UPS, NOT_REACHED, POINTS, Case, Lab, cases
 from mapper.adapter import Conversation, Recall
 from mapper.orders import redeem as once
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import Ask, Decision, Key, Moment, New, Permit, Row, decide, sent
-from tests import crash, virtual_time
-from tests.crash import BEHAVIOURS, ENGINES, FOLLOW_UPS, NOT_REACHED, POINTS, Case, Lab, cases
-from tests.ledgers import STORES, Home
+from tests import virtual_time
+from tests.orders.ledgers import STORES, Home
 
 T = TypeVar("T")
 Broken = dict[str, list[str]]

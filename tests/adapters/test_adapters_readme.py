@@ -12,7 +12,7 @@ from mapper.domain.errors import EngineRejected, EngineUnavailable
 from mapper.domain.reasons import REASONS
 from mapper.engine.conversation import replay
 
-PAGE = (Path(__file__).parent.parent / "adapters" / "README.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "adapters" / "README.md").read_text("utf-8")
 
 
 def example() -> dict[str, Any]:

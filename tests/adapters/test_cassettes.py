@@ -29,7 +29,7 @@ from mapper.domain.errors import EngineRejected, EngineUnavailable, Problem
 from mapper.engine import clients, transport
 from mapper.engine.conversation import Call, Engine
 from mapper.sandbox import host as sandbox
-from tests import record
+from tests.adapters import record
 
 Client = Literal["aiohttp", "httpx"]
 SESSION = "session1"

@@ -1,4 +1,4 @@
-"""The rules of the house that a program can check: who imports whom, what money never touches, what the papers promise.
+"""The rules of the house that a program can check: who imports whom, what money never touches, what the docs promise.
 
 Each failure is a sentence that names the file and the rule, so that it can be mended without reading this file.
 """
@@ -22,7 +22,12 @@ MODULES = sorted(path for folder in ("mapper", "adapters") for path in (ROOT / f
 SANDBOXES = [path for path in MODULES if "sandbox" in path.relative_to(ROOT).with_suffix("").parts]
 ADAPTERS = [path for path in MODULES if path.is_relative_to(ROOT / "adapters") and path not in SANDBOXES]
 LOCKS = sorted(ROOT.glob("requirements*.txt"))
-PAPERS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "adapters" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 # What an adapter may import of the service, and a sandbox; beside it msgspec (a sandbox: starlette too) and, for an
 # adapter, the standard library as far as it only computes.
@@ -351,14 +356,14 @@ def test_every_direct_dependency_is_locked() -> None:
     assert {package.lower().replace("_", "-") for package, _ in dependencies()} <= locked, "run make lock"
 
 
-def paper_mentions(pattern: str) -> list[tuple[str, str]]:
-    texts = [(name(path), path.read_text("utf-8")) for path in PAPERS if path.is_file()]
+def doc_mentions(pattern: str) -> list[tuple[str, str]]:
+    texts = [(name(path), path.read_text("utf-8")) for path in DOCS if path.is_file()]
     return [(where, match) for where, text in texts for match in re.findall(pattern, text)]
 
 
-def test_every_make_target_the_papers_name_exists() -> None:
+def test_every_make_target_the_docs_name_exists() -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    named = paper_mentions(r"(?:`|^|\$ )make ([a-z][a-z-]*)")
+    named = doc_mentions(r"(?:`|^|\$ )make ([a-z][a-z-]*)")
     none(
         f"{where} names `make {target}`, which the Makefile does not have."
         for where, target in named
@@ -366,9 +371,9 @@ def test_every_make_target_the_papers_name_exists() -> None:
     )
 
 
-def test_every_command_the_papers_name_exists() -> None:
+def test_every_command_the_docs_name_exists() -> None:
     help_text = cli._parser().format_help()
-    named = paper_mentions(r"(?:python -m mapper|promotions-mapper) ([a-z]+)\b")
+    named = doc_mentions(r"(?:python -m mapper|promotions-mapper) ([a-z]+)\b")
     none(
         f"{where} names the command {command!r}, which mapper/commands/cli.py does not have."
         for where, command in named
@@ -385,14 +390,7 @@ def known_settings() -> set[str]:
     return plain | options
 
 
-def test_every_setting_the_papers_name_exists() -> None:
-    named = paper_mentions(r"\b((?:MAPPER|NACELLE|TALON_ONE|VOUCHERIFY)_[A-Z][A-Z_]*[A-Z])\b")
+def test_every_setting_the_docs_name_exists() -> None:
+    named = doc_mentions(r"\b((?:MAPPER|NACELLE|TALON_ONE|VOUCHERIFY)_[A-Z][A-Z_]*[A-Z])\b")
     known = known_settings()
     none(f"{where} names {setting}, which is no setting." for where, setting in named if setting not in known)
-
-
-def test_the_readme_names_every_setting() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    if not readme.strip():
-        pytest.skip("there is no README yet")
-    none(f"README.md does not name {setting}." for setting in settings.TABLE if setting not in readme)

@@ -1,0 +1,190 @@
+"""The pages are true: their tables are those of the program, and the README's commands work as printed.
+
+`python -m tests.test_docs` writes the tables anew.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from starlette.routing import Route
+
+from adapters.talon_one import effects
+from adapters.talon_one import reasons as words
+from adapters.talon_one.options import KNOWN
+from adapters.voucherify import effects as voucherify
+from adapters.voucherify import reasons as keys
+from adapters.voucherify.options import KNOWN as VOUCHERIFY
+from mapper import settings
+from mapper.commands import cli
+from mapper.domain import errors
+from mapper.domain.reasons import REASONS
+from mapper.http import app
+from mapper.ops.telemetry import Telemetry
+from tests import fakes
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+PAGES = {
+    "settings": ROOT / "docs" / "settings.md",
+    "reasons": ROOT / "docs" / "reasons.md",
+    "effects": ROOT / "docs" / "effects.md",
+    "voucherify": ROOT / "docs" / "effects.md",
+}
+
+BECOMES = {
+    "order": "order",
+    "item": "line; with `scope` `additionalCosts`: cost; `itemTotal`: line, and cost for what exceeds it",
+    "cost": "cost",
+    "item_cost": "cost, with the line's position",
+    "accept": "notice; its code earned what it triggered",
+    "refuse": "a refused code",
+    "notice": "notice",
+}
+
+
+def tables() -> dict[str, list[str]]:
+    from_engine: dict[str, list[str]] = {}
+    of_voucherify: dict[str, list[str]] = {}
+    for word, reason in sorted({**words.COUPON, **words.REFERRAL}.items()):
+        from_engine.setdefault(reason, []).append(f"`{word}`")
+    for key, fault in sorted(keys.FAULTS.items()):
+        if fault.kind == "code":
+            of_voucherify.setdefault(fault.reason, []).append(f"`{key}`")
+    plain: dict[str, Sequence[Sequence[str]]] = {
+        "settings": [("name", "meaning", "default")]
+        + [(f"`{name}`", meaning, default and f"`{default}`") for name, (default, meaning) in settings.TABLE.items()],
+        "reasons": [("reason", "message", "Talon.One's words", "Voucherify's words")]
+        + [
+            (f"`{word}`", message, ", ".join(from_engine.get(word, [])), ", ".join(of_voucherify.get(word, [])))
+            for word, message in REASONS.items()
+        ],
+        "voucherify": [("effect", "becomes")] + [(f"`{name}`", _becomes(name)) for name in voucherify.EFFECTS],
+        "effects": [("effect", "becomes")]
+        + [(f"`{name}`", BECOMES[row.becomes]) for name, row in effects.TABLE.items()],
+    }
+    return {name: markdown(rows) for name, rows in plain.items()}
+
+
+def _becomes(effect: str) -> str:
+    if effect == voucherify.FREE_SHIPPING:
+        return "cost: the checkout's own shipping price"
+    if effect.startswith(("ADD_", "REPLACE_")):
+        return "line, for units that are in the cart; notice, for what would be added"
+    return "line" if effect.startswith(voucherify.APPLY_TO_ITEMS) else "order"
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
+
+
+def section(text: str, name: str) -> str:
+    found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL)
+    assert found, f"there is no table {name}"
+    return found[1]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_tables_are_those_of_the_program(name: str) -> None:
+    assert section(PAGES[name].read_text("utf-8"), name).splitlines() == tables()[name]
+
+
+def test_the_readme_lists_every_category_with_its_status() -> None:
+    rows = re.findall(r"^\|[^|]*\| *(\d*) *\| *(\d*) *\| `(\w+)` \|$", README.read_text("utf-8"), re.MULTILINE)
+    listed = {category: (validate, consume) for validate, consume, category in rows}
+    assert set(listed) == set(errors.STATUS)
+    for category, (validate, consume) in errors.STATUS.items():
+        assert listed[category][1] == str(consume)
+        assert listed[category][0] in ("", str(validate))
+
+
+def test_the_settings_page_names_every_option_of_talon_one() -> None:
+    text = PAGES["settings"].read_text("utf-8")
+    plain = {name for name in KNOWN if not re.search(r"_[A-Z]{3}$", name)} | {"API_KEY", "BASE_URL_EUR", "API_KEY_EUR"}
+    for name in plain:
+        assert f"`TALON_ONE_{name}`" in text
+
+
+def test_the_settings_page_names_every_option_of_voucherify() -> None:
+    text = PAGES["settings"].read_text("utf-8")
+    for name in VOUCHERIFY:
+        assert f"`VOUCHERIFY_{name}`" in text
+
+
+def operations() -> str:
+    return (ROOT / "docs" / "operations.md").read_text("utf-8")
+
+
+def test_operations_lists_every_route() -> None:
+    application = app.create(fakes.settings(fakes.FakeAdapter()), engine_transport=fakes.FakeTransport())
+    served = {route.path for route in application.routes if isinstance(route, Route)}
+    assert set(re.findall(r"^\| `(?:GET|POST) (/[^ `]*)`", operations(), re.MULTILINE)) == served
+
+
+def test_operations_lists_every_command() -> None:
+    actions = cli._parser()._actions
+    (commands,) = [set(action.choices) for action in actions if isinstance(action, argparse._SubParsersAction)]
+    assert set(re.findall(r"^\| `promotions-mapper ([a-z-]+)", operations(), re.MULTILINE)) == commands
+
+
+def test_operations_lists_every_metric() -> None:
+    named = {metric.name + ("_total" if metric.type == "counter" else "") for metric in Telemetry().registry.collect()}
+    assert set(re.findall(r"^\| `(mapper_[a-z_]+)`", operations(), re.MULTILINE)) == named
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the README's commands need curl")
+def test_the_readmes_commands_work_as_printed(tmp_path: Path) -> None:
+    """Pasted into a shell in an empty folder, on other ports than the README's, since those may be taken."""
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    script = "set -eu\n" + "\n".join(block for block in blocks if "promotions-mapper serve" in block or "curl" in block)
+    script = script.replace("promotions-mapper serve", "promotions-mapper serve --port 8080")
+    script = script.replace("promotions-mapper sandbox", "promotions-mapper sandbox --port 8090")
+    for port, free in zip(("8080", "8090"), free_ports(2), strict=True):
+        script = script.replace(port, str(free))
+    script = script.replace("$PWD/.venv/bin", str(Path(sys.executable).parent))
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={"PATH": os.environ["PATH"]},
+    )
+    printed = done.stdout.decode()
+    assert '{"checkout":' in printed, done.stderr
+    checkout = json.JSONDecoder().raw_decode(printed, printed.index('{"checkout":'))[0]["checkout"]
+    order = json.JSONDecoder().raw_decode(printed, printed.index('{"order":'))[0]
+    assert (checkout["order_items"][0]["price"], checkout["discounts"]) == ("105.00", "50.00"), done.stderr
+    assert order == {"order": {**checkout, "promotions": order["order"]["promotions"]}}
+    assert printed.splitlines()[-1] == "Every order is finished."
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def write() -> None:
+    for name, rows in tables().items():
+        text = PAGES[name].read_text("utf-8")
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        text = text.replace(start + section(text, name) + end, start + "".join(f"{row}\n" for row in rows) + end)
+        PAGES[name].write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    write()

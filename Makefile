@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos chaos-teeth record bench bench-quick parts overload memory consume capacity figures fuzz matrix restarts lint format lock clean
+.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume figures fuzz matrix restarts lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,9 +29,6 @@ bench: $(VENV)/.bench ## measure the service beside what it is compared with, an
 bench-quick: $(VENV)/.bench ## the same in a minute, on the screen alone
 	$(BIN)/python -m bench --quick $(ARGS)
 
-parts: $(VENV)/.bench ## measure what a validate's time is spent on, step by step
-	$(BIN)/python -m bench.parts $(ARGS)
-
 overload: $(VENV)/.bench ## send five times what the service can answer, and let the engine hang; ARGS=--quick
 	$(BIN)/python -m bench.overload $(ARGS)
 
@@ -41,11 +38,8 @@ memory: $(VENV)/.bench ## watch what the service holds, under ten minutes of loa
 consume: $(VENV)/.bench $(VENV)/.dev ## measure what redeeming once costs, on SQLite and on PostgreSQL; ARGS="--rounds 2"
 	$(BIN)/python -m bench.consume $(ARGS)
 
-capacity: $(VENV)/.bench ## work out what is needed for so many checkouts, from what was measured; ARGS="--rates 40"
-	$(BIN)/python -m bench.capacity $(ARGS)
-
-figures: ## measure everything that docs/performance.md and docs/capacity.md say: most of an hour, on a quiet machine
-	$(MAKE) bench parts overload memory consume capacity
+figures: ## measure everything that docs/performance.md says: most of an hour, on a quiet machine
+	$(MAKE) bench overload memory consume
 
 record: $(VENV)/.dev ## record cassettes from a real account; cassettes/README.md says how
 	$(BIN)/python -m tests.adapters.record

@@ -7,13 +7,11 @@ machine does hits all of them alike. What counts are ratios of the same round; m
 - `contenders`: who is measured, how each is started, and what a right answer of each is
 - `load`: the client, closed loop (requests in flight) and open loop (requests a second)
 - `machine`: what /proc says: time on the processor, memory, who else is busy
-- `rounds`: the measuring itself; `report`: tables, aims, docs/performance.md; `plot`: its picture
+- `rounds`: the measuring itself; `report`: tables, aims, docs/performance.md
 
 Beside that, each a command of its own with a section on that page:
 
-- `parts`: what a validate's time is spent on
 - `overload`: five times too much, and an engine that hangs; `flood`: the client for it
 - `memory`: what is held under load that repeats nothing; `consume`: what redeeming once costs
-- `capacity`: docs/capacity.md, with the arithmetic in `plan` and the queues played in `simulate`
 - `results`: the files they write, and when not to measure; `publish`: puts the page together
 """

@@ -138,8 +138,6 @@ _PAGE = """\
 On the same machine, with the same cart, this service answers **{faster} times** as many checkouts as the usual way to
 write it: FastAPI with the promotion engine's own Python SDK.
 
-![What is answered in the same time]({picture})
-
 {setting}
 
 ## The aims
@@ -192,8 +190,7 @@ end of this run, after carts of up to 1,000 lines:
 `make bench` measures all of this on Linux in about 25 minutes, best with nothing else running (it measures that, too,
 and says so). It writes this page and `bench/results/full.json`, which holds every round. `make bench-quick` takes a
 minute and prints the aims alone. The sections on overload, memory and consume say which target repeats them;
-`make figures` does it all. What it means for a shop's machines is on [its own page](capacity.md). Absolute figures
-belong to one machine; what carries over is the ratios.
+`make figures` does it all. Absolute figures belong to one machine; what carries over is the ratios.
 """
 
 _GLOSSARY = {
@@ -207,7 +204,7 @@ _GLOSSARY = {
 }
 
 
-def page(results: Results, picture: str, more: Sequence[str] = ()) -> str:
+def page(results: Results, more: Sequence[str] = ()) -> str:
     """docs/performance.md. `more`: sections of other measurements."""
     usual = case(results, 20, 0, 32)
     faster = ratio(usual["service"], usual["sdk"], "rps")
@@ -215,7 +212,6 @@ def page(results: Results, picture: str, more: Sequence[str] = ()) -> str:
     held: dict[str, dict[str, float]] = results["memory_mb"]
     return _PAGE.format(
         faster=f"{faster[0]:.0f}" if faster[0] >= 10 else f"{faster[0]:.1f}",
-        picture=picture,
         setting=_setting(results),
         aims=aims_table(aims(results)),
         beside_echo=_grid(results, 0, lambda found, key: ratio(found.get(key), found.get("echo"), "rps")),

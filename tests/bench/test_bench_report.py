@@ -1,17 +1,13 @@
 """docs/performance.md is written from the files of results, and says what is in them."""
 
-import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import machine, parts, publish, results
+from bench import machine, publish, results
 from bench.contenders import BY_KEY
-from bench.rounds import middle
 
 ABOUT = {
     "date": "2030-01-02",
@@ -77,16 +73,10 @@ def consume() -> dict[str, Any]:
     return {**ABOUT, "in_flight": 16, "turns": turns, "stored": stored}
 
 
-def took() -> dict[str, Any]:
-    one = {"signature": [10.0, 12.0], parts.ASK: [20.0, 20.0], parts.BOTH: [120.0, 140.0], parts.WHOLE: [200.0, 400.0]}
-    return {**ABOUT, "us": {"1": one, "20": one}}
-
-
 def written(monkeypatch: pytest.MonkeyPatch, folder: Path, files: dict[str, dict[str, Any]]) -> str:
     monkeypatch.setattr(results, "ROOT", folder)
     monkeypatch.setattr(results, "read", files.get)
     monkeypatch.setattr(publish, "PAGE", folder / "performance.md")
-    monkeypatch.setattr(publish, "PICTURE", folder / "performance.svg")
     publish.performance()
     return publish.PAGE.read_text("utf-8") if publish.PAGE.exists() else ""
 
@@ -94,7 +84,7 @@ def written(monkeypatch: pytest.MonkeyPatch, folder: Path, files: dict[str, dict
 def test_every_section_that_was_measured_is_on_the_page_with_how_to_repeat_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    files = {"full": full(), "parts": took(), "overload": overload(), "memory": memory(), "consume": consume()}
+    files = {"full": full(), "overload": overload(), "memory": memory(), "consume": consume()}
     page = written(monkeypatch, tmp_path, files)
     for text in (
         "Ready to serve after 0.45 [0.43 to 0.47] s",
@@ -104,30 +94,10 @@ def test_every_section_that_was_measured_is_on_the_page_with_how_to_repeat_it(
         "| 64; 3 s | 1501 | 9 | 0 | 0 | 0.1 |",
         "+1.00 MB from 60.1 MB",
         "SQLite 0.40 [0.40 to 0.40]",
-        "| its answer | 40% [35% to 45%] | 40% [35% to 45%] |",
-        *("make parts", "make overload", "make memory", "make consume", "make bench", "2030-01-02", "abc1234"),
+        *("make overload", "make memory", "make consume", "make bench", "2030-01-02", "abc1234"),
     ):
         assert text in page, text
     assert "{" not in page
-    assert (tmp_path / "performance.svg").read_text("utf-8").startswith("<svg")
-
-
-def test_the_shares_of_a_validate_add_up() -> None:
-    found = parts.shares(took()["us"]["1"])
-    assert list(found) == ["signature", parts.ASK, parts.ANSWER, parts.REST]
-    assert [sum(values) for values in zip(*found.values(), strict=True)] == pytest.approx([1.0, 1.0])
-    assert found[parts.ANSWER] == pytest.approx([0.5, 0.3])
-
-
-def test_what_a_validate_is_made_of_is_measured_with_right_answers() -> None:
-    """In a process of its own: it sets up the log of the whole process."""
-    program = "import json; from bench import parts; print(json.dumps(parts.measure(3)))"
-    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    taken = json.loads(told.stdout)
-    assert set(taken) == {str(lines) for lines in parts.SIZES}
-    for steps in taken.values():
-        assert all(len(values) == 3 and min(values) > 0 for values in steps.values())
-        assert middle(steps[parts.WHOLE]) > middle(steps[parts.BOTH]) > middle(steps[parts.ASK])
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from mapper.orders.rows import FINAL, Answer, Backlog, Clock, Fenced, Key, Momen
 from mapper.orders.sqlite import SqliteStore
 from mapper.promotions import Call, Service
 from mapper.sandbox import host as sandbox
+from mapper.sandbox.faults import TRANSPORT
 from mapper.settings import Settings, load
 from tests.fakes import SECRET, signed
 from tests.orders.ledgers import Home
@@ -294,7 +295,7 @@ async def at_engine(lab: Lab, request: Request, connection: Connection, fault: s
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": request.method, "scheme": "http",
         "path": unquote(request.path), "raw_path": request.path.encode(), "query_string": request.query.encode(),
         "root_path": "", "headers": [(name.lower().encode(), value.encode()) for name, value in headers],
-        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {sandbox._TRANSPORT: connection},
+        "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2), "state": {TRANSPORT: connection},
     }  # fmt: skip
     pending = [{"type": "http.request", "body": request.body, "more_body": False}]
     status, given, body = 0, {}, b""

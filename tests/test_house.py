@@ -32,7 +32,7 @@ DOCS = [
 # What an adapter may import of the service, and a sandbox; beside it msgspec (a sandbox: starlette too) and, for an
 # adapter, the standard library as far as it only computes.
 ADAPTER_MAY = {"mapper.adapter"}
-SANDBOX_MAY = {"mapper.domain.money", "mapper.sandbox.rulebook", "mapper.sandbox.host"}
+SANDBOX_MAY = {"mapper.domain.money", "mapper.sandbox.rulebook", "mapper.sandbox.emulator"}
 IMPURE = {
     *("asyncio", "concurrent", "queue", "sched", "select", "selectors", "signal", "threading", "time"),
     *("http", "smtplib", "socket", "socketserver", "ssl", "urllib.request"),

@@ -31,7 +31,7 @@ from adapters.talon_one.sandbox.schema import Requests, time_of
 from adapters.talon_one.sandbox.state import Books, Profile, Session, rollbacks
 from adapters.talon_one.sandbox.turns import Turns
 from mapper.sandbox import rulebook
-from mapper.sandbox.host import PAUSE, Now
+from mapper.sandbox.emulator import PAUSE, Now
 from mapper.sandbox.rulebook import RuleBook, RuleBookError
 
 Json = dict[str, Any]
@@ -54,7 +54,7 @@ _SESSIONS: Final = "/v2/customer_sessions/"
 
 
 class TalonOneSandbox:
-    """The emulator; see `mapper.sandbox.host.Emulator`."""
+    """The emulator; see `mapper.sandbox.emulator.Emulator`."""
 
     def __init__(self, book: RuleBook, now: Now) -> None:
         problems: list[rulebook.Problem] = []

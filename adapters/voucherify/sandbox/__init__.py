@@ -19,7 +19,6 @@ Documented at https://docs.voucherify.io. Where the documents leave something op
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
@@ -34,14 +33,20 @@ from adapters.voucherify.sandbox.project import Call, Project
 from adapters.voucherify.sandbox.schema import Check, Invalid, Schema
 from adapters.voucherify.sandbox.stacking import MESSAGES, Refused
 from mapper.sandbox import rulebook
+from mapper.sandbox.emulator import PAUSE, Now
 from mapper.sandbox.rulebook import RuleBook, RuleBookError
 
 Json = dict[str, Any]
-Now = Callable[[], datetime]
 
-_PAUSE: Final = "sandbox.pause"
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
-_KEYS: Final = {400: "invalid_payload", 401: "unauthorized", 404: "not_found", 409: "duplicate_found"}
+_KEYS: Final = {
+    400: "invalid_payload",
+    401: "unauthorized",
+    402: "missing_required_feature",
+    403: "forbidden",
+    404: "not_found",
+    409: "duplicate_found",
+}
 _TEXTS: Final = {
     402: "Payment Required",
     403: "Forbidden",
@@ -83,7 +88,7 @@ def _pattern(path: str) -> str:
 
 
 class VoucherifySandbox:
-    """The emulator; see `mapper.sandbox.host.Emulator`."""
+    """The emulator; see `mapper.sandbox.emulator.Emulator`."""
 
     def __init__(self, book: RuleBook, now: Now) -> None:
         problems: list[rulebook.Problem] = []
@@ -200,7 +205,7 @@ class VoucherifySandbox:
         operation, ids = self._route(request)
         app_id = self._authenticated(request)
         given = await self._given(request, operation)
-        pause: float = request.scope.get(_PAUSE, 0)
+        pause: float = request.scope.get(PAUSE, 0)
         with self._turn(given, ids if operation == "rollback" else []):
             await asyncio.sleep(pause)
             call = Call(self._now(), self._request_id(), app_id)

@@ -1,0 +1,45 @@
+"""What the author of an emulated engine implements: an ASGI application that holds its state in memory."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+from starlette.types import Receive, Scope, Send
+
+from mapper.sandbox.rulebook import RuleBook
+
+Now = Callable[[], datetime]
+
+PAUSE: Final = "sandbox.pause"
+"""In the scope: seconds that the emulator must wait in the middle of its work, before it commits anything."""
+
+
+class Emulator(Protocol):
+    """An engine as it looks from outside.
+
+    It awaits `scope[PAUSE]` seconds before it commits, while it holds whatever the engine would hold.
+    """
+
+    def __init__(self, book: RuleBook, now: Now) -> None:
+        """Raises `RuleBookError` where `book.engines` holds something it does not understand."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    def reset(self) -> None:
+        """Forgets everything but the rule book."""
+
+    def books(self) -> dict[str, Any]:
+        """What it holds, as JSON values: sessions or orders, redemptions with counts, balances."""
+        ...
+
+    def operation(self, method: str, path: str, query: str, body: bytes) -> str:
+        """A short constant word for a request, such as "close", by which faults and logs name it."""
+        ...
+
+    def error(self, status: int) -> Any:
+        """The body the engine gives an error of this status."""
+        ...
+
+    def unknown_effect(self, reply: Any) -> Any:
+        """A reply with an effect in it that no integration knows."""
+        ...

@@ -1,0 +1,119 @@
+"""A shop that talks to Talon.One's sandbox, and how it reads the replies."""
+
+import asyncio
+import json
+from collections import Counter
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from adapters.talon_one.sandbox import TalonOneSandbox
+from mapper.sandbox import rulebook
+from mapper.sandbox.emulator import PAUSE
+
+Json = dict[str, Any]
+
+DEFAULT = resources.files("mapper.sandbox").joinpath("rulebook.toml").read_text("utf-8")
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
+KEY = {"authorization": "ApiKey-v1 key"}
+
+
+@cache
+def book(*changes: tuple[str, str]) -> rulebook.RuleBook:
+    """The default rule book with something changed."""
+    text = DEFAULT
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    return rulebook.parse(text)
+
+
+async def call(
+    app: Any,
+    path: str,
+    body: bytes = b'{"customerSession": {}}',
+    method: str = "PUT",
+    *,
+    pause: float = 0,
+    **headers: Any,
+) -> tuple[int, bytes]:
+    """One request straight into the emulator, with the path as it stands on the wire."""
+    raw_path, _, query = path.encode().partition(b"?")
+    named = KEY | {name.replace("_", "-"): value for name, value in headers.items()}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": raw_path.decode(),
+        "raw_path": raw_path,
+        "root_path": "",
+        "query_string": query,
+        "headers": [(name.encode(), value.encode()) for name, value in named.items()],
+        PAUSE: pause,
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent[0]["status"], sent[1]["body"]
+
+
+class Shop:
+    """A shop that talks to a sandbox of its own, at a time of its own."""
+
+    def __init__(self, *changes: tuple[str, str]) -> None:
+        self.now = NOW
+        self.engine = TalonOneSandbox(book(*changes), lambda: self.now)
+
+    def request(self, path: str, body: bytes = b"", method: str = "PUT", **headers: Any) -> tuple[int, Json]:
+        status, reply = asyncio.run(call(self.engine, f"/v2/customer_sessions/{path}", body, method, **headers))
+        return status, json.loads(reply)
+
+    def send(self, body: Any, id_: str = "s1", query: str = "", **headers: str) -> tuple[int, Json]:
+        return self.request(id_ + query, json.dumps(body).encode(), **headers)
+
+    def put(self, session: Json, id_: str = "s1", query: str = "", **headers: str) -> tuple[int, Json]:
+        return self.send({"customerSession": session}, id_, query, **headers)
+
+    def ok(self, session: Json, id_: str = "s1", query: str = "", *content: str, **headers: str) -> Json:
+        status, reply = self.send({"customerSession": session, "responseContent": content}, id_, query, **headers)
+        assert status == 200, reply
+        return reply
+
+    def get(self, id_: str = "s1") -> tuple[int, Json]:
+        return self.request(id_, method="GET")
+
+    def reopen(self, id_: str = "s1") -> tuple[int, Json]:
+        return self.request(f"{id_}/reopen")
+
+    @property
+    def books(self) -> Json:
+        return self.engine.books()
+
+
+def items(*lines: tuple[str, int, float]) -> list[Json]:
+    return [{"sku": sku, "quantity": quantity, "price": price} for sku, quantity, price in lines]
+
+
+def cart(*codes: str, price: float = 140, quantity: int = 1, **more: Any) -> Json:
+    return {"cartItems": items(("SHIRT", quantity, price)), "couponCodes": list(codes), **more}
+
+
+def of(reply: Json, kind: str) -> list[Json]:
+    return [effect["props"] for effect in reply["effects"] if effect["effectType"] == kind]
+
+
+def told(reply: Json) -> Counter[str]:
+    """What a reply says, whatever the order: "kind value" or "kind name value", and where."""
+    said = []
+    for effect in reply["effects"]:
+        props = effect["props"]
+        spot = [str(props[name]) for name in ("position", "subPosition") if name in props]
+        words = [props.get("rejectionReason") or props.get("name"), props.get("value"), "/".join(spot)]
+        said.append(" ".join([effect["effectType"], *(str(word) for word in words if word not in (None, ""))]))
+    return Counter(said)

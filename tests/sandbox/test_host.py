@@ -1,0 +1,74 @@
+"""The sandbox's host: its log, clock, controls and front page."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from mapper.sandbox import host as sandbox
+from mapper.sandbox.faults import FAULTS
+from tests.sandbox.live import CLOSE, SESSION, ask, control
+from tests.sandbox.talon_one_shop import NOW, book, call, cart, of
+
+
+def test_the_log_tells_every_request_and_no_secret(live: tuple[str, sandbox.Sandbox]) -> None:
+    ask(live[0], authorization="ApiKey-v1 canary", x_sandbox_fault="status_after=500", idempotency_key="k1")
+    ask(live[0], "GET", f"{SESSION}%2Fb?x=1")
+    told = control(live[0], "requests")
+    assert told["counts"] == {"talon_one close": 1, "talon_one read": 1}
+    first, second = told["requests"]
+    assert (first["operation"], first["status"], first["faults"]) == ("close", 500, ["status_after"])
+    assert (first["body"], first["headers"]["idempotency-key"]) == (CLOSE.decode(), "k1")
+    assert (second["path"], second["query"], second["status"]) == (f"{SESSION}%2Fb", "x=1", 404)
+    assert "canary" not in json.dumps(told)
+
+
+def test_the_clock_can_be_set(live: tuple[str, sandbox.Sandbox]) -> None:
+    def reason() -> list[str]:
+        body = json.dumps({"customerSession": cart("EXPIRED-10", "SOON-10")}).encode()
+        return sorted(p["value"] for p in of(json.loads(ask(live[0], body=body)[2]), "acceptCoupon"))
+
+    assert reason() == []
+    for moment, accepted in (("2021-12-31T12:00:00+01:00", ["EXPIRED-10"]), ("2100-01-01T00:00:00Z", ["SOON-10"])):
+        control(live[0], "clock", {"now": moment})
+        assert reason() == accepted
+    control(live[0], "clock", {"now": None})
+    assert reason() == []
+    assert ask(live[0], "POST", "/_sandbox/clock", b"{}")[0] == 400
+
+
+def test_reset_takes_everything_back(live: tuple[str, sandbox.Sandbox]) -> None:
+    before = {page: control(live[0], page) for page in ("books", "requests", "faults")}
+    control(live[0], "clock", {"now": "2021-01-01T00:00:00Z"})
+    ask(live[0])
+    control(live[0], "faults", [{"name": "reset"}])
+    assert [page for page, told in before.items() if control(live[0], page) == told] == []
+    control(live[0], "reset", {})
+    assert {page: control(live[0], page) for page in before} == before
+    assert live[1].clock().year > 2021
+
+
+def test_the_front_page_says_what_this_is_and_what_to_try(live: tuple[str, sandbox.Sandbox]) -> None:
+    status, headers, body = ask(live[0], "GET", "/")
+    page = body.decode()
+    assert (status, headers["x-sandbox"]) == (200, "promotions-mapper")
+    assert "Nothing here is real" in page
+    assert [code for code, _ in book().codes_to_try() if code not in page] == []
+    assert [fault for fault in FAULTS if fault not in page] == []
+    assert ask(live[0], "GET", "/nowhere")[1]["x-sandbox"] == "promotions-mapper"
+
+
+def test_a_faulty_rule_book_is_told_with_its_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "book.toml"
+    path.write_text("[engines.talon_one]\nflaten = true\napplication_id = 'x'\n")
+    assert sandbox.run(rulebook=path) == 2
+    told = capsys.readouterr().err
+    assert "engines.talon_one.flaten: is not known" in told
+    assert "engines.talon_one.application_id: Expected `int`" in told
+
+
+def test_without_access_to_the_connection_a_broken_one_is_an_error() -> None:
+    app = sandbox.create(now=lambda: NOW)
+    with pytest.raises(ConnectionResetError):
+        asyncio.run(call(app, SESSION, x_sandbox_fault="reset"))

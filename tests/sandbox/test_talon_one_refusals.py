@@ -1,0 +1,69 @@
+"""Talon.One's sandbox: which codes are refused, in the vendor's words."""
+
+import pytest
+
+from mapper.sandbox import rulebook
+from tests.sandbox.talon_one_shop import Json, Shop, book, cart, of
+
+
+@pytest.mark.parametrize(
+    ("session", "reason"),
+    [
+        (cart("NO-SUCH-CODE"), "CouponNotFound"),
+        (cart("CARD-COLLECT"), "CouponNotFound"),
+        (cart("FRIEND-OF-JANE"), "CouponNotFound"),
+        (cart("EXPIRED-10"), "CouponExpired"),
+        (cart("SOON-10"), "CouponStartDateInFuture"),
+        (cart("USED-UP-10"), "CouponLimitReached"),
+        (cart("JANE-ONLY-10"), "CouponRecipientDoesNotMatch"),
+        (cart("JANE-ONLY-10", profileId="joe"), "CouponRecipientDoesNotMatch"),
+        (cart("JANE-ONLY-10", profileId="jane"), None),
+        (cart("ONCE-EACH-10"), "ProfileRequired"),
+        (cart("ONCE-EACH-10", profileId="joe"), None),
+        (cart("MIN-200", price=199.99), "CouponRejectedByCondition"),
+        (cart("XMAS-2021-25", price=100), "CouponRejectedByCondition"),
+        (cart("SHOES-10"), "CouponRejectedByCondition"),
+        (cart("PAUSED-5"), "CouponPartOfNotRunningCampaign"),
+        (cart("ALONE-15"), None),
+        (cart("ALONE-15", "GIFT-50"), None),
+        (cart("TEN-PERCENT", "ALONE-15"), "CouponPartOfNotTriggeredCampaign"),
+        (cart("WINTER-5", "WINTER-25"), "CouponPartOfNotTriggeredCampaign"),
+        (cart("WINTER-5"), None),
+        (cart("WRAPPED"), "EffectCouldNotBeApplied"),
+        (cart("GIFT-EMPTY"), "EffectCouldNotBeApplied"),
+        (cart(referralCode="NO-FRIEND"), "ReferralNotFound"),
+        (cart(referralCode="TEN-PERCENT"), "ReferralNotFound"),
+        (cart(referralCode="FRIEND-EXPIRED"), "ReferralExpired"),
+        (cart(referralCode="FRIEND-USED-UP"), "ReferralLimitReached"),
+        (cart(referralCode="FRIEND-OF-JANE", profileId="jane"), "ReferralRecipientIdSameAsAdvocate"),
+    ],
+)
+def test_a_code_is_refused_in_the_words_of_the_documentation(session: Json, reason: str | None) -> None:
+    reply = Shop().ok(session)
+    refused = of(reply, "rejectCoupon") + of(reply, "rejectReferral")
+    assert [props["rejectionReason"] for props in refused] == ([] if reason is None else [reason])
+
+
+def test_every_note_of_the_rule_book_that_says_refused_is_right() -> None:
+    wrong = {}
+    for entry in book().entries:
+        if entry.note.startswith("refused"):
+            code = entry.code or ""
+            key = "referralCode" if isinstance(entry, rulebook.Referral) else "couponCodes"
+            reply = Shop().ok(cart() | {key: code if key == "referralCode" else [code]})
+            if not of(reply, "rejectCoupon") + of(reply, "rejectReferral"):
+                wrong[code] = entry.note
+    assert wrong == {}
+
+
+def test_an_exclusion_says_why() -> None:
+    for codes, why in ((("TEN-PERCENT", "ALONE-15"), "CampaignIsNotFirst"), (("WINTER-5", "WINTER-25"), None)):
+        (props,) = of(Shop().ok(cart(*codes)), "rejectCoupon")
+        assert props["campaignExclusionReason"] == (why or "CampaignGaveLowerDiscount")
+
+
+def test_codes_are_the_same_in_any_case_and_answered_in_the_engines_spelling() -> None:
+    reply = Shop().ok(cart("ten-percent", "Ten-Percent", "nothing"))
+    assert [p["value"] for p in of(reply, "acceptCoupon")] == ["TEN-PERCENT"]
+    assert [p["value"] for p in of(reply, "rejectCoupon")] == ["nothing"]
+    assert [e["campaignId"] for e in reply["effects"] if e["effectType"] == "rejectCoupon"] == [-1]

@@ -1,0 +1,399 @@
+"""Voucherify's sandbox: what a cart earns, to the cent."""
+
+import random
+from typing import Any
+
+import pytest
+
+from mapper.sandbox import rulebook
+from tests.sandbox.voucherify_shop import (
+    ALL,
+    CASCADING,
+    Json,
+    Shop,
+    amounts,
+    cart,
+    earned,
+    items,
+    off,
+    small_book,
+    small_book_text,
+)
+
+
+def test_the_cart_of_nacelles_page_earns_what_the_page_shows() -> None:
+    reply = Shop().validate("XMAS-2021-25", "promo_2")
+    assert reply["valid"]
+    assert earned(reply) == ["XMAS-2021-25 #0 3500", "promo_2 #1+1 free"]
+    tier = reply["redeemables"][1]["result"]["discount"]
+    assert (tier["type"], tier["effect"], tier["unit_type"]) == ("UNIT", "ADD_MISSING_ITEMS", "prod_5h1pp1ng")
+    assert amounts(reply["order"]) == {
+        "amount": 14000,
+        "items_discount": 3500,
+        "total_discount": 3500,
+        "items_applied_discount": 3500,
+        "total_applied_discount": 3500,
+        "total": 10500,
+    }
+    # Free shipping is a line without any amount.
+    assert reply["order"]["items"][1] == {
+        "object": "order_item",
+        "product_id": "prod_5h1pp1ng",
+        "quantity": 1,
+        "discount_quantity": 1,
+        "applied_discount_quantity": 1,
+        "applied_quantity": 1,
+        "initial_quantity": 0,
+        "product": {"id": "prod_5h1pp1ng", "source_id": "5h1pp1ng", "name": "Shipping"},
+    }
+
+
+SHOES: Json = {"metadata": {"category": "shoes"}}
+
+EARNS: list[tuple[list[Any], Json, list[str]]] = [
+    (["XMAS-2021-25"], cart((14000, 2)), ["XMAS-2021-25 #0 7000"]),
+    (["XMAS-2021-25"], cart((10000, 2)), ["XMAS-2021-25 - order_rules_violated"]),
+    (["TEN-PERCENT"], cart((999, 3), (5, 1)), ["TEN-PERCENT #0 300 #1 1"]),
+    (["xmas-2021-25"], cart((14000, 1)), ["XMAS-2021-25 #0 3500"]),
+    (["MIN-200"], cart((10000, 2)), ["MIN-200 order 2000"]),
+    (["ALONE-15"], cart((10000, 2)), ["ALONE-15 order 3000"]),
+    (["LINE-10"], cart((400, 1), (2000, 3)), ["LINE-10 #0 400 #1 1000"]),
+    (["SHOES-10"], {"items": items((3300, 1), (1700, 2), product=SHOES)}, ["SHOES-10 #0 493 #1 507"]),
+    (["SHOES-10"], {"items": items((3300, 1), (1700, 2), sku=SHOES)}, ["SHOES-10 #0 493 #1 507"]),
+    (["SHOES-10"], {"items": items((3300, 1), (1700, 2), **SHOES)}, ["SHOES-10 #0 493 #1 507"]),
+    (["EVERYTHING"], cart((1000, 1)), ["EVERYTHING #0 333"]),
+    (["WRAPPED"], cart((1000, 1)), ["WRAPPED"]),
+    (["TEN-PERCENT", "WINTER-25"], cart((1000, 1)), ["TEN-PERCENT #0 100", "WINTER-25 #0 250"]),
+    (["FRIEND-OF-JANE"], cart((1000, 2)), ["FRIEND-OF-JANE order 1000"]),
+    (["FRIEND-OF-JANE"], cart((400, 1)), ["FRIEND-OF-JANE order 400"]),
+    # Without a price nothing comes off, and nobody says so.
+    (["TEN-PERCENT"], {"items": [{"product_id": "prod_1", "quantity": 1}]}, ["TEN-PERCENT"]),
+    (["TEN-PERCENT"], {"amount": 5000}, ["TEN-PERCENT"]),
+    (["MIN-200"], {"amount": 20000}, ["MIN-200 order 2000"]),
+    (
+        ["promo_3"],
+        cart((30000, 1), metadata={"store": "berlin"}),
+        ["promo_3 #1+1 free"],
+    ),
+    (["promo_3"], cart((30000, 1)), ["promo_3 - order_rules_violated"]),
+    ([{"object": "voucher", "id": "GIFT-50"}], cart((14000, 1)), ["GIFT-50 order 5000"]),
+    ([{"object": "voucher", "id": "GIFT-50", "gift": {"credits": 1200}}], cart((14000, 1)), ["GIFT-50 order 1200"]),
+    ([{"object": "voucher", "id": "GIFT-50", "gift": {"credits": 4000}}], cart((900, 1)), ["GIFT-50 order 900"]),
+    (
+        [{"object": "voucher", "id": "CARD-SPEND", "reward": {"id": "rew_51"}}],
+        cart((14000, 1)),
+        ["CARD-SPEND order 1000"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("codes", "order", "expected"), EARNS)
+def test_a_cart_earns_what_the_rule_book_says(codes: list[Any], order: Json, expected: list[str]) -> None:
+    assert earned(Shop().validate(*codes, order=order)) == expected
+
+
+@pytest.mark.parametrize(
+    "effect",
+    [
+        '{ kind = "off_order", scope = "costs", amount = "5.00" }',
+        '{ kind = "off_cost", cost = "handling", percent = "100" }',
+        '{ kind = "off_item_cost", cost = "gift_wrap", percent = "100" }',
+        '{ kind = "message", title = "A", text = "B" }',
+        '{ kind = "custom" }',
+    ],
+)
+def test_what_voucherify_cannot_express_does_nothing(effect: str) -> None:
+    costs = "[settings.costs]\nhandling = 'order'\ngift_wrap = 'item'\n"
+    shop = Shop(own=rulebook.parse(costs + small_book_text({"NOTHING": effect}, ["NOTHING"])))
+    shipping = {"product_id": "prod_5h1pp1ng", "quantity": 1, "price": 1500}
+    reply = shop.validate("NOTHING", order={"items": [*items((14_000, 1)), shipping]})
+    assert earned(reply) == ["NOTHING"]
+    assert reply["redeemables"][0]["result"]["discount"]["amount_off"] == 0
+
+
+def test_what_is_paid_already_cannot_come_off_again() -> None:
+    card = {"object": "voucher", "id": "GIFT-50", "gift": {"credits": 4000}}
+    assert earned(Shop().validate(card, "LINE-10", order=cart((3000, 1), (1500, 1)))) == [
+        "GIFT-50 order 4000",
+        "LINE-10 #0 500",
+    ]
+    free = {f"promo_{i}": '{ kind = "off_cost", cost = "shipping", percent = "100" }' for i in (1, 2)}
+    reply = Shop(own=small_book(free)).validate("promo_1", "promo_2")
+    assert earned(reply) == ["promo_1 #1+1 free", "promo_2"], "it is free only once"
+    assert reply["order"]["items"][1]["discount_quantity"] == 1
+
+
+def test_messages_and_payloads_are_metadata_of_what_is_redeemed() -> None:
+    reply = Shop().validate("EVERYTHING", options={"expand": ["order", "redeemable"]})
+    assert reply["redeemables"][0]["metadata"] == {
+        "message": {"level": "info", "title": "You found it", "text": "This code does everything at once."},
+        "crm_tag": {"tag": "curious", "score": 3},
+    }
+
+
+ON_ITEMS = 'items = { skus = ["SKU-0", "SKU-1"] }'
+
+
+# Name, effects by code, the order, what is redeemed, and for each the applied order- and item-level amounts with what
+# is left to pay afterwards. Percentages are of what earlier discounts left, as in all of the vendor's examples but one.
+OFFICIAL: list[tuple[str, dict[str, str], Json, list[Any], list[tuple[int, list[int], int]]]] = [
+    (
+        # guides/manage-stackable-discounts, "Validation": a gift card of 100 credits, 20 %, 80.00 off.
+        "gift card, percentage and amount, cumulative 100, 40080, 48080",
+        {"GIFT": "", "TWENTY": off("20%"), "promo_3": off("80.00")},
+        {"amount": 200_000},
+        [{"object": "voucher", "id": "CREDITS", "gift": {"credits": 100}}, "TWENTY", "promo_3"],
+        [(100, [], 199_900), (39_980, [], 159_920), (8_000, [], 151_920)],
+    ),
+    (
+        # POST /v1/validations, response example "True - 5 Redeemables" (its loyalty reward does nothing to the order).
+        "10.00 off each item, credits, 40 %, 0.30 off",
+        {
+            "GNcuPKGe": '{ kind = "off_lines", amount = "10.00" }',
+            "GIFT": "",
+            "promo_3": off("40%"),
+            "promo_4": off("0.30"),
+        },
+        cart((2000, 1), (700, 1)),
+        ["GNcuPKGe", {"object": "voucher", "id": "CREDITS", "gift": {"credits": 100}}, "promo_3", "promo_4"],
+        [(0, [1000, 700], 1000), (100, [0, 0], 900), (360, [0, 0], 540), (30, [0, 0], 510)],
+    ),
+    (
+        # guides/data-parsing, "Response analysis": 20.00 off two of three products, then 25.00 off the cart.
+        "20.00 off two lines, 25.00 off the order",
+        {"Adventure": f'{{ kind = "off_lines", amount = "20.00", {ON_ITEMS} }}', "Whole-cart": off("25.00")},
+        cart((1000, 3), (2000, 3), (2500, 2)),
+        ["Adventure", "Whole-cart"],
+        [(0, [2000, 2000, 0], 10_000), (2500, [0, 0, 0], 7500)],
+    ),
+    (
+        # orchestrate/using-stacking-rules-and-categories, "Discount calculation mode", scenario B.
+        "10 % and 20 % of what is left of 100",
+        {"TENPC": off("10%"), "TWENTY": off("20%")},
+        {"amount": 10_000},
+        ["TENPC", "TWENTY"],
+        [(1000, [], 9000), (1800, [], 7200)],
+    ),
+    (
+        # The same page, "Change incentive eligibility", scenario B: $105, 20 % first.
+        "20 % and 10 % of 105",
+        {"TENPC": off("10%"), "TWENTY": off("20%")},
+        {"amount": 10_500},
+        ["TWENTY", "TENPC"],
+        [(2100, [], 8400), (840, [], 7560)],
+    ),
+    (
+        # POST /v1/vouchers/{code}/redemption, response example "Discount Coupon": 147.76 and 152.24 rounded.
+        "3.00 spread over lines of 33.00 and 34.00",
+        {"2CpRCE2c": '{ kind = "off_items_pro_rata", amount = "3.00" }'},
+        cart((3300, 1), (1700, 2)),
+        ["2CpRCE2c"],
+        [(0, [148, 152], 6400)],
+    ),
+    (
+        # An order-level percentage of 1033.50: 31.005 is rounded half up.
+        "3 % of 1033.50",
+        {"THREE": off("3%")},
+        {"amount": 103_350},
+        ["THREE"],
+        [(3101, [], 100_249)],
+    ),
+    (
+        # POST /v1/vouchers/{code}/validate, response example "Percentage": shipping sent as an item is discounted, too.
+        "10 % of goods and shipping",
+        {"TENPC": off("10%")},
+        {
+            "items": [
+                *items((6500, 1), (6000, 1)),
+                {"source_id": "5h1pp1ng", "related_object": "product", "price": 2000, "quantity": 1},
+                *items((5000, 2), (11_000, 2)),
+            ]
+        },
+        ["TENPC"],
+        [(4650, [0, 0, 0, 0, 0], 41_850)],
+    ),
+    (
+        # GET /v1/redemptions/{id}, response example "Loyalty Card - Pay with Points": 5 points are 5.00.
+        "5 points of 1.00 each, after 46.00 off",
+        {"BEFORE": off("46.00")},
+        {"amount": 20_000},
+        ["BEFORE", {"object": "voucher", "id": "POINTS", "reward": {"id": "rew_901", "points": 5}}],
+        [(4600, [], 15_400), (500, [], 14_900)],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "effects", "order", "codes", "expected"), OFFICIAL, ids=[row[0] for row in OFFICIAL])
+def test_the_vendors_worked_examples_come_out_to_the_cent(
+    name: str, effects: dict[str, str], order: Json, codes: list[Any], expected: list[tuple[int, list[int], int]]
+) -> None:
+    shop = Shop(own=worked_book(effects))
+    reply = shop.validate(*codes, order=order)
+    snapshots = [entry["order"] for entry in reply["redeemables"]]
+    assert [applied(snapshot) for snapshot in snapshots] == expected
+    total = sum(off + sum(lines) for off, lines, _ in expected)
+    assert reply["order"]["total_applied_discount_amount"] == total
+    assert reply["order"]["total_amount"] == expected[-1][2]
+
+
+def worked_book(effects: dict[str, str]) -> rulebook.RuleBook:
+    """Beside the coupons: a gift card CREDITS, and a loyalty card POINTS whose points are worth 1.00 each."""
+    cards = """
+        [[campaigns]]
+        id = 900
+        name = "Gift"
+        needs = "gift_card"
+        effects = [{ kind = "pay_with_balance" }]
+        [[gift_cards]]
+        code = "CREDITS"
+        campaign = 900
+        balance = "50.00"
+        [[campaigns]]
+        id = 901
+        name = "Points"
+        needs = "loyalty_card"
+        effects = [{ kind = "pay_with_points", value = "1.00" }]
+        [[loyalty_programs]]
+        id = 1
+        name = "points"
+        campaigns = [901]
+        [[loyalty_cards]]
+        code = "POINTS"
+        program = 1
+        points = "20"
+    """
+    coupons = small_book_text({code: effect for code, effect in effects.items() if code != "GIFT"}, [*effects])
+    return rulebook.parse("[settings]\ncascading_discounts = true\n" + coupons + cards)
+
+
+def applied(order: Json) -> tuple[int, list[int], int]:
+    lines = [line.get("applied_discount_amount", 0) for line in order.get("items", [])]
+    return order.get("applied_discount_amount", 0), lines, order["total_amount"]
+
+
+def test_percentages_can_be_of_the_initial_amounts() -> None:
+    # orchestrate/using-stacking-rules-and-categories, "Discount calculation mode", scenario A.
+    shop = Shop(own=small_book({"TENPC": off("10%"), "TWENTY": off("20%")}))
+    reply = shop.validate("TENPC", "TWENTY", order={"amount": 10_000})
+    assert earned(reply) == ["TENPC order 1000", "TWENTY order 2000"]
+    assert reply["stacking_rules"]["discount_calculation_mode"] == "INITIAL_AMOUNT"
+
+
+UNITS: list[tuple[str, int, Json | None, dict[str, Any]]] = [
+    # Effect, units, price of the one unit in the cart (None: there is none), the line as the examples of
+    # POST /v1/promotions/validation and POST /v1/vouchers/{code}/validate show it.
+    (
+        "ADD_MISSING_ITEMS",
+        23,
+        {"price": 1700},
+        {"quantity": 23, "discount_quantity": 23, "initial_quantity": 1, "amount": 39_100, "initial_amount": 1700}
+        | {"discount_amount": 39_100, "subtotal_amount": 0},
+    ),
+    (
+        "ADD_NEW_ITEMS",
+        22,
+        {"price": 1700},
+        {"quantity": 23, "discount_quantity": 22, "initial_quantity": 1, "amount": 39_100, "initial_amount": 1700}
+        | {"discount_amount": 37_400, "subtotal_amount": 1700},
+    ),
+    (
+        "ADD_NEW_ITEMS",
+        8,
+        None,
+        {"quantity": 8, "discount_quantity": 8, "initial_quantity": 0, "amount": 4000, "initial_amount": 0}
+        | {"discount_amount": 4000, "subtotal_amount": 0},
+    ),
+    (
+        "ADD_MISSING_ITEMS",
+        1,
+        {"price": 1700},
+        {"quantity": 1, "discount_quantity": 1, "amount": 1700, "discount_amount": 1700, "subtotal_amount": 0},
+    ),
+]
+
+
+@pytest.mark.parametrize(("effect", "units", "present", "expected"), UNITS)
+def test_free_units_are_added_and_counted_as_documented(
+    effect: str, units: int, present: Json | None, expected: Json
+) -> None:
+    effects = {"FREEBIE": f'{{ kind = "free_item", sku = "ROSES", quantity = {units} }}'}
+    shop = Shop(own=small_book(effects, engine=f'free_items = "{effect}"\nprices = {{ ROSES = "5.00" }}'))
+    other = {"source_id": "OTHER", "related_object": "sku", "price": 2900, "quantity": 1}
+    mine = [{"source_id": "ROSES", "related_object": "sku", "quantity": 1} | present] if present else []
+    order = shop.validate("FREEBIE", order={"items": [other, *mine]})["order"]
+    shown = {name: order["items"][1].get(name) for name in expected}
+    assert shown == expected
+    added = expected["amount"] - expected.get("initial_amount", expected["amount"])
+    assert order.get("initial_amount", order["amount"]) == order["amount"] - added
+    assert order["total_amount"] == order["amount"] - expected["discount_amount"]
+
+
+def test_several_free_units_are_one_discount_of_many() -> None:
+    effects = {
+        "FREEBIES": '{ kind = "free_item", sku = "ROSES" }, { kind = "off_cost", cost = "shipping", percent = "100" }'
+    }
+    reply = Shop(own=small_book(effects)).validate("FREEBIES")
+    discount = reply["redeemables"][0]["result"]["discount"]
+    assert discount["effect"] == "ADD_MANY_ITEMS"
+    assert [(unit["effect"], unit["unit_off"]) for unit in discount["units"]] == [
+        ("ADD_NEW_ITEMS", 1),
+        ("ADD_MISSING_ITEMS", 1),
+    ]
+    assert earned(reply) == ["FREEBIES #1+1 free #2+1 free"]
+
+
+SHIPPING: list[tuple[str, Json | None, dict[str, str], str]] = [
+    # Shipping that is sent, or has a price in the catalog, comes off with an amount; else there is only a line.
+    ('percent = "100"', {"source_id": "5h1pp1ng", "related_object": "product", "price": 1500}, {}, "#1 1500"),
+    ('percent = "100"', {"product_id": "prod_5h1pp1ng", "price": 1500}, {}, "#1 1500"),
+    ('percent = "100"', None, {"5h1pp1ng": "15.00"}, "#1+1 1500"),
+    ('percent = "100"', None, {}, "#1+1 free"),
+    ('percent = "50"', {"product_id": "prod_5h1pp1ng", "price": 1500}, {}, "#1 750"),
+    ('amount = "4.00"', {"product_id": "prod_5h1pp1ng", "price": 1500}, {}, "#1 400"),
+    ('amount = "4.00"', None, {}, ""),
+]
+
+
+@pytest.mark.parametrize(("off_shipping", "line", "prices", "expected"), SHIPPING)
+def test_shipping_comes_off_as_a_product(
+    off_shipping: str, line: Json | None, prices: dict[str, str], expected: str
+) -> None:
+    catalog = ", ".join(f'"{name}" = "{price}"' for name, price in prices.items())
+    effects = {"promo_1": f'{{ kind = "off_cost", cost = "shipping", {off_shipping} }}'}
+    shop = Shop(own=small_book(effects, engine=f"prices = {{ {catalog} }}"))
+    order = {"items": items((14000, 1)) + ([{"quantity": 1} | line] if line else [])}
+    assert earned(shop.validate("promo_1", order=order)) == [f"promo_1 {expected}".strip()]
+
+
+def test_the_items_of_a_campaign_never_hold_the_shipping() -> None:
+    shipping = {"product_id": "prod_5h1pp1ng", "quantity": 1, "price": 1500}
+    reply = Shop().validate("TEN-PERCENT", order={"items": [*items((1000, 1)), shipping]})
+    assert earned(reply) == ["TEN-PERCENT #0 100"]
+
+
+def test_the_shares_of_the_redeemables_add_up_in_every_answer() -> None:
+    dice = random.Random(5)
+    codes = ["XMAS-2021-25", "TEN-PERCENT", "MIN-200", "LINE-10", "SHOES-10", "WINTER-25", "FRIEND-OF-JANE", "GIFT-50"]
+    for _ in range(150):
+        shop = Shop(dice.choice([CASCADING, ALL]))
+        lines = [(dice.randrange(1, 30_000), dice.randrange(1, 4)) for _ in range(dice.randrange(1, 6))]
+        order = {"items": items(*lines, metadata={"category": dice.choice(["shoes", "hats"])})}
+        reply = shop.validate(*dice.sample(codes, dice.randrange(1, 5)), "promo_2", order=order)
+        if reply["valid"]:
+            check_sums(reply)
+
+
+def check_sums(reply: Json) -> None:
+    top, shares = reply["order"], [entry["order"] for entry in reply["redeemables"]]
+    assert sum(share.get("total_applied_discount_amount", 0) for share in shares) == top.get(
+        "total_applied_discount_amount", 0
+    )
+    for i, line in enumerate(top["items"]):
+        parts = [share["items"][i].get("applied_discount_amount", 0) for share in shares if i < len(share["items"])]
+        assert sum(parts) == line.get("applied_discount_amount", 0)
+    assert top["total_amount"] == top["amount"] - top.get("total_discount_amount", 0) >= 0
+    for order in (top, *shares):
+        assert 0 not in [value for name, value in order.items() if "discount" in name], "0 is left out"
+        for line in order["items"]:
+            assert 0 not in [value for name, value in line.items() if "discount" in name], "0 is left out"
+            assert line.get("discount_amount", 0) <= line.get("amount", 0)

@@ -1,0 +1,84 @@
+"""Voucherify's sandbox: qualifications."""
+
+import pytest
+
+from mapper.sandbox import rulebook
+from tests.sandbox.voucherify_shop import TIERS, Json, Shop, cart, off, small_book, small_book_text
+
+
+def qualified(reply: Json) -> list[str]:
+    return [entry["id"] for entry in reply["redeemables"]["data"]]
+
+
+def test_qualifications_are_candidates_and_some_of_their_rules_are_not_looked_at() -> None:
+    shop = Shop()
+    body = {"order": cart((100, 1), metadata={"store": "berlin"}), "options": TIERS}
+    # Free shipping from 100.00 and a mug from 300.00, for a cart of 1.00: "total amount before discount" is ignored.
+    assert qualified(shop.ok("POST", "qualifications", body)) == ["promo_3", "promo_2"]
+    assert qualified(shop.ok("POST", "qualifications", body | {"order": cart((100, 1))})) == ["promo_2"]
+    assert not shop.validate("promo_2", "promo_3", order=body["order"])["valid"]
+    for limits in ("redemptions = 0", "redemptions_per_customer = 1", "budget = '0.50'"):
+        text = small_book_text({"promo_1": off("1.00")}, ["promo_1"])
+        limited = Shop(own=rulebook.parse(text.replace("needs", f"limits = {{ {limits} }}\nneeds")))
+        assert qualified(limited.ok("POST", "qualifications", {"order": cart((1000, 1))})) == ["promo_1"]
+        assert not limited.validate("promo_1")["valid"]
+
+
+def test_qualifications_come_in_pages_and_hold_more_than_tiers() -> None:
+    shop = Shop()
+    page = shop.ok("POST", "qualifications", {"order": cart((100, 1))})
+    assert len(page["redeemables"]["data"]) == 5
+    assert page["redeemables"]["has_more"]
+    every, after = [], None
+    while page["redeemables"]["has_more"] or after is None:
+        options = {"limit": 4} | ({"starting_after": after} if after else {})
+        page = shop.ok("POST", "qualifications", {"order": cart((100, 1)), "options": options})
+        every += [entry["object"] for entry in page["redeemables"]["data"]]
+        after = page["redeemables"].get("more_starting_after", "-")
+    assert set(every) == {"promotion_tier", "campaign"}
+    assert every.count("promotion_tier") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "scenario", "expected"),
+    [
+        ({"sorting_rule": "BEST_DEAL"}, "ALL", ["promo_2", "promo_1"]),
+        ({"sorting_rule": "LEAST_DEAL"}, "ALL", ["promo_1", "promo_2"]),
+        ({"limit": 1}, "ALL", ["promo_2"]),
+        ({}, "PRODUCTS", ["promo_2", "promo_1"]),
+        ({}, "CUSTOMER_WALLET", []),
+        ({"filters": {"resource_id": {"conditions": {"$in": ["promo_1"]}}}}, "ALL", ["promo_1"]),
+        ({"filters": {"resource_id": {"conditions": {"$not_in": ["promo_1"]}}}}, "ALL", ["promo_2"]),
+        ({"filters": {"campaign_id": {"conditions": {"$is_not": ["camp_2"]}}}}, "ALL", ["promo_1"]),
+        (
+            {
+                "filters": {
+                    "junction": "or",
+                    "resource_id": {"conditions": {"$is": ["promo_1"]}},
+                    "campaign_id": {"conditions": {"$is": ["camp_2"]}},
+                }
+            },
+            "ALL",
+            ["promo_2", "promo_1"],
+        ),
+    ],
+)
+def test_qualifications_are_sorted_and_filtered(options: Json, scenario: str, expected: list[str]) -> None:
+    shop = Shop(own=small_book({"promo_1": off("1.00"), "promo_2": off("2.00")}))
+    body = {"order": cart((1000, 1)), "options": options, "scenario": scenario}
+    assert qualified(shop.ok("POST", "qualifications", body)) == expected
+
+
+def test_a_page_of_qualifications_holds_fifty_at_most() -> None:
+    for limit, status in ((50, 200), (51, 400), (0, 400)):
+        assert Shop().call("POST", "qualifications", {"options": {"limit": limit}})[0] == status
+
+
+def test_each_qualified_tier_is_computed_alone_and_named() -> None:
+    shop = Shop(own=small_book({"promo_1": off("8.00"), "promo_2": off("7.00")}))
+    body = {"order": cart((1000, 1)), "customer": {"source_id": "jane"}, "options": {"expand": ["redeemable"]}}
+    reply = shop.ok("POST", "qualifications", body)
+    assert [entry["order"]["total_discount_amount"] for entry in reply["redeemables"]["data"]] == [700, 800]
+    assert [entry["name"] for entry in reply["redeemables"]["data"]] == ["promo_2", "promo_1"]
+    assert reply["tracking_id"].startswith("track_")
+    assert "total_discount_amount" not in reply["order"]

@@ -1,0 +1,193 @@
+"""A shop that talks to Voucherify's sandbox, and how it reads the replies.
+
+The expected figures of the tests are copied from the vendor's documentation, named beside each.
+"""
+
+import asyncio
+import itertools
+import json
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from adapters.voucherify.sandbox import VoucherifySandbox
+from mapper.sandbox import rulebook
+from mapper.sandbox.emulator import PAUSE
+
+Json = dict[str, Any]
+
+DEFAULT = resources.files("mapper.sandbox").joinpath("rulebook.toml").read_text("utf-8")
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
+HEADERS = {"x-app-id": "app", "x-app-token": "token", "content-type": "application/json"}
+ALL = ('redeemables_application_mode = "PARTIAL"', 'redeemables_application_mode = "ALL"')
+CASCADING = ("cascading_discounts = false", "cascading_discounts = true")
+
+
+@cache
+def book(*changes: tuple[str, str]) -> rulebook.RuleBook:
+    """The default rule book with something changed."""
+    text = DEFAULT
+    for old, new in changes:
+        assert old in text, old
+        text = text.replace(old, new)
+    return rulebook.parse(text)
+
+
+def small_book(effects: dict[str, str], settings: str = "", engine: str = "") -> rulebook.RuleBook:
+    """A book with one coupon for each effect; a code that starts with "promo_" is a campaign that needs none."""
+    text = f"[settings]\n{settings}\n[settings.costs]\nshipping = 'both'\n[engines.voucherify]\n{engine}\n"
+    for number, (code, effect) in enumerate(effects.items(), 1):
+        needs = "nothing" if code.startswith("promo_") else "coupon"
+        text += f"[[campaigns]]\nid = {number}\nname = '{code}'\nneeds = '{needs}'\neffects = [{effect}]\n"
+        if needs == "coupon":
+            text += f"[[coupons]]\ncode = '{code}'\ncampaign = {number}\n"
+    return rulebook.parse(text)
+
+
+async def call(
+    app: Any, method: str, path: str, body: bytes = b"", pause: float = 0, **headers: str
+) -> tuple[int, dict[str, str], Any]:
+    """One request straight into the emulator, with the path as it stands on the wire."""
+    raw_path, _, query = path.encode().partition(b"?")
+    named = HEADERS | {name.replace("_", "-"): value for name, value in headers.items()}
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": raw_path.decode(),
+        "raw_path": raw_path,
+        "root_path": "",
+        "query_string": query,
+        "headers": [(name.encode(), value.encode()) for name, value in named.items()],
+        PAUSE: pause,
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    reply = sent[1]["body"]
+    answered = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], answered, json.loads(reply) if reply else None
+
+
+class Shop:
+    """A shop that talks to a sandbox of its own, at a time of its own."""
+
+    def __init__(self, *changes: tuple[str, str], own: rulebook.RuleBook | None = None) -> None:
+        self.now = NOW
+        self.engine = VoucherifySandbox(own or book(*changes), lambda: self.now)
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        data = b"" if body is None else json.dumps(body).encode()
+        status, _, reply = asyncio.run(call(self.engine, method, f"/v1/{path}", data, 0, **headers))
+        return status, reply
+
+    def ok(self, method: str, path: str, body: Any = None) -> Any:
+        status, reply = self.call(method, path, body)
+        assert status in (200, 204), reply
+        return reply
+
+    def refused(self, method: str, path: str, body: Any = None) -> tuple[int, str]:
+        status, reply = self.call(method, path, body)
+        assert status >= 400, reply
+        assert reply["code"] == status
+        assert reply["request_id"].startswith("v-")
+        return status, reply["key"]
+
+    def validate(self, *redeemables: Any, **more: Any) -> Json:
+        return dict(self.ok("POST", "validations", request(*redeemables, **more)))
+
+    def redeem(self, *redeemables: Any, **more: Any) -> Json:
+        return dict(self.ok("POST", "redemptions", request(*redeemables, **more)))
+
+    @property
+    def books(self) -> Json:
+        return self.engine.books()
+
+
+def redeemable(given: Any) -> Json:
+    """ "CODE", "promo_1", "stack_x", or a redeemable as it is sent."""
+    if isinstance(given, dict):
+        return given
+    kinds = {"promo": "promotion_tier", "stack": "promotion_stack"}
+    return {"object": kinds.get(given.split("_")[0], "voucher"), "id": given}
+
+
+def request(*redeemables: Any, order: Json | None = None, customer: str = "", **more: Any) -> Json:
+    body: Json = {"redeemables": [redeemable(given) for given in redeemables]}
+    body["order"] = {"items": items((14000, 1))} if order is None else order
+    if customer:
+        body["customer"] = {"source_id": customer}
+    return body | more
+
+
+def items(*lines: tuple[int, int], **more: Any) -> list[Json]:
+    """Lines of (price, quantity), named SKU-0, SKU-1 and so on."""
+    return [
+        {"source_id": f"SKU-{i}", "related_object": "sku", "price": price, "quantity": quantity} | more
+        for i, (price, quantity) in enumerate(lines)
+    ]
+
+
+def cart(*lines: tuple[int, int], **more: Any) -> Json:
+    return {"items": items(*lines)} | more
+
+
+def earned(reply: Json) -> list[str]:
+    """What each redeemable does by itself: "CODE order 500 #0 3500 #1+2 700 free", and why another does nothing."""
+    told = []
+    for entry in merged(reply):
+        words = [entry["id"]]
+        if entry["status"] == "APPLICABLE":
+            order = entry.get("order", {})
+            words += [f"order {off}" for off in [order.get("applied_discount_amount")] if off]
+            for i, line in enumerate(order.get("items", [])):
+                added = f"+{line['applied_quantity']}" if "applied_quantity" in line else ""
+                off = line.get("applied_discount_amount")
+                if added or off:
+                    words.append(f"#{i}{added} {off or 'free'}")
+        else:
+            result = entry["result"]
+            words += ["-", result["error"]["key"] if "error" in result else result["details"]["key"]]
+        told.append(" ".join(words))
+    return told
+
+
+def merged(reply: Json) -> list[Json]:
+    """All redeemables of a reply, whichever list they are in."""
+    lists = [reply.get(name) or [] for name in ("redeemables", "inapplicable_redeemables", "skipped_redeemables")]
+    return list({(entry["object"], entry["id"]): entry for entry in itertools.chain(*lists)}.values())
+
+
+def amounts(order: Json) -> dict[str, int]:
+    return {name.removesuffix("_amount"): value for name, value in order.items() if name.endswith("amount")}
+
+
+def small_book_text(effects: dict[str, str], order: list[str]) -> str:
+    text = ""
+    for code, effect in effects.items():
+        number = order.index(code) + 1
+        needs = "nothing" if code.startswith("promo_") else "coupon"
+        text += f"[[campaigns]]\nid = {number}\nname = '{code}'\nneeds = '{needs}'\neffects = [{effect}]\n"
+        text += f"[[coupons]]\ncode = '{code}'\ncampaign = {number}\n" if needs == "coupon" else ""
+    return text
+
+
+OFF = {kind: f'{{ kind = "off_order", {kind} = "%s" }}' for kind in ("amount", "percent")}
+
+
+def off(value: str) -> str:
+    """An effect on the order: "30.00" or "40%"."""
+    return OFF["percent"] % value[:-1] if value.endswith("%") else OFF["amount"] % value
+
+
+def lock(key: str, **more: Any) -> Json:
+    return {"session": {"type": "LOCK", "key": key} | more}
+
+
+TIERS = {"filters": {"resource_type": {"conditions": {"$is": ["promotion_tier"]}}}}

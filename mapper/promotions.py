@@ -8,7 +8,8 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from urllib.parse import quote
 
 from mapper.adapter import Adapter
 from mapper.domain import checkout as documents
@@ -44,9 +45,13 @@ class Service:
     def adapter(self) -> Adapter:
         return self.settings.adapter
 
-    @property
-    def receipts(self) -> Receipts:
-        return Receipts(self.settings.receipt_secrets, self.adapter.name, self.settings.receipt_ttl_s)
+    def receipts(self, space: str) -> Receipts:
+        """Those of a space ("" where spaces are not told apart)."""
+        configured, credentials = self.settings, self.settings.credentials
+        signing = credentials.of(space) if space else credentials.all_secrets
+        values = tuple(value for _, value in credentials.headers)
+        secrets = signing if credentials.auth == "signature" else (*signing, *values)
+        return Receipts(secrets, self.adapter.name, configured.receipt_ttl_s, space, configured.old_receipt_secrets)
 
 
 @dataclass(frozen=True)
@@ -62,9 +67,10 @@ class Call:
 
 async def validate(service: Service, call: Call) -> Answer:
     """The checkout with everything on it that the engine grants. Raises `Problem`."""
-    signature.verify(call.body, call.headers, service.settings.credentials)
+    space = signature.verify(call.body, call.headers, service.settings.credentials)
     checkout = await _parse(service, call, "validate")
-    session = _session(service, checkout, service.receipts.read(checkout, service.now()), "validate")
+    receipts = service.receipts(space)
+    session = _session(service, checkout, space, receipts.read_if_ours(checkout, service.now())) or service.new_id()
     degraded = False
     try:
         outcome = await service.validating.converse(service.adapter.validate(checkout, session), call.deadline)
@@ -77,7 +83,7 @@ async def validate(service: Service, call: Call) -> Answer:
         raise notes.refused(outcome.rejected)
     call.record.degraded = degraded
     answer, call.record.clamped = await aside(
-        len(call.body), _granted, service, checkout, outcome, session, degraded, service.now()
+        len(call.body), _granted, receipts, checkout, outcome, session, degraded, service.now()
     )
     return answer
 
@@ -86,50 +92,58 @@ async def consume(service: Service, call: Call) -> Answer:
     """The order as it came, its promotions redeemed for good, once. Raises `Problem`."""
     space = signature.verify(call.body, call.headers, service.settings.credentials)
     order = await _parse(service, call, "consume")
-    given = service.receipts.read(order, service.now())
-    if given is None and service.settings.receipt_required:
-        message = "The order has no valid receipt of an earlier validate."
+    if (paid := service.settings.consume_requires) and order.at(paid) is None:
+        raise InvalidRequest("This is no paid order.", paid, reason="not_paid")
+    given = service.receipts(space).read(order, service.now())
+    if service.settings.receipt_required and not (given and given.matches(order.customer)):
+        message = "The order has no receipt, or not that of these lines, prices and discounts, or an old one."
         raise InvalidRequest(message, _receipt_pointer(order), reason="no_receipt")
+    if given is not None and not order.customer:
+        order = replace(order, customer=given.customer)
     if given is not None and given.degraded and not _carries_discounts(order):
         # The shopper was told list prices because the engine could not be asked: nothing may be redeemed now.
         call.record.degraded = True
         return Answer(200, notes.as_it_came(order), "degraded")
     key = Key(space, service.adapter.name, _order_key(service, order))
-    work = Work(key, order, _session(service, order, given, "consume"), call.record)
+    session = _session(service, order, space, given)
+    if not session:
+        raise InvalidRequest("The order has no id, no source_id and no receipt to find its engine session by.", "/id")
+    work = Work(key, order, session, call.record)
     return await service.once.consume(work, call.deadline)
 
 
 async def _parse(service: Service, call: Call, operation: Operation) -> Checkout:
-    return await aside(len(call.body), documents.parse, call.body, operation, service.settings.default_currency)
+    given = service.settings
+    return await aside(
+        len(call.body), documents.parse, call.body, operation, given.default_currency, given.customer_path
+    )
 
 
 def _granted(
-    service: Service, checkout: Checkout, outcome: Outcome, session: str, degraded: bool, now: float
+    receipts: Receipts, checkout: Checkout, outcome: Outcome, session: str, degraded: bool, now: float
 ) -> tuple[Answer, bool]:
     """The checkout with everything on it, and whether something was granted beyond a price."""
     settled = discounts.settle(checkout, outcome)
     note = {
-        "engine": service.adapter.name,
+        "engine": receipts.engine,
         "session": session,
         "rejected": [notes.rejection(rejected) for rejected in outcome.rejected],
         "notices": [notes.notice(notice) for notice in outcome.notices],
         "degraded": degraded,
-        "receipt": service.receipts.write(session, degraded, _content(checkout, settled), now),
+        "receipt": receipts.write(session, checkout.customer, degraded, _content(checkout, settled), now),
     }
     answer = Answer(200, b'{"checkout":' + discounts.write(checkout, settled, note) + b"}", "ok")
     return answer, settled.clamped > 0
 
 
-def _session(service: Service, checkout: Checkout, given: Receipt | None, operation: Operation) -> str:
-    """The engine session's id: that of a valid receipt, else the body's own id; validate alone may make a new one."""
-    session = (given.session if given else "") or checkout.id or checkout.source_id
-    if not session and (path := service.settings.session_id_path):
-        session = _id_at(checkout, path)
-    if not session and operation == "validate":
-        session = service.new_id()
-    if not session:
-        raise InvalidRequest("The order has no id, no source_id and no receipt to find its engine session by.", "/id")
-    return session
+def _session(service: Service, checkout: Checkout, space: str, given: Receipt | None) -> str:
+    """The engine session's id: that of the receipt, else the body's own id, which is another in each space; or ""."""
+    if given is not None:
+        return given.session
+    own = checkout.id or checkout.source_id
+    if not own and (path := service.settings.session_id_path):
+        own = documents.id_at(checkout.source, path)
+    return f"{quote(space, safe='')}:{own}" if own and space else own
 
 
 def _carries_discounts(order: Checkout) -> bool:
@@ -153,15 +167,8 @@ def _order_key(service: Service, order: Checkout) -> str:
     """What makes an order the same order when it comes again."""
     key = order.id or order.source_id
     if not key and (path := service.settings.order_key_path):
-        key = _id_at(order, path)
+        key = documents.id_at(order.source, path)
     return key or "sha256:" + hashlib.sha256(order.source.text).hexdigest()
-
-
-def _id_at(checkout: Checkout, path: str) -> str:
-    found = checkout.at(path)
-    if isinstance(found, str | int) and not isinstance(found, bool) and str(found).strip():
-        return documents.check_id(str(found), path)
-    return ""
 
 
 def _receipt_pointer(order: Checkout) -> str:

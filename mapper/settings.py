@@ -17,15 +17,22 @@ from mapper.domain.signature import Credentials
 OnRejected = Literal["refuse", "apply_rest"]
 OnEngineFailure = Literal["refuse", "no_discount", "no_discount_without_codes"]
 OnDrift = Literal["report", "refuse"]
+AfterFailure = Literal["wait", "redeem_later"]
 
 SHORT_SECRET_BYTES = 16
 
 # Every setting of the service itself, with its default and what it means: the README's table is checked against it.
 TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_ENGINE": ("", "the engine's adapter: `talon_one`, `voucherify` or an installed one"),
-    "NACELLE_SIGNING_SECRETS": ("", "the signing secrets, comma-separated; the first is the current one"),
+    "NACELLE_SIGNING_SECRETS": (
+        "",
+        "the signing secrets, comma-separated, the first is the current one; `space:secret` for one space alone",
+    ),
     "NACELLE_AUTH": ("signature", "`signature`, `secret_header` or `both`"),
-    "NACELLE_SECRET_HEADER": ("", "for `secret_header`: the value of the `Secret` header, or `Header-Name: value`"),
+    "NACELLE_SECRET_HEADER": (
+        "",
+        "the value of the `Secret` header, or `Header-Name: value`, one a line; all are checked whenever set",
+    ),
     "NACELLE_SPACE_IDS": ("", "the space ids served, comma-separated; empty for any"),
     "MAPPER_LEDGER_URL": ("sqlite:///mapper-ledger.db", "where consumed orders are remembered"),
     "MAPPER_VALIDATE_DEADLINE_MS": ("1500", "the whole time a validate may take"),
@@ -38,7 +45,16 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "MAPPER_ON_DRIFT": ("report", "consume grants other amounts than the order carries: `report` or `refuse`"),
     "MAPPER_RECEIPT": ("optional", "`required`: consume takes no order without a valid receipt"),
-    "MAPPER_RECEIPT_TTL_S": ("86400", "how long a receipt is good for"),
+    "MAPPER_RECEIPT_TTL_S": ("86400", "how long a receipt's prices are good for, in seconds"),
+    "MAPPER_OLD_RECEIPT_SECRETS": ("", "retired signing secrets whose receipts are still good for their time"),
+    "MAPPER_CUSTOMER_PATH": ("/customer/id", "JSON pointer to the customer's id"),
+    "MAPPER_CONSUME_REQUIRES": ("", "JSON pointer that only paid orders have, such as `/payments/0`; without it: 400"),
+    "MAPPER_CANCEL_SECRETS": ("", "the secrets that sign `POST /promotions/cancel`; empty: the route is off"),
+    "MAPPER_AFTER_FAILURE": (
+        "wait",
+        "an order that was certainly not redeemed: `wait` for the caller, or `redeem_later` in the background",
+    ),
+    "MAPPER_KEEP_BODIES_S": ("2592000", "how long the bodies of finished orders are kept, in seconds"),
     "MAPPER_OVERLOAD_STATUS": ("", "`503` instead of Nacelle's own codes when the service is full"),
     "MAPPER_DEFAULT_CURRENCY": ("", "the currency of bodies that name none"),
     "MAPPER_SESSION_ID_PATH": ("", "JSON pointer to the engine session's id where a body has no `id` or `source_id`"),
@@ -46,14 +62,22 @@ TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_HTTP_CLIENT": ("aiohttp", "the HTTP client towards the engine: `aiohttp` or `httpx`"),
     "MAPPER_MAX_BODY_BYTES": ("1048576", "the largest body that is read"),
 }
-SECRETS = ("NACELLE_SIGNING_SECRETS", "NACELLE_SECRET_HEADER", "MAPPER_LEDGER_URL")
+SECRETS = (
+    "NACELLE_SIGNING_SECRETS",
+    "NACELLE_SECRET_HEADER",
+    "MAPPER_LEDGER_URL",
+    "MAPPER_OLD_RECEIPT_SECRETS",
+    "MAPPER_CANCEL_SECRETS",
+)
 
 
 @dataclass(frozen=True)
 class Settings:
     adapter: Adapter
     credentials: Credentials
-    receipt_secrets: tuple[bytes, ...] = field(repr=False)
+    cancel_credentials: Credentials | None
+    """What a cancel is signed with; None where orders cannot be cancelled over HTTP."""
+    old_receipt_secrets: tuple[bytes, ...] = field(repr=False)
     receipt_required: bool
     receipt_ttl_s: int
     ledger_url: str = field(repr=False)
@@ -67,6 +91,10 @@ class Settings:
     default_currency: str
     session_id_path: str
     order_key_path: str
+    customer_path: str
+    consume_requires: str
+    after_failure: AfterFailure
+    keep_bodies_s: int
     http_client: Literal["aiohttp", "httpx"]
     max_body_bytes: int
     warnings: tuple[str, ...] = ()
@@ -88,8 +116,19 @@ def load(environment: Mapping[str, str]) -> Settings:
         "Literal['signature', 'secret_header', 'both']",
         reader.choice("NACELLE_AUTH", "signature", "secret_header", "both"),
     )
-    secrets = reader.secrets("NACELLE_SIGNING_SECRETS", needed=auth in ("signature", "both"))
-    header, values = reader.secret_header(needed=auth in ("secret_header", "both"))
+    spaces = frozenset(reader.list("NACELLE_SPACE_IDS"))
+    secrets, by_space = reader.secrets("NACELLE_SIGNING_SECRETS", spaces, needed=auth in ("signature", "both"))
+    headers = reader.secret_headers(needed=auth in ("secret_header", "both"))
+    if len(spaces) > 1 and (secrets or auth == "secret_header" or spaces - by_space.keys()):
+        reader.warnings.append(
+            "NACELLE_SPACE_IDS names several spaces that share a secret: whoever can send a body again can choose the"
+            " space; give each its own, NACELLE_SIGNING_SECRETS=space:secret,…"
+        )
+    cancel = reader.secrets("MAPPER_CANCEL_SECRETS", spaces, needed=False)
+    if set(_flat(*cancel)) & set(_flat(secrets, by_space)):
+        reader.wrong(
+            "MAPPER_CANCEL_SECRETS", "secrets of its own: Nacelle, which has the signing secrets, never cancels"
+        )
     currency = reader.text("MAPPER_DEFAULT_CURRENCY").upper()
     if currency and currency not in money.DIGITS:
         reader.wrong("MAPPER_DEFAULT_CURRENCY", 'an ISO 4217 code such as "USD"')
@@ -97,14 +136,15 @@ def load(environment: Mapping[str, str]) -> Settings:
     if not re.match(r"(sqlite:///.|postgresql://.)", ledger_url):
         reader.wrong("MAPPER_LEDGER_URL", "sqlite:///<path> or postgresql://<host>/<database>")
     found = {
-        "credentials": Credentials(auth, secrets, header, values, frozenset(reader.list("NACELLE_SPACE_IDS"))),
-        "receipt_secrets": (*secrets, *values),
+        "credentials": Credentials(auth, secrets, headers, spaces, by_space),
+        "cancel_credentials": Credentials("signature", cancel[0], (), spaces, cancel[1]) if any(cancel) else None,
+        "old_receipt_secrets": tuple(secret.encode() for secret in reader.list("MAPPER_OLD_RECEIPT_SECRETS")),
         "receipt_required": reader.choice("MAPPER_RECEIPT", "optional", "required") == "required",
         "receipt_ttl_s": reader.number("MAPPER_RECEIPT_TTL_S", 60, 31_536_000),
         "ledger_url": ledger_url,
         "validate_deadline_s": reader.number("MAPPER_VALIDATE_DEADLINE_MS", 100, 60_000) / 1000,
         "consume_deadline_s": reader.number("MAPPER_CONSUME_DEADLINE_MS", 500, 120_000) / 1000,
-        "quarantine_s": reader.number("MAPPER_QUARANTINE_MS", 0, 3_600_000) / 1000,
+        "quarantine_s": reader.quarantine_s(),
         "on_rejected": reader.choice("MAPPER_ON_REJECTED", "refuse", "apply_rest"),
         "on_engine_failure": reader.choice(
             "MAPPER_ON_ENGINE_FAILURE", "refuse", "no_discount", "no_discount_without_codes"
@@ -114,6 +154,10 @@ def load(environment: Mapping[str, str]) -> Settings:
         "default_currency": currency,
         "session_id_path": reader.pointer("MAPPER_SESSION_ID_PATH"),
         "order_key_path": reader.pointer("MAPPER_ORDER_KEY_PATH"),
+        "customer_path": reader.pointer("MAPPER_CUSTOMER_PATH"),
+        "consume_requires": reader.pointer("MAPPER_CONSUME_REQUIRES"),
+        "after_failure": reader.choice("MAPPER_AFTER_FAILURE", "wait", "redeem_later"),
+        "keep_bodies_s": reader.number("MAPPER_KEEP_BODIES_S", 3600, 31_536_000),
         "http_client": reader.choice("MAPPER_HTTP_CLIENT", "aiohttp", "httpx"),
         "max_body_bytes": reader.number("MAPPER_MAX_BODY_BYTES", 1024, 104_857_600),
     }
@@ -121,6 +165,10 @@ def load(environment: Mapping[str, str]) -> Settings:
     if reader.problems or adapter is None:
         raise Wrong(reader.problems)
     return Settings(adapter=adapter, warnings=tuple(reader.warnings), **cast("dict[str, Any]", found))
+
+
+def _flat(shared: tuple[bytes, ...], by_space: Mapping[str, tuple[bytes, ...]]) -> tuple[bytes, ...]:
+    return (*shared, *(secret for secrets in by_space.values() for secret in secrets))
 
 
 class Reader:
@@ -176,29 +224,53 @@ class Reader:
             self.wrong(name, f'a JSON pointer such as "/metadata/cart_id", not {value!r}')
         return value
 
-    def secrets(self, name: str, *, needed: bool) -> tuple[bytes, ...]:
-        secrets = tuple(secret.encode() for secret in self.list(name))
-        if needed and not secrets:
+    def secrets(
+        self, name: str, spaces: frozenset[str] = frozenset(), *, needed: bool
+    ) -> tuple[tuple[bytes, ...], dict[str, tuple[bytes, ...]]]:
+        """The secrets that are good everywhere, and by space those written as `space:secret`."""
+        given = self.list(name)
+        if needed and not given:
             self.wrong(name, f"at least one secret (or {name}_FILE): there is no mode without one")
-        for position, secret in enumerate(secrets, 1):
+        shared: list[bytes] = []
+        by_space: dict[str, tuple[bytes, ...]] = {}
+        for position, entry in enumerate(given, 1):
+            space, colon, rest = entry.partition(":")
+            bound = bool(colon) and space.strip() in spaces
+            secret = (rest.strip() if bound else entry).encode()
             self._point_out_short(f"{name}, number {position},", secret)
-        return secrets
+            if bound:
+                by_space[space.strip()] = (*by_space.get(space.strip(), ()), secret)
+            else:
+                shared.append(secret)
+        return tuple(shared), by_space
+
+    def quarantine_s(self) -> float:
+        quarantine_s = self.number("MAPPER_QUARANTINE_MS", 0, 3_600_000) / 1000
+        if quarantine_s == 0:
+            self.warnings.append(
+                "MAPPER_QUARANTINE_MS=0: an order whose outcome is unknown may be sent again while the engine is still"
+                " working on it, and be redeemed twice"
+            )
+        return quarantine_s
 
     def _point_out_short(self, what: str, secret: bytes) -> None:
         # No error: the secret is given out by Nacelle, and a shop cannot choose it.
         if len(secret) < SHORT_SECRET_BYTES:
             self.warnings.append(f"{what} has only {len(secret)} bytes: short secrets can be guessed")
 
-    def secret_header(self, *, needed: bool) -> tuple[bytes, tuple[bytes, ...]]:
-        """The header's name in lower case, and the values it may have."""
+    def secret_headers(self, *, needed: bool) -> tuple[tuple[bytes, bytes], ...]:
+        """The headers (names in lower case) that must come, with their values; a name may stand there twice."""
         name = "NACELLE_SECRET_HEADER"
-        named = re.match(r"([A-Za-z0-9-]+):[ \t]+(.+)", self.text(name), re.DOTALL)
-        header, value = (named[1].lower(), named[2]) if named else ("secret", self.text(name))
-        if needed and not value:
+        lines = [line.strip() for line in self.text(name).splitlines() if line.strip()]
+        if needed and not lines:
             self.wrong(name, "the value of the Secret header (or NACELLE_SECRET_HEADER_FILE)")
-        if needed and value:
-            self._point_out_short(name, value.encode())
-        return header.encode(), (value.encode(),) if needed and value else ()
+        headers: list[tuple[bytes, bytes]] = []
+        for line in lines:
+            named = re.fullmatch(r"([A-Za-z0-9-]+):[ \t]+(.+)", line)
+            header, value = (named[1].lower(), named[2]) if named else ("secret", line)
+            self._point_out_short(name if len(lines) == 1 else f"{name}, {header},", value.encode())
+            headers.append((header.encode(), value.encode()))
+        return tuple(headers)
 
     def adapter(self) -> Adapter | None:
         """The configured engine's adapter, built with its own options."""

@@ -43,6 +43,8 @@ class FakeAdapter:
         self.checks = True
         self.sessions: list[tuple[str, str]] = []
         """(method, session) of every conversation that was started."""
+        self.customers: list[str] = []
+        """Whom orders were redeemed for."""
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         yield self._request("validate", session, repeatable=True)
@@ -56,6 +58,7 @@ class FakeAdapter:
         return self.on_check if self.on_check is not None else self.granted
 
     def redeem(self, order: Checkout, session: str) -> Conversation[Outcome]:
+        self.customers.append(order.customer)
         yield self._request("redeem", session, repeatable=False)
         if isinstance(self.on_redeem, Exception):
             raise self.on_redeem

@@ -1,6 +1,7 @@
 """Both stories with an engine of our own: what is asked, what is answered, what is refused and why."""
 
 import asyncio
+import copy
 import json
 import threading
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ from mapper import promotions
 from mapper.adapter import Discount, Notice, Outcome, Recall, Rejection
 from mapper.domain import checkout as documents
 from mapper.domain import discounts
-from mapper.domain.errors import EngineRejected, EngineUnavailable, Forbidden, InvalidRequest, Problem
+from mapper.domain.errors import EngineRejected, EngineUnavailable, Forbidden, Problem
 from mapper.domain.errors import body as body_of
 from mapper.domain.record import Record
 from mapper.engine import conversation as engine
@@ -22,7 +23,7 @@ from mapper.orders.ledger import Ledger, open_ledger
 from mapper.orders.redeem import Once
 from mapper.orders.rows import Answer, Clock, LedgerUnavailable
 from mapper.promotions import Call, Service
-from tests.fakes import FakeAdapter, FakeTransport, new_ledger, settings, signed
+from tests.fakes import SECRET, FakeAdapter, FakeTransport, new_ledger, settings, signed
 
 T = TypeVar("T")
 NOW = 1_800_000_000.0
@@ -239,7 +240,8 @@ def test_a_wrong_key_is_never_taken_for_a_failing_engine() -> None:
         ({"id": "a", "source_id": "b", "cart": "c"}, "a"),
         ({"id": "", "source_id": "b", "cart": "c"}, "b"),
         ({"id": None, "cart": "c"}, "c"),
-        ({"id": 12}, "12"),
+        ({"id": 77}, "77"),
+        ({"id": " 77 "}, "77"),
         ({"cart": 7}, "7"),
         ({}, "made-1"),
     ],
@@ -265,26 +267,101 @@ def test_consume_alone_makes_no_session(house: House) -> None:
     assert house.wire.sent == []
 
 
-def test_a_forged_receipt_is_refused_by_both(house: House) -> None:
-    note = house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"] | {"session": "another's"}
-    for story, body in (("validate", CHECKOUT), ("consume", ORDER)):
-        forged = {**body, "promotions": {"meta": {"mapper": note}}}
-        assert isinstance(house.refusal(story, forged), Forbidden)
-
-
-def test_an_expired_receipt_counts_as_none(house: House) -> None:
+def to_consume_without_id(house: House, **changes: Any) -> dict[str, Any]:
+    """The order of a checkout that has no id of its own: only the receipt names its session."""
     house.adapter.granted = TEN_OFF
-    order = to_order(house("validate", {**CHECKOUT, "id": None}))
+    order = to_order(house("validate", {**CHECKOUT, "id": None, **changes}))
+    return {key: order[key] for key in order if key != "id"}
+
+
+def test_a_forged_receipt_is_refused_at_consume_and_ignored_at_validate(house: House) -> None:
+    note = house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"] | {"session": "another's"}
+    forged = {"promotions": {"meta": {"mapper": note}}}
+    assert isinstance(house.refusal("consume", ORDER | forged), Forbidden)
+    house("validate", CHECKOUT | forged)
+    assert house.adapter.sessions == [("validate", "c-1")] * 2
+
+
+def test_an_expired_receipt_still_names_the_session_and_the_order_is_priced_afresh(house: House) -> None:
+    order = to_consume_without_id(house)
     house.now += 86_401
-    assert isinstance(house.refusal("consume", {key: order[key] for key in order if key != "id"}), InvalidRequest)
+    house.adapter.granted = Outcome()
+    (notice,) = house("consume", order)["order"]["promotions"]["meta"]["mapper"]["notices"]
+    assert (notice["type"], notice["payload"]["engine"]) == ("amount_mismatch", "0.00")
+    assert house.adapter.sessions[-1] == ("redeem", "made-1")
 
 
-def test_a_required_receipt_is_required() -> None:
+OLDER = "the secret before it was rotated"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_receipt_of_a_retired_secret_counts_while_the_secret_is_known(known: bool) -> None:
+    house = House(NACELLE_SIGNING_SECRETS=f"{OLDER},{SECRET.decode()}")
+    order = to_consume_without_id(house)
+    house.configured = settings(house.adapter, **({"MAPPER_OLD_RECEIPT_SECRETS": OLDER} if known else {}))
+    if known:
+        house("consume", order)
+        assert house.adapter.sessions[-1] == ("redeem", "made-1")
+    else:
+        assert house.refusal("consume", order).details == {"pointer": "/id"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda order: order["promotions"].pop("meta"),
+        lambda order: order["order_items"][0].update(price="1.00", discounts="139.00", applied_discounts=[]),
+        lambda order: order["order_items"].append({"sku": "T", "quantity": 1, "price": "1.00"}),
+        lambda order: order["order_items"][0].update(quantity=2),
+        lambda order: order.update(customer={"id": "somebody else"}),
+    ],
+)
+def test_a_required_receipt_must_be_that_of_the_order(change: Callable[[dict[str, Any]], object]) -> None:
     house = House(MAPPER_RECEIPT="required")
     house.adapter.granted = TEN_OFF
-    problem = house.refusal("consume", ORDER)
+    order = to_order(house("validate", CHECKOUT | {"customer": {"id": "jane"}}))
+    changed = copy.deepcopy(order)
+    change(changed)
+    problem = house.refusal("consume", changed)
     assert (problem.reason, problem.details["pointer"]) == ("no_receipt", "/promotions/meta/mapper/receipt")
-    assert "order" in house("consume", to_order(house("validate", CHECKOUT)))
+    assert "redeem" not in house.wire.sent
+    assert "order" in house("consume", order)
+
+
+def test_a_required_receipt_must_not_be_old() -> None:
+    house = House(MAPPER_RECEIPT="required")
+    house.adapter.granted = TEN_OFF
+    order = to_order(house("validate", CHECKOUT))
+    house.now += 86_401
+    assert house.refusal("consume", order).reason == "no_receipt"
+
+
+@pytest.mark.parametrize(
+    ("validated", "ordered", "redeemed_for"),
+    [
+        ("jane", "jane", "jane"),
+        ("jane", None, "jane"),
+        (None, "jane", "jane"),
+        (None, None, ""),
+        ("jane", "joan", "joan"),
+        (7, None, "7"),
+    ],
+)
+def test_the_shopper_stays_the_same(validated: object, ordered: object, redeemed_for: str) -> None:
+    house = House(MAPPER_CUSTOMER_PATH="/shopper/0")
+    house.adapter.granted = TEN_OFF
+    order = to_order(house("validate", CHECKOUT | {"shopper": [validated]}))
+    house("consume", order | {"shopper": [ordered]})
+    assert house.adapter.customers[-1] == redeemed_for
+
+
+def test_what_is_no_paid_order_is_refused_where_the_settings_say_how_to_tell() -> None:
+    house = House(MAPPER_CONSUME_REQUIRES="/payments/0")
+    for unpaid in (ORDER, ORDER | {"payments": []}, ORDER | {"payments": [None]}):
+        problem = house.refusal("consume", unpaid)
+        assert (problem.category, problem.details) == ("invalid_request", {"pointer": "/payments/0"})
+    assert house.wire.sent == []
+    assert "order" in house("consume", ORDER | {"payments": [{"id": "p"}]})
 
 
 @pytest.mark.parametrize("bad", [".", "..", "a\nb", "x" * 256, "a\u202eb", {"a": 1}, True])
@@ -528,7 +605,9 @@ def test_an_order_is_known_by_the_first_key_that_is_there(
     assert house.wire.sent.count("redeem") == (1 if same else 2)
 
 
-def test_spaces_do_not_share_orders(house: House) -> None:
+@pytest.mark.parametrize(("served", "orders"), [("one,two", 2), ("", 1)])
+def test_spaces_share_neither_orders_nor_sessions_where_several_are_served(served: str, orders: int) -> None:
+    house = House(NACELLE_SPACE_IDS=served)
     house.adapter.granted = TEN_OFF
     for space in ("one", "two"):
 
@@ -537,7 +616,8 @@ def test_spaces_do_not_share_orders(house: House) -> None:
             return await promotions.consume(service, Call(data, headers, house.time + 8))
 
         assert asyncio.run(house.within(call)).status == 200
-    assert house.wire.sent.count("redeem") == 2
+    assert house.wire.sent.count("redeem") == orders
+    assert {session for _, session in house.adapter.sessions} == ({"one:c-1", "two:c-1"} if served else {"c-1"})
 
 
 def test_twins_are_redeemed_once_and_answered_alike(house: House) -> None:

@@ -67,6 +67,9 @@ def test_the_least_that_is_needed_and_every_default() -> None:
         ("MAPPER_DEFAULT_CURRENCY", "DOLLAR"),
         ("MAPPER_SESSION_ID_PATH", "metadata/cart"),
         ("MAPPER_ORDER_KEY_PATH", "/a~2"),
+        ("MAPPER_CUSTOMER_PATH", "customer/id"),
+        ("MAPPER_CONSUME_REQUIRES", "payments"),
+        ("MAPPER_AFTER_FAILURE", "redeem"),
         ("MAPPER_HTTP_CLIENT", "requests"),
         ("MAPPER_MAX_BODY_BYTES", "10"),
     ],
@@ -104,15 +107,87 @@ def test_a_secret_file_that_cannot_be_read_or_competes_is_named(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("given", "header", "values"),
+    ("given", "headers"),
     [
-        ("a header's secret, with comma", b"secret", (b"a header's secret, with comma",)),
-        ("X-Mapper-Key: a header's secret", b"x-mapper-key", (b"a header's secret",)),
+        ("a header's secret, with comma", [("secret", "a header's secret, with comma")]),
+        ("X-Mapper-Key: a header's secret", [("x-mapper-key", "a header's secret")]),
+        (
+            "X-Key: the first one of two\n  X-Shop: the second one of two\n",
+            [("x-key", "the first one of two"), ("x-shop", "the second one of two")],
+        ),
     ],
 )
-def test_the_secret_header_is_a_value_or_a_name_and_a_value(given: str, header: bytes, values: tuple[bytes]) -> None:
-    got = load({**GOOD, "NACELLE_SIGNING_SECRETS": "", "NACELLE_AUTH": "secret_header", "NACELLE_SECRET_HEADER": given})
-    assert (got.credentials.header, got.credentials.header_values, got.receipt_secrets) == (header, values, values)
+@pytest.mark.parametrize("auth", ["signature", "secret_header", "both"])
+def test_the_secret_header_is_a_value_or_names_and_values(
+    auth: str, given: str, headers: list[tuple[str, str]]
+) -> None:
+    got = load({**GOOD, "NACELLE_AUTH": auth, "NACELLE_SECRET_HEADER": given})
+    assert got.credentials.headers == tuple((name.encode(), value.encode()) for name, value in headers)
+
+
+SPACES = {**GOOD, "NACELLE_SPACE_IDS": "one, two"}
+OF_ONE, OF_TWO = "the first space's own secret", "the second space's own secret"
+
+
+def test_a_secret_may_be_of_one_space_alone() -> None:
+    got = load({**SPACES, "NACELLE_SIGNING_SECRETS": f"one:{OF_ONE},two: {OF_TWO},one:{OF_ONE}, rotated"})
+    assert got.credentials.secrets == (b"rotated",)
+    assert got.credentials.by_space == {"one": (OF_ONE.encode(), OF_ONE.encode()), "two": (OF_TWO.encode(),)}
+    assert got.credentials.of("one") == (OF_ONE.encode(), OF_ONE.encode(), b"rotated")
+
+
+def test_a_colon_is_a_part_of_the_secret_where_it_names_no_space() -> None:
+    secret = "three:a signing secret that is not short"
+    assert load({**SPACES, "NACELLE_SIGNING_SECRETS": secret}).credentials.secrets == (secret.encode(),)
+    assert load({**GOOD, "NACELLE_SIGNING_SECRETS": secret}).credentials.secrets == (secret.encode(),)
+
+
+@pytest.mark.parametrize(
+    ("spaces", "secrets", "warned"),
+    [
+        ("one,two", f"one:{OF_ONE},two:{OF_TWO}", False),
+        ("one,two", "a secret that both of them share", True),
+        ("one,two", f"one:{OF_ONE},two:{OF_TWO},a secret that both of them share", True),
+        ("one", "the secret of the only space", False),
+        ("", "the secret of the only space", False),
+    ],
+)
+def test_spaces_that_share_a_secret_are_warned_about(spaces: str, secrets: str, warned: bool) -> None:
+    got = load({**GOOD, "NACELLE_SPACE_IDS": spaces, "NACELLE_SIGNING_SECRETS": secrets})
+    assert any("share a secret" in warning for warning in got.warnings) is warned
+
+
+def test_no_quarantine_is_warned_about() -> None:
+    (warning,) = load({**GOOD, "MAPPER_QUARANTINE_MS": "0"}).warnings
+    assert "twice" in warning
+
+
+def test_orders_are_cancelled_with_a_secret_of_its_own() -> None:
+    assert load(GOOD).cancel_credentials is None
+    cancel = load({**SPACES, "MAPPER_CANCEL_SECRETS": f"a secret for cancelling,two:{OF_TWO}"}).cancel_credentials
+    assert cancel is not None
+    assert (cancel.auth, cancel.secrets, cancel.by_space) == (
+        "signature", (b"a secret for cancelling",), {"two": (OF_TWO.encode(),)},
+    )  # fmt: skip
+    assert set(wrong(MAPPER_CANCEL_SECRETS=GOOD["NACELLE_SIGNING_SECRETS"])) == {"MAPPER_CANCEL_SECRETS"}
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"),
+    [
+        ("MAPPER_VALIDATE_DEADLINE_MS", 100, 60_000),
+        ("MAPPER_CONSUME_DEADLINE_MS", 500, 120_000),
+        ("MAPPER_QUARANTINE_MS", 0, 3_600_000),
+        ("MAPPER_RECEIPT_TTL_S", 60, 31_536_000),
+        ("MAPPER_KEEP_BODIES_S", 3600, 31_536_000),
+        ("MAPPER_MAX_BODY_BYTES", 1024, 104_857_600),
+    ],
+)
+def test_the_smallest_and_the_largest_allowed_value_are_taken(name: str, least: int, most: int) -> None:
+    for allowed in (least, most):
+        load({**GOOD, name: str(allowed)})
+    for refused in (least - 1, most + 1):
+        assert set(wrong(**{name: str(refused)})) == {name}
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,9 @@ def _demo(chosen: argparse.Namespace) -> int:
 
 def _sign(chosen: argparse.Namespace) -> int:
     reader = settings.Reader(os.environ)
-    secrets = reader.secrets("NACELLE_SIGNING_SECRETS", needed=True)
+    spaces = frozenset(reader.list("NACELLE_SPACE_IDS"))
+    shared, by_space = reader.secrets("NACELLE_SIGNING_SECRETS", spaces, needed=True)
+    secrets = (*shared, *(secret for secrets in by_space.values() for secret in secrets))
     if reader.problems:
         return _tell_wrong(settings.Wrong(reader.problems))
     try:

@@ -155,6 +155,8 @@ class Checkout:
     """The keys that lead to the promotion object that notes are written to; () where the body has none."""
     root_discount: int
     """What the body says is off beside the lines: earlier order-level discounts of ours."""
+    customer: str = ""
+    """The shopper's id; "" for a guest."""
 
     @cached_property
     def lines(self) -> tuple[Line, ...]:
@@ -194,8 +196,8 @@ class Checkout:
             yield None, entry
 
 
-def parse(body: bytes, operation: Operation, default_currency: str = "") -> Checkout:
-    """The checked view over a body. Raises `InvalidRequest`, which names the place."""
+def parse(body: bytes, operation: Operation, default_currency: str = "", customer_path: str = "") -> Checkout:
+    """The checked view over a body. `customer_path`: a JSON pointer. Raises `InvalidRequest`, which names the place."""
     root = document.parse(body)
     family = _family(root)
     if family == "A" and operation == "consume":
@@ -223,6 +225,7 @@ def parse(body: bytes, operation: Operation, default_currency: str = "") -> Chec
         promotions=promotions,
         promotions_at=promotions_at,
         root_discount=_root_discount(root, names, digits, orders),
+        customer=id_at(root, customer_path) if customer_path else "",
     )
 
 
@@ -515,7 +518,17 @@ def _identity(root: Object, key: str) -> str:
         if root.kind(key) != "number":
             raise InvalidRequest(f"{key} is not a string.", f"/{key}")
         value = root.raw(key).decode()
-    return check_id(value, f"/{key}") if value.strip() else ""
+    return check_id(value.strip(), f"/{key}")
+
+
+def id_at(root: Object, pointer: str) -> str:
+    """The id that a JSON pointer names; "" where there is none. Raises `InvalidRequest`."""
+    found = document.at(root.plain, pointer)
+    if found is not None and not isinstance(found, str):
+        found = _at(root, pointer, "")  # anew, since numbers must be exact
+    if isinstance(found, str | int) and not isinstance(found, bool):
+        return check_id(str(found).strip(), pointer)
+    return ""
 
 
 def check_id(value: str, pointer: str) -> str:

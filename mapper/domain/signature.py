@@ -7,7 +7,7 @@ or without the prefix `sha256=`. It is the scheme of GitHub's webhooks, whose pu
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -28,12 +28,26 @@ class Credentials:
 
     auth: Literal["signature", "secret_header", "both"]
     secrets: Sequence[bytes] = field(repr=False, default=())
-    """Every secret that is valid now; the first signs."""
-    header: bytes = b"secret"
-    """The header for `secret_header`, in lower case."""
-    header_values: Sequence[bytes] = field(repr=False, default=())
+    """Every secret that is valid now, whatever the space; the first signs."""
+    headers: Sequence[tuple[bytes, bytes]] = field(repr=False, default=())
+    """Headers (names in lower case) that must come with these values; one that stands here twice may have either."""
     spaces: frozenset[str] = frozenset()
     """The spaces served; empty for any."""
+    by_space: Mapping[str, Sequence[bytes]] = field(repr=False, default_factory=dict)
+    """Secrets that are valid for one space alone."""
+
+    @property
+    def tells_spaces_apart(self) -> bool:
+        """Whether a space is a part of keys, sessions and receipts. The header that names it is not signed."""
+        return len(self.spaces) > 1
+
+    def of(self, space: str) -> tuple[bytes, ...]:
+        """The secrets that are valid for a space; the first signs."""
+        return (*self.by_space.get(space, ()), *self.secrets)
+
+    @property
+    def all_secrets(self) -> tuple[bytes, ...]:
+        return (*self.secrets, *(secret for secrets in self.by_space.values() for secret in secrets))
 
 
 def sign(body: bytes, secret: bytes) -> str:
@@ -42,35 +56,44 @@ def sign(body: bytes, secret: bytes) -> str:
 
 
 def verify(body: bytes, headers: Headers, credentials: Credentials) -> str:
-    """Checks a caller before anything of the body is read; returns its space id ("" where none is named).
+    """Checks a caller before anything of the body is read; returns its space id, "" where spaces are not told apart.
 
     Raises `BadSignature` or `Forbidden`.
     """
     headers = list(headers)
-    if credentials.auth != "secret_header":
-        _verify_signature(body, headers, credentials)
-    if credentials.auth != "signature":
-        _verify_header(headers, credentials)
     spaces = _values(headers, SPACE)
     space = spaces[0].decode("latin-1").strip() if len(spaces) == 1 else ""
-    if credentials.spaces and space not in credentials.spaces:
+    served = not credentials.spaces or space in credentials.spaces
+    if credentials.auth != "secret_header":
+        # A caller of a space that is not served may be known all the same, and is told so.
+        _verify_signature(body, headers, _signing(credentials, space, served=served))
+    _verify_headers(headers, credentials)
+    if not served:
         raise Forbidden("This service does not serve the space of the request.", reason="space_not_served")
-    return space
+    return space if credentials.tells_spaces_apart else ""
 
 
-def _verify_signature(body: bytes, headers: Headers, credentials: Credentials) -> None:
+def _signing(credentials: Credentials, space: str, *, served: bool) -> Sequence[bytes]:
+    return credentials.of(space) if served and credentials.spaces else credentials.all_secrets
+
+
+def _verify_signature(body: bytes, headers: Headers, secrets: Sequence[bytes]) -> None:
     match = _HEX.fullmatch(_only(headers, SIGNATURE))
     if match is None:
         raise BadSignature("malformed")
     given = match[1].lower()
-    expected = [hmac.new(secret, body, hashlib.sha256).hexdigest().encode() for secret in credentials.secrets]
+    expected = [hmac.new(secret, body, hashlib.sha256).hexdigest().encode() for secret in secrets]
     if not is_one_of(given, expected):
         raise BadSignature("wrong")
 
 
-def _verify_header(headers: Headers, credentials: Credentials) -> None:
-    if not is_one_of(_only(headers, credentials.header), credentials.header_values):
-        raise BadSignature("wrong_header")
+def _verify_headers(headers: Headers, credentials: Credentials) -> None:
+    if credentials.auth != "signature" and not credentials.headers:
+        raise BadSignature("no_secret_configured")
+    for name in dict.fromkeys(name for name, _ in credentials.headers):
+        allowed = [value for expected, value in credentials.headers if expected == name]
+        if not is_one_of(_only(headers, name), allowed):
+            raise BadSignature("wrong_header")
 
 
 def is_one_of(given: bytes, expected: Iterable[bytes]) -> bool:

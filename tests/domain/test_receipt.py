@@ -1,3 +1,7 @@
+"""What a receipt is worth, case by case (CONTRACT section 5)."""
+
+import hashlib
+import hmac
 import json
 from typing import Any
 
@@ -8,7 +12,9 @@ from mapper.domain.errors import Forbidden
 from mapper.domain.receipt import Receipt, Receipts
 
 NOW = 1_800_000_000.0
-RECEIPTS = Receipts((b"the current secret", b"the old secret"), "talon_one", 86_400)
+DAY = 86_400
+CURRENT, OLD, RETIRED = b"the current secret", b"the old secret", b"the retired secret"
+RECEIPTS = Receipts((CURRENT, OLD), "talon_one", DAY, "shop", (RETIRED,))
 LINE = {"sku": "S", "quantity": 2, "price": "10.00"}
 
 
@@ -18,54 +24,105 @@ def order(note: dict[str, Any] | None, **changes: Any) -> checkout.Checkout:
 
 
 def note(
-    session: str = "s-1", *, degraded: bool = False, receipts: Receipts = RECEIPTS, at: float = NOW
+    receipts: Receipts = RECEIPTS,
+    *,
+    session: str = "s-1",
+    customer: str = "jane",
+    degraded: bool = False,
+    at: float = NOW,
 ) -> dict[str, Any]:
-    token = receipts.write(session, degraded, receipt.content_of(order(None)), at)
+    token = receipts.write(session, customer, degraded, receipt.content_of(order(None)), at)
     return {"session": session, "degraded": degraded, "receipt": token}
 
 
-def test_what_was_written_can_be_read() -> None:
-    assert RECEIPTS.read(order(note()), NOW) == Receipt("s-1", degraded=False, matches=True)
-    assert RECEIPTS.read(order(note(degraded=True)), NOW) == Receipt("s-1", degraded=True, matches=True)
+def writer(secret: bytes = CURRENT, engine: str = "talon_one", space: str = "shop") -> Receipts:
+    return Receipts((secret,), engine, DAY, space)
 
 
-@pytest.mark.parametrize("missing", [None, {}, {"session": "s-1"}, {"session": "s-1", "receipt": None}])
-def test_no_receipt_is_no_fault(missing: dict[str, Any] | None) -> None:
-    assert RECEIPTS.read(order(missing), NOW) is None
+OURS = Receipt("s-1", "jane", degraded=False, expired=False, same_content=True)
+
+
+def test_one_receipt_is_pinned_byte_for_byte() -> None:
+    """Whoever changes this makes every receipt in flight a forged one at the next roll-out."""
+    written = note(session="cart/1 é", customer="jane.doe@shop", degraded=True)
+    assert written["receipt"] == (
+        "2.81cefe35df4f7cba.talon_one.shop.1800000000.jane%2Edoe%40shop."
+        "444dd2f59c563df309a003da9e90ced50a2ea845a274741b84dbde3e3327d87d."
+        "41ca958d2ec3953bfc1ff8a6e5559154d81ffa33ac15aece2db7185b998720c5"
+    )
+
+
+@pytest.mark.parametrize("degraded", [False, True])
+@pytest.mark.parametrize("customer", ["", "jane", "a.b/c d@é%"])
+@pytest.mark.parametrize("space", ["", "shop", "a.b c"])
+def test_what_was_written_can_be_read(space: str, customer: str, degraded: bool) -> None:
+    receipts = writer(space=space)
+    expected = Receipt("s-1", customer, degraded=degraded, expired=False, same_content=True)
+    assert receipts.read(order(note(receipts, customer=customer, degraded=degraded)), NOW) == expected
+
+
+@pytest.mark.parametrize(
+    "absent",
+    [
+        None,
+        {},
+        {"session": "s-1"},
+        {"session": "s-1", "receipt": None},
+        {**note(), "receipt": 1},
+        {**note(), "receipt": ""},
+        {**note(), "receipt": "3" + note()["receipt"][1:]},
+        {**note(), "receipt": "not a receipt"},
+        note(writer(b"a secret that nobody knows any longer")),
+        note(writer(engine="voucherify")),
+        note(writer(space="another")),
+        note(writer(space="")),
+        {**note(), "receipt": "1.1800000000." + "0" * 64 + "." + "0" * 64},
+    ],
+)
+def test_what_is_not_ours_is_absent(absent: dict[str, Any] | None) -> None:
+    assert RECEIPTS.read(order(absent), NOW) is None
+    assert RECEIPTS.read_if_ours(order(absent), NOW) is None
+
+
+TOKEN: str = note()["receipt"]
 
 
 @pytest.mark.parametrize(
     "change",
     [
         {"session": "s-2"},
-        {"degraded": True},
-        {"degraded": "no"},
         {"session": None},
         {"session": 1},
-        {"receipt": 1},
-        {"receipt": ""},
-        {"receipt": "1.1800000000." + "0" * 64 + "." + "0" * 64},
-        {"receipt": "2" + note()["receipt"][1:]},
-        {"receipt": note()["receipt"].replace("1800000000", "1800000001")},
-        {"receipt": note()["receipt"] + "\n"},
-        {"receipt": note(receipts=Receipts((b"somebody else's",), "talon_one", 1))["receipt"]},
-        {"receipt": note(receipts=Receipts((b"the current secret",), "voucherify", 1))["receipt"]},
+        {"degraded": True},
+        {"degraded": "no"},
+        {"receipt": TOKEN.replace("1800000000", "1800000001")},
+        {"receipt": TOKEN.replace(".jane.", ".joan.")},
+        {"receipt": TOKEN.replace(".jane.", "..")},
+        {"receipt": TOKEN[:-1] + ("0" if TOKEN[-1] != "0" else "1")},
+        {"receipt": TOKEN[:-1]},
+        {"receipt": TOKEN + "\n"},
+        {"receipt": TOKEN.rpartition(".")[0]},
+        {"receipt": ".".join([*TOKEN.split(".")[:6], "0" * 64, TOKEN.split(".")[7]])},
     ],
 )
-def test_a_receipt_that_was_touched_is_forged(change: dict[str, Any]) -> None:
+def test_a_receipt_of_ours_that_was_touched_is_forged(change: dict[str, Any]) -> None:
+    touched = order({**note(), **change})
     with pytest.raises(Forbidden) as refusal:
-        RECEIPTS.read(order({**note(), **change}), NOW)
+        RECEIPTS.read(touched, NOW)
     assert refusal.value.reason == "forged_receipt"
+    assert RECEIPTS.read_if_ours(touched, NOW) is None
 
 
-@pytest.mark.parametrize(("age", "valid"), [(0, True), (86_400, True), (86_401, False), (-300, True), (-301, False)])
-def test_a_receipt_is_good_for_its_time(age: int, valid: bool) -> None:
-    assert (RECEIPTS.read(order(note()), NOW + age) is not None) is valid
+@pytest.mark.parametrize(("age", "expired"), [(0, False), (DAY, False), (DAY + 1, True), (-300, False), (-301, True)])
+def test_an_old_receipt_still_names_session_and_customer_but_no_prices(age: int, expired: bool) -> None:
+    read = RECEIPTS.read(order(note()), NOW + age)
+    assert read == Receipt("s-1", "jane", degraded=False, expired=expired, same_content=True)
+    assert read.matches("jane") is not expired
 
 
-def test_a_receipt_of_the_old_secret_is_still_good_after_rotation() -> None:
-    old = Receipts((b"the old secret",), "talon_one", 86_400)
-    assert RECEIPTS.read(order(note(receipts=old)), NOW) is not None
+@pytest.mark.parametrize("secret", [CURRENT, OLD, RETIRED])
+def test_receipts_outlive_a_rotation(secret: bytes) -> None:
+    assert RECEIPTS.read(order(note(writer(secret))), NOW) == OURS
 
 
 @pytest.mark.parametrize(
@@ -82,8 +139,51 @@ def test_a_receipt_of_the_old_secret_is_still_good_after_rotation() -> None:
 )
 def test_an_order_with_other_content_does_not_match(changes: dict[str, Any]) -> None:
     read = RECEIPTS.read(order(note(), **changes), NOW)
+    assert read == Receipt("s-1", "jane", degraded=False, expired=False, same_content=False)
+    assert not read.matches("jane")
+
+
+@pytest.mark.parametrize(
+    ("validated", "ordered", "matches"),
+    [("jane", "jane", True), ("jane", "", True), ("", "jane", True), ("", "", True), ("jane", "joan", False)],
+)
+def test_a_guest_may_become_a_customer_but_nobody_somebody_else(validated: str, ordered: str, matches: bool) -> None:
+    read = RECEIPTS.read(order(note(customer=validated)), NOW)
     assert read is not None
-    assert not read.matches
+    assert read.matches(ordered) is matches
+
+
+# -- Receipts of the version before --------------------------------------------------------------------------------
+
+
+def first_version(secret: bytes = CURRENT, engine: str = "talon_one", at: int = int(NOW)) -> dict[str, Any]:
+    content = receipt.content_of(order(None)).hex()
+    message = json.dumps(["1", str(at), engine, "s-1", False, content], separators=(",", ":")).encode()
+    key = hmac.digest(secret, b"promotions-mapper receipt 1", "sha256")
+    mac = hmac.new(key, message, hashlib.sha256).hexdigest()
+    return {"session": "s-1", "degraded": False, "receipt": f"1.{at}.{content}.{mac}"}
+
+
+@pytest.mark.parametrize("secret", [CURRENT, OLD, RETIRED])
+def test_a_receipt_of_the_version_before_is_good_for_its_time(secret: bytes) -> None:
+    body = order(first_version(secret))
+    assert RECEIPTS.read(body, NOW) == Receipt("s-1", "", degraded=False, expired=False, same_content=True)
+    later = RECEIPTS.read(body, NOW + DAY + 1)
+    assert later is not None
+    assert later.expired
+
+
+@pytest.mark.parametrize(
+    "touched",
+    [
+        first_version() | {"session": "s-2"},
+        first_version() | {"session": None},
+        first_version(b"another secret"),
+        first_version(engine="voucherify"),
+    ],
+)
+def test_one_that_cannot_be_verified_may_be_anybody_s(touched: dict[str, Any]) -> None:
+    assert RECEIPTS.read(order(touched), NOW) is None
 
 
 def test_the_same_content_matches_in_every_family_and_order() -> None:

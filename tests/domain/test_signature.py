@@ -119,7 +119,8 @@ def test_the_key_is_the_secrets_utf_8_bytes() -> None:
     ],
 )
 def test_each_mode_asks_for_what_it_says(auth: str, signature: bool, header: bool, accepted: bool) -> None:
-    configured = credentials(auth=auth, header_values=(b"the header's own secret",))
+    own = ((b"secret", b"the header's own secret"),) if auth != "signature" else ()
+    configured = credentials(auth=auth, headers=own)
     sent = headers(*([HEX] if signature else []), **({"secret": b"the header's own secret"} if header else {}))
     if accepted:
         verify(BODY, sent, configured)
@@ -129,7 +130,7 @@ def test_each_mode_asks_for_what_it_says(auth: str, signature: bool, header: boo
 
 
 def test_a_wrong_or_doubled_secret_header_is_refused() -> None:
-    configured = credentials(auth="secret_header", header_values=(b"right",))
+    configured = credentials(auth="secret_header", headers=((b"secret", b"right"),))
     for sent in ([(b"secret", b"wrong")], [(b"secret", b"right")] * 2, [(b"secret", b"\xff\xfe")]):
         with pytest.raises(BadSignature):
             verify(BODY, sent, configured)
@@ -151,10 +152,70 @@ def test_only_the_spaces_that_are_served(spaces: set[str], sent: list[bytes], se
     configured = credentials(spaces=frozenset(spaces))
     given_ = headers(HEX) + [(b"x-nacelle-space-id", value) for value in sent]
     if served:
-        assert verify(BODY, given_, configured) == (sent[0].decode() if sent else "")
+        assert verify(BODY, given_, configured) == (sent[0].decode() if len(spaces) > 1 else "")
     else:
         with pytest.raises(Forbidden):
             verify(BODY, given_, configured)
+
+
+PAIRS = ((b"x-key", b"first"), (b"x-key", b"rotated"), (b"x-shop", b"ours"))
+
+
+@pytest.mark.parametrize("auth", ["signature", "secret_header"])
+@pytest.mark.parametrize(
+    ("sent", "accepted"),
+    [
+        ([(b"x-key", b"first"), (b"x-shop", b"ours")], True),
+        ([(b"x-key", b"rotated"), (b"x-shop", b"ours")], True),
+        ([(b"x-key", b"first")], False),
+        ([(b"x-shop", b"ours")], False),
+        ([(b"x-key", b"first"), (b"x-shop", b"theirs")], False),
+        ([(b"x-key", b"first"), (b"x-key", b"rotated"), (b"x-shop", b"ours")], False),
+        ([], False),
+    ],
+)
+def test_every_configured_header_must_come_in_every_mode(
+    auth: str, sent: list[tuple[bytes, bytes]], accepted: bool
+) -> None:
+    configured = credentials(auth=auth, headers=PAIRS)
+    if accepted:
+        verify(BODY, headers(HEX) + sent, configured)
+    else:
+        with pytest.raises(BadSignature):
+            verify(BODY, headers(HEX) + sent, configured)
+
+
+@pytest.mark.parametrize(
+    ("space", "secret", "refused"),
+    [
+        (b"one", b"the secret of space one", None),
+        (b"two", b"the secret of space two", None),
+        (b"one", b"the secret of space two", BadSignature),
+        (b"two", b"the secret of space one", BadSignature),
+        (b"one", SECRET, None),
+        (b"two", SECRET, None),
+        (b"three", b"the secret of space two", Forbidden),
+        (b"three", b"nobody's secret", BadSignature),
+        (b"", b"the secret of space one", Forbidden),
+    ],
+)
+def test_a_secret_of_one_space_opens_no_other(space: bytes, secret: bytes, refused: type[Exception] | None) -> None:
+    configured = credentials(
+        spaces=frozenset({"one", "two"}),
+        by_space={"one": (b"the secret of space one",), "two": (b"the secret of space two",)},
+    )
+    sent = [*headers(sign(BODY, secret)), (b"x-nacelle-space-id", space)]
+    if refused is None:
+        assert verify(BODY, sent, configured) == space.decode()
+    else:
+        with pytest.raises(refused):
+            verify(BODY, sent, configured)
+
+
+@pytest.mark.parametrize("spaces", [set(), {"one"}])
+def test_a_space_is_told_apart_only_where_several_are_served(spaces: set[str]) -> None:
+    sent = [*headers(HEX), (b"x-nacelle-space-id", b"one")]
+    assert verify(BODY, sent, credentials(spaces=frozenset(spaces))) == ""
 
 
 def test_the_signature_is_judged_before_the_space() -> None:
@@ -163,6 +224,8 @@ def test_the_signature_is_judged_before_the_space() -> None:
 
 
 def test_secrets_do_not_show() -> None:
-    shown = repr(credentials(header_values=(b"the header's own secret",)))
+    shown = repr(
+        credentials(headers=((b"secret", b"the header's own secret"),), by_space={"one": (b"one's own secret",)})
+    )
     assert "secret," not in shown
     assert "own" not in shown

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from mapper.adapter import NotRedeemed, Outcome
 from mapper.http import app
 from mapper.orders.ledger import Ledger
 from mapper.orders.redeem import Once, Work, _wait
@@ -50,7 +51,8 @@ def claim() -> None:
 
     async def late(self: Once, work: Work, deadline: float) -> Answer | float:
         conversation = self.adapter.redeem(work.order, work.session)
-        outcome = await self.engine.converse(conversation, deadline)
+        done = await self.engine.converse(conversation, deadline)
+        outcome = Outcome(rejected=done.rejected) if isinstance(done, NotRedeemed) else done.outcome
         decision = await self.ledger.claim(work.key, fingerprint(work.key, work.order), work.body, work.session)
         if isinstance(decision, New | Again | LookUp):
             return await self._finish(work, decision.row, outcome, deadline)

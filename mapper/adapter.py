@@ -4,14 +4,14 @@
 returns what came of it*:
 
     def validate(self, checkout, session):
-        reply = yield EngineRequest(operation="open session", method="PUT", path=..., body=..., repeatable=True)
+        reply = yield EngineRequest(operation="open session", method="PUT", path=..., effect="session", repeatable=True)
         return outcome_of(reply)
 
 It owns no socket, clock, environment, log or retry. `mapper.engine` holds every conversation over HTTP, so deadline,
 retry, size limit, metrics and recording exist once. `adapters/README.md` shows how to add an engine.
 """
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from importlib.metadata import entry_points
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -21,12 +21,15 @@ from mapper.domain import checkout, errors, money, reasons
 from mapper.domain.checkout import Checkout, Line
 from mapper.domain.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
 from mapper.domain.outcome import Discount, Notice, Outcome, Rejection
+from mapper.domain.reasons import Reason
 
 __all__ = [
     "ADAPTERS",
+    "CONTRACT",
     "SANDBOXES",
     "Account",
     "Adapter",
+    "Capabilities",
     "Checkout",
     "Conversation",
     "Discount",
@@ -36,12 +39,16 @@ __all__ = [
     "EngineUnavailable",
     "InvalidRequest",
     "Line",
+    "LookedUp",
     "Misconfigured",
+    "NotRedeemed",
     "Notice",
+    "Option",
     "OrderMismatch",
     "Outcome",
     "Problem",
-    "Recall",
+    "Reason",
+    "Redeemed",
     "Rejection",
     "checkout",
     "errors",
@@ -49,6 +56,9 @@ __all__ = [
     "money",
     "reasons",
 ]
+
+CONTRACT = 1
+"""The version of this contract; an adapter says which one it is written for (`contract = 1`)."""
 
 T = TypeVar("T")
 Conversation = Generator["EngineRequest", "EngineReply", T]
@@ -64,14 +74,24 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Below the account's base URL, starting with "/", all data in it percent-encoded; a query may follow."""
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
-    repeatable: bool
-    """Whether sending it twice does no more than sending it once. Nothing else decides about repeating."""
     account: str = ""
     """Which of the adapter's accounts it is for."""
+    effect: Literal["none", "session", "redeems"]
+    """What it does at the engine: nothing; change the session (the cart, a reservation), redeeming nothing; or redeem.
+
+    The mapper builds exactly-once on this: only a request that redeems makes an outcome unknown.
+    """
+    repeatable: bool
+    """Whether sending it twice does no more than sending it once. Nothing else decides about repeating."""
+    answers: frozenset[int] = frozenset()
+    """Those of 409, 429 and 5xx that the adapter reads itself; all others are failures of the call."""
 
 
 class EngineReply(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine answered: any status but 409, 429 and 5xx, which `mapper.engine` deals with itself."""
+    """What the engine answered: any status but 409, 429 and 5xx, which `mapper.engine` deals with itself.
+
+    A request can ask for some of these, too (`EngineRequest.answers`).
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -89,13 +109,87 @@ class Account(msgspec.Struct, frozen=True):
         return f"Account({self.base_url!r}, headers={[name for name, _ in self.headers]})"
 
 
-class Recall(msgspec.Struct, frozen=True):
-    """What the engine remembers of an order: `redeemed` (with what it granted), or `absent`."""
+class Redeemed(msgspec.Struct, frozen=True):
+    """The engine has redeemed the order. Codes that it left out are in `outcome.rejected`."""
 
-    state: Literal["redeemed", "absent"]
+    outcome: Outcome
+    handle: str = ""
+    """What the engine calls the redemption; kept with the order, and handed to `look_up` and `undo`."""
+
+
+class NotRedeemed(msgspec.Struct, frozen=True):
+    """Nothing of the order is redeemed, and nothing will be.
+
+    `rejected`: the codes that were refused; empty where the order brought nothing to redeem.
+    """
+
+    rejected: tuple[Rejection, ...]
+    notices: tuple[Notice, ...] = ()
+
+
+class LookedUp(msgspec.Struct, frozen=True):
+    """What the engine knows of an order: `redeemed` (with what it granted), `absent`, or `unclear`: ask again later."""
+
+    state: Literal["redeemed", "absent", "unclear"]
     outcome: Outcome = Outcome()
     extra: tuple[str, ...] = ()
     """The engine's ids of further redemptions of the same order, which must be rolled back; never the first."""
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What this engine can do. `check`, `undo` and `repair` are called only where they are declared."""
+
+    check: bool
+    """It says what redeeming would grant, without effect."""
+    undo: bool
+    """It takes a redemption back."""
+    repair: bool
+    """It may redeem an order more than once, and takes back what is too much."""
+    referral: bool
+    """Referral codes."""
+    loyalty: bool
+    """Loyalty cards."""
+    gift_cards: bool
+    """Gift cards, of which an amount is taken."""
+    automatic: bool
+    """Promotions that no code stands for."""
+    currencies: Literal["one", "many"]
+    """Whether one configuration serves carts of several currencies."""
+    most_codes: int | None
+    """Codes in one cart; None: no limit is known."""
+
+
+Kind = Literal["text", "url", "choice", "pointer", "map", "int", "secret"]
+
+
+class Option(msgspec.Struct, frozen=True):
+    """One setting of an adapter. Its name in the environment has the engine's before it: `ACME_BASE_URL`."""
+
+    name: str
+    """Without that prefix: capitals, digits and underscores."""
+    meaning: str
+    """A line for the table of settings."""
+    default: str | None = ""
+    """None: it must be set."""
+    secret: bool = False
+    """It is never shown, and may be given as a file (`ACME_API_KEY_FILE`)."""
+    kind: Kind = "text"
+    """url: https, or http to this machine. choice: one of `choices`. pointer: a JSON pointer. map: comma-separated
+    `name=/json/pointer`. int: a whole number within `choices`, where these are two. secret: printable, no blanks."""
+    choices: tuple[str, ...] = ()
+    """For `choice`: all values. For `int`: the least and the greatest."""
+    suffixes: tuple[str, ...] = ()
+    """Further options of the same kind, such as one for each currency: "EUR" makes `BASE_URL_EUR`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The option's own name, and those with a suffix."""
+        return (self.name, *(f"{self.name}_{suffix}" for suffix in self.suffixes))
+
+
+def names(options: Iterable[Option]) -> frozenset[str]:
+    """All names, without the engine's prefix, that these options have."""
+    return frozenset(name for option in options for name in option.names)
 
 
 class Misconfigured(Exception):
@@ -107,53 +201,59 @@ class Misconfigured(Exception):
 
 
 class Adapter(Protocol):
-    """An engine. Each method starts one conversation; `session` is the id that validate and consume share.
+    """An engine. Each method starts one conversation.
 
-    A conversation raises `EngineRejected` where the engine says that the request or the key is wrong, and
-    `EngineUnavailable(sent=True)` where a reply cannot be understood. Refused codes are no errors: they are returned.
+    `session` is the id that validate and consume share: the adapter's name for cart and order at the engine. An order
+    is redeemed at most once in a session. `order` and `session` are all that a conversation knows: an adapter keeps
+    nothing between two of them.
+
+    A conversation raises `EngineRejected` where the engine says that the request or the key is wrong,
+    `EngineUnavailable` where a reply cannot be understood, `OrderMismatch` where the session was redeemed with another
+    cart, and `InvalidRequest` for a body that this engine cannot be told of. Refused codes are no errors: they are
+    returned.
     """
 
+    name: str
+    """The name it is installed under: `[a-z][a-z0-9_]*`. Its settings have it as their prefix, in capitals."""
+    contract: int
+    """`CONTRACT` as it was when the adapter was written."""
+    capabilities: Capabilities
+    options: tuple[Option, ...]
+    accounts: Mapping[str, Account]
+    """Where its requests go, by the name that a request gives; "" for the only one."""
+
     def __init__(self, options: Mapping[str, str]) -> None:
-        """`options`: the settings with the engine's prefix, without it. Raises `Misconfigured`, all faults at once."""
-
-    @property
-    def name(self) -> str:
-        """The name it is installed under."""
-        ...
-
-    @property
-    def accounts(self) -> Mapping[str, Account]:
-        """Where its requests go, by the name that a request gives; "" for the only one."""
-        ...
-
-    @property
-    def known_options(self) -> frozenset[str]:
-        """Names of all options the adapter knows, without prefix; an unknown one is pointed out at start-up."""
-        ...
+        """`options`: values by `Option.name`. Raises `Misconfigured`, all faults at once."""
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         """What this cart earns. Repeatable: as often as the shopper changes the cart."""
         ...
 
-    def check(self, order: Checkout, session: str) -> Conversation[Outcome] | None:
-        """What redeeming this order would grant, without effect; None where the engine cannot be asked."""
-        ...
+    def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
+        """What redeeming this order would grant, without effect."""
+        raise AssertionError("called only where it is declared")
 
-    def redeem(self, order: Checkout, session: str) -> Conversation[Outcome]:
+    def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
         """Redeems for good. At list prices."""
         ...
 
-    def recall(self, order: Checkout, session: str) -> Conversation[Recall]:
-        """Did it happen? Asked after an unknown outcome; reads only."""
+    def look_up(self, order: Checkout, session: str, handle: str) -> Conversation[LookedUp]:
+        """Did it happen? Asked after an unknown outcome; reads only. `handle`: what `redeem` gave; "" if it gave none.
+
+        `unclear` where the engine cannot tell.
+        """
         ...
 
-    def undo(self, order: Checkout, session: str) -> Conversation[None] | None:
-        """Takes back what `redeem` did for this order, repeatably; None where the engine cannot."""
-        ...
+    def undo(self, order: Checkout | None, session: str, handle: str, *, final: bool) -> Conversation[None]:
+        """Takes back what was redeemed in this session, repeatably.
 
-    def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None] | None:
-        """Rolls back the further redemptions that `recall` found; None where the engine keeps an order to one."""
-        ...
+        `order` is None where it has been erased. `final`: for good; else so that the session can be redeemed again.
+        """
+        raise AssertionError("called only where it is declared")
+
+    def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None]:
+        """Rolls back the further redemptions that `look_up` found, repeatably."""
+        raise AssertionError("called only where it is declared")
 
 
 ADAPTERS = "promotions_mapper.adapters"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from mapper.adapter import Adapter, Misconfigured, known
+from mapper.adapter import Adapter, Misconfigured, known, names
 from mapper.domain import money
 from mapper.domain.signature import Credentials
 
@@ -286,7 +286,7 @@ class Reader:
         except Misconfigured as error:
             self.problems += [(prefix + option, expected) for option, expected in error.problems]
             return None
-        known_names = frozenset(prefix + option for option in adapter.known_options)
+        known_names = frozenset(prefix + option for option in names(adapter.options))
         self._point_out_unknown(prefix, known_names, tuple(known_names))
         return adapter
 

@@ -7,10 +7,23 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
 
-from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, Outcome, Recall
+from mapper.adapter import (
+    CONTRACT,
+    Account,
+    Capabilities,
+    Conversation,
+    EngineReply,
+    EngineRequest,
+    LookedUp,
+    NotRedeemed,
+    Option,
+    Outcome,
+    Redeemed,
+)
 from mapper.domain.checkout import Checkout
 from mapper.domain.signature import sign
 from mapper.settings import Settings, load
@@ -27,20 +40,38 @@ def new_ledger() -> str:
     return f"sqlite:///{_FOLDER}/{uuid.uuid4().hex}.db"
 
 
+CAPABILITIES = Capabilities(
+    check=True,
+    undo=True,
+    repair=True,
+    referral=True,
+    loyalty=True,
+    gift_cards=True,
+    automatic=True,
+    currencies="many",
+    most_codes=None,
+)
+Effect = Literal["none", "session", "redeems"]
+
+
 class FakeAdapter:
     """Each conversation is one request, `/<name of the method>`; what it returns is set beforehand."""
 
     name = "fake"
-    known_options: frozenset[str] = frozenset()
+    contract = CONTRACT
+    options: tuple[Option, ...] = ()
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
-        self.accounts = {"": Account("https://engine.test", (("Authorization", "the engine's key"),))}
+        self.accounts: Mapping[str, Account] = {
+            "": Account("https://engine.test", (("Authorization", "the engine's key"),))
+        }
         self.granted = Outcome()
         self.on_check: Outcome | None = None
         """What the check grants, where it is something else."""
-        self.on_redeem: Outcome | Exception | None = None
-        self.recalled = Recall("absent")
-        self.checks = True
+        self.on_redeem: Outcome | NotRedeemed | Exception | None = None
+        """What redeeming grants, where it is something else."""
+        self.found = LookedUp("absent")
+        self.capabilities = CAPABILITIES
         self.sessions: list[tuple[str, str]] = []
         """(method, session) of every conversation that was started."""
         self.customers: list[str] = []
@@ -50,28 +81,27 @@ class FakeAdapter:
         yield self._request("validate", session, repeatable=True)
         return self.granted
 
-    def check(self, order: Checkout, session: str) -> Conversation[Outcome] | None:
-        return self._check(session) if self.checks else None
-
-    def _check(self, session: str) -> Conversation[Outcome]:
+    def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
         yield self._request("check", session, repeatable=True)
         return self.on_check if self.on_check is not None else self.granted
 
-    def redeem(self, order: Checkout, session: str) -> Conversation[Outcome]:
+    def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
         self.customers.append(order.customer)
         yield self._request("redeem", session, repeatable=False)
         if isinstance(self.on_redeem, Exception):
             raise self.on_redeem
-        return self.on_redeem if self.on_redeem is not None else self.granted
+        if isinstance(self.on_redeem, NotRedeemed):
+            return self.on_redeem
+        return Redeemed(self.granted if self.on_redeem is None else self.on_redeem)
 
-    def recall(self, order: Checkout, session: str) -> Conversation[Recall]:
-        yield self._request("recall", session, repeatable=True)
-        return self.recalled
+    def look_up(self, order: Checkout, session: str, handle: str) -> Conversation[LookedUp]:
+        yield self._request("look_up", session, repeatable=True)
+        return self.found
 
-    def undo(self, order: Checkout, session: str) -> Conversation[None] | None:
+    def undo(self, order: Checkout | None, session: str, handle: str, *, final: bool) -> Conversation[None]:
         return self._command("undo", session)
 
-    def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None] | None:
+    def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None]:
         return self._command("repair", session)
 
     def _command(self, operation: str, session: str) -> Conversation[None]:
@@ -79,7 +109,10 @@ class FakeAdapter:
 
     def _request(self, operation: str, session: str, *, repeatable: bool) -> EngineRequest:
         self.sessions.append((operation, session))
-        return EngineRequest(operation=operation, method="POST", path=f"/{operation}", repeatable=repeatable)
+        effect: Effect = "redeems" if operation == "redeem" else "none"
+        return EngineRequest(
+            operation=operation, method="POST", path=f"/{operation}", effect=effect, repeatable=repeatable
+        )
 
 
 class FakeTransport:

@@ -20,14 +20,14 @@ from starlette.routing import Route
 
 from adapters.talon_one import effects
 from adapters.talon_one import reasons as words
-from adapters.talon_one.options import KNOWN
+from adapters.talon_one.options import OPTIONS
 from adapters.voucherify import effects as voucherify
 from adapters.voucherify import reasons as keys
-from adapters.voucherify.options import KNOWN as VOUCHERIFY
+from adapters.voucherify.options import OPTIONS as VOUCHERIFY
 from mapper import settings
 from mapper.commands import cli
 from mapper.domain import errors
-from mapper.domain.reasons import REASONS
+from mapper.domain.reasons import Reason
 from mapper.http import app
 from mapper.ops.telemetry import Telemetry
 from tests import fakes
@@ -65,8 +65,8 @@ def tables() -> dict[str, list[str]]:
         + [(f"`{name}`", meaning, default and f"`{default}`") for name, (default, meaning) in settings.TABLE.items()],
         "reasons": [("reason", "message", "Talon.One's words", "Voucherify's words")]
         + [
-            (f"`{word}`", message, ", ".join(from_engine.get(word, [])), ", ".join(of_voucherify.get(word, [])))
-            for word, message in REASONS.items()
+            (f"`{word}`", word.message, ", ".join(from_engine.get(word, [])), ", ".join(of_voucherify.get(word, [])))
+            for word in Reason
         ],
         "voucherify": [("effect", "becomes")] + [(f"`{name}`", _becomes(name)) for name in voucherify.EFFECTS],
         "effects": [("effect", "becomes")]
@@ -110,15 +110,14 @@ def test_the_readme_lists_every_category_with_its_status() -> None:
 
 def test_the_settings_page_names_every_option_of_talon_one() -> None:
     text = PAGES["settings"].read_text("utf-8")
-    plain = {name for name in KNOWN if not re.search(r"_[A-Z]{3}$", name)} | {"API_KEY", "BASE_URL_EUR", "API_KEY_EUR"}
-    for name in plain:
+    for name in [*(option.name for option in OPTIONS), "BASE_URL_EUR", "API_KEY_EUR"]:
         assert f"`TALON_ONE_{name}`" in text
 
 
 def test_the_settings_page_names_every_option_of_voucherify() -> None:
     text = PAGES["settings"].read_text("utf-8")
-    for name in VOUCHERIFY:
-        assert f"`VOUCHERIFY_{name}`" in text
+    for option in VOUCHERIFY:
+        assert f"`VOUCHERIFY_{option.name}`" in text
 
 
 def operations() -> str:

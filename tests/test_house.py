@@ -385,7 +385,7 @@ def known_settings() -> set[str]:
     plain = set(settings.TABLE) | {f"{setting}_FILE" for setting in settings.SECRETS}
     options: set[str] = set()
     for engine, point in adapter.known().items():
-        names = {f"{engine.upper()}_{option}" for option in point.load().known_options}
+        names = {f"{engine.upper()}_{option}" for option in adapter.names(point.load().options)}
         options |= names | {f"{option}_FILE" for option in names}
     return plain | options
 

@@ -7,10 +7,11 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 
 from mapper import promotions
-from mapper.adapter import Discount, Notice, Outcome, Recall, Rejection
+from mapper.adapter import Discount, LookedUp, Notice, NotRedeemed, Outcome, Reason, Rejection
 from mapper.domain import checkout as documents
 from mapper.domain import discounts
 from mapper.domain.errors import EngineRejected, EngineUnavailable, Forbidden, Problem
@@ -38,7 +39,7 @@ ORDER = {
     "promotions": {"coupon_codes": ["TEN"]},
 }
 TEN_OFF = Outcome(discounts=(Discount(name="Ten", description="Ten off", amount=1000, effect_type="off", line=0),))
-REFUSED = Outcome(rejected=(Rejection("TEN", "expired", "CouponExpired"), Rejection("X", "what is this", "Odd")))
+REFUSED = Outcome(rejected=(Rejection("TEN", Reason.EXPIRED, "CouponExpired"), Rejection("X", Reason.OTHER, "Odd")))
 
 
 class House:
@@ -194,7 +195,7 @@ def test_or_the_rest_is_applied(house: House) -> None:
     got = house("validate", CHECKOUT)["checkout"]
     assert got["total_discount"] == "10.00"
     assert [rejected["code"] for rejected in got["promotions"]["meta"]["mapper"]["rejected"]] == ["TEN", "X"]
-    assert house.record.rejected == ["expired", "what is this"]
+    assert house.record.rejected == ["expired", "other"]
 
 
 @pytest.mark.parametrize(
@@ -435,6 +436,14 @@ def test_a_code_that_was_used_up_between_check_and_redemption_takes_nothing_with
     assert house.wire.sent == ["check", "redeem", "undo"]
 
 
+@pytest.mark.parametrize("undo", [True, False])
+def test_what_is_refused_without_being_redeemed_is_refused_and_not_taken_back(house: House, *, undo: bool) -> None:
+    house.adapter.capabilities = msgspec.structs.replace(house.adapter.capabilities, undo=undo)
+    house.adapter.on_check, house.adapter.on_redeem = TEN_OFF, NotRedeemed(REFUSED.rejected)
+    assert house.refusal("consume", ORDER).category == "promotion_codes"
+    assert house.wire.sent == ["check", "redeem"]
+
+
 def test_an_order_that_was_redeemed_already_is_not_redeemed_again(house: House) -> None:
     house.adapter.on_check = Outcome(discounts=TEN_OFF.discounts, redeemed=True)
     assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
@@ -442,7 +451,8 @@ def test_an_order_that_was_redeemed_already_is_not_redeemed_again(house: House) 
 
 
 def test_an_engine_that_cannot_be_asked_first_is_redeemed_at_once(house: House) -> None:
-    house.adapter.checks, house.adapter.granted = False, TEN_OFF
+    house.adapter.capabilities = msgspec.structs.replace(house.adapter.capabilities, check=False)
+    house.adapter.granted = TEN_OFF
     house("consume", carrying("10.00"))
     assert house.wire.sent == ["redeem"]
 
@@ -453,10 +463,10 @@ UNKNOWN: list[int | Exception] = [Unknown("timeout"), Unknown("reset"), 500, 503
 @pytest.mark.parametrize("failure", UNKNOWN)
 def test_an_unknown_outcome_is_asked_for_and_never_sent_again(house: House, failure: int | Exception) -> None:
     house.adapter.granted = TEN_OFF
-    house.adapter.recalled = Recall("redeemed", TEN_OFF)
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
     house.wire.script["redeem"] = [failure]
     assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
-    assert house.wire.sent == ["check", "redeem", "recall"]
+    assert house.wire.sent == ["check", "redeem", "look_up"]
 
 
 @pytest.mark.parametrize("failure", UNKNOWN)
@@ -465,10 +475,10 @@ def test_while_it_stays_unknown_the_caller_is_told_to_come_back(house: House, fa
     house.wire.script["redeem"] = [failure]
     problem = house.refusal("consume", ORDER)
     assert (problem.category, problem.status("consume"), problem.retry_after) == ("outcome_pending", 500, 10)
-    assert house.wire.sent == ["check", "redeem"] + ["recall"] * 6
-    house.wire.sent, house.wire.script = [], {"recall": [Unknown("timeout")] * 9}
+    assert house.wire.sent == ["check", "redeem"] + ["look_up"] * 6
+    house.wire.sent, house.wire.script = [], {"look_up": [Unknown("timeout")] * 9}
     assert house.refusal("consume", ORDER).category == "outcome_pending"
-    assert set(house.wire.sent) == {"recall"}
+    assert set(house.wire.sent) == {"look_up"}
 
 
 @pytest.mark.parametrize("failure", UNKNOWN)
@@ -483,7 +493,7 @@ def test_what_the_engine_does_not_know_after_the_quarantine_is_sent_again(
     assert "redeem" not in house.wire.sent, "the quarantine is not over"
     house.time, house.wire.sent = house.time + 60, []
     assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
-    assert house.wire.sent == ["recall", "recall", "check", "redeem"], "absent counts when it was seen twice"
+    assert house.wire.sent == ["look_up", "look_up", "check", "redeem"], "absent counts when it was seen twice"
     house.wire.sent = []
     house("consume", carrying("10.00"))
     assert house.wire.sent == [], "and then it is finished"
@@ -493,7 +503,7 @@ def test_what_was_certainly_not_sent_needs_no_recall(house: House) -> None:
     house.wire.script["redeem"] = [NotSent("connect")] * 9
     problem = house.refusal("consume", ORDER)
     assert isinstance(problem, EngineUnavailable)
-    assert "recall" not in house.wire.sent
+    assert "look_up" not in house.wire.sent
 
 
 def test_impatient_callers_do_not_use_up_an_orders_tries(house: House) -> None:
@@ -671,7 +681,7 @@ def test_the_reconciler_brings_an_unknown_outcome_to_its_end(house: House, recal
     house.wire.script["redeem"] = [Unknown("timeout")]
     house.refusal("consume", carrying("10.00"))
     if recalled == "redeemed":
-        house.adapter.recalled = Recall("redeemed", TEN_OFF)
+        house.adapter.found = LookedUp("redeemed", TEN_OFF)
     for _ in range(90):
         house.time += 1
         asyncio.run(house.within(reconcile))
@@ -683,7 +693,7 @@ def test_the_reconciler_brings_an_unknown_outcome_to_its_end(house: House, recal
 
 def test_what_nobody_can_tell_for_a_day_is_left_to_a_person(house: House) -> None:
     house.adapter.granted = TEN_OFF
-    house.wire.script = {"redeem": [Unknown("timeout")], "recall": [Unknown("timeout")] * 999}
+    house.wire.script = {"redeem": [Unknown("timeout")], "look_up": [Unknown("timeout")] * 999}
     house.refusal("consume", ORDER)
     for hours in (1, 12, 24, 48):
         house.time = 1000.0 + hours * 3600
@@ -694,10 +704,10 @@ def test_what_nobody_can_tell_for_a_day_is_left_to_a_person(house: House) -> Non
 
 def test_a_second_redemption_that_is_found_is_rolled_back(house: House) -> None:
     house.adapter.granted = TEN_OFF
-    house.adapter.recalled = Recall("redeemed", TEN_OFF, ("r_2",))
+    house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
     house.wire.script["redeem"] = [Unknown("timeout")]
     house("consume", carrying("10.00"))
-    assert house.wire.sent == ["check", "redeem", "recall", "repair"]
+    assert house.wire.sent == ["check", "redeem", "look_up", "repair"]
 
 
 def test_without_its_ledger_nothing_is_sent(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 - `validate` puts the session, state `open`: https://docs.talon.one/docs/dev/tutorials/integrating-talon-one
 - `check` puts it with `dry=true`, state `closed`: https://docs.talon.one/docs/dev/integration-api/dry-requests
-- `redeem` puts it, state `closed`; `recall` reads it; `undo` reopens it
+- `redeem` puts it, state `closed`; `look_up` reads it; `undo` reopens it
 
 Here are the conversations; `options` reads the settings, `session` writes the question, `effects` reads the answer.
 Every answer is the complete set of effects, so nothing is ever accumulated.
@@ -22,15 +22,19 @@ from adapters.talon_one import options as settings
 from adapters.talon_one.session import Asked, ask
 from mapper.adapter import (
     Account,
+    Adapter,
+    Capabilities,
     Checkout,
     Conversation,
     EngineRejected,
     EngineReply,
     EngineRequest,
     EngineUnavailable,
+    LookedUp,
+    NotRedeemed,
     OrderMismatch,
     Outcome,
-    Recall,
+    Redeemed,
 )
 
 _JSON = ("Content-Type", "application/json")
@@ -44,9 +48,21 @@ _POINTER = re.compile(r"(/[A-Za-z0-9_.-]{1,64}){1,8}", re.ASCII)
 _CLOSED = ("closed", "partially_returned")
 
 
-class TalonOne:
+class TalonOne(Adapter):
     name = "talon_one"
-    known_options = settings.KNOWN
+    contract = 1
+    options = settings.OPTIONS
+    capabilities = Capabilities(
+        check=True,
+        undo=True,
+        repair=False,  # a session is closed once
+        referral=True,
+        loyalty=True,
+        gift_cards=False,
+        automatic=True,
+        currencies="many",
+        most_codes=None,
+    )
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self._options = settings.read(options)
@@ -77,41 +93,40 @@ class TalonOne:
             return (yield from _redeemed_before(session, asked))
         return _outcome(reply, asked, strict=False)
 
-    def redeem(self, order: Checkout, session: str) -> Conversation[Outcome]:
+    def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
         """Closes the session: the rules run once more, on list prices, and what they accept is redeemed.
 
         Not repeatable, although an idempotency key is sent: the key is honoured since August 2026, and a deployment
-        that does not know it ignores it. Then only `recall` can tell what happened.
+        that does not know it ignores it. Then only `look_up` can tell what happened.
         """
         asked = ask(order, session, self._options)
         reply = yield _put("close session", session, asked, state="closed")
         if _cannot_move_from(reply) is not None:
-            return (yield from _redeemed_before(session, asked))
-        return _outcome(reply, asked, strict=False)
+            return Redeemed((yield from _redeemed_before(session, asked)), asked.account)
+        return Redeemed(_outcome(reply, asked, strict=False), asked.account)
 
-    def recall(self, order: Checkout, session: str) -> Conversation[Recall]:
+    def look_up(self, order: Checkout, session: str, handle: str = "") -> Conversation[LookedUp]:
         """Reads the session. Raises `OrderMismatch` where it was closed with another cart or other codes."""
-        return (yield from _recall(session, ask(order, session, self._options)))
+        return (yield from _look_up(session, ask(order, session, self._options)))
 
-    def undo(self, order: Checkout, session: str) -> Conversation[None]:
+    def undo(
+        self, order: Checkout | None, session: str, handle: str = "", *, final: bool = False
+    ) -> Conversation[None]:
         """Reopens the session, which rolls the redemption back; a session that is not closed has nothing to undo.
 
         https://docs.talon.one/integration-api#tag/Customer-sessions/operation/reopenCustomerSession. Without an
         idempotency key: the stored answer would keep a later undo of the same order from happening.
         """
-        asked = ask(order, session, self._options)
+        account = handle if order is None else self._options.account(order.currency)
         path = f"{_PATH}{quote(session, safe='')}/reopen"
         reply = yield EngineRequest(
-            operation="reopen session", method="PUT", path=path, repeatable=True, account=asked.account
+            operation="reopen session", method="PUT", path=path, account=account, effect="session", repeatable=True
         )
         if reply.status in (400, 404):
-            again = yield _get(session, asked)
+            again = yield _get(session, account)
             if again.status == 404 or (again.status == 200 and _session(again).state not in _CLOSED):
                 return
         _insist(reply)
-
-    def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> None:
-        """A session is closed once: there is nothing to repair."""
 
 
 def _put(operation: str, session: str, asked: Asked, *, state: str, dry: bool = False) -> EngineRequest:
@@ -127,14 +142,17 @@ def _put(operation: str, session: str, asked: Asked, *, state: str, dry: bool = 
         path=f"{_PATH}{quote(session, safe='')}{'?dry=true' if dry else ''}",
         body=body,
         headers=tuple(headers),
-        repeatable=not closing,
         account=asked.account,
+        effect="redeems" if closing else "none" if dry else "session",
+        repeatable=not closing,
     )
 
 
-def _get(session: str, asked: Asked) -> EngineRequest:
+def _get(session: str, account: str) -> EngineRequest:
     path = f"{_PATH}{quote(session, safe='')}"
-    return EngineRequest(operation="read session", method="GET", path=path, repeatable=True, account=asked.account)
+    return EngineRequest(
+        operation="read session", method="GET", path=path, account=account, effect="none", repeatable=True
+    )
 
 
 def _outcome(reply: EngineReply, asked: Asked, *, strict: bool) -> Outcome:
@@ -156,14 +174,14 @@ def _effects(text: Raw) -> Sequence[wire.Effect | Raw]:
 # Did it happen?
 
 
-def _recall(session: str, asked: Asked) -> Conversation[Recall]:
-    reply = yield _get(session, asked)
+def _look_up(session: str, asked: Asked) -> Conversation[LookedUp]:
+    reply = yield _get(session, asked.account)
     if reply.status == 404:  # not in the specification; an unknown session may as well come as an empty one
-        return Recall("absent")
+        return LookedUp("absent")
     _insist(reply)
     stored = _session(reply)
     if stored.state in (None, "", "open"):
-        return Recall("absent")
+        return LookedUp("absent")
     if stored.state == "cancelled":
         # Nothing is redeemed by it, and it can never be closed again.
         raise EngineRejected("The Talon.One session of this order has been cancelled.", reason="session_cancelled")
@@ -175,17 +193,17 @@ def _recall(session: str, asked: Asked) -> Conversation[Recall]:
         )
     found = wire.decode(wire.SESSION, reply.body)
     given = _effects(found.effects) if found else ()
-    return Recall("redeemed", effects.read(given, {}, asked, strict=False))
+    return LookedUp("redeemed", effects.read(given, {}, asked, strict=False))
 
 
 def _redeemed_before(session: str, asked: Asked) -> Conversation[Outcome]:
     """After "cannot move": the session is closed already. By this very order, if it has the same content."""
-    recall = yield from _recall(session, asked)
-    if recall.state != "redeemed":
+    found = yield from _look_up(session, asked)
+    if found.state != "redeemed":
         raise EngineUnavailable(
             "Talon.One contradicts itself about the session's state.", reason="session_state", sent=True
         )
-    return msgspec.structs.replace(recall.outcome, redeemed=True)
+    return msgspec.structs.replace(found.outcome, redeemed=True)
 
 
 def _session(reply: EngineReply) -> wire.StoredSession:

@@ -8,15 +8,59 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from mapper.adapter import Account, EngineRejected, Misconfigured, money
+from mapper.adapter import Account, EngineRejected, Misconfigured, Option, money
 
-_PLAIN = (
-    "BASE_URL", "API_KEY", "CURRENCY", "PROFILE_ID_PATH", "PROFILE_PREFIX", "STORE_PATH", "IDENTIFIERS_KEY",
-    "SKU_FIELD", "ADDITIONAL_COSTS", "ITEM_ADDITIONAL_COSTS", "SESSION_ATTRIBUTES", "ITEM_ATTRIBUTES",
-)  # fmt: skip
+_CURRENCIES = tuple(money.DIGITS)
 
-# Every name there is: those with a currency are listed for all currencies, so that API_KEY_EURO is pointed out.
-KNOWN = frozenset(_PLAIN) | {f"{name}_{code}" for name in ("BASE_URL", "API_KEY") for code in money.DIGITS}
+# Costs and attributes must exist in the Campaign Manager first: Talon.One refuses the whole cart over an unknown name.
+OPTIONS = (
+    Option(
+        "BASE_URL",
+        "your deployment, such as `https://yourbaseurl.talon.one`; with a currency, the deployment for it",
+        kind="url",
+        suffixes=_CURRENCIES,
+    ),
+    Option(
+        "API_KEY",
+        "an Integration API key of the Application; with a currency, of the Application for it:"
+        " a currency that has none is refused",
+        secret=True,
+        kind="secret",
+        suffixes=_CURRENCIES,
+    ),
+    Option("CURRENCY", "the currency of the pair without a suffix; not set: any"),
+    Option(
+        "ADDITIONAL_COSTS",
+        "costs to send: `name=/json/pointer`, comma-separated, such as `shipping=/shipping_rate/price`",
+        kind="map",
+    ),
+    Option("ITEM_ADDITIONAL_COSTS", "the same for each line, pointers within the line", kind="map"),
+    Option(
+        "SESSION_ATTRIBUTES",
+        "attributes to send: `Name=/json/pointer`; only what is named here is sent",
+        kind="map",
+    ),
+    Option("ITEM_ATTRIBUTES", "the same for each line, pointers within the line", kind="map"),
+    Option(
+        "PROFILE_ID_PATH",
+        "where the customer's id stands; without one, a guest of this checkout's own",
+        "/customer/id",
+        kind="pointer",
+    ),
+    Option("PROFILE_PREFIX", "put before every profile id"),
+    Option("STORE_PATH", "where the store's integration id stands", kind="pointer"),
+    Option(
+        "SKU_FIELD",
+        "`sku`, `variant_id` or `product_id`; not set: the first that a line has",
+        kind="choice",
+        choices=("", "sku", "variant_id", "product_id"),
+    ),
+    Option(
+        "IDENTIFIERS_KEY",
+        "a secret: identifiers (such as IP addresses) are sent as keyed hashes; not set: as they are",
+        secret=True,
+    ),
+)
 
 _POINTER = re.compile(r"(/([^~/]|~[01])*)+")
 _KEY = re.compile(r"[!-~]+")

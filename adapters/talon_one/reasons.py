@@ -7,6 +7,8 @@ is not listed here is `other`, and is passed on as it came.
 
 import re
 
+from mapper.adapter import Reason
+
 COUPON = {
     "CampaignLimitReached": "budget_used_up",
     "CouponExpired": "expired",
@@ -55,12 +57,12 @@ EXCLUSION = {
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9 _.:-]{0,63}", re.ASCII)
 
 
-def reason(table: dict[str, str], word: str | None, exclusion: str | None) -> str:
+def reason(table: dict[str, str], word: str | None, exclusion: str | None) -> Reason:
     """The engine-neutral word for a refusal."""
     known = table.get(word or "", "other")
     if known == "not_combinable":
-        return EXCLUSION.get(exclusion or "", known)
-    return known
+        known = EXCLUSION.get(exclusion or "", known)
+    return Reason(known)
 
 
 def word(engine_reason: str | None) -> str:

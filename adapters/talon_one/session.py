@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from adapters.talon_one import wire
 from adapters.talon_one.options import Options
-from mapper.adapter import Checkout, InvalidRequest, Line, Notice, Rejection, money
+from mapper.adapter import Checkout, InvalidRequest, Line, Notice, Reason, Rejection, money
 
 # https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2
 _MAX_CODE = 100
@@ -56,7 +56,7 @@ class Asked:
 
     def without_card(self) -> "Asked":
         """The same question, its loyalty card refused."""
-        refused = Rejection(self.card, "not_found", "")
+        refused = Rejection(self.card, Reason.NOT_FOUND, "")
         session = _with(self.session, loyalty_cards=())
         return replace(self, session=session, rejected=(*self.rejected, refused))
 
@@ -125,7 +125,7 @@ def _codes(checkout: Checkout) -> tuple[tuple[str, ...], str, str, tuple[Rejecti
         tuple(code for code in first.values() if len(code) <= _MAX_CODE),
         given.referral_code if len(given.referral_code) <= _MAX_CODE else "",
         given.loyalty_card if card_fits else "",
-        tuple(Rejection(code, "malformed", "") for code in malformed),
+        tuple(Rejection(code, Reason.MALFORMED, "") for code in malformed),
     )
 
 

@@ -1,4 +1,4 @@
-"""Voucherify as conversations: validate, check, redeem, recall, undo.
+"""Voucherify as conversations: validate, check, redeem, look up, undo.
 
 https://docs.voucherify.io. Built on the stackable endpoints: one call for all codes of a cart.
 """
@@ -8,20 +8,26 @@ from dataclasses import dataclass
 
 import msgspec
 
-from adapters.voucherify import answers, effects, options, questions, reasons
+from adapters.voucherify import answers, effects, questions, reasons
+from adapters.voucherify.options import MAX_REDEEMABLES, OPTIONS, read
 from adapters.voucherify.questions import Redeemable
 from mapper.adapter import (
     Account,
+    Adapter,
+    Capabilities,
     Checkout,
     Conversation,
     EngineRejected,
     EngineReply,
     EngineRequest,
     EngineUnavailable,
+    LookedUp,
     Notice,
+    NotRedeemed,
     OrderMismatch,
     Outcome,
-    Recall,
+    Reason,
+    Redeemed,
     Rejection,
 )
 
@@ -31,21 +37,33 @@ __all__ = ["Voucherify"]
 ROUNDS = 3
 
 
-class Voucherify:
+class Voucherify(Adapter):
     """The adapter for Voucherify. The order's `source_id` in Voucherify is the session id."""
 
     name = "voucherify"
-    known_options = options.KNOWN
+    contract = 1
+    options = OPTIONS
+    capabilities = Capabilities(
+        check=True,
+        undo=True,
+        repair=True,
+        referral=True,
+        loyalty=True,
+        gift_cards=True,
+        automatic=True,
+        currencies="one",
+        most_codes=MAX_REDEEMABLES,
+    )
 
     def __init__(self, given: Mapping[str, str]) -> None:
-        account, self.settings = options.read(given)
+        account, self.settings = read(given)
         self.accounts: Mapping[str, Account] = {"": account}
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         coded, refused = questions.codes(checkout, self.settings, frozenset())
         if not checkout.cart:
             return Outcome(rejected=tuple(refused))
-        tiers = yield from self._promotions(checkout, options.MAX_REDEEMABLES - len(coded))
+        tiers = yield from self._promotions(checkout, MAX_REDEEMABLES - len(coded))
         asked = questions.arrange(coded, tiers, self.settings)
         settled = yield from self._settle(checkout, session, asked)
         return self._outcome(settled, checkout, refused)
@@ -56,13 +74,13 @@ class Voucherify:
         settled = yield from self._settle(order, session, asked)
         if _used_up(key for _, key in settled.refused):
             # Perhaps by ourselves: the ledger may have been lost.
-            known = yield from self.recall(order, session)
+            known = yield from self.look_up(order, session)
             if known.state == "redeemed":
                 return _already(known.outcome)
         outcome = self._outcome(settled, order, refused)
         return _with(outcome, *effects.refused_promotions(_tiers(settled.refused)))
 
-    def redeem(self, order: Checkout, session: str) -> Conversation[Outcome]:
+    def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
         """Redeems what the shopper was shown. A second request is made only after the first was refused for certain."""
         asked, refused = self._shown(order)
         dropped: list[tuple[Redeemable, str]] = []
@@ -70,12 +88,12 @@ class Voucherify:
             reply = yield questions.redemption(order, session, asked, self.settings)
             if reply.status == 200:
                 outcome = yield from self._redeemed(reply, order, session, asked, refused)
-                return _with(outcome, *effects.refused_promotions(dropped))
+                return Redeemed(_with(outcome, *effects.refused_promotions(dropped)))
             meant, key = answers.read_refusal(reply, asked)
             if _used_up([key]):
-                known = yield from self.recall(order, session)
+                known = yield from self.look_up(order, session)
                 if known.state == "redeemed":
-                    return _already(known.outcome)
+                    return Redeemed(_already(known.outcome))
             codes = [(one, key) for one in meant if one.code]
             if not codes and not dropped:
                 # It names no code. A validation tells what stands in the way; a promotion alone must not.
@@ -89,10 +107,10 @@ class Voucherify:
             if not codes:
                 message = "Voucherify refuses to redeem the promotions of this order, and does not say which."
                 raise EngineRejected(message, reason="promotion_refused")
-            return Outcome(rejected=(*refused, *_rejections(codes)))
-        return Outcome(rejected=tuple(refused), notices=tuple(effects.refused_promotions(dropped)))
+            return NotRedeemed((*refused, *_rejections(codes)))
+        return NotRedeemed(tuple(refused), tuple(effects.refused_promotions(dropped)))
 
-    def recall(self, order: Checkout, session: str) -> Conversation[Recall]:
+    def look_up(self, order: Checkout, session: str, handle: str = "") -> Conversation[LookedUp]:
         """Reads the order. Raises `OrderMismatch` where it was redeemed with another cart.
 
         Codes that the first redemption left out (application mode PARTIAL) are rejected.
@@ -102,7 +120,7 @@ class Voucherify:
         live = answers.live_redemptions(stored) if stored else ()
         if stored is None or not live:
             # An order without redemptions has merely been synchronised.
-            return Recall("absent")
+            return LookedUp("absent")
         if not answers.same_cart(stored, order, self.settings):
             message = "Voucherify has redeemed this order's promotions with another cart."
             raise OrderMismatch(message, reason="other_content")
@@ -115,9 +133,11 @@ class Voucherify:
         missing = yield from self._missing(answers.parts(stored, live[0]), order)
         outcome = msgspec.structs.replace(outcome, rejected=_left_out(missing))
         notices = effects.refused_promotions([(one, "") for one in missing if not one.code])
-        return Recall("redeemed", _with(outcome, *notices, _redemptions(live)), extra=live[1:])
+        return LookedUp("redeemed", _with(outcome, *notices, _redemptions(live)), extra=live[1:])
 
-    def undo(self, order: Checkout, session: str) -> Conversation[None]:
+    def undo(
+        self, order: Checkout | None, session: str, handle: str = "", *, final: bool = False
+    ) -> Conversation[None]:
         """Rolls back every redemption of the order that stands. Doing it again changes nothing."""
         reply = yield from _ask(questions.stored_order(session))
         stored = answers.read_order(reply)
@@ -214,7 +234,7 @@ class Voucherify:
             # The order had been redeemed before. Nothing in Voucherify prevents that, so ours is taken back: of two
             # that were sent at once, the later one is, and never both.
             yield from _roll_back(found.ids)
-            known = yield from self.recall(order, session)
+            known = yield from self.look_up(order, session)
             if known.state == "redeemed":
                 return _already(known.outcome)
             raise EngineUnavailable("What is redeemed for this order is not clear.", reason="unclear", sent=True)
@@ -255,7 +275,7 @@ def _rejections(refused: Iterable[tuple[Redeemable, str]]) -> list[Rejection]:
 
 def _left_out(missing: Iterable[Redeemable]) -> tuple[Rejection, ...]:
     """Why, the stored order does not say."""
-    return tuple(Rejection(one.code, "not_applied", "") for one in missing if one.code)
+    return tuple(Rejection(one.code, Reason.NOT_APPLIED, "") for one in missing if one.code)
 
 
 def _tiers(refused: Iterable[tuple[Redeemable, str]]) -> list[tuple[Redeemable, str]]:
@@ -263,7 +283,7 @@ def _tiers(refused: Iterable[tuple[Redeemable, str]]) -> list[tuple[Redeemable, 
 
 
 def _used_up(keys: Iterable[str]) -> bool:
-    return any(reasons.reason(key) == reasons.USED_UP for key in keys)
+    return any(reasons.reason(key) == Reason.USED_UP for key in keys)
 
 
 def _redemptions(ids: Sequence[str]) -> Notice:

@@ -6,15 +6,63 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from mapper.adapter import Account, Misconfigured
+from mapper.adapter import Account, Misconfigured, Option
 
-KNOWN = frozenset(
-    (
-        "BASE_URL", "APP_ID", "APP_TOKEN", "CHANNEL", "EXPONENT", "PROMOTIONS", "PROMOTIONS_ORDER", "SESSION_LOCK_TTL",
-        "ITEM_ID", "CUSTOMER_ID_PATH", "SHIPPING_PATH", "GIFT_CREDITS", "REWARD_ID", "ORDER_METADATA", "ITEM_METADATA",
-        "CUSTOMER_METADATA", "REDEMPTION_METADATA",
-    )
-)  # fmt: skip
+OPTIONS = (
+    Option("APP_ID", "the application id of the project's server-side keys", None, secret=True, kind="secret"),
+    Option("APP_TOKEN", "the application token beside it", None, secret=True, kind="secret"),
+    Option("BASE_URL", "the cluster, such as `https://us1.api.voucherify.io`", "https://api.voucherify.io", kind="url"),
+    Option(
+        "PROMOTIONS",
+        "promotions without a code: `off`, `qualify`, or ids of promotion tiers (`promo_…`), comma-separated",
+        "off",
+    ),
+    Option(
+        "PROMOTIONS_ORDER",
+        "`codes_first` or `promotions_first`: what goes first may keep the other from applying",
+        "codes_first",
+        kind="choice",
+        choices=("codes_first", "promotions_first"),
+    ),
+    Option(
+        "EXPONENT",
+        "decimal places of amounts in Voucherify, whatever the currency",
+        "2",
+        kind="int",
+        choices=("0", "4"),
+    ),
+    Option("ITEM_ID", "what `source_id` of an item is: `sku`, `variant_id` or `product_id`", "sku"),
+    Option("CUSTOMER_ID_PATH", "where the customer's id stands", "/customer/id", kind="pointer"),
+    Option(
+        "SHIPPING_PATH",
+        "where the checkout's shipping price stands, for free shipping",
+        "/shipping_rate/price",
+        kind="pointer",
+    ),
+    Option(
+        "SESSION_LOCK_TTL",
+        "seconds for which validate reserves the codes for this checkout; `0`: not at all",
+        "0",
+        kind="int",
+        choices=("0", "604800"),
+    ),
+    Option(
+        "GIFT_CREDITS",
+        "where, within `promotions.meta`, the amounts to take from gift cards stand, by code",
+        "/gift_credits",
+        kind="pointer",
+    ),
+    Option("REWARD_ID", "the reward that loyalty cards are used with, where `promotions.meta.reward` names none"),
+    Option(
+        "ORDER_METADATA",
+        "metadata of the order to send: `name=/json/pointer`; only what is named here is sent",
+        kind="map",
+    ),
+    Option("ITEM_METADATA", "the same of each line, pointers within the line", kind="map"),
+    Option("CUSTOMER_METADATA", "the same of the customer", kind="map"),
+    Option("REDEMPTION_METADATA", "the same of validations and redemptions", kind="map"),
+    Option("CHANNEL", "the label of our calls in Voucherify's audit log", "promotions-mapper"),
+)
 
 MAX_REDEEMABLES = 30
 TIER_ID = re.compile(r"promo_[0-9A-Za-z]{1,64}", re.ASCII)

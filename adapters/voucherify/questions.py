@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from adapters.voucherify.options import MAX_REDEEMABLES, TIER_ID, MetadataList, Settings
-from mapper.adapter import Checkout, EngineRejected, EngineRequest, InvalidRequest, Line, Rejection
+from mapper.adapter import Checkout, EngineRejected, EngineRequest, InvalidRequest, Line, Reason, Rejection
 
 MAX_ITEMS = 500
 MAX_CODE = 100
@@ -65,14 +65,14 @@ def codes(
         seen.add(code.casefold())
         spend = _spend(code, checkout, settings, credits_by_code)
         if len(code) > MAX_CODE:
-            refused.append(Rejection(code, "malformed", ""))
+            refused.append(Rejection(code, Reason.MALFORMED, ""))
         elif _INTERNAL_ID.match(code):
-            refused.append(Rejection(code, "not_found", ""))
+            refused.append(Rejection(code, Reason.NOT_FOUND, ""))
         elif spend is None:
             # Sent without a reward, a loyalty card may cost the shopper the answer about all other codes.
-            refused.append(Rejection(code, "reward_required", "missing_reward"))
+            refused.append(Rejection(code, Reason.REWARD_REQUIRED, "missing_reward"))
         elif len(asked) == MAX_REDEEMABLES:
-            refused.append(Rejection(code, "too_many_codes", ""))
+            refused.append(Rejection(code, Reason.TOO_MANY_CODES, ""))
         else:
             asked.append(Redeemable("voucher", code, spend=spend))
     return asked, refused
@@ -152,6 +152,8 @@ def _spend(
     return {"gift": {"credits": credits_by_code[code]}} if code in credits_by_code else {}
 
 
+Effect = Literal["none", "session", "redeems"]
+
 # --- Requests --------------------------------------------------------------------------------------------------------
 
 
@@ -161,7 +163,8 @@ def validation(checkout: Checkout, session: str, asked: Sequence[Redeemable], se
     body = _body(checkout, asked, settings)
     if settings.lock_ttl:
         body["session"] = {**_lock(session), "ttl": settings.lock_ttl, "ttl_unit": "SECONDS"}
-    return _post("validate", "/v1/validations", body, repeatable=True)
+    effect: Effect = "session" if settings.lock_ttl else "none"
+    return _post("validate", "/v1/validations", body, effect=effect)
 
 
 def redemption(order: Checkout, session: str, asked: Sequence[Redeemable], settings: Settings) -> EngineRequest:
@@ -170,7 +173,7 @@ def redemption(order: Checkout, session: str, asked: Sequence[Redeemable], setti
     body["order"] = {"source_id": session, "status": "PAID", **body["order"]}
     if settings.lock_ttl:
         body["session"] = _lock(session)
-    return _post("redeem", "/v1/redemptions", body, repeatable=False)
+    return _post("redeem", "/v1/redemptions", body, effect="redeems")
 
 
 def qualification(checkout: Checkout, count: int, settings: Settings) -> EngineRequest:
@@ -187,28 +190,34 @@ def qualification(checkout: Checkout, count: int, settings: Settings) -> EngineR
     }
     if metadata := _metadata(checkout.at, settings.redemption_metadata):
         body["metadata"] = metadata
-    return _post("qualify", "/v1/qualifications", body, repeatable=True)
+    return _post("qualify", "/v1/qualifications", body, effect="none")
 
 
 def stored_order(session: str) -> EngineRequest:
     path = f"/v1/orders/{quote(session, safe='')}"
-    return EngineRequest(operation="read order", method="GET", path=path, repeatable=True)
+    return EngineRequest(operation="read order", method="GET", path=path, effect="none", repeatable=True)
 
 
 def stored_redemption(redemption_id: str) -> EngineRequest:
     path = f"/v1/redemptions/{quote(redemption_id, safe='')}"
-    return EngineRequest(operation="read redemption", method="GET", path=path, repeatable=True)
+    return EngineRequest(operation="read redemption", method="GET", path=path, effect="none", repeatable=True)
 
 
 def rollback(redemption_id: str) -> EngineRequest:
     """Takes back a redemption, with all its children if it is a parent. A second time changes nothing more."""
     path = f"/v1/redemptions/{quote(redemption_id, safe='')}/rollbacks"
-    return _post("roll back", path, {"reason": "Not wanted by the order"}, repeatable=True)
+    return _post("roll back", path, {"reason": "Not wanted by the order"}, effect="session")
 
 
-def _post(operation: str, path: str, body: Mapping[str, Any], *, repeatable: bool) -> EngineRequest:
+def _post(operation: str, path: str, body: Mapping[str, Any], *, effect: Effect) -> EngineRequest:
     return EngineRequest(
-        operation=operation, method="POST", path=path, body=_encode(body), headers=_JSON, repeatable=repeatable
+        operation=operation,
+        method="POST",
+        path=path,
+        body=_encode(body),
+        headers=_JSON,
+        effect=effect,
+        repeatable=effect != "redeems",
     )
 
 

@@ -6,7 +6,7 @@ an answer with status 200, or be the whole answer with status 4xx.
 
 from typing import Literal, NamedTuple
 
-from mapper.adapter import EngineRejected, EngineUnavailable, Problem
+from mapper.adapter import EngineRejected, EngineUnavailable, Problem, Reason
 
 Kind = Literal["code", "request", "account", "busy"]
 
@@ -80,13 +80,12 @@ _BY_STATUS: dict[int, Fault] = {
 }
 
 PRECEDING_FAILED = "preceding_validation_failed"
-USED_UP = "used_up"
 
 
-def reason(key: str) -> str:
+def reason(key: str) -> Reason:
     """The engine-neutral word for why a code does not apply."""
     fault = FAULTS.get(key)
-    return fault.reason if fault and fault.kind == "code" else "other"
+    return Reason(fault.reason) if fault and fault.kind == "code" else Reason.OTHER
 
 
 def fault(status: int, key: str) -> Fault:

@@ -11,7 +11,6 @@ from mapper.domain.checkout import Checkout
 from mapper.domain.discounts import Settled
 from mapper.domain.errors import Refused
 from mapper.domain.outcome import Notice, Rejection
-from mapper.domain.reasons import REASONS
 
 
 def refused(rejected: Iterable[Rejection]) -> Refused:
@@ -19,12 +18,11 @@ def refused(rejected: Iterable[Rejection]) -> Refused:
 
 
 def rejection(rejected: Rejection) -> dict[str, str]:
-    reason = rejected.reason if rejected.reason in REASONS else "other"
     return {
         "code": rejected.code,
-        "reason": reason,
+        "reason": rejected.reason.value,
         "engine_reason": rejected.engine_reason,
-        "message": REASONS[reason],
+        "message": rejected.reason.message,
     }
 
 

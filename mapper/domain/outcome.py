@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from mapper.domain.reasons import Reason
+
 
 class Discount(msgspec.Struct, frozen=True, kw_only=True):
     """Something taken off: from a line, or (line None) from the order as a whole, shipping and other costs included.
@@ -29,10 +31,11 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rejection(msgspec.Struct, frozen=True):
-    """A code that does not apply, with a word of `mapper.domain.reasons` and the engine's own."""
+    """A code that does not apply, with our word for why and the engine's own."""
 
     code: str
-    reason: str
+    """As the shopper brought it."""
+    reason: Reason
     engine_reason: str
 
 

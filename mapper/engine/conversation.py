@@ -176,8 +176,8 @@ class Engine:
     async def converse(self, conversation: Conversation[T], deadline: float, before_effect: Gate = None) -> T:
         """What the conversation returns. `deadline` is a moment on `clock`, for the conversation as a whole.
 
-        `before_effect` is awaited right before each attempt at a request that may not be repeated; the request goes out
-        only if it says True, and what it raises is passed on.
+        `before_effect` is awaited right before each attempt at a request that redeems; the request goes out only if it
+        says True, and what it raises is passed on.
 
         Raises `EngineUnavailable`, `Overloaded` (nothing was sent), whatever `Problem` the adapter raises, and
         `ValueError` for a request that no adapter should make (it is not sent).
@@ -333,7 +333,7 @@ class Engine:
 
 
 async def _pass(before_effect: Gate, request: EngineRequest) -> None:
-    if before_effect is not None and not request.repeatable and not await before_effect():
+    if before_effect is not None and request.effect == "redeems" and not await before_effect():
         raise _Failed("paused", sent=False)
 
 

@@ -1,7 +1,7 @@
 """An order is redeemed once, whatever breaks and however often it is sent.
 
 The ledger says what may be done with an order; here it is done: check, mark, redeem, record, and, where nobody knows
-what became of a request, ask the engine (`recall`) until it is known. Nothing is ever sent again on a guess.
+what became of a request, ask the engine (`look_up`) until it is known. Nothing is ever sent again on a guess.
 
 The work runs in a task of its own. The caller only waits for it: one that hangs up, or runs out of time, changes
 nothing. What a process leaves unfinished, the reconciler of any process brings to its end.
@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from mapper.adapter import Adapter, Conversation
+from mapper.adapter import Adapter, Conversation, NotRedeemed
 from mapper.domain import checkout as documents
 from mapper.domain import discounts, errors
 from mapper.domain import notices as notes
@@ -204,7 +204,12 @@ class Once:
             if outcome is None:
                 now = self.clock()
                 conversation = self.adapter.redeem(work.order, work.session)
-                outcome = await self.engine.converse(conversation, now + (deadline - now) * REDEEM_SHARE, mark)
+                done = await self.engine.converse(conversation, now + (deadline - now) * REDEEM_SHARE, mark)
+                if isinstance(done, NotRedeemed):
+                    outcome = Outcome(rejected=done.rejected, notices=done.notices)
+                    self._insist(work, outcome)
+                else:
+                    outcome = done.outcome
         except (Fenced, LedgerUnavailable):
             raise  # there is nothing that could be written now; the lease will end
         except (Refused, AmountMismatch, OrderMismatch) as refused:
@@ -219,10 +224,9 @@ class Once:
 
     async def _check(self, work: Work, deadline: float) -> Outcome | None:
         """What is refused is known before anything is redeemed. An outcome only where it is redeemed already."""
-        conversation = self.adapter.check(work.order, work.session)
-        if conversation is None:
+        if not self.adapter.capabilities.check:
             return None
-        outcome = await self.engine.converse(conversation, deadline)
+        outcome = await self.engine.converse(self.adapter.check(work.order, work.session), deadline)
         if outcome.redeemed:
             return outcome
         self._insist(work, outcome)
@@ -231,13 +235,15 @@ class Once:
     async def _look(self, work: Work, row: Row, deadline: float) -> Answer | float:
         """Asks the engine what became of the order. The row says already that a look-up starts."""
         try:
-            recall = await self.engine.converse(self.adapter.recall(work.order, work.session), deadline)
+            found = await self.engine.converse(self.adapter.look_up(work.order, work.session, ""), deadline)
         except OrderMismatch as refused:
             return await self._reject(row, refused)
         except Problem as problem:
             return _wait(await self.ledger.look_later(row, problem.reason))
-        if recall.state == "redeemed":
-            return await self._finish(work, row, recall.outcome, deadline, recall.extra)
+        if found.state == "redeemed":
+            return await self._finish(work, row, found.outcome, deadline, found.extra)
+        if found.state == "unclear":
+            return _wait(await self.ledger.look_later(row, "unclear"))
         after = await self.ledger.absent(row)
         if isinstance(after, Resend):
             return await self._send(work, after.row, deadline)
@@ -256,19 +262,19 @@ class Once:
                 self._insist(work, outcome)
         except (Refused, AmountMismatch) as refused:
             # Between check and redemption somebody else used a code up; what was redeemed beside it must not stay.
-            undo = self.adapter.undo(work.order, work.session)
-            if undo is not None:
+            if self.adapter.capabilities.undo:
+                undo = self.adapter.undo(work.order, work.session, "", final=False)
                 return await self._take_back(row, undo, refused, deadline)
-        repair = self.adapter.repair(work.order, work.session, extra) if extra else None
-        if repair is not None:
+        repairs = bool(extra) and self.adapter.capabilities.repair
+        if repairs:
             # Before the answer is recorded: nobody comes back to a finished order.
             try:
-                await self.engine.converse(repair, deadline)
+                await self.engine.converse(self.adapter.repair(work.order, work.session, extra), deadline)
             except Problem as problem:
                 return _wait(await self.ledger.look_later(row, f"repair_{problem.reason}"))
         answer = Answer(200, self._document(work, outcome), "redeemed")
         row = await self.ledger.settle(row, State.DONE, answer)
-        if repair is not None:
+        if repairs:
             await self.ledger.repair(row, "redeemed_twice")
             log.error("repaired", extra={"facts": {"order": row.key.order, "rolled_back": len(extra)}})
         return answer

@@ -31,7 +31,7 @@ from vcr.serializers import yamlserializer  # type: ignore[import-untyped]
 
 from adapters.talon_one import TalonOne
 from adapters.voucherify import Voucherify
-from mapper.adapter import Adapter, Conversation, Misconfigured, Outcome, Recall
+from mapper.adapter import Adapter, Conversation, LookedUp, Misconfigured, NotRedeemed, Outcome, Redeemed
 from mapper.domain import checkout as checkouts
 from mapper.domain.checkout import Checkout
 from mapper.domain.errors import Problem
@@ -46,7 +46,7 @@ SCRUBBED = "scrubbed"
 
 # --- What is recorded -------------------------------------------------------------------------------------------------
 
-Step = Callable[[Adapter, "Cart"], Conversation[Any] | None]
+Step = Callable[[Adapter, "Cart"], Conversation[Any]]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _validate(adapter: Adapter, cart: Cart) -> Conversation[Any]:
     return adapter.validate(cart.checkout(), cart.session)
 
 
-def _check(adapter: Adapter, cart: Cart) -> Conversation[Any] | None:
+def _check(adapter: Adapter, cart: Cart) -> Conversation[Any]:
     return adapter.check(cart.order(), cart.session)
 
 
@@ -97,12 +97,12 @@ def _redeem(adapter: Adapter, cart: Cart) -> Conversation[Any]:
     return adapter.redeem(cart.order(), cart.session)
 
 
-def _recall(adapter: Adapter, cart: Cart) -> Conversation[Any]:
-    return adapter.recall(cart.order(), cart.session)
+def _look_up(adapter: Adapter, cart: Cart) -> Conversation[Any]:
+    return adapter.look_up(cart.order(), cart.session, "")
 
 
-def _undo(adapter: Adapter, cart: Cart) -> Conversation[Any] | None:
-    return adapter.undo(cart.order(), cart.session)
+def _undo(adapter: Adapter, cart: Cart) -> Conversation[Any]:
+    return adapter.undo(cart.order(), cart.session, "", final=False)
 
 
 # None of these costs the merchant anything, but for the last, which `RECORD_REDEMPTIONS` must allow.
@@ -111,11 +111,11 @@ SCRIPTS: dict[str, Script] = {
     "validate_unknown_code": Script("A code that does not exist.", (_validate,), ("NO-SUCH-CODE-1",)),
     "validate_unknown_codes": Script("Two of them.", (_validate,), ("NO-SUCH-CODE-1", "NO-SUCH-CODE-2")),
     "check": Script("What redeeming would grant, asked without effect.", (_check,), ("NO-SUCH-CODE-1",)),
-    "recall_nothing": Script("Reading an order of which nothing is known.", (_recall,)),
-    "recall_open": Script("Reading an order that has been validated only.", (_validate, _recall)),
+    "look_up_nothing": Script("Reading an order of which nothing is known.", (_look_up,)),
+    "look_up_open": Script("Reading an order that has been validated only.", (_validate, _look_up)),
     "validate_code": Script("A code of the account.", (_validate,), ("?",)),
     "redeem_and_undo": Script(
-        "Redeemed, repeated, read and taken back.", (_validate, _redeem, _redeem, _recall, _undo), ("?",), redeems=True
+        "Redeemed, repeated, read and taken back.", (_validate, _redeem, _redeem, _look_up, _undo), ("?",), redeems=True
     ),
 }
 
@@ -292,16 +292,29 @@ def machine(**more: Any) -> Any:
     return recorder
 
 
+def granted(result: Any) -> Any:
+    """The outcome of a redemption; what any other conversation returns, as it is."""
+    match result:
+        case Redeemed():
+            return result.outcome
+        case NotRedeemed():
+            return Outcome(rejected=result.rejected, notices=result.notices)
+        case _:
+            return result
+
+
 def told(result: Any) -> Any:
     """What a conversation came to, in a form that a cassette can keep."""
     match result:
         case Problem():
             return {"problem": result.category, "reason": result.reason}
-        case Recall():
-            return {"recall": result.state, **told(result.outcome)}
+        case LookedUp():
+            return {"found": result.state, **told(result.outcome)}
+        case Redeemed() | NotRedeemed():
+            return told(granted(result))
         case Outcome():
             discounts = [[one.effect_type, one.line, one.cost, one.amount] for one in result.discounts]
-            rejected = [[one.code, one.reason, one.engine_reason] for one in result.rejected]
+            rejected = [[one.code, one.reason.value, one.engine_reason] for one in result.rejected]
             notices = [one.type for one in result.notices]
             return {"discounts": discounts, "rejected": rejected, "notices": notices, "redeemed": result.redeemed}
         case _:
@@ -314,11 +327,8 @@ async def hold(script: Script, adapter: Adapter, cart: Cart, client: str = "aioh
     engine, results = Engine(wire, adapter.accounts), []
     try:
         for step in script.steps:
-            conversation = step(adapter, cart)
-            if conversation is None:
-                continue
             try:
-                results.append(told(await engine.converse(conversation, time.monotonic() + DEADLINE_S)))
+                results.append(told(await engine.converse(step(adapter, cart), time.monotonic() + DEADLINE_S)))
             except Problem as problem:
                 results.append(told(problem))
     finally:

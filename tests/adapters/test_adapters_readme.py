@@ -9,8 +9,8 @@ import pytest
 from mapper.adapter import EngineReply, Misconfigured
 from mapper.domain.checkout import parse
 from mapper.domain.errors import EngineRejected, EngineUnavailable
-from mapper.domain.reasons import REASONS
 from mapper.engine.conversation import replay
+from tests.adapters.record import granted
 
 PAGE = (Path(__file__).parents[2] / "adapters" / "README.md").read_text("utf-8")
 
@@ -33,14 +33,13 @@ def test_the_example_is_a_whole_adapter() -> None:
     ok = EngineReply(status=200, headers={}, body=b'{"reductions": [], "refused": {"X": "OUTDATED"}}')
     for conversation in (acme.validate, acme.check, acme.redeem):
         result, (request,) = replay(conversation(order, "a/b"), [ok])
-        assert [(one.code, one.reason) for one in result.rejected] == [("X", "expired")]
-        assert request.repeatable == (conversation.__name__ != "redeem")
+        assert [(one.code, one.reason) for one in granted(result).rejected] == [("X", "expired")]
+        redeems = conversation.__name__ == "redeem"
+        assert (request.effect == "redeems", request.repeatable) == (redeems, not redeems)
     assert request.path == "/orders/a%2Fb"
-    assert replay(acme.recall(order, "s"), [ok])[0].state == "redeemed"
-    assert replay(acme.recall(order, "s"), [EngineReply(status=404, headers={}, body=b"")])[0].state == "absent"
-    assert (acme.undo(order, "s"), acme.repair(order, "s", ())) == (None, None)
-    assert set(names["REASONS"].values()) <= set(REASONS)
-    with pytest.raises(Misconfigured, match=r"API_KEY.*BASE_URL"):
+    assert replay(acme.look_up(order, "s", ""), [ok])[0].state == "redeemed"
+    assert replay(acme.look_up(order, "s", ""), [EngineReply(status=404, headers={}, body=b"")])[0].state == "absent"
+    with pytest.raises(Misconfigured, match=r"BASE_URL.*API_KEY"):
         names["Acme"]({})
 
 

@@ -287,10 +287,10 @@ TALON_ONE_TAPES = {
     ),
     "session_read": Case(
         talon_one(**FULL),
-        (lambda adapter: adapter.recall(air_glide("order_items"), SESSION),) * 2,
+        (lambda adapter: adapter.look_up(air_glide("order_items"), SESSION, ""),) * 2,
         (
-            outcome(recall="absent"),
-            outcome([FREE_OF_499], notices=["code_not_answered"] * 2, recall="redeemed"),
+            outcome(found="absent"),
+            outcome([FREE_OF_499], notices=["code_not_answered"] * 2, found="redeemed"),
         ),
     ),
 }
@@ -385,7 +385,7 @@ VOUCHERIFY_TAPES = {
     ),
     "order_with_redemptions": Case(
         voucherify(),
-        (lambda adapter: adapter.recall(ROSES_ORDER, ROSES_ID),),
+        (lambda adapter: adapter.look_up(ROSES_ORDER, ROSES_ID, ""),),
         (
             outcome(
                 [
@@ -395,17 +395,17 @@ VOUCHERIFY_TAPES = {
                     ("APPLY_TO_ITEMS", 2, "", 150),
                 ],
                 notices=["redemption"],
-                recall="redeemed",
+                found="redeemed",
             ),
         ),
     ),
     "order_not_found_404": Case(
         voucherify(),
-        (lambda adapter: adapter.recall(ROSES_ORDER, "ord_nIcO2s8iD4Xh5E9IGDQ57Ax"),),
-        (outcome(recall="absent"),),
+        (lambda adapter: adapter.look_up(ROSES_ORDER, "ord_nIcO2s8iD4Xh5E9IGDQ57Ax", ""),),
+        (outcome(found="absent"),),
     ),
     "rollback_already_done_400": Case(
-        voucherify(), (lambda adapter: adapter.undo(ROSES_ORDER, ROSES_ID),), ({"done": True},)
+        voucherify(), (lambda adapter: adapter.undo(ROSES_ORDER, ROSES_ID, "", final=False),), ({"done": True},)
     ),
 }
 
@@ -494,12 +494,12 @@ def test_a_discount_carries_the_ids_the_vendor_gives_it(client: Client) -> None:
     ]
     case = VOUCHERIFY_TAPES["redemption_of_a_stack"]
     (found,) = play("voucherify/redemption_of_a_stack", case.adapter, client, *case.speak).results
-    assert [(one.name, one.meta.get("code"), one.meta["redeemable"]) for one in found.discounts] == [
+    assert [(one.name, one.meta.get("code"), one.meta["redeemable"]) for one in found.outcome.discounts] == [
         ("test unique codes no rules", "dBj56oqJ", "dBj56oqJ"),
         ("test unique coupons no rules", "39vnjyS8", "39vnjyS8"),
         ("timeframe test 3", None, STACKED_TIER),
     ]
-    assert found.notices[0].payload == {"redemptions": ["r_iElJ2dgR8F391krF8DyBWB8v"]}
+    assert found.outcome.notices[0].payload == {"redemptions": ["r_iElJ2dgR8F391krF8DyBWB8v"]}
 
 
 def test_loyalty_points_are_told_in_words_and_in_full(client: Client) -> None:

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from adapters.talon_one import TalonOne, reasons
 from adapters.talon_one.effects import TABLE
 from mapper.adapter import (
-    Adapter,
     Conversation,
     Discount,
     EngineReply,
@@ -25,12 +24,16 @@ from mapper.adapter import (
     Misconfigured,
     Notice,
     Outcome,
+    Redeemed,
     Rejection,
+    names,
 )
 from mapper.domain import checkout as documents
 from mapper.domain.checkout import Checkout
 from mapper.domain.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
-from mapper.domain.reasons import REASONS
+from mapper.domain.reasons import Reason
+from mapper.engine.conversation import replay
+from tests.adapters.record import granted
 
 T = TypeVar("T")
 
@@ -59,7 +62,7 @@ def reply(body: Any, status: int = 200) -> EngineReply:
     return EngineReply(status=status, headers={}, body=body if isinstance(body, bytes) else encode(body))
 
 
-def talk(conversation: Conversation[T], *replies: EngineReply) -> tuple[list[EngineRequest], T]:
+def talk(conversation: Conversation[Any], *replies: EngineReply) -> tuple[list[EngineRequest], Any]:
     """Holds a conversation with these replies, in their order. All must be asked for."""
     asked = [next(conversation)]
     for number, answer in enumerate(replies, 1):
@@ -67,7 +70,7 @@ def talk(conversation: Conversation[T], *replies: EngineReply) -> tuple[list[Eng
             asked.append(conversation.send(answer))
         except StopIteration as stop:
             assert number == len(replies), "an answer was not asked for"
-            return asked, stop.value
+            return asked, granted(stop.value)
     raise AssertionError(f"one more answer is asked for: {asked[-1]}")
 
 
@@ -98,7 +101,9 @@ def per_item(value: Any, position: Any, name: str = "off", **more: Any) -> dict[
 
 def outcome(checkout: Checkout, effects: list[Any], campaigns: Any = (), **options: str) -> Outcome:
     answer = reply({"effects": effects, "triggeredCampaigns": campaigns})
-    return talk(adapter(**options).validate(checkout, "s"), answer)[1]
+    result = talk(adapter(**options).validate(checkout, "s"), answer)[1]
+    assert isinstance(result, Outcome)
+    return result
 
 
 def amounts(result: Outcome) -> list[tuple[int | None, int]]:
@@ -174,8 +179,8 @@ def test_the_key_goes_to_https_or_to_this_very_machine(url: str) -> None:
 
 
 def test_every_option_has_a_known_name_and_a_misspelt_currency_has_none() -> None:
-    assert {*ONE, "CURRENCY", "API_KEY_EUR", "BASE_URL_KWD", "SESSION_ATTRIBUTES"} <= TalonOne.known_options
-    assert "API_KEY_EURO" not in TalonOne.known_options
+    assert {*ONE, "CURRENCY", "API_KEY_EUR", "BASE_URL_KWD", "SESSION_ATTRIBUTES"} <= names(TalonOne.options)
+    assert "API_KEY_EURO" not in names(TalonOne.options)
 
 
 def test_no_secret_shows_in_what_is_printed() -> None:
@@ -203,7 +208,7 @@ def test_each_currency_has_its_application_and_no_other_is_served() -> None:
         "ApiKey-v1 euro", "ApiKey-v1 dinar", "ApiKey-v1 0123456789abcdef",
     ]  # fmt: skip
     for other in ({"currency": "JPY"}, {}):
-        for conversation in (many.validate, many.check, many.redeem, many.recall, many.undo):
+        for conversation in (many.validate, many.check, many.redeem, many.look_up, many.undo):
             with pytest.raises(EngineRejected, match=r"EUR, KWD, USD") as caught:
                 first(conversation(cart(**other), "s"))
             assert caught.value.reason == "currency_not_served"
@@ -297,7 +302,7 @@ def test_codes_go_out_once_and_a_code_that_is_too_long_is_refused_here(
 ) -> None:
     checkout = cart(("A", 1, "1.00"), codes=codes)
     assert sent(adapter().validate(checkout, "s"))["couponCodes"] == couponCodes
-    assert outcome(checkout, []).rejected == tuple(Rejection(code, "malformed", "") for code in malformed)
+    assert outcome(checkout, []).rejected == tuple(Rejection(code, Reason.MALFORMED, "") for code in malformed)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +322,7 @@ def test_a_referral_code_or_card_that_cannot_be_one_is_refused_here(
     checkout = cart(("A", 1, "1.00"), promotions=promotions)
     session = sent(adapter().validate(checkout, "s"))
     assert (session["referralCode"], session["loyaltyCards"]) == (referral, cards)
-    assert outcome(checkout, []).rejected == tuple(Rejection(code, "malformed", "") for code in malformed)
+    assert outcome(checkout, []).rejected == tuple(Rejection(code, Reason.MALFORMED, "") for code in malformed)
 
 
 def test_five_identifiers_go_out_hashed_under_the_key_and_the_rest_is_told() -> None:
@@ -376,7 +381,7 @@ def test_the_configured_name_of_a_line_is_its_sku(field: str, sku: str) -> None:
 
 def test_only_closing_and_nothing_else_is_never_repeated() -> None:
     talon, checkout = adapter(), cart(("A", 1, "1.00"))
-    conversations = (talon.validate, talon.check, talon.redeem, talon.recall, talon.undo)
+    conversations = (talon.validate, talon.check, talon.redeem, talon.look_up, talon.undo)
     requests = [first(conversation(checkout, "s")) for conversation in conversations]
     told = [(r.operation, r.method, r.path, r.repeatable, b"closed" in r.body) for r in requests]
     assert told == [
@@ -435,9 +440,9 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
     "redeemReferral": ({"id": 12, "value": "REF-ABC123"}, "The referral code REF-ABC123 is accepted."),
     "referralCreated": ({"value": "REF-NEW456"}, "A new referral code was created: REF-NEW456."),
     "rejectCoupon": ({"value": "COUP-XYZ789", "rejectionReason": "CouponExpired"},
-                     Rejection("COUP-XYZ789", "expired", "CouponExpired")),
+                     Rejection("COUP-XYZ789", Reason.EXPIRED, "CouponExpired")),
     "rejectReferral": ({"value": "REF-ABC123", "rejectionReason": "ReferralNotFound"},
-                       Rejection("REF-ABC123", "not_found", "ReferralNotFound")),
+                       Rejection("REF-ABC123", Reason.NOT_FOUND, "ReferralNotFound")),
     "removeFromAudience": ({"audienceId": 10}, "The customer leaves an audience."),
     "reserveCoupon": ({"couponValue": "COUP-XYZ789", "profileIntegrationId": "p", "isNewReservation": True},
                       "The code COUP-XYZ789 is reserved for the customer."),
@@ -779,13 +784,13 @@ REFERRAL_REASONS = {
 )
 def test_every_reason_has_a_word_of_ours_and_keeps_its_own(kind: str, code: str, word: str, reason: str) -> None:
     result = outcome(CART, [effect(kind, {"value": code.lower(), "rejectionReason": word}, campaign=-1)])
-    assert result.rejected == (Rejection(code, reason, word),)
+    assert result.rejected == (Rejection(code, Reason(reason), word),)
 
 
 def test_the_reason_tables_hold_exactly_the_documented_words_and_words_of_the_catalogue() -> None:
     assert {**reasons.COUPON, "SomethingOfNextYear": "other"} == COUPON_REASONS
     assert {**reasons.REFERRAL, "SomethingOfNextYear": "other"} == REFERRAL_REASONS
-    assert {*reasons.COUPON.values(), *reasons.REFERRAL.values(), *reasons.EXCLUSION.values()} <= set(REASONS)
+    assert {*reasons.COUPON.values(), *reasons.REFERRAL.values(), *reasons.EXCLUSION.values()} <= set(Reason)
 
 
 @pytest.mark.parametrize(
@@ -802,13 +807,13 @@ def test_the_reason_tables_hold_exactly_the_documented_words_and_words_of_the_ca
 def test_a_campaign_that_was_excluded_says_why(kind: str, code: str, exclusion: str | None, reason: str) -> None:
     word = f"{kind}PartOfNotTriggeredCampaign"
     props = {"value": code, "rejectionReason": word, "campaignExclusionReason": exclusion}
-    assert outcome(CART, [effect(f"reject{kind}", props)]).rejected == (Rejection(code, reason, word),)
+    assert outcome(CART, [effect(f"reject{kind}", props)]).rejected == (Rejection(code, Reason(reason), word),)
 
 
 @pytest.mark.parametrize("word", [None, "", "x" * 65, "<b>bold</b>", "line\nbreak", "müde"])
 def test_text_that_is_no_word_is_not_passed_on_as_the_engines_reason(word: str | None) -> None:
     props = {"value": "COUP-XYZ789", "rejectionReason": word}
-    assert outcome(CART, [effect("rejectCoupon", props)]).rejected == (Rejection("COUP-XYZ789", "other", ""),)
+    assert outcome(CART, [effect("rejectCoupon", props)]).rejected == (Rejection("COUP-XYZ789", Reason.OTHER, ""),)
 
 
 def test_refusals_stand_in_the_order_of_the_codes_once_each_as_the_shopper_spelled_them() -> None:
@@ -921,7 +926,7 @@ def survives(body: bytes | Any, statuses: Iterable[int] = (200,)) -> None:
     """Whatever comes, each conversation ends with an outcome or a `Problem`."""
     talon = TalonOne(COSTS)
     for status in statuses:
-        for conversation in (talon.validate, talon.check, talon.redeem, talon.recall, talon.undo):
+        for conversation in (talon.validate, talon.check, talon.redeem, talon.look_up, talon.undo):
             held: Conversation[Any] = conversation(CART, "s")
             next(held)
             with suppress(Problem):
@@ -1034,7 +1039,7 @@ def test_a_card_that_the_engine_does_not_know_is_refused_and_the_rest_of_the_car
         asked, result = talk(conversation(checkout, "s"), reply(body, status), reply({"effects": [per_item(5, 0)]}))
         assert [json.loads(request.body)["customerSession"]["loyaltyCards"] for request in asked] == [["card-1"], []]
         assert asked[0].path == asked[1].path
-        assert (result.rejected, amounts(result)) == ((Rejection("card-1", "not_found", ""),), [(0, 500)])
+        assert (result.rejected, amounts(result)) == ((Rejection("card-1", Reason.NOT_FOUND, ""),), [(0, 500)])
     with pytest.raises(EngineRejected):
         talk(adapter().redeem(checkout, "s"), reply(body, status))
 
@@ -1079,7 +1084,7 @@ OTHER_CONTENT: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", OTHER_CONTENT)
 def test_a_session_closed_with_other_content_is_not_this_order(changes: dict[str, Any]) -> None:
     with pytest.raises(OrderMismatch):
-        talk(adapter().recall(CART, "s"), stored(**changes))
+        talk(adapter().look_up(CART, "s"), stored(**changes))
     for conversation in (adapter().check, adapter().redeem):
         with pytest.raises(OrderMismatch):
             talk(conversation(CART, "s"), cannot_move(), stored(**changes))
@@ -1089,16 +1094,16 @@ def test_a_session_closed_with_other_content_is_not_this_order(changes: dict[str
     "answer", [stored("open"), stored(None), stored(""), reply({}), reply({"customerSession": None}), reply({}, 404)]
 )
 def test_a_session_that_is_open_empty_or_unknown_was_not_redeemed(answer: EngineReply) -> None:
-    asked, recall = talk(adapter().recall(CART, "s"), answer)
-    assert ([request.method for request in asked], recall.state) == (["GET"], "absent")
+    asked, found = talk(adapter().look_up(CART, "s"), answer)
+    assert ([request.method for request in asked], found.state) == (["GET"], "absent")
 
 
 def test_recall_returns_what_the_closed_session_granted() -> None:
-    _, recall = talk(adapter().recall(CART, "s"), stored())
-    assert (recall.state, amounts(recall.outcome)) == ("redeemed", [(0, 500)])
+    _, found = talk(adapter().look_up(CART, "s"), stored())
+    assert (found.state, amounts(found.outcome)) == ("redeemed", [(0, 500)])
     unreadable = reply({**json.loads(stored().body), "effects": [per_item(5, 99), per_item(5, 0)]})
-    _, recall = talk(adapter().recall(CART, "s"), unreadable)
-    assert (recall.state, amounts(recall.outcome)) == ("redeemed", [(0, 500)])
+    _, found = talk(adapter().look_up(CART, "s"), unreadable)
+    assert (found.state, amounts(found.outcome)) == ("redeemed", [(0, 500)])
 
 
 def test_an_engine_that_contradicts_itself_leaves_the_outcome_unknown() -> None:
@@ -1111,7 +1116,7 @@ def test_an_engine_that_contradicts_itself_leaves_the_outcome_unknown() -> None:
 def test_a_cancelled_session_is_an_error_and_never_a_redemption() -> None:
     cancelled = stored("cancelled")
     with pytest.raises(EngineRejected) as caught:
-        talk(adapter().recall(CART, "s"), cancelled)
+        talk(adapter().look_up(CART, "s"), cancelled)
     assert caught.value.reason == "session_cancelled"
     with pytest.raises(EngineRejected):
         talk(adapter().redeem(CART, "s"), cannot_move("cancelled"), cancelled)
@@ -1122,7 +1127,7 @@ def test_a_cancelled_session_is_an_error_and_never_a_redemption() -> None:
 @pytest.mark.parametrize(("status", "reason"), [(401, "engine_key"), (400, "request_rejected")])
 def test_a_recall_that_is_refused_is_an_error(status: int, reason: str) -> None:
     with pytest.raises(EngineRejected) as caught:
-        talk(adapter().recall(CART, "s"), reply({"message": "no"}, status))
+        talk(adapter().look_up(CART, "s"), reply({"message": "no"}, status))
     assert caught.value.reason == reason
 
 
@@ -1158,5 +1163,12 @@ def test_undo_that_fails_says_so(answers: list[EngineReply], reason: str) -> Non
 
 
 def test_a_session_is_closed_once_so_there_is_nothing_to_repair() -> None:
-    as_the_core_sees_it: Adapter = adapter()
-    assert as_the_core_sees_it.repair(CART, "s", ()) is None
+    assert not TalonOne.capabilities.repair
+
+
+def test_a_redemption_names_the_application_that_takes_it_back_when_the_order_has_been_erased() -> None:
+    many = TalonOne({**ONE, "CURRENCY": "USD", "API_KEY_EUR": "euro"})
+    redeemed, _ = replay(many.redeem(cart(currency="EUR"), "s"), [reply({"effects": []})])
+    assert isinstance(redeemed, Redeemed)
+    for order in (cart(currency="EUR"), None):
+        assert first(many.undo(order, "s", redeemed.handle, final=True)).account == "EUR"

@@ -101,7 +101,7 @@ session_id = text.filter(lambda session: session not in (".", "..") and session.
 
 
 def requests(talon: TalonOne, checkout: documents.Checkout, session: str) -> list[EngineRequest]:
-    conversations = (talon.validate, talon.check, talon.redeem, talon.recall, talon.undo)
+    conversations = (talon.validate, talon.check, talon.redeem, talon.look_up, talon.undo)
     return [next(conversation(checkout, session)) for conversation in conversations]
 
 

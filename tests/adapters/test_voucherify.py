@@ -14,13 +14,25 @@ from hypothesis import strategies as st
 from adapters.voucherify import Voucherify
 from adapters.voucherify.effects import EFFECTS
 from adapters.voucherify.reasons import FAULTS
-from mapper.adapter import Conversation, Discount, EngineReply, EngineRequest, Misconfigured, Outcome, Recall
+from mapper.adapter import (
+    Conversation,
+    Discount,
+    EngineReply,
+    EngineRequest,
+    LookedUp,
+    Misconfigured,
+    NotRedeemed,
+    Outcome,
+    Redeemed,
+    names,
+)
 from mapper.domain import checkout as documents
 from mapper.domain.checkout import Checkout
 from mapper.domain.discounts import settle
 from mapper.domain.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
-from mapper.domain.reasons import REASONS
+from mapper.domain.reasons import Reason
 from mapper.engine.conversation import MAX_REQUESTS, replay
+from tests.adapters.record import granted
 
 KEYS = {"APP_ID": "app", "APP_TOKEN": "token"}
 ORDER = "order-1"
@@ -105,7 +117,8 @@ def invalid(*redeemables: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 def held(conversation: Conversation[Any] | None, *replies: EngineReply | dict[str, Any]) -> tuple[Any, list[Any]]:
     assert conversation is not None
-    return replay(conversation, [one if isinstance(one, EngineReply) else reply(one) for one in replies])
+    result, requests = replay(conversation, [one if isinstance(one, EngineReply) else reply(one) for one in replies])
+    return granted(result), requests
 
 
 def validated(checkout: Checkout, *replies: EngineReply | dict[str, Any], **options: str) -> Outcome:
@@ -819,7 +832,7 @@ def test_every_key_of_the_vendor_has_a_row_and_every_row_a_word_for_the_shopper(
     codes = {**CODE_REASONS, **SKIPPED_REASONS}
     assert {key: fault.reason for key, fault in FAULTS.items() if fault.kind == "code"} == codes
     assert set(FAULTS) == {*codes, *REQUEST_KEYS, *ACCOUNT_KEYS, "multiple_requests"}
-    assert set(codes.values()) <= set(REASONS)
+    assert set(codes.values()) <= set(Reason)
 
 
 @pytest.mark.parametrize(
@@ -911,7 +924,7 @@ def test_asking_again_ends() -> None:
         (failure("voucher_expired", 302), EngineUnavailable, "unexpected_status"),
     ],
 )
-@pytest.mark.parametrize("call", ["validate", "redeem", "recall", "undo", "qualify"])
+@pytest.mark.parametrize("call", ["validate", "redeem", "look_up", "undo", "qualify"])
 def test_an_error_that_is_no_matter_of_a_code_is_never_the_shoppers(
     call: str, answer: EngineReply, kind: type[Problem], reason: str
 ) -> None:
@@ -925,7 +938,7 @@ def _calls() -> dict[str, Conversation[Any]]:
     return {
         "validate": engine().validate(cart(SHIRT, codes=["X"]), ORDER),
         "redeem": engine().redeem(order(SHIRT, codes=["X"]), ORDER),
-        "recall": engine().recall(order(SHIRT, codes=["X"]), ORDER),
+        "look_up": engine().look_up(order(SHIRT, codes=["X"]), ORDER),
         "undo": engine().undo(order(SHIRT, codes=["X"]), ORDER),
         "qualify": engine(PROMOTIONS="qualify").validate(cart(SHIRT), ORDER),
     }
@@ -970,7 +983,7 @@ def test_a_busy_engine_is_asked_once_more_where_that_does_no_harm() -> None:
     outcome, requests = held(_calls()["validate"], BUSY, answer)
     assert [one.amount for one in outcome.discounts] == [5]
     assert requests[0] == requests[1]
-    assert held(_calls()["recall"], BUSY, failure("not_found", 404))[0].state == "absent"
+    assert held(_calls()["look_up"], BUSY, failure("not_found", 404))[0].state == "absent"
     assert len(held(_calls()["qualify"], BUSY, reply({"redeemables": {"data": []}}))[1]) == 2
     for call, replies in {"validate": [BUSY, BUSY], "redeem": [BUSY], "undo": [BUSY, BUSY]}.items():
         with pytest.raises(EngineUnavailable) as caught:
@@ -1262,14 +1275,14 @@ def stored(*live: str, rolled_back: Sequence[str] = (), off: int = 500, **more: 
     ],
 )
 def test_recall_believes_voucherify_alone(answer: EngineReply, state: str | None) -> None:
-    conversation = (engine().recall(order(SHIRT), "a/b ?#.."),)
+    conversation = (engine().look_up(order(SHIRT), "a/b ?#.."),)
     if state is None:
         with pytest.raises((EngineUnavailable, EngineRejected)):
             held(conversation[0], answer)
         return
-    recall, [request] = held(conversation[0], answer)
-    assert isinstance(recall, Recall)
-    assert recall.state == state
+    found, [request] = held(conversation[0], answer)
+    assert isinstance(found, LookedUp)
+    assert found.state == state
     assert (request.method, request.path) == ("GET", "/v1/orders/a%2Fb%20%3F%23..")
     assert request.repeatable
 
@@ -1280,10 +1293,10 @@ def test_recall_tells_what_was_granted() -> None:
         {"product_id": "prod_5h1pp1ng", "quantity": 1, "initial_quantity": 0, "discount_quantity": 1},
     ]
     answer = stored("r_1", items=items, total_discount_amount=3000)
-    recall, _ = held(engine().recall(order(SHIRT, **RATE), ORDER), answer)
-    amounts = {(one.line, one.cost): one.amount for one in recall.outcome.discounts}
+    found, _ = held(engine().look_up(order(SHIRT, **RATE), ORDER), answer)
+    amounts = {(one.line, one.cost): one.amount for one in found.outcome.discounts}
     assert amounts == {(None, ""): 500, (0, ""): 500, (None, "shipping"): 1500}
-    assert [one.type for one in recall.outcome.notices] == ["redemption"]
+    assert [one.type for one in found.outcome.notices] == ["redemption"]
 
 
 @pytest.mark.parametrize(
@@ -1298,25 +1311,25 @@ def test_recall_tells_what_was_granted() -> None:
 )
 def test_an_order_that_was_redeemed_with_another_cart_is_another_order(items: list[dict[str, Any]]) -> None:
     with pytest.raises(OrderMismatch):
-        held(engine().recall(order(SHIRT), ORDER), stored("r_1", items=items))
+        held(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
 
 
 def test_recall_finds_further_redemptions_and_repair_leaves_the_first() -> None:
     answer = stored(redemptions={"r_1": {"date": "2026-01-02"}, "r_3": {"date": "2026-01-03"}, "r_2": {"date": "2026"}})
-    recall, _ = held(engine().recall(order(SHIRT), ORDER), answer)
-    assert recall.extra == ("r_1", "r_3")
+    found, _ = held(engine().look_up(order(SHIRT), ORDER), answer)
+    assert found.extra == ("r_1", "r_3")
     done = [reply({"rollbacks": []}), failure("already_rolled_back")]
-    _, requests = held(engine().repair(order(SHIRT), ORDER, recall.extra), *done)
-    assert [one.path for one in requests] == [f"/v1/redemptions/{name}/rollbacks" for name in recall.extra]
-    assert held(engine().recall(order(SHIRT), ORDER), stored("r_1"))[0].extra == ()
+    _, requests = held(engine().repair(order(SHIRT), ORDER, found.extra), *done)
+    assert [one.path for one in requests] == [f"/v1/redemptions/{name}/rollbacks" for name in found.extra]
+    assert held(engine().look_up(order(SHIRT), ORDER), stored("r_1"))[0].extra == ()
 
 
 def test_what_stands_among_an_orders_redemptions_and_is_none_rolls_nothing_back() -> None:
     strange = {"extension": {"nobody": "knows"}, "r_1": {"date": "2026-01-02"}}
-    recall, _ = held(engine().recall(order(SHIRT), ORDER), stored(redemptions=strange))
-    assert (recall.state, recall.extra) == ("redeemed", ())
-    recall, _ = held(engine().recall(order(SHIRT), ORDER), stored(redemptions={"extension": {}}))
-    assert recall.state == "absent"
+    found, _ = held(engine().look_up(order(SHIRT), ORDER), stored(redemptions=strange))
+    assert (found.state, found.extra) == ("redeemed", ())
+    found, _ = held(engine().look_up(order(SHIRT), ORDER), stored(redemptions={"extension": {}}))
+    assert found.state == "absent"
     answer = redeemed(redemption("A", 5))
     answer["order"]["redemptions"] |= {"extension": {"nobody": "knows"}}
     _, requests = held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer)
@@ -1389,12 +1402,12 @@ def test_an_order_that_was_redeemed_in_part_says_what_is_missing(
 ) -> None:
     shown = [{"name": "n", "amount": "0.01", "meta": tier_meta(TIER)}]
     paid = order(SHIRT, codes=["A", "B"], applied_discounts=shown)
-    recall, requests = held(engine(PROMOTIONS=TIER).recall(paid, ORDER), answer, *children.values())
-    assert recall.state == "redeemed"
+    found, requests = held(engine(PROMOTIONS=TIER).look_up(paid, ORDER), answer, *children.values())
+    assert found.state == "redeemed"
     assert [(one.method, one.path) for one in requests[1:]] == [("GET", f"/v1/redemptions/{name}") for name in children]
     assert all(one.repeatable for one in requests)
-    assert refusals(recall.outcome) == [(code, "not_applied", "") for code in missing]
-    refused = [one.payload["redeemable"] for one in recall.outcome.notices if one.type == "promotion_refused"]
+    assert refusals(found.outcome) == [(code, "not_applied", "") for code in missing]
+    refused = [one.payload["redeemable"] for one in found.outcome.notices if one.type == "promotion_refused"]
     assert refused == told
 
 
@@ -1409,7 +1422,7 @@ def test_an_order_that_was_redeemed_in_part_says_what_is_missing(
 )
 def test_what_is_missing_is_never_guessed(answer: Any) -> None:
     with pytest.raises(EngineUnavailable) as caught:
-        held(engine().recall(order(SHIRT, codes=["A", "B"]), ORDER), half(), answer)
+        held(engine().look_up(order(SHIRT, codes=["A", "B"]), ORDER), half(), answer)
     assert caught.value.sent
 
 
@@ -1430,10 +1443,10 @@ def test_an_order_that_was_redeemed_in_part_before_says_so_too(call: str, before
 def test_as_many_redemptions_as_an_order_can_have_fit_into_one_conversation() -> None:
     codes = [f"C{number}" for number in range(30)]
     children = [redemption(code, 5, number) for number, code in enumerate(codes[:29], 2)]
-    recall, requests = held(
-        engine().recall(order(SHIRT, codes=codes), ORDER), half(*(one["id"] for one in children)), *children
+    found, requests = held(
+        engine().look_up(order(SHIRT, codes=codes), ORDER), half(*(one["id"] for one in children)), *children
     )
-    assert refusals(recall.outcome) == [("C29", "not_applied", "")]
+    assert refusals(found.outcome) == [("C29", "not_applied", "")]
     assert len(requests) == 30 < MAX_REQUESTS
 
 
@@ -1622,7 +1635,7 @@ def hostile(draw: st.DrawFn) -> EngineReply:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.sampled_from(["validate", "check", "redeem", "recall", "undo"]), st.data())
+@given(st.sampled_from(["validate", "check", "redeem", "look_up", "undo"]), st.data())
 def test_no_answer_leads_to_anything_but_an_outcome_or_a_problem(call: str, data: st.DataObject) -> None:
     adapter = engine(PROMOTIONS="qualify")
     promotions = {"coupon_codes": ["X", "Y"]}
@@ -1637,7 +1650,7 @@ def test_no_answer_leads_to_anything_but_an_outcome_or_a_problem(call: str, data
             conversation.send(data.draw(hostile()))
     except StopIteration as end:
         outcome = end.value
-        assert outcome is None or isinstance(outcome, Outcome | Recall)
+        assert outcome is None or isinstance(outcome, Outcome | Redeemed | NotRedeemed | LookedUp)
         if isinstance(outcome, Outcome):
             assert all(isinstance(one, Discount) and one.amount > 0 for one in outcome.discounts)
     except Problem:
@@ -1689,7 +1702,7 @@ def test_without_options_but_the_keys_the_account_is_complete() -> None:
     ],
 )  # fmt: skip
 def test_an_option_is_understood_or_pointed_out(name: str, good: list[str], wrong: list[str]) -> None:
-    assert name in Voucherify.known_options
+    assert name in names(Voucherify.options)
     for value in good:
         engine(**{name: value})
     for value in wrong:

@@ -82,7 +82,8 @@ class World:
 
 
 def request(path: str = "/x", **changes: Any) -> EngineRequest:
-    fields = {"operation": "ask", "method": "PUT", "path": path, "body": b"{}", "repeatable": True, **changes}
+    fields: dict[str, Any] = {"operation": "ask", "method": "PUT", "path": path, "body": b"{}"}
+    fields |= {"effect": "session", "repeatable": True, **changes}
     return EngineRequest(**fields)
 
 
@@ -95,7 +96,7 @@ def ask(*requests: EngineRequest) -> Conversation[list[int]]:
     return statuses
 
 
-ONCE = request(repeatable=False)
+ONCE = request(effect="redeems", repeatable=False)
 
 
 # The conversation

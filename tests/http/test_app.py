@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from mapper.adapter import Discount, EngineRequest, Outcome, Rejection
+from mapper.adapter import Discount, EngineRequest, Outcome, Reason, Rejection
 from mapper.domain.errors import STATUS, EngineRejected, OrderMismatch
 from mapper.engine.transport import NotSent, Unknown
 from mapper.http import app
@@ -133,7 +133,7 @@ def test_403_for_a_forged_receipt_at_consume(client: Client) -> None:
 
 @pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
 def test_a_refused_code(client: Client, operation: str, status: int) -> None:
-    client.adapter.granted = Outcome(rejected=(Rejection("XMAS", "expired", "CouponExpired"),))
+    client.adapter.granted = Outcome(rejected=(Rejection("XMAS", Reason.EXPIRED, "CouponExpired"),))
     details = check_error(client.post(operation), operation, status, "promotion_codes")
     assert details == {
         "invalid-code": "XMAS",
@@ -211,7 +211,9 @@ def test_a_fault_of_our_own_tells_nothing_but_where_to_look(
     client: Client, operation: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def to_nobody(operation: str, session: str, *, repeatable: bool) -> EngineRequest:
-        return EngineRequest(operation=operation, method="POST", path="/x", repeatable=repeatable, account="nobody")
+        return EngineRequest(
+            operation=operation, method="POST", path="/x", account="nobody", effect="none", repeatable=repeatable
+        )
 
     monkeypatch.setattr(client.adapter, "_request", to_nobody)
     response = client.post(operation, x_request_id="req-7")
@@ -341,7 +343,7 @@ def test_validate_leaves_an_engine_that_is_down_alone_and_consume_does_not(
 
 def test_a_line_in_the_log_says_what_happened_and_no_secret(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
-    client.adapter.granted = Outcome(rejected=(Rejection("SECRETCODE", "expired", "CouponExpired"),))
+    client.adapter.granted = Outcome(rejected=(Rejection("SECRETCODE", Reason.EXPIRED, "CouponExpired"),))
     client.post("validate", x_request_id="bad\nid", promotions="x")
     (line,) = [record for record in caplog.records if record.message == "request"]
     facts = line.__dict__["facts"]

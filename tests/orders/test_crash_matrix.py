@@ -16,7 +16,7 @@ from adapters.talon_one import TalonOne
 from adapters.voucherify import Voucherify
 from chaos import crash
 from chaos.crash import BEHAVIOURS, ENGINES, FOLLOW_UPS, NOT_REACHED, POINTS, Case, Lab, cases
-from mapper.adapter import Conversation, Recall
+from mapper.adapter import Conversation, LookedUp
 from mapper.orders import redeem as once
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import Ask, Decision, Key, Moment, New, Permit, Row, decide, sent
@@ -73,12 +73,12 @@ def test_a_process_that_stood_still_and_wakes_at_the_worst_moment_changes_nothin
 def without_looking_up(patch: pytest.MonkeyPatch) -> None:
     """After an unknown outcome it is sent again blindly."""
 
-    def recall(*_: Any) -> Conversation[Recall]:
+    def look_up(*_: Any) -> Conversation[LookedUp]:
         yield from ()
-        return Recall("absent")
+        return LookedUp("absent")
 
-    patch.setattr(Voucherify, "recall", recall)
-    patch.setattr(TalonOne, "recall", recall)
+    patch.setattr(Voucherify, "look_up", look_up)
+    patch.setattr(TalonOne, "look_up", look_up)
 
 
 def without_fence(patch: pytest.MonkeyPatch) -> None:

@@ -56,14 +56,21 @@ class Items(Table, frozen=True, kw_only=True):
 
     skus: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    weight_at_most: Amount | None = None
+    """Of one unit, in the engine's own measure; a line without a weight is none of these."""
     price_over: Amount | None = None
     """The unit price is above this."""
     price_at_least: Amount | None = None
 
-    def match(self, sku: str, category: str, unit_price: Decimal) -> bool:
+    def match(
+        self, sku: str, category: str, unit_price: Decimal, *, name: str = "", weight: Decimal | None = None
+    ) -> bool:
         return (
             (not self.skus or sku in self.skus)
             and (not self.categories or category in self.categories)
+            and (not self.names or name in self.names)
+            and (self.weight_at_most is None or (weight is not None and weight <= self.weight_at_most))
             and (self.price_over is None or unit_price > self.price_over)
             and (self.price_at_least is None or unit_price >= self.price_at_least)
         )
@@ -78,6 +85,8 @@ class Conditions(Table, frozen=True, kw_only=True):
     """Units in the cart, of the items of `any_item` where that is given."""
     any_item: Items | None = None
     """At least one line is one of these."""
+    every_item_costs: str = ""
+    """A cost that every item must carry by itself."""
     customers: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     attributes: dict[str, str] = {}
@@ -97,7 +106,7 @@ class _Effect(Table, frozen=True, kw_only=True, tag_field="kind"):
     """What the shopper reads; the campaign's name where it is empty."""
 
 
-class _Discount(_Effect, frozen=True, kw_only=True):
+class Discount(_Effect, frozen=True, kw_only=True):
     """Either `amount` or `percent`."""
 
     amount: Amount | None = None
@@ -110,37 +119,42 @@ class _Discount(_Effect, frozen=True, kw_only=True):
         return min(self.amount or Decimal(0), value)
 
 
-class OffUnits(_Discount, tag="off_units", frozen=True, kw_only=True):
+Of = Literal["items", "costs", "items_and_costs"]
+
+
+class OffUnits(Discount, tag="off_units", frozen=True, kw_only=True):
     """Off every unit of the items: 35 off each, or 10 % off each."""
 
     items: Items = Items()
+    scope: Of = "items"
+    """Of a unit's price, of the costs it carries by itself, or of both together."""
 
 
-class OffLines(_Discount, tag="off_lines", frozen=True, kw_only=True):
+class OffLines(Discount, tag="off_lines", frozen=True, kw_only=True):
     """Off every line of the items once, however many units it has."""
 
     items: Items = Items()
 
 
-class OffItemsProRata(_Discount, tag="off_items_pro_rata", frozen=True, kw_only=True):
+class OffItemsProRata(Discount, tag="off_items_pro_rata", frozen=True, kw_only=True):
     """One sum, spread over all units of the items in proportion to their prices."""
 
     items: Items = Items()
 
 
-class OffOrder(_Discount, tag="off_order", frozen=True, kw_only=True):
+class OffOrder(Discount, tag="off_order", frozen=True, kw_only=True):
     """Off the order as a whole: of its items, of its costs, or of both."""
 
-    scope: Literal["items", "costs", "items_and_costs"] = "items"
+    scope: Of = "items"
 
 
-class OffCost(_Discount, tag="off_cost", frozen=True, kw_only=True):
+class OffCost(Discount, tag="off_cost", frozen=True, kw_only=True):
     """Off a cost of the order, such as shipping; 100 percent makes it free."""
 
     cost: Name = "shipping"
 
 
-class OffItemCost(_Discount, tag="off_item_cost", frozen=True, kw_only=True):
+class OffItemCost(Discount, tag="off_item_cost", frozen=True, kw_only=True):
     """Off a cost that every item of the cart carries by itself."""
 
     cost: Name
@@ -149,6 +163,23 @@ class OffItemCost(_Discount, tag="off_item_cost", frozen=True, kw_only=True):
 class FreeItem(_Effect, tag="free_item", frozen=True, kw_only=True):
     sku: Name
     quantity: Positive = 1
+
+
+class ReplaceUnits(_Effect, tag="replace_units", frozen=True, kw_only=True):
+    """So many units of one item become units of another, at the price of the first: an upgrade."""
+
+    sku: Name
+    by: Name
+    price: Amount
+    """Of a unit of the other, where the cart has none of it."""
+    quantity: Positive = 1
+
+
+class Giveaway(_Effect, tag="giveaway", frozen=True, kw_only=True):
+    """One of the codes of a pool, given away once the order is closed."""
+
+    pool: Name
+    codes: tuple[Name, ...]
 
 
 class Message(_Effect, tag="message", frozen=True, kw_only=True):
@@ -188,6 +219,8 @@ Effect = (
     | OffCost
     | OffItemCost
     | FreeItem
+    | ReplaceUnits
+    | Giveaway
     | Message
     | EarnPoints
     | PayWithPoints
@@ -197,6 +230,19 @@ Effect = (
 _DISCOUNTS = (OffUnits, OffLines, OffItemsProRata, OffOrder, OffCost, OffItemCost)
 
 Needs = Literal["nothing", "coupon", "referral", "loyalty_card", "gift_card"]
+
+
+class Part(Table, frozen=True, kw_only=True):
+    sku: Name
+    quantity: Positive = 1
+
+
+class Bundle(Table, frozen=True, kw_only=True):
+    """Items that are bought together: the campaign applies where they are, and as often as they are."""
+
+    parts: tuple[Part, ...]
+    limit: Positive = 1
+    """How many bundles of a cart count."""
 
 
 class Campaign(Table, frozen=True, kw_only=True):
@@ -211,9 +257,11 @@ class Campaign(Table, frozen=True, kw_only=True):
     needs: Needs = "nothing"
     """The kind of code without which it does not apply."""
     combinable: bool = True
-    """False: not together with the campaign of another code; the one of higher priority wins."""
+    """False: not together with the campaign of a code, or with another such; the one of higher priority wins."""
     best_of: str = ""
     """Of all campaigns with the same word here, only the one that gives the most applies."""
+    bundle: Bundle | None = None
+    """It applies to these items together, and its discounts to nothing else."""
     conditions: Conditions = Conditions()
     limits: Limits = Limits()
     effects: tuple[Effect, ...] = ()
@@ -357,21 +405,26 @@ class RuleBook(Table, frozen=True, kw_only=True, dict=True):
         return tuple(every)
 
     @cached_property
-    def _singles(self) -> dict[str, Entry]:
-        return {entry.code.casefold(): entry for entry in self.entries if entry.code}
+    def _spelled(self) -> dict[str, Entry]:
+        return {entry.code: entry for entry in self.entries if entry.code}
+
+    @cached_property
+    def _folded(self) -> dict[str, Entry]:
+        """Of codes that differ only by case, the first."""
+        return {entry.code.casefold(): entry for entry in reversed(self.entries) if entry.code}
 
     @cached_property
     def _families(self) -> tuple[tuple[Family, Coupon], ...]:
         return tuple((coupon.family, coupon) for coupon in self.coupons if coupon.family)
 
-    def find(self, code: str) -> tuple[str, Entry] | None:
-        """The code as the book spells it, and its entry; upper and lower case are the same."""
-        entry = self._singles.get(code.casefold())
+    def find(self, code: str, *, by_case: bool = False) -> tuple[str, Entry] | None:
+        """The code as the book spells it, and its entry. `by_case`: upper and lower case are not the same."""
+        entry = self._spelled.get(code) if by_case else self._folded.get(code.casefold())
         if entry is not None and entry.code:
             return entry.code, entry
         for family, coupon in self._families:
             spelled = family.find(code)
-            if spelled:
+            if spelled and (spelled == code or not by_case):
                 return spelled, coupon
         return None
 
@@ -501,6 +554,11 @@ def _senseless_campaign(book: RuleBook, campaign: Campaign, place: str) -> Itera
     for store in campaign.conditions.stores:
         if store not in book.settings.stores:
             yield f"{place}.conditions.stores", f"{store!r} is not one of settings.stores"
+    cost = campaign.conditions.every_item_costs
+    if cost and book.settings.costs.get(cost) not in ("item", "both"):
+        yield f"{place}.conditions.every_item_costs", f"{cost!r} is not one of settings.costs of that scope"
+    if campaign.bundle is not None and not campaign.bundle.parts:
+        yield f"{place}.bundle.parts", "needs a part at least"
     for name in campaign.conditions.attributes:
         if name not in book.settings.session_attributes:
             yield f"{place}.conditions.attributes", f"{name!r} is not one of settings.session_attributes"
@@ -512,6 +570,8 @@ def _senseless_campaign(book: RuleBook, campaign: Campaign, place: str) -> Itera
             scope = book.settings.costs.get(effect.cost)
             if scope not in ("both", "order" if isinstance(effect, OffCost) else "item"):
                 yield f"{spot}.cost", f"{effect.cost!r} is not one of settings.costs of that scope"
+        if isinstance(effect, Giveaway) and not effect.codes:
+            yield f"{spot}.codes", "needs a code at least"
         if isinstance(effect, PayWithBalance) and campaign.needs != "gift_card":
             yield spot, 'only a campaign that needs a "gift_card" can be paid with its balance'
         if isinstance(effect, EarnPoints | PayWithPoints) and campaign.needs != "loyalty_card":
@@ -557,7 +617,8 @@ def _doubled_codes(book: RuleBook) -> Iterator[Problem]:
         for i, entry in enumerate(getattr(book, name)):
             if not entry.code:
                 continue
-            key = entry.code.casefold()
+            # Codes may differ by case alone: they are two where case counts, else the first.
+            key = entry.code
             if key in seen or any(family.find(key) for family, _ in book._families):  # noqa: SLF001 - its own module
                 yield f"{name}[{i}].code", f"{entry.code!r} is there twice"
             seen.add(key)

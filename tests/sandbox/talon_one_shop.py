@@ -91,6 +91,10 @@ class Shop:
     def reopen(self, id_: str = "s1") -> tuple[int, Json]:
         return self.request(f"{id_}/reopen")
 
+    def give_back(self, *returned: Json, id_: str = "s1", **headers: str) -> tuple[int, Json]:
+        body = {"return": {"returnedCartItems": list(returned)}, "responseContent": ["customerSession"]}
+        return self.request(f"{id_}/returns", json.dumps(body).encode(), "POST", **headers)
+
     @property
     def books(self) -> Json:
         return self.engine.books()

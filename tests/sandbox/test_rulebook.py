@@ -97,9 +97,15 @@ def test_a_mistake_in_the_settings_is_reported_with_its_place(settings: str, pla
             "campaigns[2].conditions.attributes",
             "'a' is not one of",
         ),
+        (
+            "[[campaigns]]\nid = 3\nname = 'X'\nconditions = {every_item_costs = 'shipping'}",
+            "campaigns[2].conditions.every_item_costs",
+            "'shipping' is not one of settings.costs",
+        ),
+        ("[[campaigns]]\nid = 3\nname = 'X'\nbundle = { parts = [] }", "campaigns[2].bundle.parts", "a part at least"),
         ("[[coupons]]\ncode = 'CODE-2'\ncampaign = 9", "coupons[2].campaign", "no campaign 9"),
         ("[[coupons]]\ncode = 'CODE-2'\ncampaign = 2", "coupons[2].campaign", 'does not say needs = "coupon"'),
-        ("[[coupons]]\ncode = 'code-1'\ncampaign = 1", "coupons[2].code", "is there twice"),
+        ("[[coupons]]\ncode = 'CODE-1'\ncampaign = 1", "coupons[2].code", "is there twice"),
         ("[[coupons]]\ncode = 'many-100'\ncampaign = 1", "coupons[2].code", "is there twice"),
         ("[[coupons]]\ncode = 'ABC'\ncampaign = 1", "coupons[2].code", "length >= 4"),
         ("[[coupons]]\ncampaign = 1", "coupons[2]", "needs code or codes"),
@@ -137,6 +143,8 @@ def test_a_mistake_is_reported_with_its_place(more: str, place: str, says: str) 
         ("{ kind = 'earn_points', points = '1', per = '1' }", "", 'needs a "loyalty_card"'),
         ("{ kind = 'free_item', sku = 'X', quantity = 0 }", ".quantity", ">= 1"),
         ("{ kind = 'message', title = 'X' }", ".text", "is missing"),
+        ("{ kind = 'giveaway', pool = 'X', codes = [] }", ".codes", "a code at least"),
+        ("{ kind = 'replace_units', sku = 'A', by = 'B' }", ".price", "is missing"),
     ],
 )
 def test_a_mistake_in_an_effect_is_reported_with_its_place(effect: str, place: str, says: str) -> None:
@@ -196,6 +204,27 @@ def test_a_code_is_found_in_whatever_case_and_known_by_its_spelling_in_the_book(
 ) -> None:
     found = rulebook.parse(BOOK).find(typed)
     assert (found and found[0]) == spelled
+
+
+@pytest.mark.parametrize(
+    ("typed", "any_case", "by_case"),
+    [
+        ("TWIN-5", "TWIN-5", "TWIN-5"),
+        ("twin-5", "TWIN-5", "twin-5"),
+        ("Twin-5", "TWIN-5", None),
+        ("many-098", "MANY-098", None),
+        ("MANY-098", "MANY-098", "MANY-098"),
+        # The lower case of a dotted capital is two characters.
+        ("i\u0307ndi\u0307ri\u0307m", "İNDİRİM", None),
+    ],
+)
+def test_codes_that_differ_by_case_are_two_where_case_counts(
+    typed: str, any_case: str | None, by_case: str | None
+) -> None:
+    more = "".join(f"\n[[coupons]]\ncode = '{code}'\ncampaign = 1" for code in ("TWIN-5", "twin-5", "İNDİRİM"))
+    book = rulebook.parse(BOOK + more)
+    for found, expected in ((book.find(typed), any_case), (book.find(typed, by_case=True), by_case)):
+        assert (found and found[0]) == expected
 
 
 def test_amounts_are_exact() -> None:

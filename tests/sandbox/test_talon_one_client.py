@@ -71,6 +71,23 @@ def test_the_vendors_client_opens_updates_reads_closes_reopens_and_cancels_a_ses
     assert put({"state": "cancelled"}).customer_session.state == "cancelled"
 
 
+def test_the_vendors_client_returns_units_of_a_closed_session(vendor: Any) -> None:
+    closing = {"customerSession": cart("TEN-PERCENT", quantity=3, profileId="joe", state="closed")}
+    vendor.update_customer_session_v2("s1", talon_one.IntegrationRequest.from_dict(closing))
+    back: Json = {"return": {"returnedCartItems": [{"position": 0, "quantity": 1}]}}
+    back["responseContent"] = ["customerSession", "coupons", "previousReturns"]
+    request = talon_one.ReturnIntegrationRequest.from_dict(back)
+    tried = vendor.return_cart_items("s1", request, dry=True)
+    assert vendor.get_customer_session("s1").customer_session.state == "closed"
+    done = vendor.return_cart_items("s1", request)
+    assert [effect.effect_type for effect in tried.effects] == [effect.effect_type for effect in done.effects]
+    assert [(effect.effect_type, effect.props["value"]) for effect in done.effects] == [("rollbackDiscount", 14)]
+    session = done.customer_session
+    assert (session.state, session.cart_items[0].returned_quantity) == ("partially_returned", 1)
+    assert done.var_return.returned_cart_items[0].quantity == 1
+    assert [one.id for one in vendor.return_cart_items("s1", request).previous_returns] == [done.var_return.id]
+
+
 @pytest.mark.parametrize(
     "code", [*(code for code, _ in rulebook.load().codes_to_try() if ".." not in code), "SINGLE-0001"]
 )
@@ -87,6 +104,8 @@ def test_the_vendors_models_understand_the_reply_to_every_code(code: str) -> Non
         "setDiscountPerAdditionalCost": talon_one.SetDiscountPerAdditionalCostEffectProps,
         "setDiscountPerAdditionalCostPerItem": talon_one.SetDiscountPerAdditionalCostPerItemEffectProps,
         "addFreeItem": talon_one.AddFreeItemEffectProps,
+        "awardGiveaway": talon_one.AwardGiveawayEffectProps,
+        "willAwardGiveaway": talon_one.WillAwardGiveawayEffectProps,
         "showNotification": talon_one.ShowNotificationEffectProps,
         "customEffect": talon_one.CustomEffectProps,
         "addLoyaltyPoints": talon_one.AddLoyaltyPointsEffectProps,

@@ -155,3 +155,138 @@ def test_the_order_of_effects_means_nothing_and_stays_the_same() -> None:
     assert orders["x"] != list(range(8))
     assert orders["x"] != orders["y"]
     assert orders["x"] == [p["position"] for p in of(Shop().ok(session, "x"), "setDiscountPerItem")]
+
+
+def own_costs(price: float, **costs: float) -> list[Json]:
+    costs_of = {"additionalCosts": {name: {"price": cost} for name, cost in costs.items()}}
+    return [{"sku": "A", "quantity": 1, "price": price, **costs_of}]
+
+
+CASCADING = ("cascading_discounts = false", "cascading_discounts = true")
+BEYOND = ("discounts_beyond_price = false", "discounts_beyond_price = true")
+WRAP_4 = ('cost = "gift_wrap"\n  percent = "100"', 'cost = "gift_wrap"\n  amount = "4.00"')
+
+
+@pytest.mark.parametrize(
+    ("changes", "codes", "lines", "expected"),
+    [
+        ((), ["COSTS-5"], own_costs(20, shipping=5), ["additionalCosts 5"]),
+        ((), ["COSTS-5"], own_costs(20, shipping=2, gift_wrap=1), ["additionalCosts 3"]),
+        ((), ["COSTS-5"], own_costs(20), []),
+        ((), ["TOTAL-10"], own_costs(20, shipping=5), ["itemTotal 2.5"]),
+        ((), ["TEN-PERCENT"], own_costs(20, shipping=5), ["price 2"]),
+        # Without cascading each computes on list prices: together they take more off the costs than those are.
+        ((), ["COSTS-5", "WRAPPED"], own_costs(20, gift_wrap=4), ["additionalCosts 4", "gift_wrap 4"]),
+        ((CASCADING,), ["COSTS-5", "WRAPPED"], own_costs(20, gift_wrap=4), ["gift_wrap 4"]),
+        (
+            (CASCADING, WRAP_4),
+            ["COSTS-5", "WRAPPED"],
+            own_costs(20, gift_wrap=6),
+            ["additionalCosts 2", "gift_wrap 4"],
+        ),
+        # With cascading a discount of item and costs takes the price first.
+        ((CASCADING,), ["TOTAL-10", "TEN-PERCENT"], own_costs(10, shipping=10), ["itemTotal 1.9", "price 1"]),
+        ((BEYOND,), ["COSTS-5"], own_costs(20, shipping=2), ["additionalCosts 5"]),
+        ((BEYOND,), ["COSTS-5"], own_costs(20), []),
+    ],
+)
+def test_a_discount_is_of_the_item_or_its_costs_or_both(
+    changes: tuple[tuple[str, str], ...], codes: list[str], lines: list[Json], expected: list[str]
+) -> None:
+    reply = Shop(*changes).ok({"cartItems": lines, "couponCodes": codes})
+    given = of(reply, "setDiscountPerItem") + of(reply, "setDiscountPerAdditionalCostPerItem")
+    assert sorted(f"{p.get('scope') or p['additionalCost']} {p['value']}" for p in given) == expected
+
+
+def test_an_application_may_grant_more_than_there_is() -> None:
+    for changes, value in (((), 30), ((BEYOND,), 50)):
+        assert of(Shop(*changes).ok(cart("BUDGET-50", price=30)), "setDiscount")[0]["value"] == value
+
+
+@pytest.mark.parametrize(
+    ("scope", "cascading", "shown"),
+    [
+        ("items", False, None),
+        ("items", True, "cartItems"),
+        ("costs", True, "additionalCosts"),
+        ("items_and_costs", True, "sessionTotal"),
+    ],
+)
+def test_the_scope_of_a_discount_on_the_order_is_told_with_cascading_discounts(
+    scope: str, cascading: bool, shown: str | None
+) -> None:
+    scoped = ('name = "5 off", amount', f'name = "5 off", scope = "{scope}", amount')
+    shop = Shop(scoped, *([CASCADING] if cascading else []))
+    (props,) = of(shop.ok(cart("GOOD-5", additionalCosts={"shipping": {"price": 9}}, price=50)), "setDiscount")
+    assert (props["value"], props.get("scope")) == (5, shown)
+
+
+@pytest.mark.parametrize(
+    ("condition", "line", "applies"),
+    [
+        ('categories = ["shoes"]', {"category": "shoes"}, True),
+        ('categories = ["shoes"]', {"attributes": {"material": "shoes"}}, False),
+        ('names = ["Boot"]', {"name": "Boot"}, True),
+        ('names = ["Boot"]', {"name": "Shoe"}, False),
+        ('names = ["Boot"]', {}, False),
+        ('weight_at_most = "500"', {"weight": 499.5}, True),
+        ('weight_at_most = "500"', {"weight": 501}, False),
+        ('weight_at_most = "500"', {}, False),
+    ],
+)
+def test_the_fields_of_an_item_are_conditions(condition: str, line: Json, applies: bool) -> None:
+    shop = Shop(('categories = ["shoes"]', condition))
+    reply = shop.ok({"cartItems": [items(("A", 1, 50))[0] | line], "couponCodes": ["SHOES-10"]})
+    assert [p["value"] for p in of(reply, "setDiscountPerItem")] == ([10] if applies else [])
+    assert bool(of(reply, "rejectCoupon")) is not applies
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ([("COFFEE", 1, 3), ("CAKE", 2, 4)], {(0, 0): 0, (1, 0): 0, (1, 1): 0}),
+        ([("COFFEE", 2, 3), ("CAKE", 3, 4)], {(0, 0): 0, (1, 0): 0, (1, 1): 0}),
+        ([("CAKE", 4, 4), ("COFFEE", 2, 3)], {(1, 0): 0, (0, 0): 0, (0, 1): 0, (1, 1): 1, (0, 2): 1, (0, 3): 1}),
+        ([("CAKE", 9, 4), ("COFFEE", 9, 3)], {(1, 0): 0, (0, 0): 0, (0, 1): 0, (1, 1): 1, (0, 2): 1, (0, 3): 1}),
+        ([("COFFEE", 2, 3), ("CAKE", 1, 4)], {}),
+    ],
+)
+def test_a_bundle_gives_its_discount_to_its_own_units(
+    lines: list[tuple[str, int, float]], expected: dict[tuple[int, int], int]
+) -> None:
+    reply = Shop().ok({"cartItems": items(*lines), "couponCodes": ["BUNDLE-3"]})
+    given = of(reply, "setDiscountPerItem")
+    assert {(p["position"], p["subPosition"]): p["bundleIndex"] for p in given} == expected
+    assert {p["bundleName"] for p in given} == ({"Coffee and cake"} if expected else set())
+
+
+def test_the_code_of_a_giveaway_is_told_at_close_and_never_comes_back() -> None:
+    shop = Shop()
+    said = shop.ok(cart("LUCKY-DRAW", profileId="joe"), "s1")
+    assert of(said, "willAwardGiveaway") == [
+        {"poolId": 1, "poolName": "Cinema tickets", "recipientIntegrationId": "joe"}
+    ]
+    assert not of(said, "awardGiveaway")
+    closed = [shop.ok(cart("LUCKY-DRAW", state="closed"), id_, "", "awardedGiveaways") for id_ in ("s1", "s2")]
+    assert [of(reply, "awardGiveaway")[0]["code"] for reply in closed] == ["CINEMA-A1", "CINEMA-B2"]
+    assert closed[1]["awardedGiveaways"][0]["code"] == "CINEMA-B2"
+    assert "rollbackGiveaway" not in str(shop.reopen("s1"))
+    assert of(shop.ok(cart("LUCKY-DRAW", state="closed"), "s3"), "awardGiveaway")[0]["code"] == "CINEMA-C3"
+    assert told(shop.ok(cart("LUCKY-DRAW"), "s4")) == {"rejectCoupon EffectCouldNotBeApplied LUCKY-DRAW": 1}
+
+
+def test_an_upgrade_is_told_as_an_effect_of_the_merchants_own() -> None:
+    (props,) = of(Shop().ok({"cartItems": items(("CUP-SMALL", 3, 20)), "couponCodes": ["UPGRADE"]}), "customEffect")
+    assert props["payload"] == {"replace": "CUP-SMALL", "by": "CUP-LARGE", "quantity": 1}
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ([], {"setDiscount 1 off in the outlet 1": 1}),
+        (["GOOD-5"], {"acceptCoupon GOOD-5": 1, "setDiscount 5 off 5": 1}),
+    ],
+)
+def test_an_automatic_promotion_that_stands_alone_gives_way_to_a_code(codes: list[str], expected: list[str]) -> None:
+    session = {"cartItems": items(("OUTLET-SHIRT", 1, 20)), "couponCodes": codes}
+    assert told(Shop().ok(session)) == Counter(expected)

@@ -29,8 +29,8 @@ from tests.sandbox.talon_one_shop import Json, Shop, book, cart, of
         (cart("TEN-PERCENT", "ALONE-15"), "CouponPartOfNotTriggeredCampaign"),
         (cart("WINTER-5", "WINTER-25"), "CouponPartOfNotTriggeredCampaign"),
         (cart("WINTER-5"), None),
-        (cart("WRAPPED"), "EffectCouldNotBeApplied"),
-        (cart("GIFT-EMPTY"), "EffectCouldNotBeApplied"),
+        (cart("WRAPPED"), "CouponRejectedByCondition"),
+        (cart("GIFT-EMPTY"), "CouponLimitReached"),
         (cart(referralCode="NO-FRIEND"), "ReferralNotFound"),
         (cart(referralCode="TEN-PERCENT"), "ReferralNotFound"),
         (cart(referralCode="FRIEND-EXPIRED"), "ReferralExpired"),
@@ -67,3 +67,37 @@ def test_codes_are_the_same_in_any_case_and_answered_in_the_engines_spelling() -
     assert [p["value"] for p in of(reply, "acceptCoupon")] == ["TEN-PERCENT"]
     assert [p["value"] for p in of(reply, "rejectCoupon")] == ["nothing"]
     assert [e["campaignId"] for e in reply["effects"] if e["effectType"] == "rejectCoupon"] == [-1]
+
+
+BY_CASE = ("case_sensitive_codes = false\n# An amount", "case_sensitive_codes = true\n# An amount")
+
+
+@pytest.mark.parametrize(
+    ("changes", "codes", "accepted", "refused"),
+    [
+        ((), ["TWIN-5", "twin-5"], ["TWIN-5"], []),
+        ((), ["twin-5"], ["TWIN-5"], []),
+        ((BY_CASE,), ["TWIN-5", "twin-5"], ["TWIN-5", "twin-5"], []),
+        ((BY_CASE,), ["twin-5", "Twin-5"], ["twin-5"], ["Twin-5"]),
+        ((BY_CASE,), ["single-0001", "SINGLE-0002"], ["SINGLE-0002"], ["single-0001"]),
+    ],
+)
+def test_codes_that_differ_by_case_are_one_or_two(
+    changes: tuple[tuple[str, str], ...], codes: list[str], accepted: list[str], refused: list[str]
+) -> None:
+    reply = Shop(*changes).ok(cart(*codes))
+    assert sorted(p["value"] for p in of(reply, "acceptCoupon")) == sorted(accepted)
+    assert [p["value"] for p in of(reply, "rejectCoupon")] == refused
+
+
+def test_where_case_counts_a_referral_code_differs_too() -> None:
+    for changes, kind in (((), "acceptReferral"), ((BY_CASE,), "rejectReferral")):
+        assert of(Shop(*changes).ok(cart(referralCode="friend-of-jane", profileId="joe")), kind)
+
+
+def test_the_merchant_can_ask_why_a_rule_failed() -> None:
+    reply = Shop().ok(cart("MIN-200", "EXPIRED-10"), "s1", "", "ruleFailureReasons")
+    failures = {one.get("couponValue"): one for one in reply["ruleFailureReasons"]}
+    assert failures["MIN-200"]["conditionIndex"] == 1
+    assert failures["MIN-200"]["details"] == "condition 1 of the rule does not hold"
+    assert failures["EXPIRED-10"]["details"] == "expired"

@@ -62,7 +62,7 @@ def test_a_dry_request_can_look_ahead() -> None:
 PUTS: dict[str, Callable[[Shop], tuple[int, Json]]] = {
     state: lambda shop, state=state: shop.put({"state": state})
     for state in ("open", "closed", "cancelled", "partially_returned")
-} | {"reopen": Shop.reopen, "nothing": lambda shop: shop.put({})}
+} | {"return": lambda shop: shop.give_back(), "reopen": Shop.reopen, "nothing": lambda shop: shop.put({})}
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,12 @@ PUTS: dict[str, Callable[[Shop], tuple[int, Json]]] = {
         (["closed", "cancelled", "reopen"], 'Cannot move session to state "open" from state "cancelled"'),
         (["open", "reopen"], 'Cannot move session to state "open" from state "open"'),
         (["open", "partially_returned"], 'Cannot move session to state "partially_returned" from state "open"'),
+        (["closed", "return", "return", "cancelled"], None),
+        (["closed", "return", "open"], 'Cannot move session to state "open" from state "partially_returned"'),
+        (["closed", "return", "closed"], 'Cannot move session to state "closed" from state "partially_returned"'),
+        (["closed", "return", "reopen"], 'Cannot move session to state "open" from state "partially_returned"'),
+        (["open", "return"], 'Cannot move session to state "partially_returned" from state "open"'),
+        (["closed", "cancelled", "return"], 'Cannot move session to state "partially_returned" from state "cancelled"'),
         (["cancelled"], 'Cannot move session to state "cancelled" from state ""'),
     ],
 )
@@ -220,3 +226,51 @@ def test_money_is_written_as_exact_json_numbers() -> None:
     body = b'{"customerSession":{"cartItems":[{"sku":"A","quantity":1,"price":99.99}],"couponCodes":["TEN-PERCENT"]}}'
     _, reply = asyncio.run(call(shop.engine, "/v2/customer_sessions/s1", body))
     assert b'"value":9.999,' in reply
+
+
+TOLD = {
+    "attributes": {"b2b": True, "channel": "web"},
+    "additionalCosts": {"shipping": {"price": 1}},
+    "storeIntegrationId": "berlin",
+}
+ATTRIBUTES = ('attributes = "merge"', 'attributes = "replace"')
+COSTS = ('additional_costs = "replace"', 'additional_costs = "merge"')
+CLEAR, IGNORE = (('nulls = "refuse"', f'nulls = "{mode}"') for mode in ("clear", "ignore"))
+HANDLING = {"handling": {"price": 2}}
+NULLS = {"attributes": {"b2b": None}, "additionalCosts": None, "storeIntegrationId": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "second", "left"),
+    [
+        (None, {}, TOLD),
+        (None, {"attributes": {"b2b": False}}, TOLD | {"attributes": {"b2b": False, "channel": "web"}}),
+        (ATTRIBUTES, {"attributes": {"b2b": False}}, TOLD | {"attributes": {"b2b": False}}),
+        (None, {"additionalCosts": HANDLING}, TOLD | {"additionalCosts": HANDLING}),
+        (COSTS, {"additionalCosts": HANDLING}, TOLD | {"additionalCosts": {"shipping": {"price": 1}} | HANDLING}),
+        (None, {"storeIntegrationId": "new-york"}, TOLD | {"storeIntegrationId": "new-york"}),
+        (CLEAR, NULLS, {"attributes": {"channel": "web"}, "additionalCosts": {}, "storeIntegrationId": None}),
+        (IGNORE, NULLS, TOLD),
+        (IGNORE, {"additionalCosts": {"shipping": None}}, TOLD | {"additionalCosts": {}}),
+    ],
+)
+def test_what_was_told_stays_until_it_is_told_otherwise(
+    change: tuple[str, str] | None, second: Json, left: Json
+) -> None:
+    shop = Shop(*([change] if change else []))
+    shop.ok(TOLD)
+    session = shop.ok(second, "s1", "", "customerSession")["customerSession"]
+    assert {name: session.get(name) for name in TOLD} == left
+
+
+def test_a_null_is_refused_unless_the_rule_book_says_otherwise() -> None:
+    status, reply = Shop().put({"attributes": {"b2b": None}, "storeIntegrationId": None})
+    assert status == 400
+    assert {error["source"]["pointer"] for error in reply["errors"]} == {"/attributes/b2b", "/storeIntegrationId"}
+
+
+def test_a_discount_that_hangs_on_a_store_goes_on_until_the_store_is_cleared() -> None:
+    shop = Shop(CLEAR)
+    shop.ok(cart(price=300, storeIntegrationId="berlin"))
+    assert of(shop.ok(cart(price=300)), "addFreeItem")
+    assert not of(shop.ok(cart(price=300, storeIntegrationId=None)), "addFreeItem")

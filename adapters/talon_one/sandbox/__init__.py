@@ -6,15 +6,19 @@ must not be misread twice.
     PUT /v2/customer_sessions/{id}[?dry=true]    update, close, cancel
     GET /v2/customer_sessions/{id}
     PUT /v2/customer_sessions/{id}/reopen
+    POST /v2/customer_sessions/{id}/returns[?dry=true]
 
 Documented at https://docs.talon.one/integration-api. What the documents leave open is decided here, and said where.
-`schema` checks requests, `rules` and `trial` are the rule engine, `state` is what it remembers, `replies` shows it.
+`schema` checks requests; `rules`, `trial` and `effects` are the rule engine; `state` is what it remembers, `replies`
+shows it; `returns` takes units back.
 """
 
 import asyncio
 from collections.abc import Callable
+from copy import deepcopy
 from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote
 
@@ -23,10 +27,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from adapters.talon_one.sandbox import returns
 from adapters.talon_one.sandbox.cart import ZERO, Cart, number_of
-from adapters.talon_one.sandbox.errors import MESSAGES, ApiError, cannot_move, check_move, error_body
+from adapters.talon_one.sandbox.context import Context
+from adapters.talon_one.sandbox.errors import MESSAGES, ApiError, cannot_move, check_move, check_return, error_body
+from adapters.talon_one.sandbox.options import Options
 from adapters.talon_one.sandbox.replies import Replies
-from adapters.talon_one.sandbox.rules import Options, Run
+from adapters.talon_one.sandbox.rules import Run
 from adapters.talon_one.sandbox.schema import Requests, time_of
 from adapters.talon_one.sandbox.state import Books, Profile, Session, rollbacks
 from adapters.talon_one.sandbox.turns import Turns
@@ -51,6 +58,13 @@ _PEEK: Final = msgspec.json.Decoder(_Peek)
 _DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 _SESSIONS: Final = "/v2/customer_sessions/"
+_ACTIONS: Final = {
+    ("GET", ""): "read",
+    ("PUT", ""): "update",
+    ("PUT", "reopen"): "reopen",
+    ("POST", "returns"): "return",
+}
+_NULLABLE_MAPS: Final = ("attributes", "additionalCosts")
 
 
 class TalonOneSandbox:
@@ -102,13 +116,15 @@ class TalonOneSandbox:
         }
 
     def operation(self, method: str, path: str, query: str, body: bytes) -> str:
-        """read, reopen, dry, open, close, cancel; "other" for what the API does not have."""
+        """read, reopen, return, dry, open, close, cancel; "other" for what the API does not have."""
         if _SESSIONS not in path:
             return "other"
         if method == "GET":
             return "read"
         if path.endswith("/reopen"):
             return "reopen"
+        if path.endswith("/returns"):
+            return "return"
         if "dry=true" in query:
             return "dry"
         try:
@@ -155,15 +171,19 @@ class TalonOneSandbox:
             return 200, _ENCODER.encode(self._read(id_))
         if action == "reopen":
             return await self._once(request, id_, "", pause, dry=False, work=lambda: self._reopen(id_))
-        query = self._query(request)
-        given = self._given(await request.body())
+        query = self._query(request, action)
+        dry = query.get("dry") == "true"
+        given, cleared = self._given(await request.body(), action)
+        if action == "return":
+            back = given["return"]["returnedCartItems"]
+            content = set(given.get("responseContent", []))
+            returning = partial(self._return, id_, back, content, dry=dry)
+            return await self._once(request, id_, "", pause, dry=dry, work=returning)
         session = given["customerSession"]
         stored = self._books.sessions.get(id_)
         profile = session.get("profileId", stored.data["profileId"] if stored else "")
-        dry = query.get("dry") == "true"
-        return await self._once(
-            request, id_, profile, pause, dry=dry, work=lambda: self._update(id_, given, query, dry=dry)
-        )
+        updating = partial(self._update, id_, given, cleared, query, dry=dry)
+        return await self._once(request, id_, profile, pause, dry=dry, work=updating)
 
     def _route(self, request: Request) -> tuple[str, str]:
         """The session's id, decoded from exactly one segment of the path, and what is to be done with it."""
@@ -174,21 +194,26 @@ class TalonOneSandbox:
             decoded = unquote(id_, errors="strict")
         except UnicodeDecodeError:
             decoded = ""
-        if not path.startswith(_SESSIONS) or decoded in ("", ".", "..") or (slash and rest != "reopen"):
+        if (
+            not path.startswith(_SESSIONS)
+            or decoded in ("", ".", "..")
+            or (slash and rest not in ("reopen", "returns"))
+        ):
             raise ApiError(404, MESSAGES[404])
-        action = {("GET", ""): "read", ("PUT", ""): "update", ("PUT", "reopen"): "reopen"}.get((request.method, rest))
+        action = _ACTIONS.get((request.method, rest))
         if action is None:
             raise ApiError(405, MESSAGES[405])
         return decoded, action
 
-    def _query(self, request: Request) -> dict[str, str]:
+    def _query(self, request: Request, action: str) -> dict[str, str]:
         pairs = parse_qsl(request.scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
         query = dict(pairs)
         problems = []
+        known = ("dry", "now") if action == "update" else ("dry", "runRuleEngine")
         for name, value in pairs:
             wrong = (
-                name not in ("dry", "now")
-                or (name == "dry" and value not in ("true", "false"))
+                name not in known
+                or (name != "now" and value not in ("true", "false"))
                 or (name == "now" and (query.get("dry") != "true" or not self._is_future(value)))
             )
             if wrong:
@@ -201,16 +226,22 @@ class TalonOneSandbox:
         moment = time_of(text)
         return moment is not None and moment > self._now()
 
-    def _given(self, body: bytes) -> Json:
-        """The request's body, checked. Raises `ApiError` 400 with everything that is wrong."""
+    def _given(self, body: bytes, action: str) -> tuple[Json, list[tuple[str, ...]]]:
+        """The request's body, checked, without its nulls; and where those stood that clear something.
+
+        Raises `ApiError` 400 with everything that is wrong.
+        """
         try:
             given = _DECODER.decode(body)
         except (msgspec.DecodeError, ArithmeticError, RecursionError, UnicodeDecodeError):
             raise ApiError(400, "The request body is not valid JSON") from None
-        problems = self._requests.problems(given)
+        nulls: list[tuple[str, ...]] = []
+        if action == "update" and self._options.nulls != "refuse":
+            given, nulls = _without_nulls(given)
+        problems = self._requests.problems(given) if action == "update" else self._requests.return_problems(given)
         if problems:
             raise ApiError(400, "The submitted data was invalid", problems)
-        return dict(given)
+        return dict(given), nulls if self._options.nulls == "clear" else []
 
     async def _once(
         self, request: Request, id_: str, profile: str, pause: float, *, dry: bool, work: Callable[[], Json]
@@ -257,7 +288,29 @@ class TalonOneSandbox:
         session.state = "open"
         return {"effects": back}
 
-    def _update(self, id_: str, given: Json, query: dict[str, str], *, dry: bool) -> Json:
+    def _return(self, id_: str, items: list[Json], content: set[str], *, dry: bool) -> Json:
+        session = self._books.sessions.get(id_)
+        if session is None:
+            raise ApiError(404, "Customer session not found")
+        check_return(session.state)
+        units = returns.wanted(session, items)
+        books = self._books
+        if dry:
+            session, books = deepcopy(session), deepcopy(books)
+        session.updated, session.updates = self._now(), session.updates + 1
+        run = self._run(session, self._now())
+        run.effects = returns.take_back(session, books, units)
+        this = self._replies.returned(session, items)
+        reply = self._replies.reply(session, run, content) | {"return": this}
+        session.returns.append(this)
+        return reply
+
+    def _run(self, session: Session, now: datetime, evaluable: list[int] | None = None) -> Run:
+        return Run(Context(self._book, self._books, self._options, session, now, evaluable))
+
+    def _update(
+        self, id_: str, given: Json, cleared: list[tuple[str, ...]], query: dict[str, str], *, dry: bool
+    ) -> Json:
         payload = given["customerSession"]
         target = payload.get("state", "open")
         now = self._now()
@@ -271,15 +324,17 @@ class TalonOneSandbox:
             if not session.grants:
                 session.effects = []
             session.state, session.updated, session.updates = "cancelled", now, session.updates + 1
-            run = Run(self._book, self._books, self._options, session, now)
+            run = self._run(session, now)
             run.effects = back
             return self._replies.reply(session, run, content)
         if dry and "now" in query:
             now = time_of(query["now"]) or now
-        session.merge(payload)
+        session.merge(payload, self._options)
+        for place in cleared:
+            session.clear(place)
         session.state, session.updated, session.updates = target, now, session.updates + 1
         evaluable = payload.get("evaluableCampaignIds") if dry else None
-        run = Run(self._book, self._books, self._options, session, now, evaluable).go()
+        run = self._run(session, now, evaluable).go()
         session.effects = run.effects
         if not dry:
             self._books.sessions[id_] = session
@@ -303,8 +358,8 @@ class TalonOneSandbox:
     def _close(self, session: Session, run: Run, now: datetime) -> None:
         """Redeems. Only here is anything counted; a code refused meanwhile is refused in a 200, and it is closed."""
         session.closes += 1
-        session.grants = run.grants
-        self._books.book(session, run.grants, now, sign=1)
+        session.grants = run.context.grants
+        self._books.book(session, run.context.grants, now, sign=1)
         self._count_sale(session, 1)
 
     def _count_sale(self, session: Session, sign: int) -> None:
@@ -320,3 +375,20 @@ class TalonOneSandbox:
             self._count_sale(session, -1)
             session.grants = None
         return back
+
+
+def _without_nulls(given: Any) -> tuple[Any, list[tuple[str, ...]]]:
+    """The body without the nulls of its session and of the maps in it; and their places, such as ("attributes", "b2b").
+
+    What the vendor does with a null is not documented.
+    """
+    session = given.get("customerSession") if isinstance(given, dict) else None
+    if not isinstance(session, dict):
+        return given, []
+    nulls: list[tuple[str, ...]] = [(name,) for name, value in session.items() if value is None]
+    kept = {name: value for name, value in session.items() if value is not None}
+    for name in _NULLABLE_MAPS:
+        if isinstance(kept.get(name), dict):
+            nulls += [(name, key) for key, value in kept[name].items() if value is None]
+            kept[name] = {key: value for key, value in kept[name].items() if value is not None}
+    return given | {"customerSession": kept}, nulls

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from mapper.domain import money
+from mapper.sandbox.rulebook import Items
 
 Json = dict[str, Any]
 
@@ -26,10 +27,24 @@ class Unit:
 
     position: int
     sub: int
-    sku: str
-    category: str
+    item: Json
+    """The line as it was sent."""
     price: Decimal
     costs: dict[str, Decimal]
+
+    @property
+    def cost_keys(self) -> list[tuple[int, int, str]]:
+        return [(self.position, self.sub, name) for name in self.costs]
+
+    def is_one_of(self, items: Items) -> bool:
+        weight = self.item.get("weight")
+        return items.match(
+            self.item["sku"],
+            self.item.get("category", ""),
+            self.price,
+            name=self.item.get("name", ""),
+            weight=None if weight is None else Decimal(weight),
+        )
 
 
 class Cart:
@@ -44,8 +59,7 @@ class Cart:
             Unit(
                 position,
                 sub,
-                item["sku"],
-                item.get("category", ""),
+                item,
                 Decimal(item["price"]),
                 costs_of(item.get("additionalCosts", {})),
             )
@@ -90,6 +104,25 @@ class Left:
 
     def copy(self) -> "Left":
         return Left(dict(self.units), dict(self.costs), dict(self.item_costs), dict(self.off_order))
+
+    def unit(self, unit: Unit, scope: str) -> Decimal:
+        """What is left of a unit: of its price, of the costs it carries, or of both."""
+        price = ZERO if scope == "costs" else max(ZERO, self.units[unit.position, unit.sub])
+        costs = [] if scope == "items" else [max(ZERO, self.item_costs[key]) for key in unit.cost_keys]
+        return price + money.total(costs)
+
+    def take(self, unit: Unit, scope: str, value: Decimal) -> None:
+        """Takes a discount off a unit: off its price first, then off its costs, one after the other."""
+        spot = (unit.position, unit.sub)
+        keys = [] if scope == "items" else unit.cost_keys
+        if scope != "costs":
+            off = value if not keys else min(value, max(ZERO, self.units[spot]))
+            self.units[spot] -= off
+            value -= off
+        for key in keys:
+            off = value if key == keys[-1] else min(value, max(ZERO, self.item_costs[key]))
+            self.item_costs[key] -= off
+            value -= off
 
     def order(self, scope: str) -> Decimal:
         """What is left of the order: of its items, its costs or both. Nothing is worth less than nothing."""

@@ -38,6 +38,12 @@ _MOVES: Final[dict[str | None, tuple[str, ...]]] = {
 }
 
 
+def check_return(state: str) -> None:
+    """Whether units can come back; several times, since an answer can list `previousReturns`."""
+    if state not in ("closed", "partially_returned"):
+        raise cannot_move("partially_returned", state)
+
+
 def check_move(state: str | None, target: str) -> None:
     """Whether PUT may move a session there; a closed one can only be cancelled, and reopened by the other call."""
     if target not in _MOVES[state]:

@@ -6,7 +6,8 @@ from decimal import Decimal
 from typing import Any, Final
 
 from adapters.talon_one.sandbox.cart import ZERO, Cart, number_of
-from adapters.talon_one.sandbox.rules import Options, Run, ruleset
+from adapters.talon_one.sandbox.options import Options
+from adapters.talon_one.sandbox.rules import Run, ruleset
 from adapters.talon_one.sandbox.state import Books, Profile, Session
 from mapper.sandbox.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral, RuleBook
 
@@ -36,8 +37,8 @@ class Replies:
             "loyalty": lambda: {"cards": self._cards(session, run), "programs": {}},
             "event": lambda: self._event(session, run),
             "ruleFailureReasons": lambda: run.failures,
-            "awardedGiveaways": list,
-            "previousReturns": list,
+            "awardedGiveaways": lambda: [self._awarded(e["props"]) for e in run.effects if "giveawayId" in e["props"]],
+            "previousReturns": lambda: list(session.returns),
             "campaignEligibility": list,
             "achievements": list,
         }
@@ -52,7 +53,12 @@ class Replies:
         cart = Cart(session.data)
         data: Json = _plain(session.data)
         items = [
-            item | {"position": i, "returnedQuantity": 0, "remainingQuantity": item["quantity"]}
+            item
+            | {
+                "position": i,
+                "returnedQuantity": session.returned[i],
+                "remainingQuantity": item["quantity"] - session.returned[i],
+            }
             for i, item in enumerate(data["cartItems"])
         ]
         return data | {
@@ -99,7 +105,7 @@ class Replies:
             "attributes": {},
             "reservation": True,
             "isReservationMandatory": False,
-            "profileRedemptionCount": self._books.uses_by[code, run.cart.profile],
+            "profileRedemptionCount": self._books.uses_by[code, run.context.cart.profile],
         } | _dates(entry)
         if isinstance(entry, GiftCard):
             left = self._books.balances[code]
@@ -159,6 +165,31 @@ class Replies:
             "referredCustomers": [],
         } | _dates(referral)
 
+    def _awarded(self, props: Json) -> Json:
+        return {
+            "id": props["giveawayId"],
+            "created": _EPOCH,
+            "code": props["code"],
+            "poolId": props["poolId"],
+            "used": True,
+            "profileIntegrationId": props["recipientIntegrationId"],
+        }
+
+    def returned(self, session: Session, items: list[Json]) -> Json:
+        """The return itself, as the engine keeps it."""
+        number = len(session.returns) + 1
+        return {
+            "id": session.id * 100 + number,
+            "created": session.updated,
+            "applicationId": self._options.application_id,
+            "accountId": _ACCOUNT_ID,
+            "returnedCartItems": items,
+            "eventId": session.id * 1000 + session.updates,
+            "sessionId": session.id,
+            "sessionIntegrationId": session.integration_id,
+            "profileIntegrationId": session.data["profileId"],
+        }
+
     def _cards(self, session: Session, run: Run) -> list[Json]:
         cards = []
         for entered in session.data["loyaltyCards"]:
@@ -169,7 +200,7 @@ class Replies:
             assert isinstance(card, LoyaltyCard)
             program = self._book.program[card.program]
             now = self._books.points[code]
-            coming = ZERO if session.state == "closed" else run.grants.points.get(code, ZERO)
+            coming = ZERO if session.state == "closed" else run.context.grants.points.get(code, ZERO)
             cards.append(
                 {
                     "id": self._book.loyalty_cards.index(card) + 1,
@@ -194,7 +225,11 @@ class Replies:
         return cards
 
     def _event(self, session: Session, run: Run) -> Json:
-        kinds = {"closed": "talon_session_closed", "cancelled": "talon_session_cancelled"}
+        kinds = {
+            "closed": "talon_session_closed",
+            "cancelled": "talon_session_cancelled",
+            "partially_returned": "talon_session_cart_items_returned",
+        }
         kind = "talon_session_created" if session.updates == 1 else "talon_session_updated"
         return {
             "id": session.id * 1000 + session.updates,

@@ -1,28 +1,18 @@
 """The rule engine: which campaigns apply to a session, in which order, and what is said of each code."""
 
 import random
-import uuid
 from collections.abc import Iterator
-from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
-from adapters.talon_one.sandbox.cart import ZERO, Cart, Left
-from adapters.talon_one.sandbox.state import Books, Grants, Session
+from adapters.talon_one.sandbox.cart import ZERO
+from adapters.talon_one.sandbox.context import Context
+from adapters.talon_one.sandbox.effects import attempt
 from adapters.talon_one.sandbox.trial import REASONS, Candidate, Refused, Trial
 from mapper.sandbox import rulebook
-from mapper.sandbox.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral, RuleBook
+from mapper.sandbox.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral
 
 Json = dict[str, Any]
-
-
-class Options(rulebook.Table, frozen=True, kw_only=True):
-    """`[engines.talon_one]` of the rule book."""
-
-    application_id: int = 1
-    idempotency_keys: bool = True
-    flatten: bool = True
-    unknown_fields: Literal["refuse", "ignore"] = "refuse"
 
 
 def ruleset(campaign: Campaign) -> int:
@@ -32,42 +22,14 @@ def ruleset(campaign: Campaign) -> int:
 class Run:
     """The rule engine run once over a session. It changes nothing: what it grants is booked by whoever closes."""
 
-    def __init__(
-        self,
-        book: RuleBook,
-        books: Books,
-        options: Options,
-        session: Session,
-        now: datetime,
-        evaluable: list[int] | None = None,
-    ) -> None:
-        self.book = book
-        self.books = books
-        self.options = options
-        self.session = session
-        self.now = now
-        self.evaluable = evaluable
-        """Only these campaigns, even if they are switched off; for dry requests."""
-        self.cart = Cart(session.data)
-        self.untouched = Left.of(self.cart)
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        context.grants.profile = context.cart.profile
         self.effects: list[Json] = []
         self.failures: list[Json] = []
-        self.grants = Grants(profile=self.cart.profile)
         self.triggered: list[Campaign] = []
         self.coupons: list[tuple[str, Coupon | GiftCard]] = []
         self.referral: Referral | None = None
-
-    # What effects need to know.
-
-    def cost_id(self, name: str) -> int:
-        return list(self.book.settings.costs).index(name) + 1
-
-    def program_of(self, card: str) -> int:
-        found = self.book.find(card)
-        return found[1].program if found and isinstance(found[1], LoyaltyCard) else 0
-
-    def uuid(self, *parts: str) -> str:
-        return str(uuid.uuid5(uuid.NAMESPACE_OID, "/".join((self.session.integration_id, *parts))))
 
     # The run.
 
@@ -75,13 +37,13 @@ class Run:
         candidates = [*self._by_coupon(), *self._by_referral(), *self._by_card(), *self._automatic()]
         candidates.sort(key=lambda candidate: (candidate.campaign.priority, candidate.campaign.id))
         best = self._best(candidates)
-        left = self.untouched.copy()
+        left = self.context.untouched.copy()
         applied: list[Candidate] = []
         for candidate in candidates:
-            trial = Trial(candidate, self, left.copy())
+            trial = Trial(candidate, self.context, left.copy())
             try:
                 self._compete(candidate, applied, best)
-                trial.attempt()
+                attempt(trial)
             except Refused as refused:
                 self._refuse(candidate, refused)
                 continue
@@ -89,7 +51,7 @@ class Run:
             applied.append(candidate)
             self._accept(trial)
         # "The order of effects in the array means nothing": nobody shall come to rely on one.
-        random.Random(self.session.integration_id).shuffle(self.effects)  # noqa: S311 - repeatable, nothing secret
+        random.Random(self.context.session.integration_id).shuffle(self.effects)  # noqa: S311 - repeatable, nothing secret
         return self
 
     def _compete(self, candidate: Candidate, applied: list[Candidate], best: dict[str, int]) -> None:
@@ -107,7 +69,7 @@ class Run:
         for candidate in candidates:
             if candidate.campaign.best_of:
                 try:
-                    trial = Trial(candidate, self, self.untouched.copy()).attempt()
+                    trial = attempt(Trial(candidate, self.context, self.context.untouched.copy()))
                 except Refused:
                     continue
                 group = given.setdefault(candidate.campaign.best_of, {})
@@ -115,19 +77,21 @@ class Run:
         return {word: max(group, key=lambda id_: group[id_]) for word, group in given.items()}
 
     def _by_coupon(self) -> Iterator[Candidate]:
+        by_case = self.context.options.case_sensitive_codes
         seen = set()
-        for entered in self.session.data["couponCodes"]:
-            if entered.casefold() in seen:
+        for entered in self.context.session.data["couponCodes"]:
+            same = entered if by_case else entered.casefold()
+            if same in seen:
                 continue
-            seen.add(entered.casefold())
-            found = self.book.find(entered)
+            seen.add(same)
+            found = self.context.book.find(entered, by_case=by_case)
             if found is None or not isinstance(found[1], Coupon | GiftCard):
                 self._reject("coupon", entered, None, None, Refused("unknown"))
                 continue
             code, entry = found
             assert isinstance(entry, Coupon | GiftCard)
             kind: rulebook.Needs = "coupon" if isinstance(entry, Coupon) else "gift_card"
-            candidate = Candidate(self.book.campaign[entry.campaign], kind, code, self.coupon_id(code, entry))
+            candidate = Candidate(self.context.book.campaign[entry.campaign], kind, code, self.coupon_id(code, entry))
             self.coupons.append((code, entry))
             try:
                 self._check_coupon(candidate, entry)
@@ -139,39 +103,42 @@ class Run:
     def coupon_id(self, code: str, entry: Coupon | GiftCard) -> int:
         """A number for each code, also for each of a family."""
         if isinstance(entry, GiftCard):
-            return 900_000_000 + self.book.gift_cards.index(entry)
-        base = (self.book.coupons.index(entry) + 1) * 1_000_000
+            return 900_000_000 + self.context.book.gift_cards.index(entry)
+        base = (self.context.book.coupons.index(entry) + 1) * 1_000_000
         return base + (int(code[-entry.family.width :]) if entry.family else 0)
 
     def _check_coupon(self, candidate: Candidate, entry: Coupon | GiftCard) -> None:
         self._check_campaign(candidate.campaign)
         self._check_dates(entry)
+        if isinstance(entry, GiftCard) and self.context.books.balances[candidate.code] <= 0:
+            # As a coupon that was redeemed as often as it can be; in a real account a merchant's rule decides the word.
+            raise Refused("used up")
         if isinstance(entry, Coupon):
-            profile = self.cart.profile
+            profile = self.context.cart.profile
             if entry.customer and entry.customer != profile:
                 raise Refused("recipient")
-            used = self.books.uses[candidate.code] + (entry.used if entry.family else 0)
+            used = self.context.books.uses[candidate.code] + (entry.used if entry.family else 0)
             if entry.uses is not None and used >= entry.uses:
                 raise Refused("used up")
             if entry.uses_per_customer is not None:
-                self._check_profile(self.books.uses_by[candidate.code, profile], entry.uses_per_customer)
+                self._check_profile(self.context.books.uses_by[candidate.code, profile], entry.uses_per_customer)
         self._check_profile_limit(candidate.campaign)
 
     def _check_campaign(self, campaign: Campaign) -> None:
-        if self.evaluable is not None:
-            if campaign.id not in self.evaluable:
+        if self.context.evaluable is not None:
+            if campaign.id not in self.context.evaluable:
                 raise Refused("excluded", campaignExclusionReason="CampaignNotInEvaluationSet")
-        elif not campaign.running(self.now):
+        elif not campaign.running(self.context.now):
             raise Refused("not running")
 
     def _check_dates(self, entry: Coupon | GiftCard | Referral) -> None:
-        if entry.starts and self.now < entry.starts:
+        if entry.starts and self.context.now < entry.starts:
             raise Refused("future")
-        if entry.ends and self.now >= entry.ends:
+        if entry.ends and self.context.now >= entry.ends:
             raise Refused("expired")
 
     def _check_profile(self, used: int, limit: int) -> None:
-        if not self.cart.profile:
+        if not self.context.cart.profile:
             raise Refused("profile missing")
         if used >= limit:
             raise Refused("profile used up")
@@ -179,20 +146,20 @@ class Run:
     def _check_profile_limit(self, campaign: Campaign) -> None:
         limit = campaign.limits.redemptions_per_customer
         if limit is not None:
-            self._check_profile(self.books.redeemed_by[campaign.id, self.cart.profile], limit)
+            self._check_profile(self.context.books.redeemed_by[campaign.id, self.context.cart.profile], limit)
 
     def _by_referral(self) -> Iterator[Candidate]:
-        entered = self.session.data["referralCode"]
+        entered = self.context.session.data["referralCode"]
         if not entered:
             return
-        found = self.book.find(entered)
+        found = self.context.book.find(entered, by_case=self.context.options.case_sensitive_codes)
         if found is None or not isinstance(found[1], Referral):
             self._reject("referral", entered, None, None, Refused("unknown"))
             return
         code, entry = found
         assert isinstance(entry, Referral)
         self.referral = entry
-        candidate = Candidate(self.book.campaign[entry.campaign], "referral", code)
+        candidate = Candidate(self.context.book.campaign[entry.campaign], "referral", code)
         try:
             self._check_referral(candidate, entry)
         except Refused as refused:
@@ -203,27 +170,27 @@ class Run:
     def _check_referral(self, candidate: Candidate, entry: Referral) -> None:
         self._check_campaign(candidate.campaign)
         self._check_dates(entry)
-        if entry.uses is not None and self.books.uses[candidate.code] >= entry.uses:
+        if entry.uses is not None and self.context.books.uses[candidate.code] >= entry.uses:
             raise Refused("used up")
-        if self.cart.profile and self.cart.profile == entry.advocate:
+        if self.context.cart.profile and self.context.cart.profile == entry.advocate:
             raise Refused("own")
-        if entry.friend and entry.friend != self.cart.profile:
+        if entry.friend and entry.friend != self.context.cart.profile:
             raise Refused("recipient")
-        if self.books.referred[self.cart.profile]:
+        if self.context.books.referred[self.context.cart.profile]:
             raise Refused("referred")
         self._check_profile_limit(candidate.campaign)
 
     def _by_card(self) -> Iterator[Candidate]:
-        for entered in self.session.data["loyaltyCards"]:
-            found = self.book.find(entered)
+        for entered in self.context.session.data["loyaltyCards"]:
+            found = self.context.book.find(entered)
             if found is None or not isinstance(found[1], LoyaltyCard):
                 continue
             code, card = found
             assert isinstance(card, LoyaltyCard)
-            if not card.active or (card.customer and card.customer != self.cart.profile):
+            if not card.active or (card.customer and card.customer != self.context.cart.profile):
                 continue
-            for id_ in self.book.program[card.program].campaigns:
-                candidate = Candidate(self.book.campaign[id_], "loyalty_card", code)
+            for id_ in self.context.book.program[card.program].campaigns:
+                candidate = Candidate(self.context.book.campaign[id_], "loyalty_card", code)
                 try:
                     self._check_campaign(candidate.campaign)
                     self._check_profile_limit(candidate.campaign)
@@ -233,7 +200,7 @@ class Run:
                     yield candidate
 
     def _automatic(self) -> Iterator[Candidate]:
-        for campaign in self.book.campaigns:
+        for campaign in self.context.book.campaigns:
             if campaign.needs == "nothing":
                 candidate = Candidate(campaign, "nothing")
                 try:
@@ -247,7 +214,7 @@ class Run:
     # What comes of it.
 
     def _accept(self, trial: Trial) -> None:
-        candidate, campaign = trial.candidate, trial.candidate.campaign
+        candidate, campaign, grants = trial.candidate, trial.candidate.campaign, self.context.grants
         if candidate.kind in ("coupon", "gift_card"):
             self._add(candidate, "acceptCoupon", {"value": candidate.code})
         if candidate.kind == "referral":
@@ -256,14 +223,15 @@ class Run:
             self._add(candidate, kind, props)
         if campaign not in self.triggered:
             self.triggered.append(campaign)
-        self.grants.campaigns.append(campaign.id)
+        grants.campaigns.append(campaign.id)
         if candidate.kind in ("coupon", "gift_card", "referral"):
-            self.grants.codes.append((candidate.kind, candidate.code, campaign.id))
-        self.grants.spent[campaign.id] = self.grants.spent.get(campaign.id, ZERO) + trial.given
+            grants.codes.append((candidate.kind, candidate.code, campaign.id))
+        grants.spent[campaign.id] = grants.spent.get(campaign.id, ZERO) + trial.given
+        grants.giveaways += trial.giveaways
         if trial.balance:
-            self.grants.balances[candidate.code] = trial.balance
+            grants.balances[candidate.code] = trial.balance
         if trial.points:
-            self.grants.points[candidate.code] = self.grants.points.get(candidate.code, ZERO) + trial.points
+            grants.points[candidate.code] = grants.points.get(candidate.code, ZERO) + trial.points
 
     def _refuse(self, candidate: Candidate, refused: Refused) -> None:
         campaign = candidate.campaign

@@ -157,13 +157,14 @@ _CONTENT: Final = (
     "campaignEligibility",
     "achievements",
 )
+_NOT_OF_RETURNS: Final = ("awardedGiveaways", "ruleFailureReasons", "campaignEligibility", "achievements")
 _MOST_UNITS: Final = 10_000
 _STATES: Final = ("open", "closed", "partially_returned", "cancelled")
 _CARD: Final = r"[A-Za-z0-9._%+@-]+"
 
 
 class Requests:
-    """Checks the bodies of session updates."""
+    """Checks the bodies of session updates and returns."""
 
     def __init__(self, book: RuleBook, *, strict: bool) -> None:
         """`strict`: a field the API does not document is refused."""
@@ -174,6 +175,16 @@ class Requests:
             strict=strict,
         )
         self._session = _session_check(book, strict=strict)
+        item = _record({"position": _integer(0), "quantity": _integer(1), "sku": _text(1)}, strict=strict)
+        back = _record({"returnedCartItems": _each(item)}, ("returnedCartItems",), strict=strict)
+        self._return = _record(
+            {"return": back, "responseContent": _each(_one_of(*_CONTENT))}, ("return",), strict=strict
+        )
+
+    def return_problems(self, given: Any) -> Problems:
+        problems = Problems()
+        self._return(given, "", problems)
+        return problems
 
     def problems(self, given: Any) -> Problems:
         """All that is wrong. Pointers start at the session, as the documented ones do: "/attributes/X", "/state"."""

@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Any, Final, Literal
 
 from adapters.talon_one.sandbox.cart import ZERO
+from adapters.talon_one.sandbox.options import Options
 from mapper.sandbox.rulebook import Coupon, Referral, RuleBook
 
 Json = dict[str, Any]
@@ -24,6 +25,21 @@ class Grants:
     """Discount by campaign."""
     balances: dict[str, Decimal] = field(default_factory=dict)
     points: dict[str, Decimal] = field(default_factory=dict)
+    giveaways: list[str] = field(default_factory=list)
+    """The pools that a code was taken from; that stays, whatever becomes of the session."""
+
+
+# What a session holds that nobody has told anything. Nothing in it is ever changed in place.
+_EMPTY: Final[Json] = {
+    "profileId": "",
+    "couponCodes": [],
+    "referralCode": "",
+    "loyaltyCards": [],
+    "cartItems": [],
+    "additionalCosts": {},
+    "identifiers": [],
+    "attributes": {},
+}
 
 
 @dataclass
@@ -37,27 +53,32 @@ class Session:
     state: str = "open"
     closes: int = 0
     """How often it was closed; no reply shows it."""
-    data: Json = field(
-        default_factory=lambda: {
-            "profileId": "",
-            "couponCodes": [],
-            "referralCode": "",
-            "loyaltyCards": [],
-            "cartItems": [],
-            "additionalCosts": {},
-            "identifiers": [],
-            "attributes": {},
-        }
-    )
+    data: Json = field(default_factory=lambda: dict(_EMPTY))
     effects: list[Json] = field(default_factory=list)
     """Those that are valid now."""
     grants: Grants | None = None
 
-    def merge(self, given: Json) -> None:
-        """PUT is a merge: what is not sent stays, what is sent replaces. Attributes are kept one by one."""
+    returned: Counter[int] = field(default_factory=Counter)
+    """Units that came back, by the position of their line."""
+    returns: list[Json] = field(default_factory=list)
+
+    def merge(self, given: Json, options: Options) -> None:
+        """PUT is a merge: what is not sent stays, what is sent replaces; of maps, as the options say."""
         fields = {name: value for name, value in given.items() if name not in ("state", "evaluableCampaignIds")}
-        attributes = self.data["attributes"] | fields.pop("attributes", {})
-        self.data = self.data | fields | {"attributes": attributes}
+        for name, mode in (("attributes", options.attributes), ("additionalCosts", options.additional_costs)):
+            if name in fields and mode == "merge":
+                fields[name] = self.data[name] | fields[name]
+        self.data = self.data | fields
+
+    def clear(self, place: tuple[str, ...]) -> None:
+        """Forgets what a null stood for: a field, or a value of a map."""
+        name = place[0]
+        if len(place) > 1:
+            self.data = self.data | {name: {key: v for key, v in self.data[name].items() if key != place[1]}}
+        elif name in _EMPTY:
+            self.data = self.data | {name: _EMPTY[name]}
+        else:
+            self.data = {key: value for key, value in self.data.items() if key != name}
 
 
 @dataclass
@@ -87,6 +108,8 @@ class Books:
         self.spent: dict[int, Decimal] = {}
         self.balances = {card.code: Decimal(card.balance) for card in book.gift_cards}
         self.points = {card.code: Decimal(card.points) for card in book.loyalty_cards}
+        self.awarded: Counter[str] = Counter()
+        """Codes taken from each pool of giveaways; none ever comes back."""
         self.log: list[Json] = []
 
     def book(self, session: Session, grants: Grants, now: datetime, *, sign: Literal[1, -1]) -> None:
@@ -108,6 +131,8 @@ class Books:
             self.balances[code] -= sign * value
         for code, value in grants.points.items():
             self.points[code] += sign * value
+        if sign == 1:
+            self.awarded.update(grants.giveaways)
 
 
 def rollbacks(effects: list[Json]) -> tuple[list[Json], list[Json]]:

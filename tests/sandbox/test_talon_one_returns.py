@@ -1,0 +1,68 @@
+"""Talon.One's sandbox: units of a closed session that come back."""
+
+from collections import Counter
+
+import pytest
+
+from tests.sandbox.talon_one_shop import Json, Shop, cart, items, of, told
+
+
+@pytest.mark.parametrize(
+    ("returned", "expected", "left"),
+    [
+        ([{"position": 0, "quantity": 1}], {"rollbackDiscount 10 % off#0 6": 1}, 4),
+        ([{"sku": "B", "quantity": 1}], {"rollbackDiscount 10 % off#1 2": 1}, 8),
+        ([{"position": 1, "quantity": 2}], {"rollbackDiscount 10 % off#1 2": 2}, 6),
+        (
+            [{"position": 0}, {"position": 1, "quantity": 1}],
+            {"rollbackDiscount 10 % off#0 6": 1, "rollbackDiscount 10 % off#1 2": 1},
+            2,
+        ),
+    ],
+)
+def test_what_comes_back_takes_its_discounts_back(returned: list[Json], expected: Json, left: int) -> None:
+    shop = Shop()
+    shop.ok({"cartItems": items(("A", 1, 60), ("B", 2, 20)), "couponCodes": ["TEN-PERCENT"], "state": "closed"})
+    status, reply = shop.give_back(*returned)
+    assert (status, told(reply)) == (200, Counter(expected))
+    # The code stays used, the discount on the rest stays; a cancel takes back the rest.
+    assert shop.books["codes"]["TEN-PERCENT"] == 1
+    assert shop.books["campaigns"]["10"] == {"redemptions": 1, "discount": left}
+    status, reply = shop.put({"state": "cancelled"})
+    assert sum(p["value"] for p in of(reply, "rollbackDiscount")) == left
+    assert shop.books["campaigns"]["10"] == {"redemptions": 0, "discount": 0}
+
+
+def test_an_old_application_takes_back_a_part_of_the_discount_of_a_line() -> None:
+    shop = Shop(("flatten = true", "flatten = false"))
+    shop.ok(cart("TEN-PERCENT", quantity=4, price=10, state="closed"))
+    assert told(shop.give_back({"position": 0, "quantity": 1})[1]) == {"rollbackDiscount 10 % off#0 1": 1}
+    assert told(shop.give_back({"position": 0, "quantity": 3})[1]) == {"rollbackDiscount 10 % off#0 3": 1}
+    assert shop.books["campaigns"]["10"]["discount"] == 0
+
+
+@pytest.mark.parametrize(
+    ("returned", "pointer"),
+    [
+        ([{"position": 2, "quantity": 1}], "/return/returnedCartItems/0"),
+        ([{"position": 0, "quantity": 1}, {"position": 0, "quantity": 1}], "/return/returnedCartItems/1"),
+        ([{"sku": "C", "quantity": 1}], "/return/returnedCartItems/0"),
+        ([{"position": -1, "quantity": 1}], "/return/returnedCartItems/0/position"),
+        ([{"position": 0, "quantity": 0}], "/return/returnedCartItems/0/quantity"),
+    ],
+)
+def test_units_that_are_not_there_cannot_come_back(returned: list[Json], pointer: str) -> None:
+    shop = Shop()
+    shop.ok({"cartItems": items(("A", 1, 60), ("B", 2, 20)), "state": "closed"})
+    status, reply = shop.give_back(*returned)
+    assert (status, reply["errors"][0]["source"]["pointer"]) == (400, pointer)
+    assert shop.get()[1]["customerSession"]["state"] == "closed"
+
+
+def test_a_return_is_repeated_by_its_key() -> None:
+    shop = Shop()
+    shop.ok(cart("TEN-PERCENT", quantity=3, state="closed"))
+    first = shop.give_back({"position": 0, "quantity": 1}, idempotency_key="k")
+    assert shop.give_back({"position": 0, "quantity": 1}, idempotency_key="k") == first
+    (line,) = shop.get()[1]["customerSession"]["cartItems"]
+    assert (line["returnedQuantity"], line["remainingQuantity"]) == (1, 2)

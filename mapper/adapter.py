@@ -20,7 +20,7 @@ import msgspec
 from mapper.domain import checkout, errors, money, reasons
 from mapper.domain.checkout import Checkout, Line
 from mapper.domain.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
-from mapper.domain.outcome import Discount, Notice, Outcome, Rejection
+from mapper.domain.outcome import Cost, Discount, Notice, Outcome, Rejection, Scope
 from mapper.domain.reasons import Reason
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Capabilities",
     "Checkout",
     "Conversation",
+    "Cost",
     "Discount",
     "EngineRejected",
     "EngineReply",
@@ -50,6 +51,7 @@ __all__ = [
     "Reason",
     "Redeemed",
     "Rejection",
+    "Scope",
     "checkout",
     "errors",
     "known",

@@ -10,12 +10,21 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 from msgspec import Raw
 
 from adapters.talon_one import reasons, wire
 from adapters.talon_one.session import Asked
-from mapper.adapter import Discount, EngineRejected, EngineUnavailable, Notice, Outcome, Problem, Rejection, money
+from mapper.adapter import (
+    Discount,
+    EngineRejected,
+    EngineUnavailable,
+    Notice,
+    Outcome,
+    Problem,
+    Rejection,
+    Scope,
+    money,
+)
 
 
 class Row(NamedTuple):
@@ -157,7 +166,7 @@ def read(
     rejected = _rejected(answer, asked)
     answer.notices += [_other_price(position, price, asked) for position, price in sorted(answer.selected.items())]
     notices = (*asked.notices, *answer.notices)
-    return Outcome(discounts=discounts, rejected=rejected, notices=notices, costs=asked.all_costs)
+    return Outcome(discounts=discounts, rejected=rejected, notices=notices, costs=asked.told_costs)
 
 
 def _order(found: tuple[wire.Effect | Raw, Problem | None]) -> tuple[Any, ...]:
@@ -333,19 +342,17 @@ def _unreadable() -> Problem:
 
 def _discounts(answer: _Answer, campaigns: Mapping[int, wire.Campaign], asked: Asked) -> tuple[Discount, ...]:
     """By line, and what stands beside the lines last; at one place by rule."""
-    left = [line.gross for line in asked.lines]
     found: list[tuple[bool, int, int, Discount]] = []
     rules = sorted([(_Rule(*rule), shares) for rule, shares in answer.rules.items()], key=lambda one: one[0])
-    # Last those that may exceed their line: they get what the others leave of it.
-    for place, (rule, shares) in sorted(enumerate(rules), key=lambda one: one[1][0].scope == "itemTotal"):
+    for place, (rule, shares) in enumerate(rules):
         told = _described(rule, campaigns.get(rule.campaign), answer.coupons)
         nothing = False
         for position, amount in _amounts(shares, asked.digits):
-            if amount <= 0:
+            if amount > 0:
+                line = asked.lines[position].index if position >= 0 else None
+                found.append((told.scope == "costs" or line is None, position, place, told.off(amount, line)))
+            else:
                 nothing = True
-                continue
-            for discount in _placed(told, position, amount, asked, left):
-                found.append((discount.line is None, position, place, discount))  # noqa: PERF401 - one or two
         if nothing:
             answer.notices.append(_nothing_off(rule, shares))
     found.sort()  # no two are equal in the first three
@@ -392,19 +399,27 @@ class _Told:
     description: str
     meta: dict[str, Any]
 
-    def off(self, amount: int, line: int | None = None) -> Discount:
-        """Off a line, or (None) off the order."""
+    @property
+    def scope(self) -> Scope:
+        """https://docs.talon.one/docs/dev/integration-api/api-effects has the scopes of each effect."""
+        if TABLE[self.rule.effect_type].becomes in ("cost", "item_cost") or self.rule.scope == "additionalCosts":
+            return "costs"
+        if TABLE[self.rule.effect_type].becomes == "item":
+            return "total" if self.rule.scope == "itemTotal" else "goods"
+        return "goods" if self.rule.scope == "cartItems" else "total"
+
+    def off(self, amount: int, line: int | None) -> Discount:
+        """Off a line (`Line.index`), or (None) off the order."""
         return Discount(
             name=self.name,
             description=self.description,
             amount=amount,
             effect_type=self.rule.effect_type,
             line=line,
+            scope=self.scope,
+            cost=self.rule.cost if self.scope == "costs" else "",
             meta=self.meta,
         )
-
-    def off_cost(self, amount: int, cost: str, limit: int | None, **meta: Any) -> Discount:
-        return msgspec.structs.replace(self.off(amount), cost=cost, limit=limit, meta={**self.meta, **meta})
 
 
 def _described(rule: _Rule, campaign: wire.Campaign | None, coupons: dict[int, str]) -> _Told:
@@ -422,27 +437,3 @@ def _described(rule: _Rule, campaign: wire.Campaign | None, coupons: dict[int, s
     }
     meta = {key: value for key, value in meta.items() if value not in (None, "", -1)}
     return _Told(rule=rule, name=name, description=text or title or rule.name or name, meta=meta)
-
-
-def _placed(told: _Told, position: int, amount: int, asked: Asked, left: list[int]) -> list[Discount]:
-    """Where it is taken off: from the line, or beside the lines, or (scope itemTotal) first one and then the other."""
-    rule = told.rule
-    becomes = TABLE[rule.effect_type].becomes
-    if becomes == "order":
-        if rule.scope == "additionalCosts":
-            return [told.off_cost(amount, "additional costs", asked.all_costs or None)]
-        return [told.off(amount)]
-    if becomes == "cost":
-        return [told.off_cost(amount, rule.cost or "additional cost", asked.costs.get(rule.cost))]
-    line = asked.lines[position]
-    on_item = 0
-    if becomes == "item" and rule.scope != "additionalCosts":
-        on_item = min(amount, max(left[position], 0)) if rule.scope == "itemTotal" else amount
-        left[position] -= on_item
-    parts = [told.off(on_item, line.index)] if on_item else []
-    if beside := amount - on_item:
-        # Each line's costs are things of their own, hence the position in the name.
-        cost = f"{rule.cost or 'additional costs'} #{position}"
-        limit = asked.cost_of_line(position, rule.cost)
-        parts.append(told.off_cost(beside, cost, limit, position=position, sku=line.name))
-    return parts

@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 
 from adapters.talon_one import wire
 from adapters.talon_one.options import Options
-from mapper.adapter import Checkout, InvalidRequest, Line, Notice, Reason, Rejection, money
+from mapper.adapter import Checkout, Cost, InvalidRequest, Line, Notice, Reason, Rejection, money
 
 # https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2
 _MAX_CODE = 100
@@ -31,6 +31,9 @@ class Asked:
     """The prices (minor units) of the cart's additional costs, by the engine's name."""
     line_costs: tuple[dict[str, int], ...]
     """The same of each line's own costs, for one unit; () where none are told."""
+    cost_names: tuple[str, ...]
+    line_cost_names: tuple[str, ...]
+    """All that are configured, whether they came or not."""
     typed: tuple[str, ...]
     """Every code as the shopper spelled it, in the order in which refusals are told."""
     rejected: tuple[Rejection, ...]
@@ -42,17 +45,14 @@ class Asked:
         return self.session.loyalty_cards[0] if self.session.loyalty_cards else ""
 
     @property
-    def all_costs(self) -> int:
-        """What the engine was told that the order costs beside the goods."""
-        own = [self.cost_of_line(position, "") or 0 for position in range(len(self.line_costs))]
-        return sum(self.costs.values()) + sum(own)
-
-    def cost_of_line(self, position: int, name: str) -> int | None:
-        """What a line's own costs come to for all its units: the one of that name, or ("") all; None if not sent."""
-        if not self.line_costs:
-            return None
-        sent = [price for cost, price in self.line_costs[position].items() if name in ("", cost)]
-        return sum(sent) * self.lines[position].quantity if sent else None
+    def told_costs(self) -> tuple[Cost, ...]:
+        """The additional costs that are configured, with their prices: 0 where the cart or a line has none."""
+        own = (
+            Cost(name, costs.get(name, 0) * line.quantity, line.index)
+            for line, costs in zip(self.lines, self.line_costs, strict=False)
+            for name in self.line_cost_names
+        )
+        return (*(Cost(name, self.costs.get(name, 0)) for name in self.cost_names), *own)
 
     def without_card(self) -> "Asked":
         """The same question, its loyalty card refused."""
@@ -102,6 +102,8 @@ def ask(checkout: Checkout, session: str, options: Options) -> Asked:
         session=content,
         costs=costs,
         line_costs=line_costs,
+        cost_names=tuple(options.additional_costs),
+        line_cost_names=tuple(own_costs),
         typed=checkout.promotions.codes,
         rejected=rejected,
         notices=notices,

@@ -13,11 +13,12 @@ from typing import Any
 from adapters.voucherify.answers import SHIPPING, Answer, Applied
 from adapters.voucherify.options import Settings
 from adapters.voucherify.questions import Redeemable, line_name
-from mapper.adapter import Checkout, Discount, EngineUnavailable, Line, Notice, Outcome, Rejection, money
+from mapper.adapter import Checkout, Cost, Discount, EngineUnavailable, Line, Notice, Outcome, Rejection, money
 
 GIFT_CARD = "GIFT_CARD"
 PAY_WITH_POINTS = "PAY_WITH_POINTS"
 FREE_SHIPPING = "FREE_SHIPPING"
+SHIPPING_COST = "shipping"
 APPLY_TO_ORDER = "APPLY_TO_ORDER"
 APPLY_TO_ITEMS = "APPLY_TO_ITEMS"
 
@@ -76,6 +77,7 @@ def outcome(
         discounts=tuple(_in_order([*discounts, *shipping])),
         rejected=tuple(rejected),
         notices=(*notices, *told),
+        costs=tuple(Cost(SHIPPING_COST, one.amount) for one in shipping),
     )
 
 
@@ -145,6 +147,7 @@ def _discount(applied: Applied, line: Line | None, amount: int) -> Discount:
         amount=amount,
         effect_type=effect,
         line=line.index if line else None,
+        scope="goods",  # it is told of no shipping and no other cost
         meta=_meta(applied),
     )
 
@@ -202,8 +205,7 @@ def _free_shipping(
         description=EFFECTS[FREE_SHIPPING],
         amount=price,
         effect_type=FREE_SHIPPING,
-        cost="shipping",
-        limit=price,
+        cost=SHIPPING_COST,
         meta=_meta(first),
     )
     text = "Shipping is free by another promotion already."

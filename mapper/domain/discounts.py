@@ -14,7 +14,7 @@ from msgspec import Raw
 from mapper.domain import money
 from mapper.domain.checkout import Checkout, Line, Names, Order
 from mapper.domain.document import Edit, encode
-from mapper.domain.outcome import Discount, Outcome
+from mapper.domain.outcome import Cost, Discount, Outcome, Scope
 
 
 @dataclass(frozen=True)
@@ -39,53 +39,156 @@ class Settled:
 
 
 def settle(checkout: Checkout, outcome: Outcome) -> Settled:
-    """Clamps each line at its list price, each additional cost at its price, and the rest at what is left to pay."""
+    """Takes off as much of what the engine grants as there is to take off, each thing once, however it is reached.
+
+    A line's units are part of the goods, a cost is part of all costs, both are part of the order: what is off the part
+    is off the whole, too. So the narrowest discounts come first, and the widest get what is left.
+    """
+    left = _Left(checkout, outcome.costs)
+    shares = [_Share(_thing(discount), discount.amount) for discount in outcome.discounts]
+    line_shares: list[_Share] = []
+    """Those that may lie on a line's units and on its costs."""
+    for share in sorted(shares, key=_width):
+        if _is_line_total(share.thing):
+            _take_line_total(share, left, line_shares)
+            line_shares.append(share)
+        elif _is_line_goods(share.thing):
+            share.of_line = left.take(share.thing, share.granted)
+        else:
+            share.beside = left.take(share.thing, share.granted)
+
     by_line: dict[int, list[Discount]] = {}
-    order_level: list[Discount] = []
-    for discount in outcome.discounts:
-        (order_level if discount.line is None else by_line.setdefault(discount.line, [])).append(discount)
-    granted = _total(outcome.discounts)
-    budget = outcome.costs
-    kept: dict[int, Sequence[Discount]] = {}
     line_totals: dict[int, int] = {}
-    for line in checkout.lines:
-        budget += (gross := line.gross)
-        if (of_line := by_line.get(line.index)) and gross > 0:
-            total = _total(of_line)
-            if total > gross:
-                of_line, total = _within(of_line, gross), gross
-            kept[line.index], line_totals[line.index] = of_line, total
-            budget -= total
-
-    # Costs first: what a cost is reduced by, an order-level discount can no longer take off.
-    by_cost: dict[tuple[str, int], list[Discount]] = {}
-    for discount in order_level:
-        if discount.limit is not None:
-            by_cost.setdefault((discount.cost, discount.limit), []).append(discount)
-    root = [discount for cost, same in by_cost.items() for discount in _within(same, cost[1])]
-    known = min(outcome.costs, _total(root))
-    # A cost whose price we were never told cannot be clamped; the goods' own discounts are, at what is left.
-    root += [discount for discount in order_level if discount.limit is None and discount.cost]
-    root += _within([d for d in order_level if d.limit is None and not d.cost], max(0, budget - known))
-
-    root_total = _total(root)
+    root: list[Discount] = []
+    for discount, share in zip(outcome.discounts, shares, strict=True):
+        if share.of_line and discount.line is not None:
+            by_line.setdefault(discount.line, []).append(_cut(discount, share.of_line))
+            line_totals[discount.line] = line_totals.get(discount.line, 0) + share.of_line
+        if share.beside:
+            root.append(_cut(_placed(checkout, discount), share.beside))
+    root_total = sum([discount.amount for discount in root])
+    granted = sum([discount.amount for discount in outcome.discounts])
     clamped = granted - sum(line_totals.values()) - root_total
-    return Settled(by_line=kept, line_totals=line_totals, root=tuple(root), root_total=root_total, clamped=clamped)
+    return Settled(by_line=by_line, line_totals=line_totals, root=tuple(root), root_total=root_total, clamped=clamped)
 
 
-def _total(discounts: Iterable[Discount]) -> int:
-    return sum([discount.amount for discount in discounts])
+_Thing = tuple[Scope, int | None, str]
+"""What a discount lies on: scope, line, cost, as a `Discount` has them."""
+_GOODS: _Thing = ("goods", None, "")
+_COSTS: _Thing = ("costs", None, "")
+_ORDER: _Thing = ("total", None, "")
 
 
-def _within(discounts: Iterable[Discount], limit: int) -> list[Discount]:
-    """The discounts, the last of them cut, so that together they take off no more than `limit`."""
-    kept: list[Discount] = []
-    for discount in discounts:
-        amount = min(discount.amount, limit)
-        limit -= amount
-        if amount:
-            kept.append(discount if amount == discount.amount else msgspec.structs.replace(discount, amount=amount))
-    return kept
+def _thing(discount: Discount) -> _Thing:
+    scope = discount.scope or ("costs" if discount.cost else "total" if discount.line is None else "goods")
+    return scope, discount.line, discount.cost
+
+
+def _is_line_goods(thing: _Thing) -> bool:
+    return thing[0] == "goods" and thing[1] is not None
+
+
+def _is_line_total(thing: _Thing) -> bool:
+    return thing[0] == "total" and thing[1] is not None
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one discount takes off its thing."""
+
+    thing: _Thing
+    granted: int
+    of_line: int = 0
+    """Off the units of a line: listed with the line."""
+    beside: int = 0
+    """Off anything else: listed at the root."""
+
+
+def _width(share: _Share) -> int:
+    """From a line's units, or a single cost, to the whole order."""
+    scope, line, cost = share.thing
+    if cost or _is_line_goods(share.thing):
+        return 0
+    if line is not None:
+        return 3 if scope == "total" else 1
+    return 4 if scope == "total" else 2
+
+
+class _Left:
+    """What there still is to take off each thing that has a price."""
+
+    def __init__(self, checkout: Checkout, costs: Iterable[Cost]) -> None:
+        self._left: dict[_Thing, int] = {("goods", line.index, ""): line.gross for line in checkout.lines}
+        goods = sum(self._left.values())
+        self._left |= {_GOODS: goods, _ORDER: goods}
+        for cost in costs:
+            for thing in _with_wider(("costs", cost.line, cost.name)):
+                self._left[thing] = self._left.get(thing, 0) + cost.price
+
+    def part(self, thing: _Thing) -> int:
+        """What is left of the thing itself, whatever is left of the wider ones."""
+        return self._left.get(thing, 0)
+
+    def take(self, thing: _Thing, amount: int) -> int:
+        """Takes off as much as there is, and says how much that was."""
+        if thing not in self._left and thing[0] == "costs":
+            return amount  # a cost that the engine knows from somebody else: nobody told us its price
+        taken = min(amount, *[self.part(one) for one in _with_wider(thing)])
+        if taken:
+            self._add(thing, -taken)
+        return taken
+
+    def give_back(self, thing: _Thing, amount: int) -> None:
+        self._add(thing, amount)
+
+    def _add(self, thing: _Thing, amount: int) -> None:
+        for one in _with_wider(thing):
+            self._left[one] += amount
+
+
+def _with_wider(thing: _Thing) -> tuple[_Thing, ...]:
+    """The thing, and all that it is a part of."""
+    scope, line, cost = thing
+    if scope == "goods":
+        return (thing, _GOODS, _ORDER) if line is not None else (_GOODS, _ORDER)
+    if scope == "total":
+        return (_ORDER,)
+    if line is None:
+        return (thing, _COSTS, _ORDER) if cost else (_COSTS, _ORDER)
+    of_line: _Thing = ("costs", line, "")
+    return (thing, of_line, _COSTS, _ORDER) if cost else (of_line, _COSTS, _ORDER)
+
+
+def _take_line_total(share: _Share, left: _Left, earlier: Iterable[_Share]) -> None:
+    """Off a line's units as far as that goes, the rest off its own costs.
+
+    Where others have used up the goods of the order, those before it (`earlier`) that can make room for it do: they
+    move from their line's units to its costs.
+    """
+    line = share.thing[1]
+    units: _Thing = ("goods", line, "")
+    share.of_line = left.take(units, share.granted)
+    costs: _Thing = ("costs", line, "")
+    share.beside = left.take(costs, min(share.granted - share.of_line, left.part(costs)))
+    for other in earlier:
+        missing = min(share.granted - share.of_line - share.beside, left.part(units))
+        others_costs: _Thing = ("costs", other.thing[1], "")
+        moved = left.take(others_costs, min(missing, other.of_line, left.part(others_costs)))
+        left.give_back(("goods", other.thing[1], ""), moved)
+        other.of_line, other.beside = other.of_line - moved, other.beside + moved
+        share.of_line += left.take(units, moved)
+
+
+def _cut(discount: Discount, amount: int) -> Discount:
+    return discount if discount.amount == amount else msgspec.structs.replace(discount, amount=amount)
+
+
+def _placed(checkout: Checkout, discount: Discount) -> Discount:
+    """As it is listed at the root: what lies on a line's own costs names the line."""
+    if discount.line is None:
+        return discount
+    position, line = next(found for found in enumerate(checkout.cart) if found[1].index == discount.line)
+    return msgspec.structs.replace(discount, meta={**discount.meta, "position": position, "sku": line.name})
 
 
 def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any]) -> bytes:

@@ -22,7 +22,7 @@ from vcr.serializers import yamlserializer  # type: ignore[import-untyped] # vcr
 
 from adapters.talon_one import TalonOne
 from adapters.voucherify import Voucherify
-from mapper.adapter import EngineReply, EngineRequest
+from mapper.adapter import Cost, EngineReply, EngineRequest
 from mapper.domain import checkout
 from mapper.domain.checkout import Checkout
 from mapper.domain.errors import EngineRejected, EngineUnavailable, Problem
@@ -261,7 +261,7 @@ TALON_ONE_TAPES = {
     "item_cost_discount": Case(
         talon_one(),
         (validate(shopper()),),
-        (outcome([("setDiscountPerAdditionalCostPerItem", None, "shipping #1", 499)]),),
+        (outcome([("setDiscountPerAdditionalCostPerItem", 1, "shipping", 499)]),),
         NOT_OURS,
     ),
     "loyalty_points": Case(
@@ -489,9 +489,10 @@ def test_a_discount_carries_the_ids_the_vendor_gives_it(client: Client) -> None:
     ]
     case = TALON_ONE_TAPES["additional_cost_discount"]
     (found,) = play("talon_one/additional_cost_discount", case.adapter, client, *case.speak).results
-    assert [(one.description, one.limit) for one in found.discounts] == [
-        ("Campaign for all summer 2021 promotions", 900)
+    assert [(one.description, one.cost) for one in found.discounts] == [
+        ("Campaign for all summer 2021 promotions", "shipping")
     ]
+    assert Cost("shipping", 900) in found.costs
     case = VOUCHERIFY_TAPES["redemption_of_a_stack"]
     (found,) = play("voucherify/redemption_of_a_stack", case.adapter, client, *case.speak).results
     assert [(one.name, one.meta.get("code"), one.meta["redeemable"]) for one in found.outcome.discounts] == [

@@ -18,6 +18,7 @@ from adapters.talon_one import TalonOne, reasons
 from adapters.talon_one.effects import TABLE
 from mapper.adapter import (
     Conversation,
+    Cost,
     Discount,
     EngineReply,
     EngineRequest,
@@ -29,6 +30,7 @@ from mapper.adapter import (
     names,
 )
 from mapper.domain import checkout as documents
+from mapper.domain import discounts, money
 from mapper.domain.checkout import Checkout
 from mapper.domain.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
 from mapper.domain.reasons import Reason
@@ -458,7 +460,7 @@ EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {
                                       "value": 4.99}, (None, 499)),
     "setDiscountPerAdditionalCostPerItem": ({"name": "Shipping discount on item #1", "additionalCostId": 1,
                                              "value": 4.99, "position": 1, "subPosition": 1,
-                                             "additionalCost": "shipping"}, (None, 499)),
+                                             "additionalCost": "shipping"}, (1, 499)),
     "setDiscountPerItem": ({"name": "Discount on item #1", "value": 1.5, "position": 1, "subPosition": 1}, (1, 150)),
     "setLoyaltyPointsExpiryDate": ({"programId": 5, "newExpiryDate": "2024-07-24T14:15:22Z"},
                                    "The expiry date of loyalty points changes."),
@@ -618,44 +620,58 @@ def test_a_discount_on_shipping_names_it_and_cannot_exceed_it() -> None:
     )
     result = outcome(checkout, [free], ADDITIONAL_COSTS=COSTS["ADDITIONAL_COSTS"])
     discount = only(result.discounts)
-    assert (discount.line, discount.amount, discount.cost, discount.limit) == (None, 9900, "shipping", 1500)
-    assert (discount.meta["additionalCost"], result.costs) == ("shipping", 1500)
-    assert only(outcome(checkout, [free]).discounts).limit is None, "a cost that was not sent has no known price"
+    assert (discount.line, discount.amount, discount.cost) == (None, 9900, "shipping")
+    assert (discount.meta["additionalCost"], result.costs) == ("shipping", (Cost("shipping", 1500),))
+    assert settled(checkout, result) == [("15.00", discount.meta)]
+    assert outcome(checkout, [free]).costs == (), "a cost that was not sent has no known price"
 
 
 @pytest.mark.parametrize(
-    ("kind", "props", "expected"),  # line, amount, cost, limit
+    ("kind", "props", "expected", "off_line", "at_root"),  # expected: line, amount, scope, cost
     [
-        ("setDiscountPerItem", {"scope": "price", "value": 25}, [(0, 2500, "", None)]),
-        ("setDiscountPerItem", {"value": 25}, [(0, 2500, "", None)]),
-        ("setDiscountPerItem", {"scope": "additionalCosts", "value": 2}, [(None, 200, "additional costs #0", 1200)]),
-        ("setDiscountPerItem", {"scope": "itemTotal", "value": 19}, [(0, 1900, "", None)]),
-        ("setDiscountPerItem", {"scope": "itemTotal", "value": 25},
-         [(0, 2000, "", None), (None, 500, "additional costs #0", 1200)]),
-        ("setDiscountPerItem", {"scope": "someDay", "value": 1}, [(0, 100, "", None)]),
-        ("setDiscountPerAdditionalCostPerItem", {"additionalCost": "wrap", "additionalCostId": 1, "value": 3},
-         [(None, 300, "wrap #0", 1000)]),
-        ("setDiscount", {"scope": "cartItems", "value": 3}, [(None, 300, "", None)]),
-        ("setDiscount", {"scope": "sessionTotal", "value": 3}, [(None, 300, "", None)]),
-        ("setDiscount", {"scope": "additionalCosts", "value": 3}, [(None, 300, "additional costs", 2700)]),
+        ("setDiscountPerItem", {"scope": "price", "value": 25}, (0, 2500, "goods", ""), 2000, []),
+        ("setDiscountPerItem", {"value": 19}, (0, 1900, "goods", ""), 1900, []),
+        ("setDiscountPerItem", {"scope": "additionalCosts", "value": 2}, (0, 200, "costs", ""), 0, ["2.00"]),
+        ("setDiscountPerItem", {"scope": "additionalCosts", "value": 13}, (0, 1300, "costs", ""), 0, ["12.00"]),
+        ("setDiscountPerItem", {"scope": "itemTotal", "value": 19}, (0, 1900, "total", ""), 1900, []),
+        ("setDiscountPerItem", {"scope": "itemTotal", "value": 25}, (0, 2500, "total", ""), 2000, ["5.00"]),
+        ("setDiscountPerItem", {"scope": "someDay", "value": 1}, (0, 100, "goods", ""), 100, []),
+        ("setDiscountPerAdditionalCostPerItem", {"additionalCost": "wrap", "additionalCostId": 1, "value": 13},
+         (0, 1300, "costs", "wrap"), 0, ["10.00"]),
+        ("setDiscount", {"scope": "cartItems", "value": 21}, (None, 2100, "goods", ""), 0, ["20.00"]),
+        ("setDiscount", {"scope": "sessionTotal", "value": 48}, (None, 4800, "total", ""), 0, ["47.00"]),
+        ("setDiscount", {"value": 21}, (None, 2100, "total", ""), 0, ["21.00"]),
+        ("setDiscount", {"scope": "additionalCosts", "value": 28}, (None, 2800, "costs", ""), 0, ["27.00"]),
     ],
 )  # fmt: skip
-def test_only_what_lowers_the_item_lowers_its_price(kind: str, props: dict[str, Any], expected: list[Any]) -> None:
+def test_only_what_lowers_the_item_lowers_its_price(
+    kind: str, props: dict[str, Any], expected: Any, off_line: int, at_root: list[str]
+) -> None:
     line = {"sku": "A", "quantity": 2, "price": "10.00", "wrap": "5.00", "card": "1.00"}
     body = {"items": [line], "shipping_rate": {"price": "15.00"}}
     options = {"ITEM_ADDITIONAL_COSTS": "wrap=/wrap,card=/card", "ADDITIONAL_COSTS": COSTS["ADDITIONAL_COSTS"]}
     checkout = documents.parse(json.dumps(body).encode(), "validate")
     result = outcome(checkout, [effect(kind, {"name": "Off #0", "position": 0, **props})], **options)
-    assert [(d.line, d.amount, d.cost, d.limit) for d in result.discounts] == expected
-    for discount in result.discounts:
-        assert discount.meta.get("scope") == (props.get("scope") if props.get("scope") != "price" else None)
-        assert ("position" in discount.meta) == (kind != "setDiscount" and discount.line is None)
+    found = only(result.discounts)
+    assert (found.line, found.amount, found.scope, found.cost) == expected
+    assert found.meta.get("scope") == (props.get("scope") if props.get("scope") != "price" else None)
+    assert discounts.settle(checkout, result).line_total(0) == off_line
+    listed = settled(checkout, result)
+    assert [amount for amount, _ in listed] == at_root
+    for _, meta in listed:
+        assert (meta.get("position"), meta.get("sku")) == ((None, None) if kind == "setDiscount" else (0, "A"))
 
 
-def test_a_discount_on_the_item_total_takes_what_others_leave_of_the_line() -> None:
-    effects = [per_item(15, 0, props={"scope": "itemTotal"}, campaign=1), per_item(8, 0, campaign=2)]
-    result = outcome(cart(("A", 1, "20.00")), effects)
-    assert amounts(result) == [(0, 1200), (0, 800), (None, 300)]
+def test_each_configured_cost_has_a_price_for_all_units_and_none_where_it_is_not_there() -> None:
+    lines = [{"sku": "A", "quantity": 2, "price": "1.00", "wrap": "5.00"}, {"sku": "B", "quantity": 1, "price": "1.00"}]
+    checkout = documents.parse(json.dumps({"items": lines, "shipping_rate": {"price": "15.00"}}).encode(), "validate")
+    result = outcome(checkout, [], ITEM_ADDITIONAL_COSTS="wrap=/wrap", ADDITIONAL_COSTS=COSTS["ADDITIONAL_COSTS"])
+    assert result.costs == (Cost("shipping", 1500), Cost("wrap", 1000, line=0), Cost("wrap", 0, line=1))
+
+
+def settled(checkout: Checkout, result: Outcome) -> list[tuple[str, dict[str, Any]]]:
+    """What is listed at the root: amounts and metas."""
+    return [(money.text(one.amount, checkout.digits), one.meta) for one in discounts.settle(checkout, result).root]
 
 
 def test_with_partial_discounts_and_bundles_the_value_counts_and_the_bundle_is_named() -> None:

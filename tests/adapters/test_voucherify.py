@@ -16,6 +16,7 @@ from adapters.voucherify.effects import EFFECTS
 from adapters.voucherify.reasons import FAULTS
 from mapper.adapter import (
     Conversation,
+    Cost,
     Discount,
     EngineReply,
     EngineRequest,
@@ -649,7 +650,7 @@ def test_free_shipping_is_a_discount_of_the_checkouts_own_shipping(
         assert [notice.type for notice in outcome.notices] == ["free_shipping"]
     for one in outcome.discounts:
         if one.effect_type == "FREE_SHIPPING":
-            assert (one.limit, one.cost) == (1500, "shipping")
+            assert (one.cost, outcome.costs) == ("shipping", (Cost("shipping", 1500),))
 
 
 def test_shipping_is_free_once() -> None:

@@ -1,11 +1,13 @@
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mapper.adapter import Discount, Outcome
+from mapper.adapter import Cost, Discount, Outcome
 from mapper.domain import checkout, discounts, money
 from mapper.domain.checkout import Checkout
 from tests import documents
@@ -15,7 +17,10 @@ def off(amount: int, line: int | None = None, **more: Any) -> Discount:
     return Discount(name="n", description="d", amount=amount, effect_type="e", line=line, **more)
 
 
-def answer(body: bytes, *granted: Discount, costs: int = 0, note: dict[str, Any] | None = None) -> bytes:
+SHIPPING = Cost("shipping", 500)
+
+
+def answer(body: bytes, *granted: Discount, costs: tuple[Cost, ...] = (), note: dict[str, Any] | None = None) -> bytes:
     parsed = checkout.parse(body, "validate")
     settled = discounts.settle(parsed, Outcome(discounts=granted, costs=costs))
     return discounts.write(parsed, settled, note or {})
@@ -28,7 +33,8 @@ def body_a(*lines: tuple[str, int], **root: Any) -> bytes:
 
 def test_the_example_of_the_contract() -> None:
     body = body_a(("140.00", 1), currency="USD")
-    got = json.loads(answer(body, off(3500, 0, meta={"campaignId": 1}), off(1500, None, cost="shipping", limit=1500)))
+    granted = (off(3500, 0, meta={"campaignId": 1}), off(1500, cost="shipping"))
+    got = json.loads(answer(body, *granted, costs=(Cost("shipping", 1500),)))
     item = got["items"][0]
     assert (item["price"], item["total_discount"], got["total_discount"]) == ("105.00", "35.00", "50.00")
     assert item["discounts"] == [
@@ -50,17 +56,18 @@ def test_the_example_of_the_contract() -> None:
         ((off(1, 0),), "10", "0.01", "0.01"),  # rounds to the price that came, which keeps its bytes
         ((off(3000, 0),), "0.00", "30.00", "30.00"),
         ((off(2000, 0), off(2000, 0)), "0.00", "30.00", "30.00"),  # beyond the price: clamped
-        ((off(9999),), "10", "0.00", "30.00"),  # an order-level discount takes no more than there is to pay
-        ((off(2000, 0), off(9999)), "3.33", "20.00", "30.00"),
-        ((off(700, cost="shipping", limit=500),), "10", "0.00", "5.00"),
-        ((off(400, cost="shipping", limit=500), off(400, cost="shipping", limit=500)), "10", "0.00", "5.00"),
-        ((off(700, cost="shipping"),), "10", "0.00", "7.00"),  # nobody told us its price
+        ((off(700, cost="shipping"),), "10", "0.00", "5.00"),
+        ((off(400, cost="shipping"), off(400, cost="shipping")), "10", "0.00", "5.00"),
+        ((off(9999, scope="goods"),), "10", "0.00", "30.00"),
+        ((off(9999),), "10", "0.00", "35.00"),  # an order-level discount takes no more than there is to pay
+        ((off(2000, 0), off(9999)), "3.33", "20.00", "35.00"),
+        ((off(700, cost="handling"),), "10", "0.00", "7.00"),  # nobody told us its price
     ],
 )
 def test_nothing_goes_below_zero_and_the_total_is_the_sum(
     granted: tuple[Discount, ...], price: str, line_total: str, total: str
 ) -> None:
-    got = json.loads(answer(body_a(("10", 3)), *granted))
+    got = json.loads(answer(body_a(("10", 3)), *granted, costs=(SHIPPING,)))
     assert (got["items"][0]["price"], got["items"][0]["total_discount"], got["total_discount"]) == (
         price,
         line_total,
@@ -105,14 +112,14 @@ def test_a_discount_takes_something_off(amount: int) -> None:
 @pytest.mark.parametrize(
     ("granted", "costs", "clamped"),
     [
-        ((off(3000),), 0, 0),
-        ((off(3500),), 0, 500),
-        ((off(3500),), 500, 0),  # a discount on the session's total may reach the shipping, too
-        ((off(3500), off(500, cost="shipping", limit=500)), 500, 500),
-        ((off(3001, 0),), 0, 1),
+        ((off(3000),), (), 0),
+        ((off(3500),), (), 500),
+        ((off(3500),), (SHIPPING,), 0),  # a discount on the session's total may reach the shipping, too
+        ((off(3500), off(500, cost="shipping")), (SHIPPING,), 500),
+        ((off(3001, 0),), (), 1),
     ],
 )
-def test_what_is_cut_off_is_counted(granted: tuple[Discount, ...], costs: int, clamped: int) -> None:
+def test_what_is_cut_off_is_counted(granted: tuple[Discount, ...], costs: tuple[Cost, ...], clamped: int) -> None:
     parsed = checkout.parse(body_a(("10.00", 3)), "validate")
     assert discounts.settle(parsed, Outcome(discounts=granted, costs=costs)).clamped == clamped
 
@@ -198,24 +205,134 @@ def test_a_line_whose_discount_is_gone_gets_its_list_price_back(line: dict[str, 
 
 
 @st.composite
-def carts(draw: st.DrawFn) -> tuple[bytes, list[Discount], int]:
-    """A document and what an engine may grant it: more than there is to take, now and then."""
+def carts(draw: st.DrawFn) -> tuple[bytes, list[Discount], tuple[Cost, ...]]:
+    """A document, what an engine may grant it (more than there is to take, now and then), and the costs it has."""
     body = draw(documents.checkouts())
-    lines = len(checkout.parse(body, "validate").lines)
-    on = st.one_of(st.none(), st.integers(0, lines - 1)) if lines else st.none()
-    made = st.builds(
-        lambda amount, line, cost: off(
-            amount, line, **({"cost": "shipping", "limit": 700} if cost and line is None else {})
-        ),
-        st.integers(1, 30_000),
-        on,
-        st.booleans(),
+    lines = checkout.parse(body, "validate").lines
+    costs = [
+        Cost(name, draw(st.sampled_from([0, 500, 1100])), line)
+        for line in [None, *(line.index for line in lines if line.quantity)]
+        for name in sorted(draw(st.sets(st.sampled_from(["shipping", "wrapping"]))))
+    ]
+    with_costs = {cost.line for cost in costs}
+    on = [(None, ""), *((line.index, "") for line in lines), *((cost.line, cost.name) for cost in costs)]
+    places = [
+        (line, cost, scope)
+        for line, cost in on
+        for scope in ("goods", "costs", "total")
+        if (scope == "costs" or not cost) and (scope != "costs" or line in with_costs or (costs and line is None))
+    ]
+    amounts = st.one_of(st.integers(1, 3_000), st.integers(1, 60_000))
+    one = st.builds(
+        lambda amount, place: off(amount, place[0], cost=place[1], scope=place[2]), amounts, st.sampled_from(places)
     )
-    return body, draw(st.lists(made, max_size=6)), draw(st.sampled_from([0, 700]))
+    return body, draw(st.lists(one, max_size=7)), tuple(costs)
+
+
+Cart = tuple[bytes, list[Discount], tuple[Cost, ...]]
+Prices = dict[tuple[str, int | None], int]
+"""Of every single thing that has a price: ("", line) are a line's units, else (cost, line) or (cost, None)."""
+
+Taken = list[tuple[int, set[tuple[str, int | None]]]]
+"""Amounts, and what each may be taken off."""
+
+
+def prices_of(parsed: Checkout, costs: tuple[Cost, ...]) -> Prices:
+    units: Prices = {("", line.index): line.gross for line in parsed.lines}
+    return units | {(cost.name, cost.line): cost.price for cost in costs}
+
+
+def reach(discount: Discount, prices: Prices, *, listed: bool = False) -> set[tuple[str, int | None]]:
+    """What a discount may be taken off; as it is `listed` at the root, one on a line is on that line's costs."""
+    scope = "costs" if discount.cost or (listed and discount.line is not None) else discount.scope
+    return {
+        (cost, line)
+        for cost, line in prices
+        if discount.line in (None, line)
+        and discount.cost in ("", cost)
+        and not (discount.cost and discount.line != line)
+        and {"goods": not cost, "costs": bool(cost), "total": True}[scope or "total"]
+    }
+
+
+def any_of(taken: Taken, prices: Prices) -> Iterator[tuple[int, int, int]]:
+    """For each choice of some discounts: their sum, the sum of the others, the price of all that the chosen reach."""
+    whole = sum(amount for amount, _ in taken)
+    for count in range(len(taken) + 1):
+        for chosen in itertools.combinations(taken, count):
+            amount = sum(amount for amount, _ in chosen)
+            yield amount, whole - amount, sum(prices[thing] for thing in set[Any]().union(*(on for _, on in chosen)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(carts())
+def test_nothing_goes_below_zero_however_many_discounts_reach_it_under_whatever_name(cart: Cart) -> None:
+    """Any of them together take off no more than all that they reach costs. (By Hall's theorem that means: they can be
+    spread over the single things so that none of these goes below zero.)
+    """
+    body, granted, costs = cart
+    parsed = checkout.parse(body, "validate")
+    prices = prices_of(parsed, costs)
+    settled = discounts.settle(parsed, Outcome(discounts=tuple(granted), costs=costs))
+    on_lines: Taken = [(one.amount, {("", line)}) for line, listed in settled.by_line.items() for one in listed]
+    at_root = [(one.amount, reach(one, prices, listed=True)) for one in settled.root]
+    for amount, _, price in any_of([*on_lines, *at_root], prices):
+        assert amount <= price
+
+
+@settings(max_examples=300, deadline=None)
+@given(carts())
+def test_all_that_can_be_given_is_given(cart: Cart) -> None:
+    """The most that can be taken off is the smallest cut (max-flow, min-cut): so not a cent is lost where it fits."""
+    body, granted, costs = cart
+    parsed = checkout.parse(body, "validate")
+    prices = prices_of(parsed, costs)
+    settled = discounts.settle(parsed, Outcome(discounts=tuple(granted), costs=costs))
+    most = min(others + price for _, others, price in any_of([(g.amount, reach(g, prices)) for g in granted], prices))
+    assert settled.total == most
+    assert settled.clamped == sum(one.amount for one in granted) - most
+
+
+WRAPPED = (Cost("shipping", 1500), Cost("wrapping", 500, line=0))
+
+
+@pytest.mark.parametrize(
+    ("granted", "line_total", "at_root"),
+    [
+        # Line 0 is worth 20.00 and its wrapping 5.00, line 1 is worth 30.00, the shipping 15.00.
+        ((off(500, 0, cost="wrapping"), off(500, 0, scope="costs")), 0, [500]),
+        ((off(500, 0, scope="costs"), off(500, 0, cost="wrapping")), 0, [500]),
+        ((off(6000, scope="goods"),), 0, [5000]),
+        ((off(2000, 0), off(4000, scope="goods")), 2000, [3000]),
+        ((off(2100, scope="costs"), off(1500, cost="shipping")), 0, [500, 1500]),
+        ((off(9000),), 0, [7000]),
+        ((off(5000, scope="goods"), off(2000, scope="costs"), off(1)), 0, [5000, 2000]),
+        ((off(2600, 0, scope="total"),), 2000, [500]),
+        ((off(1500, 0, scope="total"), off(800, 0)), 2000, [300]),  # it takes what others leave of the line
+        ((off(5000, scope="goods"), off(500, 0, scope="total")), 0, [5000, 500]),
+        ((off(3100, 1, scope="total"),), 0, []),  # a line without costs of its own
+        ((off(100, 1, scope="costs"),), 0, [100]),  # costs whose price nobody told us
+        # The first moves to its costs, so that both have room.
+        ((off(4800, scope="goods"), off(200, 0, scope="total"), off(200, 1, scope="total")), 0, [4800, 200]),
+    ],
+)
+def test_a_thing_that_is_reached_in_several_ways_is_taken_off_once(
+    granted: tuple[Discount, ...], line_total: int, at_root: list[int]
+) -> None:
+    parsed = checkout.parse(body_a(("20.00", 1), ("30.00", 1)), "validate")
+    settled = discounts.settle(parsed, Outcome(discounts=granted, costs=WRAPPED))
+    assert (settled.line_total(0), [one.amount for one in settled.root]) == (line_total, at_root)
+
+
+def test_a_discount_on_a_lines_own_costs_is_listed_at_the_root_and_names_the_line() -> None:
+    body = json.dumps({"items": [{"sku": "0", "quantity": 0, "price": 1}, {"sku": "W", "quantity": 1, "price": 1}]})
+    got = json.loads(answer(body.encode(), off(300, 1, cost="wrap", meta={"a": 1}), costs=(Cost("wrap", 300, 1),)))
+    assert [entry["meta"] for entry in got["discounts"]] == [{"a": 1, "position": 0, "sku": "W"}]
+    assert got["items"][1]["total_discount"] == "0.00"
 
 
 @given(carts())
-def test_parts_always_add_up_and_nothing_is_negative(cart: tuple[bytes, list[Discount], int]) -> None:
+def test_parts_always_add_up_and_nothing_is_negative(cart: Cart) -> None:
     body, granted, costs = cart
     parsed = checkout.parse(body, "validate")
     settled = discounts.settle(parsed, Outcome(discounts=tuple(granted), costs=costs))
@@ -237,14 +354,14 @@ def _total(parsed: Checkout) -> int:
 
 
 @given(carts())
-def test_validating_our_own_answer_gives_the_same_bytes(cart: tuple[bytes, list[Discount], int]) -> None:
+def test_validating_our_own_answer_gives_the_same_bytes(cart: Cart) -> None:
     body, granted, costs = cart
     once = answer(body, *granted, costs=costs)
     assert answer(once, *granted, costs=costs) == once
 
 
 @given(carts())
-def test_without_its_discounts_an_answer_returns_to_list_prices(cart: tuple[bytes, list[Discount], int]) -> None:
+def test_without_its_discounts_an_answer_returns_to_list_prices(cart: Cart) -> None:
     body, granted, costs = cart
     plain = checkout.parse(answer(body), "validate")
     undone = checkout.parse(answer(answer(body, *granted, costs=costs)), "validate")
@@ -258,7 +375,7 @@ OURS_ON_LINE = OURS_AT_ROOT | {'"price"', '"price_amount"'}
 
 @settings(max_examples=300)
 @given(carts())
-def test_nothing_that_the_contract_does_not_name_ever_changes(cart: tuple[bytes, list[Discount], int]) -> None:
+def test_nothing_that_the_contract_does_not_name_ever_changes(cart: Cart) -> None:
     body, granted, costs = cart
     before, after = documents.read(body), documents.read(answer(body, *granted, costs=costs, note={"engine": "x"}))
     assert without_ours(after) == without_ours(before)

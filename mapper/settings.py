@@ -61,6 +61,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_ORDER_KEY_PATH": ("", "JSON pointer to the order's key where an order has no `id` or `source_id`"),
     "MAPPER_HTTP_CLIENT": ("aiohttp", "the HTTP client towards the engine: `aiohttp` or `httpx`"),
     "MAPPER_MAX_BODY_BYTES": ("1048576", "the largest body that is read"),
+    "NOMS_BASE_URL": ("https://noms.api.nacelle.com/api/v1", "Nacelle's order management, for order ingestion"),
+    "NOMS_TOKEN": ("", "its token, sent as `Bearer`; `key:…` is sent bare, as one of Nacelle's pages shows it"),
+    "NOMS_SPACE_ID": ("", "the space that orders are created in"),
+    "MAPPER_INGEST_TOKEN": ("", "the bearer token that `POST /orders/ingest` asks for; empty: the route is off"),
 }
 SECRETS = (
     "NACELLE_SIGNING_SECRETS",
@@ -68,7 +72,23 @@ SECRETS = (
     "MAPPER_LEDGER_URL",
     "MAPPER_OLD_RECEIPT_SECRETS",
     "MAPPER_CANCEL_SECRETS",
+    "NOMS_TOKEN",
+    "MAPPER_INGEST_TOKEN",
 )
+
+
+@dataclass(frozen=True)
+class IngestSettings:
+    """Where orders are created, and as whom. Its `repr` shows no token."""
+
+    base_url: str
+    authorization: str = field(repr=False)
+    space: str
+    token: bytes = field(repr=False)
+    """What callers of `POST /orders/ingest` show; empty where the route is off."""
+    ledger_url: str = field(repr=False)
+    default_currency: str
+    http_client: Literal["aiohttp", "httpx"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +117,8 @@ class Settings:
     keep_bodies_s: int
     http_client: Literal["aiohttp", "httpx"]
     max_body_bytes: int
+    ingest: IngestSettings | None = None
+    """None where no order is ingested over HTTP."""
     warnings: tuple[str, ...] = ()
     """What does not stop the service but is probably a mistake, such as a misspelt name."""
 
@@ -129,19 +151,13 @@ def load(environment: Mapping[str, str]) -> Settings:
         reader.wrong(
             "MAPPER_CANCEL_SECRETS", "secrets of its own: Nacelle, which has the signing secrets, never cancels"
         )
-    currency = reader.text("MAPPER_DEFAULT_CURRENCY").upper()
-    if currency and currency not in money.DIGITS:
-        reader.wrong("MAPPER_DEFAULT_CURRENCY", 'an ISO 4217 code such as "USD"')
-    ledger_url = reader.text("MAPPER_LEDGER_URL")
-    if not re.match(r"(sqlite:///.|postgresql://.)", ledger_url):
-        reader.wrong("MAPPER_LEDGER_URL", "sqlite:///<path> or postgresql://<host>/<database>")
     found = {
         "credentials": Credentials(auth, secrets, headers, spaces, by_space),
         "cancel_credentials": Credentials("signature", cancel[0], (), spaces, cancel[1]) if any(cancel) else None,
         "old_receipt_secrets": tuple(secret.encode() for secret in reader.list("MAPPER_OLD_RECEIPT_SECRETS")),
         "receipt_required": reader.choice("MAPPER_RECEIPT", "optional", "required") == "required",
         "receipt_ttl_s": reader.number("MAPPER_RECEIPT_TTL_S", 60, 31_536_000),
-        "ledger_url": ledger_url,
+        "ledger_url": reader.ledger_url(),
         "validate_deadline_s": reader.number("MAPPER_VALIDATE_DEADLINE_MS", 100, 60_000) / 1000,
         "consume_deadline_s": reader.number("MAPPER_CONSUME_DEADLINE_MS", 500, 120_000) / 1000,
         "quarantine_s": reader.quarantine_s(),
@@ -151,7 +167,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         ),
         "on_drift": reader.choice("MAPPER_ON_DRIFT", "report", "refuse"),
         "overload_status": 503 if reader.choice("MAPPER_OVERLOAD_STATUS", "", "503") else None,
-        "default_currency": currency,
+        "default_currency": reader.currency(),
         "session_id_path": reader.pointer("MAPPER_SESSION_ID_PATH"),
         "order_key_path": reader.pointer("MAPPER_ORDER_KEY_PATH"),
         "customer_path": reader.pointer("MAPPER_CUSTOMER_PATH"),
@@ -160,11 +176,21 @@ def load(environment: Mapping[str, str]) -> Settings:
         "keep_bodies_s": reader.number("MAPPER_KEEP_BODIES_S", 3600, 31_536_000),
         "http_client": reader.choice("MAPPER_HTTP_CLIENT", "aiohttp", "httpx"),
         "max_body_bytes": reader.number("MAPPER_MAX_BODY_BYTES", 1024, 104_857_600),
+        "ingest": reader.ingest() if reader.text("MAPPER_INGEST_TOKEN") else None,
     }
     adapter = reader.adapter()
     if reader.problems or adapter is None:
         raise Wrong(reader.problems)
     return Settings(adapter=adapter, warnings=tuple(reader.warnings), **cast("dict[str, Any]", found))
+
+
+def load_ingest(environment: Mapping[str, str]) -> IngestSettings:
+    """What `promotions-mapper ingest` needs, and no more; raises as `load`."""
+    reader = Reader(environment)
+    found = reader.ingest()
+    if reader.problems:
+        raise Wrong(reader.problems)
+    return found
 
 
 def _flat(shared: tuple[bytes, ...], by_space: Mapping[str, tuple[bytes, ...]]) -> tuple[bytes, ...]:
@@ -180,6 +206,7 @@ class Reader:
         self.warnings: list[str] = []
         self._point_out_unknown("MAPPER_", frozenset(TABLE), SECRETS)
         self._point_out_unknown("NACELLE_", frozenset(TABLE), SECRETS)
+        self._point_out_unknown("NOMS_", frozenset(TABLE), SECRETS)
 
     def wrong(self, name: str, expected: str) -> None:
         self.problems.append((name, f"expected {expected}"))
@@ -243,6 +270,36 @@ class Reader:
             else:
                 shared.append(secret)
         return tuple(shared), by_space
+
+    def currency(self) -> str:
+        currency = self.text("MAPPER_DEFAULT_CURRENCY").upper()
+        if currency and currency not in money.DIGITS:
+            self.wrong("MAPPER_DEFAULT_CURRENCY", 'an ISO 4217 code such as "USD"')
+        return currency
+
+    def ledger_url(self) -> str:
+        url = self.text("MAPPER_LEDGER_URL")
+        if not re.match(r"(sqlite:///.|postgresql://.)", url):
+            self.wrong("MAPPER_LEDGER_URL", "sqlite:///<path> or postgresql://<host>/<database>")
+        return url
+
+    def ingest(self) -> IngestSettings:
+        base_url = self.text("NOMS_BASE_URL").rstrip("/")
+        if not re.fullmatch(r"https://[!-~]+|http://(?:localhost|127\.[0-9.]+|\[::1\])(?:[:/][!-~]*)?", base_url):
+            self.wrong("NOMS_BASE_URL", f"an https:// URL (http:// for this machine alone), not {base_url!r}")
+        token, space = self.text("NOMS_TOKEN"), self.text("NOMS_SPACE_ID")
+        for name, value in (("NOMS_TOKEN", token), ("NOMS_SPACE_ID", space)):
+            if not value or not re.fullmatch(r"[!-~]+", value):
+                self.wrong(name, "a value without white space, from Nacelle's dashboard")
+        return IngestSettings(
+            base_url=base_url,
+            authorization=token.removeprefix("key:") if token.startswith("key:") else f"Bearer {token}",
+            space=space,
+            token=self.text("MAPPER_INGEST_TOKEN").encode(),
+            ledger_url=self.ledger_url(),
+            default_currency=self.currency(),
+            http_client=cast("Literal['aiohttp', 'httpx']", self.choice("MAPPER_HTTP_CLIENT", "aiohttp", "httpx")),
+        )
 
     def quarantine_s(self) -> float:
         quarantine_s = self.number("MAPPER_QUARANTINE_MS", 0, 3_600_000) / 1000

@@ -18,6 +18,6 @@ lock() {
 }
 
 lock requirements.txt pyproject.toml --group build "$@"
-lock requirements-dev.txt pyproject.toml --group build --group dev --constraints requirements.txt "$@"
+lock requirements-dev.txt pyproject.toml --all-extras --group build --group dev --constraints requirements.txt "$@"
 lock requirements-bench.txt pyproject.toml --group build --group bench --constraints requirements-dev.txt "$@"
 lock requirements-tools.txt --group tools --constraints requirements-dev.txt "$@"

@@ -139,7 +139,7 @@ FLOORS = (
     {"settings", "sandbox"},
     {"engine"},
     {"orders"},
-    {"promotions"},
+    {"promotions", "nacelle"},
     {"ops"},
     {"http"},
     {"commands"},
@@ -341,7 +341,8 @@ def dependencies() -> list[tuple[str, str]]:
 
 def test_every_direct_dependency_says_why_it_is_there() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
-    groups = [project["project"]["dependencies"], *project["dependency-groups"].values()]
+    extras = project["project"]["optional-dependencies"].values()
+    groups = [project["project"]["dependencies"], *extras, *project["dependency-groups"].values()]
     named = [re.split(r"[^a-zA-Z0-9_.-]", entry)[0] for group in groups for entry in group]
     assert [package for package, _ in dependencies()] == named, "each dependency stands on a line of its own"
     none(
@@ -391,6 +392,6 @@ def known_settings() -> set[str]:
 
 
 def test_every_setting_the_docs_name_exists() -> None:
-    named = doc_mentions(r"\b((?:MAPPER|NACELLE|TALON_ONE|VOUCHERIFY)_[A-Z][A-Z_]*[A-Z])\b")
+    named = doc_mentions(r"\b((?:MAPPER|NACELLE|NOMS|TALON_ONE|VOUCHERIFY)_[A-Z][A-Z_]*[A-Z])\b")
     known = known_settings()
     none(f"{where} names {setting}, which is no setting." for where, setting in named if setting not in known)

@@ -1,0 +1,131 @@
+"""`promotions-mapper ingest`: validated checkouts with their payments become orders at Nacelle."""
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mapper import settings
+from mapper.engine import clients
+from mapper.nacelle.check import NotAnOrder
+from mapper.nacelle.ingest import Ingested, Ingestion
+from mapper.nacelle.journal import JournalUnavailable, open_journal
+from mapper.nacelle.noms import Noms
+
+WORDS = {
+    "created": "created",
+    "refused": "refused by Nacelle: mend the order or the token, then ingest it again",
+    "not_sent": "not sent; nothing was created: ingest it again",
+    "unknown": "UNKNOWN: it may have been created; look it up at Nacelle, then settle it (--settle KEY=created|absent)",
+    "other_content": "another order came under this id; nothing was sent",
+}
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command to the program's."""
+    parser = commands.add_parser("ingest", help="create orders at Nacelle from validated checkouts with their payments")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("path", nargs="?", metavar="FILE", help="a file, a folder of *.json, or - for standard input")
+    what.add_argument("--open", action="store_true", help="list the orders that are not created")
+    what.add_argument(
+        "--settle", metavar="KEY=created|absent", type=_settled, help="say what became of an unknown order"
+    )
+    parser.set_defaults(run=run)
+
+
+def _settled(text: str) -> tuple[str, bool]:
+    key, _, word = text.rpartition("=")
+    if not key or word not in ("created", "absent"):
+        raise argparse.ArgumentTypeError("expected KEY=created or KEY=absent")
+    return key, word == "created"
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Exit code 0: all created; 1: some are not; 2: wrong settings or arguments."""
+    try:
+        given = settings.load_ingest(os.environ)
+        bodies = [] if chosen.open or chosen.settle else _bodies(chosen.path)
+    except settings.Wrong as error:
+        for name, expected in error.problems:
+            print(f"{name}: {expected}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    try:
+        return asyncio.run(_run(chosen, given, bodies))
+    except JournalUnavailable as error:
+        print(f"The journal cannot be used: {error}. MAPPER_LEDGER_URL says where it is.", file=sys.stderr)
+        return 1
+
+
+def _bodies(path: str) -> list[tuple[str, bytes]]:
+    """Each body with the name to tell it by."""
+    if path == "-":
+        return [("standard input", sys.stdin.buffer.read())]
+    place = Path(path)
+    files: Iterable[Path] = sorted(place.glob("*.json")) if place.is_dir() else [place]
+    return [(file.name, file.read_bytes()) for file in files]
+
+
+async def _run(chosen: argparse.Namespace, given: settings.IngestSettings, bodies: list[tuple[str, bytes]]) -> int:
+    journal = await open_journal(given.ledger_url)
+    transport = clients.create(given.http_client, connections=4)
+    try:
+        if chosen.settle:
+            key, created = chosen.settle
+            if not await journal.settle(given.space, key, created=created):
+                print(f"There is no order {key!r} whose outcome is unknown.", file=sys.stderr)
+                return 1
+            print(f"{key}: {'created' if created else 'not created; it may be ingested again'}.")
+            return 0
+        if chosen.open:
+            return _listed([(entry.key, entry.state, entry.reason) for entry in await journal.not_created()])
+        noms = Noms(given.base_url, given.authorization, given.space, transport)
+        return await _ingest(Ingestion(noms, journal, given.default_currency), bodies)
+    finally:
+        await transport.aclose()
+        await journal.close()
+
+
+async def _ingest(ingestion: Ingestion, bodies: list[tuple[str, bytes]]) -> int:
+    """One after the other: Nacelle limits the rate, and documents no figure."""
+    console = Console(stderr=True)
+    failed = 0
+    for name, body in track(bodies, "Ingesting", console=console, transient=True, disable=len(bodies) < 2):
+        try:
+            done = await ingestion.ingest(body)
+        except NotAnOrder as error:
+            failed += 1
+            print(f"{name}: not sent; {len(error.faults)} fault(s):")
+            for fault in error.faults:
+                print(f"  {fault.pointer or '/'}: {fault.message}")
+            continue
+        failed += done.state != "created"
+        print(f"{name}: {_sentence(done)}")
+    if len(bodies) != 1:
+        print(f"{len(bodies) - failed} of {len(bodies)} created.")
+    return 1 if failed else 0
+
+
+def _sentence(done: Ingested) -> str:
+    again = ", as before" if done.again and done.state == "created" else ""
+    reason = f" ({done.reason})" if done.state != "created" else ""
+    return f"order {done.key} {WORDS[done.state]}{again}{reason}"
+
+
+def _listed(rows: list[tuple[str, str, str]]) -> int:
+    if not rows:
+        print("Every order that was ingested is created.")
+        return 0
+    table = Table("order", "state", "reason")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    return 1

@@ -1,0 +1,173 @@
+"""The journal of order ingestion: what is known of each order that was to be created at Nacelle.
+
+An order is written down before it is sent. One that was sent and whose answer never came stays `sending`, which means
+the same as `unknown`: nobody sends it again on a guess. A person settles it (`promotions-mapper ingest --settle`).
+
+It lives in the ledger's database (`MAPPER_LEDGER_URL`), in a table of its own. SQLite and PostgreSQL take the same
+statements; each is atomic by itself.
+"""
+
+import asyncio
+import hashlib
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+from mapper.nacelle.noms import Sent
+
+State = Literal["sending", "created", "refused", "not_sent", "unknown"]
+
+_TABLE: Final = """
+    CREATE TABLE IF NOT EXISTS mapper_ingested (
+        space TEXT NOT NULL, order_key TEXT NOT NULL, digest BYTEA NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,
+        status INTEGER NOT NULL, answer BYTEA NOT NULL, at DOUBLE PRECISION NOT NULL, PRIMARY KEY (space, order_key)
+    )
+"""
+_SELECT: Final = "SELECT space, order_key, digest, state, reason, status, answer, at FROM mapper_ingested"
+_BEGIN: Final = """
+    INSERT INTO mapper_ingested (space, order_key, digest, state, reason, status, answer, at)
+    VALUES ($1, $2, $3, 'sending', '', 0, $4, $5)
+    ON CONFLICT (space, order_key) DO UPDATE SET
+        digest = excluded.digest, state = 'sending', reason = '', status = 0, answer = excluded.answer, at = excluded.at
+    WHERE mapper_ingested.state IN ('refused', 'not_sent')
+    RETURNING order_key
+"""
+_FINISH: Final = """
+    UPDATE mapper_ingested SET state = $3, reason = $4, status = $5, answer = $6, at = $7
+    WHERE space = $1 AND order_key = $2 AND state = 'sending'
+"""
+_SETTLE: Final = """
+    UPDATE mapper_ingested SET state = $3, reason = 'settled', at = $4
+    WHERE space = $1 AND order_key = $2 AND state IN ('sending', 'unknown') RETURNING order_key
+"""
+
+
+class JournalUnavailable(Exception):
+    """The database cannot be asked. The message says why, and holds no password."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One order. `at`: when it was written, in seconds since 1970. `answer`: what Nacelle said."""
+
+    space: str
+    key: str
+    digest: bytes
+    """SHA-256 of the order's bytes as they were sent."""
+    state: State
+    reason: str
+    status: int
+    answer: bytes
+    at: float
+
+
+class Database(Protocol):
+    async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
+        """The rows of one statement, durable when it returns. Raises `JournalUnavailable`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Journal:
+    """What may be sent to Nacelle, and what became of it."""
+
+    database: Database
+    wall: Callable[[], float] = time.time
+
+    async def begin(self, space: str, key: str, digest: bytes) -> Entry | None:
+        """Takes the order for sending: None. Where it must not be sent: the entry that says why.
+
+        Only an order that is new, was refused or was certainly not sent may be sent.
+        """
+        if await self.database.run(_BEGIN, space, key, digest, b"", self.wall()):
+            return None
+        return await self.show(space, key)
+
+    async def finish(self, space: str, key: str, sent: Sent) -> None:
+        await self.database.run(_FINISH, space, key, sent.state, sent.reason, sent.status, sent.answer, self.wall())
+
+    async def settle(self, space: str, key: str, *, created: bool) -> bool:
+        """A person's word on an order whose outcome is unknown; False where there is none to settle."""
+        state: State = "created" if created else "not_sent"
+        return bool(await self.database.run(_SETTLE, space, key, state, self.wall()))
+
+    async def show(self, space: str, key: str) -> Entry | None:
+        rows = await self.database.run(f"{_SELECT} WHERE space = $1 AND order_key = $2", space, key)
+        return Entry(*rows[0]) if rows else None
+
+    async def not_created(self) -> list[Entry]:
+        """The oldest first."""
+        return [Entry(*row) for row in await self.database.run(f"{_SELECT} WHERE state <> 'created' ORDER BY at")]
+
+    async def close(self) -> None:
+        await self.database.close()
+
+
+def digest_of(body: bytes) -> bytes:
+    return hashlib.sha256(body).digest()
+
+
+async def open_journal(url: str) -> Journal:
+    """The journal at `sqlite:///<path>` or `postgresql://…`; makes its table. Raises `JournalUnavailable`."""
+    if url.startswith("sqlite:///"):
+        database: Database = await asyncio.to_thread(_Sqlite, url.removeprefix("sqlite:///"))
+    else:
+        database = await _Postgres.open(url)
+    try:
+        await database.run(_TABLE)
+    except BaseException:
+        await database.close()
+        raise
+    return Journal(database)
+
+
+class _Sqlite:
+    def __init__(self, path: str) -> None:
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            self._connection.execute("PRAGMA synchronous = FULL")
+        except sqlite3.Error as error:
+            raise JournalUnavailable(str(error)) from error
+
+    async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
+        return await asyncio.to_thread(self._run, statement, values)
+
+    def _run(self, statement: str, values: Sequence[Any]) -> list[Sequence[Any]]:
+        named = {str(number): value for number, value in enumerate(values, 1)}  # "$1" is a name to SQLite
+        try:
+            return list(self._connection.execute(statement, named))
+        except sqlite3.Error as error:
+            raise JournalUnavailable(str(error)) from error
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._connection.close)
+
+
+class _Postgres:
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    @classmethod
+    async def open(cls, url: str) -> "_Postgres":
+        import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - only where it is used
+
+        try:
+            return cls(await asyncpg.create_pool(url, min_size=0, max_size=4, timeout=5, command_timeout=5))
+        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise JournalUnavailable(type(error).__name__) from error
+
+    async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
+        import asyncpg  # noqa: PLC0415
+
+        try:
+            return [tuple(row) for row in await self._pool.fetch(statement, *values)]
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise JournalUnavailable(type(error).__name__) from error
+
+    async def close(self) -> None:
+        await self._pool.close()

@@ -1,0 +1,187 @@
+"""A validated checkout becomes the order that Nacelle ingests: every cent and every byte of it."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mapper.domain import checkout as documents
+from mapper.domain import discounts
+from mapper.domain.outcome import Discount, Outcome
+from mapper.nacelle.check import NotAnOrder
+from mapper.nacelle.convert import order_of
+
+PAYMENTS = [{"id": "pay-1", "amount": "105.00"}]
+VALIDATED: dict[str, Any] = {
+    "id": "c-1",
+    "currency": "USD",
+    "items": [
+        {
+            "sku": "A",
+            "quantity": 2,
+            "price": "52.50",
+            "total_discount": "35.00",
+            "discounts": [
+                {"name": "X", "description": "", "amount": "35.00", "effect_type": "e", "meta": {"list_price": "70.00"}}
+            ],
+        },
+        {"sku": "B", "quantity": 1, "price": "5.00", "total_discount": "0.00", "discounts": []},
+    ],
+    "total_discount": "50.00",
+    "discounts": [{"name": "S", "description": "", "amount": "15.00", "effect_type": "e", "meta": {}}],
+    "promotions": {"coupon_codes": ["X"], "meta": {"mapper": {"receipt": "r"}}},
+}
+
+
+def body(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def faults(value: object) -> list[tuple[str, str]]:
+    with pytest.raises(NotAnOrder) as caught:
+        order_of(body(value))
+    return [(fault.pointer, fault.message) for fault in caught.value.faults]
+
+
+def test_the_names_of_the_validate_page_become_those_of_the_order_pages() -> None:
+    order = order_of(body({**VALIDATED, "payments": PAYMENTS}))
+    assert (order.path, order.key) == ("/orders", "c-1")
+    (first, second), *_ = (json.loads(order.body)["order_items"],)
+    assert first == {
+        "sku": "A",
+        "quantity": 2,
+        "price_amount": "52.50",
+        "discounts_amount": "35.00",
+        "applied_discounts": VALIDATED["items"][0]["discounts"],
+    }
+    assert second == {"sku": "B", "quantity": 1, "price_amount": "5.00", "discounts_amount": "0.00"}
+    root = json.loads(order.body)
+    assert list(root) == [
+        "id", "currency", "order_items", "discounts", "applied_discounts", "promotions", "payments",
+    ]  # fmt: skip
+    assert (root["discounts"], root["applied_discounts"]) == ("50.00", VALIDATED["discounts"])
+    assert root["promotions"] == VALIDATED["promotions"]
+
+
+def test_what_stands_beside_the_checkout_goes_into_the_order() -> None:
+    order = order_of(body({"checkout": VALIDATED, "payments": PAYMENTS, "customer": {"id": "u"}, "error": {}}))
+    root = json.loads(order.body)
+    assert (root["payments"], root["customer"]) == (PAYMENTS, {"id": "u"})
+    assert "error" not in root
+    assert faults({"checkout": VALIDATED, "currency": "EUR"})[0][0] == "/currency"
+
+
+@pytest.mark.parametrize(
+    "spelling", ["1.10", "1e3", "12345678901234567890", '"\\u00e9\\ud800"', "[ 1,  2 ]", '{"a" : 1}']
+)
+def test_every_other_value_keeps_its_bytes(spelling: str) -> None:
+    text = body({**VALIDATED, "payments": PAYMENTS})[:-1] + b',"own":' + spelling.encode() + b"}"
+    text = text.replace(b'"sku": "A"', b'"sku": "A", "mine": ' + spelling.encode())
+    assert order_of(text).body.count(spelling.encode()) == 2
+
+
+def test_orders_keep_their_names_and_go_to_their_own_path() -> None:
+    single = {**json.loads(order_of(body({**VALIDATED, "payments": PAYMENTS})).body)}
+    assert json.loads(order_of(body(single)).body) == single
+    multi = {
+        "orders": [{key: single[key] for key in ("order_items",)} | {"discounts": "35.00"}],
+        "discounts": "35.00",
+        "currency": "USD",
+        "email": "a@b.c",
+        "billing_address": {"x": 1},
+        "payments": PAYMENTS,
+        "price": "1.00",
+        "subtotal": "1.00",
+        "tax_amount": "0.00",
+    }
+    order = order_of(body(multi))
+    assert (order.path, json.loads(order.body)) == ("/multiorders", multi)
+
+
+def test_every_fault_is_told_at_once_with_its_place() -> None:
+    items = [
+        {**VALIDATED["items"][0], "price": "60.00"},
+        {"sku": "", "quantity": "1", "price": "5.0000001", "total_discount": "0.00"},
+        {"sku": "C", "quantity": 1, "price": "-1", "total_discount": "2.00", "discounts": [{"amount": "1.00"}]},
+    ]
+    assert [pointer for pointer, _ in faults({**VALIDATED, "items": items, "total_discount": "51.01"})] == [
+        "/payments",
+        "/order_items/0/price_amount",
+        "/order_items/1/sku",
+        "/order_items/1/quantity",
+        "/order_items/1/price_amount",
+        "/order_items/2/price_amount",
+        "/order_items/2/discounts_amount",
+        "/discounts",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"currency": None}, "/currency"),
+        ({"currency": "XYZ"}, "/currency"),
+        ({"payments": []}, "/payments"),
+        ({"payments": {"a": 1}}, "/payments"),
+        ({"total_discount": "49.99"}, "/discounts"),
+        ({"items": []}, "/discounts"),
+        ({"items": [1]}, "/items/0"),
+        ({"discounts": [{"name": "S"}]}, "/applied_discounts/0/amount"),
+        ({"order_items": []}, "/order_items"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_place(change: dict[str, Any], pointer: str) -> None:
+    assert pointer in [place for place, _ in faults({**VALIDATED, "payments": PAYMENTS, **change})]
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"a":1}', b'{"items":[],"items":[]}', b"\xff"])
+def test_what_is_no_order_at_all_is_told(text: bytes) -> None:
+    with pytest.raises(NotAnOrder) as caught:
+        order_of(text)
+    assert caught.value.faults
+
+
+lines = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 10_000), st.integers(0, 12_000)), max_size=30)
+
+
+@given(lines, st.sampled_from("ABC"), st.sampled_from(["USD", "JPY", "KWD"]), st.integers(0, 500))
+def test_validate_then_convert_keeps_every_cent_and_every_unknown_field(
+    cart: list[tuple[int, int, int]], family: str, currency: str, shipping: int
+) -> None:
+    digits = {"USD": 2, "JPY": 0, "KWD": 3}[currency]
+    given_lines = [
+        {"sku": f"S{n}", "quantity": quantity, "price": text(price, digits), "mine": {"n": n}}
+        for n, (quantity, price, _) in enumerate(cart)
+    ]
+    root: dict[str, Any] = {"id": "c-1", "currency": currency, "promotions": {}, "mine": [1.10, "é"]}
+    if family == "C":
+        half = len(given_lines) // 2
+        root["orders"] = [{"order_items": given_lines[:half]}, {"order_items": given_lines[half:]}]
+    else:
+        root["items" if family == "A" else "order_items"] = given_lines
+    checkout = documents.parse(body(root), "validate")
+    off = [
+        Discount(name="n", description="d", amount=o, effect_type="e", line=n) for n, (*_, o) in enumerate(cart) if o
+    ]
+    if shipping:
+        off.append(Discount(name="s", description="", amount=shipping, effect_type="e", cost="shipping"))
+    settled = discounts.settle(checkout, Outcome(discounts=tuple(off)))
+    validated = discounts.write(checkout, settled, {"receipt": "r"})
+    beside: dict[str, Any] = {"payments": [{"id": 1}]}
+    if family == "C":
+        beside |= {"billing_address": {"city": "X"}, "email": "a@b.c", "price": "1", "subtotal": "1", "tax_amount": "0"}
+    order = order_of(b'{"checkout":' + validated + b"," + body(beside)[1:])
+    read = order.checkout
+    assert [(line.name, line.quantity, line.list_price, line.discount) for line in read.lines] == [
+        (line.name, line.quantity, line.list_price, settled.line_total(line.index)) for line in checkout.lines
+    ]
+    assert read.root_discount == settled.root_total
+    assert read.promotions.meta == {"mapper": {"receipt": "r"}}
+    assert json.loads(order.body)["mine"] == [1.10, "é"]
+    assert order.body.count(b'"mine"') == len(cart) + 1
+
+
+def text(minor: int, digits: int) -> str:
+    return f"{minor / 10**digits:.{digits}f}"

@@ -90,11 +90,11 @@ def _plainly(app: Any, port: int) -> None:
 def main(name: str, port: int) -> None:
     if name in ("canned", "own", "sized"):
         # As `promotions-mapper serve` does.
-        from mapper.http import server, workers  # noqa: PLC0415 - likewise
+        from mapper.http import server  # noqa: PLC0415 - likewise
         from mapper.ops import telemetry  # noqa: PLC0415 - likewise
 
         telemetry.log_to_stderr()
-        server.run(server.create(globals()[name], factory=name != "own"), workers.listening("127.0.0.1", port))
+        server.run(server.create(globals()[name], factory=name != "own"), server.listening("127.0.0.1", port))
     else:
         _plainly({"echo": echo, "sdk": sdk}[name](), port)
 

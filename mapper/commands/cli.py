@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -46,7 +45,6 @@ def _parser() -> argparse.ArgumentParser:
         metavar="S",
         help="seconds an idle connection is kept; longer than the load balancer keeps it (default: %(default)s)",
     )
-    serve.add_argument("--worker", type=int, nargs=2, help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
 
     sandbox = commands.add_parser("sandbox", help="run the engines, emulated over HTTP, on a rule book")
@@ -91,35 +89,17 @@ def _serve(chosen: argparse.Namespace) -> int:
         settings.load(os.environ)
     except settings.Wrong as error:
         return _tell_wrong(error)
-    from mapper.http import workers
+    from mapper.http import app, server
     from mapper.ops import telemetry
 
     telemetry.log_to_stderr()
     try:
-        listener, line = _sockets(chosen)
+        listener = server.listening(chosen.host, chosen.port) if chosen.fd is None else server.inherited(chosen.fd)
     except OSError as error:
         where = f"{chosen.host} port {chosen.port}" if chosen.fd is None else f"the inherited socket {chosen.fd}"
         print(f"Cannot listen on {where}: {error.strerror}", file=sys.stderr)
         return 1
-    if chosen.workers > 1:
-        arguments = ("serve", "--drain", str(chosen.drain), "--keep-alive", str(chosen.keep_alive), "--worker")
-        return workers.supervise(arguments, listener, chosen.workers)
-    from mapper.http import app
-
-    app.run(listener, line, drain_s=chosen.drain, keep_alive_s=chosen.keep_alive)
-    return 0
-
-
-def _sockets(chosen: argparse.Namespace) -> tuple[socket.socket, socket.socket | None]:
-    """The socket to listen on and, in a worker, the line to the supervisor."""
-    from mapper.http import workers
-
-    if chosen.worker:
-        listener, line = map(workers.inherited, chosen.worker)
-        return listener, line
-    if chosen.fd is not None:
-        return workers.inherited(chosen.fd), None
-    return workers.listening(chosen.host, chosen.port), None
+    return app.run(listener, chosen.workers, drain_s=chosen.drain, keep_alive_s=chosen.keep_alive)
 
 
 def _sandbox(chosen: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ type, a body too large) gets the ordinary HTTP codes.
 """
 
 import asyncio
-import logging
 import os
 import re
 import secrets
@@ -31,7 +30,7 @@ from mapper.engine import clients, transport
 from mapper.engine.conversation import Call as EngineCall
 from mapper.engine.conversation import Engine
 from mapper.http import protocol as connection
-from mapper.http import server
+from mapper.http import server, workers
 from mapper.http.limiter import Bodies, Room, Turnstile, Visit
 from mapper.ops.telemetry import Telemetry, log
 from mapper.orders.ledger import open_ledger
@@ -159,10 +158,10 @@ class _Application(Starlette):
         self._calls = calls
         self._by_target = {path.encode(): endpoint for path, endpoint in calls.items()}
 
-    def turn_away(self, method: bytes, target: bytes) -> connection.Ready | None:
+    def shed(self, method: bytes, target: bytes) -> connection.PreparedResponse | None:
         """Asked by the connection, before anything else is done: the refusal of a call for which there is no room."""
         endpoint = self._by_target.get(target) if method == b"POST" else None
-        return endpoint.turn_away() if endpoint else None
+        return endpoint.shed() if endpoint else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._calls:
@@ -203,21 +202,18 @@ class _Endpoint:
         self._telemetry = telemetry
         self._budget = configured.validate_deadline_s if operation == "validate" else configured.consume_deadline_s
         self._full = self._refusal(Overloaded())
-        self._full_at_once = connection.ready(self._full.status, self._full.fields(), self._full.body)
+        self._full_at_once = connection.prepared(self._full.status, self._full.fields(), self._full.body)
         self._on_full = telemetry.requests.labels(operation, str(self._full.status), self._full.reason).inc
 
-    def turn_away(self) -> connection.Ready | None:
-        """The refusal, where there is no room; else the call is expected to come (with `connection.LET_IN`)."""
+    def shed(self) -> connection.PreparedResponse | None:
+        """The refusal, where there is no room. Nothing is held for a call that comes."""
         if self._room.is_full:
             self._on_full()
             return self._full_at_once
-        self._room.expected += 1
         return None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope.get("state", {}).get(connection.LET_IN):
-            self._room.expected -= 1
-        elif self._room.is_full:  # the connection could not have refused it at once
+        if self._room.is_full:
             self._on_full()
             await self._full.send(send)
             return
@@ -281,8 +277,6 @@ def _check_head(first: Mapping[bytes, bytes], limit: int) -> int:
 
 async def _read(scope: Scope, receive: Receive, limit: int, visit: Visit) -> bytes:
     """The body's bytes, as they came. Nothing is decoded, no more than `limit` is held."""
-    if scope.get("state", {}).get(connection.WHOLE):
-        return await _receive(receive, limit, visit)
     try:
         async with asyncio.timeout(BODY_DEADLINE_S):
             return await _receive(receive, limit, visit)
@@ -346,8 +340,11 @@ def _metrics(telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:
     return metrics
 
 
-def run(listener: socket.socket, line: socket.socket | None, *, drain_s: float, keep_alive_s: float) -> None:
-    """Serves until told to stop. The settings have been checked by the caller. `line`: see `mapper.http.workers`."""
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+def run(listener: socket.socket, count: int, *, drain_s: float, keep_alive_s: float) -> int:
+    """Serves with `count` processes until told to stop; returns the exit code. The caller has checked the settings."""
     limits = connection.Limits(keep_alive_s=keep_alive_s)
-    server.run(server.create("mapper.http.app:from_environment", limits, factory=True, drain_s=drain_s), listener, line)
+    made = server.create("mapper.http.app:from_environment", limits, factory=True, drain_s=drain_s)
+    if count > 1:
+        return workers.supervise(made, listener, count)
+    server.run(made, listener)
+    return 0

@@ -1,172 +1,151 @@
-"""Several processes on one listening socket: started, replaced when they die, and renewed one by one on SIGHUP.
+"""Several processes on one listening socket: uvicorn's supervisor, which starts, replaces and renews them (SIGHUP).
 
 All of them accept from one socket, which this process has opened and they inherit. Connections that wait in its queue
 belong to none of them, so none is lost when one goes. (With SO_REUSEPORT each process would have a queue of its own,
-and what waits in it is reset when its process ends.) Each worker is a new program, not a fork: after an upgrade of the
-code SIGHUP is enough.
+and what waits in it is reset when its process ends.)
 
-uvicorn has a supervisor of its own. It cannot be used with another `Server`, starts a worker that dies at once over
-and over without a pause, does nothing else while it waits for an old worker to end, and leaves orphans when killed.
+What uvicorn's own lacks: a worker retires without the service being called not ready; a worker that dies at once is
+started again after a pause; all others are looked after while an old one ends; and none outlives its supervisor.
 """
 
-import asyncio
-import contextlib
 import logging
+import os
 import signal
 import socket
-import sys
-from collections.abc import Coroutine, Sequence
-from typing import Any
+import threading
+import time
+from contextlib import suppress
+from types import FrameType
+
+from uvicorn.supervisors.multiprocess import Multiprocess, Process
+
+from mapper.http import server
+from mapper.ops import telemetry
 
 log = logging.getLogger("mapper")
 
-READY = b"r"
-"""What a worker sends on its line when it is ready to serve."""
-RETIRE = b"x"
-"""What it is sent when its successor is. The end of the line means that the supervisor is gone."""
-
-BACKLOG = 2048
-"""Connections that may wait to be accepted."""
 START_S = 30.0
+"""How long a worker may take until it is ready to serve."""
 PAUSE_S = 1.0
 """Between two starts where the first one did not last even that long."""
 
-
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; raises `OSError`. "::" listens on every address, of IPv4 as well."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+_RETIRE = b"retire"
 
 
-def inherited(fd: int) -> socket.socket:
-    """The socket that the parent process has opened; raises `OSError`."""
-    handed_over = socket.socket(fileno=fd)
-    handed_over.set_inheritable(False)
-    handed_over.setblocking(False)
-    return handed_over
+class Worker(Process):
+    """A new program, not a fork. Its pipe carries uvicorn's pings and the order to retire, and ends with the parent."""
 
+    def __init__(self, made: server.Server, listener: socket.socket) -> None:
+        super().__init__(made.config, [listener])
+        self._made = made
 
-class _Worker:
-    def __init__(self, process: asyncio.subprocess.Process, line: socket.socket) -> None:
-        self.process = process
-        self.line = line
-        self.started = asyncio.get_running_loop().time()
+    # -- In the supervisor ---------------------------------------------------------------------------------------------
 
-    async def is_ready(self) -> bool:
-        """Whether it came to serve; it is killed if that takes too long."""
-        try:
-            async with asyncio.timeout(START_S):
-                return await asyncio.get_running_loop().sock_recv(self.line, 1) == READY
-        except (TimeoutError, OSError):
-            self.tell(signal.SIGKILL)
-            return False
+    def start(self) -> None:
+        super().start()
+        self.child_conn.close()  # the child has its own: from now on the pipe ends with either process
+        self.started = time.monotonic()
+
+    def tell(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            if self.pid is not None and self.exitcode is None:
+                os.kill(self.pid, number)
 
     def retire(self) -> None:
-        with contextlib.suppress(OSError):
-            self.line.send(RETIRE)
+        with suppress(OSError):
+            self.parent_conn.send(_RETIRE)
 
-    def tell(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(number)
+    # -- In the worker -------------------------------------------------------------------------------------------------
 
-    async def gone(self) -> int:
-        code = await self.process.wait()
-        self.line.close()
-        return code
+    def target(self, sockets: list[socket.socket] | None = None) -> None:
+        os.setsid()  # Ctrl-C is for the supervisor, which passes it on once
+        self.parent_conn.close()
+        telemetry.log_to_stderr()
+        threading.Thread(target=self.always_pong, daemon=True).start()
+        server.run(self._made, *(sockets or []))
+
+    def always_pong(self) -> None:
+        try:
+            super().always_pong()
+        except (OSError, EOFError):  # the supervisor has gone
+            self._made.drain()
+
+    def pong(self) -> None:
+        if self.child_conn.recv() == _RETIRE:
+            self._made.retire()
+        else:
+            self.child_conn.send(self._made.started)
 
 
-class Supervisor:
-    """`command` starts a worker; it gets the listening socket's and its line's file descriptors as last arguments."""
+class Supervisor(Multiprocess):
+    """Its signals are TERM and INT, which it passes on at once, and HUP."""
 
-    def __init__(self, command: Sequence[str], listener: socket.socket, count: int) -> None:
-        self._command = command
+    processes: list[Worker]  # type: ignore[assignment]
+
+    def __init__(self, made: server.Server, listener: socket.socket, count: int) -> None:
+        super().__init__(made.config, [listener])
+        self.processes_num = count
+        self.failed = False
+        self._made = made
         self._listener = listener
-        self._count = count
-        self._all: set[_Worker] = set()
-        self._slots: list[_Worker] = []
-        self._stopping = False
-        self._renewal: asyncio.Task[None] | None = None
-
-    async def run(self) -> int:
-        """Until told to stop. The exit code: 0, or that of a worker that could not be started in the first place."""
-        loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop, number)
-        loop.add_signal_handler(signal.SIGHUP, self._renew)
-        while len(self._slots) < self._count and not self._stopping:
-            self._slots.append(await self._start())
-        ready = await asyncio.gather(*(worker.is_ready() for worker in self._slots))
-        if not all(ready) and not self._stopping:
-            failed = self._slots[ready.index(False)]
-            self._stop(signal.SIGTERM)
-            code = await failed.gone()
-            await asyncio.gather(*(worker.gone() for worker in self._slots))
-            return code if code > 0 else 1
-        log.info("ready", extra={"facts": {"workers": self._count}})
-        await asyncio.gather(*(self._keep(slot) for slot in range(len(self._slots))))
-        await asyncio.gather(*(worker.process.wait() for worker in self._all))
-        return 0
+            signal.signal(number, self._stop)
+        for number in (signal.SIGTTIN, signal.SIGTTOU):  # uvicorn's way to have more workers, or fewer
+            signal.signal(number, signal.SIG_IGN)
 
-    def _stop(self, number: signal.Signals) -> None:
-        self._stopping = True
-        self._listener.close()
-        for worker in self._all:
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        for worker in self.processes:
             worker.tell(number)
+        # By a thread, since this one may be holding the event's lock.
+        threading.Thread(target=self.should_exit.set).start()
 
-    async def _start(self) -> _Worker:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        with theirs:
-            handed_on = (self._listener.fileno(), theirs.fileno())
-            # In a session of its own: Ctrl-C is for the supervisor, which passes it on once.
-            process = await asyncio.create_subprocess_exec(
-                *self._command, *map(str, handed_on), pass_fds=handed_on, start_new_session=True
-            )
-        worker = _Worker(process, ours)
-        self._all.add(worker)
-        if self._stopping:  # told while it was being started
-            worker.tell(signal.SIGTERM)
+    def _start(self) -> Worker:
+        worker = Worker(self._made, self._listener)
+        worker.start()
         return worker
 
-    async def _keep(self, slot: int) -> None:
-        """Starts another worker whenever that of this slot dies."""
-        while not self._stopping:
-            worker = self._slots[slot]
-            code = await worker.gone()
-            self._all.discard(worker)
-            if self._stopping or worker is not self._slots[slot]:
+    def init_processes(self) -> None:
+        for _ in range(self.processes_num):
+            self.processes.append(self._start())
+        if all(worker.wait_until_ready(START_S, self.should_exit) for worker in self.processes):
+            log.info("ready", extra={"facts": {"workers": self.processes_num}})
+        elif not self.should_exit.is_set():
+            self.failed = True
+            self.should_exit.set()
+
+    def keep_subprocess_alive(self) -> None:
+        """A worker that has died, or that does not react, is started again."""
+        for index, worker in enumerate(self.processes):
+            if worker.is_alive(START_S) or self.should_exit.is_set():
                 continue
-            log.error("worker died", extra={"facts": {"pid": worker.process.pid, "exit_code": code}})
-            if asyncio.get_running_loop().time() < worker.started + PAUSE_S:
-                await asyncio.sleep(PAUSE_S)
-            if not self._stopping and worker is self._slots[slot]:
-                self._slots[slot] = successor = await self._start()
-                await successor.is_ready()
+            worker.kill()
+            worker.join()
+            log.error("worker died", extra={"facts": {"pid": worker.pid, "exit_code": worker.exitcode}})
+            if time.monotonic() < worker.started + PAUSE_S:
+                self.should_exit.wait(PAUSE_S)
+            self.processes[index] = self._start()
 
-    def _renew(self) -> None:
-        if self._renewal is None or self._renewal.done():
-            self._renewal = asyncio.create_task(self._renew_all())
-
-    async def _renew_all(self) -> None:
+    def restart_all(self) -> None:
         """One by one: the new worker is ready before the old one goes. Where a new one fails, the old ones stay."""
-        for slot in range(self._count):
-            if self._stopping:
+        for index, old in enumerate(self.processes):
+            if self.should_exit.is_set():
                 return
-            successor = await self._start()
-            if not await successor.is_ready():
-                code = await successor.gone()
-                self._all.discard(successor)
-                log.error("not renewed", extra={"facts": {"exit_code": code}})
+            new = self._start()
+            if not new.wait_until_ready(START_S, self.should_exit):
+                new.kill()
+                new.join()
+                log.error("not renewed", extra={"facts": {"exit_code": new.exitcode}})
                 return
-            old, self._slots[slot] = self._slots[slot], successor
+            self.processes[index] = new
             old.retire()
-            await old.process.wait()
-        log.info("renewed", extra={"facts": {"workers": self._count}})
+            while old.process.is_alive() and not self.should_exit.is_set():
+                old.process.join(PAUSE_S)
+                self.keep_subprocess_alive()
+        log.info("renewed", extra={"facts": {"workers": self.processes_num}})
 
 
-def supervise(arguments: Sequence[str], listener: socket.socket, count: int) -> int:
-    """Runs `count` workers, each of them this program with `arguments`; returns the exit code."""
-    command = (sys.executable, "-m", "mapper", *arguments)
-    work: Coroutine[Any, Any, int] = Supervisor(command, listener, count).run()
-    return asyncio.run(work)
+def supervise(made: server.Server, listener: socket.socket, count: int) -> int:
+    """Runs `count` workers; returns the exit code."""
+    supervisor = Supervisor(made, listener, count)
+    supervisor.run()
+    return 1 if supervisor.failed else 0

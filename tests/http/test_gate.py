@@ -14,7 +14,6 @@ from mapper import promotions
 from mapper import threads as aside
 from mapper.domain.errors import Overloaded
 from mapper.http import app
-from mapper.http import protocol as connection
 from mapper.http.limiter import BURST, LEAST, Bodies, Room, Turnstile, Visit
 from mapper.orders.rows import Answer
 from mapper.promotions import Call, Service
@@ -369,33 +368,6 @@ def test_nobody_waits_for_a_large_cart() -> None:
         assert asyncio.run(tell()) > 20
     finally:
         sys.setswitchinterval(before)
-
-
-def test_who_has_been_let_in_is_counted_before_it_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests that arrive together are refused before anything is done for them, but for as many as there is room."""
-    monkeypatch.setattr(app, "VALIDATE_ROOM", 2)
-    configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger())
-    made: Any = app.create(configured, engine_transport=fakes.FakeTransport())
-    statuses: list[int] = []
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": b"x", "more_body": False}
-
-    async def send(message: Any) -> None:
-        statuses.append(message.get("status", 0))
-
-    async def run() -> None:
-        state = {connection.LET_IN: True}
-        scope = {"type": "http", "method": "POST", "path": "/promotions/validate", "headers": [], "state": state}
-        async with made.router.lifespan_context(made):
-            ask = [made.turn_away(b"POST", b"/promotions/validate") is None for _ in range(4)]
-            assert ask == [True, True, False, False]
-            assert made.turn_away(b"POST", b"/promotions/consume") is None
-            await asyncio.gather(made(scope, receive, send), made(scope, receive, send))
-            assert [status for status in statuses if status] == [401, 401]
-            assert made.turn_away(b"POST", b"/promotions/validate") is None
-
-    asyncio.run(run())
 
 
 def test_a_large_cart_is_refused_before_it_is_read_while_others_wait_for_their_thread() -> None:

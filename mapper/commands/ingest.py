@@ -14,8 +14,9 @@ from rich.table import Table
 from mapper import settings
 from mapper.engine import clients
 from mapper.nacelle.check import NotAnOrder
+from mapper.nacelle.database import DatabaseUnavailable
 from mapper.nacelle.ingest import Ingested, Ingestion
-from mapper.nacelle.journal import JournalUnavailable, open_journal
+from mapper.nacelle.journal import open_journal
 from mapper.nacelle.noms import Noms
 
 WORDS = {
@@ -60,7 +61,7 @@ def run(chosen: argparse.Namespace) -> int:
         return 2
     try:
         return asyncio.run(_run(chosen, given, bodies))
-    except JournalUnavailable as error:
+    except DatabaseUnavailable as error:
         print(f"The journal cannot be used: {error}. MAPPER_LEDGER_URL says where it is.", file=sys.stderr)
         return 1
 

@@ -34,7 +34,7 @@ class Ingestion:
     default_currency: str = ""
 
     async def ingest(self, body: bytes) -> Ingested:
-        """One order. Raises `NotAnOrder` before anything is written or sent, and `JournalUnavailable`."""
+        """One order. Raises `NotAnOrder` before anything is written or sent, and `DatabaseUnavailable`."""
         return await self.send(order_of(body, self.default_currency))
 
     async def send(self, order: Order) -> Ingested:

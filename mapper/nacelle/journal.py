@@ -7,14 +7,13 @@ It lives in the ledger's database (`MAPPER_LEDGER_URL`), in a table of its own. 
 statements; each is atomic by itself.
 """
 
-import asyncio
 import hashlib
-import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal
 
+from mapper.nacelle.database import Database, open_database
 from mapper.nacelle.noms import Sent
 
 State = Literal["sending", "created", "refused", "not_sent", "unknown"]
@@ -44,10 +43,6 @@ _SETTLE: Final = """
 """
 
 
-class JournalUnavailable(Exception):
-    """The database cannot be asked. The message says why, and holds no password."""
-
-
 @dataclass(frozen=True)
 class Entry:
     """One order. `at`: when it was written, in seconds since 1970. `answer`: what Nacelle said."""
@@ -61,14 +56,6 @@ class Entry:
     status: int
     answer: bytes
     at: float
-
-
-class Database(Protocol):
-    async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
-        """The rows of one statement, durable when it returns. Raises `JournalUnavailable`."""
-        ...
-
-    async def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -112,62 +99,11 @@ def digest_of(body: bytes) -> bytes:
 
 
 async def open_journal(url: str) -> Journal:
-    """The journal at `sqlite:///<path>` or `postgresql://…`; makes its table. Raises `JournalUnavailable`."""
-    if url.startswith("sqlite:///"):
-        database: Database = await asyncio.to_thread(_Sqlite, url.removeprefix("sqlite:///"))
-    else:
-        database = await _Postgres.open(url)
+    """The journal at `sqlite:///<path>` or `postgresql://…`; makes its table. Raises `DatabaseUnavailable`."""
+    database = await open_database(url)
     try:
         await database.run(_TABLE)
     except BaseException:
         await database.close()
         raise
     return Journal(database)
-
-
-class _Sqlite:
-    def __init__(self, path: str) -> None:
-        try:
-            self._connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
-            self._connection.execute("PRAGMA synchronous = FULL")
-        except sqlite3.Error as error:
-            raise JournalUnavailable(str(error)) from error
-
-    async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
-        return await asyncio.to_thread(self._run, statement, values)
-
-    def _run(self, statement: str, values: Sequence[Any]) -> list[Sequence[Any]]:
-        named = {str(number): value for number, value in enumerate(values, 1)}  # "$1" is a name to SQLite
-        try:
-            return list(self._connection.execute(statement, named))
-        except sqlite3.Error as error:
-            raise JournalUnavailable(str(error)) from error
-
-    async def close(self) -> None:
-        await asyncio.to_thread(self._connection.close)
-
-
-class _Postgres:
-    def __init__(self, pool: Any) -> None:
-        self._pool = pool
-
-    @classmethod
-    async def open(cls, url: str) -> "_Postgres":
-        import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - only where it is used
-
-        try:
-            return cls(await asyncpg.create_pool(url, min_size=0, max_size=4, timeout=5, command_timeout=5))
-        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise JournalUnavailable(type(error).__name__) from error
-
-    async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
-        import asyncpg  # noqa: PLC0415
-
-        try:
-            return [tuple(row) for row in await self._pool.fetch(statement, *values)]
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise JournalUnavailable(type(error).__name__) from error
-
-    async def close(self) -> None:
-        await self._pool.close()

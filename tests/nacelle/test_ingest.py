@@ -10,8 +10,9 @@ import pytest
 
 from mapper.adapter import EngineReply
 from mapper.engine.transport import NotSent, Unknown
+from mapper.nacelle.database import Database
 from mapper.nacelle.ingest import Ingested, Ingestion
-from mapper.nacelle.journal import Database, Journal, open_journal
+from mapper.nacelle.journal import Journal, open_journal
 from mapper.nacelle.noms import PAUSES_S, Noms
 from tests.orders.ledgers import STORES, Home
 

@@ -1,0 +1,76 @@
+"""The ledger's database, for what stands beside the orders: single statements that SQLite and PostgreSQL both take.
+
+Each statement is atomic and durable by itself. Values are `$1`, `$2`, …
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+
+class DatabaseUnavailable(Exception):
+    """The database cannot be asked. The message says why, and holds no password."""
+
+
+class Database(Protocol):
+    async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
+        """The rows of one statement, durable when it returns. Raises `DatabaseUnavailable`."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+async def open_database(url: str) -> Database:
+    """The database at `sqlite:///<path>` or `postgresql://…`. Raises `DatabaseUnavailable`."""
+    if url.startswith("sqlite:///"):
+        return await asyncio.to_thread(_Sqlite, url.removeprefix("sqlite:///"))
+    return await _Postgres.open(url)
+
+
+class _Sqlite:
+    def __init__(self, path: str) -> None:
+        try:
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
+            self._connection.execute("PRAGMA synchronous = FULL")
+        except sqlite3.Error as error:
+            raise DatabaseUnavailable(str(error)) from error
+
+    async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
+        return await asyncio.to_thread(self._run, statement, values)
+
+    def _run(self, statement: str, values: Sequence[Any]) -> list[Sequence[Any]]:
+        named = {str(number): value for number, value in enumerate(values, 1)}  # "$1" is a name to SQLite
+        try:
+            return list(self._connection.execute(statement, named))
+        except sqlite3.Error as error:
+            raise DatabaseUnavailable(str(error)) from error
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._connection.close)
+
+
+class _Postgres:
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    @classmethod
+    async def open(cls, url: str) -> "_Postgres":
+        import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - only where it is used
+
+        try:
+            return cls(await asyncpg.create_pool(url, min_size=0, max_size=4, timeout=5, command_timeout=5))
+        except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise DatabaseUnavailable(type(error).__name__) from error
+
+    async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
+        import asyncpg  # noqa: PLC0415
+
+        try:
+            return [tuple(row) for row in await self._pool.fetch(statement, *values)]
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise DatabaseUnavailable(type(error).__name__) from error
+
+    async def close(self) -> None:
+        await self._pool.close()

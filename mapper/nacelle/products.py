@@ -1,0 +1,267 @@
+"""Product data by variant: what a line lacks and a campaign asks for (category, name, weight, attributes).
+
+Nacelle's page says so: "use variant id to pull additional product information as required". A `Source` knows products:
+a file, or Nacelle's Storefront API (`mapper.nacelle.storefront`). `Products` stands between it and the calls:
+
+- **Kept.** For `TTL_S` what was read is used as it is. Older, it is still used, and read anew in the background.
+- **Bounded.** At most `MOST` products are kept; the one that was not used for longest goes first.
+- **Stale rather than nothing.** What validate filled in is written to the ledger's database, so that consume finds it
+  on another worker or after a restart: a category that is gone after payment would take the discount with it.
+- **In time.** A call waits `BUDGET_S` at most. Then the engine is asked without, and a notice says so.
+"""
+
+import asyncio
+import csv
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from mapper.domain.checkout import Checkout, Line
+from mapper.domain.outcome import Notice
+from mapper.nacelle.database import Database, DatabaseUnavailable
+
+log = logging.getLogger("mapper")
+
+TTL_S: Final = 300.0
+BUDGET_S: Final = 0.25
+MOST: Final = 20_000
+BATCH: Final = 50
+"""Products in one question."""
+
+Fields = Mapping[str, Any]
+"""What is known of one variant: JSON values by name, such as `category`."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """What is known of a product, and of each of its variants by every name that a variant has (ids and SKU)."""
+
+    fields: Fields
+    variants: Mapping[str, Fields] = field(default_factory=dict)
+
+    def of(self, line: Line) -> Fields:
+        """What is known of a line's variant; of the product alone where the variant is not among them."""
+        for name in (line.variant_id, line.sku):
+            if name and name in self.variants:
+                return {**self.fields, **self.variants[name]}
+        return self.fields
+
+
+class SourceFailed(Exception):
+    """Product data could not be read. `reason`: one word for log and metric."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Source(Protocol):
+    def key(self, line: Line) -> str:
+        """What the line's product is asked for by; "" where it cannot be asked for."""
+        ...
+
+    async def read(self, keys: Iterable[str]) -> Mapping[str, Product]:
+        """The products by key; those that do not exist are left out. Raises `SourceFailed`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a checkout's lines lack, by `Line.index`; and what is to be said where something could not be had."""
+
+    by_line: Mapping[int, Fields] = field(default_factory=dict)
+    notice: Notice | None = None
+
+
+NOTHING: Final = Filled()
+
+
+@dataclass
+class _Kept:
+    product: Product | None
+    """None: it does not exist."""
+    at: float
+
+
+class Products:
+    """One per process. `count` is told how many products were fresh, stale, read or failed."""
+
+    def __init__(
+        self,
+        source: Source,
+        database: Database | None = None,
+        *,
+        count: Callable[[str, int], None] = lambda _fate, _number: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._source = source
+        self._database = database
+        self._count = count
+        self._clock = clock
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._reading: dict[str, asyncio.Task[None]] = {}
+        """What is being read now, by key: nobody asks for the same product twice at once."""
+
+    async def fill(self, checkout: Checkout, budget_s: float = BUDGET_S) -> Filled:
+        """What the lines of a checkout lack. It never raises, and never waits longer than `budget_s`."""
+        keys = {line.index: key for line in checkout.cart if (key := self._source.key(line))}
+        wanted = set(keys.values())
+        now = self._clock()
+        known = {key for key in wanted if key in self._kept}
+        stale = {key for key in known if now > self._kept[key].at + TTL_S}
+        reading = self._read(wanted - known | stale)
+        if missing := wanted - known:
+            await self._wait({reading[key] for key in missing}, budget_s)
+            await self._recall({key for key in missing if key not in self._kept}, budget_s)
+        failed = wanted - self._kept.keys()
+        self._count("fresh", len(known - stale))
+        self._count("stale", len(stale))
+        self._count("read", len(missing - failed))
+        self._count("failed", len(failed))
+        return self._filled(checkout, keys, failed)
+
+    def _filled(self, checkout: Checkout, keys: Mapping[int, str], failed: set[str]) -> Filled:
+        found: dict[int, Fields] = {}
+        without: list[str] = []
+        for line in checkout.cart:
+            key = keys.get(line.index, "")
+            kept = self._kept.get(key)
+            if kept is not None:
+                self._kept.move_to_end(key)
+            if kept is not None and kept.product is not None:
+                found[line.index] = kept.product.of(line)
+            elif key in failed:
+                without.append(line.pointer)
+        if not without:
+            return Filled(found)
+        text = f"Product data of {len(without)} line(s) could not be read; the engine was asked without it."
+        return Filled(found, Notice("product_data_missing", text, {"lines": without}))
+
+    def _read(self, keys: set[str]) -> dict[str, asyncio.Task[None]]:
+        """Starts to read what nobody reads yet; the task of each key."""
+        new = sorted(keys - self._reading.keys())
+        for start in range(0, len(new), BATCH):
+            batch = new[start : start + BATCH]
+            task = asyncio.create_task(self._read_batch(batch))
+            self._reading |= dict.fromkeys(batch, task)
+        return {key: self._reading[key] for key in keys}
+
+    async def _read_batch(self, keys: list[str]) -> None:
+        try:
+            found = await self._source.read(keys)
+        except SourceFailed as failure:
+            log.warning("product data", extra={"facts": {"reason": failure.reason, "products": len(keys)}})
+            return
+        except Exception:
+            log.exception("product data")
+            return
+        finally:
+            for key in keys:
+                self._reading.pop(key, None)
+        for key in keys:
+            self._keep(key, found.get(key), self._clock())
+        await self._remember({key: found.get(key) for key in keys})
+
+    def _keep(self, key: str, product: Product | None, at: float) -> None:
+        self._kept[key] = _Kept(product, at)
+        self._kept.move_to_end(key)
+        while len(self._kept) > MOST:
+            self._kept.popitem(last=False)
+
+    @staticmethod
+    async def _wait(tasks: set[asyncio.Task[None]], budget_s: float) -> None:
+        """The tasks go on where the time is up: what they read is there for the next call."""
+        await asyncio.wait(tasks, timeout=budget_s)
+
+    # -- What outlives the process -------------------------------------------------------------------------------------
+
+    async def _remember(self, found: Mapping[str, Product | None]) -> None:
+        if self._database is None:
+            return
+        with suppress(DatabaseUnavailable):  # it is read again, then
+            for key, product in found.items():
+                if product is not None:
+                    await self._database.run(_KEEP, key, msgspec.json.encode(product), time.time())
+
+    async def _recall(self, keys: set[str], budget_s: float) -> None:
+        """Takes from the database what the source did not give in time. It counts as stale: it is read anew."""
+        if self._database is None or not keys:
+            return
+        with suppress(DatabaseUnavailable, TimeoutError):
+            async with asyncio.timeout(budget_s):
+                for key in keys:
+                    for (data,) in await self._database.run(_FIND, key):
+                        product = msgspec.json.decode(data, type=Product)
+                        self._keep(key, product, self._clock() - TTL_S - 1)
+
+
+_TABLE: Final = """
+    CREATE TABLE IF NOT EXISTS mapper_products (key TEXT PRIMARY KEY, data BYTEA NOT NULL, at DOUBLE PRECISION NOT NULL)
+"""
+_KEEP: Final = """
+    INSERT INTO mapper_products (key, data, at) VALUES ($1, $2, $3)
+    ON CONFLICT (key) DO UPDATE SET data = excluded.data, at = excluded.at
+"""
+_FIND: Final = "SELECT data FROM mapper_products WHERE key = $1"
+
+
+async def prepare(database: Database) -> None:
+    """Makes the table. Raises `DatabaseUnavailable`."""
+    await database.run(_TABLE)
+
+
+class FileSource:
+    """A static file: a row for each variant, found by `variant_id`, else `sku`, else `product_id`.
+
+    CSV with a header, or JSON: a list of objects. Every other column is a field, named by its header.
+    """
+
+    NAMES: Final = ("variant_id", "sku", "product_id")
+
+    def __init__(self, path: Path) -> None:
+        """Reads the file. Raises `ValueError` with a sentence that names the place, and `OSError`."""
+        self._rows: dict[str, Fields] = {}
+        for place, row in _rows(path):
+            names = [f"{name}:{row[name]}" for name in self.NAMES if row.get(name) not in (None, "")]
+            if not names:
+                raise ValueError(f"{place}: a row needs one of {', '.join(self.NAMES)}")
+            known = {key: value for key, value in row.items() if key not in self.NAMES and value not in (None, "")}
+            for name in names:
+                self._rows.setdefault(name, known)
+
+    def key(self, line: Line) -> str:
+        for name in self.NAMES:
+            if (value := getattr(line, name)) and (key := f"{name}:{value}") in self._rows:
+                return key
+        return ""
+
+    async def read(self, keys: Iterable[str]) -> Mapping[str, Product]:
+        return {key: Product(self._rows[key]) for key in keys if key in self._rows}
+
+
+def _rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """Each row with its place."""
+    text = path.read_text("utf-8-sig")
+    if path.suffix.lower() == ".csv":
+        reader = csv.DictReader(text.splitlines())
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"{path.name}, line {reader.line_num}: it has not as many columns as the header")
+            yield f"{path.name}, line {reader.line_num}", row
+        return
+    try:
+        rows = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from None
+    for number, row in enumerate(rows if isinstance(rows, list) else [None]):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path.name}, item {number}: the file is no list of objects")  # noqa: TRY004 - a wrong file
+        yield f"{path.name}, item {number}", {k: str(v) if k in FileSource.NAMES else v for k, v in row.items()}

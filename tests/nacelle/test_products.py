@@ -1,0 +1,274 @@
+"""Product data fills what a line lacks: cached, in time, stale rather than nothing."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from mapper.adapter import EngineReply
+from mapper.domain.checkout import Checkout, Line, parse
+from mapper.engine.transport import Unknown
+from mapper.nacelle import products as module
+from mapper.nacelle.database import open_database
+from mapper.nacelle.products import BATCH, FileSource, Product, Products, SourceFailed, prepare
+from mapper.nacelle.storefront import Storefront
+from tests.orders.ledgers import STORES, Home
+
+T = TypeVar("T")
+
+
+class Shelf:
+    """A source that knows each product, says how often it was asked, and fails or hangs when told to."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+        self.version = 1
+        self.fails = ""
+        self.hangs = False
+
+    def key(self, line: Line) -> str:
+        return line.product_id
+
+    async def read(self, keys: Iterable[str]) -> Mapping[str, Product]:
+        self.asked.append(sorted(keys))
+        if self.hangs:
+            await asyncio.sleep(3600)
+        await asyncio.sleep(0)
+        if self.fails:
+            raise SourceFailed(self.fails)
+        known = [key for key in self.asked[-1] if not key.startswith("none")]
+        return {key: Product({"category": f"{key}-{self.version}"}, {"v": {"weight": 2}}) for key in known}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def cart(*ids: str, variant: str = "") -> Checkout:
+    lines = [{"product_id": i, "variant_id": variant or f"of {i}", "quantity": 1, "price": "1"} for i in ids]
+    return parse(json.dumps({"items": lines}).encode(), "validate")
+
+
+def categories(found: module.Filled) -> dict[int, Any]:
+    return {index: fields.get("category") for index, fields in found.by_line.items()}
+
+
+def run(story: Callable[[], Awaitable[T]]) -> T:
+    async def told() -> T:
+        return await asyncio.wait_for(story(), 10)
+
+    return asyncio.run(told())
+
+
+def test_a_product_is_read_once_and_then_kept() -> None:
+    shelf, clock, fates = Shelf(), Clock(), []
+
+    async def story() -> None:
+        products = Products(shelf, count=lambda fate, number: fates.append((fate, number)), clock=clock)
+        first = await products.fill(cart("a", "b", "a"))
+        assert categories(first) == {0: "a-1", 1: "b-1", 2: "a-1"}
+        assert first.notice is None
+        assert categories(await products.fill(cart("a"))) == {0: "a-1"}
+        assert shelf.asked == [["a", "b"]]
+        assert ("read", 2) in fates
+        assert ("fresh", 1) in fates
+
+    run(story)
+
+
+def test_what_is_old_is_used_and_read_anew_behind_it() -> None:
+    shelf, clock = Shelf(), Clock()
+
+    async def story() -> None:
+        products = Products(shelf, clock=clock)
+        await products.fill(cart("a"))
+        shelf.version, clock.now = 2, module.TTL_S + 1
+        assert categories(await products.fill(cart("a"))) == {0: "a-1"}
+        await asyncio.sleep(0.01)
+        assert categories(await products.fill(cart("a"))) == {0: "a-2"}
+        shelf.fails, clock.now = "timeout", 10 * module.TTL_S
+        found = await products.fill(cart("a"))
+        assert (categories(found), found.notice) == ({0: "a-2"}, None)
+
+    run(story)
+
+
+@pytest.mark.parametrize("trouble", ["fails", "hangs"])
+def test_what_cannot_be_read_in_time_is_told_and_holds_nobody_up(trouble: str) -> None:
+    shelf = Shelf()
+    setattr(shelf, trouble, "down" if trouble == "fails" else True)
+
+    async def story() -> None:
+        products = Products(shelf)
+        found = await products.fill(cart("a", "b"), budget_s=0.05)
+        assert found.by_line == {}
+        assert found.notice is not None
+        assert (found.notice.type, found.notice.payload) == (
+            "product_data_missing",
+            {"lines": ["/items/0", "/items/1"]},
+        )
+
+    run(story)
+
+
+def test_what_does_not_exist_is_no_failure_and_is_not_asked_again() -> None:
+    shelf = Shelf()
+
+    async def story() -> None:
+        products = Products(shelf)
+        for _ in range(2):
+            found = await products.fill(cart("none-1", "a"))
+            assert (categories(found), found.notice) == ({1: "a-1"}, None)
+        assert len(shelf.asked) == 1
+
+    run(story)
+
+
+def test_many_products_are_asked_for_in_batches_and_by_all_callers_together() -> None:
+    shelf = Shelf()
+
+    async def story() -> None:
+        products = Products(shelf)
+        ids = [f"p{n}" for n in range(2 * BATCH + 1)]
+        await asyncio.gather(*(products.fill(cart(*ids)) for _ in range(5)))
+        assert [len(batch) for batch in shelf.asked] == [BATCH, BATCH, 1]
+
+    run(story)
+
+
+def test_no_more_is_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST", 3)
+    shelf = Shelf()
+
+    async def story() -> None:
+        products = Products(shelf)
+        for name in ("a", "b", "c", "a", "d"):
+            await products.fill(cart(name))
+        assert len(shelf.asked) == 4
+        await products.fill(cart("a"))
+        assert len(shelf.asked) == 4, "the one that was used last is kept"
+        await products.fill(cart("b"))
+        assert shelf.asked[-1] == ["b"]
+
+    run(story)
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_what_validate_filled_in_outlives_the_process(store: str, tmp_path: Path) -> None:
+    url, shelf = Home(store, tmp_path).url, Shelf()
+
+    async def story() -> None:
+        database = await open_database(url)
+        await prepare(database)
+        await Products(shelf, database).fill(cart("a", variant="v"))
+        await asyncio.sleep(0.05)
+        shelf.fails = "down"
+        found = await Products(shelf, database).fill(cart("a", "b", variant="v"), budget_s=2)
+        assert found.by_line == {0: {"category": "a-1", "weight": 2}}
+        assert found.notice is not None
+        assert found.notice.payload == {"lines": ["/items/1"]}
+        await database.close()
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.csv", "sku,category,weight\nA,shoes,\nB,hats,2\n"),
+        ("p.json", '[{"sku": "A", "category": "shoes"}, {"sku": "B", "category": "hats", "weight": "2"}]'),
+    ],
+)
+def test_a_file_is_a_source(tmp_path: Path, name: str, text: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    lines = [{"sku": sku, "quantity": 1, "price": "1"} for sku in ("B", "A", "C")]
+    checkout = parse(json.dumps({"items": lines}).encode(), "validate")
+    found = run(lambda: Products(FileSource(file)).fill(checkout))
+    assert found.by_line == {0: {"category": "hats", "weight": "2"}, 1: {"category": "shoes"}}
+    assert found.notice is None
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("p.csv", "sku,category\nA\n", "p.csv, line 2"),
+        ("p.csv", "sku,category\nA,b,c\n", "p.csv, line 2"),
+        ("p.csv", "name\nA\n", "p.csv, line 2: a row needs one of"),
+        ("p.json", "{", "p.json is no JSON"),
+        ("p.json", "{}", "no list of objects"),
+        ("p.json", "[1]", "p.json, item 0"),
+    ],
+)
+def test_what_is_wrong_with_the_file_is_told_with_its_place(tmp_path: Path, name: str, text: str, told: str) -> None:
+    file = tmp_path / name
+    file.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        FileSource(file)
+
+
+class Wire:
+    """Answers with prepared bytes."""
+
+    def __init__(self, status: int, body: object, failure: Exception | None = None) -> None:
+        self.status, self.body, self.failure = status, body, failure
+        self.sent: dict[str, Any] = {}
+        self.headers: dict[str, str] = {}
+
+    async def send(
+        self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
+    ) -> EngineReply:
+        self.sent, self.headers = json.loads(body), dict(headers)
+        if self.failure:
+            raise self.failure
+        data = self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+        return EngineReply(status=self.status, headers={}, body=data)
+
+    async def aclose(self) -> None: ...
+
+
+NODE = {
+    "nacelleEntryId": "n-1", "sourceEntryId": "gid://p/1", "productType": "shoes", "vendor": "V", "tags": ["new", None],
+    "content": {"title": "Boot", "handle": "boot"}, "metafields": [{"namespace": "a", "key": "b", "value": "1"}, None],
+    "variants": [
+        {
+            "nacelleEntryId": "nv", "sourceEntryId": "gid://v/1", "sku": "S", "weight": 1.5, "weightUnit": "KILOGRAMS",
+            "content": {"title": "42"}, "metafields": [{"namespace": "a", "key": "c", "value": "2"}],
+        }
+    ],
+}  # fmt: skip
+SHOE = {"category": "shoes", "name": "Boot", "handle": "boot", "vendor": "V", "tags": ["new"]}
+SIZE = {"variant_name": "42", "weight": 1.5, "weight_unit": "KILOGRAMS", "attributes": {"a.b": "1", "a.c": "2"}}
+
+
+@pytest.mark.parametrize("product", ["n-1", "gid://p/1"])
+@pytest.mark.parametrize("variant", [{"variant_id": "nv"}, {"variant_id": "gid://v/1"}, {"sku": "S"}])
+def test_the_storefront_is_asked_by_product_and_the_variant_is_found(product: str, variant: dict[str, str]) -> None:
+    which = "byEntry" if product == "n-1" else "bySource"
+    wire = Wire(200, {"data": {which: {"edges": [{"node": NODE}]}}})
+    line = {"product_id": product, **variant, "quantity": 1, "price": "1"}
+    checkout = parse(json.dumps({"items": [line]}).encode(), "validate")
+    found = run(lambda: Products(Storefront("https://s.test", "token", wire)).fill(checkout))
+    assert found.by_line == {0: {**SHOE, **SIZE}}
+    assert wire.sent["variables"] == {"ids": [product], "first": 1}
+    assert wire.headers["x-nacelle-space-token"] == "token"
+
+
+@pytest.mark.parametrize(
+    ("wire", "reason"),
+    [
+        (Wire(500, b""), "http_500"),
+        (Wire(200, b"<html>"), "unreadable"),
+        (Wire(200, {"errors": [{"message": "secret"}]}), "graphql_error"),
+        (Wire(200, b"", Unknown("timeout")), "timeout"),
+    ],
+)
+def test_a_storefront_that_fails_says_why_in_one_word(wire: Wire, reason: str) -> None:
+    with pytest.raises(SourceFailed, match=f"^{reason}$"):
+        run(lambda: Storefront("https://s.test", "", wire).read(["a"]))

@@ -258,10 +258,11 @@ def _rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
             yield f"{path.name}, line {reader.line_num}", row
         return
     try:
-        rows = json.loads(text)
+        rows: Any = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{path.name} is no JSON: {error}") from None
-    for number, row in enumerate(rows if isinstance(rows, list) else [None]):
+    items: list[Any] = rows if isinstance(rows, list) else [None]
+    for number, row in enumerate(items):
         if not isinstance(row, dict):
             raise ValueError(f"{path.name}, item {number}: the file is no list of objects")  # noqa: TRY004 - a wrong file
         yield f"{path.name}, item {number}", {k: str(v) if k in FileSource.NAMES else v for k, v in row.items()}

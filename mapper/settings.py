@@ -123,7 +123,7 @@ class Settings:
     """What does not stop the service but is probably a mistake, such as a misspelt name."""
 
 
-class Wrong(Exception):
+class InvalidSettings(Exception):
     """Everything that is wrong with the settings: pairs of (name, what is expected)."""
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
@@ -132,7 +132,7 @@ class Wrong(Exception):
 
 
 def load(environment: Mapping[str, str]) -> Settings:
-    """The settings; raises `Wrong` with every fault there is, not just the first."""
+    """The settings; raises `InvalidSettings` with every fault there is, not just the first."""
     reader = Reader(environment)
     auth = cast(
         "Literal['signature', 'secret_header', 'both']",
@@ -180,7 +180,7 @@ def load(environment: Mapping[str, str]) -> Settings:
     }
     adapter = reader.adapter()
     if reader.problems or adapter is None:
-        raise Wrong(reader.problems)
+        raise InvalidSettings(reader.problems)
     return Settings(adapter=adapter, warnings=tuple(reader.warnings), **cast("dict[str, Any]", found))
 
 
@@ -189,7 +189,7 @@ def load_ingest(environment: Mapping[str, str]) -> IngestSettings:
     reader = Reader(environment)
     found = reader.ingest()
     if reader.problems:
-        raise Wrong(reader.problems)
+        raise InvalidSettings(reader.problems)
     return found
 
 
@@ -204,9 +204,9 @@ class Reader:
         self.environment = environment
         self.problems: list[tuple[str, str]] = []
         self.warnings: list[str] = []
-        self._point_out_unknown("MAPPER_", frozenset(TABLE), SECRETS)
-        self._point_out_unknown("NACELLE_", frozenset(TABLE), SECRETS)
-        self._point_out_unknown("NOMS_", frozenset(TABLE), SECRETS)
+        self._warn_unknown("MAPPER_", frozenset(TABLE), SECRETS)
+        self._warn_unknown("NACELLE_", frozenset(TABLE), SECRETS)
+        self._warn_unknown("NOMS_", frozenset(TABLE), SECRETS)
 
     def wrong(self, name: str, expected: str) -> None:
         self.problems.append((name, f"expected {expected}"))
@@ -264,7 +264,7 @@ class Reader:
             space, colon, rest = entry.partition(":")
             bound = bool(colon) and space.strip() in spaces
             secret = (rest.strip() if bound else entry).encode()
-            self._point_out_short(f"{name}, number {position},", secret)
+            self._warn_short(f"{name}, number {position},", secret)
             if bound:
                 by_space[space.strip()] = (*by_space.get(space.strip(), ()), secret)
             else:
@@ -310,7 +310,7 @@ class Reader:
             )
         return quarantine_s
 
-    def _point_out_short(self, what: str, secret: bytes) -> None:
+    def _warn_short(self, what: str, secret: bytes) -> None:
         # No error: the secret is given out by Nacelle, and a shop cannot choose it.
         if len(secret) < SHORT_SECRET_BYTES:
             self.warnings.append(f"{what} has only {len(secret)} bytes: short secrets can be guessed")
@@ -325,7 +325,7 @@ class Reader:
         for line in lines:
             named = re.fullmatch(r"([A-Za-z0-9-]+):[ \t]+(.+)", line)
             header, value = (named[1].lower(), named[2]) if named else ("secret", line)
-            self._point_out_short(name if len(lines) == 1 else f"{name}, {header},", value.encode())
+            self._warn_short(name if len(lines) == 1 else f"{name}, {header},", value.encode())
             headers.append((header.encode(), value.encode()))
         return tuple(headers)
 
@@ -344,7 +344,7 @@ class Reader:
             self.problems += [(prefix + option, expected) for option, expected in error.problems]
             return None
         known_names = frozenset(prefix + option for option in names(adapter.options))
-        self._point_out_unknown(prefix, known_names, tuple(known_names))
+        self._warn_unknown(prefix, known_names, tuple(known_names))
         return adapter
 
     def _options(self, prefix: str) -> dict[str, str]:
@@ -358,7 +358,7 @@ class Reader:
                 options.setdefault(name[len(prefix) :], value.strip())
         return options
 
-    def _point_out_unknown(self, prefix: str, names: frozenset[str], secrets: tuple[str, ...]) -> None:
+    def _warn_unknown(self, prefix: str, names: frozenset[str], secrets: tuple[str, ...]) -> None:
         allowed = names | {f"{name}_FILE" for name in secrets}
         for name in sorted(self.environment):
             if name.startswith(prefix) and name not in allowed:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from mapper import settings
-from mapper.settings import Wrong, load
+from mapper.settings import InvalidSettings, load
 
 GOOD = {
     "MAPPER_ENGINE": "talon_one",
@@ -15,7 +15,7 @@ GOOD = {
 
 
 def wrong(**changes: str) -> dict[str, str]:
-    with pytest.raises(Wrong) as error:
+    with pytest.raises(InvalidSettings) as error:
         load({**GOOD, **changes})
     return dict(error.value.problems)
 
@@ -79,7 +79,7 @@ def test_a_wrong_setting_is_named(name: str, value: str) -> None:
 
 
 def test_all_wrong_settings_are_reported_at_once_also_the_engines_own() -> None:
-    with pytest.raises(Wrong) as error:
+    with pytest.raises(InvalidSettings) as error:
         load({"MAPPER_ENGINE": "talon_one", "MAPPER_ON_DRIFT": "x", "TALON_ONE_BASE_URL": "ftp://x"})
     assert {name for name, _ in error.value.problems} == {
         "NACELLE_SIGNING_SECRETS", "MAPPER_ON_DRIFT", "TALON_ONE_BASE_URL", "TALON_ONE_API_KEY",

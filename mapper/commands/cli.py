@@ -87,7 +87,7 @@ def _seconds(text: str) -> float:
 def _serve(chosen: argparse.Namespace) -> int:
     try:
         settings.load(os.environ)
-    except settings.Wrong as error:
+    except settings.InvalidSettings as error:
         return _tell_wrong(error)
     from mapper.http import app, server
     from mapper.ops import telemetry
@@ -121,7 +121,7 @@ def _sign(chosen: argparse.Namespace) -> int:
     shared, by_space = reader.secrets("NACELLE_SIGNING_SECRETS", spaces, needed=True)
     secrets = (*shared, *(secret for secrets in by_space.values() for secret in secrets))
     if reader.problems:
-        return _tell_wrong(settings.Wrong(reader.problems))
+        return _tell_wrong(settings.InvalidSettings(reader.problems))
     try:
         body = Path(chosen.file).read_bytes() if chosen.file else sys.stdin.buffer.read()
     except OSError as error:
@@ -131,7 +131,7 @@ def _sign(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def _tell_wrong(error: settings.Wrong) -> int:
+def _tell_wrong(error: settings.InvalidSettings) -> int:
     print(f"The settings are wrong in {len(error.problems)} place(s):", file=sys.stderr)
     for name, expected in error.problems:
         print(f"  {name}: {expected}", file=sys.stderr)

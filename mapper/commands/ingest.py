@@ -52,7 +52,7 @@ def run(chosen: argparse.Namespace) -> int:
     try:
         given = settings.load_ingest(os.environ)
         bodies = [] if chosen.open or chosen.settle else _bodies(chosen.path)
-    except settings.Wrong as error:
+    except settings.InvalidSettings as error:
         for name, expected in error.problems:
             print(f"{name}: {expected}", file=sys.stderr)
         return 2

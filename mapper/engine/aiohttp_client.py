@@ -67,7 +67,6 @@ class AiohttpTransport(Client):
     told = (aiohttp.ClientConnectorError,)
 
     def __init__(self, connections: int) -> None:
-        super().__init__()
         self._connections = connections
         self._open: aiohttp.ClientSession | None = None
 

@@ -24,7 +24,6 @@ class HttpxTransport(Client):
     told = (httpx2.ConnectError,)
 
     def __init__(self, connections: int) -> None:
-        super().__init__()
         limits = httpx2.Limits(
             max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=transport.IDLE_S
         )

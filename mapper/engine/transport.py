@@ -18,6 +18,7 @@ unseen and unsent. Where the close crosses our request on the wire, the outcome 
 have read it. To make that rare, connections are kept for 4 s only, less than any load balancer keeps them.
 """
 
+import asyncio
 import re
 import socket
 import ssl
@@ -29,7 +30,6 @@ from typing import ClassVar, Literal, Protocol
 
 from mapper import __version__
 from mapper.adapter import EngineReply
-from mapper.engine.deadlines import Deadlines
 
 IDLE_S = 4.0
 """How long an unused connection is kept."""
@@ -156,15 +156,12 @@ class Client(ABC):
     """What it raises where there is no connection and its words are the address and the system's word for the fault;
     others hold the URL."""
 
-    def __init__(self) -> None:
-        self._deadlines = Deadlines()
-
     async def send(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
     ) -> EngineReply:
         exchange = Exchange(method, url, headers, body, timeout_s, max_bytes)
         try:
-            with self._deadlines.within(timeout_s):
+            async with asyncio.timeout(timeout_s):
                 return await self.perform(exchange)
         except (NotSent, Unknown):
             raise

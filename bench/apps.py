@@ -67,7 +67,7 @@ def canned() -> Starlette:
 
 
 def sized() -> Starlette:
-    """This service with other limits: `BENCH_SIZES`, such as `VALIDATE_ROOM=32` (`mapper.http.app`)."""
+    """This service with other limits: `BENCH_SIZES`, such as `VALIDATE_CAPACITY=32` (`mapper.http.app`)."""
     from mapper.http import app  # noqa: PLC0415 - likewise
 
     for size in os.environ.get("BENCH_SIZES", "").split():

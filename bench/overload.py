@@ -68,9 +68,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--anyway", action="store_true", help="measure although others keep the machine busy")
     parser.add_argument("--rounds", type=int, help="5, quick: 1")
     parser.add_argument("--waits", type=int, nargs="*", default=[0, 30], metavar="MS", help="how long the engine takes")
-    parser.add_argument(
-        "--sizes", default="", help='other limits: "VALIDATE_ROOM=32 VALIDATE_SLOTS=16" (mapper/http/app.py)'
-    )
+    parser.add_argument("--sizes", default="", help='other limits: "VALIDATE_CAPACITY=32" (mapper/http/app.py)')
     parser.add_argument("--no-hang", action="store_true", help="leave the engine that hangs out")
     return parser.parse_args(arguments)
 
@@ -196,7 +194,7 @@ def _point(service: Running, share: float, seconds: float) -> dict[str, float]:
 
 def _refusal_us() -> float:
     """Processor time of one refusal: of a service without any room."""
-    contender = replace(SIZED, environment=(("BENCH_SIZES", "VALIDATE_ROOM=0"),))
+    contender = replace(SIZED, environment=(("BENCH_SIZES", "VALIDATE_CAPACITY=0"),))
     with contenders.engine() as (port, _), running_service(port, contender) as service:
         marks: list[int] = []
 

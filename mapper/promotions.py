@@ -26,7 +26,7 @@ from mapper.engine.conversation import Engine
 from mapper.orders.redeem import Once, Work
 from mapper.orders.rows import Answer, Key
 from mapper.settings import Settings
-from mapper.threads import aside
+from mapper.threads import run_in_thread
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ async def validate(service: Service, call: Call) -> Answer:
     if outcome.rejected and service.settings.on_rejected == "refuse":
         raise notes.refused(outcome.rejected)
     call.record.degraded = degraded
-    answer, call.record.clamped = await aside(
+    answer, call.record.clamped = await run_in_thread(
         len(call.body), _granted, receipts, checkout, outcome, session, degraded, service.now()
     )
     return answer
@@ -114,7 +114,7 @@ async def consume(service: Service, call: Call) -> Answer:
 
 async def _parse(service: Service, call: Call, operation: Operation) -> Checkout:
     given = service.settings
-    return await aside(
+    return await run_in_thread(
         len(call.body), documents.parse, call.body, operation, given.default_currency, given.customer_path
     )
 

@@ -1,8 +1,8 @@
-"""Holds an adapter's conversation over HTTP: the only place that repeats, gives up, or counts what is in flight.
+"""Holds an adapter's conversation over HTTP: the only place that repeats or gives up.
 
 An adapter yields requests and is handed replies (`mapper.adapter`). What happens in between is the same for every
 engine and stands here once: one deadline for the whole conversation, repeats where a request says that it may be
-repeated, a cap on calls in flight, and where it is wanted a circuit breaker for each account. It knows no log and no
+repeated, and where it is wanted a circuit breaker for each account. It knows no log and no
 metric: `on_call` is told of every attempt, `on_breaker` of every change.
 
 What a failure means for the order is in `EngineUnavailable.sent`: False only if nothing that was sent in this
@@ -25,10 +25,10 @@ from typing import Generic
 import msgspec
 
 from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, T
-from mapper.domain.errors import EngineUnavailable, Overloaded, Problem
+from mapper.domain.errors import EngineUnavailable, Problem
 from mapper.engine.breaker import Breaker, State
 from mapper.engine.transport import NotSent, Transport, Unknown
-from mapper.threads import aside
+from mapper.threads import run_in_thread
 
 RETRIES = {"conflict": 2, "redirect": 0, "too_large": 0, "breaker_open": 0}
 """How often a failure of this reason is tried again; others once. Where trying again changes nothing: never."""
@@ -37,7 +37,6 @@ MIN_LEFT_S = 0.050
 """With less time than this an attempt is not worth starting."""
 BUDGET_PER_CALL, BUDGET_MAX = 0.1, 10.0
 """A repeat costs 1: when the engine is down, repeats add a tenth to the load, and not a multiple."""
-SLOT_WAIT_S = 0.050
 MAX_REQUESTS = 40
 """Of one conversation: above anything an adapter needs, so what asks for more is a loop."""
 MAX_REPLY_BYTES = 2 * 1024 * 1024
@@ -135,19 +134,17 @@ class _Failed(Exception):
 
 
 class Engine:
-    """The engine's end of the telephone. Several may share one transport, each with its own cap (`slots`)."""
+    """The engine's end of the telephone. Several may share one transport."""
 
     def __init__(
         self,
         transport: Transport,
         accounts: Mapping[str, Account],
         *,
-        slots: int = 64,
         breaker: bool = False,
         on_call: Callable[[Call], object] | None = None,
         on_exchange: Callable[[EngineRequest, EngineReply], object] | None = None,
         on_breaker: Callable[[str, State], object] | None = None,
-        turn: Callable[[], Awaitable[object]] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
@@ -156,15 +153,12 @@ class Engine:
         """`breaker`: whether to stop asking an account that is down (`mapper.engine.breaker`), for a while.
 
         `random` gives numbers from 0 to 1. `on_exchange` sees every reply, for recording; `on_breaker` is told the
-        account and the new state of its breaker; no hook may raise. `turn` is awaited before a reply is handed to the
-        adapter, which may take its time with it.
+        account and the new state of its breaker; no hook may raise.
         """
         self._transport = transport
         self._lines = {name: _Line(account) for name, account in accounts.items()}
-        self._slots = asyncio.Semaphore(slots)
         self._on_call = on_call
         self._on_exchange = on_exchange
-        self._turn = turn
         self._clock, self._wall_clock, self._sleep, self._random = clock, wall_clock, sleep, random
         self._budget = BUDGET_MAX
         self._breakers: dict[str, Breaker] = {}
@@ -179,36 +173,21 @@ class Engine:
         `before_effect` is awaited right before each attempt at a request that redeems; the request goes out only if it
         says True, and what it raises is passed on.
 
-        Raises `EngineUnavailable`, `Overloaded` (nothing was sent), whatever `Problem` the adapter raises, and
+        Raises `EngineUnavailable`, whatever `Problem` the adapter raises, and
         `ValueError` for a request that no adapter should make (it is not sent).
         """
         try:
-            await self._take_slot()
-            try:
-                return await self._hold(conversation, deadline, before_effect)
-            finally:
-                self._slots.release()
+            return await self._hold(conversation, deadline, before_effect)
         finally:
             with suppress(ValueError):  # it runs in a thread, for a call that has been cancelled meanwhile
                 conversation.close()
-
-    async def _take_slot(self) -> None:
-        """One of the places for a conversation. Waiting longer would only make every answer late."""
-        if not self._slots.locked():
-            await self._slots.acquire()
-            return
-        try:
-            async with asyncio.timeout(SLOT_WAIT_S):
-                await self._slots.acquire()
-        except TimeoutError:
-            raise Overloaded from None
 
     async def _hold(self, conversation: Conversation[T], deadline: float, before_effect: Gate) -> T:
         reply: EngineReply | None = None
         acted = False
         for asked in count():
             try:
-                request = await aside(len(reply.body) if reply else 0, _step, conversation, reply)
+                request = await run_in_thread(len(reply.body) if reply else 0, _step, conversation, reply)
             except Problem:
                 raise
             except Exception as error:
@@ -218,8 +197,6 @@ class Engine:
             if asked == MAX_REQUESTS:
                 break
             reply = await self._ask(request, deadline, before_effect, acted=acted)
-            if self._turn is not None:
-                await self._turn()
             acted = acted or request.method not in ("GET", "HEAD")
         raise _adapter_error()
 

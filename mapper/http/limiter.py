@@ -1,241 +1,159 @@
-"""How many calls are let in: who comes when it is full is answered at once, before any JSON is read.
+"""So many calls at once; the rest waits in a queue as long as its deadline allows. Each endpoint has its own limiter.
 
-This is no limit of the server: what is answered is the contract's, per endpoint, and the server knows no endpoints.
-Each endpoint has room of its own, so that a rush of validates cannot starve consume.
+Nobody is refused who could be answered in time. How long a call would wait is the queue's length times the recent time
+of a call, divided by how many are in flight; how long it may wait is its deadline less the recent time of a call.
+One exception (controlled delay; queue.acm.org, "Fail at Scale"): once a queue has not been empty for a second, nobody
+in it waits longer than a fifth of the deadline. It is no burst then, and every call would wait as long, for nothing.
 
-A call takes its room once its body is complete. Until then it costs nothing but the bytes it has sent, and those are
-counted: whoever sends bodies slowly, to keep the room from others, would have to send many megabytes over and over.
-
-**Room is no measure of time.** While an engine takes its time, hundreds of calls may be inside and harm nobody. What
-harms is calls that want the processor: each waits for all before it. So behind the room there is a turnstile. In each
-turn of the event loop one call is begun, or gone on with when its reply has come; all else is quick: bytes are read,
-who comes when it is full is refused.
-
-To go on with a call comes first, and takes longer than to begin one. So a call begins when another is done with, or
-when so much time has passed as a whole call takes: a crowd that begins at once comes back as a crowd of replies, and
-those wait for each other.
-
-Validate is full when those who wait to begin would wait longer than they should, which is about as long as the engine
-takes: so whoever is let in is answered in twice the usual time. Both are measured, so that this holds for small carts
-and large ones, slow machines and fast ones. A burst is soon over, and to refuse it would be a pity; in a crowd that
-stays everybody waits as long as the last one, for nothing: there half as many may wait.
+A call that waits for the engine needs no processor, so hundreds may be in flight. Calls that want the processor hold
+each other up, and the event loop with them. A call that begins late after it was admitted shows that they are too many:
+while there is a queue, the capacity follows from that. It is the most again when the queue is empty.
 """
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Final
 
-from mapper import threads as aside
 from mapper.domain.errors import Overloaded
 
-LEAST = 8
-"""So many may wait in a burst, however long a turn takes."""
-BURST = 1.5
-"""Times patience: a crowd that has been there for longer stays. The rule is known as controlled delay: queue.acm.org,
-Fail at Scale.
-"""
-FAIR = 4
-"""Of so many turns one is for a call that waits to begin, whatever else waits."""
-SPACING = 0.8
-"""Of the time that a call takes, between two that begin: closer, and replies would wait; wider, and the processor."""
-
-Places = deque[asyncio.Future[None]]
+STANDING_S: Final = 1.0
+"""A queue that has not been empty for as long is no burst."""
+STANDING_SHARE: Final = 0.2
+"""Of the deadline: the longest wait in such a queue."""
+LATE_S: Final = 0.010
+"""From admission until the call begins: after more than this, the capacity shrinks."""
+SHRINK, GROW, LEAST = 0.75, 0.2, 32
+"""The capacity's change where calls begin late, and for each call that does not; it shrinks no further than to this."""
 
 
-class Turnstile:
-    """Of one event loop."""
+@dataclass(eq=False)
+class Permit:
+    """What one call occupies, from its head to its answer."""
 
-    def __init__(self, patience_s: tuple[float, float], clock: Callable[[], float] = time.perf_counter) -> None:
-        """`patience_s`: how long a call in a burst may have to wait before those that come after it are refused, if the
-        engine takes no time, and at most.
-        """
-        self._least_patience_s, self._most_patience_s = patience_s
-        self._engine_s = 0.0
-        """What the engine takes, on average."""
-        self._clock = clock
-        self._urgent: Places = deque()
-        self._others: Places = deque()
-        self._turning = False
-        """Whether there is a turn still to come."""
-        self._pause: asyncio.Handle | None = None
-        """That turn, where nobody is urgent and another must not begin yet."""
-        self._turns = 0
-        self._began = 0.0
-        """When one of the others was let in."""
-        self._balanced = True
-        """Whether a call is done with since."""
-        self._let: tuple[bool, float] | None = None
-        """Who was let in for the turn that is (somebody urgent?), and when."""
-        self._turn_s = {False: 0.001, True: 0.001}
-        """What a turn takes on average: to begin a call, to go on with one."""
-        self._crowded_since = 0.0
-        """When the first of the others came who wait without a break."""
-        self._left: float | None = None
-        """When one of the others was let in and left some waiting."""
-        self._pace_s = 0.001
-        """From then until the next is let in, on average."""
-
-    def is_full(self, expected: int = 0) -> bool:
-        """Whether one more would wait too long. `expected`: so many are about to come."""
-        waiting = len(self._others) + expected
-        if waiting < LEAST // 2:  # so it is mostly, and this is asked for every call
-            return False
-        places = max(LEAST, self.patience_s / self._pace_s)
-        is_burst = self._clock() < self._crowded_since + BURST * self.patience_s
-        return waiting >= (places if is_burst else places / 2)
-
-    @property
-    def patience_s(self) -> float:
-        return min(max(self._engine_s, self._least_patience_s), self._most_patience_s)
-
-    def took(self, engine_s: float) -> None:
-        """So long a call of the engine has taken."""
-        self._engine_s += (engine_s - self._engine_s) / 64
-
-    async def enter(self, *, urgent: bool) -> None:
-        """Waits for a turn of one's own. Urgent is a call to go on with, and a consume."""
-        now = self._clock()
-        if urgent and self._pause is not None:
-            self._pause.cancel()
-            self._pause, self._turning = None, False
-        if not self._turning and (urgent or self._must_pause_s(now) <= 0):
-            self._let_in(now, urgent=urgent)
-            return
-        places = self._urgent if urgent else self._others
-        if not self._others and not urgent:
-            self._crowded_since = now
-        place = asyncio.get_running_loop().create_future()
-        places.append(place)
-        if not self._turning:
-            self._turn()
-        await place
-
-    def leave(self) -> None:
-        """One of the others, who had been let in, is done with."""
-        self._balanced = True
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = asyncio.get_running_loop().call_soon(self._turn)
-
-    def _turn(self) -> None:
-        """Lets the next one in, and comes back in the next turn of the event loop, until nobody waits any more."""
-        now = self._clock()
-        self._pause = None
-        if self._let is not None:
-            urgent, since = self._let
-            self._turn_s[urgent] += (now - since - self._turn_s[urgent]) / 16
-            self._let = None
-        self._turns += 1
-        others, replies = _waiting(self._others), _waiting(self._urgent)
-        if others and (self._turns % FAIR == 0 or not (replies or self._must_pause_s(now) > 0)):
-            self._count(now)
-            self._let_in(now, urgent=False, place=others.popleft())
-        elif replies:
-            self._let_in(now, urgent=True, place=replies.popleft())
-        elif others:
-            self._turning = True
-            self._pause = asyncio.get_running_loop().call_later(self._must_pause_s(now), self._turn)
-        else:
-            self._turning, self._left = False, None
-
-    def _must_pause_s(self, now: float) -> float:
-        """How long none of the others may begin yet."""
-        return 0.0 if self._balanced else self._began + SPACING * sum(self._turn_s.values()) - now
-
-    def _let_in(self, now: float, *, urgent: bool, place: asyncio.Future[None] | None = None) -> None:
-        self._let = urgent, now
-        if not urgent:
-            self._began, self._balanced = now, False
-        if place is not None:
-            place.set_result(None)
-        self._turning = True
-        asyncio.get_running_loop().call_soon(self._turn)
-
-    def _count(self, now: float) -> None:
-        """One of the others is let in who had to wait."""
-        if self._left is not None:
-            self._pace_s += (now - self._left - self._pace_s) / 16
-        self._left = now if len(self._others) > 1 else None
-
-
-def _waiting(places: Places) -> Places:
-    """Without those at its head who have gone meanwhile."""
-    while places and places[0].done():
-        places.popleft()
-    return places
-
-
-@dataclass
-class Bodies:
-    """All bodies that are being received, of all endpoints together; in bytes."""
-
-    limit: int
+    since: float = 0.0
+    """When it was admitted; before that, when it joined the queue."""
+    admitted: bool = False
     held: int = 0
+    """Bytes of its body."""
 
 
-@dataclass
-class Room:
-    """Of one endpoint."""
+class Limiter:
+    """Of one endpoint, in one event loop."""
 
-    size: int
-    bodies: Bodies
-    turnstile: Turnstile
-    urgent: bool = False
-    """Its calls go through the turnstile first, and however many wait."""
-    taken: int = 0
-    expected: int = 0
-    """Calls that have been let in and are about to come."""
+    def __init__(
+        self, capacity: int, deadline_s: float, max_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """`capacity`: the most calls at once. `max_bytes`: of the bodies of all calls that are not answered."""
+        self._capacity = self._most = float(capacity)
+        self._shrunk = 0.0
+        """When the capacity shrank last."""
+        self.admitted = 0
+        self.in_flight_bytes = 0
+        self._deadline_s, self._max_bytes, self._clock = deadline_s, max_bytes, clock
+        self._service_s = 0.0
+        """From admission to the answer: a moving average."""
+        self._queue: OrderedDict[Permit, asyncio.Future[bool]] = OrderedDict()
+        """First come, first served: each waits to hear whether it is admitted or shed."""
+        self._queued_since = 0.0
+        """When the queue was last empty."""
+        self._timer: asyncio.TimerHandle | None = None
 
-    @property
     def is_full(self) -> bool:
-        return self.is_crowded or self.bodies.held >= self.bodies.limit
-
-    @property
-    def is_crowded(self) -> bool:
-        if self.taken + self.expected >= self.size:
+        """Whether one more call would be refused. A look that counts nothing."""
+        if self.in_flight_bytes >= self._max_bytes:
             return True
-        return not self.urgent and self.turnstile.is_full(self.expected)
+        if self.admitted < self._capacity:
+            return False
+        now = self._clock()
+        wait_s = (len(self._queue) + 1) * self._service_s / self._capacity
+        return now + wait_s > self._latest(now, self._queued_since if self._queue else now)
 
-    def check(self, size: int) -> None:
-        """Raises `Overloaded` where a call with a body of this size had better not be begun."""
-        if self.is_crowded or (not self.urgent and aside.is_full(size)):
+    def check(self) -> None:
+        """Raises `Overloaded` where one more call would be refused."""
+        if self.is_full():
             raise Overloaded
 
+    @contextmanager
+    def permit(self) -> Iterator[Permit]:
+        """Whatever the call takes in the block is given back at its end."""
+        permit = Permit()
+        try:
+            yield permit
+        finally:
+            self._release(permit)
 
-class Visit:
-    """What one call occupies, from its head until it is answered. Raises `Overloaded` where there is no more."""
-
-    def __init__(self, room: Room) -> None:
-        self._room = room
-        self._held = 0
-        self._inside = self._begun = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._room.bodies.held -= self._held
-        self._room.taken -= self._inside
-        if self._begun:
-            self._room.turnstile.leave()
-
-    def receive(self, size: int) -> None:
-        """So many bytes of a body that is not complete."""
-        self._held += size
-        self._room.bodies.held += size
-        if self._room.bodies.held > self._room.bodies.limit:
+    def hold(self, permit: Permit, size: int) -> None:
+        """So many more bytes of its body. Raises `Overloaded`."""
+        permit.held += size
+        self.in_flight_bytes += size
+        if self.in_flight_bytes > self._max_bytes:
             raise Overloaded
 
-    def go_in(self, size: int) -> None:
-        """The body is complete, and so large."""
-        self._room.check(size)  # things may have changed meanwhile
-        self._inside = True
-        self._room.taken += 1
+    async def acquire(self, permit: Permit) -> None:
+        """Waits until the call may begin. Raises `Overloaded`."""
+        self.check()
+        now = self._clock()
+        if self.admitted < self._capacity:
+            self._admit(permit, now)
+            return
+        if not self._queue:
+            self._queued_since = now
+        permit.since = now
+        self._queue[permit] = place = asyncio.get_running_loop().create_future()
+        self._advance()
+        if not await place:
+            raise Overloaded
+        self._adapt(permit.since)
+        self._advance()
 
-    async def begin(self) -> None:
-        """Waits for the turn in which work on the call may begin."""
-        await self._room.turnstile.enter(urgent=self._room.urgent)
-        self._begun = not self._room.urgent
+    def _adapt(self, admitted_at: float) -> None:
+        """A call begins that was admitted then. Of those that were admitted together only one shrinks the capacity."""
+        now = self._clock()
+        if now <= admitted_at + LATE_S:
+            self._capacity = min(self._most, self._capacity + GROW)
+        elif admitted_at > self._shrunk:
+            self._capacity = max(min(self._most, LEAST), SHRINK * self._capacity)
+            self._shrunk = now
+
+    def _latest(self, joined: float, queued_since: float) -> float:
+        """Until when a call that joined the queue then may wait."""
+        standing = max(joined + STANDING_SHARE * self._deadline_s, queued_since + STANDING_S)
+        return min(joined + self._deadline_s - self._service_s, standing)
+
+    def _admit(self, permit: Permit, now: float) -> None:
+        self.admitted += 1
+        permit.admitted, permit.since = True, now
+
+    def _release(self, permit: Permit) -> None:
+        self.in_flight_bytes -= permit.held
+        self._queue.pop(permit, None)
+        if permit.admitted:
+            self.admitted -= 1
+            self._service_s += (self._clock() - permit.since - self._service_s) / 16
+        self._advance()
+
+    def _advance(self) -> None:
+        """Admits as many as there is room for, from the head of the queue; sheds those that have waited too long."""
+        now = self._clock()
+        while self._queue:
+            permit, place = next(iter(self._queue.items()))
+            latest = self._latest(permit.since, self._queued_since)
+            if now < latest and self.admitted >= self._capacity:
+                if self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(latest - now, self._on_time)
+                return
+            del self._queue[permit]
+            if place.done():  # cancelled
+                continue
+            if now < latest:
+                self._admit(permit, now)
+            place.set_result(permit.admitted)
+        self._capacity = self._most
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._advance()

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from mapper import threads as aside
+from mapper import threads
 from mapper.http.protocol import LEAVING, GuardedProtocol, Limits
 
 DRAINING: Final = "draining"
@@ -170,7 +170,7 @@ def run(server: Server, listener: socket.socket) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks the supervisor to renew its workers; here it must not kill
     server.config.load()
     _spare_the_collector()
-    aside.switch_often()
+    threads.switch_often()
     server.run([listener])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mapper.adapter import Conversation, EngineReply
-from mapper.domain.errors import EngineUnavailable, Overloaded
+from mapper.domain.errors import EngineUnavailable
 from mapper.engine import breaker
 from mapper.engine import conversation as engine
 from mapper.engine.breaker import Breaker
@@ -298,12 +298,6 @@ def test_what_was_never_tried_or_never_ended_counts_as_nothing() -> None:
         with pytest.raises(EngineUnavailable, match="paused"):
             await world.engine.converse(ask(ONCE), world.now + 1, no)
 
-    async def overloaded(world: Guarded) -> None:
-        world.engine._slots = asyncio.Semaphore(0)
-        with pytest.raises(Overloaded):
-            await world.engine.converse(ask(ONCE), world.now + 1)
-        world.engine._slots = asyncio.Semaphore(4)
-
     async def story(nothing: Any, times: int) -> None:
         world = Guarded(*[503] * 19)
         for _ in range(19):
@@ -321,7 +315,7 @@ def test_what_was_never_tried_or_never_ended_counts_as_nothing() -> None:
         world.script = []
         assert await world.engine.converse(ask(ONCE), world.now + 1) == [200]
 
-    for nothing, times in ((cancelled, 30), (refused, 30), (late, 30), (paused, 30), (overloaded, 2)):
+    for nothing, times in ((cancelled, 30), (refused, 30), (late, 30), (paused, 30)):
         asyncio.run(story(nothing, times))
 
 

@@ -3,14 +3,14 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from email.utils import formatdate
 from typing import Any
 
 import pytest
 
 from mapper.adapter import Account, Conversation, EngineReply, EngineRequest
-from mapper.domain.errors import EngineRejected, EngineUnavailable, Overloaded
+from mapper.domain.errors import EngineRejected, EngineUnavailable
 from mapper.engine import conversation as engine
 from mapper.engine import transport
 from mapper.engine.conversation import Call, Engine, replay
@@ -42,11 +42,10 @@ class World:
         self.exchanges: list[tuple[str, int]] = []
         self.engine = self.make()
 
-    def make(self, *, base_url: str = ACCOUNTS[""].base_url, slots: int = 4, luck: float = 0.5) -> Engine:
+    def make(self, *, base_url: str = ACCOUNTS[""].base_url, luck: float = 0.5) -> Engine:
         return Engine(
             self,
             {**ACCOUNTS, "": Account(base_url, ACCOUNTS[""].headers)},
-            slots=slots,
             clock=lambda: self.now,
             wall_clock=lambda: NOW,
             sleep=self.sleep,
@@ -115,23 +114,6 @@ def test_a_conversation_is_held_to_its_end() -> None:
         ("GET", "https://second.test/b?q=1", {"X-App-Token": "token", "Accept": "application/json"}, b""),
     ]
     assert world.hold(ask()) == []
-
-
-def test_each_reply_waits_for_its_turn_before_the_adapter_has_it() -> None:
-    seen: list[str] = []
-
-    async def turn() -> None:
-        seen.append("turn")
-
-    def told() -> Conversation[None]:
-        for path in ("/a", "/b"):
-            yield request(path)
-            seen.append(path)
-
-    world = World(503, 200, 404)
-    world.engine = Engine(world, ACCOUNTS, clock=lambda: world.now, sleep=world.sleep, turn=turn)
-    world.hold(told())
-    assert seen == ["turn", "/a", "turn", "/b"]
 
 
 def test_every_reply_but_409_429_5xx_and_redirects_goes_to_the_adapter() -> None:
@@ -497,61 +479,6 @@ def test_hooks_are_told_no_secret() -> None:
     world.hold(ask(request("/sessions/SUMMER?code=SUMMER", body=b"SUMMER")))
     assert "SUMMER" not in repr(world.calls)
     assert "key" not in repr(world.calls)
-
-
-# Slots
-
-
-def crowd(world: World, size: int, story: Callable[[asyncio.Event], Awaitable[None]] | None = None) -> list[Any]:
-    """That many conversations at once, over a wire that answers only when `story` is over."""
-
-    async def main() -> list[Any]:
-        gate = asyncio.Event()
-        sends = world.send
-
-        async def gated(*arguments: Any) -> EngineReply:
-            await gate.wait()
-            return await sends(*arguments)
-
-        world.send = gated  # type: ignore[method-assign, assignment]
-        tasks = [asyncio.create_task(world.engine.converse(ask(request()), world.now + 99)) for _ in range(size)]
-        await asyncio.sleep(0)
-        if story:
-            await story(gate)
-        gate.set()
-        return await asyncio.gather(*tasks, return_exceptions=True)
-
-    return asyncio.run(main())
-
-
-def test_above_its_slots_an_engine_is_overloaded_after_a_short_wait() -> None:
-    async def stay_full(gate: asyncio.Event) -> None:
-        await asyncio.sleep(engine.SLOT_WAIT_S + 0.02)
-
-    async def make_room(gate: asyncio.Event) -> None:
-        await asyncio.sleep(engine.SLOT_WAIT_S / 4)
-
-    assert engine.SLOT_WAIT_S <= 0.05
-    world = World()
-    results = crowd(world, 6, stay_full)
-    assert [type(result) for result in results] == [list] * 4 + [Overloaded] * 2
-    assert len(world.sent) == 4
-    assert World().hold(ask(request())) == [200]
-    assert crowd(World(), 6, make_room) == [[200]] * 6
-
-
-def test_slots_come_back_after_failures_and_cancelling() -> None:
-    world = World()
-    world.engine = world.make(slots=1)
-
-    async def story() -> None:
-        for step in (Unknown("reset"), Unknown("reset"), asyncio.CancelledError(), ValueError("x")):
-            world.script = [step]
-            with pytest.raises((EngineUnavailable, asyncio.CancelledError, ValueError)):
-                await world.engine.converse(ask(ONCE), world.now + 1)
-        assert await world.engine.converse(ask(request()), world.now + 1) == [200]
-
-    asyncio.run(story())
 
 
 # Replay

@@ -11,6 +11,7 @@ from mapper.adapter import Discount, EngineRequest, Outcome, Reason, Rejection
 from mapper.domain.errors import STATUS, EngineRejected, OrderMismatch
 from mapper.engine.transport import NotSent, Unknown
 from mapper.http import app
+from mapper.http.limiter import Limiter
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import LedgerUnavailable
 from tests.fakes import FakeAdapter, FakeTransport, new_ledger, settings, signed
@@ -58,6 +59,11 @@ def check_error(response: Any, operation: str, status: int, category: str) -> di
     return details
 
 
+def check_security_headers(response: Any) -> None:
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-content-type-options"] == "nosniff"
+
+
 BOTH = pytest.mark.parametrize("operation", ["validate", "consume"])
 
 
@@ -67,8 +73,7 @@ def test_a_signed_call_is_answered(client: Client, operation: str) -> None:
     response = client.post(operation)
     assert (response.status_code, set(response.json())) == (200, {SUBJECT[operation]})
     assert response.headers["content-type"] == "application/json"
-    assert response.headers["cache-control"] == "no-store"
-    assert response.headers["x-content-type-options"] == "nosniff"
+    check_security_headers(response)
     assert "server" not in response.headers
 
 
@@ -197,8 +202,7 @@ def test_other_amounts_where_they_are_refused() -> None:
 def test_when_the_service_is_full(
     operation: str, environment: dict[str, str], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "VALIDATE_SLOTS", 0)
-    monkeypatch.setattr(app, "CONSUME_SLOTS", 0)
+    monkeypatch.setattr(Limiter, "is_full", lambda _: True)
     client = Client(**environment)
     with client.http:
         response = client.post(operation)
@@ -248,6 +252,8 @@ def test_every_category_has_a_status_that_nacelle_knows() -> None:
 def test_other_paths_and_methods(client: Client, method: str, path: str, status: int) -> None:
     response = client.http.request(method, f"http://testserver{path}")
     assert response.status_code == status
+    assert set(response.json()) == {"error"}
+    check_security_headers(response)
     if status == 405:
         assert response.headers["allow"]
 
@@ -268,7 +274,9 @@ def test_other_paths_and_methods(client: Client, method: str, path: str, status:
 def test_the_media_type(client: Client, headers: dict[str, str], status: int) -> None:
     data, sent = signed(CHECKOUT)
     named = {k.decode(): v.decode() for k, v in sent} | {k.replace("_", "-"): v for k, v in headers.items()}
-    assert client.http.post("/promotions/validate", content=data, headers=named).status_code == status
+    response = client.http.post("/promotions/validate", content=data, headers=named)
+    assert response.status_code == status
+    check_security_headers(response)
 
 
 def test_of_doubled_headers_the_first_counts(client: Client) -> None:
@@ -291,6 +299,7 @@ def test_a_body_too_large(chunked: bool) -> None:
             content: Any = iter([data[:1000], data[1000:]]) if chunked else data
             response = client.http.post("/promotions/validate", content=content, headers=headers)
             assert (response.status_code, len(data)) == (status, size)
+            check_security_headers(response)
 
 
 # -- Operator routes -----------------------------------------------------------------------------------------------

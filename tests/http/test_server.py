@@ -25,13 +25,10 @@ from typing import Any, Self
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from mapper import promotions
 from mapper.commands import cli
 from mapper.domain.signature import SIGNATURE, sign
-from mapper.http import app, server
+from mapper.http import app, endpoint, server
 from mapper.http.protocol import Limits
-from mapper.orders.rows import Answer
-from mapper.promotions import Call, Service
 from mapper.sandbox import host as sandbox
 from tests import fakes
 from tests.http import raw_http
@@ -113,7 +110,7 @@ def service(**environment: str) -> Any:
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Running]:
     with pytest.MonkeyPatch.context() as patch, running(service()) as made:
-        patch.setattr(app, "BODY_DEADLINE_S", 0.3)
+        patch.setattr(endpoint, "BODY_DEADLINE_S", 0.3)
         yield made
 
 
@@ -547,14 +544,21 @@ def test_whatever_an_application_does_the_connection_is_in_step(
         assert b"set-cookie" not in raw
 
 
-# -- The gate ------------------------------------------------------------------------------------------------------
+# -- The door ------------------------------------------------------------------------------------------------------
 
 
-def test_who_comes_when_all_room_is_taken_is_answered_before_the_body_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "VALIDATE_ROOM", 0)
-    unsent = head(POST, HOST, "Content-Length: 1000")
+def full_service(**environment: str) -> Any:
+    """There is no time for a validate."""
+    made = service(**environment)
+    made._endpoints[b"/promotions/validate"]._limiter.is_full = lambda: True
+    return made
+
+
+@pytest.mark.parametrize("target", ["/promotions/validate", "/promotions/validate?x=1"])
+def test_a_call_for_which_there_is_no_time_is_refused_before_its_body_is_read(target: str) -> None:
+    unsent = head(f"POST {target} HTTP/1.1", HOST, "Content-Length: 1000")
     for environment, status in (({}, 422), ({"MAPPER_OVERLOAD_STATUS": "503"}, 503)):
-        with running(service(**environment)) as made:
+        with running(full_service(**environment)) as made:
             heard = exchange(made.address, unsent, expect=1)
             assert heard.statuses == [status]
             assert heard.responses[0].headers["retry-after"] == "1"
@@ -566,9 +570,8 @@ def test_who_comes_when_all_room_is_taken_is_answered_before_the_body_is_read(mo
             assert line in metrics
 
 
-def test_who_is_turned_away_at_once_may_go_on_with_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "VALIDATE_ROOM", 0)
-    with running(service(), SHORT) as made:
+def test_the_connection_goes_on_after_a_refusal_at_the_door() -> None:
+    with running(full_service(), SHORT) as made:
         # The body is thrown away, whatever it looks like; what comes after it is answered.
         inner = request("GET", "/livez")
         refused = request("POST", "/promotions/validate", inner)
@@ -583,107 +586,6 @@ def test_who_is_turned_away_at_once_may_go_on_with_the_connection(monkeypatch: p
             connection.sendall(head(POST, HOST, "Content-Length: 9") + b"1234")
             raw = b"".join(iter(lambda: connection.recv(65536), b""))
             assert raw.startswith(b"HTTP/1.1 422 ")
-
-
-class Guests:
-    """Callers of a service with room for two validates and one consume, and for 4 KiB of unfinished bodies."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.go = asyncio.Event()
-        self.rest = asyncio.Event()
-        """Set when the second part of each body arrives."""
-        self.statuses: Counter[int] = Counter()
-        self.tasks: list[asyncio.Task[None]] = []
-        for name, size in (("VALIDATE_ROOM", 2), ("CONSUME_ROOM", 1), ("RECEIVING_BYTES", 0)):
-            patch.setattr(app, name, size)
-        for operation in ("validate", "consume"):
-            patch.setattr(promotions, operation, self.work)
-        self.service = service(MAPPER_MAX_BODY_BYTES="1024")
-
-    async def work(self, service: Service, call: Call) -> Answer:
-        await self.go.wait()
-        return Answer(200, b"{}", "ok")
-
-    async def come(self, operation: str, *parts: bytes) -> None:
-        coming = iter(parts)
-
-        async def receive() -> Message:
-            part = next(coming)
-            if part is not parts[0]:
-                await self.rest.wait()
-            return {"type": "http.request", "body": part, "more_body": part is not parts[-1]}
-
-        async def send(message: Message) -> None:
-            self.statuses[message.get("status", 0)] += 1
-
-        scope = {"type": "http", "method": "POST", "path": f"/promotions/{operation}", "headers": []}
-        self.tasks.append(asyncio.ensure_future(self.service(scope, receive, send)))
-        for _ in range(5):
-            await asyncio.sleep(0)
-
-    def answered(self) -> dict[int, int]:
-        return {status: count for status, count in self.statuses.items() if status}
-
-    async def leave(self) -> None:
-        """Half of them are answered, the others hang up."""
-        for task in self.tasks[::2]:
-            task.cancel()
-        await asyncio.sleep(0)
-        self.go.set()
-        self.rest.set()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
-        for endpoint in self.service._calls.values():
-            assert (endpoint._room.taken, endpoint._room.bodies.held) == (0, 0)
-
-
-def come_and_go(*arrivals: tuple[str, tuple[bytes, ...]], finish: bool = False) -> dict[int, int]:
-    """The statuses of those who are answered while nobody leaves."""
-
-    async def scenario() -> dict[int, int]:
-        with pytest.MonkeyPatch.context() as patch:
-            guests = Guests(patch)
-            async with guests.service.router.lifespan_context(guests.service):
-                for operation, parts in arrivals:
-                    await guests.come(operation, *parts)
-                if finish:
-                    guests.rest.set()
-                    await asyncio.sleep(0.01)
-                found = guests.answered()
-                await guests.leave()
-                return found
-
-    return asyncio.run(scenario())
-
-
-WHOLE = (b"x",)
-
-
-def parts(size: int) -> tuple[bytes, ...]:
-    return b"x" * size, b"y"
-
-
-@pytest.mark.parametrize(
-    ("arrivals", "refused"),
-    [
-        ([("validate", WHOLE)] * 2, {}),
-        ([("validate", WHOLE)] * 3, {422: 1}),
-        ([*[("validate", WHOLE)] * 3, ("consume", WHOLE)], {422: 1}),
-        ([("consume", WHOLE)] * 3, {500: 2}),
-        # A body that is still on its way takes no room; the bytes of all of them are counted.
-        ([*[("validate", parts(1))] * 9, *[("validate", WHOLE)] * 2], {}),
-        ([("validate", parts(900))] * 4, {}),
-        ([("validate", parts(900))] * 5, {422: 1}),
-        ([*[("validate", parts(1024))] * 2, *[("consume", parts(1024))] * 2, ("validate", WHOLE)], {422: 1}),
-    ],
-)
-def test_each_endpoint_has_room_of_its_own(
-    arrivals: list[tuple[str, tuple[bytes, ...]]], refused: dict[int, int]
-) -> None:
-    assert come_and_go(*arrivals) == refused
-
-
-def test_bodies_completed_at_the_same_time_take_no_more_room_than_there_is() -> None:
-    assert come_and_go(*[("validate", parts(1))] * 5, finish=True) == {422: 3}
 
 
 # -- Attacks by the thousand ---------------------------------------------------------------------------------------

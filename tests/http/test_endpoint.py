@@ -1,0 +1,169 @@
+"""One call from its head to its answer, with a limiter in between: without a server, over plain ASGI."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from starlette.types import Message
+
+from mapper import promotions
+from mapper.http import app
+from mapper.orders.rows import Answer
+from mapper.promotions import Call, Service
+from tests import fakes
+
+WHOLE = (b"x",)
+
+
+class Callers:
+    """Of a service that works on two validates and one consume at once, and takes 4 KiB of bodies for each."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, took_s: float = 0.0) -> None:
+        self.go = asyncio.Event()
+        self.rest = asyncio.Event()
+        """Set when the second part of each body arrives."""
+        self.statuses: Counter[int] = Counter()
+        self.left_s: list[float] = []
+        """Of each call's deadline, when it began."""
+        self.tasks: list[asyncio.Task[None]] = []
+        for name, size in (("VALIDATE_CAPACITY", 2), ("CONSUME_CAPACITY", 1), ("IN_FLIGHT_BYTES", 0)):
+            patch.setattr(app, name, size)
+        for operation in ("validate", "consume"):
+            patch.setattr(promotions, operation, self.work)
+        environment = {"MAPPER_MAX_BODY_BYTES": "1024", "MAPPER_LEDGER_URL": fakes.new_ledger()}
+        configured = fakes.settings(fakes.FakeAdapter(), **environment)
+        self.service: Any = app.create(configured, engine_transport=fakes.FakeTransport())
+        for endpoint in self.service._endpoints.values():
+            endpoint._limiter._service_s = took_s
+
+    async def work(self, service: Service, call: Call) -> Answer:
+        self.left_s.append(call.deadline - service.clock())
+        await self.go.wait()
+        return Answer(200, b"{}", "ok")
+
+    async def come(self, operation: str, *parts: bytes, query: bytes = b"") -> None:
+        coming = iter(parts)
+
+        async def receive() -> Message:
+            part = next(coming)
+            if part is not parts[0]:
+                await self.rest.wait()
+            return {"type": "http.request", "body": part, "more_body": part is not parts[-1]}
+
+        async def send(message: Message) -> None:
+            self.statuses[message.get("status", 0)] += 1
+
+        path = f"/promotions/{operation}"
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": query, "headers": []}
+        self.tasks.append(asyncio.ensure_future(self.service(scope, receive, send)))
+        for _ in range(8):
+            await asyncio.sleep(0)
+
+    def answered(self) -> dict[int, int]:
+        return {status: count for status, count in self.statuses.items() if status}
+
+    async def leave(self) -> None:
+        """Half of them are answered, the others hang up."""
+        for task in self.tasks[::2]:
+            task.cancel()
+        await asyncio.sleep(0)
+        self.go.set()
+        self.rest.set()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for endpoint in self.service._endpoints.values():
+            assert (endpoint._limiter.admitted, endpoint._limiter.in_flight_bytes) == (0, 0)
+
+
+def tell(story: Callable[[Callers], Awaitable[None]], took_s: float = 0.0) -> None:
+    async def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            callers = Callers(patch, took_s)
+            async with callers.service.router.lifespan_context(callers.service):
+                await story(callers)
+                await callers.leave()
+
+    asyncio.run(run())
+
+
+def parts(size: int) -> tuple[bytes, ...]:
+    return b"x" * size, b"y"
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "refused"),
+    [
+        ([("validate", WHOLE)] * 2, {}),
+        ([("validate", WHOLE)] * 3, {422: 1}),
+        ([*[("validate", WHOLE)] * 9, ("consume", WHOLE)], {422: 7}),
+        ([("consume", WHOLE)] * 3, {500: 2}),
+        # A body that is still on its way takes no place; the bytes of all of them are counted.
+        ([*[("validate", parts(1))] * 9, *[("validate", WHOLE)] * 2], {}),
+        ([("validate", parts(900))] * 4, {}),
+        ([("validate", parts(900))] * 5, {422: 1}),
+        ([*[("validate", parts(1024))] * 5, *[("consume", parts(1024))] * 3, ("consume", WHOLE)], {422: 1}),
+    ],
+)
+def test_each_endpoint_has_a_limiter_of_its_own(
+    arrivals: list[tuple[str, tuple[bytes, ...]]], refused: dict[int, int]
+) -> None:
+    """Where calls take as long as they may: nobody could wait for another."""
+
+    async def story(callers: Callers) -> None:
+        for operation, bodies in arrivals:
+            await callers.come(operation, *bodies)
+        assert callers.answered() == refused
+
+    tell(story, took_s=9.0)
+
+
+@pytest.mark.parametrize("operation", ["validate", "consume"])
+def test_waiting_in_the_queue_is_part_of_the_time_to_answer(operation: str) -> None:
+    async def story(callers: Callers) -> None:
+        for _ in range(3):
+            await callers.come(operation, *WHOLE)
+        assert callers.answered() == {}
+        await asyncio.sleep(0.05)
+        callers.go.set()
+        await asyncio.gather(*callers.tasks)
+        assert callers.answered() == {200: 3}
+        assert callers.left_s[-1] <= {"validate": 1.5, "consume": 8.0}[operation] - 0.05
+
+    tell(story)
+
+
+@pytest.mark.parametrize("query", [b"", b"x=1", b"x=1&y=?"])
+def test_a_query_or_a_middleware_changes_nothing(query: bytes) -> None:
+    """Nobody asks the application whether to shed a call; it is right by itself, hundreds of times."""
+
+    async def story(callers: Callers) -> None:
+        application = callers.service
+
+        async def middleware(scope: Any, receive: Any, send: Any) -> None:
+            await application(scope, receive, send)
+
+        callers.service = middleware
+        for _ in range(400):
+            await callers.come("validate", *WHOLE, query=query)
+        callers.service = application
+        assert callers.answered() == {422: 398}
+        target = b"/promotions/validate" + (b"?" + query if query else b"")
+        assert application.shed(b"POST", target) is not None
+        assert application.shed(b"GET", target) is None
+        assert application.shed(b"POST", b"/promotions/consume") is None
+        assert application.shed(b"POST", b"/livez") is None
+
+    tell(story, took_s=9.0)
+
+
+def test_a_rush_of_validates_keeps_no_consume_waiting() -> None:
+    async def story(callers: Callers) -> None:
+        for _ in range(200):
+            await callers.come("validate", *WHOLE)
+        await callers.come("consume", *WHOLE)
+        callers.go.set()
+        await callers.tasks[-1]
+        assert callers.left_s[2] == pytest.approx(8.0, abs=0.1)
+
+    tell(story)

@@ -1,0 +1,241 @@
+"""Who is admitted, who waits, who is shed: on a virtual clock."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable
+
+import pytest
+
+from mapper.domain.errors import Overloaded
+from mapper.http.limiter import LATE_S, LEAST, STANDING_S, STANDING_SHARE, Limiter
+from tests import virtual_time
+
+DEADLINE_S = 1.5
+"""Of a validate."""
+
+
+def limiter(capacity: int = 2, max_bytes: int = 1000) -> Limiter:
+    return Limiter(capacity, DEADLINE_S, max_bytes, virtual_time.now)
+
+
+class Crowd:
+    """Calls that each take a while, and what became of them: by name, when it was answered (None: shed), and when."""
+
+    def __init__(self, limited: Limiter, engine_s: float = 0.1, work_s: float = 0.0) -> None:
+        self.limited, self.engine_s, self.work_s = limited, engine_s, work_s
+        self.began: list[str] = []
+        self.good: dict[str, float] = {}
+        self.shed: dict[str, float] = {}
+        """Seconds from arrival."""
+
+    async def call(self, name: str) -> None:
+        arrived = virtual_time.now()
+        try:
+            with self.limited.permit() as permit:
+                await self.limited.acquire(permit)
+                self.began.append(name)
+                virtual_time.the_loop().now += self.work_s  # the event loop is busy
+                await asyncio.sleep(self.engine_s)
+            self.good[name] = virtual_time.now() - arrived
+        except Overloaded:
+            self.shed[name] = virtual_time.now() - arrived
+
+    async def arrive(self, moments: Iterable[float]) -> None:
+        began = virtual_time.now()
+        tasks = []
+        for number, moment in enumerate(moments):
+            if began + moment > virtual_time.now():
+                await asyncio.sleep(began + moment - virtual_time.now())
+            tasks.append(asyncio.create_task(self.call(f"{number:04}")))
+        await asyncio.gather(*tasks)
+        assert (self.limited.admitted, self.limited.in_flight_bytes) == (0, 0)
+
+
+def story(tell: Callable[[], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await tell()
+
+    virtual_time.run(run)
+
+
+# No longer than the second after which a queue is no burst.
+BURSTS = [(256, 0.1, 200), (256, 1.0, 200), (64, 0.1, 600), (16, 0.02, 700), (2, 0.1, 18), (1, 1.4, 1)]
+
+
+@pytest.mark.parametrize(("capacity", "engine_s", "calls"), BURSTS)
+def test_nobody_is_refused_in_a_burst_that_can_be_answered(capacity: int, engine_s: float, calls: int) -> None:
+    """Whether the limiter has never seen a call, or knows how long they take."""
+
+    async def tell() -> None:
+        limited = limiter(capacity)
+        for _ in range(2):
+            crowd = Crowd(limited, engine_s)
+            await crowd.arrive([0.0] * calls)
+            assert crowd.shed == {}
+            assert crowd.began == sorted(crowd.began), "first come, first served"
+            assert max(crowd.good.values()) <= DEADLINE_S
+
+    story(tell)
+
+
+def test_no_call_waits_longer_than_its_deadline_allows_less_what_a_call_takes() -> None:
+    async def tell() -> None:
+        limited = limiter(8)
+        await Crowd(limited, 0.6).arrive(number / 10 for number in range(64))  # so it knows what a call takes
+        crowd = Crowd(limited, 0.6)
+        await crowd.arrive([0.0] * 100)
+        assert len(crowd.good) == 16
+        assert max(crowd.good.values()) == pytest.approx(1.2)
+        assert max(crowd.shed.values()) <= DEADLINE_S - 0.3
+
+    story(tell)
+
+
+def test_what_cannot_be_in_time_is_refused_at_once() -> None:
+    async def tell() -> None:
+        limited = limiter(8)
+        await Crowd(limited, 0.6).arrive(number / 10 for number in range(64))
+        crowd = Crowd(limited, 0.6)
+        await crowd.arrive([0.0] * 8 + [0.1] * 20)
+        late = [waited for name, waited in crowd.shed.items() if name >= "0008"]
+        assert len(late) > 5
+        assert 0.0 in late
+
+    story(tell)
+
+
+def test_a_call_is_answered_by_its_deadline_while_the_engine_hangs() -> None:
+    async def tell() -> None:
+        crowd = Crowd(limiter(4), engine_s=DEADLINE_S)
+        await crowd.arrive(number / 20 for number in range(60))
+        assert crowd.shed
+        assert max(crowd.shed.values()) <= DEADLINE_S
+        after = Crowd(crowd.limited, engine_s=0.01)
+        await after.arrive(number / 100 for number in range(200))
+        assert after.shed == {}
+
+    story(tell)
+
+
+@pytest.mark.parametrize("times", [1.3, 2, 5])
+def test_in_a_queue_that_stands_nobody_waits_longer_than_a_fifth_of_the_deadline(times: float) -> None:
+    """Controlled delay."""
+    capacity, engine_s, seconds = 32, 0.05, 8.0
+
+    async def tell() -> None:
+        crowd, dice, moment = Crowd(limiter(capacity), engine_s), random.Random(1), 0.0
+        moments = []
+        while moment < seconds:
+            moments.append(moment)
+            moment += dice.expovariate(times * capacity / engine_s)
+        await crowd.arrive(moments)
+        assert len(crowd.good) >= 0.95 * seconds * capacity / engine_s
+        standing = f"{sum(moment < 2 * STANDING_S for moment in moments):04}"
+        good = [waited for name, waited in crowd.good.items() if name >= standing]
+        shed = [waited for name, waited in crowd.shed.items() if name >= standing]
+        assert max(good) <= STANDING_SHARE * DEADLINE_S + engine_s + 0.001
+        assert max(shed) <= STANDING_SHARE * DEADLINE_S + 0.001
+        if times > 2:
+            assert sorted(shed)[int(0.9 * len(shed))] == 0.0, "most are refused at once"
+        # And when it is over, it is over.
+        await asyncio.sleep(0.4)
+        after = Crowd(crowd.limited, engine_s)
+        await after.arrive([0.0] * 10 * capacity)
+        assert after.shed == {}
+
+    story(tell)
+
+
+def test_a_look_counts_nothing() -> None:
+    async def tell() -> None:
+        limited = limiter(1)
+        assert [limited.is_full() for _ in range(1000)] == [False] * 1000
+        crowd = Crowd(limited)
+        await crowd.arrive([0.0] * 3)
+        assert len(crowd.good) == 3
+
+    story(tell)
+
+
+def test_the_capacity_shrinks_while_calls_begin_late_and_is_whole_when_the_queue_is_empty() -> None:
+    """Calls that keep the processor busy pile up in front of the event loop where too many are admitted."""
+
+    async def tell() -> None:
+        limited = limiter(200)
+        crowd = Crowd(limited, engine_s=0.01, work_s=LATE_S / 8)
+        lowest: list[float] = []
+
+        async def watch() -> None:
+            while True:
+                lowest.append(limited._capacity)
+                await asyncio.sleep(0.01)
+
+        watching = asyncio.create_task(watch())
+        await crowd.arrive(number / 1600 for number in range(4000))
+        watching.cancel()
+        assert LEAST <= min(lowest) < 60
+        assert limited._capacity == 200
+        assert len(crowd.good) > 1500
+
+    story(tell)
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 20])
+def test_whatever_is_raised_or_cancelled_at_any_await_all_is_given_back(capacity: int) -> None:
+    async def call(limited: Limiter, dice: random.Random) -> None:
+        with limited.permit() as permit:
+            limited.hold(permit, dice.randrange(200))
+            await asyncio.sleep(dice.choice([0, 0, 0.01]))
+            limited.hold(permit, dice.randrange(200))
+            await limited.acquire(permit)
+            assert limited.admitted <= limited._capacity
+            await asyncio.sleep(dice.choice([0, 0.01, 0.5, 2.0]))
+            if dice.random() < 0.2:
+                raise KeyError
+
+    async def tell() -> None:
+        dice = random.Random(capacity)
+        for _ in range(60):
+            limited = limiter(capacity, max_bytes=4000)
+            tasks = [asyncio.create_task(call(limited, dice)) for _ in range(40)]
+            for task in tasks:
+                if dice.random() < 0.5:
+                    asyncio.get_running_loop().call_later(dice.choice([0, 0, 0.01, 0.02, 0.5, 1.5]), task.cancel)
+                if dice.random() < 0.3:
+                    await asyncio.sleep(dice.choice([0, 0.01]))
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert (limited.admitted, limited.in_flight_bytes, len(limited._queue)) == (0, 0, 0)
+
+    story(tell)
+
+
+def test_who_is_cancelled_in_the_moment_in_which_he_is_admitted_passes_his_place_on() -> None:
+    async def tell() -> None:
+        limited = limiter(1)
+        crowd = Crowd(limited)
+        with limited.permit() as first:
+            await limited.acquire(first)
+            waiting = [asyncio.create_task(crowd.call(name)) for name in "abc"]
+            await asyncio.sleep(0)
+            waiting[0].cancel()  # while it waits
+        waiting[1].cancel()  # it has just been admitted
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert crowd.began == ["c"]
+        assert limited.admitted == 0
+
+    story(tell)
+
+
+def test_the_bytes_of_all_bodies_in_flight_are_limited() -> None:
+    async def tell() -> None:
+        limited = limiter(max_bytes=100)
+        with limited.permit() as first, limited.permit() as second:
+            limited.hold(first, 60)
+            limited.hold(first, 30)
+            assert not limited.is_full()
+            with pytest.raises(Overloaded):
+                limited.hold(second, 20)
+            assert limited.is_full()
+        limited.check()
+
+    story(tell)

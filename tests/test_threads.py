@@ -1,0 +1,73 @@
+"""Work on large carts, beside the event loop."""
+
+import asyncio
+import sys
+import threading
+import time
+
+import pytest
+
+from mapper import threads
+
+
+def test_nobody_waits_for_a_large_cart() -> None:
+    async def tell() -> int:
+        until = time.perf_counter() + 0.3
+
+        def step() -> None:
+            while time.perf_counter() < until:
+                pass
+
+        waited, turns = asyncio.ensure_future(threads.run_in_thread(threads.LARGE_BYTES, step)), 0
+        while not waited.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    before = sys.getswitchinterval()
+    try:
+        threads.switch_often()
+        assert sys.getswitchinterval() < 0.001
+        assert asyncio.run(tell()) > 20
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_large_carts_wait_for_each_other_and_small_ones_for_none() -> None:
+    at_once: list[int] = []
+    running = 0
+
+    def step() -> None:
+        nonlocal running
+        running += 1
+        at_once.append(running)
+        time.sleep(0.01)
+        running -= 1
+
+    async def tell() -> None:
+        waiting = [asyncio.ensure_future(threads.run_in_thread(threads.LARGE_BYTES, step)) for _ in range(4)]
+        await asyncio.sleep(0.005)
+        assert await threads.run_in_thread(threads.LARGE_BYTES - 1, threading.get_ident) == threading.get_ident()
+        assert not any(work.done() for work in waiting)
+        await asyncio.gather(*waiting)
+
+    asyncio.run(tell())
+    assert at_once == [1, 1, 1, 1]
+
+
+def test_what_the_work_raises_comes_out_and_who_is_cancelled_goes_at_once() -> None:
+    def fail() -> None:
+        raise KeyError
+
+    async def tell() -> None:
+        with pytest.raises(KeyError):
+            await threads.run_in_thread(threads.LARGE_BYTES, fail)
+        waited = asyncio.ensure_future(threads.run_in_thread(threads.LARGE_BYTES, time.sleep, 0.2))
+        await asyncio.sleep(0.02)
+        waited.cancel()
+        began = time.perf_counter()
+        await asyncio.wait({waited})
+        assert waited.cancelled()
+        assert time.perf_counter() - began < 0.15
+
+    asyncio.run(tell())

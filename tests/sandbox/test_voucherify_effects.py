@@ -15,6 +15,7 @@ from tests.sandbox.voucherify_shop import (
     cart,
     earned,
     items,
+    merged,
     off,
     small_book,
     small_book_text,
@@ -62,7 +63,7 @@ EARNS: list[tuple[list[Any], Json, list[str]]] = [
     (["SHOES-10"], {"items": items((3300, 1), (1700, 2), sku=SHOES)}, ["SHOES-10 #0 493 #1 507"]),
     (["SHOES-10"], {"items": items((3300, 1), (1700, 2), **SHOES)}, ["SHOES-10 #0 493 #1 507"]),
     (["EVERYTHING"], cart((1000, 1)), ["EVERYTHING #0 333"]),
-    (["WRAPPED"], cart((1000, 1)), ["WRAPPED"]),
+    (["COSTS-5"], cart((1000, 1)), ["COSTS-5"]),
     (["TEN-PERCENT", "WINTER-25"], cart((1000, 1)), ["TEN-PERCENT #0 100", "WINTER-25 #0 250"]),
     (["FRIEND-OF-JANE"], cart((1000, 2)), ["FRIEND-OF-JANE order 1000"]),
     (["FRIEND-OF-JANE"], cart((400, 1)), ["FRIEND-OF-JANE order 400"]),
@@ -397,3 +398,135 @@ def check_sums(reply: Json) -> None:
         for line in order["items"]:
             assert 0 not in [value for name, value in line.items() if "discount" in name], "0 is left out"
             assert line.get("discount_amount", 0) <= line.get("amount", 0)
+
+
+# --- Units that are replaced, bundles ---------------------------------------------------------------------------------
+
+
+def line(sku: str, price: int | None, quantity: int = 1, **more: Any) -> Json:
+    priced = {} if price is None else {"price": price}
+    return {"source_id": sku, "related_object": "sku", "quantity": quantity} | priced | more
+
+
+CUPS = [line("CUP-SMALL", 2000, 3), line("CUP-LARGE", 2500)]
+
+
+def test_an_upgrade_replaces_a_unit_and_leaves_the_total_as_it_was() -> None:
+    reply = Shop().validate("UPGRADE", order={"items": CUPS})
+    own = reply["redeemables"][0]["order"]
+    counts = ("quantity", "initial_quantity", "applied_quantity", "applied_quantity_amount", "applied_discount_amount")
+    assert [tuple(item.get(name) for name in counts) for item in own["items"]] == [
+        (2, 3, -1, -2000, None),
+        (2, 1, 1, 2500, 500),
+    ]
+    assert reply["redeemables"][0]["result"]["discount"]["effect"] == "REPLACE_ITEMS"
+    assert (own["initial_amount"], own["amount"], own["total_amount"]) == (8500, 9000, 8500)
+    details = {
+        "source_index": 0,
+        "source_applied_quantity": -1,
+        "source_applied_quantity_amount": -2000,
+        "target_index": 1,
+        "target_applied_quantity": 1,
+        "target_applied_quantity_amount": 2500,
+        "target_applied_discount_amount": 500,
+    }
+    # Only the order of the whole answer has them.
+    assert [item["application_details"] for item in reply["order"]["items"]] == [[details]] * 2
+    assert "application_details" not in own["items"][0]
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected", "left"),
+    [
+        (["UPGRADE"], ["UPGRADE #0+-1 free #1+1 500"], 8500),
+        (["UPGRADE", "TEN-LARGE"], ["UPGRADE #0+-1 free #1+1 500", "TEN-LARGE #1 250"], 8250),
+        (["TEN-LARGE", "UPGRADE"], ["TEN-LARGE #1 250", "UPGRADE #0+-1 free #1+1 500"], 8250),
+    ],
+)
+def test_what_else_comes_off_the_line_of_an_upgrade_is_told_apart(
+    codes: list[str], expected: list[str], left: int
+) -> None:
+    reply = Shop().validate(*codes, order={"items": CUPS})
+    assert (earned(reply), reply["order"]["total_amount"]) == (expected, left)
+
+
+def test_an_upgrade_adds_the_line_that_is_not_there_and_a_rollback_takes_it_off() -> None:
+    shop = Shop()
+    order = {"items": [line("CUP-SMALL", 2000)], "source_id": "o1"}
+    done = shop.redeem("UPGRADE", order=order)
+    assert [(item["quantity"], item.get("initial_quantity")) for item in done["order"]["items"]] == [(0, 1), (1, 0)]
+    assert done["order"]["total_amount"] == 2000
+    shop.ok("POST", f"redemptions/{done['redemptions'][0]['id']}/rollbacks")
+    assert [item["quantity"] for item in shop.ok("GET", "orders/o1")["items"]] == [1]
+    assert earned(shop.validate("UPGRADE", order=cart((2000, 1)))) == ["UPGRADE - order_rules_violated"]
+
+
+COFFEE_AND_CAKE = {"COFFEE": 300, "CAKE": 400}
+
+
+@pytest.mark.parametrize(
+    ("order", "expected", "bundles", "identified"),
+    [
+        ([("COFFEE", 1), ("CAKE", 2)], "BUNDLE-3 #0 100 #1 200", 1, [(0, 1), (1, 2)]),
+        ([("CAKE", 3), ("COFFEE", 2)], "BUNDLE-3 #0 200 #1 100", 1, [(1, 1), (0, 2)]),
+        ([("COFFEE", 2), ("CAKE", 3), ("CAKE", 1)], "BUNDLE-3 #0 200 #1 300 #2 100", 2, [(0, 2), (1, 3), (2, 1)]),
+        ([("COFFEE", 9), ("CAKE", 9)], "BUNDLE-3 #0 200 #1 400", 2, [(0, 2), (1, 4)]),
+        ([("COFFEE", 2), ("CAKE", 1)], "BUNDLE-3 - order_rules_violated", 0, [(0, 1), (1, 1)]),
+    ],
+)
+def test_a_bundle_multiplies_its_discount_and_says_what_it_found(
+    order: list[tuple[str, int]], expected: str, bundles: int, identified: list[tuple[int, int]]
+) -> None:
+    lines = [line(sku, COFFEE_AND_CAKE[sku], quantity) for sku, quantity in order]
+    reply = Shop().validate("BUNDLE-3", order={"items": lines})
+    bundle = merged(reply)[0]["result"]["bundle"]
+    assert earned(reply) == [expected]
+    assert (bundle["quantity"], bundle["limit"]) == (bundles, 2)
+    assert [(one["item_index"], one["item_quantity"]) for one in bundle["identified"]] == identified
+    assert [one["item_quantity"] for one in bundle.get("missing", [])] == ([] if bundles else [1])
+
+
+@pytest.mark.parametrize(
+    ("effect", "expected"),
+    [
+        ('{ kind = "off_order", amount = "1.00" }', "BUNDLE-3 order 200"),
+        ('{ kind = "off_order", percent = "10" }', "BUNDLE-3 order 440"),
+        ('{ kind = "off_units", percent = "10" }', "BUNDLE-3 #0 60 #1 160"),
+        ('{ kind = "off_lines", amount = "1.00" }', "BUNDLE-3 #0 200 #1 200"),
+        ('{ kind = "off_items_pro_rata", amount = "1.10" }', "BUNDLE-3 #0 60 #1 160"),
+        ('{ kind = "off_units", amount = "1.00", items = { skus = ["CAKE"] } }', "BUNDLE-3 #1 400"),
+    ],
+)
+def test_whatever_a_bundle_takes_off_is_taken_for_each_bundle(effect: str, expected: str) -> None:
+    shop = Shop(('{ kind = "off_units", name = "1 off each piece", amount = "1.00" }', effect))
+    order = {"items": [line("COFFEE", 300, 2), line("CAKE", 400, 4)]}
+    assert earned(shop.validate("BUNDLE-3", order=order)) == [expected]
+
+
+def test_amounts_that_are_not_there_can_be_null() -> None:
+    shop = Shop(('absent_amounts = "omitted"', 'absent_amounts = "null"'))
+    (item,) = shop.validate("TEN-PERCENT")["redeemables"][0]["order"]["items"]
+    assert {name: item[name] for name in ("applied_quantity", "discount_quantity", "applied_discount_amount")} == {
+        "applied_quantity": None,
+        "discount_quantity": None,
+        "applied_discount_amount": 1400,
+    }
+
+
+@pytest.mark.parametrize(
+    ("condition", "described", "applies"),
+    [
+        ('categories = ["shoes"]', {"metadata": {"category": "shoes"}}, True),
+        ('categories = ["shoes"]', {"product": {"metadata": {"category": "shoes"}}}, True),
+        ('categories = ["shoes"]', {"metadata": {"kind": "shoes"}}, False),
+        ('names = ["Boot"]', {"product": {"name": "Boot"}}, True),
+        ('names = ["Boot"]', {"product": {"name": "Shoe"}}, False),
+        ('weight_at_most = "500"', {"metadata": {"weight": 499.5}}, True),
+        ('weight_at_most = "500"', {"metadata": {"weight": "heavy"}}, False),
+        ('weight_at_most = "500"', {}, False),
+    ],
+)
+def test_what_describes_an_item_is_a_condition(condition: str, described: Json, applies: bool) -> None:
+    shop = Shop(('categories = ["shoes"]', condition))
+    reply = shop.validate("SHOES-10", order={"items": [line("A", 5000, **described)]})
+    assert earned(reply) == ["SHOES-10 #0 1000" if applies else "SHOES-10 - order_rules_violated"]

@@ -1,9 +1,11 @@
 """Voucherify's sandbox: qualifications."""
 
+from datetime import timedelta
+
 import pytest
 
 from mapper.sandbox import rulebook
-from tests.sandbox.voucherify_shop import TIERS, Json, Shop, cart, off, small_book, small_book_text
+from tests.sandbox.voucherify_shop import TIERS, Json, Shop, cart, earned, off, small_book, small_book_text
 
 
 def qualified(reply: Json) -> list[str]:
@@ -82,3 +84,27 @@ def test_each_qualified_tier_is_computed_alone_and_named() -> None:
     assert [entry["name"] for entry in reply["redeemables"]["data"]] == ["promo_2", "promo_1"]
     assert reply["tracking_id"].startswith("track_")
     assert "total_discount_amount" not in reply["order"]
+
+
+def test_candidates_can_be_stale() -> None:
+    cached = ("qualifications_cached_s = 0", "qualifications_cached_s = 300")
+    ending = (
+        'conditions = { cart_over = "100.00" }',
+        'conditions = { cart_over = "100.00" }\nends = 2026-11-01T12:02:00Z',
+    )
+    body = {"order": cart((14_000, 1)), "options": TIERS}
+    for changes, stale in (((ending,), False), ((cached, ending), True)):
+        shop = Shop(*changes)
+        assert "promo_2" in qualified(shop.ok("POST", "qualifications", body))
+        shop.now += timedelta(minutes=4)
+        assert ("promo_2" in qualified(shop.ok("POST", "qualifications", body))) is stale
+        assert earned(shop.validate("GOOD-5", "promo_2")) == ["GOOD-5 order 500", "promo_2 - promotion_not_active_now"]
+        shop.now += timedelta(minutes=1)
+        assert "promo_2" not in qualified(shop.ok("POST", "qualifications", body))
+
+
+def test_a_question_that_differs_is_never_answered_from_what_was_kept() -> None:
+    shop = Shop(("qualifications_cached_s = 0", "qualifications_cached_s = 300"))
+    for price, tiers in ((14_000, ["promo_3", "promo_2"]), (1000, [])):
+        body = {"order": cart((price, 1), metadata={"store": "berlin"}), "options": TIERS}
+        assert [tier for tier in qualified(shop.ok("POST", "qualifications", body)) if price > 10_000] == tiers

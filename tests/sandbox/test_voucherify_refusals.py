@@ -15,6 +15,7 @@ from tests.sandbox.voucherify_shop import (
     off,
     redeemable,
     request,
+    small_book,
     small_book_text,
 )
 
@@ -209,3 +210,41 @@ def test_a_voucher_goes_by_its_internal_id_too() -> None:
     assert earned(shop.validate(id_)) == ["TEN-PERCENT #0 1400"]
     assert shop.refused("POST", "validations", request(id_, "TEN-PERCENT")) == (400, "duplicated_redeemables")
     assert earned(shop.validate("v_zz")) == ["v_zz - not_found"]
+
+
+BY_CASE = ("case_sensitive_codes = false\n# For so many", "case_sensitive_codes = true\n# For so many")
+
+
+def test_codes_that_differ_by_case_are_one_or_two() -> None:
+    assert Shop().refused("POST", "validations", request("TWIN-5", "twin-5")) == (400, "duplicated_redeemables")
+    assert earned(Shop().validate("twin-5")) == ["TWIN-5 order 500"]
+    shop = Shop(BY_CASE)
+    assert earned(shop.validate("TWIN-5", "twin-5")) == ["TWIN-5 order 500", "twin-5 order 700"]
+    assert earned(shop.validate("Twin-5")) == ["Twin-5 - not_found"]
+
+
+@pytest.mark.parametrize("code", ["v_day10", "v_31323334", "promo_10", "stack_up"])
+def test_a_code_may_look_like_an_internal_id(code: str) -> None:
+    shop = Shop(own=small_book({"CODE": off("5.00")} | {"CODE-2": off("5.00")}))
+    assert earned(shop.validate({"object": "voucher", "id": code})) == [f"{code} - not_found"]
+    text = small_book_text({"1234": off("1.00"), "CODE": off("5.00")}, ["1234", "CODE"])
+    shop = Shop(own=rulebook.parse(text.replace("code = 'CODE'", f"code = '{code}'")))
+    assert earned(shop.validate({"object": "voucher", "id": code})) == [f"{code} order 500"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "nothing", "key"),
+    [
+        ("PARTIAL", "first_refusal", "voucher_expired"),
+        ("PARTIAL", "no_applicable_redeemables", "no_applicable_redeemables"),
+        ("ALL", "no_applicable_redeemables", "voucher_expired"),
+    ],
+)
+def test_a_redemption_of_nothing_says_so_in_one_of_two_ways(mode: str, nothing: str, key: str) -> None:
+    shop = Shop(
+        ('mode = "PARTIAL"', f'mode = "{mode}"'),
+        ('nothing_applies = "first_refusal"', f'nothing_applies = "{nothing}"'),
+    )
+    assert shop.refused("POST", "redemptions", request("BAD-1", "BAD-2")) == (400, key)
+    # A validation of nothing is no error.
+    assert shop.validate("BAD-1", "BAD-2")["valid"] is False

@@ -11,6 +11,9 @@ from tests.sandbox.voucherify_shop import (
     Json,
     Shop,
     call,
+    cart,
+    earned,
+    items,
     request,
 )
 
@@ -52,7 +55,7 @@ from tests.sandbox.voucherify_shop import (
         ({"order": {"items": {}}}, "Property .order.items should be array"),
         ({"order": {"status": "OPEN"}}, "Property .order.status should be equal to one of the allowed values: CREATED"),
         ({"order": {"currency": "EUR"}}, "Property .order should NOT have additional property 'currency'"),
-        ({"order": None}, "Property .order should be object"),
+        ({"order": 7}, "Property .order should be object"),
         ({"customer": {"source_id": ""}}, "Property .customer.source_id should NOT be shorter than 1 characters"),
         ({"customer": {"mail": "a@b"}}, "Property .customer should NOT have additional property 'mail'"),
         ({"session": {"type": "UNLOCK"}}, "Property .session.type should be equal to one of the allowed values: LOCK"),
@@ -68,6 +71,28 @@ def test_a_payload_is_checked_in_the_words_of_the_vendor(change: Json, details: 
         status, error = Shop().call("POST", path, request("TEN-PERCENT") | change)
         assert (status, error["key"], error["message"]) == (400, "invalid_payload", "Invalid payload")
         assert error["details"].startswith(details)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"customer": None, "metadata": None, "tracking_id": None, "session": None, "options": None},
+        {"session": {"type": "LOCK", "key": "k", "ttl": None, "ttl_unit": None}},
+        {"options": {"expand": ["order"], "include_orders": True}},
+        {"order": {"id": None, "source_id": None, "items": [items((14_000, 1))[0] | {"quantity": "1"}]}},
+        {"order": {"items": [items((14_000, 1))[0] | {"product_id": None, "sku": {"id": None}, "metadata": None}]}},
+        {"redeemables": [{"object": "voucher", "id": "TEN-PERCENT", "gift": None, "reward": None}]},
+    ],
+)
+def test_nulls_and_counts_as_strings_are_understood_as_the_vendors_client_and_examples_send_them(change: Json) -> None:
+    assert earned(Shop().ok("POST", "validations", request("TEN-PERCENT") | change)) == ["TEN-PERCENT #0 1400"]
+
+
+def test_metadata_stay_as_they_are() -> None:
+    shop = Shop()
+    metadata = {"quantity": "1", "note": None}
+    shop.redeem("TEN-PERCENT", order=cart((1000, 1), source_id="o1", metadata=metadata))
+    assert shop.ok("GET", "orders/o1")["metadata"] == metadata
 
 
 def test_fields_that_are_not_documented_can_be_ignored() -> None:

@@ -54,11 +54,11 @@ STACKING: list[tuple[list[str], dict[str, str], list[str]]] = [
         ["TEN-PERCENT #0 1400", "LINE-10 #0 1000", "promo_2 - applicable_redeemables_limit_exceeded"],
     ),
     (
-        ["WRAPPED", "TEN-PERCENT"],
+        ["COSTS-5", "TEN-PERCENT"],
         {'"REDEEM_ANYWAY"\n# Rolling': '"SKIP"\n# Rolling'},
-        ["TEN-PERCENT #0 1400", "WRAPPED - no_effect"],
+        ["TEN-PERCENT #0 1400", "COSTS-5 - no_effect"],
     ),
-    (["WRAPPED", "TEN-PERCENT"], {}, ["WRAPPED", "TEN-PERCENT #0 1400"]),
+    (["COSTS-5", "TEN-PERCENT"], {}, ["COSTS-5", "TEN-PERCENT #0 1400"]),
 ]
 
 
@@ -144,3 +144,72 @@ def test_lines_stay_as_they_came_and_added_ones_follow() -> None:
     assert order["items"][2]["product"] == {"name": "X"}, "override is an order to the catalog"
     assert order["items"][3]["sku"]["source_id"] == "MUG-BERLIN"
     assert order["metadata"] == {"store": "berlin"}
+
+
+OUTLET = {"items": [{"source_id": "OUTLET-SHIRT", "related_object": "sku", "price": 2000, "quantity": 1}]}
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        (["promo_60"], ["promo_60 order 100"]),
+        (["GOOD-5"], ["GOOD-5 order 500"]),
+        (["GOOD-5", "promo_60"], ["promo_60 order 100", "GOOD-5 - exclusion_rules_not_met"]),
+        (["promo_60", "GIFT-50"], ["promo_60 order 100", "GIFT-50 order 1900"]),
+        (
+            ["ALONE-15", "promo_60"],
+            ["ALONE-15 order 300", "promo_60 - applicable_exclusive_redeemables_limit_exceeded"],
+        ),
+    ],
+)
+def test_a_tier_that_stands_alone_can_cost_a_shopper_the_code_that_he_typed(
+    codes: list[str], expected: list[str]
+) -> None:
+    assert earned(Shop().validate(*codes, order=OUTLET)) == expected
+
+
+def test_one_bad_code_after_another_is_told_in_all_mode() -> None:
+    shop = Shop(ALL)
+    for codes, expected in (
+        (
+            ("GOOD-5", "BAD-1", "BAD-2", "BAD-3"),
+            [
+                "GOOD-5 order 500",
+                "BAD-1 - voucher_expired",
+                "BAD-2 - preceding_validation_failed",
+                "BAD-3 - preceding_validation_failed",
+            ],
+        ),
+        (("BAD-2", "GOOD-5"), ["BAD-2 - voucher_expired", "GOOD-5 - preceding_validation_failed"]),
+    ):
+        reply = shop.validate(*codes)
+        assert (reply["valid"], earned(reply)) == (False, expected)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_more_redeemables_than_the_project_allows_are_refused_as_a_whole(limit: int) -> None:
+    shop = Shop(("redeemables_limit = 30\napplicable", f"redeemables_limit = {limit}\napplicable"))
+    assert shop.ok("POST", "qualifications", {"order": OUTLET})["stacking_rules"]["redeemables_limit"] == limit
+    codes = ["GOOD-5", "promo_2", "promo_3", "TEN-PERCENT"]
+    assert shop.refused("POST", "validations", request(*codes[: limit + 1])) == (400, "invalid_payload")
+    assert shop.call("POST", "validations", request(*codes[:limit]))[0] == 200
+
+
+def test_of_one_category_so_many_apply_as_the_project_allows() -> None:
+    shop = Shop(("per_category_limit = 30", "per_category_limit = 1"))
+    order = {"items": items((30_000, 1)), "metadata": {"store": "berlin"}}
+    assert earned(shop.validate("promo_2", "promo_3", order=order)) == [
+        "promo_2 #1+1 free",
+        "promo_3 - applicable_redeemables_per_category_limit_exceeded",
+    ]
+
+
+def test_the_hierarchy_of_categories_can_decide_who_goes_first() -> None:
+    codes = ("GIFT-50", "GOOD-5", "XMAS-2021-25")
+    asked = Shop().validate(*codes)
+    assert [entry["id"] for entry in asked["redeemables"]] == list(codes)
+    shop = Shop(('sorting_rule = "REQUESTED_ORDER"', 'sorting_rule = "CATEGORY_HIERARCHY"'))
+    reply = shop.validate(*codes, options={"expand": ["order", "category"]})
+    assert reply["stacking_rules"]["redeemables_sorting_rule"] == "CATEGORY_HIERARCHY"
+    assert [entry["id"] for entry in reply["redeemables"]] == ["XMAS-2021-25", "GOOD-5", "GIFT-50"]
+    assert [max(c["hierarchy"] for c in entry["categories"]) for entry in reply["redeemables"]] == [10, 100, 900]

@@ -13,7 +13,8 @@ one of them misreads must not be misread twice.
     DELETE /v1/vouchers/{code or id}/sessions/{key}
 
 Documented at https://docs.voucherify.io. Where the documents leave something open, the code says what is decided here.
-`catalog` says what becomes of the rule book, `orders` computes, `stacking` decides what applies, `project` answers.
+`catalog` says what becomes of the rule book, `orders` computes, `stacking` decides what applies, `project` answers,
+`qualifications` finds candidates.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.voucherify.sandbox.catalog import Catalog, Options
+from adapters.voucherify.sandbox.orders import with_nulls
 from adapters.voucherify.sandbox.project import Call, Project
 from adapters.voucherify.sandbox.schema import Check, Invalid, Schema
 from adapters.voucherify.sandbox.stacking import MESSAGES, Refused
@@ -182,6 +184,8 @@ class VoucherifySandbox:
         except _Error as error:
             status, reply = error.status, self._error_body(error.status, error.details)
             headers |= error.headers
+        if self._options.absent_amounts == "null":
+            reply = with_nulls(reply)
         body = b"" if status == 204 else _ENCODER.encode(reply)
         await Response(body, status, headers, media_type="application/json")(scope, receive, send)
 

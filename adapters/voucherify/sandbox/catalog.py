@@ -10,8 +10,10 @@ become metadata, and the rest is left out:
     off_order            APPLY_TO_ORDER, which takes in the shipping where that is sent as an item; of costs: left out
     off_cost             shipping, 100 %: UNIT, ADD_MISSING_ITEMS of prod_5h1pp1ng; else APPLY_TO_ITEMS on that product;
                          other costs: left out
-    off_item_cost        left out: an item of Voucherify has no costs
+    off_item_cost        left out: an item of Voucherify has no costs; so are off_units of costs
     free_item            UNIT, ADD_NEW_ITEMS or ADD_MISSING_ITEMS, as the rule book says
+    replace_units        UNIT, REPLACE_ITEMS; what its discount object looks like is not documented
+    giveaway             left out
     pay_with_balance     a gift card
     pay_with_points      the reward rew_<campaign> of a loyalty card, of type COIN
     earn_points          left out: Voucherify's earning rules watch orders, no redeemable shows them
@@ -19,15 +21,16 @@ become metadata, and the rest is left out:
 
 Campaigns that need no code are promotion tiers promo_<id>. A campaign that is not combinable is in a category that is
 "Never stackable", one of the same `best_of` in a category of which one is applied: the first requested, since
-Voucherify does not compare. Automatic campaigns and cards are "Always stackable". Priorities mean nothing: the order of
-the request decides. Stores and session attributes are looked up in the order's metadata, categories of items in the
-metadata of the item, its product or its SKU.
+Voucherify does not compare. Other automatic campaigns, and cards, are "Always stackable". Priorities mean nothing where
+the order of the request decides; with CATEGORY_HIERARCHY each is a category of that hierarchy. Stores and session
+attributes are looked up in the order's metadata, category and weight of items in the metadata of the item, its product
+or its SKU. A bundle multiplies the discount.
 """
 
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
@@ -36,7 +39,7 @@ import msgspec
 
 from mapper.domain import money
 from mapper.sandbox import rulebook
-from mapper.sandbox.rulebook import Amount, Campaign, Entry, Items, LoyaltyCard, RuleBook
+from mapper.sandbox.rulebook import Amount, Bundle, Campaign, Entry, Items, LoyaltyCard, RuleBook
 
 Json = dict[str, Any]
 Limit = Annotated[int, msgspec.Meta(ge=1, le=30)]
@@ -46,16 +49,19 @@ SHIPPING_SOURCE: Final = "5h1pp1ng"
 EPOCH: Final = datetime(2020, 1, 1, tzinfo=UTC)
 NEVER_STACKABLE: Final = "cat_never_stackable"
 ALWAYS_STACKABLE: Final = "cat_always_stackable"
+_HIERARCHY: Final = "cat_hierarchy_"
 
 
 class Options(rulebook.Table, frozen=True, kw_only=True):
     """`[engines.voucherify]` of the rule book, mostly the project's stacking rules under Voucherify's own names."""
 
     redeemables_application_mode: Literal["ALL", "PARTIAL"] = "PARTIAL"
+    redeemables_sorting_rule: Literal["REQUESTED_ORDER", "CATEGORY_HIERARCHY"] = "REQUESTED_ORDER"
     redeemables_no_effect_rule: Literal["REDEEM_ANYWAY", "SKIP"] = "REDEEM_ANYWAY"
     redeemables_rollback_order_mode: Literal["WITH_ORDER", "WITHOUT_ORDER"] = "WITH_ORDER"
     redeemables_limit: Limit = 30
     applicable_redeemables_limit: Limit = 5
+    applicable_redeemables_per_category_limit: Limit = 30
     applicable_exclusive_redeemables_limit: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     free_items: Literal["ADD_NEW_ITEMS", "ADD_MISSING_ITEMS"] = "ADD_NEW_ITEMS"
     prices: dict[str, Amount] = msgspec.field(default_factory=dict)
@@ -63,6 +69,12 @@ class Options(rulebook.Table, frozen=True, kw_only=True):
     stacks: dict[str, tuple[int, ...]] = msgspec.field(default_factory=dict)
     """Promotion stacks: id (stack_...) and the campaigns whose tiers they hold."""
     case_sensitive_codes: bool = False
+    qualifications_cached_s: rulebook.Count = 0
+    """For so long the same question gets the same candidates, whatever has become of them; the vendor says 300."""
+    nothing_applies: Literal["first_refusal", "no_applicable_redeemables"] = "first_refusal"
+    """The key of a redemption of which, in PARTIAL mode, nothing applies; not documented."""
+    absent_amounts: Literal["omitted", "null"] = "omitted"
+    """How amounts and quantities that are 0 are told."""
     calls_per_minute: rulebook.Positive = 100_000
     unknown_fields: Literal["refuse", "ignore"] = "refuse"
 
@@ -83,6 +95,10 @@ def moment(at: datetime) -> str:
 def digest(*parts: str, size: int = 24) -> str:
     """An id that looks like Voucherify's and is always the same for the same thing."""
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:size]
+
+
+def sku_id(source_id: str) -> str:
+    return f"sku_{digest(source_id, size=18)}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +123,7 @@ class Unit:
     def sku(self) -> Json | None:
         if self.is_shipping:
             return None
-        id_ = f"sku_{digest(self.source_id, size=18)}"
+        id_ = sku_id(self.source_id)
         # The specification says `name`, its examples `sku`.
         return {"id": id_, "source_id": self.source_id, "name": self.source_id, "sku": self.source_id}
 
@@ -115,6 +131,16 @@ class Unit:
         sku = self.sku
         shown = {"effect": self.effect, "unit_off": self.quantity, "unit_type": (sku or self.product)["id"]}
         return shown | ({"sku": sku} if sku else {}) | {"product": self.product}
+
+
+@dataclass(frozen=True)
+class Swap:
+    """So many units of a product that become units of another."""
+
+    source: Unit
+    target: Unit
+    price: int
+    """Of a unit of the other, where the cart has none."""
 
 
 @dataclass(frozen=True)
@@ -130,9 +156,14 @@ class Discount:
     shipping: bool = False
     """It is for the shipping product alone."""
     units: tuple[Unit, ...] = ()
+    swap: Swap | None = None
+    bundle: Bundle | None = None
+    """It is for these alone, as often as they are there."""
 
     def json(self) -> Json:
         """As vouchers and tiers show it."""
+        if self.swap is not None:
+            return {"type": "UNIT"} | self.swap.target.json()
         if self.type == "UNIT":
             many = len(self.units) > 1
             shown = {"effect": "ADD_MANY_ITEMS", "units": [unit.json() for unit in self.units]}
@@ -148,10 +179,7 @@ class Discount:
         if self.items is None or self.items == Items():
             return []
         if self.items.skus:
-            return [
-                {"object": "sku", "id": f"sku_{digest(sku, size=18)}", "source_id": sku} | more
-                for sku in self.items.skus
-            ]
+            return [{"object": "sku", "id": sku_id(sku), "source_id": sku} | more for sku in self.items.skus]
         return [{"object": "products_collection", "id": f"pc_{digest(repr(self.items))}"} | more]
 
 
@@ -220,20 +248,22 @@ class Catalog:
         self._stacks = options.stacks
 
     def voucher(self, id_: str) -> Incentive | None:
-        """By code or by internal id (v_...)."""
-        code = id_
-        if id_.startswith("v_"):
-            try:
-                code = bytes.fromhex(id_[2:]).decode()
-            except ValueError:
-                code = id_
-        found = self.book.find(code)
-        if found is None or (self.options.case_sensitive_codes and found[0] != code):
+        """By code or by internal id (v_...). A code may begin as such an id does."""
+        found = self.book.find(id_, by_case=self.options.case_sensitive_codes) or self._by_internal_id(id_)
+        if found is None:
             return None
         stored, entry = found
         if isinstance(entry, LoyaltyCard):
             return self._loyalty_card(stored, entry)
         return self._incentive("voucher", stored, self.book.campaign[entry.campaign], entry)
+
+    def _by_internal_id(self, id_: str) -> tuple[str, Entry] | None:
+        if not id_.startswith("v_"):
+            return None
+        try:
+            return self.book.find(bytes.fromhex(id_[2:]).decode(), by_case=True)
+        except ValueError:
+            return None
 
     def tier(self, id_: str) -> Incentive | None:
         return next((tier for tier in self.tiers() if tier.id == id_), None)
@@ -264,9 +294,19 @@ class Catalog:
             entry,
             discount=self._discount(campaign),
             metadata=_metadata(campaign),
-            categories=_categories(campaign),
+            categories=self._categories(campaign),
             parent=(campaign_id(campaign.id), campaign.name),
         )
+
+    def _categories(self, campaign: Campaign) -> tuple[str, ...]:
+        found = [best_of(campaign.best_of)] if campaign.best_of else []
+        if campaign.needs in ("coupon", "referral", "nothing") and not campaign.combinable:
+            found.append(NEVER_STACKABLE)
+        elif campaign.needs not in ("coupon", "referral"):
+            found.append(ALWAYS_STACKABLE)
+        if self.options.redeemables_sorting_rule == "CATEGORY_HIERARCHY":
+            found.append(f"{_HIERARCHY}{campaign.priority}")
+        return tuple(found)
 
     def _loyalty_card(self, code: str, card: LoyaltyCard) -> Incentive:
         program = self.book.program[card.program]
@@ -282,11 +322,13 @@ class Catalog:
     def _discount(self, campaign: Campaign) -> Discount | None:
         """The first effect that Voucherify can express, and with free units all others of them; None for gift cards."""
         found = [made for effect in campaign.effects if (made := self._express(effect)) is not None]
-        if found and found[0].type == "UNIT":
+        if found and found[0].units:
             units = tuple(unit for discount in found for unit in discount.units)
             return Discount("UNIT", units[0].effect, units=units)
-        if found or campaign.needs == "gift_card":
-            return found[0] if found else None
+        if found:
+            return replace(found[0], bundle=campaign.bundle)
+        if campaign.needs == "gift_card":
+            return None
         # An incentive without a discount does not exist there.
         return Discount("AMOUNT", "APPLY_TO_ORDER")
 
@@ -310,17 +352,14 @@ def created_at(campaign: Campaign) -> datetime:
     return EPOCH + timedelta(days=campaign.id)
 
 
+def hierarchy(category: str) -> int:
+    """Of a category: smaller goes first."""
+    number = category.removeprefix(_HIERARCHY)
+    return int(number) if category.startswith(_HIERARCHY) else 1
+
+
 def best_of(word: str) -> str:
     return f"cat_{digest('best_of', word, size=18)}"
-
-
-def _categories(campaign: Campaign) -> tuple[str, ...]:
-    found = [best_of(campaign.best_of)] if campaign.best_of else []
-    if campaign.needs not in ("coupon", "referral"):
-        found.append(ALWAYS_STACKABLE)
-    elif not campaign.combinable:
-        found.append(NEVER_STACKABLE)
-    return tuple(found)
 
 
 def _metadata(campaign: Campaign) -> Json:
@@ -331,6 +370,15 @@ def _metadata(campaign: Campaign) -> Json:
         if isinstance(effect, rulebook.Custom):
             found[effect.name or "custom"] = msgspec.to_builtins(effect.payload)
     return found
+
+
+def _off_units(effect: rulebook.OffUnits) -> Discount | None:
+    return None if effect.scope == "costs" else _amount_or_percent(effect, "APPLY_TO_ITEMS_BY_QUANTITY")
+
+
+def _replace_units(effect: rulebook.ReplaceUnits) -> Discount:
+    source, target = (Unit("REPLACE_ITEMS", effect.quantity, sku) for sku in (effect.sku, effect.by))
+    return Discount("UNIT", "REPLACE_ITEMS", swap=Swap(source, target, minor(effect.price)))
 
 
 def _amount_or_percent(
@@ -361,9 +409,10 @@ def _off_cost(effect: rulebook.OffCost) -> Discount | None:
 
 
 _EXPRESS: Final[dict[type, Callable[[Any], Discount | None]]] = {
-    rulebook.OffUnits: lambda effect: _amount_or_percent(effect, "APPLY_TO_ITEMS_BY_QUANTITY"),
+    rulebook.OffUnits: _off_units,
     rulebook.OffLines: lambda effect: _amount_or_percent(effect, "APPLY_TO_ITEMS"),
     rulebook.OffItemsProRata: lambda effect: _amount_or_percent(effect, "APPLY_TO_ITEMS_PROPORTIONALLY"),
     rulebook.OffOrder: _off_order,
+    rulebook.ReplaceUnits: _replace_units,
     rulebook.OffCost: _off_cost,
 }

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Final
 
-from adapters.voucherify.sandbox.catalog import SHIPPING, SHIPPING_SOURCE, Coin, Discount, Unit
+from adapters.voucherify.sandbox.catalog import SHIPPING, SHIPPING_SOURCE, Coin, Discount, Unit, sku_id
 from mapper.domain import money
-from mapper.sandbox.rulebook import Items
+from mapper.sandbox.rulebook import Bundle, Items
 
 Json = dict[str, Any]
 
@@ -48,11 +48,14 @@ class Line:
             named += [self.given.get(part, {}).get(name) for name in ("id", "source_id")]
         return {name for name in named if name}
 
-    @property
-    def category(self) -> str:
-        """From metadata, where the vendor's examples keep it."""
+    def _described(self, name: str) -> Any:
+        """From metadata, of the line or its product, where the vendor's examples keep what rules look at."""
         places = (self.given, self.given.get("product", {}), self.given.get("sku", {}))
-        return next((str(c) for place in places if (c := place.get("metadata", {}).get("category"))), "")
+        return next((told for place in places if (told := place.get("metadata", {}).get(name))), None)
+
+    @property
+    def name(self) -> str:
+        return str(self.given.get("product", {}).get("name") or self.given.get("sku", {}).get("sku") or "")
 
     @property
     def is_shipping(self) -> bool:
@@ -63,7 +66,7 @@ class Line:
         """In whole units of money, as the rule book counts."""
         if self.price is not None:
             return money.to_major(self.price, 2)
-        return money.to_major(self.amount or 0, 2) / self.quantity
+        return money.to_major(self.amount or 0, 2) / max(1, self.quantity)
 
     @property
     def left(self) -> int:
@@ -72,7 +75,14 @@ class Line:
     def matches(self, items: Items) -> bool:
         sku = next(iter(self.ids.intersection(items.skus)), "")
         # Shipping sent as an item is none of the items that a rule book means.
-        return items.match(sku, self.category, self.unit_price) and not self.is_shipping
+        weight = self._described("weight")
+        return not self.is_shipping and items.match(
+            sku,
+            str(self._described("category") or ""),
+            self.unit_price,
+            name=self.name,
+            weight=Decimal(weight) if isinstance(weight, int | Decimal) else None,
+        )
 
 
 # What Voucherify sends back of an item as it came. `override` is an order to the catalog and no property.
@@ -134,13 +144,64 @@ class Order:
             line.quantity -= new.quantity - old.quantity
             if line.amount is not None:
                 line.amount -= (new.amount or 0) - (old.amount or 0)
-        self.lines = [line for line in self.lines if line.quantity > 0]
+        # A line that was sent stays, even if all its units were replaced: the others count their lines.
+        self.lines = [line for line in self.lines if line.quantity > 0 or line.initial_quantity > 0]
 
 
 def _padded(before: Order, after: Order) -> list[Line]:
     """The lines before, with an empty one for each that was added."""
     added = [Line(line.given) for line in after.lines[len(before.lines) :]]
     return [*before.lines, *added]
+
+
+# --- Bundles ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """How often a bundle is in an order, and where."""
+
+    quantity: int
+    limit: int
+    units: dict[int, int]
+    """Units that belong to the bundles, by line."""
+    ids: dict[int, str]
+    """Voucherify's own, by line."""
+    missing: dict[str, int]
+    """Units that a first bundle lacks, by the merchant's id."""
+
+    def json(self) -> Json:
+        """As results show it."""
+        identified = [
+            {"id": self.ids[i], "object": "sku", "item_index": i, "item_quantity": count}
+            for i, count in self.units.items()
+        ]
+        json: Json = {"quantity": self.quantity, "limit": self.limit, "identified": identified}
+        lacking = [{"id": sku_id(sku), "object": "sku", "item_quantity": count} for sku, count in self.missing.items()]
+        return json | ({"missing": lacking} if lacking else {})
+
+
+def _id_of(line: Line) -> str:
+    return str(line.given.get("sku_id") or sku_id(str(line.given.get("source_id", ""))))
+
+
+def find_bundles(bundle: Bundle, order: "Order") -> Found:
+    have = {
+        part.sku: [(i, line.quantity) for i, line in enumerate(order.lines) if part.sku in line.ids]
+        for part in bundle.parts
+    }
+    counts = {sku: sum(quantity for _, quantity in lines) for sku, lines in have.items()}
+    times = min([bundle.limit, *(counts[part.sku] // part.quantity for part in bundle.parts)])
+    missing = {} if times else {p.sku: p.quantity - counts[p.sku] for p in bundle.parts if counts[p.sku] < p.quantity}
+    units: dict[int, int] = {}
+    for part in bundle.parts:
+        wanted = part.quantity * max(1, times)
+        for i, quantity in have[part.sku]:
+            taken = min(wanted, quantity)
+            wanted -= taken
+            if taken:
+                units[i] = taken
+    return Found(times, bundle.limit, units, {i: _id_of(order.lines[i]) for i in units}, missing)
 
 
 # --- What discounts do ------------------------------------------------------------------------------------------------
@@ -154,8 +215,12 @@ class Till:
         self._prices = prices
         self._discounted = discounted
         """Percentages are of what earlier discounts left; else of the initial amounts."""
+        self._found: Found | None = None
+        self.replaced: list[Json] = []
+        """What `application_details` say."""
 
     def apply(self, discount: Discount) -> None:
+        self._found = find_bundles(discount.bundle, self.order) if discount.bundle else None
         _APPLY[discount.effect](self, discount)
 
     def pay(self, amount: int) -> int:
@@ -170,24 +235,29 @@ class Till:
 
     def to_order(self, discount: Discount) -> None:
         if discount.type == "AMOUNT":
-            self.pay(discount.amount)
+            self.pay(discount.amount * self._times)
             return
         base = self.order.left if self._discounted else self.order.initial_amount or 0
-        self.pay(_percent(base, discount.percent))
+        self.pay(_percent(base, discount.percent * self._times))
 
     def to_items(self, discount: Discount) -> None:
         for line in self._meant(discount):
-            wanted = _percent(self._base(line), discount.percent) if discount.type == "PERCENT" else discount.amount
+            is_percent = discount.type == "PERCENT"
+            wanted = _percent(self._base(line), discount.percent) if is_percent else discount.amount * self._times
             self._off(line, wanted)
 
     def by_quantity(self, discount: Discount) -> None:
         for line in self._meant(discount):
-            self._off(line, discount.amount * line.quantity)
+            self._off(line, discount.amount * self._units_of(line))
 
     def proportionally(self, discount: Discount) -> None:
         lines = self._meant(discount)
         bases = [self._base(line) for line in lines]
-        parts = money.split(min(discount.amount, sum(bases)), [Decimal(base) for base in bases]) if lines else []
+        parts = (
+            money.split(min(discount.amount * self._times, sum(bases)), [Decimal(base) for base in bases])
+            if lines
+            else []
+        )
         for line, part in zip(lines, parts, strict=True):
             self._off(line, part)
 
@@ -195,17 +265,61 @@ class Till:
         for unit in discount.units:
             self._free(unit)
 
+    def replace(self, discount: Discount) -> None:
+        """Units of one product become units of another, for which the difference is taken off."""
+        assert discount.swap is not None
+        swap = discount.swap
+        source = next((line for line in self.order.lines if swap.source.source_id in line.ids and line.quantity), None)
+        if source is None or source.price is None:
+            return
+        target = self._line_of(swap.target)
+        if target.price is None:
+            target.price, target.amount, target.initial_amount = swap.price, 0, 0
+        count = min(swap.source.quantity, source.quantity)
+        gone, come = count * source.price, count * target.price
+        source.quantity, source.amount = source.quantity - count, (source.amount or 0) - gone
+        target.quantity, target.amount = target.quantity + count, (target.amount or 0) + come
+        off = self._off(target, come - gone)
+        self.replaced.append(
+            {
+                "source_index": self._index(source),
+                "source_applied_quantity": -count,
+                "source_applied_quantity_amount": -gone,
+                "target_index": self._index(target),
+                "target_applied_quantity": count,
+                "target_applied_quantity_amount": come,
+                "target_applied_discount_amount": off,
+            }
+        )
+
+    @property
+    def _times(self) -> int:
+        return self._found.quantity if self._found else 1
+
+    def _units_of(self, line: Line) -> int:
+        """Those that a discount is for."""
+        if self._found is None:
+            return line.quantity
+        return self._found.units.get(self._index(line), 0) if self._found.quantity else 0
+
+    def _index(self, line: Line) -> int:
+        return next(i for i, other in enumerate(self.order.lines) if other is line)
+
     def _meant(self, discount: Discount) -> list[Line]:
         """The lines a discount is for. Without an amount nothing can be taken off, and nobody says so."""
         items = discount.items or Items()
         return [
             line
             for line in self.order.lines
-            if line.amount is not None and (line.is_shipping if discount.shipping else line.matches(items))
+            if line.amount is not None
+            and (line.is_shipping if discount.shipping else line.matches(items))
+            and self._units_of(line)
         ]
 
     def _base(self, line: Line) -> int:
-        return line.left if self._discounted else line.initial_amount or 0
+        """What a percentage is of: the line, or those of its units that belong to a bundle."""
+        base = line.left if self._discounted else line.initial_amount or 0
+        return base if self._found is None else base * self._units_of(line) // max(1, line.quantity)
 
     def _off(self, line: Line, wanted: int) -> int:
         taken = max(0, min(wanted, line.left, self.order.left))
@@ -247,6 +361,7 @@ _APPLY: Final[dict[str, Callable[[Till, Discount], None]]] = {
     "APPLY_TO_ITEMS_PROPORTIONALLY": Till.proportionally,
     "ADD_NEW_ITEMS": Till.units,
     "ADD_MISSING_ITEMS": Till.units,
+    "REPLACE_ITEMS": Till.replace,
 }
 
 
@@ -283,6 +398,36 @@ def shown(order: Order, since: Order) -> Json:
         json["items"] = [_shown_line(line, old) for line, old in pairs]
     json["metadata"] = order.metadata
     return json | {"customer_id": None, "referrer_id": None, "object": "order"} | _tail(order)
+
+
+def with_details(order: Json, replaced: list[Json]) -> Json:
+    """The order of a whole answer says on both lines of a replacement what was replaced by what."""
+    for details in replaced:
+        for index in (details["source_index"], details["target_index"]):
+            order["items"][index].setdefault("application_details", []).append(details)
+    return order
+
+
+_AMOUNTS: Final[dict[str, tuple[str, ...]]] = {
+    "order": (
+        *("initial_amount", "discount_amount", "items_discount_amount", "total_discount_amount"),
+        *("applied_discount_amount", "items_applied_discount_amount", "total_applied_discount_amount"),
+    ),
+    "order_item": (
+        *("initial_quantity", "discount_quantity", "applied_quantity", "applied_discount_quantity"),
+        *("initial_amount", "discount_amount", "applied_discount_amount", "applied_quantity_amount"),
+    ),
+}
+
+
+def with_nulls(value: Any) -> Any:
+    """An answer in which the amounts and quantities that orders leave out are null."""
+    if isinstance(value, list):
+        return [with_nulls(element) for element in value]
+    if not isinstance(value, dict):
+        return value
+    absent = dict.fromkeys(_AMOUNTS.get(str(value.get("object")), ()))
+    return absent | {name: with_nulls(part) for name, part in value.items()}
 
 
 _TAIL: Final = ("customer", "customer_id", "redemptions")

@@ -3,29 +3,27 @@
 All is synchronous: whoever calls sees that no two requests work on one order at once.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Final
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
 
 from adapters.voucherify.sandbox.catalog import (
     ALWAYS_STACKABLE,
     NEVER_STACKABLE,
     Catalog,
     Incentive,
-    campaign_id,
-    created_at,
     moment,
 )
-from adapters.voucherify.sandbox.orders import Order, shown
+from adapters.voucherify.sandbox.orders import Order, shown, with_details
+from adapters.voucherify.sandbox.qualifications import qualify
 from adapters.voucherify.sandbox.stacking import Refused, Result, Run, Shopper, not_found, skipped_message
 from adapters.voucherify.sandbox.state import (
     Books,
     Customer,
     Lock,
     Redemption,
-    category,
-    discount_json,
     tracking_id,
     ttl,
 )
@@ -46,6 +44,8 @@ class Project:
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.books = Books(catalog)
+        self._qualified: dict[bytes, tuple[datetime, Json | None]] = {}
+        """Answers to qualifications, and until when they are given again."""
 
     # Validation.
 
@@ -55,7 +55,7 @@ class Project:
         reply: Json = {"id": self.books.new_id("valid"), "valid": run.valid}
         reply |= self._results(run, given, shopper, call)
         if run.valid and run.order is not None and run.start is not None:
-            reply["order"] = shown(run.order, run.start)
+            reply["order"] = with_details(shown(run.order, run.start), run.replaced)
         if shopper.source_id:
             reply["tracking_id"] = tracking_id(shopper.source_id)
         if given.get("session", {}).get("type") == "LOCK":
@@ -116,14 +116,14 @@ class Project:
         return {
             "redeemables_limit": options.redeemables_limit,
             "applicable_redeemables_limit": options.applicable_redeemables_limit,
-            "applicable_redeemables_per_category_limit": options.redeemables_limit,
+            "applicable_redeemables_per_category_limit": options.applicable_redeemables_per_category_limit,
             "applicable_redeemables_category_limits": self.catalog.category_limits(),
             "applicable_exclusive_redeemables_limit": exclusive,
             "applicable_exclusive_redeemables_per_category_limit": exclusive,
             "exclusive_categories": [NEVER_STACKABLE],
             "joint_categories": [ALWAYS_STACKABLE],
             "redeemables_application_mode": options.redeemables_application_mode,
-            "redeemables_sorting_rule": "REQUESTED_ORDER",
+            "redeemables_sorting_rule": options.redeemables_sorting_rule,
             "redeemables_products_application_mode": "STACK",
             "redeemables_no_effect_rule": options.redeemables_no_effect_rule,
             "no_effect_skip_categories": [],
@@ -149,7 +149,7 @@ class Project:
         reply: Json = {"redemptions": [child.json for child in children]}
         order = self.books.orders.get(key)
         if order is not None and run.start is not None:
-            reply["order"] = shown(order, run.start)
+            reply["order"] = with_details(shown(order, run.start), run.replaced)
         if parent:
             reply["parent_redemption"] = self._parent(parent, children, reply.get("order"), given, shopper, call)
         told = self._results(run, given, shopper, call)
@@ -157,9 +157,12 @@ class Project:
         return reply | {name: told.get(name, []) for name in rejected}
 
     def _failed(self, run: Run, given: Json, shopper: Shopper, call: Call) -> Refused:
-        """The first refusal is the error of the whole call; the attempt is recorded."""
+        """The error of the whole call is the first refusal, or that nothing applies; the attempt is recorded."""
+        options = self.catalog.options
         first = next((result for result in run.results if result.refused is not None), run.results[0])
         refused = first.refused or Refused(first.skipped, message=skipped_message(first.skipped))
+        if options.nothing_applies != "first_refusal" and options.redeemables_application_mode == "PARTIAL":
+            refused = Refused(options.nothing_applies, "None of the redeemables can be applied.")
         id_ = self.books.new_id("rf")
         failure = {"result": "FAILURE", "status": "FAILED", "failure_code": refused.key}
         self.books.others[id_] = (
@@ -425,92 +428,12 @@ class Project:
             raise not_found("session", key)
 
     def qualify(self, given: Json, call: Call) -> Json:
-        """Automatic promotions and campaigns that may suit, each computed alone, with some of their rules unchecked."""
-        options = given.get("options", {})
-        shopper, order = self._shopper(given, call), self._order(given)
-        candidates = self._by_tier(shopper, order, given) + self._by_campaign(given)
-        after = options.get("starting_after") or ""
-        found = [entry for entry in candidates if not after or entry["created_at"] < after]
-        found = _SORTED[options.get("sorting_rule", "DEFAULT")](_filtered(found, options.get("filters", {})))
-        page = found[: options.get("limit", 5)]
-        redeemables: Json = {"object": "list", "data_ref": "data", "data": page, "total": len(page)}
-        redeemables["has_more"] = len(page) < len(found)
-        if redeemables["has_more"]:
-            redeemables["more_starting_after"] = page[-1]["created_at"]
-        reply: Json = {"redeemables": redeemables}
-        if shopper.source_id:
-            reply["tracking_id"] = tracking_id(shopper.source_id)
-        if order is not None:
-            reply["order"] = shown(order, order)
-        return reply | {"stacking_rules": self.stacking_rules()}
-
-    def _by_tier(self, shopper: Shopper, order: Order | None, given: Json) -> list[Json]:
-        if given.get("scenario", "ALL") not in ("ALL", "AUDIENCE_ONLY", "PRODUCTS", "PRODUCTS_DISCOUNT"):
-            return []
-        expand = {*given.get("options", {}).get("expand", []), "order"}
-        found = []
-        for tier in self.catalog.tiers():
-            run = Run(self.catalog, self.books, shopper, order, qualifying=True)
-            result = run.go([{"object": "promotion_tier", "id": tier.id}]).results[0]
-            if result.status == "APPLICABLE" and tier.campaign is not None:
-                json = result.json(expand, self.books, shopper, "")
-                json |= {"created_at": moment(created_at(tier.campaign)), "banner": tier.campaign.description}
-                json |= {"campaign_id": tier.parent[0], "campaign_name": tier.parent[1], "name": tier.parent[1]}
-                found.append({name: value for name, value in json.items() if name != "status"})
-        return found
-
-    def _by_campaign(self, given: Json) -> list[Json]:
-        if given.get("scenario", "ALL") not in ("ALL", "AUDIENCE_ONLY"):
-            return []
-        found = []
-        for campaign in self.catalog.book.campaigns:
-            incentive = self.catalog.of_campaign(campaign)
-            if campaign.needs == "coupon" and campaign.active and incentive.discount:
-                found.append(
-                    {
-                        "id": campaign_id(campaign.id),
-                        "object": "campaign",
-                        "created_at": moment(created_at(campaign)),
-                        "result": {"discount": discount_json(incentive.discount)},
-                        "metadata": incentive.metadata,
-                        "categories": [category(id_) for id_ in incentive.categories],
-                        "name": campaign.name,
-                    }
-                )
-        return found
-
-
-def _filtered(found: list[Json], filters: Json) -> list[Json]:
-    """Several filters must all hold, or with the junction "or" one of them."""
-    tests = {name: field.get("conditions", {}) for name, field in filters.items() if name != "junction"}
-    hold = any if filters.get("junction", "and") == "or" else all
-    if not tests:
-        return found
-    return [entry for entry in found if hold(_holds(entry, name, test) for name, test in tests.items())]
-
-
-_FIELDS: Final[dict[str, Callable[[Json], Any]]] = {
-    "resource_id": lambda entry: entry["id"],
-    "resource_type": lambda entry: entry["object"],
-    "campaign_id": lambda entry: entry.get("campaign_id", entry["id"]),
-    "campaign_type": lambda entry: "PROMOTION" if entry["object"] == "promotion_tier" else "DISCOUNT_COUPONS",
-    "code": lambda entry: entry["id"],
-}
-
-
-def _holds(entry: Json, name: str, test: dict[str, list[str]]) -> bool:
-    value = _FIELDS[name](entry) if name in _FIELDS else None
-    wanted = {*test.get("$is", []), *test.get("$in", [])}
-    unwanted = {*test.get("$is_not", []), *test.get("$not_in", [])}
-    return (not wanted or value in wanted) and value not in unwanted
-
-
-def _deal(entry: Json) -> int:
-    return int(entry.get("order", {}).get("total_applied_discount_amount", 0))
-
-
-_SORTED: Final[dict[str, Callable[[list[Json]], list[Json]]]] = {
-    "DEFAULT": lambda found: sorted(found, key=lambda entry: str(entry["created_at"]), reverse=True),
-    "BEST_DEAL": lambda found: sorted(found, key=_deal, reverse=True),
-    "LEAST_DEAL": lambda found: sorted(found, key=_deal),
-}
+        """Automatic promotions and campaigns that may suit; the same answer to the same question for some time."""
+        key = msgspec.json.encode(given, order="deterministic")
+        until, reply = self._qualified.get(key, (call.now, None))
+        if reply is None or until <= call.now:
+            shopper, order = self._shopper(given, call), self._order(given)
+            reply = qualify(self.catalog, self.books, shopper, order, given) | {"stacking_rules": self.stacking_rules()}
+            until = call.now + timedelta(seconds=self.catalog.options.qualifications_cached_s)
+            self._qualified[key] = until, reply
+        return reply

@@ -111,6 +111,22 @@ _SCENARIOS: Final = (
 _CONDITIONS: Final = ("$is", "$is_not", "$in", "$not_in")
 
 
+_COUNTS: Final = ("quantity", "initial_quantity", "discount_quantity")
+
+
+def _plain(value: Any, name: str = "") -> Any:
+    """A body as it is meant. The vendor's own client sends null for whatever it is not told, and the vendor's own
+    examples write "quantity": "1". Metadata stay as they are.
+    """
+    if name in _COUNTS and isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    if isinstance(value, list):
+        return [_plain(element) for element in value]
+    if not isinstance(value, dict) or name == "metadata":
+        return value
+    return {key: _plain(part, key) for key, part in value.items() if part is not None}
+
+
 class Schema:
     """The checks of all request bodies."""
 
@@ -121,13 +137,14 @@ class Schema:
         metadata = {"metadata": _object}
         about = {"order": order, "customer": customer, "tracking_id": _text(), **metadata}
         expand = _each(_one_of("order", "redemption", "redeemable", "category"))
+        include_orders = {"include_orders": _boolean}
         session = {"key": _text(), "type": _one_of("LOCK"), "ttl": _number, "ttl_unit": _one_of(*_UNITS)}
         self.stacked = self._named(
             {
                 **about,
                 "redeemables": _each(self._redeemable(), 1, redeemables_limit),
                 "session": self._named(session),
-                "options": self._named({"expand": expand}),
+                "options": self._named({"expand": expand, **include_orders}),
             },
             "redeemables",
         )
@@ -147,6 +164,7 @@ class Schema:
             given = self._decoder.decode(body)
         except (msgspec.DecodeError, ArithmeticError):
             raise Invalid("The body is not valid JSON") from None
+        given = _plain(given)
         check(given, "")
         return dict(given)
 

@@ -4,7 +4,7 @@ https://docs.voucherify.io/orchestrate/stacking-rules. Redemption validates agai
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final, Literal
@@ -18,7 +18,7 @@ from adapters.voucherify.sandbox.catalog import (
     Options,
     minor,
 )
-from adapters.voucherify.sandbox.orders import Order, Till, shown
+from adapters.voucherify.sandbox.orders import Found, Order, Till, find_bundles, shown
 from adapters.voucherify.sandbox.state import Books, category, discount_json
 from mapper.sandbox.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral
 
@@ -53,6 +53,7 @@ MESSAGES: Final = {
     "invalid_redemption_parent": "Invalid redemption parent",
     "invalid_redemption": "Invalid redemption",
     "unauthorized": "Unauthorized",
+    "no_applicable_redeemables": "No applicable redeemables",
 }
 
 _SKIPPED: Final = {
@@ -119,6 +120,14 @@ class Result:
     coin: Coin | None = None
     credits: int = 0
     points: int = 0
+    found: Found | None = None
+    """The bundles it is for."""
+    replaced: list[Json] = field(default_factory=list)
+
+    @property
+    def hierarchy(self) -> int:
+        campaign = self.incentive.campaign if self.incentive else None
+        return campaign.priority if campaign else 0
 
     @property
     def amount(self) -> int:
@@ -148,6 +157,8 @@ class Result:
             json["result"] = {"error": error, "details": {"message": message, "key": self.refused.key}}
         else:
             json["result"] = {"details": {"key": self.skipped, "message": _SKIPPED[self.skipped]}}
+        if self.found is not None and "result" in json:
+            json["result"] |= {"bundle": self.found.json()}
         return json | _described(incentive, expand)
 
     def _applicable(self, expand: set[str], books: Books, shopper: Shopper) -> Json:
@@ -226,12 +237,18 @@ class Run:
         failed = any(result.status == "INAPPLICABLE" for result in self.results)
         return bool(self.applicable) and not (failed and self._options.redeemables_application_mode == "ALL")
 
+    @property
+    def replaced(self) -> list[Json]:
+        return [details for result in self.applicable for details in result.replaced]
+
     def go(self, redeemables: list[Json]) -> "Run":
         self.results = [self._checked(redeemable, incentive) for redeemable, incentive in self._resolve(redeemables)]
         is_exclusive = any(
             result.refused is None and result.incentive and NEVER_STACKABLE in result.incentive.categories
             for result in self.results
         )
+        if self._options.redeemables_sorting_rule == "CATEGORY_HIERARCHY":
+            self.results.sort(key=lambda result: result.hierarchy)
         failed = False
         for result in self.results:
             if failed and self._options.redeemables_application_mode == "ALL":
@@ -294,6 +311,7 @@ class Run:
             self._check_uses(incentive, entry)
         if campaign is not None:
             self._check_conditions(campaign)
+            self._check_bundle(result, campaign)
         if isinstance(entry, GiftCard):
             self._check_gift_card(result, incentive)
 
@@ -379,6 +397,9 @@ class Run:
         conditions = campaign.conditions
         if conditions.customers and self._shopper.source_id not in conditions.customers:
             raise _violated("customer", campaign)
+        if conditions.every_item_costs:
+            # An item of Voucherify has no costs of its own.
+            raise _violated("order", campaign)
         if any((conditions.stores, conditions.attributes)):
             metadata = self.order.metadata if self.order else {}
             named = conditions.attributes.items()
@@ -387,6 +408,16 @@ class Run:
                 raise _violated("order", campaign)
         self._check_total(campaign)
         self._check_items(campaign)
+
+    def _check_bundle(self, result: Result, campaign: Campaign) -> None:
+        if campaign.bundle is None:
+            return
+        if self.order is None or not self.order.lines:
+            raise Refused("missing_order_items")
+        result.found = find_bundles(campaign.bundle, self.order)
+        if not result.found.quantity:
+            # With which key a bundle is refused is not documented; what it lacks is.
+            raise _violated("order", campaign)
 
     def _check_total(self, campaign: Campaign) -> None:
         """The rule "total amount before discount", which qualifications do not look at."""
@@ -443,7 +474,10 @@ class Run:
             return "applicable_exclusive_redeemables_limit_exceeded"
         if applied[""] >= options.applicable_redeemables_limit:
             return "applicable_redeemables_limit_exceeded"
-        if any(applied[id_] >= limits.get(id_, options.redeemables_limit) for id_ in incentive.categories):
+        if any(
+            applied[id_] >= limits.get(id_, options.applicable_redeemables_per_category_limit)
+            for id_ in incentive.categories
+        ):
             return "applicable_redeemables_per_category_limit_exceeded"
         return ""
 
@@ -471,6 +505,7 @@ class Run:
             result.points = till.pay_with_points(result.coin, result.points)
         elif incentive.discount is not None:
             till.apply(incentive.discount)
+            result.replaced = till.replaced
         self._check_budget(result, incentive)
 
     def _check_budget(self, result: Result, incentive: Incentive) -> None:

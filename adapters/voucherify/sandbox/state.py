@@ -18,6 +18,7 @@ from adapters.voucherify.sandbox.catalog import (
     campaign_id,
     created_at,
     digest,
+    hierarchy,
     minor,
     moment,
     tier_id,
@@ -263,7 +264,13 @@ def discount_json(discount: Discount) -> Json:
 def category(id_: str) -> Json:
     kinds = {NEVER_STACKABLE: ("Never stackable", "EXCLUSIVE"), ALWAYS_STACKABLE: ("Always stackable", "JOINT")}
     name, stacking = kinds.get(id_, ("One of these", None))
-    json: Json = {"id": id_, "name": name, "hierarchy": 1, "object": "category", "created_at": moment(EPOCH)}
+    json: Json = {
+        "id": id_,
+        "name": name,
+        "hierarchy": hierarchy(id_),
+        "object": "category",
+        "created_at": moment(EPOCH),
+    }
     return json | ({"stacking_rules_type": stacking} if stacking else {})
 
 

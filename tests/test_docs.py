@@ -69,8 +69,7 @@ def tables() -> dict[str, list[str]]:
             for word in Reason
         ],
         "voucherify": [("effect", "becomes")] + [(f"`{name}`", _becomes(name)) for name in voucherify.EFFECTS],
-        "effects": [("effect", "becomes")]
-        + [(f"`{name}`", BECOMES[row.becomes]) for name, row in effects.TABLE.items()],
+        "effects": [("effect", "becomes")] + [(f"`{name}`", BECOMES[row.kind]) for name, row in effects.TABLE.items()],
     }
     return {name: markdown(rows) for name, rows in plain.items()}
 

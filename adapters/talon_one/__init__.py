@@ -10,16 +10,15 @@ Every answer is the complete set of effects, so nothing is ever accumulated.
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NoReturn
 from urllib.parse import quote
 
 import msgspec
-from msgspec import Raw
 
 from adapters.talon_one import effects, wire
 from adapters.talon_one import options as settings
-from adapters.talon_one.session import Asked, ask
+from adapters.talon_one.session import SessionRequest, session_request
 from mapper.adapter import (
     Account,
     Adapter,
@@ -70,28 +69,28 @@ class TalonOne(Adapter):
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         """Opens the session, or updates it. PUT replaces what it names, so it may be sent any number of times."""
-        asked = ask(checkout, session, self._options)
-        reply = yield _put("open session", session, asked, state="open")
-        if _refuses_card(reply, asked):
-            asked = asked.without_card()
-            reply = yield _put("open session", session, asked, state="open")
+        request = session_request(checkout, session, self._options)
+        reply = yield _put("open session", session, request, state="open")
+        if _refuses_card(reply, request):
+            request = request.without_card()
+            reply = yield _put("open session", session, request, state="open")
         if (state := _cannot_move_from(reply)) is not None:
             ended = "cancelled" if state == "cancelled" else "completed"
             raise EngineRejected(
                 f"This order has been {ended} already; a new checkout is needed.", reason="session_closed"
             )
-        return _outcome(reply, asked, strict=True)
+        return _outcome(reply, request, strict=True)
 
     def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
         """Asks what closing would grant: a dry request considers its own payload alone, and stores nothing."""
-        asked = ask(order, session, self._options)
-        reply = yield _put("check session", session, asked, state="closed", dry=True)
-        if _refuses_card(reply, asked):
-            asked = asked.without_card()
-            reply = yield _put("check session", session, asked, state="closed", dry=True)
+        request = session_request(order, session, self._options)
+        reply = yield _put("check session", session, request, state="closed", dry=True)
+        if _refuses_card(reply, request):
+            request = request.without_card()
+            reply = yield _put("check session", session, request, state="closed", dry=True)
         if _cannot_move_from(reply) is not None:
-            return (yield from _redeemed_before(session, asked))
-        return _outcome(reply, asked, strict=False)
+            return (yield from _redeemed_before(session, request))
+        return _outcome(reply, request, strict=False)
 
     def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
         """Closes the session: the rules run once more, on list prices, and what they accept is redeemed.
@@ -99,15 +98,15 @@ class TalonOne(Adapter):
         Not repeatable, although an idempotency key is sent: the key is honoured since August 2026, and a deployment
         that does not know it ignores it. Then only `look_up` can tell what happened.
         """
-        asked = ask(order, session, self._options)
-        reply = yield _put("close session", session, asked, state="closed")
+        request = session_request(order, session, self._options)
+        reply = yield _put("close session", session, request, state="closed")
         if _cannot_move_from(reply) is not None:
-            return Redeemed((yield from _redeemed_before(session, asked)), asked.account)
-        return Redeemed(_outcome(reply, asked, strict=False), asked.account)
+            return Redeemed((yield from _redeemed_before(session, request)), request.account)
+        return Redeemed(_outcome(reply, request, strict=False), request.account)
 
     def look_up(self, order: Checkout, session: str, handle: str = "") -> Conversation[LookedUp]:
         """Reads the session. Raises `OrderMismatch` where it was closed with another cart or other codes."""
-        return (yield from _look_up(session, ask(order, session, self._options)))
+        return (yield from _look_up(session, session_request(order, session, self._options)))
 
     def undo(
         self, order: Checkout | None, session: str, handle: str = "", *, final: bool = False
@@ -129,9 +128,9 @@ class TalonOne(Adapter):
         _insist(reply)
 
 
-def _put(operation: str, session: str, asked: Asked, *, state: str, dry: bool = False) -> EngineRequest:
+def _put(operation: str, session: str, request: SessionRequest, *, state: str, dry: bool = False) -> EngineRequest:
     """https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2"""
-    body = asked.body(state)
+    body = request.body(state)
     closing = state == "closed" and not dry
     headers: list[tuple[str, str]] = [_JSON]
     if closing:
@@ -142,7 +141,7 @@ def _put(operation: str, session: str, asked: Asked, *, state: str, dry: bool = 
         path=f"{_PATH}{quote(session, safe='')}{'?dry=true' if dry else ''}",
         body=body,
         headers=tuple(headers),
-        account=asked.account,
+        account=request.account,
         effect="redeems" if closing else "none" if dry else "session",
         repeatable=not closing,
     )
@@ -155,31 +154,26 @@ def _get(session: str, account: str) -> EngineRequest:
     )
 
 
-def _outcome(reply: EngineReply, asked: Asked, *, strict: bool) -> Outcome:
+def _outcome(reply: EngineReply, request: SessionRequest, *, strict: bool) -> Outcome:
     _insist(reply)
-    state = wire.decode(wire.STATE, reply.body)
-    if state is None:
+    state = wire.read(reply.body)
+    if state is None or state.effects is None:
         raise _bad_reply()
-    return effects.read(_effects(state.effects), wire.campaigns(state.triggered_campaigns), asked, strict=strict)
-
-
-def _effects(text: Raw) -> Sequence[wire.Effect | Raw]:
-    found = wire.effects(text)
-    if found is None:
-        raise _bad_reply()
-    return found
+    return effects.read(state, request, strict=strict)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Did it happen?
 
 
-def _look_up(session: str, asked: Asked) -> Conversation[LookedUp]:
-    reply = yield _get(session, asked.account)
+def _look_up(session: str, request: SessionRequest) -> Conversation[LookedUp]:
+    reply = yield _get(session, request.account)
     if reply.status == 404:  # not in the specification; an unknown session may as well come as an empty one
         return LookedUp("absent")
     _insist(reply)
-    stored = _session(reply)
+    state = wire.read(reply.body)
+    if state is None or (stored := state.session) is None:
+        raise _bad_reply()
     if stored.state in (None, "", "open"):
         return LookedUp("absent")
     if stored.state == "cancelled":
@@ -187,18 +181,16 @@ def _look_up(session: str, asked: Asked) -> Conversation[LookedUp]:
         raise EngineRejected("The Talon.One session of this order has been cancelled.", reason="session_cancelled")
     if stored.state not in _CLOSED:
         raise _bad_reply()
-    if not _same(stored, asked):
+    if not _same(stored, request):
         raise OrderMismatch(
             "The Talon.One session of this order was closed with another cart or other codes.", reason="other_content"
         )
-    found = wire.decode(wire.SESSION, reply.body)
-    given = _effects(found.effects) if found else ()
-    return LookedUp("redeemed", effects.read(given, {}, asked, strict=False))
+    return LookedUp("redeemed", effects.read(state, request, strict=False))
 
 
-def _redeemed_before(session: str, asked: Asked) -> Conversation[Outcome]:
+def _redeemed_before(session: str, request: SessionRequest) -> Conversation[Outcome]:
     """After "cannot move": the session is closed already. By this very order, if it has the same content."""
-    found = yield from _look_up(session, asked)
+    found = yield from _look_up(session, request)
     if found.state != "redeemed":
         raise EngineUnavailable(
             "Talon.One contradicts itself about the session's state.", reason="session_state", sent=True
@@ -207,23 +199,24 @@ def _redeemed_before(session: str, asked: Asked) -> Conversation[Outcome]:
 
 
 def _session(reply: EngineReply) -> wire.StoredSession:
-    found = wire.decode(wire.SESSION, reply.body)
-    if found is None:
+    state = wire.read(reply.body)
+    if state is None or state.session is None:
         raise _bad_reply()
-    return found.customer_session or wire.StoredSession()
+    return state.session
 
 
-def _same(stored: wire.StoredSession, asked: Asked) -> bool:
+def _same(stored: wire.StoredSession, request: SessionRequest) -> bool:
     """Whether a stored session has the order's cart (compared numerically) and its codes (whatever their case)."""
-    theirs = [
-        (i.sku, i.quantity, i.price) for i in stored.cart_items or () if i.price is not None and i.price.is_finite()
-    ]
+    items = wire.items(stored.cart_items)
+    if items is None:
+        raise _bad_reply()
+    theirs = [(i.sku, i.quantity, i.price) for i in items if i.price is not None and i.price.is_finite()]
     return (
-        len(theirs) == len(stored.cart_items or ())
-        and theirs == [(item.sku, item.quantity, item.price) for item in asked.session.cart_items]
-        and _folded(*(stored.coupon_codes or ())) == _folded(*asked.session.coupon_codes)
-        and _folded(stored.referral_code or "") == _folded(asked.session.referral_code)
-        and (not stored.loyalty_cards or _folded(*stored.loyalty_cards) == _folded(asked.card))
+        len(theirs) == len(items)
+        and theirs == [(item.sku, item.quantity, item.price) for item in request.session.cart_items]
+        and _folded(*(stored.coupon_codes or ())) == _folded(*request.session.coupon_codes)
+        and _folded(stored.referral_code or "") == _folded(request.session.referral_code)
+        and (not stored.loyalty_cards or _folded(*stored.loyalty_cards) == _folded(request.card))
     )
 
 
@@ -245,9 +238,9 @@ def _cannot_move_from(reply: EngineReply) -> str | None:
     return match[1].lower() if match else None
 
 
-def _refuses_card(reply: EngineReply, asked: Asked) -> bool:
+def _refuses_card(reply: EngineReply, request: SessionRequest) -> bool:
     """Whether the loyalty card is the trouble: there is no effect that refuses one, so it comes as an error."""
-    if reply.status not in (400, 404) or not asked.card:
+    if reply.status not in (400, 404) or not request.card:
         return False
     found = _errors(reply)
     texts = [found.message]

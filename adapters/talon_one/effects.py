@@ -5,7 +5,6 @@ Effects are the engine's whole answer: "apply this", one entry for each unit of 
 and the rules sorted; the few others are sorted before they are read.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
@@ -13,7 +12,8 @@ from typing import Any, Literal, NamedTuple
 from msgspec import Raw
 
 from adapters.talon_one import reasons, wire
-from adapters.talon_one.session import Asked
+from adapters.talon_one.codes import Kind
+from adapters.talon_one.session import SessionRequest
 from mapper.adapter import (
     Discount,
     EngineRejected,
@@ -23,11 +23,12 @@ from mapper.adapter import (
     Problem,
     Rejection,
     Scope,
+    checkout,
     money,
 )
 
 
-class Row(NamedTuple):
+class EffectRule(NamedTuple):
     """What becomes of an effect.
 
     - `order`, `cost`: a discount beside the lines; on one of the cart's additional costs
@@ -39,7 +40,7 @@ class Row(NamedTuple):
     `text` tells people about it; {names} are the effect's props.
     """
 
-    becomes: Literal["order", "cost", "item", "item_cost", "accept", "refuse", "notice"]
+    kind: Literal["order", "cost", "item", "item_cost", "accept", "refuse", "notice"]
     text: str
 
 
@@ -47,55 +48,57 @@ _POINTS_UNDONE = "Loyalty points are taken back or returned."
 _DATES = "The expiry date of loyalty points changes."
 
 # All effect types of August 2026 (platform 26.16). What is not listed becomes a notice, too.
-TABLE: dict[str, Row] = {
+TABLE: dict[str, EffectRule] = {
     # Money
-    "setDiscount": Row("order", "The discount {name} comes to no amount."),
-    "setDiscountPerItem": Row("item", "The discount {name} comes to no amount."),
-    "setDiscountPerAdditionalCost": Row("cost", "The discount {name} comes to no amount."),
-    "setDiscountPerAdditionalCostPerItem": Row("item_cost", "The discount {name} comes to no amount."),
-    "rollbackDiscount": Row("notice", "The discount {name} is taken back."),
-    "addFreeItem": Row("notice", "This cart earns a free item: {name} ({sku})."),
+    "setDiscount": EffectRule("order", "The discount {name} comes to no amount."),
+    "setDiscountPerItem": EffectRule("item", "The discount {name} comes to no amount."),
+    "setDiscountPerAdditionalCost": EffectRule("cost", "The discount {name} comes to no amount."),
+    "setDiscountPerAdditionalCostPerItem": EffectRule("item_cost", "The discount {name} comes to no amount."),
+    "rollbackDiscount": EffectRule("notice", "The discount {name} is taken back."),
+    "addFreeItem": EffectRule("notice", "This cart earns a free item: {name} ({sku})."),
     # Codes
-    "acceptCoupon": Row("accept", "The code {value} is accepted."),
-    "rejectCoupon": Row("refuse", "The code {value} is refused."),
-    "acceptReferral": Row("accept", "The referral code {value} is accepted."),
-    "rejectReferral": Row("refuse", "The referral code {value} is refused."),
-    "redeemReferral": Row("accept", "The referral code {value} is accepted."),  # deprecated, as acceptReferral
-    "couponCreated": Row("notice", "A new code was created for the customer: {value}."),
-    "referralCreated": Row("notice", "A new referral code was created: {value}."),
-    "reserveCoupon": Row("notice", "The code {couponValue} is reserved for the customer."),
-    "rollbackCoupon": Row("notice", "The code {value} can be used again."),
-    "rollbackReferral": Row("notice", "The referral code {value} can be used again."),
+    "acceptCoupon": EffectRule("accept", "The code {value} is accepted."),
+    "rejectCoupon": EffectRule("refuse", "The code {value} is refused."),
+    "acceptReferral": EffectRule("accept", "The referral code {value} is accepted."),
+    "rejectReferral": EffectRule("refuse", "The referral code {value} is refused."),
+    "redeemReferral": EffectRule("accept", "The referral code {value} is accepted."),  # deprecated, as acceptReferral
+    "couponCreated": EffectRule("notice", "A new code was created for the customer: {value}."),
+    "referralCreated": EffectRule("notice", "A new referral code was created: {value}."),
+    "reserveCoupon": EffectRule("notice", "The code {couponValue} is reserved for the customer."),
+    "rollbackCoupon": EffectRule("notice", "The code {value} can be used again."),
+    "rollbackReferral": EffectRule("notice", "The referral code {value} can be used again."),
     # Loyalty: points are no money; what they pay for comes as a discount of its own
-    "addLoyaltyPoints": Row("notice", "{value} loyalty points are earned: {name}."),
-    "deductLoyaltyPoints": Row("notice", "{value} loyalty points are spent: {name}."),
-    "changeLoyaltyTierLevel": Row("notice", "The customer reaches the loyalty tier {newTierName}."),
-    "rollbackAddedLoyaltyPoints": Row("notice", _POINTS_UNDONE),
-    "rollbackDeductedLoyaltyPoints": Row("notice", _POINTS_UNDONE),
-    "extendLoyaltyPointsExpiryDate": Row("notice", _DATES),
-    "setLoyaltyPointsExpiryDate": Row("notice", _DATES),
+    "addLoyaltyPoints": EffectRule("notice", "{value} loyalty points are earned: {name}."),
+    "deductLoyaltyPoints": EffectRule("notice", "{value} loyalty points are spent: {name}."),
+    "changeLoyaltyTierLevel": EffectRule("notice", "The customer reaches the loyalty tier {newTierName}."),
+    "rollbackAddedLoyaltyPoints": EffectRule("notice", _POINTS_UNDONE),
+    "rollbackDeductedLoyaltyPoints": EffectRule("notice", _POINTS_UNDONE),
+    "extendLoyaltyPointsExpiryDate": EffectRule("notice", _DATES),
+    "setLoyaltyPointsExpiryDate": EffectRule("notice", _DATES),
     # Giveaways: the code itself stands in the payload only, it is worth money
-    "willAwardGiveaway": Row("notice", "With the order comes a giveaway: {poolName}."),
-    "awardGiveaway": Row("notice", "A giveaway is awarded: {poolName}."),
+    "willAwardGiveaway": EffectRule("notice", "With the order comes a giveaway: {poolName}."),
+    "awardGiveaway": EffectRule("notice", "A giveaway is awarded: {poolName}."),
     # Achievements and audiences
-    "startAchievementProgress": Row("notice", "The achievement {achievementName} begins."),
-    "increaseAchievementProgress": Row("notice", "Progress in the achievement {achievementName}: {value} of {target}."),
-    "rollbackIncreasedAchievementProgress": Row(
+    "startAchievementProgress": EffectRule("notice", "The achievement {achievementName} begins."),
+    "increaseAchievementProgress": EffectRule(
+        "notice", "Progress in the achievement {achievementName}: {value} of {target}."
+    ),
+    "rollbackIncreasedAchievementProgress": EffectRule(
         "notice", "Progress in the achievement {achievementName} is taken back."
     ),
-    "addToAudience": Row("notice", "The customer joins an audience."),
-    "removeFromAudience": Row("notice", "The customer leaves an audience."),
+    "addToAudience": EffectRule("notice", "The customer joins an audience."),
+    "removeFromAudience": EffectRule("notice", "The customer leaves an audience."),
     # Messages and others
-    "showNotification": Row("notice", "{title}: {body}"),
-    "customEffect": Row("notice", "The promotion engine returns {name}."),
-    "updateAttribute": Row("notice", "The attribute {path} has a new value."),
-    "triggerWebhook": Row("notice", "The promotion engine calls a webhook."),
-    "showBundleMetadata": Row("notice", "{description}"),  # deprecated
+    "showNotification": EffectRule("notice", "{title}: {body}"),
+    "customEffect": EffectRule("notice", "The promotion engine returns {name}."),
+    "updateAttribute": EffectRule("notice", "The attribute {path} has a new value."),
+    "triggerWebhook": EffectRule("notice", "The promotion engine calls a webhook."),
+    "showBundleMetadata": EffectRule("notice", "{description}"),  # deprecated
     # A rule that failed inside a 200: https://docs.talon.one/docs/dev/integration-api/api-effects#error
-    "error": Row("notice", "A promotion rule failed; what it grants is missing."),
+    "error": EffectRule("notice", "A promotion rule failed; what it grants is missing."),
 }
-_MONEY = frozenset({"order", "cost", "item", "item_cost"})
-_UNKNOWN = Row("notice", "The promotion engine returns something that this service does not know.")
+_MONEY = frozenset(kind for kind, rule in TABLE.items() if rule.kind in ("order", "cost", "item", "item_cost"))
+_UNKNOWN = EffectRule("notice", "The promotion engine returns something that this service does not know.")
 
 
 class _Rule(NamedTuple):
@@ -107,11 +110,21 @@ class _Rule(NamedTuple):
     coupon: int
     """These four are -1 where the effect does not name any."""
     effect_type: str
-    name: str
+    rule_name: str
     scope: str
     cost: str
     bundle: str
-    rule_name: str
+    name: str
+
+
+def _rule(told: tuple[Any, ...], name: str) -> _Rule:
+    """`told`: what the effects of a rule have in common, as it came."""
+    ids = [-1 if number is None else number for number in told[:4]]
+    effect_type, rule_name, scope, cost, bundle = told[4:]
+    return _Rule(
+        ids[0], ids[1], ids[2], ids[3],
+        effect_type, (rule_name or "").strip(), scope or "", cost or "", bundle or "", name,
+    )  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -121,18 +134,23 @@ class _Shares:
     values: dict[int, list[Decimal]] = field(default_factory=dict)
     announced: set[Decimal] = field(default_factory=set)
     """The totals that pro-rata effects announce; each effect repeats its own."""
-    props: list[Raw] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    """Where its effects stand in the answer."""
 
 
 @dataclass(slots=True)
 class _Answer:
     """What has been read so far."""
 
-    rules: dict[tuple[Any, ...], _Shares] = field(default_factory=dict)
+    state: wire.State
+    request: SessionRequest
+    rules: dict[tuple[tuple[Any, ...], str], _Shares] = field(default_factory=dict)
     """By what a `_Rule` is made of."""
-    accepted: dict[str, set[str]] = field(default_factory=dict)
-    """Folded codes, by kind of code."""
-    refused: list[tuple[str, str, str | None, str | None, Notice]] = field(default_factory=list)
+    others: list[tuple[int, wire.Effect | None, Problem | None]] = field(default_factory=list)
+    """What is no discount, or one that cannot be read: its place in the answer, and why."""
+    accepted: set[tuple[Kind, str]] = field(default_factory=set)
+    """Codes as they were sent."""
+    refused: list["_Refusal"] = field(default_factory=list)
     coupons: dict[int, str] = field(default_factory=dict)
     """Codes by the engine's number for the coupon."""
     selected: dict[int, Decimal] = field(default_factory=dict)
@@ -140,40 +158,87 @@ class _Answer:
     notices: list[Notice] = field(default_factory=list)
 
 
-def read(
-    effects: Sequence[wire.Effect | Raw], campaigns: Mapping[int, wire.Campaign], asked: Asked, *, strict: bool
-) -> Outcome:
+def read(state: wire.State, request: SessionRequest, *, strict: bool) -> Outcome:
     """What the engine grants.
 
     An effect that concerns money or a code and cannot be read is an error while it can still be refused (`strict`):
     `EngineRejected` for a position that the cart does not have, else `EngineUnavailable`. Once the session is closed it
     can only be told: as a notice.
     """
-    answer = _Answer()
-    odd: list[tuple[wire.Effect | Raw, Problem | None]] = []
-    """What is not simply a discount, or is one that cannot be read."""
-    for effect in effects:
-        if isinstance(effect, Raw) or (becomes := TABLE.get(effect.effect_type, _UNKNOWN).becomes) not in _MONEY:
-            odd.append((effect, None))
+    answer = _Answer(state, request)
+    _add_up(answer)
+    for place, effect, problem in sorted(answer.others, key=lambda other: _order(other, state)):
+        _read_other(place, effect, problem, answer, strict=strict)
+    discounts = _discounts(answer)
+    rejected = _rejected(answer)
+    answer.notices += [_other_price(position, price, request) for position, price in sorted(answer.selected.items())]
+    notices = (*request.notices, *answer.notices)
+    return Outcome(discounts=discounts, rejected=rejected, notices=notices, costs=request.costs)
+
+
+def _add_up(answer: _Answer) -> None:
+    """Sorts the discounts by rule and line. Looks at each unit of each line: the part that must be quick."""
+    lines: dict[tuple[Any, ...], tuple[_Shares, list[Decimal], int]] = {}
+    """By all that the effects of one line's units have in common, as it came."""
+    number = wire.NUMBER.decode
+    for place, effect in enumerate(answer.state.effects or ()):
+        if effect is None or effect.effect_type not in _MONEY:
+            answer.others.append((place, effect, None))
             continue
         try:
-            _read_discount(effect, becomes, asked, answer)
+            if (props := effect.props) is None:
+                raise _unreadable()
+            amount, position = money.from_engine(number(props.value)), props.position
+            rule = (
+                effect.campaign_id, effect.ruleset_id, effect.rule_index, effect.triggered_by_coupon,
+                effect.effect_type, effect.rule_name, props.scope, props.additional_cost, props.bundle_name,
+            )  # fmt: skip
+            same = (rule, props.name, position if type(position) is int else _whole_number(position))
+            if (line := lines.get(same)) is None:
+                line = lines[same] = _line(*same, answer)
+        except wire.UNREADABLE:  # money.NotMoney among them
+            answer.others.append((place, effect, _unreadable()))
+            continue
         except Problem as problem:
-            odd.append((effect, problem))
-    for one, unreadable in sorted(odd, key=_order):
-        _read_odd(one, unreadable, asked, answer, strict=strict)
-    discounts = _discounts(answer, campaigns, asked)
-    rejected = _rejected(answer, asked)
-    answer.notices += [_other_price(position, price, asked) for position, price in sorted(answer.selected.items())]
-    notices = (*asked.notices, *answer.notices)
-    return Outcome(discounts=discounts, rejected=rejected, notices=notices, costs=asked.told_costs)
+            answer.others.append((place, effect, problem))
+            continue
+        shares, of_line, position = line
+        of_line.append(amount)
+        shares.places.append(place)
+        if props.total_discount is not None and (total := _number(props.total_discount)) is not None:
+            shares.announced.add(total)
+        if effect.selected_price is not None and position >= 0:
+            _note_price(effect.selected_price, position, answer)
 
 
-def _order(found: tuple[wire.Effect | Raw, Problem | None]) -> tuple[Any, ...]:
-    effect, _ = found
-    if isinstance(effect, Raw):
-        return (1, bytes(effect))
-    return (0, *_ids(effect), effect.effect_type, bytes(effect.props))
+def _line(
+    rule: tuple[Any, ...], name: str | None, position: int | None, answer: _Answer
+) -> tuple[_Shares, list[Decimal], int]:
+    """Where the shares of a rule are put, those on one line, and its position."""
+    position = _position(rule[4], position, answer.request)
+    name = (name or "").strip().removesuffix(f"#{position}").strip()
+    if (shares := answer.rules.get((rule, name))) is None:
+        shares = answer.rules[rule, name] = _Shares()
+    return shares, shares.values.setdefault(position, []), position
+
+
+def _note_price(price: Decimal, position: int, answer: _Answer) -> None:
+    selected = _number(price)
+    if selected is not None and selected != answer.request.session.cart_items[position].price:
+        answer.selected[position] = min(selected, answer.selected.get(position, selected))
+
+
+def _number(number: Decimal) -> Decimal | None:
+    try:
+        return money.from_engine(number)
+    except money.NotMoney:
+        return None
+
+
+def _order(other: tuple[int, wire.Effect | None, Problem | None], state: wire.State) -> tuple[Any, ...]:
+    place, effect, _ = other
+    text = bytes(state.props(place))
+    return (1, text) if effect is None else (0, *_ids(effect), effect.effect_type, text)
 
 
 def _ids(effect: wire.Effect) -> tuple[int, int, int, int]:
@@ -187,34 +252,35 @@ def _ids(effect: wire.Effect) -> tuple[int, int, int, int]:
     )
 
 
-def _read_odd(
-    effect: wire.Effect | Raw, problem: Problem | None, asked: Asked, answer: _Answer, *, strict: bool
+def _read_other(
+    place: int, effect: wire.Effect | None, problem: Problem | None, answer: _Answer, *, strict: bool
 ) -> None:
-    if isinstance(effect, Raw):
-        answer.notices.append(Notice("unreadable", _UNKNOWN.text, wire.decode(wire.PLAIN, effect)))
+    props = answer.state.props(place)
+    if effect is None:
+        answer.notices.append(Notice("unreadable", _UNKNOWN.text, wire.decode(wire.PLAIN, props)))
         return
-    row = TABLE.get(effect.effect_type, _UNKNOWN)
+    rule = TABLE.get(effect.effect_type, _UNKNOWN)
     try:
         if problem is not None:
             raise problem
-        if row.becomes == "notice":
-            answer.notices.append(_notice(effect, row.text))
+        if rule.kind == "notice":
+            answer.notices.append(_notice(effect, props, rule.text))
         else:
-            _read_code(effect, row, asked, answer)
+            _read_code(effect, props, rule, answer)
     except Problem as unreadable:
         if strict:
             raise
-        answer.notices.append(_notice(effect, unreadable.message))
+        answer.notices.append(_notice(effect, props, unreadable.message))
 
 
-def _notice(effect: wire.Effect, text: str) -> Notice:
-    payload = wire.decode(wire.PLAIN, effect.props)
+def _notice(effect: wire.Effect, props: Raw, text: str) -> Notice:
+    payload = wire.decode(wire.PLAIN, props)
     return Notice(effect.effect_type, _fill(text, payload), payload)
 
 
-def _other_price(position: int, price: Decimal, asked: Asked) -> Notice:
+def _other_price(position: int, price: Decimal, request: SessionRequest) -> Notice:
     """Price types (a members' price) lower a price without any effect that says so: not supported, so it is said."""
-    sku = asked.lines[position].name
+    sku = request.lines[position].name
     text = f"Talon.One reckons with {price} for {sku}, which is not the price that it was sent."
     return Notice("selectedPrice", text, {"position": position, "sku": sku, "selectedPrice": price})
 
@@ -234,48 +300,54 @@ def _fill(text: str, payload: Any) -> str:
 # Codes
 
 
-def _read_code(effect: wire.Effect, row: Row, asked: Asked, answer: _Answer) -> None:
-    props = wire.decode(wire.CODE, effect.props)
+class _Refusal(NamedTuple):
+    kind: Kind
+    code: str | None
+    """As it was sent; None where no such code was."""
+    props: wire.CodeProps
+    notice: Notice
+
+
+def _read_code(effect: wire.Effect, text: Raw, rule: EffectRule, answer: _Answer) -> None:
+    props = wire.decode(wire.CODE, text)
     if props is None:
         raise _unreadable()
-    kind = "coupon" if effect.effect_type.endswith("Coupon") else "referral"
-    code = props.value.casefold()
-    notice = _notice(effect, row.text)
-    if row.becomes == "refuse":
-        answer.refused.append((kind, code, props.rejection_reason, props.campaign_exclusion_reason, notice))
+    kind: Kind = "coupon" if effect.effect_type.endswith("Coupon") else "referral"
+    code = answer.request.codes.meant(kind, props.value)
+    notice = _notice(effect, text, rule.text)
+    if rule.kind == "refuse":
+        answer.refused.append(_Refusal(kind, code, props, notice))
         return
     answer.notices.append(notice)
-    answer.accepted.setdefault(kind, set()).add(code)
+    if code is not None:
+        answer.accepted.add((kind, code))
     if effect.triggered_by_coupon is not None and kind == "coupon":
-        spelled = (typed for typed in asked.session.coupon_codes if typed.casefold() == code)
-        answer.coupons.setdefault(effect.triggered_by_coupon, next(spelled, props.value))
+        answer.coupons.setdefault(effect.triggered_by_coupon, code or props.value)
 
 
-def _rejected(answer: _Answer, asked: Asked) -> tuple[Rejection, ...]:
+def _rejected(answer: _Answer) -> tuple[Rejection, ...]:
     """One refusal for each refused code, in the order in which the codes were given.
 
     A code that several campaigns share may be accepted by one and refused by another: then it works, and the refusal is
     only told. So is the refusal of a code that is not in this cart, and so is a code that got no answer: the
     documentation has an effect for every code, so nothing says that such a one does not work.
     """
-    sent = {("coupon", code.casefold()): code for code in asked.session.coupon_codes}
-    if asked.session.referral_code:
-        sent["referral", asked.session.referral_code.casefold()] = asked.session.referral_code
-    found: dict[tuple[str, str], Rejection] = {}
-    for kind, code, word, exclusion, notice in answer.refused:
-        if (kind, code) not in sent or code in answer.accepted.get(kind, ()):
+    request = answer.request
+    found: dict[tuple[Kind, str], Rejection] = {}
+    for kind, code, props, notice in answer.refused:
+        if code is None or (kind, code) in answer.accepted:
             answer.notices.append(notice)
             continue
         table = reasons.COUPON if kind == "coupon" else reasons.REFERRAL
-        rejection = Rejection(sent[kind, code], reasons.reason(table, word, exclusion), reasons.word(word))
-        found.setdefault((kind, code), rejection)
-    for (kind, code), spelled in sent.items():
-        if (kind, code) not in found and code not in answer.accepted.get(kind, ()):
-            text = f"The promotion engine neither accepts nor refuses the code {spelled}."
-            answer.notices.append(Notice("code_not_answered", text, {"value": spelled}))
-    order = {code: place for place, code in reversed(list(enumerate(asked.typed)))}
+        reason = reasons.reason(table, props.rejection_reason, props.campaign_exclusion_reason)
+        found.setdefault((kind, code), Rejection(code, reason, reasons.word(props.rejection_reason)))
+    for kind, code in request.codes:
+        if (kind, code) not in found and (kind, code) not in answer.accepted:
+            text = f"The promotion engine neither accepts nor refuses the code {code}."
+            answer.notices.append(Notice("code_not_answered", text, {"value": code}))
+    order = {code: place for place, code in reversed(list(enumerate(request.codes_as_entered)))}
     return tuple(
-        sorted((*asked.rejected, *found.values()), key=lambda rejection: order.get(rejection.code, len(order)))
+        sorted((*request.rejected, *found.values()), key=lambda rejection: order.get(rejection.code, len(order)))
     )
 
 
@@ -283,85 +355,54 @@ def _rejected(answer: _Answer, asked: Asked) -> tuple[Rejection, ...]:
 # Discounts
 
 
-def _read_discount(effect: wire.Effect, becomes: str, asked: Asked, answer: _Answer) -> None:
-    """Called for each unit of each line: the part of this module that must be quick."""
-    try:
-        props = wire.DISCOUNT.decode(effect.props)
-        value = money.from_engine(props.value)
-    except wire.UNREADABLE:
-        raise _unreadable() from None
-    position = _position(props.position, asked) if becomes in ("item", "item_cost") else -1
-    rule = (
-        *_ids(effect),
-        effect.effect_type,
-        (props.name or "").strip().removesuffix(f"#{position}").strip(),
-        props.scope or "",
-        props.additional_cost or "",
-        props.bundle_name or "",
-        (effect.rule_name or "").strip(),
-    )
-    shares = answer.rules.get(rule)
-    if shares is None:
-        shares = answer.rules[rule] = _Shares()
-    values = shares.values
-    if position in values:
-        values[position].append(value)
-    else:
-        values[position] = [value]
-    shares.props.append(effect.props)
-    if props.total_discount is not None and (total := _number(props.total_discount)) is not None:
-        shares.announced.add(total)
-    if effect.selected_price is not None and position >= 0:
-        selected = _number(effect.selected_price)
-        if selected is not None and selected != asked.session.cart_items[position].price:
-            answer.selected[position] = min(selected, answer.selected.get(position, selected))
-
-
-def _number(number: Decimal) -> Decimal | None:
-    try:
-        return money.from_engine(number)
-    except money.NotMoney:
-        return None
-
-
-def _position(position: int | Decimal | None, asked: Asked) -> int:
-    """The index of the line as it was sent. `subPosition` counts the line's units and needs no reading, since each unit
-    has an effect of its own: https://docs.talon.one/docs/product/rules/understanding-cart-item-flattening
+def _position(effect_type: str, position: int | None, request: SessionRequest) -> int:
+    """The index of the line as it was sent; -1 for what is not about a line. `subPosition` counts the line's units and
+    needs no reading, since each unit has an effect of its own:
+    https://docs.talon.one/docs/product/rules/understanding-cart-item-flattening
     """
-    if isinstance(position, int) and 0 <= position < len(asked.lines):
-        return position
-    fits = isinstance(position, Decimal) and position.is_finite() and 0 <= position < len(asked.lines)
-    if position is None or not fits or position % 1:
+    if TABLE[effect_type].kind not in ("item", "item_cost"):
+        return -1
+    if position is None or not 0 <= position < len(request.lines):
         raise EngineRejected("Talon.One discounts a line that this cart does not have.", reason="bad_position")
-    return int(position)
+    return position
+
+
+def _whole_number(position: Decimal | int | None) -> int | None:
+    """The vendor's positions are numbers: 1 may come as 1.0."""
+    if isinstance(position, Decimal):
+        fits = position.is_finite() and 0 <= position < checkout.MAX_LINES and not position % 1
+        return int(position) if fits else None
+    return position
 
 
 def _unreadable() -> Problem:
     return EngineUnavailable("Talon.One's answer has an effect that cannot be read.", reason="bad_reply", sent=True)
 
 
-def _discounts(answer: _Answer, campaigns: Mapping[int, wire.Campaign], asked: Asked) -> tuple[Discount, ...]:
+def _discounts(answer: _Answer) -> tuple[Discount, ...]:
     """By line, and what stands beside the lines last; at one place by rule."""
+    request = answer.request
     found: list[tuple[bool, int, int, Discount]] = []
-    rules = sorted([(_Rule(*rule), shares) for rule, shares in answer.rules.items()], key=lambda one: one[0])
+    rules = sorted([(_rule(*told), shares) for told, shares in answer.rules.items()], key=lambda one: one[0])
     for place, (rule, shares) in enumerate(rules):
-        told = _described(rule, campaigns.get(rule.campaign), answer.coupons)
+        label = _label(rule, answer.state.campaigns.get(rule.campaign), answer.coupons)
         nothing = False
-        for position, amount in _amounts(shares, asked.digits):
+        for position, amount in _amounts(shares, request.digits):
             if amount > 0:
-                line = asked.lines[position].index if position >= 0 else None
-                found.append((told.scope == "costs" or line is None, position, place, told.off(amount, line)))
+                line = request.lines[position].index if position >= 0 else None
+                found.append((label.scope == "costs" or line is None, position, place, label.discount(amount, line)))
             else:
                 nothing = True
         if nothing:
-            answer.notices.append(_nothing_off(rule, shares))
+            answer.notices.append(_nothing_off(rule, shares, answer.state))
     found.sort()  # no two are equal in the first three
     return tuple([discount for *_, discount in found])
 
 
-def _nothing_off(rule: _Rule, shares: _Shares) -> Notice:
+def _nothing_off(rule: _Rule, shares: _Shares, state: wire.State) -> Notice:
     """What comes to nothing on some line, or to less: told, with all props of the rule's effects."""
-    props = [wire.decode(wire.PLAIN, text) for text in sorted(shares.props, key=bytes)]
+    texts = sorted([state.props(place) for place in shares.places], key=bytes)
+    props = [wire.decode(wire.PLAIN, text) for text in texts]
     text = _fill(TABLE[rule.effect_type].text, {"name": rule.name or rule.rule_name})
     return Notice(rule.effect_type, text, props[0] if len(props) == 1 else props)
 
@@ -391,24 +432,18 @@ def _whole(sums: dict[int, Decimal], shares: _Shares, digits: int) -> Decimal:
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """A rule as the shopper reads of it, with the engine's ids as Nacelle's page shows them."""
+class _Label:
+    """What all discounts of a rule have in common: how the shopper reads of it, what it lies on, the engine's ids as
+    Nacelle's page shows them.
+    """
 
     rule: _Rule
     name: str
     description: str
+    scope: Scope
     meta: dict[str, Any]
 
-    @property
-    def scope(self) -> Scope:
-        """https://docs.talon.one/docs/dev/integration-api/api-effects has the scopes of each effect."""
-        if TABLE[self.rule.effect_type].becomes in ("cost", "item_cost") or self.rule.scope == "additionalCosts":
-            return "costs"
-        if TABLE[self.rule.effect_type].becomes == "item":
-            return "total" if self.rule.scope == "itemTotal" else "goods"
-        return "goods" if self.rule.scope == "cartItems" else "total"
-
-    def off(self, amount: int, line: int | None) -> Discount:
+    def discount(self, amount: int, line: int | None) -> Discount:
         """Off a line (`Line.index`), or (None) off the order."""
         return Discount(
             name=self.name,
@@ -422,7 +457,17 @@ class _Told:
         )
 
 
-def _described(rule: _Rule, campaign: wire.Campaign | None, coupons: dict[int, str]) -> _Told:
+def _scope(rule: _Rule) -> Scope:
+    """https://docs.talon.one/docs/dev/integration-api/api-effects has the scopes of each effect."""
+    kind = TABLE[rule.effect_type].kind
+    if kind in ("cost", "item_cost") or rule.scope == "additionalCosts":
+        return "costs"
+    if kind == "item":
+        return "total" if rule.scope == "itemTotal" else "goods"
+    return "goods" if rule.scope == "cartItems" else "total"
+
+
+def _label(rule: _Rule, campaign: wire.Campaign | None, coupons: dict[int, str]) -> _Label:
     title = (campaign.name or "").strip() if campaign else ""
     text = (campaign.description or "").strip() if campaign else ""
     name = rule.rule_name or title or rule.name or "Discount"
@@ -436,4 +481,4 @@ def _described(rule: _Rule, campaign: wire.Campaign | None, coupons: dict[int, s
         "bundleName": rule.bundle,
     }
     meta = {key: value for key, value in meta.items() if value not in (None, "", -1)}
-    return _Told(rule=rule, name=name, description=text or title or rule.name or name, meta=meta)
+    return _Label(rule, name, text or title or rule.name or name, _scope(rule), meta)

@@ -42,10 +42,29 @@ OPTIONS = (
     ),
     Option("ITEM_ATTRIBUTES", "the same for each line, pointers within the line", kind="map"),
     Option(
-        "PROFILE_ID_PATH",
-        "where the customer's id stands; without one, a guest of this checkout's own",
-        "/customer/id",
-        kind="pointer",
+        "ITEM_FIELDS",
+        "the vendor's own fields of a line: `category=/category,name=/title,…`, any of `name`, `category`, `product`,"
+        " `weight`, `height`, `width`, `length`; not set: `name` from `/name` or `/title`, `category`, `weight`",
+        kind="map",
+    ),
+    Option(
+        "GUESTS",
+        "who a shopper without an id is: `own_profile`, a guest of this checkout's own, or `anonymous`, nobody",
+        "own_profile",
+        kind="choice",
+        choices=("own_profile", "anonymous"),
+    ),
+    Option(
+        "CODE_CASE",
+        "whether codes that differ by case are two, as the Application has it: `sensitive`, or `insensitive`",
+        "insensitive",
+        kind="choice",
+        choices=("insensitive", "sensitive"),
+    ),
+    Option(
+        "RESPONSE_CONTENT",
+        "what is asked back beside the effects, comma-separated: `ruleFailureReasons` (why a rule did not apply, for"
+        " the log), `coupons`, `customerProfile`, `loyalty` (notices for the storefront)",
     ),
     Option("PROFILE_PREFIX", "put before every profile id"),
     Option("STORE_PATH", "where the store's integration id stands", kind="pointer"),
@@ -65,7 +84,11 @@ OPTIONS = (
 _POINTER = re.compile(r"(/([^~/]|~[01])*)+")
 _KEY = re.compile(r"[!-~]+")
 _LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
-_SKU_FIELDS = ("", "sku", "variant_id", "product_id")
+
+# https://docs.talon.one/docs/dev/concepts/entities/customer-sessions; the vendor takes weights in grams, sizes in mm.
+_ITEM_FIELDS = ("name", "category", "product", "weight", "height", "width", "length")
+_DEFAULT_ITEM_FIELDS = (("name", "/name"), ("name", "/title"), ("category", "/category"), ("weight", "/weight"))
+_RESPONSE_CONTENT = ("ruleFailureReasons", "coupons", "customerProfile", "loyalty")
 
 
 @dataclass(frozen=True)
@@ -75,8 +98,10 @@ class Options:
     accounts: dict[str, Account]
     by_currency: dict[str, str]
     """Currency to account name; empty where the one Application takes any currency."""
-    profile_id_path: str
     profile_prefix: str
+    guests: str
+    code_case: str
+    response_content: tuple[str, ...]
     store_path: str
     identifiers_key: bytes = field(repr=False)
     sku_field: str
@@ -84,6 +109,8 @@ class Options:
     item_additional_costs: dict[str, str]
     session_attributes: dict[str, str]
     item_attributes: dict[str, str]
+    item_fields: tuple[tuple[str, str], ...]
+    """Pairs of field and pointer; where a field has several, the first that a line has something at."""
 
     def account(self, currency: str) -> str:
         """The account for this currency. Raises `EngineRejected`: an amount must never be read in another currency."""
@@ -114,15 +141,18 @@ class _Reader:
         options = Options(
             accounts=accounts,
             by_currency=by_currency,
-            profile_id_path=self._pointer("PROFILE_ID_PATH", "/customer/id"),
             profile_prefix=self._get("PROFILE_PREFIX"),
-            store_path=self._pointer("STORE_PATH", ""),
+            guests=self._choice("GUESTS"),
+            code_case=self._choice("CODE_CASE"),
+            response_content=self._response_content(),
+            store_path=self._pointer("STORE_PATH"),
             identifiers_key=self._get("IDENTIFIERS_KEY").encode(),
-            sku_field=self._sku_field(),
+            sku_field=self._choice("SKU_FIELD"),
             additional_costs=self._map("ADDITIONAL_COSTS"),
             item_additional_costs=self._map("ITEM_ADDITIONAL_COSTS"),
             session_attributes=self._map("SESSION_ATTRIBUTES"),
             item_attributes=self._map("ITEM_ATTRIBUTES"),
+            item_fields=self._item_fields(),
         )
         if self.problems:
             raise Misconfigured(self.problems)
@@ -170,8 +200,8 @@ class _Reader:
             self._wrong(url_from, fault)
         return Account(self._get(url_from).rstrip("/"), (("Authorization", f"ApiKey-v1 {key}"),))
 
-    def _pointer(self, name: str, default: str) -> str:
-        pointer = self._get(name) or default
+    def _pointer(self, name: str) -> str:
+        pointer = self._get(name)
         if pointer and not _POINTER.fullmatch(pointer):
             self._wrong(name, "a JSON pointer such as /customer/id")
         return pointer
@@ -187,11 +217,24 @@ class _Reader:
             found[key] = pointer
         return found
 
-    def _sku_field(self) -> str:
-        sku_field = self._get("SKU_FIELD")
-        if sku_field not in _SKU_FIELDS:
-            self._wrong("SKU_FIELD", "sku, variant_id or product_id; not set: the first of them that a line has")
-        return sku_field
+    def _choice(self, name: str) -> str:
+        (option,) = [option for option in OPTIONS if option.name == name]
+        value = self._get(name) or option.default or ""
+        if value not in option.choices:
+            self._wrong(name, f"one of {', '.join(filter(None, option.choices))}")
+        return value
+
+    def _item_fields(self) -> tuple[tuple[str, str], ...]:
+        fields = self._map("ITEM_FIELDS")
+        if unknown := [name for name in fields if name not in _ITEM_FIELDS]:
+            self._wrong("ITEM_FIELDS", f"fields of {', '.join(_ITEM_FIELDS)}; {unknown[0]!r} is none")
+        return tuple(fields.items()) or _DEFAULT_ITEM_FIELDS
+
+    def _response_content(self) -> tuple[str, ...]:
+        content = tuple(filter(None, map(str.strip, self._get("RESPONSE_CONTENT").split(","))))
+        if not set(content) <= set(_RESPONSE_CONTENT):
+            self._wrong("RESPONSE_CONTENT", f"some of {', '.join(_RESPONSE_CONTENT)}, comma-separated")
+        return tuple(dict.fromkeys(content))
 
 
 def _url_fault(url: str) -> str:

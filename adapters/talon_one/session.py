@@ -3,13 +3,15 @@
 import hashlib
 import hmac
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from adapters.talon_one import wire
+from adapters.talon_one import codes, wire
 from adapters.talon_one.options import Options
 from mapper.adapter import Checkout, Cost, InvalidRequest, Line, Notice, Reason, Rejection, money
 
@@ -17,115 +19,102 @@ from mapper.adapter import Checkout, Cost, InvalidRequest, Line, Notice, Reason,
 _MAX_CODE = 100
 _MAX_IDENTIFIERS = 5
 _CARD = re.compile(r"[A-Za-z0-9._%+@-]{4,108}", re.ASCII)
+_MEASURE = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Asked:
+class SessionRequest:
     """One question to the engine. `lines` are the lines it is told about: its positions count in this list."""
 
     account: str
     digits: int
     lines: tuple[Line, ...]
     session: wire.CustomerSession
-    costs: dict[str, int]
-    """The prices (minor units) of the cart's additional costs, by the engine's name."""
-    line_costs: tuple[dict[str, int], ...]
-    """The same of each line's own costs, for one unit; () where none are told."""
-    cost_names: tuple[str, ...]
-    line_cost_names: tuple[str, ...]
-    """All that are configured, whether they came or not."""
-    typed: tuple[str, ...]
+    costs: tuple[Cost, ...]
+    """The additional costs that are configured, with their prices: 0 where the cart or a line has none."""
+    codes: codes.SentCodes
+    codes_as_entered: tuple[str, ...]
     """Every code as the shopper spelled it, in the order in which refusals are told."""
     rejected: tuple[Rejection, ...]
     """Codes that cannot be sent at all."""
     notices: tuple[Notice, ...]
+    options: Options
 
     @property
     def card(self) -> str:
         return self.session.loyalty_cards[0] if self.session.loyalty_cards else ""
 
-    @property
-    def told_costs(self) -> tuple[Cost, ...]:
-        """The additional costs that are configured, with their prices: 0 where the cart or a line has none."""
-        own = (
-            Cost(name, costs.get(name, 0) * line.quantity, line.index)
-            for line, costs in zip(self.lines, self.line_costs, strict=False)
-            for name in self.line_cost_names
-        )
-        return (*(Cost(name, self.costs.get(name, 0)) for name in self.cost_names), *own)
-
-    def without_card(self) -> "Asked":
+    def without_card(self) -> "SessionRequest":
         """The same question, its loyalty card refused."""
         refused = Rejection(self.card, Reason.NOT_FOUND, "")
         session = _with(self.session, loyalty_cards=())
         return replace(self, session=session, rejected=(*self.rejected, refused))
 
     def body(self, state: str) -> bytes:
-        return wire.encode(wire.IntegrationRequest(customer_session=_with(self.session, state=state)))
+        content = ("customerSession", "triggeredCampaigns", *self.options.response_content)
+        session = _with(self.session, state=state)
+        return wire.encode(wire.IntegrationRequest(customer_session=session, response_content=content))
 
 
 def _with(session: wire.CustomerSession, **changes: Any) -> wire.CustomerSession:
     return msgspec.structs.replace(session, **changes)
 
 
-def ask(checkout: Checkout, session: str, options: Options) -> Asked:
+def session_request(checkout: Checkout, session: str, options: Options) -> SessionRequest:
     """Raises `InvalidRequest` where the body has something unusable at a configured place, and `EngineRejected` where
     its currency is not served.
     """
     account = options.account(checkout.currency)
-    coupons, referral, card, rejected = _codes(checkout)
-    identifiers, notices = _identifiers(checkout, options)
+    sent, card, rejected = _codes(checkout, options)
+    identifiers, cut = _identifiers(checkout, options)
     costs = _costs(checkout, options.additional_costs)
     own_costs = options.item_additional_costs
-    line_costs = tuple([_costs(checkout, own_costs, line) for line in checkout.cart]) if own_costs else ()
+    line_costs = [_costs(checkout, own_costs, line) for line in checkout.cart] if own_costs else []
+    fields, unusable = _all_fields(checkout, options)
+    items = tuple(
+        [
+            _item(checkout, line, line_costs[position] if own_costs else None, fields[position], options)
+            for position, line in enumerate(checkout.cart)
+        ]
+    )
     content = wire.CustomerSession(
         profile_id=_profile(checkout, session, options),
         store_integration_id=_text(checkout, options.store_path) or UNSET,
-        coupon_codes=coupons,
-        referral_code=referral,
+        coupon_codes=sent.coupons,
+        referral_code=sent.referral,
         loyalty_cards=(card,) if card else (),
         state="open",
-        cart_items=tuple(
-            [
-                _item(checkout, line, line_costs[position] if line_costs else None, options)
-                for position, line in enumerate(checkout.cart)
-            ]
-        ),
+        cart_items=items,
         additional_costs=_priced(costs, checkout.digits) if options.additional_costs else UNSET,
         identifiers=identifiers,
         attributes=_attributes(checkout, options.session_attributes),
     )
-    return Asked(
+    return SessionRequest(
         account=account,
         digits=checkout.digits,
         lines=checkout.cart,
         session=content,
-        costs=costs,
-        line_costs=line_costs,
-        cost_names=tuple(options.additional_costs),
-        line_cost_names=tuple(own_costs),
-        typed=checkout.promotions.codes,
+        costs=_all_costs(checkout, costs, line_costs, options),
+        codes=sent,
+        codes_as_entered=checkout.promotions.codes,
         rejected=rejected,
-        notices=notices,
+        notices=(*cut, *unusable),
+        options=options,
     )
 
 
-def _codes(checkout: Checkout) -> tuple[tuple[str, ...], str, str, tuple[Rejection, ...]]:
-    """What can be sent, and refusals of what the engine would answer with an error for the whole cart.
-
-    The engine decides itself whether case matters (https://docs.talon.one/docs/product/applications/manage-general-settings);
-    a code that was typed twice in different case is sent once, as it was first spelled.
-    """
+def _codes(checkout: Checkout, options: Options) -> tuple[codes.SentCodes, str, tuple[Rejection, ...]]:
+    """What can be sent, and refusals of what the engine would answer with an error for the whole cart."""
     given = checkout.promotions
-    first: dict[str, str] = {}
-    for code in given.coupon_codes:
-        first.setdefault(code.casefold(), code)
-    too_long = [code for code in (*first.values(), given.referral_code) if len(code) > _MAX_CODE]
+    coupons = codes.unique(given.coupon_codes, case=options.code_case)
+    too_long = [code for code in (*coupons, given.referral_code) if len(code) > _MAX_CODE]
     card_fits = not given.loyalty_card or _CARD.fullmatch(given.loyalty_card)
     malformed = too_long if card_fits else [*too_long, given.loyalty_card]
     return (
-        tuple(code for code in first.values() if len(code) <= _MAX_CODE),
-        given.referral_code if len(given.referral_code) <= _MAX_CODE else "",
+        codes.SentCodes(
+            tuple(code for code in coupons if len(code) <= _MAX_CODE),
+            given.referral_code if len(given.referral_code) <= _MAX_CODE else "",
+        ),
         given.loyalty_card if card_fits else "",
         tuple(Rejection(code, Reason.MALFORMED, "") for code in malformed),
     )
@@ -146,13 +135,22 @@ def _identifiers(checkout: Checkout, options: Options) -> tuple[tuple[str, ...],
 
 
 def _profile(checkout: Checkout, session: str, options: Options) -> str:
-    """The customer, or a guest of this checkout's own: under one shared guest id all anonymous shoppers would wait for
-    each other (https://docs.talon.one/docs/dev/getting-started/integration-tutorial#managing-parallel-requests).
+    """The customer; or a guest of this checkout's own, since under one shared guest id all anonymous shoppers would
+    wait for each other (https://docs.talon.one/docs/dev/getting-started/integration-tutorial#managing-parallel-requests);
+    or nobody, as the vendor allows and advises against: per-customer limits do not hold for nobody.
     """
-    return options.profile_prefix + (_text(checkout, options.profile_id_path) or f"guest-{session}")
+    if not checkout.customer and options.guests == "anonymous":
+        return ""
+    return options.profile_prefix + (checkout.customer or f"guest-{session}")
 
 
-def _item(checkout: Checkout, line: Line, costs: dict[str, int] | None, options: Options) -> wire.CartItem:
+# ---------------------------------------------------------------------------------------------------------------------
+# Lines
+
+
+def _item(
+    checkout: Checkout, line: Line, costs: dict[str, int] | None, fields: dict[str, Any], options: Options
+) -> wire.CartItem:
     sku = getattr(line, options.sku_field) if options.sku_field else line.name
     if not sku:
         raise InvalidRequest(f"The line has no {options.sku_field}.", f"{line.pointer}/{options.sku_field}")
@@ -162,12 +160,81 @@ def _item(checkout: Checkout, line: Line, costs: dict[str, int] | None, options:
         price=money.to_major(line.list_price, checkout.digits),
         attributes=_attributes(checkout, options.item_attributes, line),
         additional_costs=UNSET if costs is None else _priced(costs, checkout.digits),
+        **fields,
     )
+
+
+def _all_fields(checkout: Checkout, options: Options) -> tuple[list[dict[str, Any]], tuple[Notice, ...]]:
+    """The vendor's own fields of each line: https://docs.talon.one/docs/dev/concepts/entities/customer-sessions
+
+    What cannot be one is left out and told: most shops have something of these names, and a weight of "10 kg" is no
+    reason to sell nothing.
+    """
+    unusable: list[str] = []
+    fields = [_fields(checkout, line, options, unusable) for line in checkout.cart]
+    if not unusable:
+        return fields, ()
+    text = f"{len(unusable)} values of the cart's lines are not what Talon.One takes there; they were not sent."
+    return fields, (Notice("item_fields_not_sent", text, {"pointers": unusable}),)
+
+
+def _fields(checkout: Checkout, line: Line, options: Options, unusable: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, pointer in options.item_fields:
+        if name in found or (value := checkout.at_line(line, pointer)) in (None, ""):
+            continue
+        field = _FIELDS[name](value)
+        if field is None:
+            unusable.append(line.pointer + pointer)
+        elif field != "":
+            found[name] = field
+    return found
+
+
+def _label(value: Any) -> str | None:
+    """A name or a category; "" for a blank one, None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    return str(value).strip()
+
+
+def _product(value: Any) -> wire.Product | str | None:
+    name = _label(value.get("name") if isinstance(value, dict) else value)
+    return wire.Product(name) if name else name
+
+
+def _measure(value: Any) -> Decimal | None:
+    """A weight (grams) or a length (mm), from a number or a text."""
+    text = str(value) if isinstance(value, str | int | Decimal) and not isinstance(value, bool) else ""
+    return Decimal(text) if _MEASURE.fullmatch(text) else None
+
+
+_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "name": _label,
+    "category": _label,
+    "product": _product,
+    **dict.fromkeys(("weight", "height", "width", "length"), _measure),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What stands at the configured places
 
 
 def _costs(checkout: Checkout, names: dict[str, str], line: Line | None = None) -> dict[str, int]:
     found = ((name, checkout.amount_at(pointer, line)) for name, pointer in names.items())
     return {name: amount for name, amount in found if amount is not None}
+
+
+def _all_costs(
+    checkout: Checkout, costs: dict[str, int], line_costs: list[dict[str, int]], options: Options
+) -> tuple[Cost, ...]:
+    own = (
+        Cost(name, told.get(name, 0) * line.quantity, line.index)
+        for line, told in zip(checkout.cart, line_costs, strict=False)
+        for name in options.item_additional_costs
+    )
+    return (*(Cost(name, costs.get(name, 0)) for name in options.additional_costs), *own)
 
 
 def _priced(costs: dict[str, int], digits: int) -> dict[str, wire.AdditionalCost]:

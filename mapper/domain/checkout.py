@@ -175,7 +175,7 @@ class Checkout:
     def at_line(self, line: Line, pointer: str) -> Any:
         """The value that a JSON pointer names within a line; None where there is none. Raises `InvalidRequest`."""
         plain = document.at(line.plain, pointer)
-        return plain if isinstance(plain, str) else _at(line.source, pointer, line.pointer)
+        return plain if plain is None or isinstance(plain, str) else _at(line.source, pointer, line.pointer)
 
     def amount_at(self, pointer: str, line: Line | None = None) -> int | None:
         """The amount (minor units) that a pointer names; None where it is absent or null. Raises `InvalidRequest`."""

@@ -72,7 +72,9 @@ class Cart:
             ],
             "promotions": {"coupon_codes": list(self.codes), "meta": {}},
         }
-        return checkouts.parse(msgspec.json.encode(body), "validate" if lines == "items" else "consume")
+        return checkouts.parse(
+            msgspec.json.encode(body), "validate" if lines == "items" else "consume", customer_path="/customer/id"
+        )
 
 
 @dataclass(frozen=True)

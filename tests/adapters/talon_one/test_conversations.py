@@ -1,0 +1,235 @@
+"""What is asked after which answer: closing, looking up, undoing, refusals."""
+
+import json
+from typing import Any
+
+import pytest
+
+from adapters.talon_one import TalonOne
+from mapper.adapter import (
+    EngineReply,
+    Outcome,
+    Redeemed,
+    Rejection,
+)
+from mapper.domain.errors import EngineRejected, EngineUnavailable, OrderMismatch, Problem
+from mapper.domain.reasons import Reason
+from mapper.engine.conversation import replay
+from tests.adapters.talon_one.examples import CART
+from tests.adapters.talon_one.talk import (
+    ONE,
+    adapter,
+    amounts,
+    cart,
+    first,
+    per_item,
+    reply,
+    talk,
+)
+
+
+def cannot_move(state: str = "closed", to: str = "open") -> EngineReply:
+    return reply({"message": f'Cannot move session to state "{to}" from state "{state}"', "errors": None}, 400)
+
+
+def stored(state: str | None = "closed", **changes: Any) -> EngineReply:
+    session = {
+        "state": state, "couponCodes": ["coup-xyz789"], "referralCode": "ref-abc123", "total": 100,
+        "cartItems": [{"sku": "shoes", "quantity": 1.0, "price": 60, "position": 0, "attributes": {}},
+                      {"sku": "shirt", "quantity": 2, "price": 20.00, "position": 1}],
+    }  # fmt: skip
+    return reply({"customerSession": {**session, **changes}, "effects": [per_item(5, 0)]})
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem", "reason"),
+    [
+        (cannot_move(), EngineRejected, "session_closed"),
+        (cannot_move("partially_returned"), EngineRejected, "session_closed"),
+        (
+            reply({"message": "Cannot move session to state open from state closed"}, 400),
+            EngineRejected,
+            "session_closed",
+        ),
+        (reply({"message": "The submitted data was invalid"}, 400), EngineRejected, "request_rejected"),
+        (reply(b"<html>", 400), EngineRejected, "request_rejected"),
+        (reply({"message": "no"}, 422), EngineRejected, "request_rejected"),
+        (reply({"message": "invalid key"}, 401), EngineRejected, "engine_key"),
+        (reply({"message": "no rights"}, 403), EngineRejected, "engine_key"),
+        (reply({"message": "Not found"}, 404), EngineRejected, "not_found_at_engine"),
+        (reply(b"", 302), EngineUnavailable, "bad_reply"),
+        (reply(b"", 204), EngineUnavailable, "bad_reply"),
+        (reply(b"<html>"), EngineUnavailable, "bad_reply"),
+        (reply({}), EngineUnavailable, "bad_reply"),
+        (reply({"effects": {}}), EngineUnavailable, "bad_reply"),
+    ],
+)
+def test_what_a_refusal_of_validate_means(answer: EngineReply, problem: type[Problem], reason: str) -> None:
+    with pytest.raises(problem) as caught:
+        talk(adapter().validate(CART, "s"), answer)
+    assert caught.value.reason == reason
+
+
+def test_a_list_that_is_null_counts_as_empty() -> None:
+    _, result = talk(
+        adapter().validate(cart(("A", 1, "1.00")), "s"), reply({"effects": None, "triggeredCampaigns": None})
+    )
+    assert result == Outcome()
+
+
+def test_of_an_error_only_the_place_is_passed_on() -> None:
+    error = {"title": "Unknown", "details": "attribute of jane@example.com", "source": {"pointer": "/attributes/Color"}}
+    strange = {"source": {"pointer": "/attributes/jane@example.com <script>"}}
+    with pytest.raises(EngineRejected) as caught:
+        talk(adapter().validate(CART, "s"), reply({"message": "bad jane", "errors": [error, strange, {}]}, 400))
+    assert caught.value.details["engine_pointers"] == ["/attributes/Color"]
+    assert "/attributes/Color" in caught.value.message
+    assert "jane" not in repr((caught.value.message, caught.value.details))
+
+
+@pytest.mark.parametrize("status", [400, 404])
+@pytest.mark.parametrize(
+    "body",
+    [{"message": "Loyalty card not found"}, {"message": "no", "errors": [{"source": {"pointer": "/loyaltyCards/0"}}]}],
+)
+def test_a_card_that_the_engine_does_not_know_is_refused_and_the_rest_of_the_cart_priced(
+    status: int, body: Any
+) -> None:
+    checkout = cart(("A", 1, "9.00"), promotions={"loyalty_card": "card-1"})
+    for conversation in (adapter().validate, adapter().check):
+        asked, result = talk(conversation(checkout, "s"), reply(body, status), reply({"effects": [per_item(5, 0)]}))
+        assert [json.loads(request.body)["customerSession"]["loyaltyCards"] for request in asked] == [["card-1"], []]
+        assert asked[0].path == asked[1].path
+        assert (result.rejected, amounts(result)) == ((Rejection("card-1", Reason.NOT_FOUND, ""),), [(0, 500)])
+    with pytest.raises(EngineRejected):
+        talk(adapter().redeem(checkout, "s"), reply(body, status))
+
+
+@pytest.mark.parametrize("state", ["closed", "partially_returned"])
+@pytest.mark.parametrize("conversation", ["check", "redeem"])
+def test_an_order_that_was_closed_before_is_redeemed_and_not_closed_again(conversation: str, state: str) -> None:
+    asked, result = talk(getattr(adapter(), conversation)(CART, "s"), cannot_move(state, "closed"), stored(state))
+    assert [request.method for request in asked] == ["PUT", "GET"]
+    assert (result.redeemed, amounts(result)) == (True, [(0, 500)])
+
+
+@pytest.mark.parametrize("conversation", ["check", "redeem"])
+def test_a_close_that_goes_well_returns_what_it_granted(conversation: str) -> None:
+    asked, result = talk(getattr(adapter(), conversation)(CART, "s"), reply({"effects": [per_item(5, 0)]}))
+    assert json.loads(asked[0].body)["customerSession"]["state"] == "closed"
+    assert (result.redeemed, amounts(result)) == (False, [(0, 500)])
+
+
+OTHER_CONTENT: list[dict[str, Any]] = [
+    {"cartItems": None},
+    {"cartItems": []},
+    {"cartItems": [{"sku": "shoes", "quantity": 1, "price": 60}]},
+    {"cartItems": [{"sku": "shirt", "quantity": 2, "price": 20}, {"sku": "shoes", "quantity": 1, "price": 60}]},
+    {"cartItems": [{"sku": "shoes", "quantity": 1, "price": 60}, {"sku": "shirt", "quantity": 3, "price": 20}]},
+    {"cartItems": [{"sku": "shoes", "quantity": 1, "price": 55}, {"sku": "shirt", "quantity": 2, "price": 20}]},
+    {"cartItems": [{"sku": "shoes", "quantity": 1}, {"sku": "shirt", "quantity": 2, "price": 20}]},
+    {
+        "cartItems": [
+            {"sku": "shoes", "quantity": 1, "price": 60},
+            {"sku": "shirt", "quantity": 2, "price": 20},
+            {"sku": "gift", "quantity": 1},
+        ]
+    },
+    {"couponCodes": []},
+    {"couponCodes": ["COUP-XYZ789", "MORE"]},
+    {"referralCode": ""},
+    {"loyaltyCards": ["card-1"]},
+]
+
+
+@pytest.mark.parametrize("changes", OTHER_CONTENT)
+def test_a_session_closed_with_other_content_is_not_this_order(changes: dict[str, Any]) -> None:
+    with pytest.raises(OrderMismatch):
+        talk(adapter().look_up(CART, "s"), stored(**changes))
+    for conversation in (adapter().check, adapter().redeem):
+        with pytest.raises(OrderMismatch):
+            talk(conversation(CART, "s"), cannot_move(), stored(**changes))
+
+
+@pytest.mark.parametrize(
+    "answer", [stored("open"), stored(None), stored(""), reply({}), reply({"customerSession": None}), reply({}, 404)]
+)
+def test_a_session_that_is_open_empty_or_unknown_was_not_redeemed(answer: EngineReply) -> None:
+    asked, found = talk(adapter().look_up(CART, "s"), answer)
+    assert ([request.method for request in asked], found.state) == (["GET"], "absent")
+
+
+def test_recall_returns_what_the_closed_session_granted() -> None:
+    _, found = talk(adapter().look_up(CART, "s"), stored())
+    assert (found.state, amounts(found.outcome)) == ("redeemed", [(0, 500)])
+    unreadable = reply({**json.loads(stored().body), "effects": [per_item(5, 99), per_item(5, 0)]})
+    _, found = talk(adapter().look_up(CART, "s"), unreadable)
+    assert (found.state, amounts(found.outcome)) == ("redeemed", [(0, 500)])
+
+
+def test_an_engine_that_contradicts_itself_leaves_the_outcome_unknown() -> None:
+    for answer in (stored("open"), reply({}, 404)):
+        with pytest.raises(EngineUnavailable) as caught:
+            talk(adapter().redeem(CART, "s"), cannot_move(), answer)
+        assert (caught.value.reason, caught.value.sent) == ("session_state", True)
+
+
+def test_a_cancelled_session_is_an_error_and_never_a_redemption() -> None:
+    cancelled = stored("cancelled")
+    with pytest.raises(EngineRejected) as caught:
+        talk(adapter().look_up(CART, "s"), cancelled)
+    assert caught.value.reason == "session_cancelled"
+    with pytest.raises(EngineRejected):
+        talk(adapter().redeem(CART, "s"), cannot_move("cancelled"), cancelled)
+    with pytest.raises(EngineRejected, match="cancelled"):
+        talk(adapter().validate(CART, "s"), cannot_move("cancelled"))
+
+
+@pytest.mark.parametrize(("status", "reason"), [(401, "engine_key"), (400, "request_rejected")])
+def test_a_recall_that_is_refused_is_an_error(status: int, reason: str) -> None:
+    with pytest.raises(EngineRejected) as caught:
+        talk(adapter().look_up(CART, "s"), reply({"message": "no"}, status))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [reply({"effects": []})],
+        [reply({"message": "Cannot move"}, 400), stored("open")],
+        [reply({"message": "Cannot move"}, 400), stored("cancelled")],
+        [reply({"message": "Cannot move"}, 400), reply({})],
+        [reply({}, 404), reply({}, 404)],
+    ],
+)
+def test_undo_reopens_the_session_or_finds_nothing_to_undo(answers: list[EngineReply]) -> None:
+    asked, _ = talk(adapter().undo(CART, "s"), *answers)
+    assert [request.method for request in asked] == ["PUT", "GET"][: len(answers)]
+    assert not any(name == "Idempotency-Key" for request in asked for name, _ in request.headers)
+
+
+@pytest.mark.parametrize(
+    ("answers", "reason"),
+    [
+        ([reply({"message": "no"}, 400), stored("closed")], "request_rejected"),
+        ([reply({"message": "no"}, 404), stored("closed")], "not_found_at_engine"),
+        ([reply({"message": "no"}, 401)], "engine_key"),
+        ([reply({"message": "no"}, 400), reply(b"?")], "bad_reply"),
+    ],
+)
+def test_undo_that_fails_says_so(answers: list[EngineReply], reason: str) -> None:
+    with pytest.raises(Problem) as caught:
+        talk(adapter().undo(CART, "s"), *answers)
+    assert caught.value.reason == reason
+
+
+def test_a_session_is_closed_once_so_there_is_nothing_to_repair() -> None:
+    assert not TalonOne.capabilities.repair
+
+
+def test_a_redemption_names_the_application_that_takes_it_back_when_the_order_has_been_erased() -> None:
+    many = TalonOne({**ONE, "CURRENCY": "USD", "API_KEY_EUR": "euro"})
+    redeemed, _ = replay(many.redeem(cart(currency="EUR"), "s"), [reply({"effects": []})])
+    assert isinstance(redeemed, Redeemed)
+    for order in (cart(currency="EUR"), None):
+        assert first(many.undo(order, "s", redeemed.handle, final=True)).account == "EUR"

@@ -1,0 +1,41 @@
+"""docs/engines.md names a test and a setting for what we assume: each is there."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox.talon_one_shop import DEFAULT
+
+HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "engines.md"
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in PAGE.read_text("utf-8").splitlines()
+    if line.startswith("| ") and not line.startswith("| we assume")
+]
+
+
+def settings() -> set[str]:
+    book = tomllib.loads(DEFAULT)
+    return {name for table in (book["settings"], *book["engines"].values()) for name in table}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[-1].split("::")[-1].strip("`") for row in ROWS])
+def test_an_assumption_has_what_would_settle_it_and_a_test_that_holds_it(row: list[str]) -> None:
+    assumed, settled, setting, held = row
+    assert assumed
+    assert settled
+    found = re.fullmatch(r"`(test_\w+\.py)::(test_\w+)`", held)
+    assert found is not None, held
+    tree = ast.parse((HERE / found[1]).read_text("utf-8"))
+    assert found[2] in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if "fault" not in setting:
+        assert set(re.findall(r"`(\w+)`", setting)) <= settings()
+
+
+def test_the_page_says_that_no_account_was_asked() -> None:
+    assert "verified against a live account" in PAGE.read_text("utf-8")
+    assert len(ROWS) > 30

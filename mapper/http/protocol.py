@@ -118,6 +118,7 @@ class LingeringTransport:
 
     def __init__(self, transport: asyncio.Transport, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
         self.write = transport.write
+        self.abort = transport.abort
         self._transport = transport
         self._limits = limits
         self._loop = loop
@@ -135,9 +136,9 @@ class LingeringTransport:
     def _end(self) -> None:
         """What is still to be sent gets its time, and no more."""
         if self._transport.get_write_buffer_size():
-            self._timer = self._loop.call_later(self._limits.unread_s, self._transport.abort)
+            self._timer = self._loop.call_later(self._limits.unread_s, self.abort)
         else:
-            self._transport.abort()
+            self.abort()
 
     def lost(self) -> None:
         if self._timer is not None:
@@ -179,12 +180,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._abort = transport.abort
         self._lingering = LingeringTransport(transport, self._limits, self.loop)
         self.transport = cast("asyncio.Transport", self._lingering)
         self._socket = transport.get_extra_info("socket")
         if len(self.connections) > self._limits.connections + _NOT_EVEN_REFUSED:
-            transport.abort()
+            self.transport.abort()
         elif len(self.connections) > self._limits.connections:
             self._refuse(_TOO_MANY)
         else:
@@ -236,7 +236,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(self._limits.unread_s, self._abort)
+        self._unread = self.loop.call_later(self._limits.unread_s, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()

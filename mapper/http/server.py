@@ -65,6 +65,7 @@ class Server(uvicorn.Server):
         self._listeners = sockets or []
         for listener in self._listeners:
             listener.setblocking(False)
+            listener.listen(BACKLOG)  # an inherited one may have a shorter queue
             self._listen(listener)
 
     def _listen(self, listener: socket.socket) -> None:

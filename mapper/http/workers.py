@@ -51,6 +51,9 @@ class Worker(Process):
             if self.pid is not None and self.exitcode is None:
                 os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        self.tell(signal.SIGTERM)  # and leave the pipe open: its end would be heard before the signal
+
     def retire(self) -> None:
         with suppress(OSError):
             self.parent_conn.send(_RETIRE)

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -784,6 +785,10 @@ class Process:
         assert found
         return int(found[1])
 
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def stop(self) -> int:
         self.popen.terminate()
         return self.popen.wait(30)
@@ -941,6 +946,20 @@ def test_ctrl_c_does_not_wait_for_the_load_balancer_but_loses_nothing_either(
         assert (load.lost, set(load.statuses)) == (Counter(), {200})
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_second_ctrl_c_waits_for_nothing(tmp_path: Path, engine: str, workers: str) -> None:
+    with process(tmp_path, engine, "--workers", workers) as service:
+        service.wait_until_ready()
+        with raw_http.connect(service.address) as connection:
+            connection.sendall(b"GET /livez HTTP/1.1\r\n")  # and the rest within the next five seconds
+            time.sleep(0.2)
+            service.tell(signal.SIGINT)
+            with pytest.raises(subprocess.TimeoutExpired):
+                service.popen.wait(1.5)
+            service.tell(signal.SIGINT)
+            assert service.popen.wait(2) == 0
+
+
 def test_a_stop_waits_for_the_answer_that_is_owed_and_for_no_silent_client() -> None:
     wire = fakes.FakeTransport()
     wire.pause = 0.3
@@ -986,6 +1005,59 @@ def test_connections_that_wait_to_be_accepted_are_served_before_the_socket_is_cl
             assert (heard.statuses, heard.closed) == ([200], True)
 
 
+def test_connections_that_come_at_once_are_accepted_at_once() -> None:
+    """In one turn of the event loop, where its own server would need as many turns as there are connections."""
+    busy, go_on = threading.Event(), threading.Event()
+    turns = 0
+    came: list[int] = []
+
+    def count() -> None:
+        nonlocal turns
+        turns += 1
+        asyncio.get_running_loop().call_soon(count)
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await _lifespan(scope, receive, send)
+        if scope["type"] == "http":
+            if scope["path"] == "/block":
+                busy.set()
+                go_on.wait(5)
+                count()
+            else:
+                came.append(turns)
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+
+    with running(application, replace(SHORT, head_s=5)) as made, contextlib.ExitStack() as held:
+        first = held.enter_context(raw_http.connect(made.address))
+        first.sendall(request("GET", "/block"))
+        assert busy.wait(5)
+        others = [held.enter_context(raw_http.connect(made.address)) for _ in range(200)]
+        for connection in others:
+            connection.sendall(LIVEZ)
+        go_on.set()
+        assert all(converse(connection, expect=1).statuses == [200] for connection in others)
+    assert len(came) == 200
+    assert max(came) <= 10
+
+
+def test_a_process_without_descriptors_waits_for_some(tmp_path: Path, engine: str) -> None:
+    with process(tmp_path, engine, "--drain", "0") as service, contextlib.ExitStack() as held:
+        service.wait_until_ready()
+        pid = service.popen.pid
+        fewer = len(list(Path(f"/proc/{pid}/fd").iterdir())) + 3
+        _, most = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (fewer, most))
+        connections = [held.enter_context(raw_http.connect(service.address)) for _ in range(10)]
+        time.sleep(0.2)
+        before = service.cpu_s()
+        time.sleep(0.5)
+        assert service.cpu_s() - before < 0.25
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
+        for connection in connections:
+            assert converse(connection, LIVEZ, expect=1, wait_s=5).statuses == [200]
+
+
 def test_a_worker_that_dies_is_replaced_and_none_outlives_its_supervisor(tmp_path: Path, engine: str) -> None:
     with process(tmp_path, engine, "--workers", "2", "--drain", "0") as service:
         service.wait_for(lambda: service.logged("ready"))
@@ -1001,6 +1073,50 @@ def test_a_worker_that_dies_is_replaced_and_none_outlives_its_supervisor(tmp_pat
         while any(Path(f"/proc/{pid}").exists() for pid in left):
             assert time.monotonic() < until
             time.sleep(0.02)
+
+
+def test_a_worker_that_cannot_start_is_tried_again_after_a_pause_while_the_others_serve(
+    tmp_path: Path, engine: str
+) -> None:
+    home, away = tmp_path / "home", tmp_path / "away"
+    home.mkdir()
+    ledger = f"sqlite:///{home}/ledger.db"
+    with process(tmp_path, engine, "--workers", "2", "--drain", "0", MAPPER_LEDGER_URL=ledger) as service:
+        service.wait_for(lambda: service.logged("ready"))
+        before = service.workers()
+        home.rename(away)
+        service.tell(signal.SIGHUP)
+        service.wait_for(lambda: service.logged("not renewed"))
+        assert service.workers() == before
+        os.kill(min(before), signal.SIGKILL)
+        service.wait_for(lambda: service.logged("worker died") == 2)
+        since, died = time.monotonic(), service.logged("worker died")
+        service.wait_for(lambda: service.logged("worker died") == died + 2)
+        assert time.monotonic() - since > 1
+        assert exchange(service.address, request("GET", "/livez"), expect=1).statuses == [200]
+        assert max(before) in service.workers()
+        away.rename(home)
+        service.wait_for(lambda: len(service.workers()) == 2)
+        assert service.stop() == 0
+
+
+def test_a_renewal_calls_nobody_not_ready_and_ends_when_told(tmp_path: Path, engine: str) -> None:
+    with process(tmp_path, engine, "--workers", "2", "--drain", "0") as service, contextlib.ExitStack() as held:
+        service.wait_for(lambda: service.logged("ready"))
+        before = service.workers()
+        asking = [held.enter_context(raw_http.connect(service.address)) for _ in range(8)]
+        service.tell(signal.SIGHUP)
+        while asking:
+            heard = [converse(connection, request("GET", "/readyz"), expect=1) for connection in asking]
+            assert {status for one in heard for status in one.statuses} <= {200}
+            ended = [one.closed or one.responses[0].headers.get("connection") == "close" for one in heard]
+            asking = [connection for connection, over in zip(asking, ended, strict=True) if not over]
+            if before - service.workers():  # one has been renewed, the other has not
+                break
+            time.sleep(0.02)
+        service.tell(signal.SIGTERM)
+        assert service.popen.wait(15) == 0
+        assert service.logged("renewed") == service.logged("not renewed") == 0
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

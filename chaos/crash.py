@@ -26,6 +26,7 @@ from mapper.domain import checkout as documents
 from mapper.domain import errors
 from mapper.domain.errors import Problem
 from mapper.engine.conversation import Engine
+from mapper.engine.promotion_engine import PromotionEngine
 from mapper.engine.transport import Unknown
 from mapper.http.app import LEASE_S
 from mapper.orders.ledger import Ledger, open_ledger
@@ -644,12 +645,16 @@ class World:
 
     async def _outsider(self, session: str, code: str, fault: str = "") -> None:
         """Somebody else redeems a code."""
+
+        async def allowed() -> bool:
+            return True
+
         body = {"id": session, "order_items": [{"sku": "SKU-1", "quantity": 1, "price": "140.00"}],
                 "promotions": {"coupon_codes": [code]}}  # fmt: skip
         order = documents.parse(msgspec.json.encode(body), "consume", "")
         adapter = self.lab.settings.adapter
-        engine = Engine(Outsider(self.lab, fault), adapter.accounts, clock=now)
-        await engine.converse(adapter.redeem(order, session), now() + DEADLINE_S)
+        engine = PromotionEngine(adapter, Engine(Outsider(self.lab, fault), adapter.accounts, clock=now))
+        await engine.redeem(order, session, now() + DEADLINE_S, allowed)
 
     # The client
 

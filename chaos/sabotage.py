@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mapper.adapter import NotRedeemed, Outcome
+from mapper.adapter import Outcome
+from mapper.engine.promotion_engine import Declined, Done, InDoubt, NotDone
 from mapper.http import app
 from mapper.orders.ledger import Ledger
 from mapper.orders.redeem import Once, Work, _wait
@@ -50,9 +51,16 @@ def claim() -> None:
     step = Once._step
 
     async def late(self: Once, work: Work, deadline: float) -> Answer | float:
-        conversation = self.adapter.redeem(work.order, work.session)
-        done = await self.engine.converse(conversation, deadline)
-        outcome = Outcome(rejected=done.rejected) if isinstance(done, NotRedeemed) else done.outcome
+        async def allowed() -> bool:
+            return True
+
+        match await self.promotion_engine.redeem(work.order, work.session, deadline, allowed):
+            case Done(redeemed):
+                outcome = redeemed.outcome
+            case Declined(declined):
+                outcome = Outcome(rejected=declined.rejected)
+            case NotDone(problem) | InDoubt(problem):
+                raise problem
         decision = await self.ledger.claim(work.key, fingerprint(work.key, work.order), work.body, work.session)
         if isinstance(decision, New | Again | LookUp):
             return await self._finish(work, decision.row, outcome, deadline)

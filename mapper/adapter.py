@@ -13,7 +13,7 @@ retry, size limit, metrics and recording exist once. `adapters/README.md` shows 
 
 from collections.abc import Generator, Iterable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -56,7 +56,9 @@ __all__ = [
     "errors",
     "known",
     "money",
+    "names",
     "reasons",
+    "together",
 ]
 
 CONTRACT = 1
@@ -64,10 +66,14 @@ CONTRACT = 1
 
 T = TypeVar("T")
 Conversation = Generator["EngineRequest", "EngineReply", T]
+"""Yields requests, is sent their replies. See `together` for several at once."""
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One HTTP request to the engine. It carries no secret: the account's credentials are added when it is sent."""
+    """One HTTP request to the engine. It carries no secret: the account's credentials are added when it is sent.
+
+    One conversation may make 40 of them, and 4 more for each line of the cart.
+    """
 
     operation: str
     """A short constant name for logs and metrics, such as "close session"."""
@@ -99,6 +105,16 @@ class EngineReply(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str]
     """Lower-case names."""
     body: bytes
+
+
+def together(*requests: EngineRequest) -> Conversation[tuple[EngineReply, ...]]:
+    """Several requests at once, none of which redeems and none of which needs another's answer: `yield (a, b)`, typed.
+
+    The replies come in the order of the requests.
+
+        replies = yield from together(*(self._read(line) for line in order.cart))
+    """
+    return cast("tuple[EngineReply, ...]", (yield cast("EngineRequest", requests)))
 
 
 class Account(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from mapper.domain.receipt import Receipt, Receipts
 from mapper.domain.record import Record
 from mapper.domain.signature import Headers
 from mapper.engine.conversation import Engine
+from mapper.engine.promotion_engine import PromotionEngine
 from mapper.orders.redeem import Once, Work
 from mapper.orders.rows import Answer, Key
 from mapper.settings import Settings
@@ -44,6 +45,10 @@ class Service:
     @property
     def adapter(self) -> Adapter:
         return self.settings.adapter
+
+    @property
+    def engine(self) -> PromotionEngine:
+        return PromotionEngine(self.adapter, self.validating)
 
     def receipts(self, space: str) -> Receipts:
         """Those of a space ("" where spaces are not told apart)."""
@@ -73,7 +78,7 @@ async def validate(service: Service, call: Call) -> Answer:
     session = _session(service, checkout, space, receipts.read_if_ours(checkout, service.now())) or service.new_id()
     degraded = False
     try:
-        outcome = await service.validating.converse(service.adapter.validate(checkout, session), call.deadline)
+        outcome = await service.engine.validate(checkout, session, call.deadline)
     except EngineUnavailable:
         if not _may_go_without(service, checkout):
             raise

@@ -31,12 +31,12 @@ NOW = 1_800_000_000.0
 CHECKOUT = {
     "id": "c-1",
     "items": [{"sku": "S", "quantity": 1, "price": "140.00"}],
-    "promotions": {"coupon_codes": ["TEN"]},
+    "promotions": {"coupon_codes": ["TEN", "X"]},
 }
 ORDER = {
     "id": "c-1",
     "order_items": [{"sku": "S", "quantity": 1, "price": "140.00"}],
-    "promotions": {"coupon_codes": ["TEN"]},
+    "promotions": {"coupon_codes": ["TEN", "X"]},
 }
 TEN_OFF = Outcome(discounts=(Discount(name="Ten", description="Ten off", amount=1000, effect_type="off", line=0),))
 REFUSED = Outcome(rejected=(Rejection("TEN", Reason.EXPIRED, "CouponExpired"), Rejection("X", Reason.OTHER, "Odd")))

@@ -104,18 +104,22 @@ class EngineRejected(Problem):
 
 
 class EngineUnavailable(Problem):
-    """Unreachable, slow, broken or over quota.
-
-    `sent` is False only if the engine certainly did not act on the request; otherwise the outcome is unknown and only
-    the engine can tell.
-    """
+    """Unreachable, slow, broken or over quota. Whether something was sent is the core's to know: `sent` is not read."""
 
     category = "engine_unavailable"
 
-    def __init__(self, message: str, *, reason: str, sent: bool, retry_after: int | None = None) -> None:
+    def __init__(self, message: str, *, reason: str, sent: bool = True, retry_after: int | None = None) -> None:
         super().__init__(message, reason=reason, retry_after=retry_after)
         self.details = {"reason": reason} | ({"retry_after_s": retry_after} if retry_after else {})
         self.sent = sent
+
+
+class AdapterFault(Problem):
+    """A bug in an adapter: never a failure of the engine. The log has the cause."""
+
+    def __init__(self, request_id: str) -> None:
+        under = f", under request id {request_id}" if request_id else ""
+        super().__init__(f"Something went wrong inside the service; its log tells what{under}.", reason="adapter_error")
 
 
 class OutcomePending(Problem):

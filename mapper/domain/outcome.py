@@ -50,12 +50,6 @@ class Discount(msgspec.Struct, frozen=True, kw_only=True):
     """The name of the one cost that it lies on, such as "shipping"; "": all in its scope."""
     meta: dict[str, Any] = {}
 
-    def __post_init__(self) -> None:
-        if self.amount <= 0:
-            raise ValueError("a discount takes something off; what does not is a notice")
-        if self.cost and self.scope not in (None, "costs"):
-            raise ValueError("a named cost is one of the costs")
-
 
 class Rejection(msgspec.Struct, frozen=True):
     """A code that does not apply, with our word for why and the engine's own."""

@@ -1,7 +1,11 @@
 """What is worth knowing about one call from Nacelle: filled along the way, written to the log once."""
 
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""That of the call that is being answered, for lines in the log that are written far below it."""
 
 
 @dataclass

@@ -5,8 +5,18 @@ engine and stands here once: one deadline for the whole conversation, repeats wh
 repeated, and where it is wanted a circuit breaker for each account. It knows no log and no
 metric: `on_call` is told of every attempt, `on_breaker` of every change.
 
-What a failure means for the order is in `EngineUnavailable.sent`: False only if nothing that was sent in this
-conversation, in this attempt or an earlier one, can have changed anything.
+**What a redemption came to is told by the requests that redeem, never by the exception that an adapter chooses.** A
+conversation that may redeem is held with a `Redemption`, which lets these requests out and notes what they came to.
+
+| the redeeming requests | when something goes wrong then |
+|---|---|
+| none went out (no connection, no time, no permit) | certainly not done |
+| all were refused (4xx but 408; 409 and 429 are never carried out) | not done, if that is what the refusal was for |
+| one was answered otherwise (2xx, 3xx, 5xx, 408), or not at all | in doubt: only the engine knows |
+
+A redeeming request is sent again only where the attempt before was certainly not carried out, `repeatable` or not.
+The verdicts that this comes to, `Done | Declined | NotDone | InDoubt`, are those of
+`mapper.engine.promotion_engine.PromotionEngine.redeem`, which is what the rest of the mapper calls.
 """
 
 import asyncio
@@ -14,18 +24,17 @@ import math
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
-from itertools import chain, count
-from typing import Generic
+from typing import Generic, cast
 
 import msgspec
 
 from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, T
-from mapper.domain.errors import EngineUnavailable, Problem
+from mapper.domain.errors import EngineUnavailable
 from mapper.engine.breaker import Breaker, State
 from mapper.engine.transport import NotSent, Transport, Unknown
 from mapper.threads import run_in_thread
@@ -37,8 +46,10 @@ MIN_LEFT_S = 0.050
 """With less time than this an attempt is not worth starting."""
 BUDGET_PER_CALL, BUDGET_MAX = 0.1, 10.0
 """A repeat costs 1: when the engine is down, repeats add a tenth to the load, and not a multiple."""
-MAX_REQUESTS = 40
-"""Of one conversation: above anything an adapter needs, so what asks for more is a loop."""
+BASE_REQUESTS, REQUESTS_PER_LINE = 40, 4
+"""Of one conversation: above what any adapter needs, even line by line; what asks for more is a loop."""
+AT_ONCE = 8
+"""Of several requests that an adapter yields together, so many are on their way at a time."""
 MAX_REPLY_BYTES = 2 * 1024 * 1024
 MAX_RETRY_AFTER_S = 3600.0
 
@@ -64,7 +75,6 @@ MESSAGES = {
     "server_error": "The promotion engine failed on its side",
     "breaker_open": "The promotion engine has failed too often just now and is left alone for a few seconds",
     "paused": "This service was paused just before it could ask the promotion engine",
-    "adapter_error": "The promotion engine's answer could not be made use of; the log says why",
 }
 
 # A path is data from an adapter, and may hold data of a shopper: it must not lead anywhere but below the base URL.
@@ -72,11 +82,13 @@ _PLAIN, _ENCODED = r"A-Za-z0-9\-._~!$&'()*+,;=:@", r"%[0-9A-Fa-f]{2}"
 _SEGMENT = rf"(?:[{_PLAIN}]++|{_ENCODED})++"
 _PATH = re.compile(rf"/(?:{_SEGMENT}(?:/{_SEGMENT})*+/?)?(?:\?(?:[{_PLAIN}/?\[\]]++|{_ENCODED})*+)?")
 _DOTS = re.compile(r"/(?:\.|%2e){1,2}(?=/|$)", re.IGNORECASE)
+EFFECTS = ("none", "session", "redeems")
 _DIGITS = re.compile(r"[0-9]{1,12}")
 
 
-Gate = Callable[[], Awaitable[bool]] | None
 Headers = tuple[tuple[str, str], ...]
+Asked = EngineRequest | tuple[EngineRequest, ...]
+Answered = EngineReply | tuple[EngineReply, ...]
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,6 +104,44 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     attempt: int
     """1 for the first."""
+
+
+class BrokenContract(Exception):
+    """An adapter does what the contract does not allow. The message names no data of a shopper."""
+
+
+class Redemption:
+    """The redeeming requests of one conversation: who lets them out, and what they came to.
+
+    `permit` is awaited right before each attempt; the request goes out only if it says True, and what it raises is
+    passed on (and is `stopped_by`).
+    """
+
+    def __init__(self, permit: Callable[[], Awaitable[bool]]) -> None:
+        self._permit = permit
+        self.sent = False
+        """Whether any attempt may have reached the engine."""
+        self.may_stand = False
+        """Whether something may be redeemed by one."""
+        self.stopped_by: Exception | None = None
+        self.not_carried_out: EngineUnavailable | None = None
+        """The failure of a redeeming request of which every attempt was certainly not carried out."""
+
+    async def let_out(self) -> bool:
+        try:
+            return await self._permit()
+        except Exception as error:
+            self.stopped_by = error
+            raise
+
+    def answered(self, status: int) -> None:
+        self.sent = True
+        self.may_stand |= not 400 <= status <= 499 or status == 408
+
+    def failed(self, failure: "_Failed") -> None:
+        """Without an answer for the adapter; a status of 409 or 429 says that it was not carried out."""
+        self.sent |= failure.sent or failure.status is not None
+        self.may_stand |= failure.sent
 
 
 class _Line:
@@ -124,11 +174,10 @@ class _Failed(Exception):
         super().__init__(reason)
         self.reason, self.sent, self.retry_after, self.status = reason, sent, retry_after, status
 
-    def final(self, request: EngineRequest, *, acted: bool) -> EngineUnavailable:
+    def final(self, request: EngineRequest) -> EngineUnavailable:
         return EngineUnavailable(
             f"{MESSAGES[self.reason]} ({request.operation}).",
             reason=self.reason,
-            sent=self.sent or acted,
             retry_after=math.ceil(self.retry_after) or None,
         )
 
@@ -167,60 +216,104 @@ class Engine:
                 told = None if on_breaker is None else partial(on_breaker, name)
                 self._breakers[name] = Breaker(clock, random, told)
 
-    async def converse(self, conversation: Conversation[T], deadline: float, before_effect: Gate = None) -> T:
+    async def converse(
+        self,
+        conversation: Conversation[T],
+        deadline: float,
+        redemption: Redemption | None = None,
+        *,
+        most: int = BASE_REQUESTS,
+    ) -> T:
         """What the conversation returns. `deadline` is a moment on `clock`, for the conversation as a whole.
 
-        `before_effect` is awaited right before each attempt at a request that redeems; the request goes out only if it
-        says True, and what it raises is passed on.
+        Without a `redemption`, a request that redeems is not sent. `most`: so many requests it may make (`limit`).
 
-        Raises `EngineUnavailable`, whatever `Problem` the adapter raises, and
-        `ValueError` for a request that no adapter should make (it is not sent).
+        Raises `EngineUnavailable`, `BrokenContract` for a request that no adapter should make (it is not sent), and
+        whatever the adapter raises.
         """
         try:
-            return await self._hold(conversation, deadline, before_effect)
+            return await self._hold(conversation, deadline, redemption, most)
         finally:
             with suppress(ValueError):  # it runs in a thread, for a call that has been cancelled meanwhile
                 conversation.close()
 
-    async def _hold(self, conversation: Conversation[T], deadline: float, before_effect: Gate) -> T:
-        reply: EngineReply | None = None
-        acted = False
-        for asked in count():
-            try:
-                request = await run_in_thread(len(reply.body) if reply else 0, _step, conversation, reply)
-            except Problem:
-                raise
-            except Exception as error:
-                raise _adapter_error() from error
-            if isinstance(request, _Returned):
-                return request.value
-            if asked == MAX_REQUESTS:
-                break
-            reply = await self._ask(request, deadline, before_effect, acted=acted)
-            acted = acted or request.method not in ("GET", "HEAD")
-        raise _adapter_error()
+    async def _hold(
+        self, conversation: Conversation[T], deadline: float, redemption: Redemption | None, most: int
+    ) -> T:
+        answered: Answered | None = None
+        asked = 0
+        while True:
+            step = await run_in_thread(_size(answered), _step, conversation, answered)
+            if isinstance(step, _Returned):
+                return step.value
+            asked += len(_check(step, self._lines, may_redeem=redemption is not None))
+            if asked > most:
+                raise BrokenContract(f"more than {most} requests in one conversation")
+            if isinstance(step, EngineRequest):
+                answered = await self._ask(step, deadline, redemption)
+            else:
+                answered = await self._ask_together(step, deadline)
 
-    async def _ask(self, request: EngineRequest, deadline: float, before_effect: Gate, *, acted: bool) -> EngineReply:
+    async def _ask_together(self, requests: Sequence[EngineRequest], deadline: float) -> tuple[EngineReply, ...]:
+        """The replies in the order of the requests. One that fails is the failure of all."""
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def ask(request: EngineRequest) -> EngineReply:
+            async with room:
+                return await self._ask(request, deadline, None)
+
+        tasks = [asyncio.ensure_future(ask(request)) for request in requests]
+        try:
+            return tuple(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _ask(self, request: EngineRequest, deadline: float, redemption: Redemption | None) -> EngineReply:
         """The reply to one request, after as many attempts as it may have."""
-        url, headers = self._outgoing(request)
+        line = self._lines[request.account]
+        url, headers = line.base_url + request.path, line.headers(request)
+        watched = redemption if request.effect == "redeems" else None
         self._budget = min(BUDGET_MAX, self._budget + BUDGET_PER_CALL)
         attempt = 1
         while True:
             try:
-                await _pass(before_effect, request)
-                return await self._attempt(request, url, headers, deadline, attempt)
+                if watched is not None and not await watched.let_out():
+                    raise _Failed("paused", sent=False)  # noqa: TRY301 - a failed attempt like any other
+                reply = await self._attempt(request, url, headers, deadline, attempt)
             except _Failed as failed:
+                if watched is not None:
+                    watched.failed(failed)
                 pause = self._pause(request, failed, attempt, deadline)
                 if pause is None:
-                    raise failed.final(request, acted=acted) from None
-                acted = acted or failed.sent
+                    raise self._failure(request, failed, watched) from None
+            except BrokenContract:
+                raise
+            except BaseException:
+                # Cancelled on its way, or a fault of ours: it may have gone out.
+                if watched is not None and watched.stopped_by is None:
+                    watched.failed(_Failed("reset", sent=True))
+                raise
+            else:
+                if watched is not None:
+                    watched.answered(reply.status)
+                return reply
             await self._sleep(pause)
             attempt += 1
+
+    @staticmethod
+    def _failure(request: EngineRequest, failed: _Failed, watched: Redemption | None) -> EngineUnavailable:
+        failure = failed.final(request)
+        if watched is not None and not watched.may_stand:
+            watched.not_carried_out = failure
+        return failure
 
     def _pause(self, request: EngineRequest, failed: _Failed, attempt: int, deadline: float) -> float | None:
         """How long to wait before the next attempt; None where there is to be none."""
         never_sent = not failed.sent and failed.status is None
-        if not (request.repeatable or never_sent) or attempt > RETRIES.get(failed.reason, 1):
+        harmless = request.repeatable and not (request.effect == "redeems" and failed.sent)
+        if not (harmless or never_sent) or attempt > RETRIES.get(failed.reason, 1):
             return None
         shortest, longest = JITTER_S
         pause = max(failed.retry_after, shortest + (longest - shortest) * self._random())
@@ -274,14 +367,12 @@ class Engine:
             raise _Failed(error.reason, sent=True) from None
         except TimeoutError:
             raise _Failed("timeout", sent=True) from None
+        except ValueError as error:  # nothing was sent
+            raise BrokenContract(f"the request {request.operation!r} cannot be sent: {error}") from None
         if self._on_exchange is not None:
             self._on_exchange(request, reply)
-        if 300 <= reply.status <= 399:
-            raise _Failed("redirect", sent=True, status=reply.status)
-        if reply.status in NOT_EXECUTED or reply.status >= 500:
-            reason = NOT_EXECUTED.get(reply.status, "server_error")
-            wait = _retry_after(reply.headers, self._wall_clock())
-            raise _Failed(reason, sent=reply.status not in NOT_EXECUTED, retry_after=wait, status=reply.status)
+        if (failed := _failure(request, reply, self._wall_clock())) is not None:
+            raise failed
         return reply
 
     def _tell(
@@ -299,20 +390,6 @@ class Engine:
             )
             self._on_call(call)
 
-    def _outgoing(self, request: EngineRequest) -> tuple[str, Headers]:
-        """URL and headers. Raises `ValueError`, which names no data, for what would not stay below the base URL."""
-        line = self._lines.get(request.account)
-        if line is None:
-            raise ValueError(f"the request {request.operation!r} is for an account that the adapter does not have")
-        if not _PATH.fullmatch(request.path) or _DOTS.search(request.path.partition("?")[0]):
-            raise ValueError(f"the request {request.operation!r} has a path that is not properly percent-encoded")
-        return line.base_url + request.path, line.headers(request)
-
-
-async def _pass(before_effect: Gate, request: EngineRequest) -> None:
-    if before_effect is not None and request.effect == "redeems" and not await before_effect():
-        raise _Failed("paused", sent=False)
-
 
 @dataclass(frozen=True)
 class _Returned(Generic[T]):
@@ -321,19 +398,63 @@ class _Returned(Generic[T]):
     value: T
 
 
-def _step(conversation: Conversation[T], reply: EngineReply | None) -> EngineRequest | _Returned[T]:
-    """The adapter's next request, or its result."""
+def _step(conversation: Conversation[T], answered: Answered | None) -> Asked | _Returned[T]:
+    """The adapter's next request, or its result. To the type checker a conversation asks one at a time (`together`)."""
     try:
-        request = next(conversation) if reply is None else conversation.send(reply)
+        return next(conversation) if answered is None else conversation.send(cast("EngineReply", answered))
     except StopIteration as stop:
         return _Returned(stop.value)
-    if not isinstance(request, EngineRequest):
-        raise TypeError(f"an adapter yields EngineRequest, not {type(request).__name__}")
-    return request
 
 
-def _adapter_error() -> EngineUnavailable:
-    return EngineUnavailable(f"{MESSAGES['adapter_error']}.", reason="adapter_error", sent=True)
+def _size(answered: Answered | None) -> int:
+    if answered is None:
+        return 0
+    return len(answered.body) if isinstance(answered, EngineReply) else sum(len(reply.body) for reply in answered)
+
+
+def limit(lines: int) -> int:
+    """How many requests a conversation about a cart of so many lines may make."""
+    return BASE_REQUESTS + REQUESTS_PER_LINE * lines
+
+
+def _check(asked: object, accounts: Container[str], *, may_redeem: bool) -> tuple[EngineRequest, ...]:
+    """The requests that an adapter yields at a time. Raises `BrokenContract`, which names no data."""
+    requests: tuple[object, ...] = asked if isinstance(asked, tuple) else (asked,)
+    checked: list[EngineRequest] = []
+    for request in requests:
+        if not isinstance(request, EngineRequest):
+            raise BrokenContract(
+                f"a conversation yields EngineRequest, or a tuple of them, not {type(request).__name__}"
+            )
+        if fault := _fault(request, accounts, may_redeem=may_redeem and not isinstance(asked, tuple)):
+            raise BrokenContract(f"the request {request.operation!r} {fault}")
+        checked.append(request)
+    return tuple(checked)
+
+
+def _fault(request: EngineRequest, accounts: Container[str], *, may_redeem: bool) -> str:
+    if request.account not in accounts:
+        return "is for an account that the adapter does not have"
+    if not _PATH.fullmatch(request.path) or _DOTS.search(request.path.partition("?")[0]):
+        return "has a path that is not properly percent-encoded"
+    if request.effect not in EFFECTS:
+        return f"has an effect that is not one of {', '.join(EFFECTS)}"
+    if request.effect == "redeems" and not may_redeem:
+        return "redeems: only `redeem` may, one request after the other"
+    if not all(status in NOT_EXECUTED or 500 <= status <= 599 for status in request.answers):
+        return "asks for answers other than 409, 429 and 5xx: all others come anyway"
+    return ""
+
+
+def _failure(request: EngineRequest, reply: EngineReply, now: float) -> _Failed | None:
+    """What is wrong with a reply that is not for the adapter."""
+    if 300 <= reply.status <= 399:
+        return _Failed("redirect", sent=True, status=reply.status)
+    if reply.status in request.answers or not (reply.status in NOT_EXECUTED or reply.status >= 500):
+        return None
+    reason = NOT_EXECUTED.get(reply.status, "server_error")
+    wait = _retry_after(reply.headers, now)
+    return _Failed(reason, sent=reply.status not in NOT_EXECUTED, retry_after=wait, status=reply.status)
 
 
 def _retry_after(headers: Mapping[str, str], now: float) -> float:
@@ -350,16 +471,34 @@ def _retry_after(headers: Mapping[str, str], now: float) -> float:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
 
-def replay(conversation: Conversation[T], replies: Iterable[EngineReply]) -> tuple[T, list[EngineRequest]]:
+def replay(
+    conversation: Conversation[T], replies: Iterable[EngineReply], *, accounts: Container[str] = ("",), lines: int = 0
+) -> tuple[T, list[EngineRequest]]:
     """Holds a conversation with replies at hand, without HTTP: its result, and what it asked.
 
-    What the adapter raises comes out as it is. Raises `ValueError` where the conversation asks for more.
+    As strict as the engine: requests must be proper ones for the adapter's `accounts`, no more than a cart of so many
+    `lines` may need, and what is no answer for the adapter (409, 429, 5xx, redirects) fails as it does at the engine.
+    What the adapter raises comes out as it is. Raises `BrokenContract`, `EngineUnavailable`, and `ValueError` where the
+    conversation asks for more or less than there are replies.
     """
     requests: list[EngineRequest] = []
-    for reply in chain([None], replies):
-        step = _step(conversation, reply)
-        if isinstance(step, _Returned):
-            return step.value, requests
-        requests.append(step)
-    conversation.close()
-    raise ValueError(f"there is no reply to request {len(requests)}, {requests[-1].operation!r}")
+    left = list(replies)
+    answered: Answered | None = None
+    try:
+        while not isinstance(step := _step(conversation, answered), _Returned):
+            asked = _check(step, accounts, may_redeem=True)
+            requests += asked
+            if len(requests) > limit(lines):
+                raise BrokenContract(f"more than {limit(lines)} requests in one conversation")
+            if len(left) < len(asked):
+                raise ValueError(f"there is no reply to request {len(requests)}, {requests[-1].operation!r}")
+            came, left = left[: len(asked)], left[len(asked) :]
+            for request, reply in zip(asked, came, strict=True):
+                if failed := _failure(request, reply, 0.0):
+                    raise failed.final(request)
+            answered = tuple(came) if isinstance(step, tuple) else came[0]
+    finally:
+        conversation.close()
+    if left:
+        raise ValueError(f"{len(left)} replies were not asked for")
+    return step.value, requests

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from mapper.domain import errors
 from mapper.domain.errors import Operation, Overloaded, Problem
-from mapper.domain.record import Record
+from mapper.domain.record import REQUEST_ID, Record
 from mapper.http import protocol
 from mapper.http.limiter import Limiter, Permit
 from mapper.http.protocol import PreparedResponse
@@ -105,6 +105,7 @@ class Endpoint:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         first = dict(reversed(headers))
         record = Record(self._operation, _request_id(first.get(b"x-request-id", b"")))
+        REQUEST_ID.set(record.request_id)
         with self._limiter.permit() as permit:
             try:
                 _check_head(first, self._max_body_bytes)

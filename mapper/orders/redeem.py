@@ -14,14 +14,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import assert_never
 
-from mapper.adapter import Adapter, Conversation, NotRedeemed
+from mapper.adapter import Adapter
 from mapper.domain import checkout as documents
 from mapper.domain import discounts, errors
 from mapper.domain import notices as notes
 from mapper.domain.checkout import Checkout
 from mapper.domain.errors import (
     AmountMismatch,
-    EngineUnavailable,
     OrderMismatch,
     OutcomePending,
     Problem,
@@ -30,6 +29,7 @@ from mapper.domain.errors import (
 from mapper.domain.outcome import Outcome
 from mapper.domain.record import Record
 from mapper.engine.conversation import Engine
+from mapper.engine.promotion_engine import Declined, Done, InDoubt, NotDone, PromotionEngine
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import (
     Again,
@@ -98,6 +98,10 @@ class Once:
     @property
     def adapter(self) -> Adapter:
         return self.settings.adapter
+
+    @property
+    def promotion_engine(self) -> PromotionEngine:
+        return PromotionEngine(self.adapter, self.engine)
 
     async def consume(self, work: Work, deadline: float) -> Answer:
         """The order's one and only answer. Raises `Problem`; `OutcomePending` where there is no answer yet."""
@@ -203,31 +207,29 @@ class Once:
             outcome = await self._check(work, deadline)
             if outcome is None:
                 now = self.clock()
-                conversation = self.adapter.redeem(work.order, work.session)
-                done = await self.engine.converse(conversation, now + (deadline - now) * REDEEM_SHARE, mark)
-                if isinstance(done, NotRedeemed):
-                    outcome = Outcome(rejected=done.rejected, notices=done.notices)
-                    self._insist(work, outcome)
-                else:
-                    outcome = done.outcome
+                until = now + (deadline - now) * REDEEM_SHARE
+                match await self.promotion_engine.redeem(work.order, work.session, until, mark):
+                    case Done(redeemed):
+                        outcome = redeemed.outcome
+                    case Declined(declined):
+                        outcome = Outcome(rejected=declined.rejected, notices=declined.notices)
+                        self._insist(work, outcome)
+                    case NotDone(problem):
+                        raise problem
+                    case InDoubt():
+                        return await self._look(work, await self.ledger.looking(sent[-1]), deadline)
         except (Fenced, LedgerUnavailable):
             raise  # there is nothing that could be written now; the lease will end
         except (Refused, AmountMismatch, OrderMismatch) as refused:
             return await self._reject(sent[-1], refused)
-        except EngineUnavailable as failure:
-            if failure.sent and len(sent) > 1:
-                return await self._look(work, await self.ledger.looking(sent[-1]), deadline)
-            return await self._not_done(sent[-1], failure)
         except Problem as problem:
             return await self._not_done(sent[-1], problem)
         return await self._finish(work, sent[-1], outcome, deadline)
 
     async def _check(self, work: Work, deadline: float) -> Outcome | None:
         """What is refused is known before anything is redeemed. An outcome only where it is redeemed already."""
-        if not self.adapter.capabilities.check:
-            return None
-        outcome = await self.engine.converse(self.adapter.check(work.order, work.session), deadline)
-        if outcome.redeemed:
+        outcome = await self.promotion_engine.check(work.order, work.session, deadline)
+        if outcome is None or outcome.redeemed:
             return outcome
         self._insist(work, outcome)
         return None
@@ -235,7 +237,7 @@ class Once:
     async def _look(self, work: Work, row: Row, deadline: float) -> Answer | float:
         """Asks the engine what became of the order. The row says already that a look-up starts."""
         try:
-            found = await self.engine.converse(self.adapter.look_up(work.order, work.session, ""), deadline)
+            found = await self.promotion_engine.look_up(work.order, work.session, "", deadline)
         except OrderMismatch as refused:
             return await self._reject(row, refused)
         except Problem as problem:
@@ -263,13 +265,12 @@ class Once:
         except (Refused, AmountMismatch) as refused:
             # Between check and redemption somebody else used a code up; what was redeemed beside it must not stay.
             if self.adapter.capabilities.undo:
-                undo = self.adapter.undo(work.order, work.session, "", final=False)
-                return await self._take_back(row, undo, refused, deadline)
+                return await self._take_back(work, row, refused, deadline)
         repairs = bool(extra) and self.adapter.capabilities.repair
         if repairs:
             # Before the answer is recorded: nobody comes back to a finished order.
             try:
-                await self.engine.converse(self.adapter.repair(work.order, work.session, extra), deadline)
+                await self.promotion_engine.repair(work.order, work.session, extra, deadline)
             except Problem as problem:
                 return _wait(await self.ledger.look_later(row, f"repair_{problem.reason}"))
         answer = Answer(200, self._document(work, outcome), "redeemed")
@@ -279,9 +280,9 @@ class Once:
             log.error("repaired", extra={"facts": {"order": row.key.order, "rolled_back": len(extra)}})
         return answer
 
-    async def _take_back(self, row: Row, undo: Conversation[None], refused: Problem, deadline: float) -> Answer | float:
+    async def _take_back(self, work: Work, row: Row, refused: Problem, deadline: float) -> Answer | float:
         try:
-            await self.engine.converse(undo, deadline)
+            await self.promotion_engine.undo(work.order, work.session, "", deadline, final=False)
         except Problem as problem:
             row = row if row.state is State.UNKNOWN else await self.ledger.looking(row)
             return _wait(await self.ledger.look_later(row, f"undo_{problem.reason}"))

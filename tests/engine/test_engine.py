@@ -5,15 +5,16 @@ import contextlib
 import random
 from collections.abc import Generator, Mapping, Sequence
 from email.utils import formatdate
+from functools import partial
 from typing import Any
 
 import pytest
 
-from mapper.adapter import Account, Conversation, EngineReply, EngineRequest
+from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, together
 from mapper.domain.errors import EngineRejected, EngineUnavailable
 from mapper.engine import conversation as engine
 from mapper.engine import transport
-from mapper.engine.conversation import Call, Engine, replay
+from mapper.engine.conversation import BrokenContract, Call, Engine, Redemption, limit, replay
 from mapper.engine.transport import NotSent, Unknown
 
 Step = int | EngineReply | BaseException
@@ -74,6 +75,19 @@ class World:
     def hold(self, conversation: Conversation[Any], *, within: float = 1.5) -> Any:
         return asyncio.run(self.engine.converse(conversation, self.now + within))
 
+    def redeem(
+        self, conversation: Conversation[Any], *, catch: tuple[type[BaseException], ...] = (BaseException,)
+    ) -> tuple[bool, bool]:
+        """Whether a redeeming request of it may have reached the engine, and whether something may stand by it."""
+
+        async def permit() -> bool:
+            return True
+
+        redemption = Redemption(permit)
+        with contextlib.suppress(*catch):
+            asyncio.run(self.engine.converse(conversation, self.now + 1.5, redemption))
+        return redemption.sent, redemption.may_stand
+
     def failure(self, conversation: Conversation[Any], *, within: float = 1.5) -> EngineUnavailable:
         with pytest.raises(EngineUnavailable) as caught:
             self.hold(conversation, within=within)
@@ -95,7 +109,8 @@ def ask(*requests: EngineRequest) -> Conversation[list[int]]:
     return statuses
 
 
-ONCE = request(effect="redeems", repeatable=False)
+ONCE = request(repeatable=False)
+REDEEM = request(effect="redeems", repeatable=False)
 
 
 # The conversation
@@ -144,7 +159,7 @@ def test_nothing_is_sent_when_the_time_is_up() -> None:
     assert (error.reason, len(world.sent)) == ("timeout", 1)
     world = World()
     error = world.failure(ask(request()), within=0.0)
-    assert (error.reason, error.sent, world.sent, world.calls) == ("timeout", False, [], [])
+    assert (error.reason, world.sent, world.calls) == ("timeout", [], [])
 
 
 # Where a request may lead
@@ -176,7 +191,7 @@ def test_a_path_leads_nowhere_but_below_the_base_url() -> None:
         assert world.sent[0][1] == f"https://engine.test/base{path}"
     for path in bad:
         world = World()
-        with pytest.raises(ValueError, match="percent-encoded") as caught:
+        with pytest.raises(BrokenContract, match="percent-encoded") as caught:
             world.hold(ask(request(path)))
         assert world.sent == [], path
         assert not path or path not in str(caught.value) or path == "?x"
@@ -192,7 +207,7 @@ def test_a_slash_at_the_end_of_the_base_url_makes_no_difference() -> None:
 
 def test_a_request_for_an_account_that_is_not_there_is_not_sent() -> None:
     world = World()
-    with pytest.raises(ValueError, match="account"):
+    with pytest.raises(BrokenContract, match="account"):
         world.hold(ask(request(account="third")))
     assert world.sent == []
 
@@ -239,53 +254,178 @@ def test_a_repeatable_request_is_tried_again_as_often_as_the_table_says(
 
 
 @pytest.mark.parametrize(
-    ("script", "attempts", "reason", "sent"),
+    ("script", "attempts", "reason"),
     [
-        ([REFUSED, 200], 2, None, None),
-        ([REFUSED, REFUSED], 2, "connect", False),
-        ([REFUSED, RESET], 2, "reset", True),
-        ([RESET], 1, "reset", True),
-        ([SLOW], 1, "timeout", True),
-        ([409], 1, "conflict", False),
-        ([429], 1, "rate_limited", False),
-        ([500], 1, "server_error", True),
-        ([503], 1, "server_error", True),
-        ([307], 1, "redirect", True),
-        ([Unknown("truncated")], 1, "truncated", True),
-        ([TimeoutError()], 1, "timeout", True),
+        ([REFUSED, 200], 2, None),
+        ([REFUSED, REFUSED], 2, "connect"),
+        ([REFUSED, RESET], 2, "reset"),
+        ([RESET], 1, "reset"),
+        ([SLOW], 1, "timeout"),
+        ([409], 1, "conflict"),
+        ([429], 1, "rate_limited"),
+        ([500], 1, "server_error"),
+        ([503], 1, "server_error"),
+        ([307], 1, "redirect"),
+        ([Unknown("truncated")], 1, "truncated"),
+        ([TimeoutError()], 1, "timeout"),
     ],
 )
 def test_a_request_that_may_not_be_repeated_is_tried_again_only_if_it_never_left(
-    script: list[Step], attempts: int, reason: str | None, sent: bool | None
+    script: list[Step], attempts: int, reason: str | None
 ) -> None:
     world = World(*script)
     if reason is None:
         assert world.hold(ask(ONCE)) == [200]
     else:
-        error = world.failure(ask(ONCE))
-        assert (error.reason, error.sent) == (reason, sent)
+        assert world.failure(ask(ONCE)).reason == reason
     assert len(world.sent) == attempts
 
 
+NEVER, NO_MORE, STANDS = (False, False), (True, False), (True, True)
+"""Of redeeming requests: whether one may have reached the engine, and whether something may stand by it."""
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
 @pytest.mark.parametrize(
-    ("requests", "script", "sent"),
+    ("script", "attempts", "came_to"),
     [
-        # An earlier attempt may have arrived.
-        ([request()], [RESET, REFUSED], True),
-        ([request()], [503, 429], True),
-        ([request()], [409, 429], False),
-        ([request()], [429, REFUSED], False),
-        # An earlier request of the conversation has arrived.
-        ([request(), request()], [200, REFUSED, REFUSED], True),
-        ([request(), ONCE], [200, 429], True),
-        # But reading changes nothing.
-        ([request(method="GET", body=b""), request()], [200, REFUSED, REFUSED], False),
+        ([200], 1, STANDS),
+        ([201], 1, STANDS),
+        ([204], 1, STANDS),
+        ([REFUSED, REFUSED], 2, NEVER),
+        ([REFUSED, 200], 2, STANDS),
+        ([400], 1, NO_MORE),
+        ([408], 1, STANDS),
+        ([422], 1, NO_MORE),
+        ([RESET, 200], 1, STANDS),
+        ([REFUSED, RESET], 2, STANDS),
+        ([SLOW, 200], 1, STANDS),
+        ([TimeoutError(), 200], 1, STANDS),
+        ([500, 200], 1, STANDS),
+        ([503, 429], 1, STANDS),
+        ([307], 1, STANDS),
+        ([Unknown("truncated"), 200], 1, STANDS),
+        ([Unknown("garbled"), 200], 1, STANDS),
+        ([RuntimeError("a fault of our own")], 1, STANDS),
+        ([asyncio.CancelledError()], 1, STANDS),
+        ([ValueError("a header that HTTP cannot carry")], 1, NEVER),
     ],
 )
-def test_a_failure_counts_as_sent_if_anything_that_went_before_may_have_acted(
-    requests: list[EngineRequest], script: list[Step], sent: bool
+def test_a_request_that_redeems_is_sent_again_only_if_it_was_certainly_not_carried_out(
+    script: list[Step], attempts: int, came_to: tuple[bool, bool], *, repeatable: bool
 ) -> None:
-    assert World(*script).failure(ask(*requests)).sent is sent
+    world = World(*script)
+    assert world.redeem(ask(request(effect="redeems", repeatable=repeatable))) == came_to
+    assert len(world.sent) == attempts
+
+
+@pytest.mark.parametrize("status", [409, 429])
+def test_a_status_that_says_not_carried_out_is_believed(status: int) -> None:
+    world = World(status, 200)
+    assert (world.redeem(ask(REDEEM)), len(world.sent)) == (NO_MORE, 1)
+    world = World(status, 200)
+    assert (world.redeem(ask(request(effect="redeems"))), len(world.sent)) == (STANDS, 2)
+
+
+@pytest.mark.parametrize(
+    ("requests", "script", "came_to"),
+    [
+        ([request(), REDEEM], [200, REFUSED, REFUSED], NEVER),
+        ([REDEEM, request()], [200, REFUSED, REFUSED], STANDS),
+        ([REDEEM, REDEEM], [400, 200], STANDS),
+        ([REDEEM, REDEEM], [400, REFUSED, REFUSED], NO_MORE),
+        ([request(), request()], [RESET, 503], NEVER),
+        ([], [], NEVER),
+    ],
+)
+def test_only_what_redeems_counts_and_all_of_it(
+    requests: list[EngineRequest], script: list[Step], came_to: tuple[bool, bool]
+) -> None:
+    assert World(*script).redeem(ask(*requests)) == came_to
+
+
+@pytest.mark.parametrize("status", [409, 429, 500, 503, 599])
+def test_an_answer_that_an_adapter_asks_for_reaches_it(status: int) -> None:
+    world = World(status)
+    assert world.hold(ask(request(answers=frozenset({status})))) == [status]
+    assert (len(world.sent), world.calls[0].failure) == (1, None)
+    assert World(status).redeem(ask(request(effect="redeems", answers=frozenset({status})))) == (
+        NO_MORE if status < 500 else STANDS
+    )
+
+
+# What no adapter should ask
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("/x", "not str"),
+        (None, "not NoneType"),
+        ([request()], "not list"),
+        ((request(), "/x"), "not str"),
+        (request(account="third"), "account"),
+        (request("no path"), "percent-encoded"),
+        (request(effect="redeem"), "effect"),
+        (request(answers=frozenset({404})), "answers"),
+        (request(answers=frozenset({302})), "answers"),
+    ],
+)
+def test_what_no_adapter_should_ask_is_not_sent(asked: Any, says: str) -> None:
+    def asks() -> Generator[Any, Any, None]:
+        yield asked
+
+    world = World()
+    with pytest.raises(BrokenContract, match=says):
+        world.hold(asks())
+    assert world.sent == []
+    with pytest.raises(BrokenContract, match=says):
+        replay(asks(), [reply()] * 2)
+
+
+def test_no_conversation_but_redeem_may_redeem() -> None:
+    world = World()
+    with pytest.raises(BrokenContract, match="only `redeem` may"):
+        world.hold(ask(request(effect="redeems")))
+    assert world.sent == []
+
+
+# Several at once
+
+
+def test_several_requests_are_asked_at_once_and_answered_in_their_order() -> None:
+    paths = [f"/{number}" for number in range(20)]
+    under_way, most = 0, 0
+    world = World(takes=0)
+    sends = world.send
+
+    async def slowly(method: str, url: str, *arguments: Any) -> EngineReply:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        for _ in range(21 - int(url.rsplit("/", 1)[-1])):  # the last is answered first
+            await asyncio.sleep(0)
+        under_way -= 1
+        await sends(method, url, *arguments)
+        return reply(body=url.rsplit("/", 1)[-1].encode())
+
+    world.send = slowly  # type: ignore[method-assign, assignment]
+
+    def asks() -> Conversation[list[str]]:
+        replies = yield from together(*(request(path) for path in paths))
+        none = yield from together()
+        return [f"/{one.body.decode()}" for one in (*replies, *none)]
+
+    assert world.hold(asks()) == paths
+    assert most == engine.AT_ONCE
+
+
+def test_of_several_at_once_none_may_redeem_and_the_failure_of_one_is_that_of_all() -> None:
+    world = World()
+    with pytest.raises(BrokenContract, match="redeem"):
+        world.redeem(together(request(), REDEEM), catch=())
+    assert world.sent == []
+    assert World(200, 503, 503, takes=0).failure(together(request("/a"), request("/b"))).reason == "server_error"
 
 
 @pytest.mark.parametrize(("luck", "pause"), [(0.0, 0.02), (0.5, 0.05), (1.0, 0.08)])
@@ -374,7 +514,7 @@ def test_every_reason_has_a_sentence_without_data_of_the_engine() -> None:
         assert "text" not in error.message
         assert error.message.startswith(engine.MESSAGES[error.reason])
         seen.add(error.reason)
-    assert seen == engine.MESSAGES.keys() - {"adapter_error", "breaker_open", "paused"}
+    assert seen == engine.MESSAGES.keys() - {"breaker_open", "paused"}
     for reason in (*reasons[0], *reasons[1]):
         assert reason in (transport.NotSent.__doc__ or "") + (transport.Unknown.__doc__ or "")
 
@@ -391,30 +531,30 @@ def test_what_an_adapter_raises_itself_passes_through() -> None:
     assert caught.value is problem
 
 
-def test_an_adapter_that_breaks_leaves_the_outcome_unknown() -> None:
+def test_what_breaks_in_an_adapter_comes_out_as_it_is() -> None:
     def breaks() -> Conversation[None]:
         answer = yield request()
         raise KeyError(answer.status)
 
-    def yields_nonsense() -> Generator[Any, Any, None]:
-        yield "/x"
-
-    for conversation, cause in ((breaks(), KeyError), (yields_nonsense(), TypeError)):
-        error = World().failure(conversation)
-        assert (error.reason, error.sent) == ("adapter_error", True)
-        assert isinstance(error.__cause__, cause)
+    with pytest.raises(KeyError, match="200"):
+        World().hold(breaks())
 
 
-def test_an_adapter_that_asks_without_end_is_stopped() -> None:
+@pytest.mark.parametrize("lines", [0, 1, 1000])
+def test_a_conversation_may_ask_as_much_as_its_cart_needs_and_no_more(lines: int) -> None:
     def endless() -> Conversation[None]:
         while True:
             yield request()
 
-    world = World()
-    assert world.failure(endless(), within=60.0).reason == "adapter_error"
-    assert len(world.sent) == engine.MAX_REQUESTS
-    most = [request()] * engine.MAX_REQUESTS
-    assert World().hold(ask(*most), within=60.0) == [200] * engine.MAX_REQUESTS
+    most = limit(lines)
+    assert most >= 40 + lines
+    world = World(takes=0)
+    with pytest.raises(BrokenContract, match=f"more than {most} requests"):
+        asyncio.run(world.engine.converse(endless(), world.now + 1, most=most))
+    assert len(world.sent) == most
+    with pytest.raises(BrokenContract, match=f"more than {most} requests"):
+        replay(endless(), [reply()] * (most + 1), lines=lines)
+    assert replay(ask(*[request()] * most), [reply()] * most, lines=lines)[0] == [200] * most
 
 
 @pytest.mark.parametrize(
@@ -424,7 +564,7 @@ def test_an_adapter_that_asks_without_end_is_stopped() -> None:
         ([404], "/x", EngineRejected),
         ([307], "/x", EngineUnavailable),
         ([asyncio.CancelledError()], "/x", asyncio.CancelledError),
-        ([], "no path", ValueError),
+        ([], "no path", BrokenContract),
     ],
 )
 def test_a_conversation_is_always_closed(script: list[Any], path: str, error: type[BaseException] | None) -> None:
@@ -486,10 +626,41 @@ def test_hooks_are_told_no_secret() -> None:
 
 def test_replay_holds_a_conversation_without_http() -> None:
     first, second = request("/a"), request("/b")
-    assert replay(ask(first, second), [reply(200), reply(409)]) == ([200, 409], [first, second])
+    assert replay(ask(first, second), [reply(200), reply(404)]) == ([200, 404], [first, second])
     assert replay(ask(), []) == ([], [])
     with pytest.raises(ValueError, match="no reply to request 2, 'ask'"):
         replay(ask(first, second), [reply(200)])
+    with pytest.raises(ValueError, match="1 replies were not asked for"):
+        replay(ask(first), [reply(200), reply(200)])
+    replies = [reply(body=b"1"), reply(body=b"2")]
+    assert replay(together(first, second), replies) == (tuple(replies), [first, second])
+
+
+def test_replay_is_as_strict_as_the_engine() -> None:
+    for status in range(200, 600):
+        failed: list[str] = []
+        for hold in (World(status).hold, partial(replay, replies=[reply(status)])):
+            try:
+                hold(ask(ONCE))
+            except EngineUnavailable as error:
+                failed.append(error.message)
+        assert len(failed) in (0, 2), status
+        assert len(set(failed)) <= 1, status
+    other = request(account="second")
+    with pytest.raises(BrokenContract, match="account"):
+        replay(ask(other), [reply()])
+    assert replay(ask(other), [reply()], accounts=ACCOUNTS)[1] == [other]
+    closed: list[bool] = []
+
+    def conversation() -> Conversation[None]:
+        try:
+            yield request("no path")
+        finally:
+            closed.append(True)
+
+    with pytest.raises(BrokenContract, match="percent-encoded"):
+        replay(conversation(), [reply()])
+    assert closed == [True]
 
 
 def test_replay_lets_out_what_the_adapter_raises() -> None:
@@ -513,32 +684,36 @@ def test_luck_is_random_by_default() -> None:
     ("answers", "attempts", "sent"),
     [([True], 1, 1), ([False, True], 2, 1), ([False, False], 2, 0)],
 )
-def test_what_may_not_be_repeated_goes_out_only_if_it_may(answers: list[bool], attempts: int, sent: int) -> None:
+@pytest.mark.parametrize("repeatable", [False, True])
+def test_what_redeems_goes_out_only_if_it_may(
+    answers: list[bool], attempts: int, sent: int, *, repeatable: bool
+) -> None:
     world, asked = World(), list(answers)
 
     async def may() -> bool:
         return asked.pop(0)
 
     async def hold() -> object:
-        return await world.engine.converse(ask(ONCE), world.now + 5, may)
+        redeems = ask(request(effect="redeems", repeatable=repeatable))
+        return await world.engine.converse(redeems, world.now + 5, Redemption(may))
 
     if sent:
         asyncio.run(hold())
     else:
         with pytest.raises(EngineUnavailable) as error:
             asyncio.run(hold())
-        assert (error.value.reason, error.value.sent) == ("paused", False)
+        assert error.value.reason == "paused"
     assert (len(world.sent), len(answers) - len(asked)) == (sent, attempts)
 
 
-def test_what_may_be_repeated_is_not_asked_about() -> None:
+def test_what_does_not_redeem_is_not_asked_about() -> None:
     world = World()
 
     async def never() -> bool:
         raise AssertionError
 
     async def hold() -> object:
-        return await world.engine.converse(ask(request()), world.now + 5, never)
+        return await world.engine.converse(ask(ONCE, request(effect="none")), world.now + 5, Redemption(never))
 
     asyncio.run(hold())
-    assert len(world.sent) == 1
+    assert len(world.sent) == 2

@@ -139,7 +139,8 @@ def test_403_for_a_forged_receipt_at_consume(client: Client) -> None:
 @pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
 def test_a_refused_code(client: Client, operation: str, status: int) -> None:
     client.adapter.granted = Outcome(rejected=(Rejection("XMAS", Reason.EXPIRED, "CouponExpired"),))
-    details = check_error(client.post(operation), operation, status, "promotion_codes")
+    body = {**BODIES[operation], "promotions": {"coupon_codes": ["XMAS"]}}
+    details = check_error(client.post(operation, body), operation, status, "promotion_codes")
     assert details == {
         "invalid-code": "XMAS",
         "codes": [
@@ -176,6 +177,7 @@ def test_an_engine_that_rejects_our_request_or_key(client: Client, operation: st
 
 def test_same_order_other_content(client: Client) -> None:
     client.adapter.on_redeem = OrderMismatch("This order was redeemed with other content.", reason="order_mismatch")
+    client.wire.script = {"redeem": [400]}
     check_error(client.post("consume"), "consume", 400, "order_mismatch")
 
 
@@ -353,7 +355,8 @@ def test_validate_leaves_an_engine_that_is_down_alone_and_consume_does_not(
 def test_a_line_in_the_log_says_what_happened_and_no_secret(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     client.adapter.granted = Outcome(rejected=(Rejection("SECRETCODE", Reason.EXPIRED, "CouponExpired"),))
-    client.post("validate", x_request_id="bad\nid", promotions="x")
+    body = {**CHECKOUT, "promotions": {"coupon_codes": ["SECRETCODE"]}}
+    client.post("validate", body, x_request_id="bad\nid", promotions="x")
     (line,) = [record for record in caplog.records if record.message == "request"]
     facts = line.__dict__["facts"]
     assert (facts["status"], facts["reason"], facts["rejected"]) == (422, "expired", ["expired"])

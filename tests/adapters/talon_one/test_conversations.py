@@ -229,7 +229,7 @@ def test_a_session_is_closed_once_so_there_is_nothing_to_repair() -> None:
 
 def test_a_redemption_names_the_application_that_takes_it_back_when_the_order_has_been_erased() -> None:
     many = TalonOne({**ONE, "CURRENCY": "USD", "API_KEY_EUR": "euro"})
-    redeemed, _ = replay(many.redeem(cart(currency="EUR"), "s"), [reply({"effects": []})])
+    redeemed, _ = replay(many.redeem(cart(currency="EUR"), "s"), [reply({"effects": []})], accounts=many.accounts)
     assert isinstance(redeemed, Redeemed)
     for order in (cart(currency="EUR"), None):
         assert first(many.undo(order, "s", redeemed.handle, final=True)).account == "EUR"

@@ -1,0 +1,334 @@
+"""An adapter held to its contract: what its redemptions came to, and what it may return."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+
+from mapper.adapter import Conversation, Discount, LookedUp, Notice, NotRedeemed, Outcome, Reason, Redeemed, Rejection
+from mapper.domain.checkout import Checkout, parse
+from mapper.domain.errors import (
+    AdapterFault,
+    EngineRejected,
+    EngineUnavailable,
+    Forbidden,
+    InvalidRequest,
+    OrderMismatch,
+    Problem,
+)
+from mapper.domain.outcome import Cost
+from mapper.engine.promotion_engine import Declined, Done, InDoubt, NotDone, PromotionEngine, Verdict
+from mapper.engine.transport import NotSent, Unknown
+from tests.engine.test_engine import World, request
+from tests.fakes import FakeAdapter
+
+ORDER = parse(
+    b'{"order_items": [{"sku": "A", "quantity": 0, "price": "9"}, {"sku": "B", "quantity": 1, "price": "9"}],'
+    b' "promotions": {"coupon_codes": ["TEN"]}}',
+    "consume",
+)
+TEN = Discount(name="Ten", description="Ten off", amount=100, effect_type="off", line=1)
+SHIPPING = (Cost("shipping", 500),)
+GRANTED = Outcome(discounts=(TEN,))
+REFUSED = NotRedeemed((Rejection("TEN", Reason.EXPIRED, "Old"),))
+
+
+class Scripted(FakeAdapter):
+    """Every conversation asks the same requests, then raises or returns what it is told to."""
+
+    def __init__(self, ends: object, *requests: Any) -> None:
+        super().__init__()
+        self.ends, self.requests = ends, requests
+
+    def _talk(self) -> Conversation[Any]:
+        for one in self.requests:  # noqa: UP028 - replies are sent, and a tuple takes none
+            yield one
+        if isinstance(self.ends, BaseException):
+            raise self.ends
+        return self.ends
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("validate", "check", "redeem", "look_up", "undo", "repair"):
+            return lambda *_, **__: self._talk()
+        return super().__getattribute__(name)
+
+
+def held(adapter: Any, *script: Any) -> tuple[PromotionEngine, World]:
+    world = World(*script)
+    return PromotionEngine(adapter, world.engine), world
+
+
+async def permit() -> bool:
+    return True
+
+
+def verdict(ends: object, *script: Any, requests: tuple[Any, ...] = (request(effect="redeems"),)) -> Verdict:
+    promotion_engine, world = held(Scripted(ends, *requests), *script)
+    return asyncio.run(promotion_engine.redeem(ORDER, "s", world.now + 5, permit))
+
+
+KEY = EngineRejected("The key is wrong.", reason="engine_key")
+MISMATCH = OrderMismatch("Another cart.", reason="other_content")
+UNREADABLE = EngineUnavailable("It cannot be read.", reason="bad_reply")
+NOT_SAYABLE = InvalidRequest("This cannot be said.", "/x")
+ANYTHING = [KEY, MISMATCH, UNREADABLE, NOT_SAYABLE, KeyError("x"), Forbidden("no", reason="no"), RecursionError()]
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_any_2xx_is_an_answer_to_a_redemption(status: int) -> None:
+    assert verdict(Redeemed(GRANTED, "r_1"), status) == Done(Redeemed(GRANTED, "r_1"))
+
+
+@pytest.mark.parametrize("repeatable", [False, True])
+@pytest.mark.parametrize("status", [200, 201, 204])
+@pytest.mark.parametrize("ends", [*ANYTHING, None, "done", GRANTED, LookedUp("redeemed")], ids=repr)
+def test_after_a_2xx_whatever_goes_wrong_is_in_doubt_and_nothing_is_sent_again(
+    ends: object, status: int, *, repeatable: bool
+) -> None:
+    promotion_engine, world = held(Scripted(ends, request(effect="redeems", repeatable=repeatable)), status)
+    found = asyncio.run(promotion_engine.redeem(ORDER, "s", world.now + 5, permit))
+    assert isinstance(found, InDoubt)
+    assert len(world.sent) == 1
+
+
+@pytest.mark.parametrize("more", [["/x"], [request("no path")], [request(account="third")], [request()] * 99])
+def test_so_is_asking_for_more_that_fails(more: list[Any]) -> None:
+    assert isinstance(verdict(Redeemed(GRANTED), requests=(request(effect="redeems"), *more)), InDoubt)
+    for script in ([200, NotSent("connect"), NotSent("connect")], [200, 429, 429], [200, 503, 503]):
+        assert isinstance(verdict(Redeemed(GRANTED), *script, requests=(request(effect="redeems"), request())), InDoubt)
+
+
+@pytest.mark.parametrize("step", [Unknown("timeout"), Unknown("reset"), Unknown("garbled"), 500, 503, 302])
+def test_what_may_have_arrived_is_in_doubt(step: Any) -> None:
+    assert isinstance(verdict(Redeemed(GRANTED), step), InDoubt)
+
+
+@pytest.mark.parametrize("script", [[NotSent("connect")] * 2, [409] * 3, [429] * 2, [NotSent("dns"), 429]])
+def test_what_was_certainly_not_carried_out_is_not_done(script: list[Any]) -> None:
+    found = verdict(Redeemed(GRANTED), *script)
+    assert isinstance(found, NotDone)
+    assert found.problem.category == "engine_unavailable"
+
+
+@pytest.mark.parametrize("ends", ANYTHING, ids=repr)
+def test_what_never_sent_a_redeeming_request_is_not_done(ends: Exception) -> None:
+    for requests in ((), (request(),)):
+        assert isinstance(verdict(ends, requests=requests), NotDone)
+
+
+@pytest.mark.parametrize("ends", ANYTHING, ids=repr)
+def test_a_refusal_is_not_done_if_the_adapter_says_what_for(ends: Exception) -> None:
+    certain = isinstance(ends, EngineRejected | OrderMismatch | InvalidRequest)
+    assert type(verdict(ends, 400)) is (NotDone if certain else InDoubt)
+
+
+def test_what_an_adapter_declines_after_a_redeeming_request_is_to_be_confirmed() -> None:
+    assert verdict(REFUSED, requests=()) == Declined(REFUSED, confirm=False)
+    assert verdict(REFUSED, requests=(request(),)) == Declined(REFUSED, confirm=False)
+    for status in (400, 200):
+        assert verdict(REFUSED, status) == Declined(REFUSED, confirm=True)
+
+
+@pytest.mark.parametrize("error", [LookupError("the ledger"), Problem("The ledger is away.", reason="ledger")])
+def test_what_the_permit_raises_comes_out_as_it_is(error: Exception) -> None:
+    async def away() -> bool:
+        raise error
+
+    promotion_engine, world = held(Scripted(Redeemed(GRANTED), request(effect="redeems")))
+    with pytest.raises(type(error)) as caught:
+        asyncio.run(promotion_engine.redeem(ORDER, "s", world.now + 5, away))
+    assert caught.value is error
+    assert world.sent == []
+
+
+# What an adapter returns
+
+
+class Text:
+    """What the encoder does not know."""
+
+
+def off(**changes: Any) -> Outcome:
+    fields = {"name": "n", "description": "d", "amount": 1, "effect_type": "e", "line": 1, **changes}
+    return Outcome(discounts=(Discount(**fields),))
+
+
+def rejected(code: Any, reason: Any = Reason.EXPIRED, engine_reason: Any = "Old") -> Outcome:
+    return Outcome(rejected=(Rejection(code, reason, engine_reason),))
+
+
+BAD: dict[str, Any] = {
+    "an amount with a fraction": off(amount=5.25),
+    "an amount that is a Decimal": off(amount=Decimal(5)),
+    "an amount that is true": off(amount=True),
+    "an amount of nothing": off(amount=0),
+    "an amount below zero": off(amount=-1),
+    "no amount": off(amount=None),
+    "a line that is not there": off(line=7),
+    "a line below zero": off(line=-1),
+    "a line that is not in the cart": off(line=0),
+    "a line that is true": off(line=True),
+    "a line that is text": off(line="1"),
+    "a scope that is none": off(scope="line"),
+    "a named cost among the goods": off(line=None, cost="shipping", scope="goods"),
+    "a name that is none": off(name=None),
+    "a name that no JSON has": off(name="\ud800"),
+    "a cost that is none": off(cost=None),
+    "meta that does not encode": off(meta={"a": Text()}),
+    "meta that is no object": off(meta=[1]),
+    "something among the discounts": Outcome(discounts=(TEN, "x")),  # type: ignore[arg-type]
+    "no discounts": Outcome(discounts=None),  # type: ignore[arg-type]
+    "a code that nobody brought": rejected("OTHER"),
+    "a code that is none": rejected(None),
+    "a reason that is not ours": rejected("TEN", "odd"),
+    "a reason that is none": rejected("TEN", None),
+    "an engine's reason that is none": rejected("TEN", Reason.OTHER, None),
+    "a payload that does not encode": Outcome(notices=(Notice("t", "x", {"a": Text()}),)),
+    "a payload with an endless number": Outcome(notices=(Notice("t", "x", {1j: 1}),)),
+    "a text that is none": Outcome(notices=(Notice("t", None, None),)),  # type: ignore[arg-type]
+    "a cost with a fraction": Outcome(costs=(Cost("shipping", 1.5),)),  # type: ignore[arg-type]
+    "a cost below zero": Outcome(costs=(Cost("shipping", -1),)),
+    "a cost of a line that is not there": Outcome(costs=(Cost("shipping", 1, 7),)),
+    "a cost without a name": Outcome(costs=(Cost(None, 1),)),  # type: ignore[arg-type]
+}
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """(adapter, method) of every fault in the log, each with its traceback."""
+    faults = [record for record in caplog.records if record.message == "adapter error"]
+    assert all(record.levelno == logging.ERROR and record.exc_info for record in faults)
+    return [(record.facts["adapter"], record.facts["method"]) for record in faults]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("value", [*BAD.values(), None, "outcome", Redeemed(GRANTED), (GRANTED,)], ids=[*BAD, *"abcd"])
+def test_before_the_effect_a_wrong_value_is_refused_and_logged(value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    promotion_engine, world = held(Scripted(value, request()))
+    calls: dict[str, Callable[..., Any]] = {"validate": promotion_engine.validate, "check": promotion_engine.check}
+    for method, call in calls.items():
+        caplog.clear()
+        with pytest.raises(AdapterFault) as caught:
+            asyncio.run(call(ORDER, "s", world.now + 5))
+        assert (caught.value.category, caught.value.reason) == ("internal", "adapter_error")
+        assert logged(caplog) == [("fake", method)]
+
+
+@pytest.mark.parametrize("value", BAD.values(), ids=BAD)
+def test_after_the_effect_a_wrong_value_is_a_notice_and_an_error_in_the_log(
+    value: Outcome, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = verdict(Redeemed(value, "r_1"))
+    assert isinstance(found, Done)
+    assert found.redeemed.handle == "r_1"
+    assert found.redeemed.outcome.notices[-1].type == "adapter_error"
+    assert logged(caplog) == [("fake", "redeem")]
+    promotion_engine, world = held(Scripted(LookedUp("redeemed", value, ("r_2",)), request()))
+    looked_up = asyncio.run(promotion_engine.look_up(ORDER, "s", "", world.now + 5))
+    assert (looked_up.state, looked_up.extra) == ("redeemed", ("r_2",))
+    assert looked_up.outcome.notices[-1].type == "adapter_error"
+    already = msgspec.structs.replace(value, redeemed=True)
+    promotion_engine, world = held(Scripted(already, request()))
+    checked = asyncio.run(promotion_engine.check(ORDER, "s", world.now + 5))
+    assert checked is not None
+    assert checked.redeemed
+
+
+def test_what_is_right_beside_what_is_wrong_is_kept() -> None:
+    sound = Notice("t", "x", {"a": Decimal("1.5")})
+    value = Outcome(
+        discounts=(TEN, *off(amount=0).discounts), notices=(sound, Notice("t", "x", Text())), costs=SHIPPING
+    )
+    found = verdict(Redeemed(value))
+    assert isinstance(found, Done)
+    outcome = found.redeemed.outcome
+    assert (outcome.discounts, outcome.notices[0], outcome.costs) == ((TEN,), sound, SHIPPING)
+    assert [notice.type for notice in outcome.notices] == ["t", "adapter_error"]
+
+
+def test_a_right_value_comes_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    value = Outcome(
+        discounts=(TEN, *off(line=None, cost="shipping", scope="costs", meta={"a": [1, None]}).discounts),
+        rejected=(Rejection("TEN", Reason.OTHER, ""),),
+        notices=(Notice("t", "x", None),),
+        costs=SHIPPING,
+    )
+    promotion_engine, world = held(Scripted(value, request()))
+    assert asyncio.run(promotion_engine.validate(ORDER, "s", world.now + 5)) is value
+    plain = rejected("TEN", "expired")
+    promotion_engine, world = held(Scripted(plain, request()))
+    (found,) = asyncio.run(promotion_engine.validate(ORDER, "s", world.now + 5)).rejected
+    assert found.reason is Reason.EXPIRED
+    assert logged(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        LookedUp("perhaps"),  # type: ignore[arg-type]
+        LookedUp("redeemed", extra=(1,)),  # type: ignore[arg-type]
+        LookedUp("redeemed", extra="r_2"),  # type: ignore[arg-type]
+        Redeemed(GRANTED),
+    ],
+)
+def test_a_look_up_that_does_not_even_say_whether_is_a_fault(value: Any, caplog: pytest.LogCaptureFixture) -> None:
+    promotion_engine, world = held(Scripted(value, request()))
+    with pytest.raises(AdapterFault):
+        asyncio.run(promotion_engine.look_up(ORDER, "s", "", world.now + 5))
+    assert logged(caplog) == [("fake", "look_up")]
+
+
+def test_a_refusal_that_is_not_right_is_no_refusal() -> None:
+    wrong = NotRedeemed((Rejection("OTHER", Reason.EXPIRED, ""),))
+    assert isinstance(verdict(wrong, requests=()), NotDone)
+    assert isinstance(verdict(wrong, 400), InDoubt)
+
+
+# What an adapter raises
+
+
+@pytest.mark.parametrize("problem", [KEY, MISMATCH, UNREADABLE, NOT_SAYABLE], ids=repr)
+def test_what_an_adapter_may_raise_passes_through(problem: Problem, caplog: pytest.LogCaptureFixture) -> None:
+    promotion_engine, world = held(Scripted(problem, request()))
+    with pytest.raises(type(problem)) as caught:
+        asyncio.run(promotion_engine.validate(ORDER, "s", world.now + 5))
+    assert caught.value is problem
+    assert logged(caplog) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("x"), Forbidden("no", reason="no"), EngineRejected("no", reason="no", detail=Text()), StopIteration()],
+    ids=repr,
+)
+def test_everything_else_is_a_fault_of_the_adapter_and_never_of_the_engine(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    promotion_engine, world = held(Scripted(error, request()))
+    deadline = world.now + 5
+    calls = {
+        "validate": promotion_engine.validate(ORDER, "s", deadline),
+        "check": promotion_engine.check(ORDER, "s", deadline),
+        "look_up": promotion_engine.look_up(ORDER, "s", "", deadline),
+        "undo": promotion_engine.undo(None, "s", "", deadline, final=True),
+        "repair": promotion_engine.repair(ORDER, "s", (), deadline),
+    }
+    for method, call in calls.items():
+        caplog.clear()
+        with pytest.raises(AdapterFault) as caught:
+            asyncio.run(call)
+        assert caught.value.__cause__ is not None
+        assert logged(caplog) == [("fake", method)]
+
+
+def test_a_method_that_is_no_conversation_is_a_fault() -> None:
+    class Plain(FakeAdapter):
+        def validate(self, checkout: Checkout, session: str) -> Any:
+            return Outcome()
+
+    promotion_engine, world = held(Plain())
+    with pytest.raises(AdapterFault):
+        asyncio.run(promotion_engine.validate(ORDER, "s", world.now + 5))

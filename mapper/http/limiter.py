@@ -6,8 +6,8 @@ One exception (controlled delay; queue.acm.org, "Fail at Scale"): once a queue h
 in it waits longer than a fifth of the deadline. It is no burst then, and every call would wait as long, for nothing.
 
 A call that waits for the engine needs no processor, so hundreds may be in flight. Calls that want the processor hold
-each other up, and the event loop with them. A call that begins late after it was admitted shows that they are too many:
-while there is a queue, the capacity follows from that. It is the most again when the queue is empty.
+each other up, and the event loop with them: so a few begin in each of its turns, and while there is a queue no more are
+in flight than keep the engine and the processor busy.
 """
 
 import asyncio
@@ -24,10 +24,10 @@ STANDING_S: Final = 1.0
 """A queue that has not been empty for as long is no burst."""
 STANDING_SHARE: Final = 0.2
 """Of the deadline: the longest wait in such a queue."""
-LATE_S: Final = 0.010
-"""From admission until the call begins: after more than this, the capacity shrinks."""
-SHRINK, GROW, LEAST = 0.75, 0.2, 32
-"""The capacity's change where calls begin late, and for each call that does not; it shrinks no further than to this."""
+BATCH: Final = 8
+"""Calls that begin in one turn of the event loop."""
+RUNNABLE: Final = 8
+"""So many of the calls in flight may wait for the processor while there is a queue: enough to keep it busy."""
 
 
 @dataclass(eq=False)
@@ -49,8 +49,6 @@ class Limiter:
     ) -> None:
         """`capacity`: the most calls at once. `max_bytes`: of the bodies of all calls that are not answered."""
         self._capacity = self._most = float(capacity)
-        self._shrunk = 0.0
-        """When the capacity shrank last."""
         self.admitted = 0
         self.in_flight_bytes = 0
         self._deadline_s, self._max_bytes, self._clock = deadline_s, max_bytes, clock
@@ -58,8 +56,12 @@ class Limiter:
         """From admission to the answer: a moving average."""
         self._queue: OrderedDict[Permit, asyncio.Future[bool]] = OrderedDict()
         """First come, first served: each waits to hear whether it is admitted or shed."""
+        self._beginning = 0
+        """Calls that are admitted and have not begun, or that have begun in this turn of the event loop."""
         self._queued_since = 0.0
-        """When the queue was last empty."""
+        """When the queue last ceased to be empty."""
+        self._left = 0.0
+        """When a call last left the queue."""
         self._timer: asyncio.TimerHandle | None = None
 
     def is_full(self) -> bool:
@@ -97,27 +99,44 @@ class Limiter:
         """Waits until the call may begin. Raises `Overloaded`."""
         self.check()
         now = self._clock()
+        if not self.admitted or (not self._queue and now - self._left >= STANDING_S):
+            self._capacity = self._most
         if self.admitted < self._capacity:
             self._admit(permit, now)
-            return
-        if not self._queue:
-            self._queued_since = now
-        permit.since = now
-        self._queue[permit] = place = asyncio.get_running_loop().create_future()
-        self._advance()
-        if not await place:
-            raise Overloaded
-        self._adapt(permit.since)
-        self._advance()
+        else:
+            if not self._queue:
+                self._queued_since = now
+            permit.since = now
+            self._queue[permit] = place = asyncio.get_running_loop().create_future()
+            self._advance()
+            if not await place:
+                raise Overloaded
+        await self._begin(permit)
 
-    def _adapt(self, admitted_at: float) -> None:
-        """A call begins that was admitted then. Of those that were admitted together only one shrinks the capacity."""
-        now = self._clock()
-        if now <= admitted_at + LATE_S:
-            self._capacity = min(self._most, self._capacity + GROW)
-        elif admitted_at > self._shrunk:
-            self._capacity = max(min(self._most, LEAST), SHRINK * self._capacity)
-            self._shrunk = now
+    async def _begin(self, permit: Permit) -> None:
+        """Of calls that are admitted together some begin in each turn of the event loop: it stays awake for others."""
+        turns = self._beginning // BATCH
+        self._beginning += 1
+        try:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        finally:
+            asyncio.get_running_loop().call_soon(self._begun)
+        if self._queue:
+            self._adapt(self._clock() - permit.since)
+            self._advance()
+
+    def _begun(self) -> None:
+        self._beginning -= 1
+
+    def _adapt(self, late_s: float) -> None:
+        """A call begins, so long after it was admitted. When the engine has answered it will wait as long again.
+
+        The share of its time that a call waits for the processor is the share of calls that do so at any moment.
+        """
+        waiting = min(1.0, 2 * late_s / self._service_s) if self._service_s else 0.0
+        self._capacity += RUNNABLE / self._capacity - waiting
+        self._capacity = min(self._most, max(self._capacity, RUNNABLE / 2))
 
     def _latest(self, joined: float, queued_since: float) -> float:
         """Until when a call that joined the queue then may wait."""
@@ -147,12 +166,12 @@ class Limiter:
                     self._timer = asyncio.get_running_loop().call_later(latest - now, self._on_time)
                 return
             del self._queue[permit]
+            self._left = now
             if place.done():  # cancelled
                 continue
             if now < latest:
                 self._admit(permit, now)
             place.set_result(permit.admitted)
-        self._capacity = self._most
 
     def _on_time(self) -> None:
         self._timer = None

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import pytest
 
 from mapper.domain.errors import Overloaded
-from mapper.http.limiter import LATE_S, LEAST, STANDING_S, STANDING_SHARE, Limiter
+from mapper.http.limiter import BATCH, STANDING_S, STANDING_SHARE, Limiter
 from tests import virtual_time
 
 DEADLINE_S = 1.5
@@ -120,7 +120,7 @@ def test_a_call_is_answered_by_its_deadline_while_the_engine_hangs() -> None:
 @pytest.mark.parametrize("times", [1.3, 2, 5])
 def test_in_a_queue_that_stands_nobody_waits_longer_than_a_fifth_of_the_deadline(times: float) -> None:
     """Controlled delay."""
-    capacity, engine_s, seconds = 32, 0.05, 8.0
+    capacity, engine_s, seconds = 32, 0.05, 4.0
 
     async def tell() -> None:
         crowd, dice, moment = Crowd(limiter(capacity), engine_s), random.Random(1), 0.0
@@ -157,25 +157,51 @@ def test_a_look_counts_nothing() -> None:
     story(tell)
 
 
-def test_the_capacity_shrinks_while_calls_begin_late_and_is_whole_when_the_queue_is_empty() -> None:
-    """Calls that keep the processor busy pile up in front of the event loop where too many are admitted."""
+async def longest_turn(busy: Awaitable[None]) -> float:
+    """Of the event loop, in seconds."""
+    longest, working = 0.0, asyncio.ensure_future(busy)
+    while not working.done():
+        began = virtual_time.now()
+        await asyncio.sleep(0.001)
+        longest = max(longest, virtual_time.now() - began)
+    await working
+    return longest
+
+
+@pytest.mark.parametrize("engine_s", [0.01, 0.1, 0.5])
+def test_a_burst_keeps_the_event_loop_from_nobody(engine_s: float) -> None:
+    """Two hundred calls at once, each of which takes a millisecond of the processor to begin."""
 
     async def tell() -> None:
-        limited = limiter(200)
-        crowd = Crowd(limited, engine_s=0.01, work_s=LATE_S / 8)
-        lowest: list[float] = []
+        crowd = Crowd(limiter(256), engine_s, work_s=0.001)
+        # A timer is a turn late, and who waits for it another one.
+        assert await longest_turn(crowd.arrive([0.0] * 200)) <= 3.1 * BATCH * 0.001
+        assert len(crowd.good) == 200
+        assert crowd.began == sorted(crowd.began)
 
-        async def watch() -> None:
-            while True:
-                lowest.append(limited._capacity)
-                await asyncio.sleep(0.01)
+    story(tell)
 
-        watching = asyncio.create_task(watch())
-        await crowd.arrive(number / 1600 for number in range(4000))
-        watching.cancel()
-        assert LEAST <= min(lowest) < 60
-        assert limited._capacity == 200
-        assert len(crowd.good) > 1500
+
+@pytest.mark.parametrize(("engine_s", "enough"), [(0.0, 40), (0.03, 90), (0.1, 160)])
+def test_in_a_queue_no_more_are_in_flight_than_keep_engine_and_processor_busy(engine_s: float, enough: int) -> None:
+    work_s, seconds, most = 0.001, 2.5, 256
+
+    async def tell() -> None:
+        limited = limiter(most)
+        crowd = Crowd(limited, engine_s, work_s)
+        rush = asyncio.create_task(crowd.arrive(number * work_s / 2 for number in range(int(2 * seconds / work_s))))
+        await asyncio.sleep(1.5)
+        in_flight = []
+        while not rush.done():
+            in_flight.append(limited.admitted)
+            await asyncio.sleep(0.05)
+        in_flight.sort()
+        assert in_flight[len(in_flight) // 2] < enough
+        assert len(crowd.good) * work_s > 0.85 * seconds, "the processor has idled"
+        await asyncio.sleep(STANDING_S)
+        after = Crowd(limited, 1.0)
+        await after.arrive([0.0] * most)
+        assert after.shed == {}
 
     story(tell)
 
@@ -188,7 +214,7 @@ def test_whatever_is_raised_or_cancelled_at_any_await_all_is_given_back(capacity
             await asyncio.sleep(dice.choice([0, 0, 0.01]))
             limited.hold(permit, dice.randrange(200))
             await limited.acquire(permit)
-            assert limited.admitted <= limited._capacity
+            assert limited.admitted <= capacity
             await asyncio.sleep(dice.choice([0, 0.01, 0.5, 2.0]))
             if dice.random() < 0.2:
                 raise KeyError

@@ -91,9 +91,9 @@ def main(name: str, port: int) -> None:
     if name in ("canned", "own", "sized"):
         # As `promotions-mapper serve` does.
         from mapper.http import server  # noqa: PLC0415 - likewise
-        from mapper.ops import telemetry  # noqa: PLC0415 - likewise
+        from mapper.ops import logs  # noqa: PLC0415 - likewise
 
-        telemetry.log_to_stderr()
+        logs.configure()
         server.run(server.create(globals()[name], factory=name != "own"), server.listening("127.0.0.1", port))
     else:
         _plainly({"echo": echo, "sdk": sdk}[name](), port)

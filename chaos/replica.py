@@ -13,7 +13,7 @@ from typing import Any
 from chaos import sabotage
 from mapper.commands import cli
 from mapper.http import app
-from mapper.ops.telemetry import log
+from mapper.ops.logs import log
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import Moment, Row
 

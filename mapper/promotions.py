@@ -76,6 +76,7 @@ async def validate(service: Service, call: Call) -> Answer:
     checkout = await _parse(service, call, "validate")
     receipts = service.receipts(space)
     session = _session(service, checkout, space, receipts.read_if_ours(checkout, service.now())) or service.new_id()
+    _note(call.record, checkout, space, checkout.id or checkout.source_id, session)
     degraded = False
     try:
         outcome = await service.engine.validate(checkout, session, call.deadline)
@@ -83,13 +84,14 @@ async def validate(service: Service, call: Call) -> Answer:
         if not _may_go_without(service, checkout):
             raise
         outcome, degraded = Outcome(), True
-    call.record.rejected = [rejected.reason for rejected in outcome.rejected]
+    call.record.rejected = outcome.rejected
     if outcome.rejected and service.settings.on_rejected == "refuse":
         raise notes.refused(outcome.rejected)
     call.record.degraded = degraded
-    answer, call.record.clamped = await run_in_thread(
+    answer, settled = await run_in_thread(
         len(call.body), _granted, receipts, checkout, outcome, session, degraded, service.now()
     )
+    call.record.clamped, call.record.discount = settled.clamped > 0, settled.total
     return answer
 
 
@@ -113,6 +115,7 @@ async def consume(service: Service, call: Call) -> Answer:
     session = _session(service, order, space, given)
     if not session:
         raise InvalidRequest("The order has no id, no source_id and no receipt to find its engine session by.", "/id")
+    _note(call.record, order, space, key.order, session)
     work = Work(key, order, session, call.record)
     return await service.once.consume(work, call.deadline)
 
@@ -124,10 +127,16 @@ async def _parse(service: Service, call: Call, operation: Operation) -> Checkout
     )
 
 
+def _note(record: Record, checkout: Checkout, space: str, key: str, session: str) -> None:
+    """What the log tells of the call, whatever becomes of it."""
+    record.space, record.id, record.session = space, key, session
+    record.codes, record.currency = checkout.promotions.codes, checkout.currency
+
+
 def _granted(
     receipts: Receipts, checkout: Checkout, outcome: Outcome, session: str, degraded: bool, now: float
-) -> tuple[Answer, bool]:
-    """The checkout with everything on it, and whether something was granted beyond a price."""
+) -> tuple[Answer, Settled]:
+    """The checkout with everything on it, and what was granted."""
     settled = discounts.settle(checkout, outcome)
     note = {
         "engine": receipts.engine,
@@ -138,7 +147,7 @@ def _granted(
         "receipt": receipts.write(session, checkout.customer, degraded, _content(checkout, settled), now),
     }
     answer = Answer(200, b'{"checkout":' + discounts.write(checkout, settled, note) + b"}", "ok")
-    return answer, settled.clamped > 0
+    return answer, settled
 
 
 def _session(service: Service, checkout: Checkout, space: str, given: Receipt | None) -> str:

@@ -61,6 +61,9 @@ TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_ORDER_KEY_PATH": ("", "JSON pointer to the order's key where an order has no `id` or `source_id`"),
     "MAPPER_HTTP_CLIENT": ("aiohttp", "the HTTP client towards the engine: `aiohttp` or `httpx`"),
     "MAPPER_MAX_BODY_BYTES": ("1048576", "the largest body that is read"),
+    "MAPPER_LOG_LEVEL": ("info", "`debug`, `info`, `warning` or `error`"),
+    "MAPPER_LOG_FORMAT": ("json", "`json`, or `text` for a person at a terminal"),
+    "MAPPER_LOG_CODES": ("hash", "codes in the log: a keyed `hash` (`promotions-mapper hash CODE`), `short` or `none`"),
     "NOMS_BASE_URL": ("https://noms.api.nacelle.com/api/v1", "Nacelle's order management, for order ingestion"),
     "NOMS_TOKEN": ("", "its token, sent as `Bearer`; `key:…` is sent bare, as one of Nacelle's pages shows it"),
     "NOMS_SPACE_ID": ("", "the space that orders are created in"),
@@ -117,8 +120,18 @@ class Settings:
     keep_bodies_s: int
     http_client: Literal["aiohttp", "httpx"]
     max_body_bytes: int
+    log_level: Literal["debug", "info", "warning", "error"]
+    log_format: Literal["json", "text"]
+    log_codes: Literal["hash", "short", "none"]
     ingest: IngestSettings | None = None
     """None where no order is ingested over HTTP."""
+
+    @property
+    def code_secret(self) -> bytes:
+        """What names of codes in the log are keyed with: the current secret of the callers."""
+        credentials = self.credentials
+        return (*credentials.all_secrets, *(value for _, value in credentials.headers))[0]
+
     warnings: tuple[str, ...] = ()
     """What does not stop the service but is probably a mistake, such as a misspelt name."""
 
@@ -176,6 +189,9 @@ def load(environment: Mapping[str, str]) -> Settings:
         "keep_bodies_s": reader.number("MAPPER_KEEP_BODIES_S", 3600, 31_536_000),
         "http_client": reader.choice("MAPPER_HTTP_CLIENT", "aiohttp", "httpx"),
         "max_body_bytes": reader.number("MAPPER_MAX_BODY_BYTES", 1024, 104_857_600),
+        "log_level": reader.choice("MAPPER_LOG_LEVEL", "info", "debug", "warning", "error"),
+        "log_format": reader.choice("MAPPER_LOG_FORMAT", "json", "text"),
+        "log_codes": reader.choice("MAPPER_LOG_CODES", "hash", "short", "none"),
         "ingest": reader.ingest() if reader.text("MAPPER_INGEST_TOKEN") else None,
     }
     adapter = reader.adapter()

@@ -19,7 +19,7 @@ from typing import Any
 from mapper.adapter import EngineReply
 from mapper.domain.signature import sign
 from mapper.http import app
-from mapper.ops.telemetry import log
+from mapper.ops.logs import log
 from mapper.settings import load
 from tests.fakes import new_ledger
 

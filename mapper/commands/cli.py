@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     sign = commands.add_parser("sign", help="print the signature header of a body, with the first signing secret")
     sign.add_argument("file", nargs="?", metavar="FILE", help="the body; standard input where none is named")
     sign.set_defaults(run=_sign)
+
+    hashing = commands.add_parser("hash", help="print a code as it stands in the log")
+    hashing.add_argument("code", metavar="CODE")
+    hashing.set_defaults(run=_hash)
     return parser
 
 
@@ -86,13 +90,13 @@ def _seconds(text: str) -> float:
 
 def _serve(chosen: argparse.Namespace) -> int:
     try:
-        settings.load(os.environ)
+        configured = settings.load(os.environ)
     except settings.InvalidSettings as error:
         return _tell_wrong(error)
     from mapper.http import app, server
-    from mapper.ops import telemetry
+    from mapper.ops import logs
 
-    telemetry.log_to_stderr()
+    logs.configure(configured.log_level, configured.log_format)
     try:
         listener = server.listening(chosen.host, chosen.port) if chosen.fd is None else server.inherited(chosen.fd)
     except OSError as error:
@@ -115,6 +119,17 @@ def _demo(chosen: argparse.Namespace) -> int:
     return demo.run(keep=chosen.keep)
 
 
+def _hash(chosen: argparse.Namespace) -> int:
+    from mapper.ops.logs import CodeNames
+
+    try:
+        configured = settings.load(os.environ)
+    except settings.InvalidSettings as error:
+        return _tell_wrong(error)
+    print(CodeNames("hash", configured.code_secret)(chosen.code.strip()))
+    return 0
+
+
 def _sign(chosen: argparse.Namespace) -> int:
     reader = settings.Reader(os.environ)
     spaces = frozenset(reader.list("NACELLE_SPACE_IDS"))
@@ -135,5 +150,5 @@ def _tell_wrong(error: settings.InvalidSettings) -> int:
     print(f"The settings are wrong in {len(error.problems)} place(s):", file=sys.stderr)
     for name, expected in error.problems:
         print(f"  {name}: {expected}", file=sys.stderr)
-    print("The README lists every setting.", file=sys.stderr)
+    print("docs/settings.md lists every setting.", file=sys.stderr)
     return 2

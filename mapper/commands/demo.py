@@ -20,7 +20,7 @@ from mapper import settings
 from mapper.adapter import SANDBOXES, known
 from mapper.domain import signature
 from mapper.http import app
-from mapper.ops import telemetry
+from mapper.ops import logs
 from mapper.sandbox import host as sandbox
 
 # The checkout of Nacelle's page on the promotions mapper, with the shipping that its answer is about.
@@ -80,8 +80,8 @@ def run(*, keep: bool) -> int:
     screen = Screen()
     secret = secrets.token_hex(16)
     with ExitStack() as running:
-        running.callback(telemetry.log.setLevel, telemetry.log.level)
-        telemetry.log.setLevel("CRITICAL")  # the demo speaks for itself
+        running.callback(logs.log.setLevel, logs.log.level)
+        logs.log.setLevel("CRITICAL")  # the demo speaks for itself
         folder = running.enter_context(tempfile.TemporaryDirectory())
         sandbox_url = running.enter_context(sandbox.running(sandbox.create()))
         screen.say(f"Sandbox on {sandbox_url}: the engines, emulated. Nothing leaves this machine.")

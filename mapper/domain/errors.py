@@ -37,6 +37,8 @@ class Problem(Exception):
     """
 
     category: ClassVar[str] = "internal"
+    storefront: str = "Something went wrong here; please try again in a moment."
+    """What the caller is told instead of the message, which is for the log; "" where the message is for everybody."""
 
     def __init__(self, message: str, *, reason: str, retry_after: int | None = None, **details: Any) -> None:
         super().__init__(message)
@@ -54,6 +56,7 @@ class InvalidRequest(Problem):
     """The body cannot be worked with. `pointer` names the place (RFC 6901; "" is the whole body)."""
 
     category = "invalid_request"
+    storefront = ""
 
     def __init__(self, message: str, pointer: str, *, reason: str = "invalid_request") -> None:
         super().__init__(message, reason=reason, pointer=pointer)
@@ -64,6 +67,7 @@ class BadSignature(Problem):
     """Missing, doubled, malformed or wrong credentials: one constant answer, so that nobody learns which."""
 
     category = "signature"
+    storefront = ""
 
     def __init__(self, reason: str) -> None:
         # The reason goes to log and metric only.
@@ -72,12 +76,14 @@ class BadSignature(Problem):
 
 class Forbidden(Problem):
     category = "forbidden"
+    storefront = ""
 
 
 class Refused(Problem):
     """The engine refuses at least one code. `codes` as in CONTRACT section 6, first refused first."""
 
     category = "promotion_codes"
+    storefront = ""
 
     def __init__(self, codes: list[dict[str, str]]) -> None:
         first = codes[0]
@@ -87,16 +93,19 @@ class Refused(Problem):
 
 class OrderMismatch(Problem):
     category = "order_mismatch"
+    storefront = ""
 
 
 class AmountMismatch(Problem):
     category = "amount_mismatch"
+    storefront = ""
 
 
 class EngineRejected(Problem):
     """The engine says that our request or our key is wrong: a matter of configuration, not of the shopper."""
 
     category = "engine_rejected"
+    storefront = "Promotions cannot be used at the moment; please try again later."
 
     def __init__(self, message: str, *, reason: str, **details: Any) -> None:
         super().__init__(message, reason=reason)
@@ -107,6 +116,7 @@ class EngineUnavailable(Problem):
     """Unreachable, slow, broken or over quota. Whether something was sent is the core's to know: `sent` is not read."""
 
     category = "engine_unavailable"
+    storefront = "Promotions cannot be checked at the moment; please try again shortly."
 
     def __init__(self, message: str, *, reason: str, sent: bool = True, retry_after: int | None = None) -> None:
         super().__init__(message, reason=reason, retry_after=retry_after)
@@ -117,17 +127,18 @@ class EngineUnavailable(Problem):
 class AdapterFault(Problem):
     """A bug in an adapter: never a failure of the engine. The log has the cause."""
 
-    def __init__(self, request_id: str) -> None:
-        under = f", under request id {request_id}" if request_id else ""
-        super().__init__(f"Something went wrong inside the service; its log tells what{under}.", reason="adapter_error")
+    def __init__(self) -> None:
+        super().__init__("The adapter has a fault.", reason="adapter_error")
 
 
 class OutcomePending(Problem):
     category = "outcome_pending"
+    storefront = "The promotions of this order are still being processed; send the same order again later."
 
 
 class Overloaded(Problem):
     category = "overloaded"
+    storefront = ""
 
     def __init__(self, retry_after: int = 1) -> None:
         super().__init__(
@@ -136,6 +147,9 @@ class Overloaded(Problem):
 
 
 def body(problem: Problem, operation: Operation) -> bytes:
-    """The JSON body that Nacelle's page describes for an error of this endpoint."""
-    error = {"error": problem.message, "category": problem.category, "details": problem.details}
+    """The JSON body that Nacelle's page describes for an error of this endpoint.
+
+    Nacelle hands it on to the storefront: keys, settings, addresses and an engine's console are for the log alone.
+    """
+    error = {"error": problem.storefront or problem.message, "category": problem.category, "details": problem.details}
     return msgspec.json.encode({SUBJECT[operation]: {}, "error": error})

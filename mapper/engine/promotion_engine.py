@@ -31,7 +31,6 @@ from mapper.domain.errors import (
     Overloaded,
     Problem,
 )
-from mapper.domain.record import REQUEST_ID
 from mapper.engine import results
 from mapper.engine.conversation import BrokenContract, Engine, Redemption, limit
 from mapper.engine.results import BadResult
@@ -152,10 +151,10 @@ class PromotionEngine:
 
     def _fault(self, method: str, error: Exception) -> AdapterFault:
         self._tell(method, error)
-        return AdapterFault(REQUEST_ID.get())
+        return AdapterFault()
 
     def _tell(self, method: str, error: Exception) -> None:
-        facts = {"adapter": self.adapter.name, "method": method, "request_id": REQUEST_ID.get()}
+        facts = {"adapter": self.adapter.name, "method": method}
         log.error("adapter error", exc_info=error, extra={"facts": facts})
 
 

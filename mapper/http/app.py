@@ -26,6 +26,7 @@ from mapper.http import protocol, server, workers
 from mapper.http.endpoint import SECURITY_HEADERS, Endpoint, error_body
 from mapper.http.limiter import Limiter
 from mapper.http.protocol import PreparedResponse
+from mapper.ops.logs import CodeNames
 from mapper.ops.telemetry import Telemetry, log
 from mapper.orders.ledger import open_ledger
 from mapper.orders.redeem import Once
@@ -64,7 +65,7 @@ class App(Starlette):
 
 def create(configured: Settings, *, engine_transport: transport.Transport | None = None) -> App:
     """The ASGI application. `engine_transport` replaces the HTTP client in tests."""
-    telemetry = Telemetry()
+    telemetry = Telemetry(configured.adapter.name, CodeNames(configured.log_codes, configured.code_secret))
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -82,7 +83,7 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
         once = Once(configured, redeeming, ledger, time.monotonic, on_backlog=telemetry.backlog)
         validating = Engine(client, accounts, on_call=telemetry.call, breaker=True, on_breaker=telemetry.breaker)
         for account in accounts:
-            telemetry.breakers.labels(account).set(0)
+            telemetry.metrics.breaker(account, "closed")
         app.state.service = validate.service = consume.service = Service(configured, validating, once)
         reconciling = asyncio.create_task(once.reconcile())
         try:
@@ -155,7 +156,7 @@ async def _version(request: Request) -> Response:
 
 def _metrics(telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:
     async def metrics(request: Request) -> Response:
-        return Response(telemetry.metrics(), headers=SECURITY_HEADERS, media_type="text/plain; version=0.0.4")
+        return Response(telemetry.metrics.render(), headers=SECURITY_HEADERS, media_type="text/plain; version=0.0.4")
 
     return metrics
 

@@ -16,8 +16,9 @@ import msgspec
 from starlette.types import Receive, Scope, Send
 
 from mapper.domain import errors
+from mapper.domain import record as records
 from mapper.domain.errors import Operation, Overloaded, Problem
-from mapper.domain.record import REQUEST_ID, Record
+from mapper.domain.record import Record
 from mapper.http import protocol
 from mapper.http.limiter import Limiter, Permit
 from mapper.http.protocol import PreparedResponse
@@ -50,6 +51,7 @@ class _Response(NamedTuple):
     status: int
     body: bytes
     reason: str
+    category: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
     def fields(self, *headers: tuple[bytes, bytes]) -> list[tuple[bytes, bytes]]:
@@ -65,7 +67,7 @@ class HttpError(Exception):
 
     def __init__(self, status: int, reason: str, text: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(text)
-        self.response = _Response(status, error_body(text), reason, headers)
+        self.response = _Response(status, error_body(text), reason, "http", headers)
 
 
 def error_body(text: str) -> bytes:
@@ -91,13 +93,13 @@ class Endpoint:
         self._telemetry = telemetry
         overloaded = self._refusal(Overloaded())
         self._shed = protocol.prepared(overloaded.status, overloaded.fields(), overloaded.body)
-        self._count_shed = telemetry.requests.labels(operation, str(overloaded.status), overloaded.reason).inc
+        self._in_flight = telemetry.metrics.in_flight(operation)
 
     def shed(self) -> PreparedResponse | None:
         """The refusal of one more call, where there is no time for it; nothing is held for a call that comes."""
         if not self._limiter.is_full():
             return None
-        self._count_shed()
+        self._telemetry.metrics.shed(self._operation, "door")
         return self._shed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,8 +107,8 @@ class Endpoint:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         first = dict(reversed(headers))
         record = Record(self._operation, _request_id(first.get(b"x-request-id", b"")))
-        REQUEST_ID.set(record.request_id)
-        with self._limiter.permit() as permit:
+        records.current.set(record)
+        with self._in_flight.track_inprogress(), self._limiter.permit() as permit:
             try:
                 _check_head(first, self._max_body_bytes)
                 self._limiter.check()  # before the body is read
@@ -114,21 +116,37 @@ class Endpoint:
                 deadline = self.service.clock() + self._deadline_s
                 await self._limiter.acquire(permit)
                 answer = await self._handler(self.service, Call(body, headers, deadline, record))
-                response = _Response(answer.status, answer.reply, answer.reason)
+                category = "ok" if answer.status == 200 else "promotion_codes"
+                response = _Response(answer.status, answer.reply, answer.reason, category)
             except HttpError as error:
                 response = error.response
             except Problem as problem:
-                if problem.__cause__ is not None:
-                    log.debug("cause", exc_info=problem)
+                self._explain(problem, record)
                 response = self._refusal(problem)
             except Exception:
-                log.exception("internal error", extra={"facts": {"request_id": record.request_id}})
-                where = f"its log tells what, under request id {record.request_id}"
-                response = self._refusal(
-                    Problem(f"Something went wrong inside the service; {where}.", reason="internal")
-                )
-            self._telemetry.request(record, response.status, response.reason, time.monotonic() - started)
+                log.exception("internal error")
+                fault = Problem("A fault inside the service.", reason="internal")
+                self._explain(fault, record)
+                response = self._refusal(fault)
+            self._telemetry.request(
+                record, response.status, response.category, response.reason, time.monotonic() - started
+            )
         await response.send(send, (b"x-request-id", record.request_id.encode()))
+
+    def _explain(self, problem: Problem, record: Record) -> None:
+        """Puts into the log what the storefront is not told."""
+        if problem.category == "promotion_codes":
+            return  # the codes are there already, with their reasons
+        if problem.category == "internal":
+            problem.storefront += f" The request's id is {record.request_id}."
+        record.facts |= {"problem": problem.message}
+        if pointer := problem.details.get("pointer"):
+            record.facts |= {"pointer": pointer}
+        if isinstance(problem, Overloaded):
+            self._telemetry.metrics.shed(self._operation, "queue")
+        if problem.__cause__ is not None:
+            level = logging.ERROR if problem.category == "internal" else logging.DEBUG
+            log.log(level, "cause", exc_info=problem)
 
     async def _read(self, receive: Receive, permit: Permit) -> bytes:
         """The body's bytes, as they came. Nothing is decoded, no more than the limit is held."""
@@ -154,7 +172,7 @@ class Endpoint:
         if problem.category == "overloaded" and self._overload_status:
             status = self._overload_status
         after = () if problem.retry_after is None else ((b"retry-after", b"%d" % problem.retry_after),)
-        return _Response(status, errors.body(problem, self._operation), problem.reason, after)
+        return _Response(status, errors.body(problem, self._operation), problem.reason, problem.category, after)
 
 
 def _check_head(first: Mapping[bytes, bytes], max_bytes: int) -> None:
@@ -169,7 +187,7 @@ def _check_head(first: Mapping[bytes, bytes], max_bytes: int) -> None:
 
 
 def _too_large(max_bytes: int) -> HttpError:
-    return HttpError(413, "too_large", f"The body is larger than {max_bytes} bytes (MAPPER_MAX_BODY_BYTES).", _CLOSE)
+    return HttpError(413, "too_large", f"The body is larger than {max_bytes} bytes.", _CLOSE)
 
 
 def _request_id(given: bytes) -> str:

@@ -12,15 +12,17 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import threading
 import time
 from contextlib import suppress
 from types import FrameType
 
+from prometheus_client import multiprocess
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from mapper.http import server
-from mapper.ops import telemetry
+from mapper.ops import logs
 
 log = logging.getLogger("mapper")
 
@@ -63,7 +65,7 @@ class Worker(Process):
     def target(self, sockets: list[socket.socket] | None = None) -> None:
         os.setsid()  # Ctrl-C is for the supervisor, which passes it on once
         self.parent_conn.close()
-        telemetry.log_to_stderr()
+        logs.configure_from(os.environ)
         threading.Thread(target=self.always_pong, daemon=True).start()
         server.run(self._made, *(sockets or []))
 
@@ -123,6 +125,7 @@ class Supervisor(Multiprocess):
                 continue
             worker.kill()
             worker.join()
+            multiprocess.mark_process_dead(worker.pid, os.environ["PROMETHEUS_MULTIPROC_DIR"])  # type: ignore[no-untyped-call]
             log.error("worker died", extra={"facts": {"pid": worker.pid, "exit_code": worker.exitcode}})
             if time.monotonic() < worker.started + PAUSE_S:
                 self.should_exit.wait(PAUSE_S)
@@ -148,7 +151,9 @@ class Supervisor(Multiprocess):
 
 
 def supervise(made: server.Server, listener: socket.socket, count: int) -> int:
-    """Runs `count` workers; returns the exit code."""
-    supervisor = Supervisor(made, listener, count)
-    supervisor.run()
+    """Runs `count` workers; returns the exit code. Their metrics are kept together in a folder of their own."""
+    with tempfile.TemporaryDirectory(prefix="promotions-mapper-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        supervisor = Supervisor(made, listener, count)
+        supervisor.run()
     return 1 if supervisor.failed else 0

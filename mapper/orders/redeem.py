@@ -305,7 +305,7 @@ class Once:
 
     def _insist(self, work: Work, outcome: Outcome) -> None:
         """Refuses what the settings say shall be refused: codes that do not apply, amounts that are not the order's."""
-        work.record.rejected = [rejected.reason for rejected in outcome.rejected]
+        work.record.rejected = outcome.rejected
         if outcome.rejected and self.settings.on_rejected == "refuse":
             raise notes.refused(outcome.rejected)
         drift = notes.drift(work.order, discounts.settle(work.order, outcome))
@@ -315,7 +315,9 @@ class Once:
     def _document(self, work: Work, outcome: Outcome) -> bytes:
         """The order as it came; beside it what the engine has to say, and whether it granted other amounts."""
         drift = notes.drift(work.order, discounts.settle(work.order, outcome))
-        work.record.drift = drift is not None
+        work.record.drift = (
+            None if drift is None else {"order": drift.payload["order"], "engine": drift.payload["engine"]}
+        )
         told = [notes.notice(notice) for notice in (*outcome.notices, *([drift] if drift else []))]
         if not told:
             return notes.as_it_came(work.order)

@@ -12,9 +12,10 @@ from mapper.domain.errors import STATUS, EngineRejected, OrderMismatch
 from mapper.engine.transport import NotSent, Unknown
 from mapper.http import app
 from mapper.http.limiter import Limiter
+from mapper.ops.logs import CodeNames
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import LedgerUnavailable
-from tests.fakes import FakeAdapter, FakeTransport, new_ledger, settings, signed
+from tests.fakes import SECRET, FakeAdapter, FakeTransport, new_ledger, settings, signed
 
 CHECKOUT = {"id": "c-1", "items": [{"sku": "S", "quantity": 1, "price": "140.00"}]}
 ORDER = {"id": "c-1", "order_items": [{"sku": "S", "quantity": 1, "price": "140.00"}]}
@@ -327,9 +328,12 @@ def test_metrics_count_by_reason(client: Client) -> None:
     client.post("validate")
     client.post("validate", b"{")
     text = client.http.get("/metrics").text
-    assert 'mapper_requests_total{operation="validate",reason="ok",status="200"} 1.0' in text
-    assert 'mapper_requests_total{operation="validate",reason="not_json",status="400"} 1.0' in text
-    assert 'mapper_engine_calls_total{operation="validate",result="200"} 1.0' in text
+    assert 'mapper_requests_total{category="ok",operation="validate",reason="ok",status="200"} 1.0' in text
+    assert (
+        'mapper_requests_total{category="invalid_request",operation="validate",reason="not_json",status="400"} 1.0'
+        in text
+    )
+    assert 'mapper_engine_calls_total{engine="fake",operation="validate",result="200"} 1.0' in text
 
 
 def test_validate_leaves_an_engine_that_is_down_alone_and_consume_does_not(
@@ -359,6 +363,11 @@ def test_a_line_in_the_log_says_what_happened_and_no_secret(client: Client, capl
     client.post("validate", body, x_request_id="bad\nid", promotions="x")
     (line,) = [record for record in caplog.records if record.message == "request"]
     facts = line.__dict__["facts"]
-    assert (facts["status"], facts["reason"], facts["rejected"]) == (422, "expired", ["expired"])
+    short = CodeNames("hash", SECRET)("SECRETCODE")
+    assert (facts["status"], facts["reason"], facts["rejected"]) == (
+        422,
+        "expired",
+        [{"code": short, "reason": "expired", "engine_reason": "CouponExpired"}],
+    )
     assert "bad" not in facts["request_id"]
     assert not any("SECRETCODE" in str(record.__dict__) for record in caplog.records)

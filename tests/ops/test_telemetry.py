@@ -1,37 +1,42 @@
-"""The log: what a line looks like, and that nothing gets lost or breaks because of it."""
+"""Log and metrics: what a line looks like, and that nothing gets lost or breaks because of it."""
 
 import io
 import json
 import logging
 import re
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
 
+from mapper.domain import record as records
+from mapper.domain.outcome import Rejection
+from mapper.domain.reasons import Reason
 from mapper.domain.record import Record
 from mapper.engine.breaker import State
 from mapper.engine.conversation import Call
-from mapper.ops import telemetry
-from mapper.ops.telemetry import Telemetry, log
+from mapper.ops import logs
+from mapper.ops.logs import CodeNames, log
+from mapper.ops.metrics import TABLE
+from mapper.ops.telemetry import Telemetry
 
-CALL = Call(operation="ask", account="", method="PUT", status=200, failure=None, seconds=0.0123, attempt=2)
+CALL = Call(operation="ask", account="EUR", method="PUT", status=200, failure=None, seconds=0.0123, attempt=2)
+EXPIRED = Rejection("XMAS", Reason.EXPIRED, "CouponExpired")
 
 
-class Stream(io.BytesIO):
-    """Standard error, as binary; `writes` is what each call of `write` was given."""
+class Stream(io.StringIO):
+    """Standard error; `writes` is what each call of `write` was given."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.writes: list[bytes] = []
+        self.writes: list[str] = []
         self.fault: Exception | None = None
 
-    def write(self, data: Any, /) -> int:
+    def write(self, data: str, /) -> int:
         if self.fault is not None:
             raise self.fault
-        self.writes.append(bytes(data))
+        self.writes.append(data)
         return len(data)
 
     @property
@@ -44,137 +49,193 @@ def stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
     """Where the process logs to, set up as the commands do it."""
     stream, root = Stream(), logging.getLogger()
     handlers, levels = root.handlers[:], (root.level, log.level)
-    monkeypatch.setattr(telemetry, "_lines", None)
-    text = io.TextIOWrapper(stream)
-    monkeypatch.setattr(sys, "stderr", text)
-    telemetry.log_to_stderr()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
+    monkeypatch.setattr(logs, "_lines", None)
+    logs.configure()
     yield stream
-    text.detach()
     root.handlers[:] = handlers
     root.setLevel(levels[0])
     log.setLevel(levels[1])
 
 
+def telemetry(mode: logs.Codes = "hash") -> Telemetry:
+    return Telemetry("talon_one", CodeNames(mode, b"a signing secret"))
+
+
 def test_a_request_and_an_engine_call_are_one_line_each_written_in_one_piece(stderr: Stream) -> None:
-    told = Telemetry()
-    record = Record("consume", "id-1", {"order": "o-1"}, clamped=True, rejected=["expired"])
+    told = telemetry("short")
+    record = Record(
+        "consume", "id-1", {"more": 1}, space="s", id="o-1", session="e-1", codes=("SUMMER20",), clamped=True,
+        rejected=(EXPIRED,), drift={"order": "5.00", "engine": "4.00"},
+    )  # fmt: skip
+    token = records.current.set(record)
     told.call(CALL)
-    told.request(record, 200, "ok", 0.01234)
-    told.request(Record("validate", "id-2"), 422, "timeout", 1.5)
-    assert all(line.endswith(b"}\n") and line.count(b"\n") == 1 for line in stderr.writes)
+    records.current.reset(token)
+    told.request(record, 200, "ok", "redeemed", 0.01234)
+    assert all(line.endswith("}\n") and line.count("\n") == 1 for line in stderr.writes)
     lines = stderr.lines
-    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line.pop("time")) for line in lines)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", line.pop("time")) for line in lines)
+    ids = {"request_id": "id-1", "space": "s", "id": "o-1", "session": "e-1"}
     assert lines == [
-        {"level": "info", "event": "engine call", "call": "ask", "result": "200", "ms": 12.3, "attempt": 2},
+        {
+            "level": "info",
+            "event": "engine call",
+            "call": "ask",
+            "result": "200",
+            "ms": 12.3,
+            "attempt": 2,
+            "account": "EUR",
+            **ids,
+        },
         {
             "level": "info",
             "event": "request",
             "operation": "consume",
             "status": 200,
-            "reason": "ok",
+            "category": "ok",
+            "reason": "redeemed",
             "ms": 12.3,
-            "request_id": "id-1",
+            **ids,
+            "more": 1,
+            "codes": ["SU…20"],
+            "rejected": [{"code": "X…", "reason": "expired", "engine_reason": "CouponExpired"}],
             "clamped": True,
-            "order": "o-1",
-            "rejected": ["expired"],
-        },
-        {
-            "level": "warning",
-            "event": "request",
-            "operation": "validate",
-            "status": 422,
-            "reason": "timeout",
-            "ms": 1500.0,
-            "request_id": "id-2",
+            "drift": {"order": "5.00", "engine": "4.00"},
         },
     ]
 
 
-def test_the_time_of_a_line_is_utc_to_the_millisecond(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    for moment, spelled in (
-        (0.0, "1970-01-01T00:00:00.000+00:00"),
-        (1_700_000_000.5, "2023-11-14T22:13:20.500+00:00"),
-        (1_700_000_000.75, "2023-11-14T22:13:20.750+00:00"),
-        (1_700_000_001.0009, "2023-11-14T22:13:21.000+00:00"),
-        (1_699_999_999.9999, "2023-11-14T22:13:19.999+00:00"),
-    ):
-        monkeypatch.setattr(time, "time", lambda moment=moment: moment)
-        Telemetry().call(CALL)
-        assert stderr.lines[-1]["time"] == spelled
+@pytest.mark.parametrize(
+    ("category", "level"),
+    [
+        ("ok", "info"),
+        ("http", "info"),
+        ("promotion_codes", "info"),
+        ("invalid_request", "warning"),
+        ("signature", "warning"),
+        ("engine_unavailable", "warning"),
+        ("overloaded", "warning"),
+        ("engine_rejected", "error"),
+        ("internal", "error"),
+    ],
+)
+def test_a_level_says_who_has_to_look(stderr: Stream, category: str, level: str) -> None:
+    telemetry().request(Record("validate", "id"), 422, category, "why", 0.1)
+    assert stderr.lines[0]["level"] == level
 
 
-def test_what_is_logged_by_the_way_stands_among_the_others_in_the_order_it_came(stderr: Stream) -> None:
-    told = Telemetry()
-    told.call(CALL)
+def test_a_code_in_the_log_is_found_by_the_hash_of_the_command(stderr: Stream) -> None:
+    telemetry().request(Record("validate", "id", codes=("Summer20",)), 200, "ok", "ok", 0.1)
+    assert stderr.lines[0]["codes"] == [CodeNames("hash", b"a signing secret")("SUMMER20")]
+    assert CodeNames("hash", b"another secret")("SUMMER20") not in stderr.writes[0]
+    assert "ummer" not in stderr.writes[0].lower()
+    telemetry("none").request(Record("validate", "id", codes=("A",), rejected=(EXPIRED,)), 200, "ok", "ok", 0.1)
+    assert "codes" not in stderr.lines[1]
+    assert stderr.lines[1]["rejected"][0]["code"] == ""
+    assert "XMAS" not in "".join(stderr.writes)
+
+
+def test_what_is_logged_by_the_way_has_the_ids_of_the_request(stderr: Stream) -> None:
+    token = records.current.set(Record("validate", "id-1", session="s-1"))
     log.warning("setting", extra={"facts": {"problem": "x"}})
-    told.call(CALL)
     try:
         int("why")
     except ValueError:
-        log.exception("internal error", extra={"facts": {"request_id": "id-1"}})
+        log.exception("internal error")
+    records.current.reset(token)
     logging.getLogger("library").info("chatter")
-    assert [line["event"] for line in stderr.lines] == ["engine call", "setting", "engine call", "internal error"]
-    assert stderr.lines[1] | {"time": ""} == {"time": "", "level": "warning", "event": "setting", "problem": "x"}
-    assert stderr.lines[3]["request_id"] == "id-1"
-    assert stderr.lines[3]["traceback"].endswith("'why'")
+    assert [line["event"] for line in stderr.lines] == ["setting", "internal error"]
+    assert stderr.lines[0] | {"time": ""} == {
+        "time": "", "level": "warning", "event": "setting", "problem": "x", "request_id": "id-1", "session": "s-1",
+    }  # fmt: skip
+    assert stderr.lines[1]["request_id"] == "id-1"
+    assert stderr.lines[1]["exception"].endswith("'why'")
+
+
+def test_text_is_for_a_person(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    logs.configure("debug", "text")
+    telemetry().request(Record("validate", "id-1"), 200, "ok", "ok", 0.1)
+    assert re.search(r"\[info +\] request +.*operation=validate.* request_id=id-1", stderr.writes[-1])
 
 
 def test_no_text_can_forge_a_line(stderr: Stream) -> None:
-    Telemetry().request(Record("validate", 'x"\n{"level":"info"}\u2028'), 200, "ok", 0.1)
-    assert len(b"".join(stderr.writes).splitlines()) == 1
+    telemetry().request(Record("validate", 'x"\n{"level":"info"}\u2028'), 200, "ok", "ok", 0.1)
+    assert "".join(stderr.writes).count("\n") == 1
 
 
-def test_a_level_that_is_silent_stays_so(stderr: Stream) -> None:
-    log.setLevel("CRITICAL")
-    Telemetry().call(CALL)
+def test_a_level_that_is_silent_stays_so(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    logs.configure("error")
+    telemetry().call(CALL)
+    telemetry().request(Record("validate", "id"), 401, "signature", "wrong", 0.1)
     assert stderr.writes == []
 
 
 @pytest.mark.parametrize("fault", [BlockingIOError(), BrokenPipeError(), OSError(28, "no space")])
 def test_a_log_that_cannot_be_written_stops_no_request(stderr: Stream, fault: Exception) -> None:
     stderr.fault = fault
-    Telemetry().request(Record("validate", "id-1"), 200, "ok", 0.1)
+    telemetry().request(Record("validate", "id-1"), 200, "ok", "ok", 0.1)
     stderr.fault = None
-    Telemetry().request(Record("validate", "id-2"), 200, "ok", 0.1)
+    telemetry().request(Record("validate", "id-2"), 200, "ok", "ok", 0.1)
     assert stderr.lines[-1]["request_id"] == "id-2"
 
 
 def test_nor_does_what_cannot_be_spelled(stderr: Stream) -> None:
-    told = Telemetry()
-    told.request(Record("validate", "\ud800"), 200, "ok", 0.1)
-    told.request(Record("validate", "id-1", {"odd": object()}), 200, "ok", 0.1)
+    told = telemetry()
+    told.request(Record("validate", "\ud800", codes=("\ud800",)), 200, "ok", "ok", 0.1)
+    told.request(Record("validate", "id-1", {"odd": object()}), 200, "ok", "ok", 0.1)
     told.call(CALL)
     assert stderr.lines[-1]["event"] == "engine call"
 
 
-def test_without_a_log_of_its_own_the_process_logs_as_it_was_set_up(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    Telemetry().call(CALL)
-    (record,) = caplog.records
-    assert record.__dict__["facts"]["call"] == "ask"
-
-
 def test_a_breaker_is_a_gauge_for_each_account() -> None:
-    told = Telemetry()
+    told = telemetry()
     for state, value in (("open", "1.0"), ("probing", "0.5"), ("closed", "0.0")):
         told.breaker("EUR", cast("State", state))
-        assert f'mapper_engine_breaker{{account="EUR"}} {value}' in told.metrics().decode()
+        assert f'mapper_engine_breaker{{account="EUR"}} {value}' in told.metrics.render().decode()
 
 
 def test_a_series_for_each_combination_of_labels() -> None:
-    told = Telemetry()
+    told = telemetry()
     for _ in range(3):
-        told.request(Record("validate", "id"), 200, "ok", 0.03)
-    told.request(Record("validate", "id", drift=True, rejected=["expired", "expired"]), 422, "expired", 9)
+        told.request(Record("validate", "id", currency="EUR", discount=500), 200, "ok", "ok", 0.03)
+    bad = Record("validate", "id", drift={}, clamped=True, receipt="stale", rejected=(EXPIRED, EXPIRED))
+    told.request(bad, 422, "promotion_codes", "expired", 9)
     told.call(CALL)
-    found = set(told.metrics().decode().splitlines())
+    told.metrics.shed("validate", "door")
+    found = set(told.metrics.render().decode().splitlines())
     assert found >= {
-        'mapper_requests_total{operation="validate",reason="ok",status="200"} 3.0',
-        'mapper_requests_total{operation="validate",reason="expired",status="422"} 1.0',
+        'mapper_requests_total{category="ok",operation="validate",reason="ok",status="200"} 3.0',
+        'mapper_requests_total{category="promotion_codes",operation="validate",reason="expired",status="422"} 1.0',
         'mapper_request_seconds_bucket{le="0.05",operation="validate"} 3.0',
         'mapper_request_seconds_count{operation="validate"} 4.0',
-        'mapper_engine_calls_total{operation="ask",result="200"} 1.0',
-        'mapper_engine_call_seconds_count{operation="ask"} 1.0',
+        'mapper_engine_calls_total{engine="talon_one",operation="ask",result="200"} 1.0',
+        'mapper_engine_call_seconds_count{engine="talon_one",operation="ask"} 1.0',
+        'mapper_discount_minor_units_total{currency="EUR",operation="validate"} 1500.0',
         'mapper_rejected_codes_total{reason="expired"} 2.0',
-        'mapper_events_total{event="drift"} 1.0',
+        'mapper_events_total{event="clamped"} 1.0',
+        'mapper_receipts_total{fate="stale"} 1.0',
+        'mapper_shed_total{operation="validate",where="door"} 1.0',
     }
+
+
+def test_counters_are_there_before_their_first_event() -> None:
+    found = telemetry().metrics.render().decode()
+    for series in (
+        'mapper_rejected_codes_total{reason="expired"} 0.0',
+        'mapper_events_total{event="drift"} 0.0',
+        'mapper_shed_total{operation="consume",where="queue"} 0.0',
+        'mapper_ledger_orders{state="DONE"} 0.0',
+        'mapper_build_info{engine="talon_one"',
+        "process_resident_memory_bytes",
+    ):
+        assert series in found
+
+
+def test_names_follow_prometheus_conventions() -> None:
+    for row in TABLE:
+        assert row.name.startswith("mapper_")
+        assert row.name.endswith("_total") == (row.kind == "counter")
+        assert row.kind != "histogram" or row.name.endswith("_seconds")

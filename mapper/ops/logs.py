@@ -1,0 +1,189 @@
+"""The log: one line for each request, one for each engine call, and what else is worth knowing, on standard error.
+
+Lines are JSON objects (or text, for a person at a terminal), rendered by structlog. Other modules log with the standard
+library: an event, and `extra={"facts": {...}}`. Each line carries the ids of the request that it belongs to
+(`mapper.domain.record.current`), so that one request can be read from the log alone.
+
+A line holds no secret, no code as it was typed, and nothing that could forge another line: everything is encoded.
+"""
+
+import hashlib
+import hmac
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TextIO
+
+import msgspec
+import structlog
+from structlog.typing import Processor
+
+from mapper.domain import record as records
+from mapper.domain.record import Record
+from mapper.engine.conversation import Call
+
+log = logging.getLogger("mapper")
+
+Format = Literal["json", "text"]
+Codes = Literal["hash", "short", "none"]
+
+LEVELS: Final[dict[str, int]] = {
+    "ok": logging.INFO,
+    "http": logging.INFO,
+    "promotion_codes": logging.INFO,
+    "engine_rejected": logging.ERROR,
+    "internal": logging.ERROR,
+}
+"""By category. A shopper's typing mistake is no warning, and a wrong key is an error; what is not here is a warning."""
+
+_CODE_KEY: Final = b"promotions-mapper code 1"
+
+
+def configure(level: str = "info", form: Format = "json") -> None:
+    """Sets logging up for the process. Libraries speak only when something is wrong: at debug they print headers."""
+    stamped: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+        _with_ids,
+    ]
+    rendering: list[Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]
+        if form == "json"
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")]
+    )
+    global _lines  # noqa: PLW0603 - as logging's own handlers are: there is one standard error
+    _lines = structlog.wrap_logger(
+        _Line(sys.stderr),
+        processors=[*stamped, *rendering],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        context_class=dict,
+    ).bind()
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[_with_facts, *stamped],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.raiseExceptions = False  # what cannot be logged stops nothing else, and prints nothing
+    log.setLevel(level.upper())
+
+
+_lines: structlog.typing.FilteringBoundLogger | None = None
+"""The process's own log, once it is set up."""
+
+
+class _Line:
+    """Writes a line in one piece. What cannot be written stops nothing else."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def msg(self, line: str) -> None:
+        with suppress(OSError, ValueError):
+            self._file.write(line + "\n")
+            self._file.flush()
+
+    debug = info = warning = error = msg
+
+
+def _told(level: int, event: str, facts: Mapping[str, Any]) -> None:
+    """A line of every request: structlog's own way is several times as fast as through the standard library.
+
+    Without a log that is set up (in tests) the standard library has it.
+    """
+    if _lines is None:
+        log.log(level, event, extra={"facts": facts})
+        return
+    with suppress(Exception):  # such as a value that cannot be spelled
+        _lines.log(level, event, **facts)
+
+
+def configure_from(environment: Mapping[str, str]) -> None:
+    """For a process whose settings have been checked by another."""
+    form: Format = "text" if environment.get("MAPPER_LOG_FORMAT") == "text" else "json"
+    configure(environment.get("MAPPER_LOG_LEVEL") or "info", form)
+
+
+def _with_facts(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What stands beside the event of a line that was logged through the standard library."""
+    event.update(getattr(event["_record"], "facts", {}))
+    return event
+
+
+def _with_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """The ids of the request during which it was logged; time, level and event first."""
+    current = records.current.get()
+    first = {"time": event.pop("time"), "level": event.pop("level"), "event": event.pop("event")}
+    return {**first, **({} if current is None else current.ids()), **event}
+
+
+def _json(event: Mapping[str, Any], **_options: Any) -> str:
+    return msgspec.json.encode(event, enc_hook=repr).decode()
+
+
+@dataclass(frozen=True)
+class CodeNames:
+    """How a code stands in the log: `hash`, keyed with the signing secret; `short`, its ends; or `none`."""
+
+    mode: Codes
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"CodeNames({self.mode!r})"
+
+    def __call__(self, code: str) -> str:
+        """Codes that differ by case alone have the same name: support is asked about what a shopper typed."""
+        if self.mode == "none":
+            return ""
+        if self.mode == "short":
+            return f"{code[:2]}…{code[-2:]}" if len(code) > 6 else f"{code[:1]}…"
+        key = hmac.digest(self.secret, _CODE_KEY, "sha256")
+        return hmac.new(key, code.casefold().encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:16]
+
+
+def request(record: Record, status: int, category: str, reason: str, seconds: float, names: CodeNames) -> None:
+    """The line of one request, once it is answered."""
+    level = LEVELS.get(category, logging.WARNING)
+    if not log.isEnabledFor(level):
+        return
+    facts: dict[str, Any] = {
+        "operation": record.operation,
+        "status": status,
+        "category": category,
+        "reason": reason,
+        "ms": round(seconds * 1000, 1),
+        **record.ids(),
+        **record.facts,
+    }
+    if record.codes and names.mode != "none":
+        facts["codes"] = [names(code) for code in record.codes]
+    if record.rejected:
+        facts["rejected"] = [
+            {"code": names(one.code), "reason": one.reason, "engine_reason": one.engine_reason}
+            for one in record.rejected
+        ]
+    for flag in ("clamped", "degraded"):
+        if getattr(record, flag):
+            facts[flag] = True
+    if record.drift:
+        facts["drift"] = record.drift
+    _told(level, "request", facts)
+
+
+def call(made: Call) -> None:
+    """The line of one call to the engine."""
+    facts = {"call": made.operation, "result": result_of(made), "ms": round(made.seconds * 1000, 1)}
+    if made.attempt > 1:
+        facts["attempt"] = made.attempt
+    if made.account:
+        facts["account"] = made.account
+    _told(logging.INFO, "engine call", facts)
+
+
+def result_of(made: Call) -> str:
+    """The status, or why there was no reply."""
+    return str(made.status) if made.status is not None else made.failure or "none"

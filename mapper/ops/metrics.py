@@ -1,0 +1,183 @@
+"""The metrics, in Prometheus' text format: one table of what is counted, which docs/operations.md is tested against.
+
+With several workers each writes into files of one folder (`PROMETHEUS_MULTIPROC_DIR`, set by the supervisor), and
+whichever of them is asked answers for all.
+"""
+
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+
+from mapper import __version__
+from mapper.domain.reasons import Reason
+from mapper.domain.record import EVENTS, RECEIPT_FATES, Record
+from mapper.engine.breaker import State as BreakerState
+from mapper.engine.conversation import Call
+from mapper.ops.logs import result_of
+from mapper.orders.rows import Backlog, State
+
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # twice the series, of no use to anybody
+
+OPERATIONS: Final = ("validate", "consume")
+_OPEN: Final[dict[BreakerState, float]] = {"closed": 0, "probing": 0.5, "open": 1}
+_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric. `mode`: how a gauge of several workers becomes one figure."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    meaning: str
+    mode: Literal["livesum", "livemax", "livemostrecent"] = "livemax"
+
+
+TABLE: Final = (
+    Row("mapper_build_info", "gauge", ("version", "engine", "python"), "always 1; the labels say what runs"),
+    Row(
+        "mapper_requests_total", "counter", ("operation", "status", "category", "reason"), "requests that were answered"
+    ),
+    Row("mapper_request_seconds", "histogram", ("operation",), "time to answer"),
+    Row("mapper_in_flight", "gauge", ("operation",), "calls that have come and are not answered", "livesum"),
+    Row(
+        "mapper_shed_total",
+        "counter",
+        ("operation", "where"),
+        "calls refused as `overloaded`: at the `door` or in the `queue`",
+    ),
+    Row("mapper_engine_calls_total", "counter", ("engine", "operation", "result"), "calls to the engine"),
+    Row("mapper_engine_call_seconds", "histogram", ("engine", "operation"), "time the engine took"),
+    Row(
+        "mapper_engine_breaker",
+        "gauge",
+        ("account",),
+        "is an account of the engine asked? 0 as usual, 1 not for now, 0.5 now and then",
+    ),
+    Row(
+        "mapper_discount_minor_units_total",
+        "counter",
+        ("operation", "currency"),
+        "discounts granted, in minor units of the currency",
+    ),
+    Row("mapper_rejected_codes_total", "counter", ("reason",), "codes that did not apply"),
+    Row(
+        "mapper_events_total",
+        "counter",
+        ("event",),
+        "`clamped`: cut at a price; `drift`: consume grants other amounts; `degraded`: without the engine",
+    ),
+    Row(
+        "mapper_receipts_total",
+        "counter",
+        ("fate",),
+        "receipts that came: `good`, `stale` (expired or changed), `absent`, `forged`",
+    ),
+    Row("mapper_products_total", "counter", ("fate",), "products asked for: `fresh`, `stale`, `read`, `failed`"),
+    Row("mapper_ledger_orders", "gauge", ("state",), "orders in the ledger", "livemostrecent"),
+    Row(
+        "mapper_ledger_oldest_open_seconds",
+        "gauge",
+        (),
+        "age of the oldest order that is not finished",
+        "livemostrecent",
+    ),
+)
+
+
+class Metrics:
+    """The metrics of this process; `render` answers for all workers."""
+
+    def __init__(self, engine: str = "") -> None:
+        self._registry = CollectorRegistry()
+        self._engine = engine
+        made = {row.name: _made(row, self._registry) for row in TABLE}
+        # To look a series up costs more than to count in it.
+        self._series = lru_cache(maxsize=1024)(lambda name, *labels: made[name].labels(*labels))
+        self._oldest: Gauge = made["mapper_ledger_oldest_open_seconds"]
+        self._series("mapper_build_info", __version__, engine, platform.python_version()).set(1)
+        self._begin_at_zero()
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            prometheus_client.ProcessCollector(registry=self._registry)
+            prometheus_client.PlatformCollector(registry=self._registry)
+
+    def _begin_at_zero(self) -> None:
+        """A counter that appears with its first event hides that event from `rate`."""
+        for operation in OPERATIONS:
+            self._series("mapper_requests_total", operation, "200", "ok", "ok")
+            self._series("mapper_request_seconds", operation)
+            self._series("mapper_in_flight", operation)
+            for where in ("door", "queue"):
+                self._series("mapper_shed_total", operation, where)
+        for reason in Reason:
+            self._series("mapper_rejected_codes_total", reason.value)
+        for event in EVENTS:
+            self._series("mapper_events_total", event)
+        for fate in RECEIPT_FATES:
+            self._series("mapper_receipts_total", fate)
+        for state in State:
+            self._series("mapper_ledger_orders", state.value)
+
+    def request(self, record: Record, status: int, category: str, reason: str, seconds: float) -> None:
+        operation = record.operation
+        self._series("mapper_requests_total", operation, str(status), category, reason).inc()
+        self._series("mapper_request_seconds", operation).observe(seconds)
+        for event in EVENTS:
+            if getattr(record, event):
+                self._series("mapper_events_total", event).inc()
+        for one in record.rejected:
+            self._series("mapper_rejected_codes_total", one.reason).inc()
+        if record.discount:
+            self._series("mapper_discount_minor_units_total", operation, record.currency or "none").inc(record.discount)
+        if record.receipt:
+            self._series("mapper_receipts_total", record.receipt).inc()
+
+    def in_flight(self, operation: str) -> Any:
+        """The gauge of an operation: raised when a call comes, lowered when it is answered."""
+        return self._series("mapper_in_flight", operation)
+
+    def shed(self, operation: str, where: Literal["door", "queue"]) -> None:
+        self._series("mapper_shed_total", operation, where).inc()
+
+    def call(self, made: Call) -> None:
+        self._series("mapper_engine_calls_total", self._engine, made.operation, result_of(made)).inc()
+        self._series("mapper_engine_call_seconds", self._engine, made.operation).observe(made.seconds)
+
+    def breaker(self, account: str, state: BreakerState) -> None:
+        self._series("mapper_engine_breaker", account).set(_OPEN[state])
+
+    def products(self, fate: str, number: int) -> None:
+        if number:
+            self._series("mapper_products_total", fate).inc(number)
+
+    def backlog(self, backlog: Backlog) -> None:
+        for state in State:
+            self._series("mapper_ledger_orders", state.value).set(backlog.counts.get(state, 0))
+        self._oldest.set(backlog.oldest_s)
+
+    def render(self) -> bytes:
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        together = CollectorRegistry()
+        multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+        return generate_latest(together)
+
+
+def _made(row: Row, registry: CollectorRegistry) -> Any:
+    name = row.name.removesuffix("_total")
+    if row.kind == "counter":
+        return Counter(name, row.meaning, row.labels, registry=registry)
+    if row.kind == "histogram":
+        return Histogram(name, row.meaning, row.labels, buckets=_BUCKETS, registry=registry)
+    return Gauge(name, row.meaning, row.labels, multiprocess_mode=row.mode, registry=registry)
+
+
+def rows(table: Iterable[Row] = TABLE) -> Mapping[str, Row]:
+    return {row.name: row for row in table}

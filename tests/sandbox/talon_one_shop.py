@@ -29,6 +29,15 @@ def book(*changes: tuple[str, str]) -> rulebook.RuleBook:
     return rulebook.parse(text)
 
 
+def small_book(effects: dict[str, str], settings: str = "") -> rulebook.RuleBook:
+    """A book with one coupon for each effect, in this order."""
+    text = f'[settings]\n{settings}\n[settings.costs]\nshipping = "item"\ngift_wrap = "item"\n'
+    for number, (code, effect) in enumerate(effects.items(), 1):
+        text += f"[[campaigns]]\nid = {number}\nname = '{code}'\nneeds = 'coupon'\neffects = [{effect}]\n"
+        text += f"[[coupons]]\ncode = '{code}'\ncampaign = {number}\n"
+    return rulebook.parse(text)
+
+
 async def call(
     app: Any,
     path: str,
@@ -66,9 +75,9 @@ async def call(
 class Shop:
     """A shop that talks to a sandbox of its own, at a time of its own."""
 
-    def __init__(self, *changes: tuple[str, str]) -> None:
+    def __init__(self, *changes: tuple[str, str], own: rulebook.RuleBook | None = None) -> None:
         self.now = NOW
-        self.engine = TalonOneSandbox(book(*changes), lambda: self.now)
+        self.engine = TalonOneSandbox(own or book(*changes), lambda: self.now)
 
     def request(self, path: str, body: bytes = b"", method: str = "PUT", **headers: Any) -> tuple[int, Json]:
         status, reply = asyncio.run(call(self.engine, f"/v2/customer_sessions/{path}", body, method, **headers))
@@ -92,7 +101,10 @@ class Shop:
         return self.request(f"{id_}/reopen")
 
     def give_back(self, *returned: Json, id_: str = "s1", **headers: str) -> tuple[int, Json]:
-        body = {"return": {"returnedCartItems": list(returned)}, "responseContent": ["customerSession"]}
+        body = {
+            "return": {"returnedCartItems": list(returned)},
+            "responseContent": ["customerSession", "customerProfile"],
+        }
         return self.request(f"{id_}/returns", json.dumps(body).encode(), "POST", **headers)
 
     @property

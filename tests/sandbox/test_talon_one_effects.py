@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from tests.sandbox.talon_one_shop import Json, Shop, cart, items, of, told
+from tests.sandbox.talon_one_shop import Json, Shop, cart, items, of, small_book, told
 
 
 def test_the_cart_of_nacelles_page_earns_what_the_page_shows() -> None:
@@ -198,6 +198,22 @@ def test_a_discount_is_of_the_item_or_its_costs_or_both(
     assert sorted(f"{p.get('scope') or p['additionalCost']} {p['value']}" for p in given) == expected
 
 
+def test_a_discount_of_item_and_costs_uses_up_the_price_then_one_cost_after_the_other() -> None:
+    own = small_book(
+        {
+            "TOTAL": '{ kind = "off_units", amount = "15", scope = "items_and_costs" }',
+            "WRAP": '{ kind = "off_item_cost", cost = "gift_wrap", percent = "100" }',
+            "SHIP": '{ kind = "off_item_cost", cost = "shipping", percent = "100" }',
+            "ITEM": '{ kind = "off_units", percent = "100" }',
+        },
+        "cascading_discounts = true",
+    )
+    lines = own_costs(10, gift_wrap=4, shipping=4)
+    reply = Shop(own=own).ok({"cartItems": lines, "couponCodes": ["TOTAL", "WRAP", "SHIP", "ITEM"]})
+    given = of(reply, "setDiscountPerItem") + of(reply, "setDiscountPerAdditionalCostPerItem")
+    assert sorted((p["name"], p["value"]) for p in given) == [("SHIP#0", 3), ("TOTAL#0", 15)]
+
+
 def test_an_application_may_grant_more_than_there_is() -> None:
     for changes, value in (((), 30), ((BEYOND,), 50)):
         assert of(Shop(*changes).ok(cart("BUDGET-50", price=30)), "setDiscount")[0]["value"] == value
@@ -273,6 +289,21 @@ def test_the_code_of_a_giveaway_is_told_at_close_and_never_comes_back() -> None:
     assert "rollbackGiveaway" not in str(shop.reopen("s1"))
     assert of(shop.ok(cart("LUCKY-DRAW", state="closed"), "s3"), "awardGiveaway")[0]["code"] == "CINEMA-C3"
     assert told(shop.ok(cart("LUCKY-DRAW"), "s4")) == {"rejectCoupon EffectCouldNotBeApplied LUCKY-DRAW": 1}
+
+
+def test_a_unit_is_in_one_part_of_a_bundle() -> None:
+    shop = Shop(('{ sku = "COFFEE" }', '{ sku = "CAKE" }'))
+    for quantity, discounted in ((2, 0), (3, 3), (5, 3), (6, 6)):
+        reply = shop.ok({"cartItems": items(("CAKE", quantity, 4)), "couponCodes": ["BUNDLE-3"]})
+        assert len(of(reply, "setDiscountPerItem")) == discounted
+
+
+def test_no_code_of_a_pool_is_given_twice_in_one_session() -> None:
+    tickets = '{ kind = "giveaway", pool = "Tickets", codes = ["A-1", "B-2", "C-3"] }'
+    shop = Shop(own=small_book({"TWICE": f"{tickets}, {tickets}", "ONCE": tickets, "MORE": tickets}))
+    reply = shop.ok(cart("TWICE", "ONCE", "MORE", state="closed"))
+    assert sorted(p["code"] for p in of(reply, "awardGiveaway")) == ["A-1", "B-2", "C-3"]
+    assert [p["value"] for p in of(reply, "rejectCoupon")] == ["MORE"]
 
 
 def test_an_upgrade_is_told_as_an_effect_of_the_merchants_own() -> None:

@@ -33,6 +33,18 @@ def test_what_comes_back_takes_its_discounts_back(returned: list[Json], expected
     assert shop.books["campaigns"]["10"] == {"redemptions": 0, "discount": 0}
 
 
+def test_the_last_units_of_a_line_come_back_first_and_their_sale_with_them() -> None:
+    shop = Shop()
+    shop.ok(cart("TEN-PERCENT", quantity=4, price=10, profileId="joe", state="closed"))
+    for count, units, left in ((1, [3], 30), (2, [1, 2], 10)):
+        _, reply = shop.give_back({"position": 0, "quantity": count})
+        assert sorted(p["cartItemSubPosition"] for p in of(reply, "rollbackDiscount")) == units
+        assert reply["customerProfile"]["totalSales"] == left
+    reply = shop.ok({"state": "cancelled"}, "s1", "", "customerProfile")
+    assert reply["customerProfile"]["totalSales"] == 0
+    assert [p["cartItemSubPosition"] for p in of(reply, "rollbackDiscount")] == [0]
+
+
 def test_an_old_application_takes_back_a_part_of_the_discount_of_a_line() -> None:
     shop = Shop(("flatten = true", "flatten = false"))
     shop.ok(cart("TEN-PERCENT", quantity=4, price=10, state="closed"))

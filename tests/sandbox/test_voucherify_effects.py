@@ -461,6 +461,25 @@ def test_an_upgrade_adds_the_line_that_is_not_there_and_a_rollback_takes_it_off(
     assert earned(shop.validate("UPGRADE", order=cart((2000, 1)))) == ["UPGRADE - order_rules_violated"]
 
 
+def test_no_more_units_are_replaced_than_there_are() -> None:
+    shop = Shop(('by = "CUP-LARGE"', 'by = "CUP-LARGE"\n  quantity = 2'))
+    for have, replaced in ((1, 1), (2, 2), (3, 2)):
+        order = {"items": [line("CUP-SMALL", 2000, have)]}
+        assert earned(shop.validate("UPGRADE", order=order)) == [
+            f"UPGRADE #0+-{replaced} free #1+{replaced} {replaced * 500}"
+        ]
+
+
+def test_a_line_whose_units_are_all_replaced_stays_where_it_was() -> None:
+    shop = Shop()
+    lines = [line("CUP-SMALL", 2000), line("MUG", 1000)]
+    shop.redeem("UPGRADE", order={"items": lines, "source_id": "o1"})
+    (more,) = shop.redeem("LINE-10", order={"source_id": "o1"})["redemptions"]
+    shop.ok("POST", f"redemptions/{more['id']}/rollbacks")
+    stored = shop.ok("GET", "orders/o1")["items"]
+    assert [(item["quantity"], item.get("discount_amount")) for item in stored] == [(0, None), (1, None), (1, 500)]
+
+
 COFFEE_AND_CAKE = {"COFFEE": 300, "CAKE": 400}
 
 
@@ -470,6 +489,7 @@ COFFEE_AND_CAKE = {"COFFEE": 300, "CAKE": 400}
         ([("COFFEE", 1), ("CAKE", 2)], "BUNDLE-3 #0 100 #1 200", 1, [(0, 1), (1, 2)]),
         ([("CAKE", 3), ("COFFEE", 2)], "BUNDLE-3 #0 200 #1 100", 1, [(1, 1), (0, 2)]),
         ([("COFFEE", 2), ("CAKE", 3), ("CAKE", 1)], "BUNDLE-3 #0 200 #1 300 #2 100", 2, [(0, 2), (1, 3), (2, 1)]),
+        ([("CAKE", 3), ("COFFEE", 1), ("CAKE", 3)], "BUNDLE-3 #0 200 #1 100", 1, [(1, 1), (0, 2)]),
         ([("COFFEE", 9), ("CAKE", 9)], "BUNDLE-3 #0 200 #1 400", 2, [(0, 2), (1, 4)]),
         ([("COFFEE", 2), ("CAKE", 1)], "BUNDLE-3 - order_rules_violated", 0, [(0, 1), (1, 1)]),
     ],

@@ -223,6 +223,14 @@ def test_codes_that_differ_by_case_are_one_or_two() -> None:
     assert earned(shop.validate("Twin-5")) == ["Twin-5 - not_found"]
 
 
+def test_an_internal_id_is_of_one_spelling() -> None:
+    shop = Shop(BY_CASE)
+    for code, expected in (("twin-5", "twin-5 order 700"), ("TWIN-5", "TWIN-5 order 500")):
+        assert earned(shop.validate({"object": "voucher", "id": f"v_{code.encode().hex()}"})) == [expected]
+    unknown = f"v_{b'Twin-5'.hex()}"
+    assert earned(shop.validate({"object": "voucher", "id": unknown})) == [f"{unknown} - not_found"]
+
+
 @pytest.mark.parametrize("code", ["v_day10", "v_31323334", "promo_10", "stack_up"])
 def test_a_code_may_look_like_an_internal_id(code: str) -> None:
     shop = Shop(own=small_book({"CODE": off("5.00")} | {"CODE-2": off("5.00")}))

@@ -366,7 +366,7 @@ class TalonOneSandbox:
         profile = self._books.profiles.get(session.data["profileId"])
         if profile is not None:
             profile.closed += sign
-            profile.sales += sign * Cart(session.data).items_total
+            profile.sales += sign * returns.value_left(session)
 
     def _take_back(self, session: Session) -> list[Json]:
         back, session.effects = rollbacks(session.effects)

@@ -85,5 +85,14 @@ def _give_back(session: Session, books: Books, campaign: int, value: Decimal) ->
 def _count_sale(session: Session, books: Books, units: Counter[int]) -> None:
     profile = books.profiles.get(session.data["profileId"])
     if profile is not None:
-        prices = {unit.position: unit.price for unit in Cart(session.data).units}
-        profile.sales -= sum((prices[position] * count for position, count in units.items()), ZERO)
+        profile.sales -= _value(session, units)
+
+
+def value_left(session: Session) -> Decimal:
+    """What the items are worth that have not come back."""
+    return Cart(session.data).items_total - _value(session, session.returned)
+
+
+def _value(session: Session, units: Counter[int]) -> Decimal:
+    lines = session.data["cartItems"]
+    return sum((Decimal(lines[position]["price"]) * count for position, count in units.items()), ZERO)

@@ -61,6 +61,11 @@ CODES = [
     "MIN-200",
     "LINE-10",
     "WINTER-25",
+    "GOOD-5",
+    "TOTAL-10",
+    "TEN-LARGE",
+    "BUNDLE-3",
+    "BAD-1",
     "EXPIRED-10",
     "SOON-10",
     "USED-UP-10",
@@ -86,7 +91,7 @@ def carts(draw: st.DrawFn) -> dict[str, Any]:
     """A cart with shipping, and up to two codes."""
     line = st.builds(
         lambda sku, quantity, cents: {"sku": sku, "quantity": quantity, "price": f"{cents // 100}.{cents % 100:02}"},
-        st.sampled_from(["A", "B", "C"]),
+        st.sampled_from(["A", "B", "COFFEE", "CAKE", "CUP-LARGE"]),
         st.integers(1, 4),
         st.integers(1, 40_000),
     )

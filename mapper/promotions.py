@@ -84,6 +84,7 @@ async def validate(service: Service, call: Call) -> Answer:
         if not _may_go_without(service, checkout):
             raise
         outcome, degraded = Outcome(), True
+    outcome = notes.as_entered(checkout, outcome)
     call.record.rejected = outcome.rejected
     if outcome.rejected and service.settings.on_rejected == "refuse":
         raise notes.refused(outcome.rejected)
@@ -166,7 +167,8 @@ def _carries_discounts(order: Checkout) -> bool:
 
 def _may_go_without(service: Service, checkout: Checkout) -> bool:
     policy = service.settings.on_engine_failure
-    return policy == "no_discount" or (policy == "no_discount_without_codes" and not checkout.promotions.codes)
+    entered = checkout.promotions.codes_as_entered
+    return policy == "no_discount" or (policy == "no_discount_without_codes" and not entered)
 
 
 def _content(checkout: Checkout, settled: Settled) -> bytes:

@@ -24,7 +24,7 @@ from mapper.orders.ledger import Ledger, open_ledger
 from mapper.orders.redeem import Once
 from mapper.orders.rows import Answer, Clock, LedgerUnavailable
 from mapper.promotions import Call, Service
-from tests.fakes import SECRET, FakeAdapter, FakeTransport, new_ledger, settings, signed
+from tests.fakes import CAPABILITIES, SECRET, FakeAdapter, FakeTransport, new_ledger, settings, signed
 
 T = TypeVar("T")
 NOW = 1_800_000_000.0
@@ -196,6 +196,40 @@ def test_or_the_rest_is_applied(house: House) -> None:
     assert got["total_discount"] == "10.00"
     assert [rejected["code"] for rejected in got["promotions"]["meta"]["mapper"]["rejected"]] == ["TEN", "X"]
     assert [one.reason for one in house.record.rejected] == ["expired", "other"]
+
+
+TYPED = ["TEN\u200b", "a\x00b", "SAVE\ud83d", " \u2060"]
+
+
+@pytest.mark.parametrize("story", ["validate", "consume"])
+@pytest.mark.parametrize("check", [True, False])
+def test_what_can_be_no_code_is_refused_as_a_code_and_never_redeemed(house: House, story: str, *, check: bool) -> None:
+    """No engine is asked for it, and the others are spelled in the answer as they were entered."""
+    house.adapter.capabilities = msgspec.structs.replace(CAPABILITIES, check=check)
+    house.adapter.granted = Outcome(rejected=(Rejection("TEN", Reason.EXPIRED, "CouponExpired"),))
+    typed = TYPED if story == "validate" else TYPED[:2]
+    body = {**(CHECKOUT if story == "validate" else ORDER), "promotions": {"coupon_codes": typed}}
+    refused = house.refusal(story, json.dumps(body).encode())
+    assert (refused.category, refused.status("validate"), refused.status("consume")) == ("promotion_codes", 422, 500)
+    reasons = {
+        code["code"]: code["reason"] for code in json.loads(body_of(refused, "validate"))["error"]["details"]["codes"]
+    }
+    assert [text for text, reason in reasons.items() if reason == "malformed"] == typed[1:3]
+    assert story == "consume" or reasons.pop(TYPED[0]) == "expired"
+    assert "redeem" not in house.wire.sent
+
+
+def test_or_the_rest_is_applied_without_it() -> None:
+    house = House(MAPPER_ON_REJECTED="apply_rest")
+    house.adapter.granted = TEN_OFF
+    body = {**CHECKOUT, "promotions": {"coupon_codes": TYPED}}
+    answer = house("validate", json.dumps(body).encode())
+    found = answer["checkout"]
+    assert (found["total_discount"], found["promotions"]["coupon_codes"]) == ("10.00", TYPED)
+    told = found["promotions"]["meta"]["mapper"]["rejected"]
+    assert [(code["code"], code["reason"]) for code in told] == [(text, "malformed") for text in TYPED[1:3]]
+    house("consume", json.dumps(to_order(answer)).encode())
+    assert house.wire.sent[-1] == "redeem"
 
 
 @pytest.mark.parametrize(

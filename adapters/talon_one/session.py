@@ -16,7 +16,6 @@ from adapters.talon_one.options import Options
 from mapper.adapter import Checkout, Cost, InvalidRequest, Line, Notice, Reason, Rejection, money
 
 # https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2
-_MAX_CODE = 100
 _MAX_IDENTIFIERS = 5
 _CARD = re.compile(r"[A-Za-z0-9._%+@-]{4,108}", re.ASCII)
 _MEASURE = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?", re.ASCII)
@@ -107,17 +106,10 @@ def _codes(checkout: Checkout, options: Options) -> tuple[codes.SentCodes, str, 
     """What can be sent, and refusals of what the engine would answer with an error for the whole cart."""
     given = checkout.promotions
     coupons = codes.unique(given.coupon_codes, case=options.code_case)
-    too_long = [code for code in (*coupons, given.referral_code) if len(code) > _MAX_CODE]
-    card_fits = not given.loyalty_card or _CARD.fullmatch(given.loyalty_card)
-    malformed = too_long if card_fits else [*too_long, given.loyalty_card]
-    return (
-        codes.SentCodes(
-            tuple(code for code in coupons if len(code) <= _MAX_CODE),
-            given.referral_code if len(given.referral_code) <= _MAX_CODE else "",
-        ),
-        given.loyalty_card if card_fits else "",
-        tuple(Rejection(code, Reason.MALFORMED, "") for code in malformed),
-    )
+    sent = codes.SentCodes(coupons, given.referral_code)
+    if not given.loyalty_card or _CARD.fullmatch(given.loyalty_card):
+        return sent, given.loyalty_card, ()
+    return sent, "", (Rejection(given.loyalty_card, Reason.MALFORMED, ""),)
 
 
 def _identifiers(checkout: Checkout, options: Options) -> tuple[tuple[str, ...], tuple[Notice, ...]]:

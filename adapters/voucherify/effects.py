@@ -228,10 +228,8 @@ def _targets(applied: Applied) -> set[str]:
 
 def _shipping_price(checkout: Checkout, settings: Settings) -> int:
     """At the root, or per order where the body has several."""
-    whole = checkout.amount_at(settings.shipping_path)
-    if whole is not None or checkout.family != "C":
-        return whole or 0
-    return sum(checkout.amount_at(order.pointer + settings.shipping_path) or 0 for order in checkout.orders)
+    price = checkout.amount_at(settings.shipping_path)
+    return (price if price is not None else checkout.amount_at(f"/orders/*{settings.shipping_path}")) or 0
 
 
 # --- Notices ---------------------------------------------------------------------------------------------------------

@@ -113,7 +113,8 @@ def shown(order: Checkout, settings: Settings) -> Shown:
             if TIER_ID.fullmatch(tier):
                 found.setdefault(tier, position if isinstance(position, int) else MAX_REDEEMABLES)
     allowed = {"off": set[str](), "listed": found.keys() & set(settings.tiers), "qualify": set(found)}
-    refused = {_text(entry.get("code")) for entry in _objects(notes.get("rejected"))}
+    entered = [_text(entry.get("code")) for entry in _objects(notes.get("rejected"))]
+    refused = {order.promotions.codes_as_entered.get(text, text) for text in entered}
     return Shown(
         tiers=tuple(sorted(allowed[settings.promotions], key=lambda tier: (found[tier], tier))),
         refused=frozenset(refused - carried),

@@ -1,8 +1,8 @@
 r"""JSON that comes back byte for byte: find values in the text, change a few, leave every other byte alone.
 
 Decoding and encoding again would not do: it turns `1.10` into `1.1`, `1e3` into `1000.0` and `"\u00e9"` into `"é"`. So
-a document is never rebuilt. `Object` and `Array` know where each of their values stands in the text; what is to change
-is a list of edits, put in place in one pass.
+a `Document` is rebuilt only where that is known to give the same bytes. Elsewhere `Object` and `Array` know where each
+of their values stands in the text, and what is to change is a list of edits, put in place in one pass.
 """
 
 import json
@@ -43,6 +43,9 @@ _KINDS = {ord("{"): "object", ord("["): "array", ord('"'): "string", ord("t"): "
           ord("n"): "null"}  # fmt: skip
 
 
+Path = tuple[str | int, ...]
+"""The keys and positions that lead from the root to a value."""
+
 Edit = tuple[int, int, bytes]
 """[start, end) of a text, and what is to stand there instead. Edits of one text never overlap."""
 
@@ -51,19 +54,94 @@ class Unreadable(ValueError):
     """A value that is JSON but cannot be worked with, such as a number of 5,000 digits. It can still be passed on."""
 
 
+class Document:
+    """A whole body, which is a JSON object. `parse` makes it; `replace` is the one way to change it."""
+
+    __slots__ = ("_found", "_roundtrips", "decoded", "is_unicode", "root", "text")
+
+    def __init__(self, text: bytes, sanitized: bytes, decoded: dict[str, Any], *, roundtrips: bool) -> None:
+        """`sanitized`: `text` made Unicode. `roundtrips`: `encode` makes the very same bytes of `decoded`."""
+        self.text = text
+        self.root = Object(text, len(text) - len(text.lstrip()), len(text.rstrip()), sanitized)
+        self.decoded: Mapping[str, Any] = decoded
+        """What is in it, quick to look at. Texts and whole numbers are exact, other numbers are not."""
+        self.is_unicode = sanitized is text
+        """Whether all its texts are: else some hold half a surrogate pair, which `decoded` and `at` have as U+FFFD."""
+        self._roundtrips = roundtrips
+        self._found: dict[Path, Object | Array] = {(): self.root}
+
+    def at(self, pointer: str) -> Any:
+        """The value that a JSON pointer names, numbers exact; None where there is none. Raises `Unreadable`."""
+        found = at(self.decoded, pointer)
+        return found if found is None or isinstance(found, str | int) else self.root.at(pointer)
+
+    def decoded_at(self, path: Path) -> Any:
+        """The value at a path as `decoded` has it; None where there is none."""
+        return at(self.decoded, "".join(f"/{escape(str(token))}" for token in path))
+
+    def as_written(self, path: Path, key: str) -> Any:
+        """A member of the object at a path, where halves of surrogate pairs that stand alone are what they were."""
+        return json.loads(self.object(path).raw(key))
+
+    def object(self, path: Path) -> "Object":
+        """The object that a path leads to, in the text. There must be one."""
+        found = self._find(path)
+        assert isinstance(found, Object), "the path leads to an object"
+        return found
+
+    def _find(self, path: Path) -> "Object | Array":
+        if path not in self._found:
+            above, token = self._find(path[:-1]), path[-1]
+            found = above.child(token)
+            assert found is not None, "the path leads to an object or an array"
+            self._found[path] = found
+        return self._found[path]
+
+    def replace(self, changes: Mapping[Path, Mapping[str, Any]]) -> bytes:
+        """The document with members of some objects set and, for None, removed; every other byte as it came.
+
+        `changes`: by the object's path, its members' new values as `encode` takes them. New members go last. White
+        space around the document goes.
+        """
+        if self._roundtrips:
+            # Several times as fast as to look for each place in the text.
+            return encode(_changed(self.decoded, changes))
+        edits: list[Edit] = []
+        for path, members in changes.items():
+            spelled = {key: None if value is None else encode(value) for key, value in members.items()}
+            edits += self.object(path).edits(spelled)
+        return _apply(self.text, edits, self.root.start, self.root.end)
+
+
+def _changed(decoded: Mapping[str, Any], changes: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
+    """Changed copies of what changes, within a copy of the whole; what does not change is shared."""
+    root = dict(decoded)
+    copies: dict[Path, Any] = {(): root}
+
+    def copy_at(path: Path) -> Any:
+        if path not in copies:
+            above, token = copy_at(path[:-1]), path[-1]
+            above[token] = copies[path] = above[token].copy()
+        return copies[path]
+
+    for path, members in changes.items():
+        here = copy_at(path)
+        here.update(members)
+        if None in members.values():
+            for key, value in members.items():
+                if value is None:
+                    del here[key]
+    return root
+
+
 class Object:
     """One JSON object within a text: its members by key, in their order. Where each stands is looked up when needed."""
 
-    __slots__ = ("_arrays", "_members", "_places", "end", "exact", "plain", "readable", "start", "text")
+    __slots__ = ("_members", "_places", "_sanitized", "end", "start", "text")
 
-    def __init__(self, text: bytes, start: int, end: int, readable: bytes) -> None:
-        """`readable` is `text` as `_readable` makes it: values are read from it, and copied from `text`."""
-        self.text, self.start, self.end, self.readable = text, start, end, readable
-        self.plain: Mapping[str, Any] = {}
-        """Of the whole body alone: what is in it as `parse` has read it, quick to look at. Numbers are not exact."""
-        self.exact = False
-        """Of the whole body alone: whether `encode` makes the very same bytes of `plain`."""
-        self._arrays: dict[str, Array] = {}
+    def __init__(self, text: bytes, start: int, end: int, sanitized: bytes) -> None:
+        """`sanitized` is `text` as `_sanitized` makes it: values are read from it, and copied from `text`."""
+        self.text, self.start, self.end, self._sanitized = text, start, end, sanitized
         self._members: dict[str, msgspec.Raw] | None = None
         self._places: dict[str, tuple[int, int]] | None = None
 
@@ -71,7 +149,7 @@ class Object:
     def members(self) -> dict[str, msgspec.Raw]:
         """The values by key."""
         if self._members is None:
-            self._members = _members.decode(self.readable[self.start : self.end])
+            self._members = _members.decode(self._sanitized[self.start : self.end])
         return self._members
 
     def raw(self, key: str) -> bytes:
@@ -79,7 +157,7 @@ class Object:
         value = self.members.get(key)
         if value is None:
             return b""
-        if self.readable is self.text:
+        if self._sanitized is self.text:
             return bytes(value)
         start, end = self._place(key)
         return self.text[start:end]
@@ -99,13 +177,15 @@ class Object:
 
     def object(self, key: str) -> "Object | None":
         """The member as an object; None where it is absent or something else."""
-        return Object(self.text, *self._place(key), self.readable) if self.kind(key) == "object" else None
+        return Object(self.text, *self._place(key), self._sanitized) if self.kind(key) == "object" else None
 
     def array(self, key: str) -> "Array | None":
         """The member as an array; None where it is absent or something else."""
-        if key not in self._arrays and self.kind(key) == "array":
-            self._arrays[key] = Array(self.text, *self._place(key), self.readable)
-        return self._arrays.get(key)
+        return Array(self.text, *self._place(key), self._sanitized) if self.kind(key) == "array" else None
+
+    def child(self, token: str | int) -> "Object | Array | None":
+        """The member of this name, where it is an object or an array."""
+        return self.object(str(token)) or self.array(str(token))
 
     def _place(self, key: str) -> tuple[int, int]:
         """Where the value of a member stands in the text: [start, end)."""
@@ -128,26 +208,15 @@ class Object:
         here: Object | Array | None = self
         tokens = [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]]
         if not tokens:
-            return decode(self.readable[self.start : self.end])
+            return decode(self._sanitized[self.start : self.end])
         for token in tokens[:-1]:
-            if isinstance(here, Object):
-                here = here.object(token) or here.array(token)
-            elif here is not None:
-                here = here.object(_index(token)) or here.array(_index(token))
+            here = here.child(token) if here is not None else None
         if isinstance(here, Object):
             return here.value(tokens[-1])
         return here.value(_index(tokens[-1])) if here is not None else None
 
-    def render(self, changes: Mapping[str, bytes | None]) -> bytes:
-        """The object's text with some members set and, for None, removed. New members go last."""
-        return self.edited(self.edits(changes))
-
-    def edited(self, edits: Iterable[Edit]) -> bytes:
-        """The object's text with edits of its own and of what is in it."""
-        return apply(self.text, edits, self.start, self.end)
-
     def edits(self, changes: Mapping[str, bytes | None]) -> list[Edit]:
-        """What `render` does, as edits of the whole text."""
+        """What sets some members and, for None, removes them, as edits of the whole text. New members go last."""
         if any(value is None and key in self.members for key, value in changes.items()):
             return self._edits_without(changes)
         edits = [(*self._place(key), value) for key, value in changes.items() if value and key in self.members]
@@ -177,7 +246,7 @@ class Object:
         return [*edits, (position, position, added)] if added else edits
 
 
-def apply(text: bytes, edits: Iterable[Edit], start: int, end: int) -> bytes:
+def _apply(text: bytes, edits: Iterable[Edit], start: int, end: int) -> bytes:
     """The text from `start` to `end`, edited."""
     pieces: list[bytes] = []
     position = start
@@ -205,11 +274,11 @@ def _added(members: Mapping[str, Any], changes: Mapping[str, bytes | None], foll
 class Array:
     """One JSON array within a text: its items. Where each stands is looked up when needed."""
 
-    __slots__ = ("_items", "end", "readable", "start", "text")
+    __slots__ = ("_items", "_sanitized", "end", "start", "text")
 
-    def __init__(self, text: bytes, start: int, end: int, readable: bytes) -> None:
-        """`readable`: as for `Object`."""
-        self.text, self.start, self.end, self.readable = text, start, end, readable
+    def __init__(self, text: bytes, start: int, end: int, sanitized: bytes) -> None:
+        """`sanitized`: as for `Object`."""
+        self.text, self.start, self.end, self._sanitized = text, start, end, sanitized
         self._items: list[tuple[int, int]] | None = None
 
     @property
@@ -218,7 +287,7 @@ class Array:
         if self._items is None:
             self._items = []
             position = self.start + 1
-            for value in _items.decode(self.readable[self.start : self.end]):
+            for value in _items.decode(self._sanitized[self.start : self.end]):
                 step = _TO_ITEM.match(self.text, position)
                 assert step is not None, "this pattern matches everywhere"
                 position = step.end() + len(memoryview(value))
@@ -237,15 +306,20 @@ class Array:
         if not 0 <= index < len(self.items):
             return None
         start, end = self.items[index]
-        return decode(self.readable[start:end])
+        return decode(self._sanitized[start:end])
 
     def object(self, index: int) -> Object | None:
         """The item as an object; None where it is absent or something else."""
-        return Object(self.text, *self.items[index], self.readable) if self.kind(index) == "object" else None
+        return Object(self.text, *self.items[index], self._sanitized) if self.kind(index) == "object" else None
+
+    def child(self, token: str | int) -> "Object | Array | None":
+        """The item at this position (or token of a JSON pointer), where it is an object or an array."""
+        index = token if isinstance(token, int) else _index(token)
+        return self.object(index) or self.array(index)
 
     def array(self, index: int) -> "Array | None":
         """The item as an array; None where it is absent or something else."""
-        return Array(self.text, *self.items[index], self.readable) if self.kind(index) == "array" else None
+        return Array(self.text, *self.items[index], self._sanitized) if self.kind(index) == "array" else None
 
 
 def kind(first: int) -> str:
@@ -261,8 +335,8 @@ def decode(raw: bytes) -> Any:
         raise Unreadable("cannot be read: it is too large, too deep or no JSON") from error
 
 
-def parse(body: bytes) -> Object:
-    """The body as an `Object`, after every check that can be made without knowing what it is about.
+def parse(body: bytes) -> Document:
+    """The body as a `Document`, after every check that can be made without knowing what it is about.
 
     Raises `InvalidRequest` for what is not UTF-8, not JSON, nested too deeply, no object, or names a key twice.
     """
@@ -270,25 +344,23 @@ def parse(body: bytes) -> Object:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The body is not UTF-8 (byte {error.start}).", "", reason="not_utf8") from None
-    readable = _readable(body)
+    sanitized = _sanitized(body)
     try:
-        plain, exact = _read(readable)
+        decoded, roundtrips = _read(sanitized)
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", "", reason="too_deep") from None
     except _Doubled:
-        pointer = _place_of_double(readable)
+        pointer = _place_of_double(sanitized)
         raise InvalidRequest("A key stands twice in one object.", pointer, reason="duplicate_key") from None
     except ValueError as error:
         raise InvalidRequest(f"The body is not JSON: {error}.", "", reason="not_json") from None
-    if not isinstance(plain, dict):
+    if not isinstance(decoded, dict):
         raise InvalidRequest("The body is not a JSON object.", "", reason="not_an_object")
-    root = Object(body, len(body) - len(body.lstrip()), len(body.rstrip()), readable)
-    root.plain, root.exact = plain, exact
-    return root
+    return Document(body, sanitized, decoded, roundtrips=roundtrips)
 
 
-def _read(readable: bytes) -> tuple[Any, bool]:
-    """The body as plain values, checked for keys that stand twice, and whether `encode` makes the same bytes of them.
+def _read(sanitized: bytes) -> tuple[Any, bool]:
+    """The body decoded, checked for keys that stand twice, and whether `encode` makes the same bytes of them.
 
     A body that comes out of decoder and encoder as it went in has lost nothing. For another, colons tell: each key
     brings one, a decoder drops the key that it sees again, and a colon within a string stays what it is.
@@ -296,16 +368,16 @@ def _read(readable: bytes) -> tuple[Any, bool]:
     Raises `_Doubled`, `ValueError`, `RecursionError`.
     """
     with suppress(ValueError, ArithmeticError):  # such as a number of 5,000 digits
-        plain = _decode(readable)
-        encoded = encode(_deeper(plain))[_HEADROOM:-_HEADROOM]
-        if encoded == readable:
-            return plain, True
-        by_number = b"\\" in readable and b"\\u003" in readable  # so may a colon be spelled
-        if not by_number and encoded.count(b":") == readable.count(b":"):
-            return plain, False
-    # A double, or something else that is odd, or no JSON at all: these two decide, and say what is wrong.
-    _raw.decode(readable)
-    return _higher(_plain(b"[" * _HEADROOM + readable + b"]" * _HEADROOM, _unique, _number)), False
+        decoded = _decode(sanitized)
+        encoded = encode(_deeper(decoded))[_HEADROOM:-_HEADROOM]
+        if encoded == sanitized:
+            return decoded, True
+        by_number = b"\\" in sanitized and b"\\u003" in sanitized  # so may a colon be spelled
+        if not by_number and encoded.count(b":") == sanitized.count(b":"):
+            return decoded, False
+    # A double, or something else that is unusual, or no JSON at all: these two decide, and say what is wrong.
+    _raw.decode(sanitized)
+    return _higher(_decode_with(b"[" * _HEADROOM + sanitized + b"]" * _HEADROOM, _unique, _number)), False
 
 
 def _deeper(value: Any) -> Any:
@@ -320,16 +392,18 @@ def _higher(value: Any) -> Any:
     return value
 
 
-def _readable(body: bytes) -> bytes:
-    """The body with each half of a surrogate pair that stands alone made into U+FFFD: as many bytes, but readable."""
+def _sanitized(body: bytes) -> bytes:
+    """The body with each half of a surrogate pair that stands alone made into U+FFFD: as many bytes, and Unicode."""
     if b"\\" not in body or (b"\\ud" not in body and b"\\uD" not in body):
         return body
     return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)
 
 
-def _plain(readable: bytes, hook: Callable[[list[tuple[str, Any]]], Any], number: Callable[[str], Any] = str) -> Any:
+def _decode_with(
+    sanitized: bytes, hook: Callable[[list[tuple[str, Any]]], Any], number: Callable[[str], Any] = str
+) -> Any:
     """Valid JSON as Python's own parser reads it: objects as the hook makes them, numbers too."""
-    return json.loads(readable.decode(), object_pairs_hook=hook, parse_int=number, parse_float=number)
+    return json.loads(sanitized.decode(), object_pairs_hook=hook, parse_int=number, parse_float=number)
 
 
 def _number(text: str) -> int | float:
@@ -348,7 +422,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _place_of_double(readable: bytes) -> str:
+def _place_of_double(sanitized: bytes) -> str:
     """The JSON pointer of the first key that stands twice. Slow, for the error message alone."""
 
     class Pairs(list[tuple[str, Any]]):
@@ -371,7 +445,7 @@ def _place_of_double(readable: bytes) -> str:
         return None
 
     try:
-        return search(_plain(readable, Pairs), "") or ""
+        return search(_decode_with(sanitized, Pairs), "") or ""
     except RecursionError:
         return ""
 
@@ -384,6 +458,22 @@ def escape(key: str) -> str:
 def _index(token: str) -> int:
     """The array position that a token of a JSON pointer names; -1 where it names none."""
     return int(token) if token.isascii() and token.isdigit() and len(token) < 10 else -1
+
+
+def pointer_of(*place: str | int) -> str:
+    """A JSON pointer, and what follows it: keys that need no escape, and positions."""
+    return "/".join(map(str, place))
+
+
+def expand(document: Any, pointer: str) -> list[str]:
+    """The pointers that a pointer stands for within decoded JSON, where `*` stands for every position of a list."""
+    before, star, after = pointer.partition("/*")
+    if not star or after[:1] not in ("", "/"):
+        return [pointer]
+    found = at(document, before)
+    if not isinstance(found, list):
+        return [pointer]
+    return [each for position in range(len(found)) for each in expand(document, f"{before}/{position}{after}")]
 
 
 def at(document: Any, pointer: str) -> Any:

@@ -85,7 +85,7 @@ class Refused(Problem):
     category = "promotion_codes"
     storefront = ""
 
-    def __init__(self, codes: list[dict[str, str]]) -> None:
+    def __init__(self, codes: list[dict[str, Any]]) -> None:
         first = codes[0]
         super().__init__(first["message"], reason=first["reason"])
         self.details = {"invalid-code": first["code"], "codes": codes}

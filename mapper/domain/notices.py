@@ -6,20 +6,30 @@ These are the shapes of `promotions.meta.mapper` and of `details` in an error (C
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from mapper.domain import money
 from mapper.domain.checkout import Checkout
+from mapper.domain.codes import as_json
 from mapper.domain.discounts import Settled
 from mapper.domain.errors import Refused
-from mapper.domain.outcome import Notice, Rejection
+from mapper.domain.outcome import Notice, Outcome, Rejection
 
 
 def refused(rejected: Iterable[Rejection]) -> Refused:
     return Refused([rejection(one) for one in rejected])
 
 
-def rejection(rejected: Rejection) -> dict[str, str]:
+def as_entered(checkout: Checkout, outcome: Outcome) -> Outcome:
+    """The outcome as it is told: refused codes spelled and ordered as they were entered, and with them what can be no
+    code, which no engine was asked for.
+    """
+    return msgspec.structs.replace(outcome, rejected=checkout.promotions.as_entered(outcome.rejected))
+
+
+def rejection(rejected: Rejection) -> dict[str, Any]:
     return {
-        "code": rejected.code,
+        "code": as_json(rejected.code),
         "reason": rejected.reason.value,
         "engine_reason": rejected.engine_reason,
         "message": rejected.reason.message,
@@ -32,7 +42,7 @@ def notice(told: Notice) -> dict[str, Any]:
 
 def as_it_came(order: Checkout) -> bytes:
     """Consume's answer where there is nothing to add to the order."""
-    return b'{"order":' + order.source.render({}) + b"}"
+    return b'{"order":' + order.source.replace({}) + b"}"
 
 
 def drift(order: Checkout, granted: Settled) -> Notice | None:

@@ -46,7 +46,7 @@ def order_of(body: bytes, default_currency: str = "") -> Order:
     into the order's root. Raises `NotAnOrder` with every fault.
     """
     try:
-        converted = _converted(*_parts(document.parse(body)))
+        converted = _converted(*_parts(document.parse(body).root))
         if faults := list(faults_of(document.parse(converted).at(""), default_currency)):
             raise NotAnOrder(faults)
         order = documents.parse(converted, "consume", default_currency)
@@ -54,7 +54,7 @@ def order_of(body: bytes, default_currency: str = "") -> Order:
         raise NotAnOrder([Fault(str(problem.details.get("pointer", "")), problem.message)]) from None
     except Unreadable as error:
         raise NotAnOrder([Fault("", f"The order {error}.")]) from None
-    path = "/multiorders" if order.family == "C" else "/orders"
+    path = "/multiorders" if order.family.has_orders else "/orders"
     return Order(converted, path, order.id or order.source_id, order)
 
 

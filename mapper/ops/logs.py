@@ -21,6 +21,7 @@ import structlog
 from structlog.typing import Processor
 
 from mapper.domain import record as records
+from mapper.domain.codes import clean
 from mapper.domain.record import Record
 from mapper.engine.conversation import Call
 
@@ -139,10 +140,11 @@ class CodeNames:
         """Codes that differ by case alone have the same name: support is asked about what a shopper typed."""
         if self.mode == "none":
             return ""
+        code = clean(code).encode("utf-8", "replace").decode()
         if self.mode == "short":
             return f"{code[:2]}…{code[-2:]}" if len(code) > 6 else f"{code[:1]}…"
         key = hmac.digest(self.secret, _CODE_KEY, "sha256")
-        return hmac.new(key, code.casefold().encode("utf-8", "replace"), hashlib.sha256).hexdigest()[:16]
+        return hmac.new(key, code.casefold().encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def request(record: Record, status: int, category: str, reason: str, seconds: float, names: CodeNames) -> None:

@@ -228,6 +228,9 @@ class Once:
 
     async def _check(self, work: Work, deadline: float) -> Outcome | None:
         """What is refused is known before anything is redeemed. An outcome only where it is redeemed already."""
+        malformed = work.order.promotions.malformed
+        if malformed and self.settings.on_rejected == "refuse":
+            raise notes.refused(malformed)
         outcome = await self.promotion_engine.check(work.order, work.session, deadline)
         if outcome is None or outcome.redeemed:
             return outcome
@@ -305,6 +308,7 @@ class Once:
 
     def _insist(self, work: Work, outcome: Outcome) -> None:
         """Refuses what the settings say shall be refused: codes that do not apply, amounts that are not the order's."""
+        outcome = notes.as_entered(work.order, outcome)
         work.record.rejected = outcome.rejected
         if outcome.rejected and self.settings.on_rejected == "refuse":
             raise notes.refused(outcome.rejected)

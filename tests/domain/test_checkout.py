@@ -55,7 +55,7 @@ def one_line(family: str, **members: Any) -> checkout.Line:
     ],
 )
 def test_the_list_of_lines_tells_the_family(root: Members, family: str) -> None:
-    assert parse(json.dumps(root).encode()).family == family
+    assert parse(json.dumps(root).encode()).family.name == family
 
 
 A_LINE = [
@@ -242,62 +242,13 @@ def test_the_body_tells_the_currency_else_the_settings_do(
     assert (found.currency, found.digits, found.lines[0].price) == (currency, digits, 10 * 10**digits)
 
 
-@pytest.mark.parametrize(("came", "value"), [(None, ""), ("", ""), ("  ", ""), ("a/b c", "a/b c"), (42, "42")])
+@pytest.mark.parametrize(
+    ("came", "value"), [(None, ""), ("", ""), ("  ", ""), ("a/b c", "a/b c"), (" 77\n", "77"), (77, "77")]
+)
 @pytest.mark.parametrize("key", ["id", "source_id"])
 def test_an_id_is_a_string_or_a_number(key: str, came: Any, value: str) -> None:
     assert getattr(parse(body_of("B", line(), **{key: came})), key) == value
     assert not getattr(parse(body_of("B")), key)
-
-
-PROMOTIONS: list[tuple[Any, checkout.Promotions]] = [
-    (None, checkout.Promotions()),
-    ({}, checkout.Promotions()),
-    ({"coupon_codes": None, "meta": None, "referral_code": None}, checkout.Promotions()),
-    ({"coupon_codes": [" A ", "", " ", "B"]}, checkout.Promotions(coupon_codes=("A", "B"))),
-    ({"referral_code": " R ", "loyalty_card": "L\n"}, checkout.Promotions(referral_code="R", loyalty_card="L")),
-    ({"identifiers": ["x", "y"]}, checkout.Promotions(identifiers=("x", "y"))),
-    ({"meta": {"a": 1}}, checkout.Promotions(meta={"a": 1})),
-    ({"meta": []}, checkout.Promotions()),
-]
-
-
-@pytest.mark.parametrize(
-    ("family", "key"), [("A", "promotions"), ("B", "promotion"), ("B", "promotions"), ("C", "promotion")]
-)
-@pytest.mark.parametrize(("value", "expected"), PROMOTIONS)
-def test_what_the_shopper_brings_is_read_whatever_its_name(
-    family: str, key: str, value: Any, expected: checkout.Promotions
-) -> None:
-    found = parse(body_of(family, line(), **{key: value}))
-    assert found.promotions == expected
-    assert found.promotions_at == ((key,) if value is not None else ())
-
-
-def test_every_code_that_can_be_refused_is_named() -> None:
-    promotions = checkout.Promotions(coupon_codes=("A", "B"), referral_code="R", loyalty_card="L")
-    assert promotions.codes == ("A", "B", "R", "L")
-    assert checkout.Promotions(coupon_codes=("A",)).codes == ("A",)
-
-
-def test_promotions_of_several_orders_are_one_carts() -> None:
-    orders = [
-        {"order_items": []},
-        {"order_items": [], "promotion": {"coupon_codes": ["A", "B"], "identifiers": ["i"], "meta": {"first": 1}}},
-        {
-            "order_items": [],
-            "promotions": {"coupon_codes": ["B", "C"], "identifiers": ["i", "j"], "referral_code": "R"},
-        },
-        {"order_items": [], "promotion": {"referral_code": "S", "loyalty_card": "L", "meta": {"last": 1}}},
-    ]
-    found = parse(json.dumps({"orders": orders}).encode())
-    assert found.promotions == checkout.Promotions(("A", "B", "C"), "R", "L", ("i", "j"), {"first": 1})
-    assert found.promotions_at == ("orders", "1", "promotion")
-
-
-def test_promotions_at_the_root_speak_for_all_orders() -> None:
-    orders = [{"order_items": [], "promotion": {"coupon_codes": ["A"]}}]
-    found = parse(json.dumps({"orders": orders, "promotion": {"coupon_codes": ["B"]}}).encode())
-    assert (found.promotions.coupon_codes, found.promotions_at) == (("B",), ("promotion",))
 
 
 def test_a_pointer_names_what_configuration_wants_of_the_body() -> None:
@@ -406,7 +357,7 @@ BAD_B_LINES: list[tuple[Any, str]] = [
     *with_line("applied_discounts", [7], below="/0"),
 ]
 
-BAD_IDS = [True, [], {}, ".", "..", "a\nb", "a\x00b", "x" * 256]
+BAD_IDS = [True, [], {}, ".", "..", " .. ", "a\nb", "a\x00b", "\ud800", "x" * 256]
 BAD_ROOTS: list[tuple[Members, str]] = [
     *with_root("currency", "XYZ", "EURO", " EUR", "€", 978, True, [], {}),
     *with_root("id", *BAD_IDS),
@@ -416,10 +367,10 @@ BAD_ROOTS: list[tuple[Members, str]] = [
     ({"promotions": {}, "promotion": {}}, "/promotion"),
     *with_promotions("coupon_codes", "A", 5, True, {}, ["A"] * 101),
     *with_promotions("coupon_codes", ["A", 5], ["A", None], ["A", True], ["A", []], ["A", {}], below="/1"),
-    *with_promotions("coupon_codes", ["A", "a\x00b"], ["A", "a\u200bb"], ["A", "a\u202eb"], below="/1"),
     *with_promotions("identifiers", "A", 5, True, {}),
-    *with_promotions("referral_code", 5, True, [], {}, "a\tb"),
-    *with_promotions("loyalty_card", 5, True, [], {}, "a\x7fb"),
+    *with_promotions("identifiers", ["A", "a\x00b"], ["A", "\ud800"], below="/1"),
+    *with_promotions("referral_code", 5, True, [], {}),
+    *with_promotions("loyalty_card", 5, True, [], {}),
     *with_promotions("meta", 0, False, "", "x", [1], 1.5),
     *with_root("total_discount", True, [], {}, "x", "-1"),
     *with_root("discounts", True, {}, "x"),
@@ -483,7 +434,7 @@ def refuse(body: str, place: str, operation: Operation = "validate") -> InvalidR
 def test_a_checkout_at_consume_is_refused_and_orders_are_taken_at_both() -> None:
     assert refuse('{"items":[]}', "/items", "consume").reason == "checkout_at_consume"
     for family in "BC":
-        assert parse(body_of(family), "validate").family == parse(body_of(family), "consume").family == family
+        assert [parse(body_of(family), each).family.name for each in ("validate", "consume")] == [family] * 2
 
 
 def test_a_thousand_lines_are_taken_and_one_more_is_not() -> None:
@@ -495,15 +446,6 @@ def test_a_thousand_lines_are_taken_and_one_more_is_not() -> None:
     orders = [{"order_items": [small] * 500}, {"order_items": [small] * 500}]
     assert len(parse(json.dumps({"orders": orders}).encode()).lines) == 1000
     refuse(json.dumps({"orders": [*orders, {"order_items": [small]}]}), "/orders")
-
-
-def test_a_hundred_codes_are_taken_over_all_orders_and_one_more_is_not() -> None:
-    def orders(*codes: list[str]) -> str:
-        return json.dumps({"orders": [{"order_items": [], "promotion": {"coupon_codes": each}} for each in codes]})
-
-    first, second = [f"A{i}" for i in range(60)], [f"B{i}" for i in range(40)]
-    assert len(parse(orders(first, second).encode()).promotions.coupon_codes) == 100
-    refuse(orders(first, [*second, "C"]), "/orders")
 
 
 # -- Whatever comes ---------------------------------------------------------------------------------------------------
@@ -564,7 +506,7 @@ def only_invalid_requests(body: bytes) -> None:
     for operation in ("validate", "consume"):
         try:
             found = parse(body, operation)
-            assert found.source.render({}) == body.strip()
+            assert found.source.replace({}) == body.strip()
             assert all(each.list_price >= 0 <= each.discount for each in found.lines)
             list(found.applied())
             found.at("/promotions/meta/x")

@@ -344,7 +344,7 @@ def test_parts_always_add_up_and_nothing_is_negative(cart: Cart) -> None:
 
 
 def _total(parsed: Checkout) -> int:
-    return money.parse(json.loads(parsed.source.raw(parsed.names.totals[0])), parsed.digits)
+    return money.parse(json.loads(parsed.source.root.raw(parsed.names.totals[0])), parsed.digits)
 
 
 @given(carts())

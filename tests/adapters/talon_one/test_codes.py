@@ -92,13 +92,13 @@ def test_text_that_is_no_word_is_not_passed_on_as_the_engines_reason(word: str |
 
 
 def test_refusals_stand_in_the_order_of_the_codes_once_each_as_the_shopper_spelled_them() -> None:
-    checkout = cart(("A", 1, "1.00"), codes=["Zulu", "y" * 101, "alpha", "ok"], promotions={"referral_code": "Ref"})
+    checkout = cart(("A", 1, "1.00"), codes=["Zulu", "alpha", "ok"], promotions={"referral_code": "Ref"})
     rejections = [("ALPHA", "CouponExpired", 1), ("ZULU", "CouponNotFound", 2), ("zulu", "CouponExpired", 3)]
     effects = [effect("rejectCoupon", {"value": v, "rejectionReason": r}, campaign=c) for v, r, c in rejections]
     effects += [effect("rejectReferral", {"value": "REF", "rejectionReason": "ReferralExpired"})]
     effects += [effect("acceptCoupon", {"value": "OK"})]
     assert [(r.code, r.reason) for r in outcome(checkout, effects).rejected] == [
-        ("Zulu", "not_found"), ("y" * 101, "malformed"), ("alpha", "expired"), ("Ref", "expired"),
+        ("Zulu", "not_found"), ("alpha", "expired"), ("Ref", "expired"),
     ]  # fmt: skip
 
 

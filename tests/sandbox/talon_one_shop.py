@@ -3,39 +3,21 @@
 import asyncio
 import json
 from collections import Counter
-from datetime import UTC, datetime
-from functools import cache
-from importlib import resources
 from typing import Any
 
 from adapters.talon_one.sandbox import TalonOneSandbox
 from mapper.sandbox import rulebook
-from mapper.sandbox.emulator import PAUSE
+from tests.sandbox.emulated import NOW, book, campaigns, send
 
 Json = dict[str, Any]
 
-DEFAULT = resources.files("mapper.sandbox").joinpath("rulebook.toml").read_text("utf-8")
-NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 KEY = {"authorization": "ApiKey-v1 key"}
-
-
-@cache
-def book(*changes: tuple[str, str]) -> rulebook.RuleBook:
-    """The default rule book with something changed."""
-    text = DEFAULT
-    for old, new in changes:
-        assert old in text, old
-        text = text.replace(old, new)
-    return rulebook.parse(text)
 
 
 def small_book(effects: dict[str, str], settings: str = "") -> rulebook.RuleBook:
     """A book with one coupon for each effect, in this order."""
-    text = f'[settings]\n{settings}\n[settings.costs]\nshipping = "item"\ngift_wrap = "item"\n'
-    for number, (code, effect) in enumerate(effects.items(), 1):
-        text += f"[[campaigns]]\nid = {number}\nname = '{code}'\nneeds = 'coupon'\neffects = [{effect}]\n"
-        text += f"[[coupons]]\ncode = '{code}'\ncampaign = {number}\n"
-    return rulebook.parse(text)
+    costs = '[settings.costs]\nshipping = "item"\ngift_wrap = "item"\n'
+    return rulebook.parse(f"[settings]\n{settings}\n{costs}{campaigns(effects)}")
 
 
 async def call(
@@ -47,29 +29,8 @@ async def call(
     pause: float = 0,
     **headers: Any,
 ) -> tuple[int, bytes]:
-    """One request straight into the emulator, with the path as it stands on the wire."""
-    raw_path, _, query = path.encode().partition(b"?")
-    named = KEY | {name.replace("_", "-"): value for name, value in headers.items()}
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": raw_path.decode(),
-        "raw_path": raw_path,
-        "root_path": "",
-        "query_string": query,
-        "headers": [(name.encode(), value.encode()) for name, value in named.items()],
-        PAUSE: pause,
-    }
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await app(scope, receive, send)
-    return sent[0]["status"], sent[1]["body"]
+    status, _, reply = await send(app, method, path, body, KEY, headers, pause)
+    return status, reply
 
 
 class Shop:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sandbox.talon_one_shop import DEFAULT
+from tests.sandbox.emulated import DEFAULT
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "engines.md"

@@ -8,8 +8,9 @@ import pytest
 
 from mapper.sandbox import host as sandbox
 from mapper.sandbox.faults import FAULTS
+from tests.sandbox.emulated import NOW, book
 from tests.sandbox.live import CLOSE, SESSION, ask, control
-from tests.sandbox.talon_one_shop import NOW, book, call, cart, of
+from tests.sandbox.talon_one_shop import call, cart, of
 
 
 def test_the_log_tells_every_request_and_no_secret(live: tuple[str, sandbox.Sandbox]) -> None:

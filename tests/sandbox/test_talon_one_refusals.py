@@ -3,7 +3,8 @@
 import pytest
 
 from mapper.sandbox import rulebook
-from tests.sandbox.talon_one_shop import Json, Shop, book, cart, of
+from tests.sandbox.emulated import book
+from tests.sandbox.talon_one_shop import Json, Shop, cart, of
 
 
 @pytest.mark.parametrize(

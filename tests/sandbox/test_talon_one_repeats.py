@@ -57,6 +57,19 @@ def test_an_idempotency_key_replays_the_first_answer() -> None:
     assert shop.put(cart(), "s3", idempotency_key="k" * 256)[0] == 400
 
 
+def test_a_key_replays_a_close_that_was_undone_since() -> None:
+    """So a 200 says nothing of the session as it is, where the merchant has reopened it."""
+    shop = Shop()
+    closing = cart("SINGLE-0007", state="closed")
+    first = shop.put(closing, idempotency_key="k1")
+    shop.reopen()
+    assert shop.put(closing, idempotency_key="k1") == first
+    assert shop.get()[1]["customerSession"]["state"] == "open"
+    assert shop.books["codes"].get("SINGLE-0007") is None
+    assert shop.put(closing, idempotency_key="k2")[0] == 200
+    assert shop.books["codes"]["SINGLE-0007"] == 1
+
+
 def test_an_older_deployment_ignores_the_idempotency_key() -> None:
     shop = Shop(("idempotency_keys = true", "idempotency_keys = false"))
     closing = cart("SINGLE-0007", state="closed")

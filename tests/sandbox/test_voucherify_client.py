@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from mapper.sandbox import host as sandbox
-from tests.sandbox.voucherify_shop import ALL, NOW, TIERS, Json, Shop, book, cart, lock, request
+from tests.sandbox.emulated import NOW, book
+from tests.sandbox.voucherify_shop import ALL, TIERS, Json, Shop, cart, lock, request
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from mapper.sandbox import rulebook
+from tests.sandbox.emulated import campaigns
 from tests.sandbox.voucherify_shop import (
     ALL,
     CASCADING,
@@ -18,7 +19,6 @@ from tests.sandbox.voucherify_shop import (
     merged,
     off,
     small_book,
-    small_book_text,
 )
 
 
@@ -105,7 +105,7 @@ def test_a_cart_earns_what_the_rule_book_says(codes: list[Any], order: Json, exp
 )
 def test_what_voucherify_cannot_express_does_nothing(effect: str) -> None:
     costs = "[settings.costs]\nhandling = 'order'\ngift_wrap = 'item'\n"
-    shop = Shop(own=rulebook.parse(costs + small_book_text({"NOTHING": effect}, ["NOTHING"])))
+    shop = Shop(own=rulebook.parse(costs + campaigns({"NOTHING": effect})))
     shipping = {"product_id": "prod_5h1pp1ng", "quantity": 1, "price": 1500}
     reply = shop.validate("NOTHING", order={"items": [*items((14_000, 1)), shipping]})
     assert earned(reply) == ["NOTHING"]
@@ -263,7 +263,7 @@ def worked_book(effects: dict[str, str]) -> rulebook.RuleBook:
         program = 1
         points = "20"
     """
-    coupons = small_book_text({code: effect for code, effect in effects.items() if code != "GIFT"}, [*effects])
+    coupons = campaigns(effects)
     return rulebook.parse("[settings]\ncascading_discounts = true\n" + coupons + cards)
 
 

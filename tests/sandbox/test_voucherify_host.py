@@ -4,7 +4,8 @@ import pytest
 
 from adapters.voucherify.sandbox.catalog import Options
 from mapper.sandbox import rulebook
-from tests.sandbox.voucherify_shop import Shop, book, cart, lock, off, small_book
+from tests.sandbox.emulated import book
+from tests.sandbox.voucherify_shop import Shop, cart, lock, off, small_book
 
 
 @pytest.mark.parametrize(

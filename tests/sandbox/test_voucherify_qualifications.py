@@ -5,7 +5,8 @@ from datetime import timedelta
 import pytest
 
 from mapper.sandbox import rulebook
-from tests.sandbox.voucherify_shop import TIERS, Json, Shop, cart, earned, off, small_book, small_book_text
+from tests.sandbox.emulated import campaigns
+from tests.sandbox.voucherify_shop import TIERS, Json, Shop, cart, earned, off, small_book
 
 
 def qualified(reply: Json) -> list[str]:
@@ -20,7 +21,7 @@ def test_qualifications_are_candidates_and_some_of_their_rules_are_not_looked_at
     assert qualified(shop.ok("POST", "qualifications", body | {"order": cart((100, 1))})) == ["promo_2"]
     assert not shop.validate("promo_2", "promo_3", order=body["order"])["valid"]
     for limits in ("redemptions = 0", "redemptions_per_customer = 1", "budget = '0.50'"):
-        text = small_book_text({"promo_1": off("1.00")}, ["promo_1"])
+        text = campaigns({"promo_1": off("1.00")})
         limited = Shop(own=rulebook.parse(text.replace("needs", f"limits = {{ {limits} }}\nneeds")))
         assert qualified(limited.ok("POST", "qualifications", {"order": cart((1000, 1))})) == ["promo_1"]
         assert not limited.validate("promo_1")["valid"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from mapper.sandbox import rulebook
+from tests.sandbox.emulated import campaigns
 from tests.sandbox.voucherify_shop import (
     ALL,
     Shop,
@@ -18,7 +19,6 @@ from tests.sandbox.voucherify_shop import (
     redeemable,
     request,
     small_book,
-    small_book_text,
 )
 
 
@@ -129,7 +129,7 @@ def test_redemptions_use_limits_up(code: str, customer: str, times: int, key: st
 
 @pytest.mark.parametrize("limits", ["redemptions = 1", "redemptions_per_customer = 1", "budget = '1.50'"])
 def test_two_codes_of_one_campaign_share_its_limits(limits: str) -> None:
-    text = small_book_text({"CODE-1": off("1.00")}, ["CODE-1"]) + "[[coupons]]\ncode = 'CODE-2'\ncampaign = 1\n"
+    text = campaigns({"CODE-1": off("1.00")}) + "[[coupons]]\ncode = 'CODE-2'\ncampaign = 1\n"
     shop = Shop(own=rulebook.parse(text.replace("needs", f"limits = {{ {limits} }}\nneeds")))
     reply = shop.validate("CODE-1", "CODE-2", customer="bob")
     assert earned(reply) == ["CODE-1 order 100", "CODE-2 - redemption_rules_violated"]

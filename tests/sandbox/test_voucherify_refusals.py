@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from mapper.sandbox import rulebook
+from tests.sandbox.emulated import book, campaigns
 from tests.sandbox.voucherify_shop import (
     Json,
     Shop,
-    book,
     cart,
     earned,
     merged,
@@ -16,7 +16,6 @@ from tests.sandbox.voucherify_shop import (
     redeemable,
     request,
     small_book,
-    small_book_text,
 )
 
 
@@ -97,7 +96,7 @@ RULES: list[tuple[str, str, Json, str, str | None]] = [
 @pytest.mark.parametrize(("rule", "customer", "metadata", "line", "key"), RULES)
 def test_the_rules_of_a_campaign_decide(rule: str, customer: str, metadata: Json, line: str, key: str | None) -> None:
     settings = "[settings]\nstores = ['berlin']\n[settings.session_attributes]\nchannel = 'string'\n"
-    campaign = small_book_text({"promo_1": off("1.00")}, ["promo_1"]).replace("needs", f"{rule}\nneeds")
+    campaign = campaigns({"promo_1": off("1.00")}).replace("needs", f"{rule}\nneeds")
     shop = Shop(own=rulebook.parse(settings + campaign))
     price, quantity = line.split(" x ")
     order = cart((int(price), int(quantity)), metadata=metadata)
@@ -235,7 +234,7 @@ def test_an_internal_id_is_of_one_spelling() -> None:
 def test_a_code_may_look_like_an_internal_id(code: str) -> None:
     shop = Shop(own=small_book({"CODE": off("5.00")} | {"CODE-2": off("5.00")}))
     assert earned(shop.validate({"object": "voucher", "id": code})) == [f"{code} - not_found"]
-    text = small_book_text({"1234": off("1.00"), "CODE": off("5.00")}, ["1234", "CODE"])
+    text = campaigns({"1234": off("1.00"), "CODE": off("5.00")})
     shop = Shop(own=rulebook.parse(text.replace("code = 'CODE'", f"code = '{code}'")))
     assert earned(shop.validate({"object": "voucher", "id": code})) == [f"{code} order 500"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.sandbox.emulated import NOW
 from tests.sandbox.voucherify_shop import (
-    NOW,
     Json,
     Shop,
     call,

@@ -3,7 +3,8 @@
 import pytest
 
 from mapper.sandbox import rulebook
-from tests.sandbox.voucherify_shop import ALL, Json, Shop, earned, items, off, request, small_book_text
+from tests.sandbox.emulated import campaigns
+from tests.sandbox.voucherify_shop import ALL, Json, Shop, earned, items, off, request
 
 
 def lists(reply: Json) -> dict[str, list[str]]:
@@ -74,7 +75,7 @@ def test_stacking_rules_decide_who_stands_beside_whom(
 def test_two_exclusive_campaigns_stand_together_where_the_limit_allows() -> None:
     def shop(limit: int) -> Shop:
         alone = "combinable = false\n"
-        text = small_book_text({"ONLY-1": off("1.00"), "ONLY-2": off("2.00")}, ["ONLY-1", "ONLY-2"])
+        text = campaigns({"ONLY-1": off("1.00"), "ONLY-2": off("2.00")})
         text = text.replace("needs = 'coupon'\n", f"needs = 'coupon'\n{alone}")
         return Shop(
             own=rulebook.parse(f"[engines.voucherify]\napplicable_exclusive_redeemables_limit = {limit}\n{text}")

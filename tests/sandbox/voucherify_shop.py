@@ -6,73 +6,29 @@ The expected figures of the tests are copied from the vendor's documentation, na
 import asyncio
 import itertools
 import json
-from datetime import UTC, datetime
-from functools import cache
-from importlib import resources
 from typing import Any
 
 from adapters.voucherify.sandbox import VoucherifySandbox
 from mapper.sandbox import rulebook
-from mapper.sandbox.emulator import PAUSE
+from tests.sandbox.emulated import NOW, book, campaigns, send
 
 Json = dict[str, Any]
 
-DEFAULT = resources.files("mapper.sandbox").joinpath("rulebook.toml").read_text("utf-8")
-NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 HEADERS = {"x-app-id": "app", "x-app-token": "token", "content-type": "application/json"}
 ALL = ('redeemables_application_mode = "PARTIAL"', 'redeemables_application_mode = "ALL"')
 CASCADING = ("cascading_discounts = false", "cascading_discounts = true")
 
 
-@cache
-def book(*changes: tuple[str, str]) -> rulebook.RuleBook:
-    """The default rule book with something changed."""
-    text = DEFAULT
-    for old, new in changes:
-        assert old in text, old
-        text = text.replace(old, new)
-    return rulebook.parse(text)
-
-
 def small_book(effects: dict[str, str], settings: str = "", engine: str = "") -> rulebook.RuleBook:
-    """A book with one coupon for each effect; a code that starts with "promo_" is a campaign that needs none."""
-    text = f"[settings]\n{settings}\n[settings.costs]\nshipping = 'both'\n[engines.voucherify]\n{engine}\n"
-    for number, (code, effect) in enumerate(effects.items(), 1):
-        needs = "nothing" if code.startswith("promo_") else "coupon"
-        text += f"[[campaigns]]\nid = {number}\nname = '{code}'\nneeds = '{needs}'\neffects = [{effect}]\n"
-        if needs == "coupon":
-            text += f"[[coupons]]\ncode = '{code}'\ncampaign = {number}\n"
-    return rulebook.parse(text)
+    costs = "[settings.costs]\nshipping = 'both'\n"
+    return rulebook.parse(f"[settings]\n{settings}\n{costs}[engines.voucherify]\n{engine}\n{campaigns(effects)}")
 
 
 async def call(
     app: Any, method: str, path: str, body: bytes = b"", pause: float = 0, **headers: str
 ) -> tuple[int, dict[str, str], Any]:
-    """One request straight into the emulator, with the path as it stands on the wire."""
-    raw_path, _, query = path.encode().partition(b"?")
-    named = HEADERS | {name.replace("_", "-"): value for name, value in headers.items()}
-    scope = {
-        "type": "http",
-        "method": method,
-        "path": raw_path.decode(),
-        "raw_path": raw_path,
-        "root_path": "",
-        "query_string": query,
-        "headers": [(name.encode(), value.encode()) for name, value in named.items()],
-        PAUSE: pause,
-    }
-    sent: list[Any] = []
-
-    async def receive() -> Any:
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await app(scope, receive, send)
-    reply = sent[1]["body"]
-    answered = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], answered, json.loads(reply) if reply else None
+    status, answered, reply = await send(app, method, path, body, HEADERS, headers, pause)
+    return status, answered, json.loads(reply) if reply else None
 
 
 class Shop:
@@ -166,16 +122,6 @@ def merged(reply: Json) -> list[Json]:
 
 def amounts(order: Json) -> dict[str, int]:
     return {name.removesuffix("_amount"): value for name, value in order.items() if name.endswith("amount")}
-
-
-def small_book_text(effects: dict[str, str], order: list[str]) -> str:
-    text = ""
-    for code, effect in effects.items():
-        number = order.index(code) + 1
-        needs = "nothing" if code.startswith("promo_") else "coupon"
-        text += f"[[campaigns]]\nid = {number}\nname = '{code}'\nneeds = '{needs}'\neffects = [{effect}]\n"
-        text += f"[[coupons]]\ncode = '{code}'\ncampaign = {number}\n" if needs == "coupon" else ""
-    return text
 
 
 OFF = {kind: f'{{ kind = "off_order", {kind} = "%s" }}' for kind in ("amount", "percent")}

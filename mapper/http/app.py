@@ -22,7 +22,7 @@ from starlette.routing import Route
 from mapper import __version__, promotions, settings
 from mapper.engine import clients, transport
 from mapper.engine.conversation import Engine
-from mapper.http import protocol, server, workers
+from mapper.http import openapi, protocol, server, workers
 from mapper.http.endpoint import SECURITY_HEADERS, Endpoint, error_body
 from mapper.http.limiter import Limiter
 from mapper.http.protocol import PreparedResponse
@@ -110,6 +110,7 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             Route("/readyz", _ready),
             Route("/version", _version),
             Route("/metrics", _metrics(telemetry)),
+            Route("/openapi.json", _openapi),
         ],
         exception_handlers={HTTPException: _http_error},
         lifespan=lifespan,
@@ -152,6 +153,10 @@ async def _ready(request: Request) -> Response:
 async def _version(request: Request) -> Response:
     service: Service = request.app.state.service
     return _json(200, msgspec.json.encode({"version": __version__, "engine": service.adapter.name}))
+
+
+async def _openapi(request: Request) -> Response:
+    return _json(200, msgspec.json.encode(openapi.document()))
 
 
 def _metrics(telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:

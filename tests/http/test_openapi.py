@@ -1,0 +1,91 @@
+"""The OpenAPI document: its copy in docs is the one that is served, and the service behaves as it says.
+
+`python -m tests.http.test_openapi` writes the copy anew. `SCHEMATHESIS=500` asks for more examples than usual.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from requests.auth import AuthBase
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from starlette.testclient import TestClient
+
+from mapper.domain.signature import sign
+from mapper.http import app, openapi
+from mapper.http.app import App
+from mapper.sandbox.host import running
+from tests import fakes
+from tests.fakes import SECRET
+
+COPY = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
+EXAMPLES = int(os.environ.get("SCHEMATHESIS", "25"))
+
+
+def made() -> App:
+    configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger())
+    return app.create(configured, engine_transport=fakes.FakeTransport())
+
+
+def text() -> str:
+    return json.dumps(openapi.document(), indent=1, ensure_ascii=False) + "\n"
+
+
+def test_the_copy_is_what_is_served() -> None:
+    assert COPY.read_text("utf-8") == text(), "python -m tests.http.test_openapi writes it anew; read the difference"
+    with TestClient(made()) as http:
+        assert http.get("/openapi.json").json() == json.loads(COPY.read_text("utf-8"))
+
+
+def test_its_examples_are_answered_with_200() -> None:
+    with TestClient(made()) as http:
+        for operation, example in (("validate", openapi.EXAMPLE), ("consume", openapi.ORDER_EXAMPLE)):
+            body = json.dumps(example).encode()
+            headers = {"x-nacelle-signature-sha256": sign(body, SECRET), "content-type": "application/json"}
+            assert http.post(f"/promotions/{operation}", content=body, headers=headers).status_code == 200
+
+
+def test_every_route_is_in_it() -> None:
+    assert set(openapi.document()["paths"]) == {getattr(route, "path", "") for route in made().routes}
+
+
+BEYOND_A_SCHEMA = [positive_data_acceptance]
+"""What the document allows may still be 400: a schema cannot say how many digits the amounts of a currency have."""
+
+
+class Signed(AuthBase):
+    """Signs as Nacelle does: over the bytes that are about to be sent."""
+
+    def __call__(self, request: Any) -> Any:
+        body = request.body or b""
+        request.headers["x-nacelle-signature-sha256"] = sign(body.encode() if isinstance(body, str) else body, SECRET)
+        return request
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The service, live."""
+    with running(made()) as url:
+        yield url
+
+
+@pytest.mark.parametrize("path", sorted(openapi.document()["paths"]))
+def test_the_service_behaves_as_the_document_says(address: str, path: str) -> None:
+    schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
+    method = next(iter(openapi.document()["paths"][path]))
+
+    @given(case=schema[path][method].as_strategy())
+    @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+    def check(case: Any) -> None:
+        case.call_and_validate(auth=Signed(), excluded_checks=BEYOND_A_SCHEMA)
+
+    check()
+
+
+if __name__ == "__main__":
+    COPY.write_text(text(), "utf-8")

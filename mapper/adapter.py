@@ -11,15 +11,16 @@ It owns no socket, clock, environment, log or retry. `mapper.engine` holds every
 retry, size limit, metrics and recording exist once. `adapters/README.md` shows how to add an engine.
 """
 
-from collections.abc import Generator, Iterable, Mapping
-from importlib.metadata import entry_points
-from typing import Any, Literal, Protocol, TypeVar, cast
+from collections.abc import Generator, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Literal, Protocol, TypeVar, cast
 
 import msgspec
 
 from mapper.domain import checkout, errors, money, reasons
 from mapper.domain.checkout import Checkout, Line
 from mapper.domain.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
+from mapper.domain.options import Misconfigured, Option, names, pairs, read
 from mapper.domain.outcome import Cost, Discount, Notice, Outcome, Rejection, Scope
 from mapper.domain.reasons import Reason
 
@@ -57,6 +58,8 @@ __all__ = [
     "known",
     "money",
     "names",
+    "pairs",
+    "read",
     "reasons",
     "together",
 ]
@@ -177,47 +180,6 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """Codes in one cart; None: no limit is known."""
 
 
-Kind = Literal["text", "url", "choice", "pointer", "map", "int", "secret"]
-
-
-class Option(msgspec.Struct, frozen=True):
-    """One setting of an adapter. Its name in the environment has the engine's before it: `ACME_BASE_URL`."""
-
-    name: str
-    """Without that prefix: capitals, digits and underscores."""
-    meaning: str
-    """A line for the table of settings."""
-    default: str | None = ""
-    """None: it must be set."""
-    secret: bool = False
-    """It is never shown, and may be given as a file (`ACME_API_KEY_FILE`)."""
-    kind: Kind = "text"
-    """url: https, or http to this machine. choice: one of `choices`. pointer: a JSON pointer. map: comma-separated
-    `name=/json/pointer`. int: a whole number within `choices`, where these are two. secret: printable, no blanks."""
-    choices: tuple[str, ...] = ()
-    """For `choice`: all values. For `int`: the least and the greatest."""
-    suffixes: tuple[str, ...] = ()
-    """Further options of the same kind, such as one for each currency: "EUR" makes `BASE_URL_EUR`."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The option's own name, and those with a suffix."""
-        return (self.name, *(f"{self.name}_{suffix}" for suffix in self.suffixes))
-
-
-def names(options: Iterable[Option]) -> frozenset[str]:
-    """All names, without the engine's prefix, that these options have."""
-    return frozenset(name for option in options for name in option.names)
-
-
-class Misconfigured(Exception):
-    """What is wrong with an adapter's options: pairs of (option name without prefix, what is expected)."""
-
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
-        super().__init__("; ".join(f"{name}: {expected}" for name, expected in problems))
-        self.problems = problems
-
-
 class Adapter(Protocol):
     """An engine. Each method starts one conversation.
 
@@ -241,7 +203,10 @@ class Adapter(Protocol):
     """Where its requests go, by the name that a request gives; "" for the only one."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        """`options`: values by `Option.name`. Raises `Misconfigured`, all faults at once."""
+        """`options`: the values of all options by name, checked by their kinds, defaults in place.
+
+        Raises `Misconfigured`, all faults at once, for what their kinds cannot say.
+        """
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         """What this cart earns. Repeatable: as often as the shopper changes the cart."""
@@ -278,6 +243,6 @@ ADAPTERS = "promotions_mapper.adapters"
 SANDBOXES = "promotions_mapper.sandboxes"
 
 
-def known(group: str = ADAPTERS) -> dict[str, Any]:
+def known(group: str = ADAPTERS) -> dict[str, EntryPoint]:
     """The installed adapters (or sandboxes) by name, as entry points that have not been loaded yet."""
     return {point.name: point for point in entry_points(group=group)}

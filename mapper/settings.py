@@ -5,14 +5,16 @@ Every setting that holds a secret may also be given as `NAME_FILE`, the path of 
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from mapper.adapter import Adapter, Misconfigured, known, names
+from mapper import installed
+from mapper.adapter import Adapter, Option, known, names
 from mapper.domain import money
 from mapper.domain.signature import Credentials
+from mapper.installed import BrokenAdapter
 
 OnRejected = Literal["refuse", "apply_rest"]
 OnEngineFailure = Literal["refuse", "no_discount", "no_discount_without_codes"]
@@ -197,6 +199,8 @@ def load(environment: Mapping[str, str]) -> Settings:
     adapter = reader.adapter()
     if reader.problems or adapter is None:
         raise InvalidSettings(reader.problems)
+    if not adapter.capabilities.undo:
+        reader.warn_no_undo(cancels=found["cancel_credentials"] is not None, on_drift=str(found["on_drift"]))
     return Settings(adapter=adapter, warnings=tuple(reader.warnings), **cast("dict[str, Any]", found))
 
 
@@ -220,9 +224,8 @@ class Reader:
         self.environment = environment
         self.problems: list[tuple[str, str]] = []
         self.warnings: list[str] = []
-        self._warn_unknown("MAPPER_", frozenset(TABLE), SECRETS)
-        self._warn_unknown("NACELLE_", frozenset(TABLE), SECRETS)
-        self._warn_unknown("NOMS_", frozenset(TABLE), SECRETS)
+        for prefix in ("MAPPER_", "NACELLE_", "NOMS_"):
+            self._warn_unknown(prefix, frozenset(TABLE), SECRETS, environment)
 
     def wrong(self, name: str, expected: str) -> None:
         self.problems.append((name, f"expected {expected}"))
@@ -326,6 +329,18 @@ class Reader:
             )
         return quarantine_s
 
+    def warn_no_undo(self, *, cancels: bool, on_drift: str) -> None:
+        """What the settings ask for, and this engine cannot do."""
+        if cancels:
+            self.warnings.append(
+                "MAPPER_CANCEL_SECRETS: this engine cannot take a redemption back, so nothing can be cancelled"
+            )
+        if on_drift == "refuse":
+            self.warnings.append(
+                "MAPPER_ON_DRIFT=refuse: this engine cannot take a redemption back: other amounts than it was asked"
+                " for are only reported once it has redeemed"
+            )
+
     def _warn_short(self, what: str, secret: bytes) -> None:
         # No error: the secret is given out by Nacelle, and a shop cannot choose it.
         if len(secret) < SHORT_SECRET_BYTES:
@@ -351,32 +366,36 @@ class Reader:
         if name not in adapters:
             self.wrong("MAPPER_ENGINE", f"one of {', '.join(sorted(adapters))}" + (f", not {name!r}" if name else ""))
             return None
-        factory = adapters[name].load()
-        prefix = name.upper() + "_"
-        options = self._options(prefix)
+        prefix = f"{name.upper()}_"
+        # Those of `foo_bar` are nothing to `foo`, although they begin with its name, too.
+        others = tuple(f"{other.upper()}_" for other in adapters if other.startswith(f"{name}_"))
         try:
-            adapter: Adapter = factory(options)
-        except Misconfigured as error:
-            self.problems += [(prefix + option, expected) for option, expected in error.problems]
+            factory = installed.load(adapters[name])
+            given = self._options(prefix, others, factory.options)
+            adapter, problems = installed.build(adapters[name], factory, given)
+        except BrokenAdapter as broken:
+            self.problems.append(("MAPPER_ENGINE", str(broken)))
             return None
-        known_names = frozenset(prefix + option for option in names(adapter.options))
-        self._warn_unknown(prefix, known_names, tuple(known_names))
+        self.problems += [(prefix + option, f"expected {expected}") for option, expected in problems]
         return adapter
 
-    def _options(self, prefix: str) -> dict[str, str]:
-        options: dict[str, str] = {}
-        for name, value in self.environment.items():
-            if not name.startswith(prefix) or not value.strip():
-                continue
-            if name.endswith("_FILE"):
-                options[name[len(prefix) : -len("_FILE")]] = self._read(name.removesuffix("_FILE"), value)
-            else:
-                options.setdefault(name[len(prefix) :], value.strip())
-        return options
+    def _options(self, prefix: str, others: tuple[str, ...], options: Sequence[Option]) -> dict[str, str]:
+        """What is set of these options. The settings of `others` are not looked at."""
+        own = {name: value for name, value in self.environment.items() if not name.startswith(others or ("\0",))}
+        secrets = names(option for option in options if option.secret)
+        self._warn_unknown(
+            prefix, frozenset(prefix + name for name in names(options)), tuple(prefix + name for name in secrets), own
+        )
+        given = {name: own.get(prefix + name, "") for name in names(options)}
+        return given | {
+            name: self._read(prefix + name, path) for name in secrets if (path := own.get(f"{prefix}{name}_FILE"))
+        }
 
-    def _warn_unknown(self, prefix: str, names: frozenset[str], secrets: tuple[str, ...]) -> None:
-        allowed = names | {f"{name}_FILE" for name in secrets}
-        for name in sorted(self.environment):
+    def _warn_unknown(
+        self, prefix: str, known: frozenset[str], secrets: tuple[str, ...], environment: Mapping[str, str]
+    ) -> None:
+        allowed = known | {f"{name}_FILE" for name in secrets}
+        for name in sorted(environment):
             if name.startswith(prefix) and name not in allowed:
                 close = difflib.get_close_matches(name, sorted(allowed), 1)
                 self.warnings.append(

@@ -12,19 +12,19 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
 from starlette.routing import Route
 
-from adapters.talon_one import effects
+from adapters.talon_one import TalonOne, effects
 from adapters.talon_one import reasons as words
-from adapters.talon_one.options import OPTIONS
+from adapters.voucherify import Voucherify
 from adapters.voucherify import effects as voucherify
 from adapters.voucherify import reasons as keys
-from adapters.voucherify.options import OPTIONS as VOUCHERIFY
 from mapper import settings
+from mapper.adapter import Capabilities, Option
 from mapper.commands import cli
 from mapper.domain import errors
 from mapper.domain.reasons import Reason
@@ -38,9 +38,14 @@ PAGES = {
     "settings": ROOT / "docs" / "settings.md",
     "reasons": ROOT / "docs" / "reasons.md",
     "effects": ROOT / "docs" / "effects.md",
-    "voucherify": ROOT / "docs" / "effects.md",
     "metrics": ROOT / "docs" / "operations.md",
+    "voucherify_effects": ROOT / "docs" / "effects.md",
+    "talon_one": ROOT / "docs" / "settings.md",
+    "voucherify": ROOT / "docs" / "settings.md",
+    "capabilities": ROOT / "adapters" / "README.md",
 }
+WORDS: dict[object, str] = {True: "yes", False: "no", None: "no limit known"}
+ENGINES = {"talon_one": TalonOne.options, "voucherify": Voucherify.options}
 
 BECOMES = {
     "order": "order",
@@ -66,15 +71,39 @@ def tables() -> dict[str, list[str]]:
         + [(f"`{name}`", meaning, default and f"`{default}`") for name, (default, meaning) in settings.TABLE.items()],
         "metrics": [("metric", "labels", "says")]
         + [(f"`{row.name}`", ", ".join(f"`{label}`" for label in row.labels), row.meaning) for row in metrics.TABLE],
+        **{engine: _options(engine, options) for engine, options in ENGINES.items()},
+        "capabilities": _capabilities(),
         "reasons": [("reason", "message", "Talon.One's words", "Voucherify's words")]
         + [
             (f"`{word}`", word.message, ", ".join(from_engine.get(word, [])), ", ".join(of_voucherify.get(word, [])))
             for word in Reason
         ],
-        "voucherify": [("effect", "becomes")] + [(f"`{name}`", _becomes(name)) for name in voucherify.EFFECTS],
+        "voucherify_effects": [("effect", "becomes")] + [(f"`{name}`", _becomes(name)) for name in voucherify.EFFECTS],
         "effects": [("effect", "becomes")] + [(f"`{name}`", BECOMES[row.kind]) for name, row in effects.TABLE.items()],
     }
     return {name: markdown(rows) for name, rows in plain.items()}
+
+
+def _options(engine: str, options: Iterable[Option]) -> list[tuple[str, str, str]]:
+    rows = [("name", "meaning", "default")]
+    for option in options:
+        names = f"`{engine.upper()}_{option.name}`"
+        if option.suffixes:
+            names += (
+                f", `{engine.upper()}_{option.name}_{'EUR' if 'EUR' in option.suffixes else option.suffixes[0]}`, …"
+            )
+        default = "must be set" if option.default is None else option.default and f"`{option.default}`"
+        rows.append((names, option.meaning, default))
+    return rows
+
+
+def _capabilities() -> list[tuple[str, ...]]:
+    engines = (TalonOne.capabilities, Voucherify.capabilities)
+    rows: list[tuple[str, ...]] = [("capability", "Talon.One", "Voucherify")]
+    for name in Capabilities.__struct_fields__:
+        values = (getattr(able, name) for able in engines)
+        rows.append((f"`{name}`", *(WORDS.get(value, str(value)) for value in values)))
+    return rows
 
 
 def _becomes(effect: str) -> str:
@@ -108,18 +137,6 @@ def test_the_readme_lists_every_category_with_its_status() -> None:
     for category, (validate, consume) in errors.STATUS.items():
         assert listed[category][1] == str(consume)
         assert listed[category][0] in ("", str(validate))
-
-
-def test_the_settings_page_names_every_option_of_talon_one() -> None:
-    text = PAGES["settings"].read_text("utf-8")
-    for name in [*(option.name for option in OPTIONS), "BASE_URL_EUR", "API_KEY_EUR"]:
-        assert f"`TALON_ONE_{name}`" in text
-
-
-def test_the_settings_page_names_every_option_of_voucherify() -> None:
-    text = PAGES["settings"].read_text("utf-8")
-    for option in VOUCHERIFY:
-        assert f"`VOUCHERIFY_{option.name}`" in text
 
 
 def operations() -> str:

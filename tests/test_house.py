@@ -136,6 +136,7 @@ def test_an_adapter_imports_its_contract_and_nothing_that_touches_the_world() ->
 FLOORS = (
     {"domain", "threads"},
     {"adapter"},
+    {"installed"},
     {"settings", "sandbox"},
     {"engine"},
     {"orders"},

@@ -3,11 +3,10 @@
 An Application of Talon.One has one currency and its own API keys, hence one (base URL, key) pair per currency.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urlsplit
 
+from mapper import adapter
 from mapper.adapter import Account, EngineRejected, Misconfigured, Option, money
 
 _CURRENCIES = tuple(money.DIGITS)
@@ -44,12 +43,14 @@ OPTIONS = (
     Option(
         "ITEM_FIELDS",
         "the vendor's own fields of a line: `category=/category,name=/title,…`, any of `name`, `category`, `product`,"
-        " `weight`, `height`, `width`, `length`; not set: `name` from `/name` or `/title`, `category`, `weight`",
+        " `weight` (grams), `height`, `width`, `length` (mm);"
+        " not set: `name` from `/name` or `/title`, `category`, `weight`",
         kind="map",
     ),
     Option(
         "GUESTS",
-        "who a shopper without an id is: `own_profile`, a guest of this checkout's own, or `anonymous`, nobody",
+        "who a shopper without an id is: `own_profile`, a guest of this checkout's own, or `anonymous`, nobody:"
+        " limits per customer do not hold then",
         "own_profile",
         kind="choice",
         choices=("own_profile", "anonymous"),
@@ -80,10 +81,6 @@ OPTIONS = (
         secret=True,
     ),
 )
-
-_POINTER = re.compile(r"(/([^~/]|~[01])*)+")
-_KEY = re.compile(r"[!-~]+")
-_LOOPBACK = re.compile(r"localhost|127(\.[0-9]{1,3}){3}|::1")
 
 # https://docs.talon.one/docs/dev/concepts/entities/customer-sessions; the vendor takes weights in grams, sizes in mm.
 _ITEM_FIELDS = ("name", "category", "product", "weight", "height", "width", "length")
@@ -132,9 +129,8 @@ def read(options: Mapping[str, str]) -> Options:
 
 
 class _Reader:
-    def __init__(self, options: Mapping[str, str]) -> None:
-        self.options = {name: value.strip() for name, value in options.items() if value.strip()}
-        self.problems: list[tuple[str, str]] = []
+    def __init__(self, given: Mapping[str, str]) -> None:
+        self.options, self.problems = adapter.read(OPTIONS, given)
 
     def read(self) -> Options:
         accounts, by_currency = self._accounts()
@@ -142,16 +138,16 @@ class _Reader:
             accounts=accounts,
             by_currency=by_currency,
             profile_prefix=self._get("PROFILE_PREFIX"),
-            guests=self._choice("GUESTS"),
-            code_case=self._choice("CODE_CASE"),
+            guests=self._get("GUESTS"),
+            code_case=self._get("CODE_CASE"),
             response_content=self._response_content(),
-            store_path=self._pointer("STORE_PATH"),
+            store_path=self._get("STORE_PATH"),
             identifiers_key=self._get("IDENTIFIERS_KEY").encode(),
-            sku_field=self._choice("SKU_FIELD"),
-            additional_costs=self._map("ADDITIONAL_COSTS"),
-            item_additional_costs=self._map("ITEM_ADDITIONAL_COSTS"),
-            session_attributes=self._map("SESSION_ATTRIBUTES"),
-            item_attributes=self._map("ITEM_ATTRIBUTES"),
+            sku_field=self._get("SKU_FIELD"),
+            additional_costs=adapter.pairs(self._get("ADDITIONAL_COSTS")),
+            item_additional_costs=adapter.pairs(self._get("ITEM_ADDITIONAL_COSTS")),
+            session_attributes=adapter.pairs(self._get("SESSION_ATTRIBUTES")),
+            item_attributes=adapter.pairs(self._get("ITEM_ATTRIBUTES")),
             item_fields=self._item_fields(),
         )
         if self.problems:
@@ -162,7 +158,8 @@ class _Reader:
         return self.options.get(name, "")
 
     def _wrong(self, name: str, expected: str) -> None:
-        self.problems.append((name, expected))
+        if all(name != other for other, _ in self.problems):
+            self.problems.append((name, expected))
 
     def _accounts(self) -> tuple[dict[str, Account], dict[str, str]]:
         currencies = sorted(
@@ -193,39 +190,12 @@ class _Reader:
         key, url_from = self._get(key_name), url_name if self._get(url_name) else "BASE_URL"
         if not key:
             self._wrong(key_name, "an Integration API key (Campaign Manager: Settings, Developer settings, API keys)")
-        elif not _KEY.fullmatch(key):
-            self._wrong(key_name, "the key alone: no blanks, without the word ApiKey-v1")
-        fault = _url_fault(self._get(url_from))
-        if fault and (url_from, fault) not in self.problems:
-            self._wrong(url_from, fault)
-        return Account(self._get(url_from).rstrip("/"), (("Authorization", f"ApiKey-v1 {key}"),))
-
-    def _pointer(self, name: str) -> str:
-        pointer = self._get(name)
-        if pointer and not _POINTER.fullmatch(pointer):
-            self._wrong(name, "a JSON pointer such as /customer/id")
-        return pointer
-
-    def _map(self, name: str) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for entry in filter(None, map(str.strip, self._get(name).split(","))):
-            key, _, pointer = map(str.strip, entry.partition("="))
-            if not key or not _POINTER.fullmatch(pointer):
-                self._wrong(name, f"a comma-separated list of name=/json/pointer; {entry!r} is none")
-            elif key in found:
-                self._wrong(name, f"each name once; {key!r} stands twice")
-            found[key] = pointer
-        return found
-
-    def _choice(self, name: str) -> str:
-        (option,) = [option for option in OPTIONS if option.name == name]
-        value = self._get(name) or option.default or ""
-        if value not in option.choices:
-            self._wrong(name, f"one of {', '.join(filter(None, option.choices))}")
-        return value
+        if not self._get(url_from):
+            self._wrong(url_from, "the deployment's address, such as https://yourbaseurl.talon.one")
+        return Account(self._get(url_from), (("Authorization", f"ApiKey-v1 {key}"),))
 
     def _item_fields(self) -> tuple[tuple[str, str], ...]:
-        fields = self._map("ITEM_FIELDS")
+        fields = adapter.pairs(self._get("ITEM_FIELDS"))
         if unknown := [name for name in fields if name not in _ITEM_FIELDS]:
             self._wrong("ITEM_FIELDS", f"fields of {', '.join(_ITEM_FIELDS)}; {unknown[0]!r} is none")
         return tuple(fields.items()) or _DEFAULT_ITEM_FIELDS
@@ -235,21 +205,3 @@ class _Reader:
         if not set(content) <= set(_RESPONSE_CONTENT):
             self._wrong("RESPONSE_CONTENT", f"some of {', '.join(_RESPONSE_CONTENT)}, comma-separated")
         return tuple(dict.fromkeys(content))
-
-
-def _url_fault(url: str) -> str:
-    expected = "the deployment's address, such as https://yourbaseurl.talon.one"
-    if not _KEY.fullmatch(url) or "\\" in url:
-        return expected
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        return expected
-    if parts.scheme not in ("https", "http") or not host:
-        return expected
-    if parts.scheme == "http" and not _LOOPBACK.fullmatch(host):
-        return "an https address: the key would be sent in the open (http is for this very machine only)"
-    if parts.username is not None or parts.password is not None or "?" in url or "#" in url:
-        return "an address without user name, query and fragment"
-    return ""

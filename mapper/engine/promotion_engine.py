@@ -28,7 +28,6 @@ from mapper.domain.errors import (
     EngineUnavailable,
     InvalidRequest,
     OrderMismatch,
-    Overloaded,
     Problem,
 )
 from mapper.engine import results
@@ -137,7 +136,7 @@ class PromotionEngine:
             value, faults = read(await self.engine.converse(conversation, deadline, course, most=most), cart)
             if faults and not _has_happened(value):
                 raise BadResult("; ".join(faults))  # noqa: TRY301 - a fault like what the adapter itself raises
-        except (EngineRejected, EngineUnavailable, OrderMismatch, InvalidRequest, Overloaded) as problem:
+        except (EngineRejected, EngineUnavailable, OrderMismatch, InvalidRequest) as problem:
             if results.encodes(problem.details):
                 raise
             raise self._fault(method, problem) from problem

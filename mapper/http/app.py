@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from mapper import __version__, promotions, settings
+from mapper.adapter import Adapter
 from mapper.engine import clients, transport
 from mapper.engine.conversation import Engine
 from mapper.http import openapi, protocol, server, workers
@@ -151,8 +152,14 @@ async def _ready(request: Request) -> Response:
 
 
 async def _version(request: Request) -> Response:
-    service: Service = request.app.state.service
-    return _json(200, msgspec.json.encode({"version": __version__, "engine": service.adapter.name}))
+    adapter: Adapter = request.app.state.service.adapter
+    about = {
+        "version": __version__,
+        "engine": adapter.name,
+        "contract": adapter.contract,
+        "capabilities": adapter.capabilities,
+    }
+    return _json(200, msgspec.json.encode(about))
 
 
 async def _openapi(request: Request) -> Response:

@@ -311,7 +311,9 @@ def test_a_body_too_large(chunked: bool) -> None:
 def test_operator_routes(client: Client) -> None:
     assert client.http.get("/livez").json() == {"status": "alive"}
     assert client.http.get("/readyz").json() == {"status": "ready"}
-    assert client.http.get("/version").json()["engine"] == "fake"
+    about = client.http.get("/version").json()
+    assert (about["engine"], about["contract"]) == ("fake", 1)
+    assert (about["capabilities"]["undo"], about["capabilities"]["currencies"]) == (True, "many")
 
 
 def test_not_ready_without_the_ledger(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

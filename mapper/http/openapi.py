@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from mapper import __version__
 from mapper.domain import errors, money
-from mapper.domain.checkout import MAX_LINES, MAX_QUANTITY
 from mapper.domain.errors import Operation
+from mapper.domain.lines import MAX_LINES, MAX_QUANTITY
 from mapper.domain.reasons import Reason
 from mapper.domain.signature import SIGNATURE, SPACE
 

@@ -17,7 +17,7 @@ from mapper.domain import discounts, receipt, signature
 from mapper.domain import notices as notes
 from mapper.domain.checkout import Checkout
 from mapper.domain.discounts import Settled
-from mapper.domain.errors import EngineUnavailable, InvalidRequest, Operation
+from mapper.domain.errors import EngineRejected, EngineUnavailable, InvalidRequest, Operation
 from mapper.domain.outcome import Outcome
 from mapper.domain.receipt import Receipt, Receipts
 from mapper.domain.record import Record
@@ -28,6 +28,9 @@ from mapper.orders.redeem import Once, Work
 from mapper.orders.rows import Answer, Key
 from mapper.settings import Settings
 from mapper.threads import run_in_thread
+
+# How many sessions of one id are tried: carts live on after their order, but not after so many.
+MOST_SESSIONS = 5
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ async def validate(service: Service, call: Call) -> Answer:
     _note(call.record, checkout, space, checkout.id or checkout.source_id, session)
     degraded = False
     try:
-        outcome = await service.engine.validate(checkout, session, call.deadline)
+        outcome, session = await _ask(service, checkout, session, call.deadline)
     except EngineUnavailable:
         if not _may_go_without(service, checkout):
             raise
@@ -94,6 +97,24 @@ async def validate(service: Service, call: Call) -> Answer:
     )
     call.record.clamped, call.record.discount = settled.clamped > 0, settled.total
     return answer
+
+
+async def _ask(service: Service, checkout: Checkout, session: str, deadline: float) -> tuple[Outcome, str]:
+    """What the engine grants, and in which session: not in one that is finished."""
+    for _ in range(MOST_SESSIONS):
+        try:
+            return await service.engine.validate(checkout, session, deadline), session
+        except EngineRejected as rejected:
+            if rejected.reason != "session_closed":
+                raise
+            session = _next_session(session)
+    raise EngineRejected("This order has been completed already; a new checkout is needed.", reason="session_closed")
+
+
+def _next_session(session: str) -> str:
+    """The session after one that is finished: `<id>~2` and so on."""
+    base, tilde, number = session.rpartition("~")
+    return f"{base}~{int(number) + 1}" if tilde and number.isdecimal() else f"{session}~2"
 
 
 async def consume(service: Service, call: Call) -> Answer:

@@ -2,23 +2,22 @@
 
 - `validate` puts the session, state `open`: https://docs.talon.one/docs/dev/tutorials/integrating-talon-one
 - `check` puts it with `dry=true`, state `closed`: https://docs.talon.one/docs/dev/integration-api/dry-requests
-- `redeem` puts it, state `closed`; `look_up` reads it; `undo` reopens it
+- `redeem` puts it, state `closed`; `look_up` reads it; `undo` reopens it, or for good cancels it
 
-Here are the conversations; `options` reads the settings, `session` writes the question, `effects` reads the answer.
-Every answer is the complete set of effects, so nothing is ever accumulated.
+Here are the conversations; `options` reads the settings, `request` writes the question, `replies` and `effects` read
+the answer, `held` compares what the engine holds with what it is told. Every answer is the complete set of effects, so
+nothing is ever accumulated.
 """
 
 import hashlib
-import re
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
 import msgspec
 
-from adapters.talon_one import effects, wire
+from adapters.talon_one import effects, held, replies
 from adapters.talon_one import options as settings
-from adapters.talon_one.session import SessionRequest, session_request
+from adapters.talon_one.request import SessionRequest, session_request
 from mapper.adapter import (
     Account,
     Adapter,
@@ -30,6 +29,7 @@ from mapper.adapter import (
     EngineRequest,
     EngineUnavailable,
     LookedUp,
+    Notice,
     NotRedeemed,
     OrderMismatch,
     Outcome,
@@ -38,13 +38,11 @@ from mapper.adapter import (
 
 _JSON = ("Content-Type", "application/json")
 _PATH = "/v2/customer_sessions/"
-
-# The one message that is switched on; the vendor's own Salesforce cartridge does the same.
-_CANNOT_MOVE = re.compile(r"cannot move session to state\W+\w+\W+from state\W+(\w+)", re.IGNORECASE)
-_LOYALTY_CARD = re.compile(r"loyalty\W?cards?", re.IGNORECASE)
-# A place in our own request. What is longer or stranger is not passed on.
-_POINTER = re.compile(r"(/[A-Za-z0-9_.-]{1,64}){1,8}", re.ASCII)
+_CANCELLED = b'{"customerSession":{"state":"cancelled"},"responseContent":["customerSession"]}'
 _CLOSED = ("closed", "partially_returned")
+_NOT_THERE = replies.StoredSession()
+# How many sessions of one order are looked at: each new one was needed because the last held what must not count.
+_MOST_SESSIONS = 3
 
 
 class TalonOne(Adapter):
@@ -68,29 +66,27 @@ class TalonOne(Adapter):
         self.accounts: Mapping[str, Account] = self._options.accounts
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
-        """Opens the session, or updates it. PUT replaces what it names, so it may be sent any number of times."""
+        """Opens the session, or updates it. PUT replaces what it names, so it may be sent any number of times.
+
+        `EngineRejected` with the reason `session_closed` asks for another session: this one is closed, or holds what
+        must not count any more.
+        """
         request = session_request(checkout, session, self._options)
-        reply = yield _put("open session", session, request, state="open")
-        if _refuses_card(reply, request):
-            request = request.without_card()
-            reply = yield _put("open session", session, request, state="open")
-        if (state := _cannot_move_from(reply)) is not None:
-            ended = "cancelled" if state == "cancelled" else "completed"
-            raise EngineRejected(
-                f"This order has been {ended} already; a new checkout is needed.", reason="session_closed"
-            )
-        return _outcome(reply, request, strict=True)
+        reply, request = yield from _put(session, request, "open session", state="open")
+        if replies.cannot_move_from(reply) is not None:
+            raise _session_closed()
+        state = replies.state_of(reply)
+        if state.session is not None and held.left_by_update(state.session, request):
+            raise _session_closed()
+        return effects.read(_with_effects(state), request, strict=True)
 
     def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
         """Asks what closing would grant: a dry request considers its own payload alone, and stores nothing."""
         request = session_request(order, session, self._options)
-        reply = yield _put("check session", session, request, state="closed", dry=True)
-        if _refuses_card(reply, request):
-            request = request.without_card()
-            reply = yield _put("check session", session, request, state="closed", dry=True)
-        if _cannot_move_from(reply) is not None:
-            return (yield from _redeemed_before(session, request))
-        return _outcome(reply, request, strict=False)
+        reply, request = yield from _put(session, request, "check session", state="closed", dry=True)
+        if replies.cannot_move_from(reply) is not None:
+            return (yield from _redeemed_before(session, request)).outcome
+        return effects.read(_with_effects(replies.state_of(reply)), request, strict=False)
 
     def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
         """Closes the session: the rules run once more, on list prices, and what they accept is redeemed.
@@ -99,46 +95,85 @@ class TalonOne(Adapter):
         that does not know it ignores it. Then only `look_up` can tell what happened.
         """
         request = session_request(order, session, self._options)
-        reply = yield _put("close session", session, request, state="closed")
-        if _cannot_move_from(reply) is not None:
-            return Redeemed((yield from _redeemed_before(session, request)), request.account)
-        return Redeemed(_outcome(reply, request, strict=False), request.account)
+        session = yield from _clean_session(session, request)
+        reply, request = yield from _put(session, request, "close session", state="closed", attempt=order.attempt)
+        if replies.cannot_move_from(reply) is not None:
+            return (yield from _redeemed_before(session, request))
+        state = replies.state_of(reply)
+        stored = state.session or _NOT_THERE
+        if stored.state not in _CLOSED:
+            # A stored answer, an answer to something else, or one that does not say: only the session itself can.
+            stored = (yield from _read(session, request.account)).session or _NOT_THERE
+        if stored.state not in _CLOSED:
+            raise EngineUnavailable("Talon.One has not closed the session.", reason="not_closed", sent=True)
+        outcome = effects.read(_with_effects(state), request, strict=False)
+        return Redeemed(
+            _with_leftovers(outcome, held.left_by_update(stored, request)), _handle(request.account, session)
+        )
 
     def look_up(self, order: Checkout, session: str, handle: str = "") -> Conversation[LookedUp]:
         """Reads the session. Raises `OrderMismatch` where it was closed with another cart or other codes."""
-        return (yield from _look_up(session, session_request(order, session, self._options)))
+        request = session_request(order, session, self._options)
+        for name in _sessions(session, handle, request):
+            if (found := (yield from _look_up(name, request))).state != "absent":
+                return found
+        return LookedUp("absent")
 
     def undo(
         self, order: Checkout | None, session: str, handle: str = "", *, final: bool = False
     ) -> Conversation[None]:
-        """Reopens the session, which rolls the redemption back; a session that is not closed has nothing to undo.
+        """Reopens the session, which rolls the redemption back, or cancels it; one that is not closed has nothing to
+        undo.
 
         https://docs.talon.one/integration-api#tag/Customer-sessions/operation/reopenCustomerSession. Without an
         idempotency key: the stored answer would keep a later undo of the same order from happening.
         """
-        account = handle if order is None else self._options.account(order.currency)
-        path = f"{_PATH}{quote(session, safe='')}/reopen"
-        reply = yield EngineRequest(
-            operation="reopen session", method="PUT", path=path, account=account, effect="session", repeatable=True
-        )
-        if reply.status in (400, 404):
-            again = yield _get(session, account)
-            if again.status == 404 or (again.status == 200 and _session(again).state not in _CLOSED):
-                return
-        _insist(reply)
+        if handle:
+            account, name = handle.split("/", 1)
+            yield from _undo(account, name, final=final)
+        elif order is None:  # nobody knows which Application it was: there is one for each currency
+            for account in self.accounts:
+                yield from _undo(account, session, final=final)
+        else:
+            request = session_request(order, session, self._options)
+            for name in _sessions(session, handle, request):
+                yield from _undo(request.account, name, final=final)
 
 
-def _put(operation: str, session: str, request: SessionRequest, *, state: str, dry: bool = False) -> EngineRequest:
-    """https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2"""
+# ---------------------------------------------------------------------------------------------------------------------
+# Requests
+
+
+def _put(
+    session: str, request: SessionRequest, operation: str, *, state: str, dry: bool = False, attempt: str = ""
+) -> Conversation[tuple[EngineReply, SessionRequest]]:
+    """The answer, and to what: a loyalty card that the engine refuses is left out, and the rest asked again.
+
+    https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2. So what is checked,
+    what is closed and what is shown before is the same question.
+    """
+    reply = yield _update(session, request, operation, state, dry=dry, attempt=attempt)
+    if request.card and replies.refuses_card(reply):
+        request = request.without_card()
+        reply = yield _update(session, request, operation, state, dry=dry, attempt=attempt)
+    return reply, request
+
+
+def _update(
+    session: str, request: SessionRequest, operation: str, state: str, *, dry: bool, attempt: str
+) -> EngineRequest:
     body = request.body(state)
     closing = state == "closed" and not dry
     headers: list[tuple[str, str]] = [_JSON]
     if closing:
-        headers.append(("Idempotency-Key", hashlib.sha256(b"\0".join((session.encode(), b"close", body))).hexdigest()))
+        # It names the attempt, so that the session can be closed again once it has been reopened; and the content,
+        # since the answer to another question must not come back.
+        key = hashlib.sha256(b"\0".join((session.encode(), attempt.encode(), body))).hexdigest()
+        headers.append(("Idempotency-Key", key))
     return EngineRequest(
         operation=operation,
         method="PUT",
-        path=f"{_PATH}{quote(session, safe='')}{'?dry=true' if dry else ''}",
+        path=_path(session) + ("?dry=true" if dry else ""),
         body=body,
         headers=tuple(headers),
         account=request.account,
@@ -147,136 +182,145 @@ def _put(operation: str, session: str, request: SessionRequest, *, state: str, d
     )
 
 
-def _get(session: str, account: str) -> EngineRequest:
-    path = f"{_PATH}{quote(session, safe='')}"
-    return EngineRequest(
-        operation="read session", method="GET", path=path, account=account, effect="none", repeatable=True
+def _path(session: str) -> str:
+    return f"{_PATH}{quote(session, safe='')}"
+
+
+def _read(session: str, account: str) -> Conversation[replies.State]:
+    """The session as it is stored; an empty one where there is none."""
+    reply = yield EngineRequest(
+        operation="read session", method="GET", path=_path(session), account=account, effect="none", repeatable=True
     )
+    if reply.status == 404:  # not in the specification; an unknown session may as well come as an empty one
+        return replies.State(b"", [], (), _NOT_THERE)
+    state = replies.state_of(reply)
+    if state.session is None:
+        raise replies.bad_reply()
+    return state
 
 
-def _outcome(reply: EngineReply, request: SessionRequest, *, strict: bool) -> Outcome:
-    _insist(reply)
-    state = wire.read(reply.body)
-    if state is None or state.effects is None:
-        raise _bad_reply()
-    return effects.read(state, request, strict=strict)
+def _with_effects(state: replies.State) -> replies.State:
+    """Without effects it is no answer to a question."""
+    if state.effects is None:
+        raise replies.bad_reply()
+    return state
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Did it happen?
+# In which session?
+
+
+def _sessions(session: str, handle: str, request: SessionRequest) -> Iterator[str]:
+    """The sessions that `redeem` may have closed, in its own order."""
+    if handle:
+        yield handle.split("/", 1)[1]
+        return
+    yield session
+    if held.may_be_left(request):
+        yield from (f"{session}~clean{number}" for number in range(1, _MOST_SESSIONS))
+
+
+def _clean_session(session: str, request: SessionRequest) -> Conversation[str]:
+    """The session to close: the first that holds nothing but what this order tells.
+
+    The check was asked without a session; what is closed must be the same question. Where the order tells all that is
+    configured, as it mostly does, nothing can be left over and nothing is read.
+    """
+    if not held.may_be_left(request):
+        return session
+    name = session
+    for name in _sessions(session, "", request):
+        stored = (yield from _read(name, request.account)).session or _NOT_THERE
+        if not held.leftovers(stored, request):
+            break
+    return name
+
+
+def _handle(account: str, session: str) -> str:
+    """Where an order was redeemed. Names of accounts are currencies, or nothing."""
+    return f"{account}/{session}"
+
+
+def _with_leftovers(outcome: Outcome, names: list[str]) -> Outcome:
+    if not names:
+        return outcome
+    text = "Talon.One's session held values that this order does not have; they may have counted."
+    notice = Notice("held_by_session", text, {"fields": names})
+    return msgspec.structs.replace(outcome, notices=(*outcome.notices, notice))
+
+
+def _session_closed() -> EngineRejected:
+    return EngineRejected("This checkout has ended; a new one is needed.", reason="session_closed")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Did it happen? And back.
 
 
 def _look_up(session: str, request: SessionRequest) -> Conversation[LookedUp]:
-    reply = yield _get(session, request.account)
-    if reply.status == 404:  # not in the specification; an unknown session may as well come as an empty one
-        return LookedUp("absent")
-    _insist(reply)
-    state = wire.read(reply.body)
-    if state is None or (stored := state.session) is None:
-        raise _bad_reply()
+    state = yield from _read(session, request.account)
+    stored = state.session or _NOT_THERE
     if stored.state in (None, "", "open"):
         return LookedUp("absent")
     if stored.state == "cancelled":
         # Nothing is redeemed by it, and it can never be closed again.
         raise EngineRejected("The Talon.One session of this order has been cancelled.", reason="session_cancelled")
     if stored.state not in _CLOSED:
-        raise _bad_reply()
-    if not _same(stored, request):
+        raise replies.bad_reply()
+    if not held.same(stored, request):
         raise OrderMismatch(
             "The Talon.One session of this order was closed with another cart or other codes.", reason="other_content"
         )
     return LookedUp("redeemed", effects.read(state, request, strict=False))
 
 
-def _redeemed_before(session: str, request: SessionRequest) -> Conversation[Outcome]:
+def _redeemed_before(session: str, request: SessionRequest) -> Conversation[Redeemed]:
     """After "cannot move": the session is closed already. By this very order, if it has the same content."""
     found = yield from _look_up(session, request)
     if found.state != "redeemed":
         raise EngineUnavailable(
             "Talon.One contradicts itself about the session's state.", reason="session_state", sent=True
         )
-    return msgspec.structs.replace(found.outcome, redeemed=True)
+    outcome = msgspec.structs.replace(found.outcome, redeemed=True)
+    return Redeemed(outcome, _handle(request.account, session))
 
 
-def _session(reply: EngineReply) -> wire.StoredSession:
-    state = wire.read(reply.body)
-    if state is None or state.session is None:
-        raise _bad_reply()
-    return state.session
+def _undo(account: str, session: str, *, final: bool) -> Conversation[None]:
+    return (yield from (_cancel if final else _reopen)(account, session))
 
 
-def _same(stored: wire.StoredSession, request: SessionRequest) -> bool:
-    """Whether a stored session has the order's cart (compared numerically) and its codes (whatever their case)."""
-    items = wire.items(stored.cart_items)
-    if items is None:
-        raise _bad_reply()
-    theirs = [(i.sku, i.quantity, i.price) for i in items if i.price is not None and i.price.is_finite()]
-    return (
-        len(theirs) == len(items)
-        and theirs == [(item.sku, item.quantity, item.price) for item in request.session.cart_items]
-        and _folded(*(stored.coupon_codes or ())) == _folded(*request.session.coupon_codes)
-        and _folded(stored.referral_code or "") == _folded(request.session.referral_code)
-        and (not stored.loyalty_cards or _folded(*stored.loyalty_cards) == _folded(request.card))
-    )
+def _reopen(account: str, session: str) -> Conversation[None]:
+    reply = yield _change(f"{_path(session)}/reopen", account, "reopen session")
+    if reply.status in (400, 404):
+        stored = (yield from _read(session, account)).session or _NOT_THERE
+        if stored.state not in _CLOSED:
+            return
+    replies.insist(reply)
 
 
-def _folded(*codes: str) -> set[str]:
-    return {code.casefold() for code in codes}
+def _cancel(account: str, session: str) -> Conversation[None]:
+    """https://docs.talon.one/docs/dev/concepts/entities/customer-sessions: what is cancelled is never opened again.
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Refusals: https://docs.talon.one/docs/dev/getting-started/errors
-
-
-def _errors(reply: EngineReply) -> wire.ErrorReply:
-    return wire.decode(wire.ERROR, reply.body) or wire.ErrorReply()
-
-
-def _cannot_move_from(reply: EngineReply) -> str | None:
-    """The state that keeps the session from being opened or closed; None where that is not the trouble."""
-    match = _CANNOT_MOVE.search(_errors(reply).message or "") if reply.status == 400 else None
-    return match[1].lower() if match else None
-
-
-def _refuses_card(reply: EngineReply, request: SessionRequest) -> bool:
-    """Whether the loyalty card is the trouble: there is no effect that refuses one, so it comes as an error."""
-    if reply.status not in (400, 404) or not request.card:
-        return False
-    found = _errors(reply)
-    texts = [found.message]
-    for error in found.errors or ():
-        texts += [error.title, error.details, error.source.pointer if error.source else None]
-    return any(_LOYALTY_CARD.search(text) for text in texts if text)
-
-
-def _insist(reply: EngineReply) -> None:
-    """Raises unless the answer is 200. The engine's text is not passed on: it may tell what is nobody's business."""
-    if reply.status == 200:
+    Read first: to cancel a session that is not there would make one.
+    """
+    stored = (yield from _read(session, account)).session or _NOT_THERE
+    if stored.state in (None, "", "cancelled"):
         return
-    if reply.status in (401, 403):
-        raise EngineRejected(
-            "Talon.One does not accept the API key: it is wrong, expired, or of another Application.",
-            reason="engine_key",
-        )
-    if reply.status == 404:
-        raise EngineRejected("Talon.One does not know this address: check the base URL.", reason="not_found_at_engine")
-    if 400 <= reply.status < 500:
-        _refused(reply)
-    raise _bad_reply()
+    reply = yield _change(_path(session), account, "cancel session", _CANCELLED)
+    if replies.cannot_move_from(reply) != "cancelled":
+        stored = replies.state_of(reply).session or _NOT_THERE
+        if stored.state != "cancelled":
+            raise EngineUnavailable("Talon.One has not cancelled the session.", reason="not_cancelled", sent=True)
 
 
-def _refused(reply: EngineReply) -> NoReturn:
-    pointers = [error.source.pointer for error in _errors(reply).errors or () if error.source and error.source.pointer]
-    safe = [pointer for pointer in pointers if _POINTER.fullmatch(pointer)][:5]
-    if not safe:
-        raise EngineRejected("Talon.One refuses the request.", reason="request_rejected")
-    raise EngineRejected(
-        f"Talon.One refuses the request at {', '.join(safe)}."
-        " Attributes and additional costs must exist in the Campaign Manager before they are sent.",
-        reason="request_rejected",
-        engine_pointers=safe,
+def _change(path: str, account: str, operation: str, body: bytes = b"") -> EngineRequest:
+    return EngineRequest(
+        operation=operation,
+        method="PUT",
+        path=path,
+        body=body,
+        headers=(_JSON,) if body else (),
+        account=account,
+        effect="session",
+        repeatable=True,
     )
-
-
-def _bad_reply() -> EngineUnavailable:
-    return EngineUnavailable("Talon.One's answer cannot be read.", reason="bad_reply", sent=True)

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 from msgspec import Raw
 
-from adapters.talon_one import reasons, wire
+from adapters.talon_one import reasons, replies
 from adapters.talon_one.codes import Kind
-from adapters.talon_one.session import SessionRequest
+from adapters.talon_one.request import SessionRequest
 from mapper.adapter import (
     Discount,
     EngineRejected,
@@ -142,11 +142,11 @@ class _Shares:
 class _Answer:
     """What has been read so far."""
 
-    state: wire.State
+    state: replies.State
     request: SessionRequest
     rules: dict[tuple[tuple[Any, ...], str], _Shares] = field(default_factory=dict)
     """By what a `_Rule` is made of."""
-    others: list[tuple[int, wire.Effect | None, Problem | None]] = field(default_factory=list)
+    others: list[tuple[int, replies.Effect | None, Problem | None]] = field(default_factory=list)
     """What is no discount, or one that cannot be read: its place in the answer, and why."""
     accepted: set[tuple[Kind, str]] = field(default_factory=set)
     """Codes as they were sent."""
@@ -158,7 +158,7 @@ class _Answer:
     notices: list[Notice] = field(default_factory=list)
 
 
-def read(state: wire.State, request: SessionRequest, *, strict: bool) -> Outcome:
+def read(state: replies.State, request: SessionRequest, *, strict: bool) -> Outcome:
     """What the engine grants.
 
     An effect that concerns money or a code and cannot be read is an error while it can still be refused (`strict`):
@@ -180,7 +180,7 @@ def _add_up(answer: _Answer) -> None:
     """Sorts the discounts by rule and line. Looks at each unit of each line: the part that must be quick."""
     lines: dict[tuple[Any, ...], tuple[_Shares, list[Decimal], int]] = {}
     """By all that the effects of one line's units have in common, as it came."""
-    number = wire.NUMBER.decode
+    number = replies.NUMBER.decode
     for place, effect in enumerate(answer.state.effects or ()):
         if effect is None or effect.effect_type not in _MONEY:
             answer.others.append((place, effect, None))
@@ -196,7 +196,7 @@ def _add_up(answer: _Answer) -> None:
             same = (rule, props.name, position if type(position) is int else _whole_number(position))
             if (line := lines.get(same)) is None:
                 line = lines[same] = _line(*same, answer)
-        except wire.UNREADABLE:  # money.NotMoney among them
+        except replies.UNREADABLE:  # money.NotMoney among them
             answer.others.append((place, effect, _unreadable()))
             continue
         except Problem as problem:
@@ -235,13 +235,13 @@ def _number(number: Decimal) -> Decimal | None:
         return None
 
 
-def _order(other: tuple[int, wire.Effect | None, Problem | None], state: wire.State) -> tuple[Any, ...]:
+def _order(other: tuple[int, replies.Effect | None, Problem | None], state: replies.State) -> tuple[Any, ...]:
     place, effect, _ = other
     text = bytes(state.props(place))
     return (1, text) if effect is None else (0, *_ids(effect), effect.effect_type, text)
 
 
-def _ids(effect: wire.Effect) -> tuple[int, int, int, int]:
+def _ids(effect: replies.Effect) -> tuple[int, int, int, int]:
     campaign, ruleset, rule_index = effect.campaign_id, effect.ruleset_id, effect.rule_index
     coupon = effect.triggered_by_coupon
     return (
@@ -253,11 +253,11 @@ def _ids(effect: wire.Effect) -> tuple[int, int, int, int]:
 
 
 def _read_other(
-    place: int, effect: wire.Effect | None, problem: Problem | None, answer: _Answer, *, strict: bool
+    place: int, effect: replies.Effect | None, problem: Problem | None, answer: _Answer, *, strict: bool
 ) -> None:
     props = answer.state.props(place)
     if effect is None:
-        answer.notices.append(Notice("unreadable", _UNKNOWN.text, wire.decode(wire.PLAIN, props)))
+        answer.notices.append(Notice("unreadable", _UNKNOWN.text, replies.decode(replies.PLAIN, props)))
         return
     rule = TABLE.get(effect.effect_type, _UNKNOWN)
     try:
@@ -273,8 +273,8 @@ def _read_other(
         answer.notices.append(_notice(effect, props, unreadable.message))
 
 
-def _notice(effect: wire.Effect, props: Raw, text: str) -> Notice:
-    payload = wire.decode(wire.PLAIN, props)
+def _notice(effect: replies.Effect, props: Raw, text: str) -> Notice:
+    payload = replies.decode(replies.PLAIN, props)
     return Notice(effect.effect_type, _fill(text, payload), payload)
 
 
@@ -304,12 +304,12 @@ class _Refusal(NamedTuple):
     kind: Kind
     code: str | None
     """As it was sent; None where no such code was."""
-    props: wire.CodeProps
+    props: replies.CodeProps
     notice: Notice
 
 
-def _read_code(effect: wire.Effect, text: Raw, rule: EffectRule, answer: _Answer) -> None:
-    props = wire.decode(wire.CODE, text)
+def _read_code(effect: replies.Effect, text: Raw, rule: EffectRule, answer: _Answer) -> None:
+    props = replies.decode(replies.CODE, text)
     if props is None:
         raise _unreadable()
     kind: Kind = "coupon" if effect.effect_type.endswith("Coupon") else "referral"
@@ -399,10 +399,10 @@ def _discounts(answer: _Answer) -> tuple[Discount, ...]:
     return tuple([discount for *_, discount in found])
 
 
-def _nothing_off(rule: _Rule, shares: _Shares, state: wire.State) -> Notice:
+def _nothing_off(rule: _Rule, shares: _Shares, state: replies.State) -> Notice:
     """What comes to nothing on some line, or to less: told, with all props of the rule's effects."""
     texts = sorted([state.props(place) for place in shares.places], key=bytes)
-    props = [wire.decode(wire.PLAIN, text) for text in texts]
+    props = [replies.decode(replies.PLAIN, text) for text in texts]
     text = _fill(TABLE[rule.effect_type].text, {"name": rule.name or rule.rule_name})
     return Notice(rule.effect_type, text, props[0] if len(props) == 1 else props)
 
@@ -467,7 +467,7 @@ def _scope(rule: _Rule) -> Scope:
     return "goods" if rule.scope == "cartItems" else "total"
 
 
-def _label(rule: _Rule, campaign: wire.Campaign | None, coupons: dict[int, str]) -> _Label:
+def _label(rule: _Rule, campaign: replies.Campaign | None, coupons: dict[int, str]) -> _Label:
     title = (campaign.name or "").strip() if campaign else ""
     text = (campaign.description or "").strip() if campaign else ""
     name = rule.rule_name or title or rule.name or "Discount"

@@ -54,6 +54,8 @@ class Checkout:
     """What the body says is off beside the lines: earlier order-level discounts of ours."""
     customer: str = ""
     """The shopper's id; "" for a guest."""
+    attempt: str = ""
+    """Of an order that is to be redeemed: names it and the attempt, for idempotency keys."""
 
     @cached_property
     def lines(self) -> tuple[Line, ...]:

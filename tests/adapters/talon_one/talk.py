@@ -5,6 +5,7 @@ Answers are written after the vendor's documentation; no network, no emulator.
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -92,6 +93,11 @@ def per_item(value: Any, position: Any, name: str = "off", **more: Any) -> dict[
     return effect("setDiscountPerItem", {**props, **more.pop("props", {})}, **more)
 
 
+def closed(*effects: Any) -> EngineReply:
+    """The answer to a close (or, without what it says of the session, to a check)."""
+    return reply({"effects": list(effects), "customerSession": {"state": "closed"}})
+
+
 def outcome(checkout: Checkout, effects: list[Any], campaigns: Any = (), **options: str) -> Outcome:
     answer = reply({"effects": effects, "triggeredCampaigns": campaigns})
     result = talk(adapter(**options).validate(checkout, "s"), answer)[1]
@@ -106,3 +112,8 @@ def amounts(result: Outcome) -> list[tuple[int | None, int]]:
 def only(discounts: tuple[Discount, ...]) -> Discount:
     (discount,) = discounts
     return discount
+
+
+def attempt(order: Checkout, name: str = "1") -> Checkout:
+    """The order as the core hands it to `redeem`."""
+    return replace(order, attempt=name)

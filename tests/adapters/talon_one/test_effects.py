@@ -24,6 +24,7 @@ from tests.adapters.talon_one.talk import (
     adapter,
     amounts,
     cart,
+    closed,
     effect,
     only,
     outcome,
@@ -282,7 +283,7 @@ def test_a_discount_on_no_line_of_this_cart_is_refused_but_told_once_redeemed(po
         outcome(CART, [bad])
     assert caught.value.reason == ("bad_reply" if position == "x" else "bad_position")
     for conversation in (adapter().check, adapter().redeem):
-        _, result = talk(conversation(CART, "s"), reply({"effects": [bad, per_item(5, 0)]}))
+        _, result = talk(conversation(CART, "s"), closed(bad, per_item(5, 0)))
         assert amounts(result) == [(0, 500)]
         assert "setDiscountPerItem" in [notice.type for notice in result.notices]
 
@@ -294,7 +295,7 @@ def test_an_amount_that_cannot_be_read_is_refused_but_told_once_redeemed(kind: s
     with pytest.raises(EngineUnavailable) as caught:
         outcome(CART, [bad])
     assert (caught.value.reason, caught.value.sent) == ("bad_reply", True)
-    _, result = talk(adapter().redeem(CART, "s"), reply({"effects": [bad]}))
+    _, result = talk(adapter().redeem(CART, "s"), closed(bad))
     assert (result.discounts, kind in [notice.type for notice in result.notices]) == ((), True)
 
 

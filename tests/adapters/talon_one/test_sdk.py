@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapters.talon_one import TalonOne
-from mapper.adapter import EngineRequest
+from mapper.adapter import Conversation, EngineRequest
 from mapper.domain import checkout as documents
+from tests.adapters.talon_one.talk import adapter, first, one_request, parse, reply
 
 HOST = "https://shop.europe-west1.talon.one"
 KEY = "0123456789abcdef"
@@ -28,6 +29,10 @@ OPTIONS = {
     "ITEM_ADDITIONAL_COSTS": "wrap=/wrap",
     "SESSION_ATTRIBUTES": "City=/city,Meta=/promotions/meta",
     "ITEM_ATTRIBUTES": "size=/size,tags=/tags",
+    "ITEM_FIELDS": "name=/title,category=/category,product=/product,weight=/weight,height=/height",
+    "GUESTS": "anonymous",
+    "CODE_CASE": "sensitive",
+    "RESPONSE_CONTENT": "ruleFailureReasons,coupons,customerProfile,loyalty",
 }
 
 
@@ -72,7 +77,16 @@ some_json = st.recursive(
 )
 line = st.fixed_dictionaries(
     {"sku": text, "quantity": st.integers(0, 10_000), "price": amount},
-    optional={"size": some_json, "tags": some_json, "wrap": amount},
+    optional={
+        "size": some_json,
+        "tags": some_json,
+        "wrap": amount,
+        "title": some_json,
+        "category": some_json,
+        "weight": some_json,
+        "height": amount,
+        "product": some_json,
+    },
 )
 body = st.fixed_dictionaries(
     {"items": st.lists(line, max_size=5)},
@@ -100,9 +114,15 @@ options = st.lists(st.sampled_from(sorted(set(OPTIONS) - {"BASE_URL", "API_KEY"}
 session_id = text.filter(lambda session: session not in (".", "..") and session.isprintable())
 
 
+def put_of(conversation: Conversation[Any]) -> EngineRequest:
+    """The first request that writes: before, a session may be read, and is not there."""
+    request = first(conversation)
+    return request if request.method == "PUT" else one_request(conversation.send(reply({"message": "no"}, 404)))
+
+
 def requests(talon: TalonOne, checkout: documents.Checkout, session: str) -> list[EngineRequest]:
-    conversations = (talon.validate, talon.check, talon.redeem, talon.look_up, talon.undo)
-    return [next(conversation(checkout, session)) for conversation in conversations]
+    puts = [put_of(conversation(checkout, session)) for conversation in (talon.validate, talon.check, talon.redeem)]
+    return [*puts, first(talon.look_up(checkout, session)), first(talon.undo(checkout, session))]
 
 
 def numbers(value: Any) -> Any:
@@ -119,7 +139,7 @@ def test_every_body_parses_in_the_vendors_model_and_comes_back_the_same(
     sdk: Sdk, body: dict[str, Any], options: dict[str, str], key: str, session: str
 ) -> None:
     talon = TalonOne({**options, "IDENTIFIERS_KEY": key})
-    checkout = documents.parse(json.dumps(body).encode(), "validate")
+    checkout = parse(body)
     bodies = [request.body for request in requests(talon, checkout, session) if request.body]
     assert len(bodies) == 3, "open, check and close"
     for sent in bodies:
@@ -130,7 +150,7 @@ def test_every_body_parses_in_the_vendors_model_and_comes_back_the_same(
 @quick
 @given(session=session_id)
 def test_every_request_goes_where_the_vendors_client_would_send_it(sdk: Sdk, session: str) -> None:
-    checkout = documents.parse(b'{"items": []}', "validate")
+    checkout = parse({"items": []})
     talon = TalonOne(OPTIONS)
     (account,) = talon.accounts.values()
     puts = [sdk.put(session, dry) for dry in (False, True, False)]
@@ -143,6 +163,14 @@ def test_every_request_goes_where_the_vendors_client_would_send_it(sdk: Sdk, ses
         assert unquote(path.removeprefix(HOST).split("/")[3]) == session
         assert dict(account.headers)["Authorization"] == headers["Authorization"]
         assert ours.body == b"" or dict(ours.headers)["Content-Type"] == headers["Content-Type"]
+
+
+def test_a_cancel_is_what_the_vendors_model_has(sdk: Sdk) -> None:
+    conversation = adapter().undo(None, "s", "/s", final=True)
+    assert first(conversation).method == "GET"
+    cancel = one_request(conversation.send(reply({"customerSession": {"state": "closed"}, "effects": []})))
+    assert numbers(sdk.model.from_json(cancel.body).to_json()) == numbers(cancel.body)
+    assert json.loads(cancel.body)["customerSession"] == {"state": "cancelled"}
 
 
 def test_the_vendors_model_refuses_what_we_must_not_send(sdk: Sdk) -> None:

@@ -1,79 +1,32 @@
-"""Talon.One's JSON: only the fields that are used here, in the vendor's own words.
+"""Talon.One's answers: only the fields that are used here, in the vendor's own words; and what a refusal means.
 
 Written after the Integration API's specification of August 2026 (https://docs.talon.one/integration-api). What is not
-listed may come, go or change without harm. Requests are strict, replies are read leniently:
+listed may come, go or change without harm. Answers are read leniently:
 
-- every effect and campaign is decoded on its own, so that one which cannot be read loses nothing but itself;
+- the whole answer is read in one pass; where anything in it is not as it should be, each effect and each campaign by
+  itself, so that one which cannot be read loses nothing but itself;
 - a `number` may come as 1, 1.0 or "1", and its digits stay exact (`Decimal`): 9.999 stays 9.999;
 - a list that is null counts as empty.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from mapper.adapter import EngineRejected, EngineReply, EngineUnavailable
+
 T = TypeVar("T")
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What is sent: https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2
-
-
-class AdditionalCost(msgspec.Struct, frozen=True):
-    price: Decimal
-
-
-class Product(msgspec.Struct, frozen=True):
-    name: str
-
-
-class CartItem(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """https://docs.talon.one/docs/dev/concepts/entities/customer-sessions; `price` is the list price of one unit."""
-
-    sku: str
-    quantity: int
-    price: Decimal
-    name: str | UnsetType = UNSET
-    category: str | UnsetType = UNSET
-    product: Product | UnsetType = UNSET
-    weight: Decimal | UnsetType = UNSET
-    height: Decimal | UnsetType = UNSET
-    width: Decimal | UnsetType = UNSET
-    length: Decimal | UnsetType = UNSET
-    attributes: dict[str, Any] | UnsetType = UNSET
-    additional_costs: dict[str, AdditionalCost] | UnsetType = UNSET
-
-
-class CustomerSession(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A PUT merges: a field that is left out keeps its old value. So what may have gone is always sent, if empty."""
-
-    profile_id: str
-    store_integration_id: str | UnsetType = UNSET
-    coupon_codes: tuple[str, ...]
-    referral_code: str
-    loyalty_cards: tuple[str, ...]
-    state: str
-    cart_items: tuple[CartItem, ...]
-    additional_costs: dict[str, AdditionalCost] | UnsetType = UNSET
-    identifiers: tuple[str, ...]
-    attributes: dict[str, Any] | UnsetType = UNSET
-
-
-class IntegrationRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    customer_session: CustomerSession
-    # Without it the answer is effects alone; with it come the campaigns' names and descriptions, for shoppers, and what
-    # the engine holds of the session, to be compared with what it was told.
-    response_content: tuple[str, ...]
-
-
-encode = msgspec.json.Encoder(decimal_format="number").encode
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What comes back
-
+# The one message that is switched on; the vendor's own Salesforce cartridge does the same.
+_CANNOT_MOVE = re.compile(r"cannot move session to state\W+\w+\W+from state\W+(\w+)", re.IGNORECASE)
+_LOYALTY_CARD = re.compile(r"loyalty\W?cards?", re.IGNORECASE)
+# A place in our own request. What is longer or stranger is not passed on.
+_POINTER = re.compile(r"(/[A-Za-z0-9_.-]{1,64}){1,8}", re.ASCII)
 
 ABSENT = Raw(b"null")
 """Stands, itself, for a value that is not there."""
@@ -140,6 +93,10 @@ class StoredItem(msgspec.Struct, frozen=True, rename="camel"):
     price: Decimal | None = None
 
 
+class StoredCost(msgspec.Struct, frozen=True):
+    price: Decimal | None = None
+
+
 class StoredSession(msgspec.Struct, frozen=True, rename="camel"):
     """What the engine holds: https://docs.talon.one/integration-api#tag/Customer-sessions/operation/getCustomerSession"""
 
@@ -149,6 +106,13 @@ class StoredSession(msgspec.Struct, frozen=True, rename="camel"):
     coupon_codes: list[str] | None = None
     referral_code: str | None = None
     loyalty_cards: list[str] | None = None
+    identifiers: list[str] | None = None
+    profile_id: str | None = None
+    store_integration_id: str | None = None
+    attributes: dict[str, Raw] | None = None
+    additional_costs: dict[str, StoredCost] | None = None
+    update_count: int | None = None
+    """1 where the session has just been created."""
 
 
 class _State(msgspec.Struct, frozen=True, rename="camel"):
@@ -280,3 +244,70 @@ def _effect(text: Raw) -> Effect | None:
 def items(text: Raw) -> list[StoredItem] | None:
     """The lines of a stored cart; None where they cannot be read."""
     return [] if bytes(text) == b"null" else decode(_ITEMS, text)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Refusals: https://docs.talon.one/docs/dev/getting-started/errors
+
+
+def _errors(reply: EngineReply) -> ErrorReply:
+    return decode(ERROR, reply.body) or ErrorReply()
+
+
+def cannot_move_from(reply: EngineReply) -> str | None:
+    """The state that keeps the session from being opened, closed or cancelled; None where that is not the trouble."""
+    match = _CANNOT_MOVE.search(_errors(reply).message or "") if reply.status == 400 else None
+    return match[1].lower() if match else None
+
+
+def refuses_card(reply: EngineReply) -> bool:
+    """Whether the loyalty card is the trouble: there is no effect that refuses one, so it comes as an error."""
+    if reply.status not in (400, 404):
+        return False
+    found = _errors(reply)
+    texts = [found.message]
+    for error in found.errors or ():
+        texts += [error.title, error.details, error.source.pointer if error.source else None]
+    return any(_LOYALTY_CARD.search(text) for text in texts if text)
+
+
+def insist(reply: EngineReply) -> None:
+    """Raises unless the answer is 2xx. The engine's text is not passed on: it may tell what is nobody's business."""
+    if 200 <= reply.status < 300:
+        return
+    if reply.status in (401, 403):
+        raise EngineRejected(
+            "Talon.One does not accept the API key: it is wrong, expired, or of another Application.",
+            reason="engine_key",
+        )
+    if reply.status == 404:
+        raise EngineRejected("Talon.One does not know this address: check the base URL.", reason="not_found_at_engine")
+    if 400 <= reply.status < 500:
+        _refused(reply)
+    raise bad_reply()
+
+
+def state_of(reply: EngineReply) -> State:
+    """What a 2xx answer says of the session; whether it says so with effects is the reader's to ask."""
+    insist(reply)
+    state = read(reply.body)
+    if state is None:
+        raise bad_reply()
+    return state
+
+
+def _refused(reply: EngineReply) -> NoReturn:
+    pointers = [error.source.pointer for error in _errors(reply).errors or () if error.source and error.source.pointer]
+    safe = [pointer for pointer in pointers if _POINTER.fullmatch(pointer)][:5]
+    if not safe:
+        raise EngineRejected("Talon.One refuses the request.", reason="request_rejected")
+    raise EngineRejected(
+        f"Talon.One refuses the request at {', '.join(safe)}."
+        " Attributes and additional costs must exist in the Campaign Manager before they are sent.",
+        reason="request_rejected",
+        engine_pointers=safe,
+    )
+
+
+def bad_reply() -> EngineUnavailable:
+    return EngineUnavailable("Talon.One's answer cannot be read.", reason="bad_reply", sent=True)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from adapters.talon_one import codes, wire
+from adapters.talon_one import codes
 from adapters.talon_one.options import Options
 from mapper.adapter import Checkout, Cost, InvalidRequest, Line, Notice, Reason, Rejection, money
 
@@ -21,6 +21,58 @@ _CARD = re.compile(r"[A-Za-z0-9._%+@-]{4,108}", re.ASCII)
 _MEASURE = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?", re.ASCII)
 
 
+class AdditionalCost(msgspec.Struct, frozen=True):
+    price: Decimal
+
+
+class Product(msgspec.Struct, frozen=True):
+    name: str
+
+
+class CartItem(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """https://docs.talon.one/docs/dev/concepts/entities/customer-sessions; `price` is the list price of one unit."""
+
+    sku: str
+    quantity: int
+    price: Decimal
+    name: str | UnsetType = UNSET
+    category: str | UnsetType = UNSET
+    product: Product | UnsetType = UNSET
+    weight: Decimal | UnsetType = UNSET
+    height: Decimal | UnsetType = UNSET
+    width: Decimal | UnsetType = UNSET
+    length: Decimal | UnsetType = UNSET
+    attributes: dict[str, Any] | UnsetType = UNSET
+    additional_costs: dict[str, AdditionalCost] | UnsetType = UNSET
+
+
+class CustomerSession(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A PUT merges: a field that is left out keeps its old value. So what may have gone is always sent, if empty."""
+
+    profile_id: str
+    store_integration_id: str | UnsetType = UNSET
+    coupon_codes: tuple[str, ...]
+    referral_code: str
+    loyalty_cards: tuple[str, ...]
+    state: str
+    cart_items: tuple[CartItem, ...]
+    additional_costs: dict[str, AdditionalCost] | UnsetType = UNSET
+    identifiers: tuple[str, ...]
+    attributes: dict[str, Any] | UnsetType = UNSET
+
+
+class IntegrationRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    customer_session: CustomerSession
+    # Without it the answer is effects alone; with it come the campaigns' names and descriptions, for shoppers, and what
+    # the engine holds of the session, to be compared with what it was told.
+    response_content: tuple[str, ...]
+
+
+encode = msgspec.json.Encoder(decimal_format="number").encode
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class SessionRequest:
     """One question to the engine. `lines` are the lines it is told about: its positions count in this list."""
@@ -28,7 +80,7 @@ class SessionRequest:
     account: str
     digits: int
     lines: tuple[Line, ...]
-    session: wire.CustomerSession
+    session: CustomerSession
     costs: tuple[Cost, ...]
     """The additional costs that are configured, with their prices: 0 where the cart or a line has none."""
     codes: codes.SentCodes
@@ -52,10 +104,10 @@ class SessionRequest:
     def body(self, state: str) -> bytes:
         content = ("customerSession", "triggeredCampaigns", *self.options.response_content)
         session = _with(self.session, state=state)
-        return wire.encode(wire.IntegrationRequest(customer_session=session, response_content=content))
+        return encode(IntegrationRequest(customer_session=session, response_content=content))
 
 
-def _with(session: wire.CustomerSession, **changes: Any) -> wire.CustomerSession:
+def _with(session: CustomerSession, **changes: Any) -> CustomerSession:
     return msgspec.structs.replace(session, **changes)
 
 
@@ -76,7 +128,7 @@ def session_request(checkout: Checkout, session: str, options: Options) -> Sessi
             for position, line in enumerate(checkout.cart)
         ]
     )
-    content = wire.CustomerSession(
+    content = CustomerSession(
         profile_id=_profile(checkout, session, options),
         store_integration_id=_text(checkout, options.store_path) or UNSET,
         coupon_codes=sent.coupons,
@@ -142,11 +194,11 @@ def _profile(checkout: Checkout, session: str, options: Options) -> str:
 
 def _item(
     checkout: Checkout, line: Line, costs: dict[str, int] | None, fields: dict[str, Any], options: Options
-) -> wire.CartItem:
+) -> CartItem:
     sku = getattr(line, options.sku_field) if options.sku_field else line.name
     if not sku:
         raise InvalidRequest(f"The line has no {options.sku_field}.", f"{line.pointer}/{options.sku_field}")
-    return wire.CartItem(
+    return CartItem(
         sku=sku,
         quantity=line.quantity,
         price=money.to_major(line.list_price, checkout.digits),
@@ -190,9 +242,9 @@ def _label(value: Any) -> str | None:
     return str(value).strip()
 
 
-def _product(value: Any) -> wire.Product | str | None:
+def _product(value: Any) -> Product | str | None:
     name = _label(value.get("name") if isinstance(value, dict) else value)
-    return wire.Product(name) if name else name
+    return Product(name) if name else name
 
 
 def _measure(value: Any) -> Decimal | None:
@@ -229,8 +281,8 @@ def _all_costs(
     return (*(Cost(name, costs.get(name, 0)) for name in options.additional_costs), *own)
 
 
-def _priced(costs: dict[str, int], digits: int) -> dict[str, wire.AdditionalCost]:
-    return {name: wire.AdditionalCost(money.to_major(price, digits)) for name, price in costs.items()}
+def _priced(costs: dict[str, int], digits: int) -> dict[str, AdditionalCost]:
+    return {name: AdditionalCost(money.to_major(price, digits)) for name, price in costs.items()}
 
 
 def _attributes(checkout: Checkout, names: dict[str, str], line: Line | None = None) -> dict[str, Any] | UnsetType:

@@ -25,7 +25,6 @@ from mapper.engine import clients, transport
 from mapper.engine.conversation import Engine
 from mapper.http import openapi, protocol, server, workers
 from mapper.http.endpoint import SECURITY_HEADERS, Endpoint, error_body
-from mapper.http.limiter import Limiter
 from mapper.http.protocol import PreparedResponse
 from mapper.ops.logs import CodeNames
 from mapper.ops.telemetry import Telemetry, log
@@ -39,9 +38,6 @@ VALIDATE_CAPACITY = 256
 CONSUME_CAPACITY = 64
 """Calls at once, per process. They are many, since a call that waits for the engine costs memory alone: where the
 engine takes 1.5 s, 256 make 170 a second. Each endpoint has its own: a rush of validates cannot starve consume."""
-
-IN_FLIGHT_BYTES = 64 * 1024 * 1024
-"""Of the bodies of all calls of one endpoint, from their first byte until they are answered."""
 
 LEASE_S = 30.0
 """While a lease lasts nobody else touches an order: longer than anything its holder does without writing to the ledger.
@@ -96,11 +92,8 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             await ledger.close()
             await client.aclose()
 
-    max_bytes = max(IN_FLIGHT_BYTES, 4 * configured.max_body_bytes)
-    validate_limiter = Limiter(VALIDATE_CAPACITY, configured.validate_deadline_s, max_bytes)
-    consume_limiter = Limiter(CONSUME_CAPACITY, configured.consume_deadline_s, max_bytes)
-    validate = Endpoint("validate", promotions.validate, validate_limiter, configured, telemetry)
-    consume = Endpoint("consume", promotions.consume, consume_limiter, configured, telemetry)
+    validate = Endpoint("validate", promotions.validate, VALIDATE_CAPACITY, configured, telemetry)
+    consume = Endpoint("consume", promotions.consume, CONSUME_CAPACITY, configured, telemetry)
     app = App(
         validate,
         consume,

@@ -26,11 +26,18 @@ from mapper.ops.telemetry import Telemetry
 from mapper.orders.rows import Answer
 from mapper.promotions import Call, Service
 from mapper.settings import Settings
+from mapper.threads import LARGE_BYTES
 
 log = logging.getLogger("mapper")
 
 BODY_DEADLINE_S = 5.0
 """A caller that takes longer than this to send its body is holding a connection, not checking out."""
+
+IN_FLIGHT_BYTES = 64 * 1024 * 1024
+"""Of the bodies of all calls of one endpoint, from their first byte until they are answered."""
+
+LARGE_CAPACITY: Final = 8
+"""Of carts that are worked on in a thread, one at a time: with more at once all would be late together."""
 
 SECURITY_HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
@@ -82,13 +89,16 @@ class Endpoint:
     """Set before the first request."""
 
     def __init__(
-        self, operation: Operation, handler: Handler, limiter: Limiter, configured: Settings, telemetry: Telemetry
+        self, operation: Operation, handler: Handler, capacity: int, configured: Settings, telemetry: Telemetry
     ) -> None:
+        """`capacity`: calls at once."""
         self._operation: Operation = operation
         self._handler = handler
-        self._limiter = limiter
-        self._max_body_bytes = configured.max_body_bytes
         self._deadline_s = configured.validate_deadline_s if operation == "validate" else configured.consume_deadline_s
+        self._max_body_bytes = configured.max_body_bytes
+        max_bytes = max(IN_FLIGHT_BYTES, 4 * configured.max_body_bytes)
+        self._limiter = Limiter(capacity, self._deadline_s, max_bytes)
+        self._large = Limiter(LARGE_CAPACITY, self._deadline_s, max_bytes)
         self._overload_status = configured.overload_status
         self._telemetry = telemetry
         overloaded = self._refusal(Overloaded())
@@ -108,12 +118,16 @@ class Endpoint:
         first = dict(reversed(headers))
         record = Record(self._operation, _request_id(first.get(b"x-request-id", b"")))
         records.current.set(record)
-        with self._in_flight.track_inprogress(), self._limiter.permit() as permit:
+        with self._in_flight.track_inprogress(), self._large.permit() as large, self._limiter.permit() as permit:
             try:
-                _check_head(first, self._max_body_bytes)
+                size = _check_head(first, self._max_body_bytes)
                 self._limiter.check()  # before the body is read
+                if size >= LARGE_BYTES:
+                    self._large.check()
                 body = await self._read(receive, permit)
                 deadline = self.service.clock() + self._deadline_s
+                if len(body) >= LARGE_BYTES:
+                    await self._large.acquire(large)
                 await self._limiter.acquire(permit)
                 answer = await self._handler(self.service, Call(body, headers, deadline, record))
                 category = "ok" if answer.status == 200 else "promotion_codes"
@@ -175,15 +189,16 @@ class Endpoint:
         return _Response(status, errors.body(problem, self._operation), problem.reason, problem.category, after)
 
 
-def _check_head(first: Mapping[bytes, bytes], max_bytes: int) -> None:
-    """Whether this is a call, as far as its head tells. `first`: of each header the first, by name."""
+def _check_head(first: Mapping[bytes, bytes], max_bytes: int) -> int:
+    """The body's size, as far as the head tells it. `first`: of each header the first, by name. Raises `HttpError`."""
     if not _MEDIA_TYPE.fullmatch(first.get(b"content-type", b"application/json")):
         raise HttpError(415, "media_type", "The content type must be application/json in UTF-8.")
     if first.get(b"content-encoding", b"identity").lower() != b"identity":
         raise HttpError(415, "content_encoding", "The body must not be compressed.")
     length = first.get(b"content-length", b"0")
-    if not length.isdigit() or len(length) > 15 or int(length) > max_bytes:
+    if not length.isdigit() or len(length) > 15 or (size := int(length)) > max_bytes:
         raise _too_large(max_bytes)
+    return size
 
 
 def _too_large(max_bytes: int) -> HttpError:

@@ -1,7 +1,7 @@
 """So many calls at once; the rest waits in a queue as long as its deadline allows. Each endpoint has its own limiter.
 
 Nobody is refused who could be answered in time. How long a call would wait is the queue's length times the recent time
-of a call, divided by how many are in flight; how long it may wait is its deadline less the recent time of a call.
+of a call, divided by how many are in flight; how long it may wait is its deadline less what a call takes.
 One exception (controlled delay; queue.acm.org, "Fail at Scale"): once a queue has not been empty for a second, nobody
 in it waits longer than a fifth of the deadline. It is no burst then, and every call would wait as long, for nothing.
 
@@ -54,6 +54,8 @@ class Limiter:
         self._deadline_s, self._max_bytes, self._clock = deadline_s, max_bytes, clock
         self._service_s = 0.0
         """From admission to the answer: a moving average."""
+        self._spread_s = 0.0
+        """How far from that a call usually is."""
         self._queue: OrderedDict[Permit, asyncio.Future[bool]] = OrderedDict()
         """First come, first served: each waits to hear whether it is admitted or shed."""
         self._beginning = 0
@@ -122,9 +124,8 @@ class Limiter:
                 await asyncio.sleep(0)
         finally:
             asyncio.get_running_loop().call_soon(self._begun)
-        if self._queue:
-            self._adapt(self._clock() - permit.since)
-            self._advance()
+        self._adapt(self._clock() - permit.since)
+        self._advance()
 
     def _begun(self) -> None:
         self._beginning -= 1
@@ -135,13 +136,14 @@ class Limiter:
         The share of its time that a call waits for the processor is the share of calls that do so at any moment.
         """
         waiting = min(1.0, 2 * late_s / self._service_s) if self._service_s else 0.0
+        least = RUNNABLE / 2 if self._queue else self._most / 2  # a crowd of whom none waits is let be
         self._capacity += RUNNABLE / self._capacity - waiting
-        self._capacity = min(self._most, max(self._capacity, RUNNABLE / 2))
+        self._capacity = min(self._most, max(self._capacity, least))
 
     def _latest(self, joined: float, queued_since: float) -> float:
         """Until when a call that joined the queue then may wait."""
         standing = max(joined + STANDING_SHARE * self._deadline_s, queued_since + STANDING_S)
-        return min(joined + self._deadline_s - self._service_s, standing)
+        return min(joined + self._deadline_s - self._service_s - 2 * self._spread_s, standing)
 
     def _admit(self, permit: Permit, now: float) -> None:
         self.admitted += 1
@@ -152,7 +154,9 @@ class Limiter:
         self._queue.pop(permit, None)
         if permit.admitted:
             self.admitted -= 1
-            self._service_s += (self._clock() - permit.since - self._service_s) / 16
+            off_s = self._clock() - permit.since - self._service_s
+            self._service_s += off_s / 16
+            self._spread_s += (abs(off_s) - self._spread_s) / 16
         self._advance()
 
     def _advance(self) -> None:

@@ -9,9 +9,10 @@ import pytest
 from starlette.types import Message
 
 from mapper import promotions
-from mapper.http import app
+from mapper.http import app, endpoint
 from mapper.orders.rows import Answer
 from mapper.promotions import Call, Service
+from mapper.threads import LARGE_BYTES
 from tests import fakes
 
 WHOLE = (b"x",)
@@ -20,7 +21,7 @@ WHOLE = (b"x",)
 class Callers:
     """Of a service that works on two validates and one consume at once, and takes 4 KiB of bodies for each."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, took_s: float = 0.0) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch, took_s: float = 0.0, max_body_bytes: int = 1024) -> None:
         self.go = asyncio.Event()
         self.rest = asyncio.Event()
         """Set when the second part of each body arrives."""
@@ -28,15 +29,16 @@ class Callers:
         self.left_s: list[float] = []
         """Of each call's deadline, when it began."""
         self.tasks: list[asyncio.Task[None]] = []
-        for name, size in (("VALIDATE_CAPACITY", 2), ("CONSUME_CAPACITY", 1), ("IN_FLIGHT_BYTES", 0)):
-            patch.setattr(app, name, size)
+        patch.setattr(app, "VALIDATE_CAPACITY", 2)
+        patch.setattr(app, "CONSUME_CAPACITY", 1)
+        patch.setattr(endpoint, "IN_FLIGHT_BYTES", 0)
         for operation in ("validate", "consume"):
             patch.setattr(promotions, operation, self.work)
-        environment = {"MAPPER_MAX_BODY_BYTES": "1024", "MAPPER_LEDGER_URL": fakes.new_ledger()}
+        environment = {"MAPPER_MAX_BODY_BYTES": str(max_body_bytes), "MAPPER_LEDGER_URL": fakes.new_ledger()}
         configured = fakes.settings(fakes.FakeAdapter(), **environment)
         self.service: Any = app.create(configured, engine_transport=fakes.FakeTransport())
-        for endpoint in self.service._endpoints.values():
-            endpoint._limiter._service_s = took_s
+        for made in self.service._endpoints.values():
+            made._limiter._service_s = made._large._service_s = took_s
 
     async def work(self, service: Service, call: Call) -> Answer:
         self.left_s.append(call.deadline - service.clock())
@@ -72,8 +74,8 @@ class Callers:
         self.go.set()
         self.rest.set()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        for endpoint in self.service._endpoints.values():
-            assert (endpoint._limiter.admitted, endpoint._limiter.in_flight_bytes) == (0, 0)
+        for made in self.service._endpoints.values():
+            assert (made._limiter.admitted, made._large.admitted, made._limiter.in_flight_bytes) == (0, 0, 0)
 
 
 def tell(story: Callable[[Callers], Awaitable[None]], took_s: float = 0.0) -> None:
@@ -167,3 +169,32 @@ def test_a_rush_of_validates_keeps_no_consume_waiting() -> None:
         assert callers.left_s[2] == pytest.approx(8.0, abs=0.1)
 
     tell(story)
+
+
+def test_large_carts_wait_for_each_other_and_for_nobody_else() -> None:
+    """A rush of them takes no place from small ones, and is refused before it is read."""
+    large = (b"x" * LARGE_BYTES,)
+
+    async def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(endpoint, "LARGE_CAPACITY", 1)
+            callers = Callers(patch, 9.0, 2**20)
+            async with callers.service.router.lifespan_context(callers.service):
+                for _ in range(4):
+                    await callers.come("validate", *large)
+                await callers.come("validate", *WHOLE)
+                assert callers.answered() == {422: 3}
+
+                async def never() -> Message:
+                    raise AssertionError("its body is asked for")
+
+                async def send(message: Message) -> None:
+                    callers.statuses[message.get("status", 0)] += 1
+
+                headers = [(b"content-length", b"%d" % LARGE_BYTES)]
+                scope = {"type": "http", "method": "POST", "path": "/promotions/validate", "headers": headers}
+                await callers.service({**scope, "query_string": b""}, never, send)
+                assert callers.answered() == {422: 4}
+                await callers.leave()
+
+    asyncio.run(run())

@@ -9,13 +9,12 @@ must not be misread twice.
     POST /v2/customer_sessions/{id}/returns[?dry=true]
 
 Documented at https://docs.talon.one/integration-api. What the documents leave open is decided here, and said where.
-`schema` checks requests; `rules`, `trial` and `effects` are the rule engine; `state` is what it remembers, `replies`
-shows it; `returns` takes units back.
+`schema` checks requests, `sessions` answers them. `rules`, `trial` and `effects` are the rule engine, `returns` takes
+units back; `state` is what the engine remembers, `replies` shows it.
 """
 
 import asyncio
 from collections.abc import Callable
-from copy import deepcopy
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import partial
@@ -27,15 +26,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from adapters.talon_one.sandbox import returns
 from adapters.talon_one.sandbox.cart import ZERO, Cart, number_of
-from adapters.talon_one.sandbox.context import Context
-from adapters.talon_one.sandbox.errors import MESSAGES, ApiError, cannot_move, check_move, check_return, error_body
+from adapters.talon_one.sandbox.errors import MESSAGES, ApiError, error_body
 from adapters.talon_one.sandbox.options import Options
-from adapters.talon_one.sandbox.replies import Replies
-from adapters.talon_one.sandbox.rules import Run
 from adapters.talon_one.sandbox.schema import Requests, time_of
-from adapters.talon_one.sandbox.state import Books, Profile, Session, rollbacks
+from adapters.talon_one.sandbox.sessions import Place, Sessions
 from adapters.talon_one.sandbox.turns import Turns
 from mapper.sandbox import rulebook
 from mapper.sandbox.emulator import PAUSE, Now
@@ -82,16 +77,14 @@ class TalonOneSandbox:
         self.reset()
 
     def reset(self) -> None:
-        self._books = Books(self._book)
-        self._replies = Replies(self._book, self._books, self._options)
+        self._sessions = Sessions(self._book, self._options, self._now)
         self._turns = Turns()
-        self._ids = 0
         self._answered: dict[tuple[str, str], tuple[datetime, int, bytes]] = {}
 
     # How it looks from the host.
 
     def books(self) -> dict[str, Any]:
-        books = self._books
+        books = self._sessions.books
         return {
             "sessions": {
                 id_: {
@@ -168,22 +161,19 @@ class TalonOneSandbox:
         pause: float = request.scope.get(PAUSE, 0)
         if action == "read":
             await asyncio.sleep(pause)
-            return 200, _ENCODER.encode(self._read(id_))
+            return 200, _ENCODER.encode(self._sessions.read(id_))
         if action == "reopen":
-            return await self._once(request, id_, "", pause, dry=False, work=lambda: self._reopen(id_))
+            return await self._once(request, id_, "", pause, dry=False, work=partial(self._sessions.reopen, id_))
         query = self._query(request, action)
         dry = query.get("dry") == "true"
         given, cleared = self._given(await request.body(), action)
         if action == "return":
-            back = given["return"]["returnedCartItems"]
-            content = set(given.get("responseContent", []))
-            returning = partial(self._return, id_, back, content, dry=dry)
-            return await self._once(request, id_, "", pause, dry=dry, work=returning)
-        session = given["customerSession"]
-        stored = self._books.sessions.get(id_)
-        profile = session.get("profileId", stored.data["profileId"] if stored else "")
-        updating = partial(self._update, id_, given, cleared, query, dry=dry)
-        return await self._once(request, id_, profile, pause, dry=dry, work=updating)
+            work = partial(self._sessions.give_back, id_, given, dry=dry)
+            return await self._once(request, id_, "", pause, dry=dry, work=work)
+        now = time_of(query["now"]) if "now" in query else None
+        work = partial(self._sessions.update, id_, given, cleared, now, dry=dry)
+        profile = self._sessions.profile_of(id_, given["customerSession"])
+        return await self._once(request, id_, profile, pause, dry=dry, work=work)
 
     def _route(self, request: Request) -> tuple[str, str]:
         """The session's id, decoded from exactly one segment of the path, and what is to be done with it."""
@@ -226,7 +216,7 @@ class TalonOneSandbox:
         moment = time_of(text)
         return moment is not None and moment > self._now()
 
-    def _given(self, body: bytes, action: str) -> tuple[Json, list[tuple[str, ...]]]:
+    def _given(self, body: bytes, action: str) -> tuple[Json, list[Place]]:
         """The request's body, checked, without its nulls; and where those stood that clear something.
 
         Raises `ApiError` 400 with everything that is wrong.
@@ -235,7 +225,7 @@ class TalonOneSandbox:
             given = _DECODER.decode(body)
         except (msgspec.DecodeError, ArithmeticError, RecursionError, UnicodeDecodeError):
             raise ApiError(400, "The request body is not valid JSON") from None
-        nulls: list[tuple[str, ...]] = []
+        nulls: list[Place] = []
         if action == "update" and self._options.nulls != "refuse":
             given, nulls = _without_nulls(given)
         problems = self._requests.problems(given) if action == "update" else self._requests.return_problems(given)
@@ -269,115 +259,8 @@ class TalonOneSandbox:
                 self._answered[place] = (self._now() + _IDEMPOTENCY_TTL, status, body)
             return status, body
 
-    # The three calls.
 
-    def _read(self, id_: str) -> Json:
-        session = self._books.sessions.get(id_)
-        if session is None:
-            # The specification lists no 404 for this call; its prose says "Check the resource path or ID".
-            raise ApiError(404, "Customer session not found")
-        return {"customerSession": self._replies.session(session), "effects": session.effects}
-
-    def _reopen(self, id_: str) -> Json:
-        session = self._books.sessions.get(id_)
-        if session is None:
-            raise ApiError(404, "Customer session not found")
-        if session.state != "closed":
-            raise cannot_move("open", session.state)
-        back = self._take_back(session)
-        session.state = "open"
-        return {"effects": back}
-
-    def _return(self, id_: str, items: list[Json], content: set[str], *, dry: bool) -> Json:
-        session = self._books.sessions.get(id_)
-        if session is None:
-            raise ApiError(404, "Customer session not found")
-        check_return(session.state)
-        units = returns.wanted(session, items)
-        books = self._books
-        if dry:
-            session, books = deepcopy(session), deepcopy(books)
-        session.updated, session.updates = self._now(), session.updates + 1
-        run = self._run(session, self._now())
-        run.effects = returns.take_back(session, books, units)
-        this = self._replies.returned(session, items)
-        reply = self._replies.reply(session, run, content) | {"return": this}
-        session.returns.append(this)
-        return reply
-
-    def _run(self, session: Session, now: datetime, evaluable: list[int] | None = None) -> Run:
-        return Run(Context(self._book, self._books, self._options, session, now, evaluable))
-
-    def _update(
-        self, id_: str, given: Json, cleared: list[tuple[str, ...]], query: dict[str, str], *, dry: bool
-    ) -> Json:
-        payload = given["customerSession"]
-        target = payload.get("state", "open")
-        now = self._now()
-        # A dry request considers only what it carries, as if there were no session yet.
-        stored = None if dry else self._books.sessions.get(id_)
-        check_move(stored.state if stored else None, target)
-        session = stored or self._new_session(id_, payload.get("profileId", ""), now)
-        content = set(given.get("responseContent", []))
-        if target == "cancelled":
-            back = self._take_back(session) if session.grants else []
-            if not session.grants:
-                session.effects = []
-            session.state, session.updated, session.updates = "cancelled", now, session.updates + 1
-            run = self._run(session, now)
-            run.effects = back
-            return self._replies.reply(session, run, content)
-        if dry and "now" in query:
-            now = time_of(query["now"]) or now
-        session.merge(payload, self._options)
-        for place in cleared:
-            session.clear(place)
-        session.state, session.updated, session.updates = target, now, session.updates + 1
-        evaluable = payload.get("evaluableCampaignIds") if dry else None
-        run = self._run(session, now, evaluable).go()
-        session.effects = run.effects
-        if not dry:
-            self._books.sessions[id_] = session
-            self._touch_profile(session, now)
-            if target == "closed":
-                self._close(session, run, now)
-        return self._replies.reply(session, run, content)
-
-    def _new_session(self, id_: str, profile: str, now: datetime) -> Session:
-        self._ids += 1
-        first = not profile or profile not in self._books.profiles
-        return Session(self._ids, id_, created=now, updated=now, first=first)
-
-    def _touch_profile(self, session: Session, now: datetime) -> None:
-        """A profile nobody has seen before is created."""
-        id_ = session.data["profileId"]
-        if id_:
-            profile = self._books.profiles.setdefault(id_, Profile(len(self._books.profiles) + 1, now, now))
-            profile.active = now
-
-    def _close(self, session: Session, run: Run, now: datetime) -> None:
-        """Redeems. Only here is anything counted; a code refused meanwhile is refused in a 200, and it is closed."""
-        session.closes += 1
-        session.grants = run.context.grants
-        self._books.book(session, run.context.grants, now, sign=1)
-        self._count_sale(session, 1)
-
-    def _count_sale(self, session: Session, sign: int) -> None:
-        profile = self._books.profiles.get(session.data["profileId"])
-        if profile is not None:
-            profile.closed += sign
-            profile.sales += sign * returns.value_left(session)
-
-    def _take_back(self, session: Session) -> list[Json]:
-        back, session.effects = rollbacks(session.effects)
-        if session.grants is not None:
-            self._books.book(session, session.grants, self._now(), sign=-1)
-            self._count_sale(session, -1)
-            session.grants = None
-        return back
-
-
-def _without_nulls(given: Any) -> tuple[Any, list[tuple[str, ...]]]:
+def _without_nulls(given: Any) -> tuple[Any, list[Place]]:
     """The body without the nulls of its session and of the maps in it; and their places, such as ("attributes", "b2b").
 
     What the vendor does with a null is not documented.
@@ -385,7 +268,7 @@ def _without_nulls(given: Any) -> tuple[Any, list[tuple[str, ...]]]:
     session = given.get("customerSession") if isinstance(given, dict) else None
     if not isinstance(session, dict):
         return given, []
-    nulls: list[tuple[str, ...]] = [(name,) for name, value in session.items() if value is None]
+    nulls: list[Place] = [(name,) for name, value in session.items() if value is None]
     kept = {name: value for name, value in session.items() if value is not None}
     for name in _NULLABLE_MAPS:
         if isinstance(kept.get(name), dict):

@@ -1,0 +1,111 @@
+"""What lies in deploy/ fits the program: metrics and settings exist, manifests are valid, units write little."""
+
+import configparser
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from mapper.ops.metrics import TABLE
+from tests.test_house import known_settings
+
+DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
+SERIES = {row.name + part for row in TABLE for part in (("_bucket", "") if row.kind == "histogram" else ("",))}
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((DEPLOY / name).read_text("utf-8"))
+
+
+def manifests() -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text("utf-8")))
+
+
+def unit(name: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(DEPLOY / name)
+    return parser
+
+
+@pytest.mark.parametrize("name", ["alerts.yaml", "alerts_test.yaml", "grafana.json"])
+def test_every_metric_that_is_read_exists(name: str) -> None:
+    named = set(re.findall(r"\bmapper_[a-z_]+", (DEPLOY / name).read_text("utf-8")))
+    assert named <= SERIES
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    text = (DEPLOY / "grafana.json").read_text("utf-8")
+    assert [row.name for row in TABLE if row.name not in text] == []
+
+
+def test_the_dashboards_panels_have_places_of_their_own() -> None:
+    panels = json.loads((DEPLOY / "grafana.json").read_text("utf-8"))["panels"]
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
+    assert len(places) == len(panels)
+
+
+@pytest.mark.parametrize("arguments", [("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")])
+def test_promtool_accepts_the_rules(arguments: tuple[str, ...]) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("SKIPPED: promtool is not installed (Debian: prometheus)")
+    done = subprocess.run([promtool, *arguments], cwd=DEPLOY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("manifest", manifests(), ids=lambda manifest: str(manifest["kind"]))
+def test_manifests_are_valid(manifest: dict[str, Any]) -> None:
+    kubernetes_validate.validate(manifest, "1.29", strict=True)
+
+
+def container() -> dict[str, Any]:
+    (deployment,) = (one for one in manifests() if one["kind"] == "Deployment")
+    found: dict[str, Any] = deployment["spec"]["template"]["spec"]["containers"][0]
+    return found
+
+
+def given_settings() -> Iterator[str]:
+    for manifest in manifests():
+        yield from manifest.get("data", {})
+        yield from manifest.get("stringData", {})
+    yield from load("compose.yaml")["services"]["mapper"]["environment"]
+
+
+def test_every_setting_that_is_given_exists() -> None:
+    assert set(given_settings()) <= known_settings()
+
+
+def test_containers_have_no_rights_and_no_place_to_write() -> None:
+    rights = container()["securityContext"]
+    assert rights["readOnlyRootFilesystem"]
+    assert not rights["allowPrivilegeEscalation"]
+    assert rights["capabilities"] == {"drop": ["ALL"]}
+    for name, service in load("compose.yaml")["services"].items():
+        if name != "postgres":
+            assert service["read_only"], name
+            assert service["cap_drop"] == ["ALL"], name
+
+
+def test_a_slow_probe_restarts_nobody() -> None:
+    probes = container()
+    assert probes["livenessProbe"]["httpGet"]["path"] == "/livez"
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert probes[name]["timeoutSeconds"] >= 2, name
+    assert probes["livenessProbe"]["failureThreshold"] * probes["livenessProbe"]["periodSeconds"] >= 30
+
+
+def test_the_unit_writes_to_its_own_folder_alone() -> None:
+    service = unit("promotions-mapper.service")["Service"]
+    assert service["ProtectSystem"] == "strict"
+    assert service["Environment"].endswith("sqlite:////var/lib/promotions-mapper/ledger.db")
+    assert service["StateDirectory"] == "promotions-mapper"
+    assert "--fd 3" in service["ExecStart"]
+    assert unit("promotions-mapper.socket")["Socket"]["ListenStream"] == "8080"

@@ -138,7 +138,7 @@ def test_a_code_in_the_log_is_found_by_the_hash_of_the_command(stderr: Stream) -
 
 def test_a_code_has_one_name_however_it_was_pasted() -> None:
     for mode in ("hash", "short"):
-        names = CodeNames(mode, b"a signing secret")  # type: ignore[arg-type]
+        names = CodeNames(mode, b"a signing secret")
         assert names(" SUMMER20\u200b") == names("SUMMER20")
         assert names("\ud800SUMMER\udfff").encode()  # what is no Unicode can be logged, too
 

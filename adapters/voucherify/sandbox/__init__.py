@@ -14,7 +14,7 @@ one of them misreads must not be misread twice.
 
 Documented at https://docs.voucherify.io. Where the documents leave something open, the code says what is decided here.
 `catalog` says what becomes of the rule book, `orders` computes, `stacking` decides what applies, `project` answers,
-`qualifications` finds candidates.
+`qualifications` finds candidates, `errors` has the words.
 """
 
 import asyncio
@@ -30,10 +30,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from adapters.voucherify.sandbox.catalog import Catalog, Options
+from adapters.voucherify.sandbox.errors import MESSAGES, Refused
 from adapters.voucherify.sandbox.orders import with_nulls
 from adapters.voucherify.sandbox.project import Call, Project
 from adapters.voucherify.sandbox.schema import Check, Invalid, Schema
-from adapters.voucherify.sandbox.stacking import MESSAGES, Refused
 from mapper.sandbox import rulebook
 from mapper.sandbox.emulator import PAUSE, Now
 from mapper.sandbox.rulebook import RuleBook, RuleBookError

@@ -16,9 +16,10 @@ from adapters.voucherify.sandbox.catalog import (
     Incentive,
     moment,
 )
+from adapters.voucherify.sandbox.errors import Refused, not_found, skipped_message
 from adapters.voucherify.sandbox.orders import Order, shown, with_details
 from adapters.voucherify.sandbox.qualifications import qualify
-from adapters.voucherify.sandbox.stacking import Refused, Result, Run, Shopper, not_found, skipped_message
+from adapters.voucherify.sandbox.stacking import Result, Run, Shopper
 from adapters.voucherify.sandbox.state import (
     Books,
     Customer,

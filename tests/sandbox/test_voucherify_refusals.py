@@ -222,6 +222,20 @@ def test_codes_that_differ_by_case_are_one_or_two() -> None:
     assert earned(shop.validate("Twin-5")) == ["Twin-5 - not_found"]
 
 
+@pytest.mark.parametrize(
+    ("naming", "names"),
+    [
+        ("as_stored", ["GOOD-5", "BAD-1", "nope", "promo_2"]),
+        ("as_requested", ["good-5", "bad-1", "nope", "promo_2"]),
+        ("by_internal_id", [f"v_{b'GOOD-5'.hex()}", f"v_{b'BAD-1'.hex()}", "nope", "promo_2"]),
+    ],
+)
+def test_an_answer_may_name_a_code_in_several_ways(naming: str, names: list[str]) -> None:
+    shop = Shop(('redeemables_named = "as_stored"', f'redeemables_named = "{naming}"'))
+    reply = shop.validate("good-5", "bad-1", "nope", "promo_2")
+    assert sorted(entry["id"] for entry in merged(reply)) == sorted(names)
+
+
 def test_an_internal_id_is_of_one_spelling() -> None:
     shop = Shop(BY_CASE)
     for code, expected in (("twin-5", "twin-5 order 700"), ("TWIN-5", "TWIN-5 order 500")):

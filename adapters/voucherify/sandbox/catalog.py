@@ -52,6 +52,9 @@ ALWAYS_STACKABLE: Final = "cat_always_stackable"
 _HIERARCHY: Final = "cat_hierarchy_"
 
 
+Naming = Literal["as_stored", "as_requested", "by_internal_id"]
+
+
 class Options(rulebook.Table, frozen=True, kw_only=True):
     """`[engines.voucherify]` of the rule book, mostly the project's stacking rules under Voucherify's own names."""
 
@@ -73,6 +76,8 @@ class Options(rulebook.Table, frozen=True, kw_only=True):
     """For so long the same question gets the same candidates, whatever has become of them; the vendor says 300."""
     nothing_applies: Literal["first_refusal", "no_applicable_redeemables"] = "first_refusal"
     """The key of a redemption of which, in PARTIAL mode, nothing applies; not documented."""
+    redeemables_named: Naming = "as_stored"
+    """How answers name a voucher that was asked for in another case, or by its internal id."""
     absent_amounts: Literal["omitted", "null"] = "omitted"
     """How amounts and quantities that are 0 are told."""
     calls_per_minute: rulebook.Positive = 100_000
@@ -232,6 +237,15 @@ class Incentive:
     @property
     def related_id(self) -> str:
         return voucher_id(self.id) if self.object == "voucher" else self.id
+
+
+def name_of(incentive: Incentive, requested: str, naming: Naming) -> str:
+    names: dict[Naming, str] = {
+        "as_stored": incentive.id,
+        "as_requested": requested,
+        "by_internal_id": incentive.related_id,
+    }
+    return names[naming]
 
 
 def voucher_id(code: str) -> str:

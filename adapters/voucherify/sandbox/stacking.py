@@ -17,6 +17,7 @@ from adapters.voucherify.sandbox.catalog import (
     Incentive,
     Options,
     minor,
+    name_of,
 )
 from adapters.voucherify.sandbox.errors import Refused, not_found, skipped_message
 from adapters.voucherify.sandbox.orders import Found, Order, Till, find_bundles, shown
@@ -41,6 +42,8 @@ class Result:
 
     redeemable: Json
     incentive: Incentive | None
+    name: str
+    """By which the answer names it."""
     status: Literal["APPLICABLE", "INAPPLICABLE", "SKIPPED"] = "APPLICABLE"
     refused: Refused | None = None
     skipped: str = ""
@@ -74,7 +77,7 @@ class Result:
         incentive = self.incentive
         json: Json = {
             "status": self.status,
-            "id": incentive.id if incentive else self.redeemable["id"],
+            "id": self.name,
             "object": self.redeemable["object"],
         }
         if self.status == "APPLICABLE":
@@ -209,7 +212,8 @@ class Run:
         return found
 
     def _checked(self, redeemable: Json, incentive: Incentive | None) -> Result:
-        result = Result(redeemable, incentive)
+        name = name_of(incentive, redeemable["id"], self._options.redeemables_named) if incentive else redeemable["id"]
+        result = Result(redeemable, incentive, name)
         try:
             if incentive is None:
                 raise not_found(redeemable["object"].replace("_", " "), redeemable["id"])

@@ -18,13 +18,18 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from starlette.types import Message, Receive, Scope, Send
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mapper.commands import cli
 from mapper.domain.signature import SIGNATURE, sign
@@ -586,6 +591,66 @@ def test_the_connection_goes_on_after_a_refusal_at_the_door() -> None:
             connection.sendall(head(POST, HOST, "Content-Length: 9") + b"1234")
             raw = b"".join(iter(lambda: connection.recv(65536), b""))
             assert raw.startswith(b"HTTP/1.1 422 ")
+
+
+# -- Around the application --------------------------------------------------------------------------------------------
+
+
+def bare(application: ASGIApp) -> ASGIApp:
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        await application(scope, receive, send)
+
+    return middleware
+
+
+async def _go_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
+    return await call_next(request)
+
+
+def crowd(address: Address, count: int) -> Counter[int]:
+    """The statuses of so many validates at the same moment, each on a connection of its own."""
+
+    async def ask() -> int:
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(signed())
+        top = await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+        return int(top[9:12])
+
+    async def all_of_them() -> Counter[int]:
+        return Counter(await asyncio.gather(*(ask() for _ in range(count))))
+
+    return asyncio.run(all_of_them())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda application: application,
+        bare,
+        lambda application: BaseHTTPMiddleware(application, dispatch=_go_on),
+        lambda application: GZipMiddleware(CORSMiddleware(application, allow_origins=["*"])),
+    ],
+    ids=["nothing", "a function", "Starlette's base", "two"],
+)
+def test_admission_is_the_same_inside_any_middleware_and_after_calls_that_are_none(
+    wrap: Callable[[ASGIApp], ASGIApp], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "VALIDATE_CAPACITY", 4)
+    wire = fakes.FakeTransport()
+    wire.pause = 0.1
+    configured = fakes.settings(
+        fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger(), MAPPER_VALIDATE_DEADLINE_MS="500"
+    )
+    unsigned = request("POST", "/promotions/validate?x=1", b"{}")
+    with running(wrap(app.create(configured, engine_transport=wire)), replace(SHORT, pipelined=100)) as made:
+        for _ in range(8):
+            assert made.says(unsigned * 50, expect=50, wait_s=5) == [401] * 50
+        # Four at once, a tenth of a second each, within half a second: some 16 of 60.
+        statuses = crowd(made.address, 60)
+        assert set(statuses) == {200, 422}
+        assert 8 <= statuses[200] <= 24
+        assert crowd(made.address, 4) == {200: 4}
 
 
 # -- Attacks by the thousand ---------------------------------------------------------------------------------------

@@ -133,6 +133,14 @@ class LingeringTransport:
             self._transport.write_eof()
             self._timer = self._loop.call_later(self._limits.linger_s, self._end)
 
+    def close_if_quiet(self) -> None:
+        """Closes, unless something has arrived that the event loop has not come to read."""
+        if not self.is_closing():
+            poll = select.poll()
+            poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+            if not poll.poll(0):
+                self.close()
+
     def _end(self) -> None:
         """What is still to be sent gets its time, and no more."""
         if self._transport.get_write_buffer_size():
@@ -152,6 +160,7 @@ class GuardedProtocol(HttpToolsProtocol):
     """
 
     parser: httptools.HttpRequestParser
+    transport: LingeringTransport  # type: ignore[assignment]
 
     def __init__(
         self, limits: Limits, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
@@ -180,9 +189,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._lingering = LingeringTransport(transport, self._limits, self.loop)
-        self.transport = cast("asyncio.Transport", self._lingering)
-        self._socket = transport.get_extra_info("socket")
+        lingering = LingeringTransport(transport, self._limits, self.loop)
+        self.transport = lingering  # pyright: ignore[reportIncompatibleVariableOverride]
         if len(self.connections) > self._limits.connections + _NOT_EVEN_REFUSED:
             self.transport.abort()
         elif len(self.connections) > self._limits.connections:
@@ -192,8 +200,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._lingering.lost()
+        self.transport.lost()
         self._unset_keepalive_if_required()
+        # Requests that have not begun hold this object, which holds them.
+        self.cycle = self._answering = None  # type: ignore[assignment]
+        self.pipeline.clear()
         if self._unread is not None:
             self._unread.cancel()
 
@@ -203,7 +214,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if not self.cycle.response_started:
                 self.cycle.keep_alive = False
         elif not (self._in_head or self._in_body) and self.loop.time() >= self._since + self._limits.grace_s:
-            self._close_if_quiet()
+            self.transport.close_if_quiet()
 
     def _limit_time(self) -> None:
         self._unset_keepalive_if_required()
@@ -223,16 +234,7 @@ class GuardedProtocol(HttpToolsProtocol):
         elif self._in_body:
             self.transport.close()
         else:
-            self._close_if_quiet()
-
-    def _close_if_quiet(self) -> None:
-        """Closes, unless something has arrived that the event loop has not come to read."""
-        if self.transport.is_closing():
-            return
-        poll = select.poll()
-        poll.register(self._socket.fileno(), select.POLLIN)
-        if not poll.poll(0):
-            self.transport.close()
+            self.transport.close_if_quiet()
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -140,7 +140,8 @@ class Supervisor(Multiprocess):
             if not new.wait_until_ready(START_S, self.should_exit):
                 new.kill()
                 new.join()
-                log.error("not renewed", extra={"facts": {"exit_code": new.exitcode}})
+                if not self.should_exit.is_set():
+                    log.error("not renewed", extra={"facts": {"exit_code": new.exitcode}})
                 return
             self.processes[index] = new
             old.retire()

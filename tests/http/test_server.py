@@ -437,6 +437,8 @@ def test_neither_requests_nor_connections_leave_work_for_the_garbage_collector()
             for name, sent in requests.items():
                 for _ in range(3):
                     served.says(sent, LIVEZ, expect=2, pause_s=0.01, wait_s=0.3)
+                    with raw_http.connect(served.address) as gone:
+                        gone.sendall(sent * 3)  # and is not there any more when the second one's turn comes
                 time.sleep(0.3)
                 gc.collect()
                 modules = {type(one).__module__.partition(".")[0] for one in gc.garbage}

@@ -75,7 +75,7 @@ Conversation = Generator["EngineRequest", "EngineReply", T]
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One HTTP request to the engine. It carries no secret: the account's credentials are added when it is sent.
 
-    One conversation may make 40 of them, and 4 more for each line of the cart.
+    One conversation may make 100 of them, and 4 more for each line of the cart.
     """
 
     operation: str

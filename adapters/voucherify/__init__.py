@@ -4,13 +4,14 @@ https://docs.voucherify.io. Built on the stackable endpoints: one call for all c
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
-from adapters.voucherify import answers, effects, questions, reasons
+from adapters.voucherify import effects, reasons, redeemables, replies, request, stored
 from adapters.voucherify.options import MAX_REDEEMABLES, OPTIONS, read
-from adapters.voucherify.questions import Redeemable
+from adapters.voucherify.redeemables import Redeemable
+from adapters.voucherify.refusals import error, read_refusal
+from adapters.voucherify.settle import Settled, ask_once, settle
 from mapper.adapter import (
     Account,
     Adapter,
@@ -19,7 +20,6 @@ from mapper.adapter import (
     Conversation,
     EngineRejected,
     EngineReply,
-    EngineRequest,
     EngineUnavailable,
     LookedUp,
     Notice,
@@ -32,9 +32,6 @@ from mapper.adapter import (
 )
 
 __all__ = ["Voucherify"]
-
-# How often one validation may be asked, each time without what was refused before (projects in mode ALL).
-ROUNDS = 3
 
 
 class Voucherify(Adapter):
@@ -60,88 +57,84 @@ class Voucherify(Adapter):
         self.accounts: Mapping[str, Account] = {"": account}
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
-        coded, refused = questions.codes(checkout, self.settings, frozenset())
-        if not checkout.cart:
-            return Outcome(rejected=tuple(refused))
-        tiers = yield from self._promotions(checkout, MAX_REDEEMABLES - len(coded))
-        asked = questions.arrange(coded, tiers, self.settings)
-        settled = yield from self._settle(checkout, session, asked)
-        return self._outcome(settled, checkout, refused)
+        coded, refused = redeemables.codes(checkout, self.settings, frozenset())
+        settled, surplus = yield from self._earned(checkout, session, coded)
+        yield from self._release(checkout, session, settled)
+        outcome = self._outcome(settled, checkout, refused)
+        return _with(outcome, *effects.left_out({**settled.refused, **surplus}))
 
     def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
-        """A validation of what the shopper was shown: without effect."""
+        """A validation of what the shopper was shown: without effect, and the question that `redeem` asks."""
         asked, refused = self._shown(order)
         settled = yield from self._settle(order, session, asked)
-        if _used_up(key for _, key in settled.refused):
-            # Perhaps by ourselves: the ledger may have been lost.
-            known = yield from self.look_up(order, session)
-            if known.state == "redeemed":
-                return _already(known.outcome)
+        before = yield from self._redeemed_before(order, session, settled.refused.values())
+        if before is not None:
+            return before
+        yield from self._release(order, session, settled)
         outcome = self._outcome(settled, order, refused)
-        return _with(outcome, *effects.refused_promotions(_tiers(settled.refused)))
+        return _with(outcome, *effects.refused_promotions(settled.refused))
 
     def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
-        """Redeems what the shopper was shown. A second request is made only after the first was refused for certain."""
+        """Redeems what the shopper was shown; what is refused is left out, as `check` has told.
+
+        Another request that redeems is made only after the one before was refused, and so has redeemed nothing.
+        """
         asked, refused = self._shown(order)
-        dropped: list[tuple[Redeemable, str]] = []
-        while asked:
-            reply = yield questions.redemption(order, session, asked, self.settings)
+        out: dict[Redeemable, str] = {}
+        if len({one.object for one in asked}) > 1:
+            # Codes beside promotions: the redemption must not cost a code what `check` has granted it.
+            settled = yield from self._settle(order, session, asked)
+            asked, out = settled.question, settled.refused
+        before = yield from self._redeemed_before(order, session, out.values())
+        while asked and before is None:
+            reply = yield request.redemption(order, session, asked, self.settings)
             if reply.status == 200:
-                outcome = yield from self._redeemed(reply, order, session, asked, refused)
-                return Redeemed(_with(outcome, *effects.refused_promotions(dropped)))
-            meant, key = answers.read_refusal(reply, asked)
-            if _used_up([key]):
-                known = yield from self.look_up(order, session)
-                if known.state == "redeemed":
-                    return Redeemed(_already(known.outcome))
-            codes = [(one, key) for one in meant if one.code]
-            if not codes and not dropped:
-                # It names no code. A validation tells what stands in the way; a promotion alone must not.
-                settled = yield from self._settle(order, session, asked)
-                codes = [(one, why) for one, why in settled.refused if one.code]
-                dropped = _tiers(settled.refused)
-                if dropped and not codes:
-                    asked = settled.applies
-                    continue
-            codes = codes or [(one, key) for one in asked if one.code]
-            if not codes:
-                message = "Voucherify refuses to redeem the promotions of this order, and does not say which."
-                raise EngineRejected(message, reason="promotion_refused")
-            return NotRedeemed((*refused, *_rejections(codes)))
-        return NotRedeemed(tuple(refused), tuple(effects.refused_promotions(dropped)))
+                return (yield from self._redeemed(reply, order, session, asked, refused, out))
+            meant, key = read_refusal(reply, asked, several_may_be_too_many=True)
+            asked, gone = yield from self._without_refused(order, session, asked, meant, key)
+            out = {**out, **gone}
+            before = yield from self._redeemed_before(order, session, [key, *gone.values()])
+        if before is not None:
+            return Redeemed(before)
+        rejected = _in_order([*refused, *_rejections(out)], order)
+        return NotRedeemed(tuple(rejected), tuple(effects.refused_promotions(out)))
 
     def look_up(self, order: Checkout, session: str, handle: str = "") -> Conversation[LookedUp]:
         """Reads the order. Raises `OrderMismatch` where it was redeemed with another cart.
 
-        Codes that the first redemption left out (application mode PARTIAL) are rejected.
+        Codes that the redemption left out (application mode PARTIAL) are rejected. Of several redemptions, the one
+        that `redeem` told of counts, else the first.
         """
-        reply = yield from _ask(questions.stored_order(session))
-        stored = answers.read_order(reply)
-        live = answers.live_redemptions(stored) if stored else ()
-        if stored is None or not live:
+        found = yield from self._stored(session)
+        live = stored.live_redemptions(found) if found else ()
+        if found is None or not live:
             # An order without redemptions has merely been synchronised.
             return LookedUp("absent")
-        if not answers.same_cart(stored, order, self.settings):
+        if not stored.same_cart(found, order, self.settings):
             message = "Voucherify has redeemed this order's promotions with another cart."
             raise OrderMismatch(message, reason="other_content")
+        first = handle if handle in live else live[0]
         try:
-            answer = answers.granted(stored, session, len(order.cart))
-            outcome = effects.outcome(answer, order, self.settings, binding=False)
-        except EngineUnavailable as error:
+            outcome = effects.outcome(stored.granted(found, session, order), order, self.settings, binding=False)
+        except EngineUnavailable as problem:
             # That it happened is certain, even where its amounts cannot be read.
-            outcome = Outcome(notices=(Notice(error.reason, error.message, None),))
-        missing = yield from self._missing(answers.parts(stored, live[0]), order)
+            outcome = Outcome(notices=(Notice(problem.reason, problem.message, None),))
+        missing = yield from self._missing(stored.parts(found, first), order)
         outcome = msgspec.structs.replace(outcome, rejected=_left_out(missing))
-        notices = effects.refused_promotions([(one, "") for one in missing if not one.code])
-        return LookedUp("redeemed", _with(outcome, *notices, _redemptions(live)), extra=live[1:])
+        notices = effects.refused_promotions(dict.fromkeys(missing, ""))
+        extra = tuple(one for one in live if one != first)
+        return LookedUp("redeemed", _with(outcome, *notices, _redemptions((first, *extra))), extra)
 
     def undo(
         self, order: Checkout | None, session: str, handle: str = "", *, final: bool = False
     ) -> Conversation[None]:
-        """Rolls back every redemption of the order that stands. Doing it again changes nothing."""
-        reply = yield from _ask(questions.stored_order(session))
-        stored = answers.read_order(reply)
-        yield from _roll_back(answers.live_redemptions(stored) if stored else ())
+        """Rolls back every redemption of the session that stands. Doing it again changes nothing."""
+        found = yield from self._stored(session)
+        live = stored.live_redemptions(found) if found else ()
+        # The handle counts alone where Voucherify does not find the order that it names.
+        yield from _roll_back(live if found is not None or not handle else [handle])
+        if final and order is not None and self.settings.lock_ttl:
+            yield from _release_all(order.promotions.codes, session)
 
     def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None]:
         """Rolls back redemptions beyond the first. Doing it again changes nothing."""
@@ -149,55 +142,46 @@ class Voucherify(Adapter):
 
     # --- Parts of conversations --------------------------------------------------------------------------------------
 
-    def _promotions(self, checkout: Checkout, room: int) -> Conversation[tuple[str, ...]]:
-        """The promotions to try beside the codes: Voucherify applies none by itself."""
-        if self.settings.promotions == "off" or room == 0:
-            return ()
-        if self.settings.promotions == "listed":
-            return self.settings.tiers
-        reply = yield from _ask(questions.qualification(checkout, room, self.settings))
-        if reply.status != 200:
-            raise reasons.problem(reply.status, answers.error(reply).key)
-        return answers.read_tiers(reply)
+    def _earned(
+        self, checkout: Checkout, session: str, coded: Sequence[Redeemable]
+    ) -> Conversation[tuple[Settled, dict[Redeemable, str]]]:
+        """What the codes and the promotions beside them come to, and the promotions for which there is no room."""
+        if not checkout.cart:
+            return Settled(), {}
+        tiers, room = yield from self._promotions(checkout, MAX_REDEEMABLES - len(coded))
+        asked = redeemables.arrange(coded, tiers[:room], self.settings)
+        settled = yield from self._settle(checkout, session, asked)
+        return settled, {Redeemable("promotion_tier", tier): reasons.LIMIT_EXCEEDED for tier in tiers[room:]}
 
-    def _settle(self, checkout: Checkout, session: str, asked: Sequence[Redeemable]) -> Conversation["_Settled"]:
-        """Finds out what applies, and asks again for the rest where one that does not makes all the others invalid.
+    def _promotions(self, checkout: Checkout, room: int) -> Conversation[tuple[Sequence[str], int]]:
+        """The promotions to try, since Voucherify applies none by itself, and for how many of them there is room.
 
-        The project decides whether one bad redeemable makes the whole answer invalid (application mode ALL). A code
-        must not fail because of a promotion that we have added; and what the other codes earn is for our caller to
-        give or to keep.
+        How many redeemables the project takes stands in the qualification's answer.
         """
-        dropped: dict[Redeemable, str] = {}
-        rest = list(asked) if checkout.cart else []
-        for turn in range(ROUNDS):
-            if turn == ROUNDS - 1 and any(one.code for one in rest):
-                # The last chance is the codes'.
-                dropped |= {one: reasons.PRECEDING_FAILED for one in rest if not one.code}
-                rest = [one for one in rest if one.code]
-            if not rest:
-                break
-            reply = yield from _ask(questions.validation(checkout, session, rest, self.settings))
-            if reply.status == 200:
-                answer = answers.read_validation(reply, rest)
-                if answer.valid:
-                    left = [one for one in rest if one not in answer.refused]
-                    return _Settled(answer, left, [*dropped.items(), *answer.refused.items()])
-                refused = answer.refused
-            else:
-                meant, key = answers.read_refusal(reply, rest)
-                refused = meant or dict.fromkeys(rest, key)
-            # Those that were only left out because of another deserve another chance.
-            causes = {one: key for one, key in refused.items() if key != reasons.PRECEDING_FAILED} or refused
-            dropped |= causes
-            rest = [one for one in rest if one not in causes]
-        dropped |= dict.fromkeys(rest, reasons.PRECEDING_FAILED)
-        return _Settled(None, [], list(dropped.items()))
+        if self.settings.promotions == "listed":
+            return tuple(dict.fromkeys(self.settings.tiers)), room
+        if self.settings.promotions == "off" or room == 0:
+            return (), 0
+        reply = yield from ask_once(request.qualification(checkout, room, self.settings))
+        if reply.status != 200:
+            raise reasons.problem(reply.status, error(reply).key)
+        offer = replies.read_offer(reply)
+        beyond = MAX_REDEEMABLES - (replies.limit_in(offer.rules, "redeemables_limit") or MAX_REDEEMABLES)
+        return offer.tiers, max(room - beyond, 0)
 
-    def _outcome(self, settled: "_Settled", checkout: Checkout, refused: Sequence[Rejection]) -> Outcome:
+    def _settle(self, checkout: Checkout, session: str, asked: Sequence[Redeemable]) -> Conversation[Settled]:
+        return settle(asked, lambda some: request.validation(checkout, session, some, self.settings))
+
+    def _release(self, checkout: Checkout, session: str, settled: Settled) -> Conversation[None]:
+        """Frees the codes that this checkout's lock may hold from before, and that do not apply any more."""
+        if self.settings.lock_ttl:
+            held = {one.code for one in settled.applies}
+            gone = [code for code in redeemables.applied_before(checkout) if code not in held]
+            yield from _release_all(gone, session)
+
+    def _outcome(self, settled: Settled, checkout: Checkout, refused: Sequence[Rejection]) -> Outcome:
         """The outcome of a validation; refused codes in the order in which the shopper gave them."""
-        rejected = [*refused, *_rejections(settled.refused)]
-        place = {code: index for index, code in enumerate(checkout.promotions.codes)}
-        rejected.sort(key=lambda one: place[one.code])
+        rejected = _in_order([*refused, *_rejections(settled.refused)], checkout)
         if settled.answer is None:
             return Outcome(rejected=tuple(rejected))
         return effects.outcome(settled.answer, checkout, self.settings, rejected=rejected)
@@ -206,9 +190,65 @@ class Voucherify(Adapter):
         """What the shopper was shown at validate, which is what consume has to redeem."""
         if not order.cart:
             return [], []
-        shown = questions.shown(order, self.settings)
-        coded, refused = questions.codes(order, self.settings, shown.refused)
-        return questions.arrange(coded, shown.tiers, self.settings), refused
+        shown = redeemables.shown(order, self.settings)
+        coded, refused = redeemables.codes(order, self.settings, shown.refused)
+        return redeemables.arrange(coded, shown.tiers, self.settings), refused
+
+    def _redeemed_before(self, order: Checkout, session: str, keys: Iterable[str]) -> Conversation[Outcome | None]:
+        """A code that is used up may have been used up by this very order: the ledger may have been lost."""
+        if not any(reasons.reason(key) == Reason.USED_UP for key in keys):
+            return None
+        known = yield from self.look_up(order, session)
+        return msgspec.structs.replace(known.outcome, redeemed=True) if known.state == "redeemed" else None
+
+    def _without_refused(
+        self, order: Checkout, session: str, asked: Sequence[Redeemable], meant: dict[Redeemable, str], key: str
+    ) -> Conversation[tuple[Sequence[Redeemable], dict[Redeemable, str]]]:
+        """What to redeem after a redemption was refused, and what is given up.
+
+        One may be named where several are in the way: a validation tells, without effect, what applies.
+        """
+        has_codes = any(one.code for one in asked)
+        if has_codes and meant.keys() >= {*asked}:
+            return (), meant
+        settled = yield from self._settle(order, session, asked)
+        if settled.answer is None or len(settled.question) < len(asked):
+            return settled.question, settled.refused
+        if settled.refused:
+            return settled.applies, settled.refused
+        if not has_codes:
+            message = "Voucherify refuses to redeem the promotions of this order, and does not say which."
+            raise EngineRejected(message, reason="promotion_refused")
+        gone = meant or dict.fromkeys(asked, key)
+        return [one for one in asked if one not in gone], gone
+
+    def _redeemed(
+        self,
+        reply: EngineReply,
+        order: Checkout,
+        session: str,
+        asked: Sequence[Redeemable],
+        refused: Sequence[Rejection],
+        out: Mapping[Redeemable, str],
+    ) -> Conversation[Redeemed | NotRedeemed]:
+        """What a redemption did: perhaps less than was asked for.
+
+        Raises `EngineUnavailable` where it is not the only one. Nothing in Voucherify keeps an order to one redemption,
+        and a request may be delivered twice, or come late: so the order is read once more. The look-up that follows
+        tells which one counts, and the others are rolled back.
+        """
+        found = replies.read_redemption(reply, asked)
+        now = (yield from self._stored(session)) or found.order
+        live = {*stored.live_redemptions(found.order), *stored.live_redemptions(now)}
+        if found.ids and live - {*found.ids, *found.children}:
+            raise EngineUnavailable("The order has been redeemed more than once.", reason="redeemed_twice", sent=True)
+        gone = {**out, **found.answer.refused}
+        rejected = _in_order([*refused, *_rejections(gone)], order)
+        if not found.answer.applied:
+            return NotRedeemed(tuple(rejected), tuple(effects.refused_promotions(gone)))
+        outcome = effects.outcome(found.answer, order, self.settings, binding=False, rejected=rejected)
+        notices = [*effects.refused_promotions(gone), *([_redemptions(found.ids)] if found.ids else [])]
+        return Redeemed(_with(outcome, *notices), handle=found.ids[0] if found.ids else "")
 
     def _missing(self, parts: Sequence[str], order: Checkout) -> Conversation[list[Redeemable]]:
         """What the order asked for and these redemptions do not have. They are read only where they are too few.
@@ -220,70 +260,39 @@ class Voucherify(Adapter):
             return []
         found = []
         for part in parts:
-            reply = yield from _ask(questions.stored_redemption(part))
-            found.append(answers.read_part(reply, asked))
+            reply = yield from ask_once(request.stored_redemption(part))
+            found.append(stored.read_part(reply, asked))
         return [one for one in asked if one not in found]
 
-    def _redeemed(
-        self, reply: EngineReply, order: Checkout, session: str, asked: Sequence[Redeemable], refused: list[Rejection]
-    ) -> Conversation[Outcome]:
-        """What a redemption did: perhaps less than was asked for, perhaps for a second time."""
-        found = answers.read_redemption(reply, asked)
-        ours = {*found.ids, *found.children}
-        if found.ids and found.live and found.live[0] not in ours:
-            # The order had been redeemed before. Nothing in Voucherify prevents that, so ours is taken back: of two
-            # that were sent at once, the later one is, and never both.
-            yield from _roll_back(found.ids)
-            known = yield from self.look_up(order, session)
-            if known.state == "redeemed":
-                return _already(known.outcome)
-            raise EngineUnavailable("What is redeemed for this order is not clear.", reason="unclear", sent=True)
-        rejected = [*refused, *_rejections(found.answer.refused.items())]
-        outcome = effects.outcome(found.answer, order, self.settings, binding=False, rejected=rejected)
-        notices = effects.refused_promotions(_tiers(found.answer.refused.items()))
-        return _with(outcome, *notices, *([_redemptions(found.ids)] if found.ids else []))
-
-
-@dataclass(frozen=True, slots=True)
-class _Settled:
-    """What validation came to: the valid answer (None: there is none), what applies, what was refused and why."""
-
-    answer: answers.Answer | None
-    applies: Sequence[Redeemable]
-    refused: Sequence[tuple[Redeemable, str]]
-
-
-def _ask(request: EngineRequest) -> Conversation[EngineReply]:
-    """A repeatable request; once more where Voucherify was busy with another one for the same order or voucher."""
-    reply = yield request
-    if reply.status == 400 and answers.error(reply).key == "multiple_requests":
-        reply = yield request
-    return reply
+    def _stored(self, session: str) -> Conversation[stored.StoredOrder | None]:
+        return stored.read_order((yield from ask_once(request.stored_order(session))))
 
 
 def _roll_back(ids: Sequence[str]) -> Conversation[None]:
     for one in ids:
-        reply = yield from _ask(questions.rollback(one))
-        key = "" if reply.status == 200 else answers.error(reply).key
+        reply = yield from ask_once(request.rollback(one))
+        key = "" if reply.status == 200 else error(reply).key
         if reply.status != 200 and key != "already_rolled_back":
             raise reasons.problem(reply.status, key)
 
 
-def _rejections(refused: Iterable[tuple[Redeemable, str]]) -> list[Rejection]:
-    return [Rejection(one.code, reasons.reason(key), key) for one, key in refused if one.code]
+def _release_all(codes: Sequence[str], session: str) -> Conversation[None]:
+    for code in codes:
+        yield request.release(code, session)
+
+
+def _rejections(refused: Mapping[Redeemable, str]) -> list[Rejection]:
+    return [Rejection(one.code, reasons.reason(key), key) for one, key in refused.items() if one.code]
+
+
+def _in_order(rejected: Sequence[Rejection], checkout: Checkout) -> list[Rejection]:
+    place = {code: index for index, code in enumerate(checkout.promotions.codes)}
+    return sorted(rejected, key=lambda one: place.get(one.code, len(place)))
 
 
 def _left_out(missing: Iterable[Redeemable]) -> tuple[Rejection, ...]:
     """Why, the stored order does not say."""
     return tuple(Rejection(one.code, Reason.NOT_APPLIED, "") for one in missing if one.code)
-
-
-def _tiers(refused: Iterable[tuple[Redeemable, str]]) -> list[tuple[Redeemable, str]]:
-    return [(one, key) for one, key in refused if not one.code]
-
-
-def _used_up(keys: Iterable[str]) -> bool:
-    return any(reasons.reason(key) == Reason.USED_UP for key in keys)
 
 
 def _redemptions(ids: Sequence[str]) -> Notice:
@@ -292,7 +301,3 @@ def _redemptions(ids: Sequence[str]) -> Notice:
 
 def _with(outcome: Outcome, *notices: Notice) -> Outcome:
     return msgspec.structs.replace(outcome, notices=(*outcome.notices, *notices))
-
-
-def _already(outcome: Outcome) -> Outcome:
-    return msgspec.structs.replace(outcome, redeemed=True)

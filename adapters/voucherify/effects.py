@@ -5,14 +5,17 @@ says of the order and of each line. (`discount_amount` beside it grows from rede
 only decides how a discount is called, and whether units were added that are not in the shopper's cart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from adapters.voucherify.answers import SHIPPING, Answer, Applied
+from adapters.voucherify import units
 from adapters.voucherify.options import Settings
-from adapters.voucherify.questions import Redeemable, line_name
+from adapters.voucherify.redeemables import Redeemable
+from adapters.voucherify.replies import SHIPPING, Answer, Applied
+from adapters.voucherify.request import line_name
+from adapters.voucherify.units import Grown
 from mapper.adapter import Checkout, Cost, Discount, EngineUnavailable, Line, Notice, Outcome, Rejection, money
 
 GIFT_CARD = "GIFT_CARD"
@@ -64,7 +67,8 @@ def outcome(
         raise EngineUnavailable(text, reason=fault, sent=True)
     if fault:
         notices.append(Notice(fault, text, None))
-    shares = _shares(answer.applied, checkout.cart) if fault != "lines_differ" else []
+    growth = units.grown(answer.applied, checkout.cart)
+    shares = _shares(answer.applied, growth, checkout.cart) if fault != "lines_differ" else []
     amounts, exact = _minor([share.amount for share in shares], checkout.digits, settings.exponent)
     found = [(share.applied, share.line, amount) for share, amount in zip(shares, amounts, strict=True) if amount]
     if not exact:
@@ -72,7 +76,8 @@ def outcome(
         notices.append(Notice("rounded", text, {"engine_total": sum(share.amount for share in shares)}))
     discounts = [_discount(*one) for one in found]
     shipping, told = _free_shipping(answer.applied, checkout, settings)
-    notices += [notice for one in answer.applied for notice in _notices(one, checkout.cart)]
+    for one, of_one in zip(answer.applied, growth, strict=True):
+        notices += _notices(one, units.to_add(one, of_one, checkout.cart))
     return Outcome(
         discounts=tuple(_in_order([*discounts, *shipping])),
         rejected=tuple(rejected),
@@ -95,35 +100,14 @@ def _fault(answer: Answer, checkout: Checkout, settings: Settings) -> tuple[str,
     return "", ""
 
 
-def _shares(applied: Sequence[Applied], cart: Sequence[Line]) -> list[_Share]:
+def _shares(applied: Sequence[Applied], growth: Sequence[Sequence[Grown]], cart: Sequence[Line]) -> list[_Share]:
     shares = [_Share(one, None, one.amounts.discount) for one in applied]
     for index, line in enumerate(cart):
-        parts = _line_parts(applied, index, line.quantity)
-        shares += [_Share(one, line, part) for one, part in zip(applied, parts, strict=True)]
+        for one, of_one in zip(applied, growth, strict=True):
+            if index < len(of_one):
+                off = units.own_share(one, one.amounts.item(index), of_one[index], line)
+                shares.append(_Share(one, line, off))
     return shares
-
-
-def _line_parts(applied: Sequence[Applied], index: int, quantity: int) -> list[int]:
-    """What each redeemable takes off the units of a line that are in the cart.
-
-    Voucherify adds free units to the order and takes their price off again. The shopper's cart does not have these
-    units, so what was taken off for them must not make the others cheaper.
-    """
-    items = [one.amounts.item(index) for one in applied]
-    parts = [item.discount - max(item.added or 0, 0) for item in items]
-    if items and all(item.added is None for item in items):
-        # Older answers do not say what was added; the quantity does, from redeemable to redeemable.
-        before = quantity
-        for position, item in enumerate(items):
-            grown = max(item.quantity - before, 0)
-            parts[position] -= grown * item.price
-            before = max(before, item.quantity)
-    room = max(sum(parts), 0)
-    result: list[int] = []
-    for part in parts:
-        result.append(min(max(part, 0), room))
-        room -= result[-1]
-    return result
 
 
 def _minor(units: Sequence[int], digits: int, exponent: int) -> tuple[list[int], bool]:
@@ -192,7 +176,7 @@ def _free_shipping(
     applied: Sequence[Applied], checkout: Checkout, settings: Settings
 ) -> tuple[list[Discount], list[Notice]]:
     """Free shipping as a discount of what the checkout itself asks for shipping: Voucherify is not told that price."""
-    granted = [one for one in applied if _targets(one) & SHIPPING]
+    granted = [one for one in applied if units.targets(one) & SHIPPING]
     if not granted:
         return [], []
     first = granted[0]
@@ -212,20 +196,6 @@ def _free_shipping(
     return [discount], [Notice("free_shipping", text, _meta(other)) for other in granted[1:]]
 
 
-def _targets(applied: Applied) -> set[str]:
-    """The products (or SKUs) that a unit discount gives away, by every id the answer has for them."""
-    if applied.discount.get("type") != "UNIT":
-        return set()
-    units = applied.discount.get("units")
-    found: set[str] = set()
-    for unit in [applied.discount, *(units if isinstance(units, list) else [])]:
-        if isinstance(unit, dict):
-            product = unit.get("product")
-            ids = [product.get("id"), product.get("source_id")] if isinstance(product, dict) else []
-            found |= {one for one in [unit.get("unit_type"), *ids] if isinstance(one, str)}
-    return found
-
-
 def _shipping_price(checkout: Checkout, settings: Settings) -> int:
     """At the root, or per order where the body has several."""
     price = checkout.amount_at(settings.shipping_path)
@@ -235,15 +205,14 @@ def _shipping_price(checkout: Checkout, settings: Settings) -> int:
 # --- Notices ---------------------------------------------------------------------------------------------------------
 
 
-def _notices(applied: Applied, cart: Sequence[Line]) -> list[Notice]:
+def _notices(applied: Applied, to_add: Sequence[Mapping[str, Any]]) -> list[Notice]:
     """What a redeemable grants beside money off: passed on with the engine's own words."""
     payload = {**_meta(applied), "result": applied.result}
     effect = _effect(applied, "")
     notices: list[Notice] = []
-    added = [item.raw for item in _added(applied, cart)]
-    if _gives_units(applied):
+    if units.gives_units(applied):
         text = "Voucherify grants free or other units; those that are not in the cart are not added to it."
-        notices.append(Notice("units", text, {**payload, "items": added}))
+        notices.append(Notice("units", text, {**payload, "items": list(to_add)}))
     if effect == PAY_WITH_POINTS and not applied.amounts.sum:
         notices.append(Notice("loyalty_reward", "The loyalty card earns a reward that takes no money off.", payload))
     elif effect and effect not in EFFECTS:
@@ -251,26 +220,28 @@ def _notices(applied: Applied, cart: Sequence[Line]) -> list[Notice]:
     bundle = applied.result.get("bundle")
     if isinstance(bundle, dict) and bundle.get("missing"):
         notices.append(Notice("bundle", "More items would complete another bundle.", payload))
-    if not notices and not applied.amounts.sum and not _targets(applied) & SHIPPING and applied.asked.object != "order":
+    if (
+        not notices
+        and not applied.amounts.sum
+        and not units.targets(applied) & SHIPPING
+        and applied.asked.object != "order"
+    ):
         notices.append(Notice("no_effect", "This applies, but takes nothing off this cart.", payload))
     return notices
 
 
-def _gives_units(applied: Applied) -> bool:
-    return bool(_targets(applied) - SHIPPING) or applied.discount.get("effect") == "REPLACE_ITEMS"
+def left_out(refused: Mapping[Redeemable, str]) -> list[Notice]:
+    """The promotions that were tried and do not apply beside the rest, and Voucherify's word for why."""
+    named = [{"redeemable": one.id, "engine_reason": key} for one, key in refused.items() if not one.code]
+    text = "These promotions were tried and are left out."
+    return [Notice("promotions_left_out", text, {"promotions": named})] if named else []
 
 
-def _added(applied: Applied, cart: Sequence[Line]) -> list[Any]:
-    """The lines to which units were added, or that were added as a whole, as this redeemable's answer shows them."""
-    items = applied.amounts.items
-    grown = [item for item, line in zip(items, cart, strict=False) if item.quantity > line.quantity]
-    return [*grown, *items[len(cart) :]]
-
-
-def refused_promotions(dropped: Sequence[tuple[Redeemable, str]]) -> list[Notice]:
+def refused_promotions(refused: Mapping[Redeemable, str]) -> list[Notice]:
     """Promotions the shopper was shown at validate that Voucherify refuses at consume."""
     text = "A promotion shown in the checkout does not apply any more."
     return [
         Notice("promotion_refused", text, {"object": one.object, "redeemable": one.id, "engine_reason": key})
-        for one, key in dropped
+        for one, key in refused.items()
+        if not one.code
     ]

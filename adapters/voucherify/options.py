@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from mapper.adapter import Account, Misconfigured, Option
+from mapper.adapter import Account, EngineRejected, Misconfigured, Option
 
 OPTIONS = (
     Option("APP_ID", "the application id of the project's server-side keys", None, secret=True, kind="secret"),
@@ -30,6 +30,13 @@ OPTIONS = (
         "2",
         kind="int",
         choices=("0", "4"),
+    ),
+    Option(
+        "CODE_CASE",
+        "`insensitive` or `sensitive`: whether codes that differ in case alone are one code, as in the project",
+        "insensitive",
+        kind="choice",
+        choices=("insensitive", "sensitive"),
     ),
     Option("ITEM_ID", "what `source_id` of an item is: `sku`, `variant_id` or `product_id`", "sku"),
     Option("CUSTOMER_ID_PATH", "where the customer's id stands", "/customer/id", kind="pointer"),
@@ -82,6 +89,7 @@ class Settings:
     promotions: Literal["off", "qualify", "listed"] = "off"
     tiers: tuple[str, ...] = ()
     promotions_first: bool = False
+    ignores_case: bool = True
     lock_ttl: int = 0
     """Seconds; 0: no lock."""
     item_id: str = "sku"
@@ -95,6 +103,16 @@ class Settings:
     item_metadata: MetadataList = ()
     customer_metadata: MetadataList = ()
     redemption_metadata: MetadataList = ()
+
+    def to_engine(self, minor: int, digits: int) -> int:
+        """Minor units of the currency as the engine's units; an amount that the engine cannot express is refused."""
+        if self.exponent >= digits:
+            return int(minor * 10 ** (self.exponent - digits))
+        units, rest = divmod(minor, 10 ** (digits - self.exponent))
+        if rest:
+            message = f"An amount has more digits than the {self.exponent} of the Voucherify project."
+            raise EngineRejected(message, reason="inexact_amount")
+        return int(units)
 
 
 def read(options: Mapping[str, str]) -> tuple[Account, Settings]:
@@ -116,6 +134,7 @@ def read(options: Mapping[str, str]) -> tuple[Account, Settings]:
         promotions=promotions,
         tiers=tiers,
         promotions_first=reader.get("PROMOTIONS_ORDER", _promotions_first, "codes_first"),
+        ignores_case=reader.get("CODE_CASE", _ignores_case, "insensitive"),
         lock_ttl=reader.get("SESSION_LOCK_TTL", _whole(0, 604_800), "0"),
         item_id=item_id,
         related_object=related_object,
@@ -200,6 +219,12 @@ def _promotions_first(value: str) -> bool:
     if value not in ("codes_first", "promotions_first"):
         raise _Expected("codes_first or promotions_first")
     return value == "promotions_first"
+
+
+def _ignores_case(value: str) -> bool:
+    if value not in ("insensitive", "sensitive"):
+        raise _Expected("insensitive or sensitive, as the Voucherify project has been set up")
+    return value == "insensitive"
 
 
 def _item_id(value: str) -> tuple[str, str]:

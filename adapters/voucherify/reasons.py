@@ -19,7 +19,8 @@ class Fault(NamedTuple):
     """A word of `mapper.domain.reasons` for a code; otherwise the word for log and metric."""
 
 
-_CODES = {
+# The code's own matter: no other code and no promotion beside it has anything to do with it.
+_OWN = {
     "not_found": "not_found",
     "resource_not_found": "not_found",
     "voucher_expired": "expired",
@@ -31,10 +32,6 @@ _CODES = {
     "campaign_not_active": "not_active",
     # Also what a stranger's session lock looks like, and what our own earlier redemption looks like.
     "quantity_exceeded": "used_up",
-    "gift_amount_exceeded": "balance_too_low",
-    "loyalty_card_points_exceeded": "balance_too_low",
-    "order_rules_violated": "conditions_not_met",
-    "redemption_rules_violated": "conditions_not_met",
     "customer_rules_violated": "customer_not_eligible",
     "referrer_not_permitted_to_redeem": "own_referral",
     "invalid_customer": "not_yours",
@@ -44,7 +41,19 @@ _CODES = {
     "missing_order_items": "data_missing",
     "missing_order_items_amount": "data_missing",
     "missing_amount": "data_missing",
-    # Status SKIPPED: nothing is wrong with the code, the project's stacking rules leave it out.
+}
+
+# What was applied before it may have changed the order: its total, its items, what is left to pay.
+_AFTER_OTHERS = {
+    "gift_amount_exceeded": "balance_too_low",
+    "loyalty_card_points_exceeded": "balance_too_low",
+    "order_rules_violated": "conditions_not_met",
+    "redemption_rules_violated": "conditions_not_met",
+}
+
+# Status SKIPPED: nothing is wrong with the code, the project's stacking rules leave it out beside the others.
+# https://docs.voucherify.io/orchestrate/stacking-rules (2026-08)
+_SKIPPED = {
     "applicable_redeemables_limit_exceeded": "too_many_codes",
     "applicable_redeemables_per_category_limit_exceeded": "not_combinable",
     "applicable_exclusive_redeemables_limit_exceeded": "not_combinable",
@@ -53,6 +62,13 @@ _CODES = {
     "preceding_validation_failed": "not_applied",
     "no_effect": "no_effect",
 }
+
+LIMIT_EXCEEDED = "applicable_redeemables_limit_exceeded"
+PRECEDING_FAILED = "preceding_validation_failed"
+NONE_APPLIES = "no_applicable_redeemables"
+"""A project in mode PARTIAL, of a redemption in which nothing would be redeemed."""
+
+_CODES = {**_OWN, **_AFTER_OTHERS, **_SKIPPED, NONE_APPLIES: "not_applied"}
 
 _REQUEST = (
     "invalid_payload duplicated_redeemables invalid_redeemables invalid_order invalid_amount invalid_gift "
@@ -79,13 +95,21 @@ _BY_STATUS: dict[int, Fault] = {
     425: Fault("busy", "too_early"),
 }
 
-PRECEDING_FAILED = "preceding_validation_failed"
-
 
 def reason(key: str) -> Reason:
     """The engine-neutral word for why a code does not apply."""
     fault = FAULTS.get(key)
     return Reason(fault.reason) if fault and fault.kind == "code" else Reason.OTHER
+
+
+def is_own(key: str) -> bool:
+    """Whether a redeemable that is refused for this would be refused alone, too."""
+    return key in _OWN
+
+
+def is_skipped(key: str) -> bool:
+    """Whether it is refused for what stands beside it, wherever in the request that stands."""
+    return key in _SKIPPED and key != PRECEDING_FAILED
 
 
 def fault(status: int, key: str) -> Fault:

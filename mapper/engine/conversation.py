@@ -46,8 +46,8 @@ MIN_LEFT_S = 0.050
 """With less time than this an attempt is not worth starting."""
 BUDGET_PER_CALL, BUDGET_MAX = 0.1, 10.0
 """A repeat costs 1: when the engine is down, repeats add a tenth to the load, and not a multiple."""
-BASE_REQUESTS, REQUESTS_PER_LINE = 40, 4
-"""Of one conversation: above what any adapter needs, even line by line; what asks for more is a loop."""
+BASE_REQUESTS, REQUESTS_PER_LINE = 100, 4
+"""Of one conversation: above what any adapter needs, code by code or line by line; what asks for more is a loop."""
 AT_ONCE = 8
 """Of several requests that an adapter yields together, so many are on their way at a time."""
 MAX_REPLY_BYTES = 2 * 1024 * 1024

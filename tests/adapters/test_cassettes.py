@@ -370,7 +370,7 @@ VOUCHERIFY_TAPES = {
     "validation_partial_skipped": Case(
         voucherify("promo_Mwy9XpA0TLctSGriM5kum0qp"),
         (watchflix("eee33463"),),
-        (outcome(rejected=[("eee33463", "not_found", "not_found")]),),
+        (outcome(rejected=[("eee33463", "not_found", "not_found")], notices=["promotions_left_out"]),),
     ),
     "validation_all_mode_one_bad": Case(
         voucherify(),

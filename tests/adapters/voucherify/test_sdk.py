@@ -66,7 +66,10 @@ def requests() -> Iterator[EngineRequest]:
         validation = adapter.validate(checkout, "s-1")
         yield next(validation)
         yield validation.send(reply({"redeemables": {"data": [{"object": "promotion_tier", "id": TIER}]}}))
-        yield next(adapter.redeem(order, "s-1"))
+        redemption = adapter.redeem(order, "s-1")
+        asked = json.loads(next(redemption).body)["redeemables"]
+        found = [{"object": one["object"], "id": one["id"], "status": "APPLICABLE"} for one in asked]
+        yield redemption.send(reply({"valid": True, "redeemables": found}))
         undo = adapter.undo(order, "s-1")
         next(undo)
         yield undo.send(reply({"redemptions": {"r_1": {}}}))

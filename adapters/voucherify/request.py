@@ -1,0 +1,176 @@
+"""What Voucherify is asked: about which cart, in which requests.
+
+Amounts are sent in whole units of the project's smallest amount (`Settings.exponent`, usually cents), and always at
+list prices.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+from urllib.parse import quote
+
+import msgspec
+
+from adapters.voucherify.options import MetadataList, Settings
+from adapters.voucherify.redeemables import Redeemable
+from mapper.adapter import Checkout, EngineRejected, EngineRequest, Line
+
+MAX_ITEMS = 500
+
+_JSON = (("Content-Type", "application/json"),)
+_EXPAND = {"expand": ["order", "redeemable"]}
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+Effect = Literal["none", "session", "redeems"]
+
+FAILURES = frozenset({409, 429, 500, 502, 503, 504})
+
+
+def validation(checkout: Checkout, session: str, asked: Sequence[Redeemable], settings: Settings) -> EngineRequest:
+    """Without effect but for the session lock, which the same key overwrites."""
+    # No order.source_id: if Voucherify knew it, it would price the order it has stored, not the one it is sent.
+    body = _body(checkout, asked, settings)
+    if settings.lock_ttl:
+        body["session"] = {**_lock(session), "ttl": settings.lock_ttl, "ttl_unit": "SECONDS"}
+    effect: Effect = "session" if settings.lock_ttl else "none"
+    return _post("validate", "/v1/validations", body, effect=effect)
+
+
+def redemption(order: Checkout, session: str, asked: Sequence[Redeemable], settings: Settings) -> EngineRequest:
+    """For good. Voucherify knows no idempotency key: sent twice, it may redeem twice."""
+    body = _body(order, asked, settings)
+    body["order"] = {"source_id": session, "status": "PAID", **body["order"]}
+    if settings.lock_ttl:
+        body["session"] = _lock(session)
+    return _post("redeem", "/v1/redemptions", body, effect="redeems")
+
+
+def qualification(checkout: Checkout, count: int, settings: Settings) -> EngineRequest:
+    """Which promotions may suit this cart. Candidates only: Voucherify ignores several limits here and caches."""
+    body: dict[str, Any] = {
+        "scenario": "ALL",
+        **_customer(checkout, settings),
+        "order": _order(checkout, settings),
+        "options": {
+            "limit": count,
+            "filters": {"junction": "and", "resource_type": {"conditions": {"$is": ["promotion_tier"]}}},
+            "sorting_rule": "BEST_DEAL",
+        },
+    }
+    if metadata := _metadata(checkout.at, settings.redemption_metadata):
+        body["metadata"] = metadata
+    return _post("qualify", "/v1/qualifications", body, effect="none")
+
+
+def stored_order(session: str) -> EngineRequest:
+    path = f"/v1/orders/{quote(session, safe='')}"
+    return EngineRequest(operation="read order", method="GET", path=path, effect="none", repeatable=True)
+
+
+def stored_redemption(redemption_id: str) -> EngineRequest:
+    path = f"/v1/redemptions/{quote(redemption_id, safe='')}"
+    return EngineRequest(operation="read redemption", method="GET", path=path, effect="none", repeatable=True)
+
+
+def release(code: str, session: str) -> EngineRequest:
+    """Frees a code that this checkout's lock holds. That it could not be freed harms nobody: the lock ends by itself.
+
+    https://docs.voucherify.io/guides/locking-validation-session (2026-08): for vouchers alone, one call for each.
+    """
+    path = f"/v1/vouchers/{quote(code, safe='')}/sessions/{quote(_lock_key(session), safe='')}"
+    return EngineRequest(
+        operation="release lock", method="DELETE", path=path, effect="session", repeatable=True, answers=FAILURES
+    )
+
+
+def rollback(redemption_id: str) -> EngineRequest:
+    """Takes back a redemption, with all its children if it is a parent. A second time changes nothing more."""
+    path = f"/v1/redemptions/{quote(redemption_id, safe='')}/rollbacks"
+    return _post("roll back", path, {"reason": "Not wanted by the order"}, effect="session")
+
+
+def _post(operation: str, path: str, body: Mapping[str, Any], *, effect: Effect) -> EngineRequest:
+    return EngineRequest(
+        operation=operation,
+        method="POST",
+        path=path,
+        body=_encode(body),
+        headers=_JSON,
+        effect=effect,
+        repeatable=effect != "redeems",
+    )
+
+
+def _body(checkout: Checkout, asked: Sequence[Redeemable], settings: Settings) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "redeemables": [one.body() for one in asked],
+        "order": _order(checkout, settings),
+        **_customer(checkout, settings),
+        "options": _EXPAND,
+    }
+    if metadata := _metadata(checkout.at, settings.redemption_metadata):
+        body["metadata"] = metadata
+    return body
+
+
+def _lock(session: str) -> dict[str, Any]:
+    return {"type": "LOCK", "key": _lock_key(session)}
+
+
+def _lock_key(session: str) -> str:
+    return f"nacelle:{session}"
+
+
+def _order(checkout: Checkout, settings: Settings) -> dict[str, Any]:
+    if len(checkout.cart) > MAX_ITEMS:
+        message = f"The cart has {len(checkout.cart)} lines; Voucherify takes {MAX_ITEMS}."
+        raise EngineRejected(message, reason="too_many_lines")
+    items = [_item(checkout, line, settings) for line in checkout.cart]
+    order: dict[str, Any] = {"amount": sum(item["amount"] for item in items), "items": items}
+    if metadata := _metadata(checkout.at, settings.order_metadata):
+        order["metadata"] = metadata
+    return order
+
+
+def _item(checkout: Checkout, line: Line, settings: Settings) -> dict[str, Any]:
+    price = settings.to_engine(line.list_price, checkout.digits)
+    source_id, related_object = line_name(line, settings)
+    item: dict[str, Any] = {
+        "source_id": source_id,
+        "related_object": related_object,
+        "quantity": line.quantity,
+        "price": price,
+        "amount": price * line.quantity,
+    }
+    # The other name too, so that rules on products and rules on SKUs both match.
+    if related_object == "sku" and line.product_id:
+        item["product"] = {"source_id": line.product_id}
+    elif related_object == "product" and (other := line.sku or line.variant_id):
+        item["sku"] = {"source_id": other}
+    if metadata := _metadata(lambda pointer: checkout.at_line(line, pointer), settings.item_metadata):
+        item["metadata"] = metadata
+    return item
+
+
+def line_name(line: Line, settings: Settings) -> tuple[str, str]:
+    """What the merchant's catalogue in Voucherify calls this line: (source_id, related_object)."""
+    chosen = {"sku": line.sku, "variant_id": line.variant_id, "product_id": line.product_id}[settings.item_id]
+    if chosen:
+        return chosen, settings.related_object
+    return line.name, "sku" if line.sku or line.variant_id else "product"
+
+
+def _customer(checkout: Checkout, settings: Settings) -> dict[str, Any]:
+    """The shopper by the merchant's own id. Voucherify's `customer.id` means its own ids, so it is never sent."""
+    value = checkout.customer or checkout.at(settings.customer_id_path)
+    source_id = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    if not source_id.strip():
+        return {}
+    customer: dict[str, Any] = {"source_id": source_id.strip()}
+    if metadata := _metadata(checkout.at, settings.customer_metadata):
+        customer["metadata"] = metadata
+    return {"customer": customer}
+
+
+def _metadata(at: Callable[[str], Any], allowed: MetadataList) -> dict[str, Any]:
+    found = {name: at(pointer) for name, pointer in allowed}
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,709 @@
+"""The Voucherify adapter: what is asked next, until everything is known; consume."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mapper.adapter import Conversation, Discount, EngineReply, LookedUp, NotRedeemed, Outcome, Redeemed
+from mapper.domain.errors import EngineRejected, EngineUnavailable, OrderMismatch, Problem
+from mapper.engine.conversation import limit
+from tests.adapters.voucherify.talk import (
+    AMOUNT,
+    ORDER,
+    RATE,
+    SHIRT,
+    TIER,
+    TIER_2,
+    TIER_REDEMPTION,
+    UNKNOWN,
+    applies,
+    asked,
+    body_of,
+    cart,
+    discount,
+    engine,
+    fails,
+    failure,
+    half,
+    held,
+    held_as_it_is,
+    invalid,
+    item,
+    order,
+    redeemed,
+    redemption,
+    refusals,
+    reply,
+    share,
+    shown_order,
+    stored,
+    taken,
+    tier,
+    tier_meta,
+    unit,
+    valid,
+)
+
+# --- Promotions without a code ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ["C"]),
+        ({"PROMOTIONS": "off"}, ["C"]),
+        ({"PROMOTIONS": f"{TIER}, {TIER_2}"}, ["C", TIER, TIER_2]),
+        ({"PROMOTIONS": f"{TIER_2},{TIER_2}", "PROMOTIONS_ORDER": "promotions_first"}, [TIER_2, "C"]),
+    ],
+)
+def test_configured_promotions_ride_along_in_the_configured_order(options: dict[str, str], expected: list[str]) -> None:
+    request = next(engine(**options).validate(cart(SHIRT, codes=["C"]), ORDER))
+    assert asked(request) == expected
+    kinds = ["promotion_tier" if name.startswith("promo_") else "voucher" for name in expected]
+    assert [one["object"] for one in body_of(request)["redeemables"]] == kinds
+
+
+def test_qualified_promotions_are_candidates_that_a_validation_decides_on() -> None:
+    candidates = [
+        {"id": TIER, "object": "promotion_tier"},
+        {"id": "X", "object": "voucher"},
+        {"id": "camp_1", "object": "campaign"},
+        {"id": "../../orders", "object": "promotion_tier"},
+        {"id": TIER_2, "object": "promotion_tier"},
+        None,
+    ]
+    outcome, [first, second] = held(
+        engine(PROMOTIONS="qualify").validate(cart(SHIRT, codes=["C"]), ORDER),
+        {"redeemables": {"data": candidates}},
+        valid(applies("C", share(1)), tier(TIER, share(2)), fails(TIER_2, "promotion_inactive", "promotion_tier")),
+    )
+    options = body_of(first)["options"]
+    assert (first.path, first.repeatable, options["limit"]) == ("/v1/qualifications", True, 29)
+    assert options["filters"]["resource_type"] == {"conditions": {"$is": ["promotion_tier"]}}
+    assert "source_id" not in body_of(first)["order"]
+    assert asked(second) == ["C", TIER, TIER_2]
+    assert taken(outcome) == [("C", None, 1, "APPLY_TO_ORDER"), (TIER, None, 2, "APPLY_TO_ORDER")]
+    assert not outcome.rejected
+
+
+def test_no_more_is_asked_for_than_voucherify_takes() -> None:
+    codes = [f"C{n}" for n in range(30)]
+    for promotions in ("qualify", TIER):
+        assert asked(next(engine(PROMOTIONS=promotions).validate(cart(SHIRT, codes=codes), ORDER))) == codes
+
+
+def test_a_promotion_that_does_not_apply_costs_no_code_and_is_no_refused_code() -> None:
+    conversation = engine(PROMOTIONS=f"{TIER},{TIER_2}").validate(cart(SHIRT, codes=["C"]), ORDER)
+    first = invalid(applies("C", share(5)), fails(TIER, "order_rules_violated", "promotion_tier"))
+    second = invalid(applies("C", share(5)), fails(TIER_2, "order_rules_violated", "promotion_tier"))
+    outcome, requests = held(conversation, first, second, valid(applies("C", share(5))))
+    assert [asked(request) for request in requests] == [["C", TIER, TIER_2], ["C", TIER_2], ["C"]]
+    assert [one.amount for one in outcome.discounts] == [5]
+    assert not outcome.rejected
+
+
+# --- Consume ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("promotions", "metas", "expected"),
+    [
+        ("qualify", [tier_meta(TIER, 2), tier_meta(TIER_2, 1)], ["C", TIER_2, TIER]),
+        ("qualify", [tier_meta(TIER, "x"), tier_meta(TIER_2, 1), tier_meta(TIER, 2)], ["C", TIER_2, TIER]),
+        (TIER_2, [tier_meta(TIER), tier_meta(TIER_2)], ["C", TIER_2]),
+        ("off", [tier_meta(TIER)], ["C"]),
+        (TIER, [], ["C"]),
+        ("qualify", [tier_meta("../x"), tier_meta("v_1"), {"object": "promotion_tier"}], ["C"]),
+        ("qualify", [{"object": "voucher", "redeemable": "STRANGE", "code": "STRANGE"}], ["C"]),
+    ],
+)
+@pytest.mark.parametrize("call", ["check", "redeem"])
+def test_consume_redeems_the_promotions_that_the_shopper_was_shown(
+    call: str, promotions: str, metas: list[dict[str, Any]], expected: list[str]
+) -> None:
+    adapter, paid = engine(PROMOTIONS=promotions), shown_order(*metas, codes=["C"])
+    conversation = adapter.check(paid, ORDER) if call == "check" else adapter.redeem(paid, ORDER)
+    assert asked(next(conversation)) == expected
+
+
+def test_a_promotion_that_gave_no_money_is_redeemed_too() -> None:
+    notices = [{"type": "units", "text": "t", "payload": tier_meta(TIER)}, {"payload": 5}, 7]
+    assert asked(next(engine(PROMOTIONS=TIER).redeem(shown_order(notices=notices), ORDER))) == [TIER]
+
+
+def test_what_validate_writes_is_what_consume_reads() -> None:
+    adapter = engine(PROMOTIONS=f"{TIER},{TIER_2}", PROMOTIONS_ORDER="promotions_first")
+    answer = valid(
+        tier(TIER, share(1)), tier(TIER_2, share(0, item(2)), **discount("APPLY_TO_ITEMS")), applies("C", share(3))
+    )
+    outcome, _ = held(adapter.validate(cart(("A", 1, "5.00"), codes=["C"]), ORDER), answer)
+    paid = shown_order(*[one.meta for one in reversed(outcome.discounts)], codes=["C"])
+    assert asked(next(adapter.redeem(paid, ORDER))) == [TIER, TIER_2, "C"]
+
+
+@pytest.mark.parametrize(
+    ("metas", "rejected", "expected"),
+    [
+        ([], [{"code": "BAD"}], ["GOOD"]),
+        ([{"code": "BAD"}], [{"code": "BAD"}], ["BAD", "GOOD"]),
+        ([], [{"code": 7}, None, {"code": "OTHER"}], ["BAD", "GOOD"]),
+    ],
+)
+def test_a_code_that_earned_nothing_is_left_alone_and_one_that_earned_something_is_not(
+    metas: list[dict[str, Any]], rejected: list[Any], expected: list[str]
+) -> None:
+    assert (
+        asked(next(engine().redeem(shown_order(*metas, codes=["BAD", "GOOD"], rejected=rejected), ORDER))) == expected
+    )
+
+
+def test_a_code_that_was_refused_is_known_again_as_it_was_entered() -> None:
+    paid = shown_order(codes=["BAD\u200b", "GOOD"], rejected=[{"code": "BAD\u200b"}])
+    assert asked(next(engine().redeem(paid, ORDER))) == ["GOOD"]
+
+
+@pytest.mark.parametrize("call", ["check", "redeem"])
+def test_an_order_without_promotions_costs_no_call(call: str) -> None:
+    for paid in (order(SHIRT), order(("A", 0, "1.00"), codes=["X"])):
+        outcome, requests = held(getattr(engine(PROMOTIONS=TIER), call)(paid, ORDER))
+        assert (outcome, requests) == (Outcome(), [])
+
+
+def test_a_redemption_reads_like_the_validation_before_it() -> None:
+    adapter = engine(PROMOTIONS=TIER)
+    paid = shown_order(tier_meta(TIER), codes=["C", "G", "L"])
+    said = {"campaign_name": "Spring", "campaign_id": "camp_1"}
+    checked, _ = held(
+        adapter.check(paid, ORDER),
+        valid(
+            {**applies("C", share(5), discount=AMOUNT), **said},
+            {**applies("G", share(4), gift={"credits": 4}), **said},
+            {**applies("L", share(3), loyalty_card={"points": 30}), **said},
+            {**tier(TIER, share(2), discount=AMOUNT), "name": "Tier", "campaign_id": "camp_2"},
+        ),
+    )
+    done, _ = held(
+        adapter.redeem(paid, ORDER),
+        valid(*[applies(code, share(1)) for code in "CGL"], tier(TIER, share(1))),
+        redeemed(
+            redemption("C", 5, 1),
+            redemption("G", 4, 2, "GIFT_VOUCHER", gift={"amount": 4}),
+            redemption("L", 3, 3, "LOYALTY_CARD", loyalty_card={"points": 30}),
+            redemption(TIER, 2, 4, **TIER_REDEMPTION),
+        ),
+        UNKNOWN,
+    )
+    assert done.discounts == checked.discounts
+    assert [one.effect_type for one in done.discounts] == [
+        "APPLY_TO_ORDER",
+        "GIFT_CARD",
+        "PAY_WITH_POINTS",
+        "APPLY_TO_ORDER",
+    ]
+    assert [(one.type, one.payload) for one in done.notices] == [("redemption", {"redemptions": ["r_0"]})]
+    assert not done.redeemed
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (
+            redeemed(redemption("A", 5), inapplicable_redeemables=[fails("B", "voucher_expired")]),
+            [("B", "expired", "voucher_expired")],
+        ),
+        (
+            redeemed(redemption("A", 5), skipped_redeemables=[fails("B", "no_effect", status="SKIPPED")]),
+            [("B", "no_effect", "no_effect")],
+        ),
+        (redeemed(redemption("A", 5)), [("B", "other", "")]),
+        (redeemed(redemption("A", 5), {**redemption("B", 0, 2), "result": "FAILURE"}), [("B", "other", "")]),
+        (redeemed(redemption("a", 5), redemption("B", 1, 2)), []),
+        (redeemed(redemption("A", 5, voucher=None), redemption("B", 1, 2, voucher=None)), []),
+        (redeemed(), [("A", "other", ""), ("B", "other", "")]),
+    ],
+)
+def test_less_redeemed_than_asked_for_is_seen_although_the_status_is_200(
+    answer: dict[str, Any], expected: list[tuple[str, str, str]]
+) -> None:
+    outcome, _ = held(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), answer, UNKNOWN)
+    assert refusals(outcome) == expected
+
+
+def test_after_a_redemption_amounts_that_do_not_add_up_are_told_and_not_fatal() -> None:
+    answer = redeemed(redemption("A", 5))
+    answer["order"]["total_applied_discount_amount"] = 7
+    outcome, _ = held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
+    assert [one.amount for one in outcome.discounts] == [5]
+    assert [one.type for one in outcome.notices] == ["amounts_differ", "redemption"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"{}", b'{"redemptions":{}}', b'{"redemptions":[{"result":"SUCCESS","order":{"items":[{"price":"?"}]}}]}'],
+)
+def test_a_redemption_that_cannot_be_read_is_an_unknown_outcome(answer: bytes) -> None:
+    with pytest.raises(EngineUnavailable) as caught:
+        held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), reply(answer))
+    assert caught.value.sent
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        (reply(stored("r_1")), "redeemed"),
+        (reply(stored()), "absent"),
+        (reply({"id": "ord_1"}), "absent"),
+        (reply(stored(rolled_back=["r_1"])), "absent"),
+        (reply(stored("r_2", rolled_back=["r_1"])), "redeemed"),
+        (failure("not_found", 404), "absent"),
+        (failure("resource_not_found", 404), "absent"),
+        (reply(stored("r_1", total_discount_amount="?")), "redeemed"),
+        (reply(b"<html>", 404), None),
+        (reply(b"", 404), None),
+        (reply(b"", 200), None),
+        (failure("unauthorized", 401), None),
+    ],
+)
+def test_recall_believes_voucherify_alone(answer: EngineReply, state: str | None) -> None:
+    conversation = (engine().look_up(order(SHIRT), "a/b ?#.."),)
+    if state is None:
+        with pytest.raises((EngineUnavailable, EngineRejected)):
+            held(conversation[0], answer)
+        return
+    found, [request] = held(conversation[0], answer)
+    assert isinstance(found, LookedUp)
+    assert found.state == state
+    assert (request.method, request.path) == ("GET", "/v1/orders/a%2Fb%20%3F%23..")
+    assert request.repeatable
+
+
+def test_recall_tells_what_was_granted() -> None:
+    items = [
+        {"source_id": "SHIRT-M", "quantity": 3, "price": 2000, "initial_quantity": 2, "discount_amount": 2500},
+        {"product_id": "prod_5h1pp1ng", "quantity": 1, "initial_quantity": 0, "discount_quantity": 1},
+    ]
+    answer = stored("r_1", items=items, total_discount_amount=3000)
+    found, _ = held(engine().look_up(order(SHIRT, **RATE), ORDER), answer)
+    amounts = {(one.line, one.cost): one.amount for one in found.outcome.discounts}
+    assert amounts == {(None, ""): 500, (0, ""): 500, (None, "shipping"): 1500}
+    assert [one.type for one in found.outcome.notices] == ["redemption"]
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{"source_id": "OTHER", "quantity": 2, "price": 2000}],
+        [{"source_id": "SHIRT-M", "quantity": 2, "price": 1999}],
+        [{"source_id": "SHIRT-M", "quantity": 3, "initial_quantity": 3, "price": 2000}],
+        [],
+        [{"source_id": "SHIRT-M", "price": 2000}, {"source_id": "B", "price": 1, "initial_quantity": 1}],
+        [{"source_id": "SHIRT-M", "quantity": 3, "price": 2000}],
+        [{"source_id": "SHIRT-M", "quantity": 1, "price": 2000}],
+        [{"source_id": "SHIRT-M", "quantity": 3, "price": 2000, "applied_quantity": None, "discount_quantity": 0}],
+        [{"source_id": "SHIRT-M", "quantity": 3, "initial_quantity": 1, "price": 2000, "discount_quantity": 2}],
+        [{"source_id": "SHIRT-M", "quantity": 2, "price": 2000}, {"source_id": "B", "quantity": 1, "price": 1}],
+    ],
+)
+def test_an_order_that_was_redeemed_with_another_cart_is_another_order(items: list[dict[str, Any]]) -> None:
+    with pytest.raises(OrderMismatch):
+        held(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{"source_id": "SHIRT-M", "quantity": 2, "price": 2000}],
+        [{"source_id": "SHIRT-M"}],
+        # Units that Voucherify has added, told in one way or another.
+        [{"source_id": "SHIRT-M", "quantity": 3, "initial_quantity": 2, "price": 2000}],
+        [{"source_id": "SHIRT-M", "quantity": 3, "applied_quantity": 1, "price": 2000}],
+        [{"source_id": "SHIRT-M", "quantity": 3, "discount_quantity": 1, "price": 2000}],
+        [{"source_id": "SHIRT-M", "quantity": 2}, {"product_id": "prod_1", "quantity": 1, "initial_quantity": 0}],
+        [{"source_id": "SHIRT-M", "quantity": 2}, {"product_id": "prod_1", "quantity": 1, "applied_quantity": 1}],
+        [{"source_id": "SHIRT-M", "quantity": 2}, {"product_id": "prod_5h1pp1ng", "quantity": 1}],
+        # Units that it has replaced.
+        [{"source_id": "SHIRT-M", "quantity": 1, "applied_quantity": -1, "price": 2000}],
+    ],
+)
+def test_what_voucherify_itself_has_changed_makes_no_other_order(items: list[dict[str, Any]]) -> None:
+    found, _ = held(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
+    assert found.state == "redeemed"
+
+
+def test_recall_finds_further_redemptions_and_repair_leaves_the_first() -> None:
+    answer = stored(redemptions={"r_1": {"date": "2026-01-02"}, "r_3": {"date": "2026-01-03"}, "r_2": {"date": "2026"}})
+    found, _ = held(engine().look_up(order(SHIRT), ORDER), answer)
+    assert found.extra == ("r_1", "r_3")
+    done = [reply({"rollbacks": []}), failure("already_rolled_back")]
+    _, requests = held(engine().repair(order(SHIRT), ORDER, found.extra), *done)
+    assert [one.path for one in requests] == [f"/v1/redemptions/{name}/rollbacks" for name in found.extra]
+    assert held(engine().look_up(order(SHIRT), ORDER), stored("r_1"))[0].extra == ()
+
+
+def test_what_stands_among_an_orders_redemptions_and_is_none_rolls_nothing_back() -> None:
+    strange = {"extension": {"nobody": "knows"}, "r_1": {"date": "2026-01-02"}}
+    found, _ = held(engine().look_up(order(SHIRT), ORDER), stored(redemptions=strange))
+    assert (found.state, found.extra) == ("redeemed", ())
+    found, _ = held(engine().look_up(order(SHIRT), ORDER), stored(redemptions={"extension": {}}))
+    assert found.state == "absent"
+    answer = redeemed(redemption("A", 5))
+    answer["order"]["redemptions"] |= {"extension": {"nobody": "knows"}}
+    outcome, _ = held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
+    assert [one.amount for one in outcome.discounts] == [5]
+
+
+@pytest.mark.parametrize("call", ["check", "redeem"])
+def test_a_code_that_is_used_up_may_have_been_used_up_by_this_very_order(call: str) -> None:
+    refused = {"check": reply(invalid(fails("X", "quantity_exceeded"))), "redeem": failure("quantity_exceeded")}[call]
+    paid = order(SHIRT, codes=["X"])
+    outcome, requests = held(getattr(engine(), call)(paid, ORDER), refused, stored("r_1"))
+    assert (outcome.redeemed, outcome.rejected) == (True, ())
+    assert requests[1].path == f"/v1/orders/{ORDER}"
+    outcome, _ = held(getattr(engine(), call)(paid, ORDER), refused, failure("not_found", 404))
+    assert (outcome.redeemed, refusals(outcome)) == (False, [("X", "used_up", "quantity_exceeded")])
+
+
+@pytest.mark.parametrize(
+    ("live", "read_later"),
+    [
+        (["r_old"], UNKNOWN),  # ours came second
+        ([], stored("r_1", "r_late")),  # or first, and another one came before we had our answer
+        ([], stored("r_early", "r_1")),
+    ],
+)
+def test_a_redemption_that_is_not_the_only_one_is_an_unknown_outcome_which_a_look_up_settles(
+    live: list[str], read_later: Any
+) -> None:
+    paid = order(SHIRT, codes=["A"])
+    with pytest.raises(EngineUnavailable) as caught:
+        held(engine().redeem(paid, ORDER), redeemed(redemption("A", 5), live=live), read_later)
+    assert (caught.value.reason, caught.value.sent) == ("redeemed_twice", True)
+
+
+@pytest.mark.parametrize(("handle", "extra"), [("", ("r_2",)), ("r_1", ("r_2",)), ("r_2", ("r_1",)), ("r_9", ("r_2",))])
+def test_of_several_redemptions_the_one_that_was_told_of_counts_else_the_first(
+    handle: str, extra: tuple[str, ...]
+) -> None:
+    answer = stored(redemptions={"r_1": {"date": "1"}, "r_2": {"date": "2"}})
+    found, _ = held(engine().look_up(order(SHIRT), ORDER, handle), answer)
+    assert (found.state, found.extra) == ("redeemed", extra)
+
+
+def test_a_redemption_gives_its_id_as_its_handle() -> None:
+    one = held_as_it_is(engine().redeem(order(SHIRT, codes=["A"]), ORDER), redeemed(redemption("A", 5)), UNKNOWN)
+    assert isinstance(one, Redeemed)
+    assert one.handle == "r_1"
+    several = redeemed(redemption("A", 5), redemption("B", 5, 2))
+    both = held_as_it_is(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), several, UNKNOWN)
+    assert isinstance(both, Redeemed)
+    assert both.handle == "r_0"
+
+
+def test_a_redemption_of_nothing_is_none() -> None:
+    answer = redeemed(inapplicable_redeemables=[fails("A", "voucher_expired")])
+    done = held_as_it_is(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
+    assert isinstance(done, NotRedeemed)
+    assert [(one.code, one.reason) for one in done.rejected] == [("A", "expired")]
+
+
+def test_children_of_our_own_redemption_are_not_taken_for_another_one() -> None:
+    answer = redeemed(redemption("A", 5), redemption("B", 5, 2))
+    family = {"r_0": {"stacked": ["r_1", "r_2"]}, "r_1": {}, "r_2": {}}
+    answer["order"]["redemptions"] = family
+    outcome, requests = held(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), answer, stored(redemptions=family))
+    assert [one.path for one in requests] == ["/v1/redemptions", f"/v1/orders/{ORDER}"]
+    assert not outcome.redeemed
+
+
+@pytest.mark.parametrize(
+    ("answer", "children", "missing", "told"),
+    [
+        (half(), {"r_1": redemption("A", 5)}, ["B"], [TIER]),
+        (half("r_2"), {"r_2": redemption("A", 5)}, ["B"], [TIER]),
+        (half("r_2", "r_3"), {"r_2": redemption("a", 5), "r_3": redemption("B", 5)}, [], [TIER]),
+        (half("r_2", "r_3"), {"r_2": redemption("B", 5), "r_3": redemption(TIER, 5, **TIER_REDEMPTION)}, ["A"], []),
+        (half("r_2", "r_3"), {"r_2": redemption("A", 5), "r_3": redemption("B", 5, result="FAILURE")}, ["B"], [TIER]),
+        (half("r_2", "r_2"), {"r_2": redemption("A", 5)}, ["B"], [TIER]),
+        (half("r_2", "r_3", "r_4"), {}, [], []),
+        # What was redeemed a second time makes up for nothing: it is rolled back.
+        (
+            stored(redemptions={"r_1": {"date": "1"}, "r_9": {"date": "2", "stacked": ["r_2", "r_3", "r_4"]}}),
+            {"r_1": redemption("A", 5)},
+            ["B"],
+            [TIER],
+        ),
+    ],
+)
+def test_an_order_that_was_redeemed_in_part_says_what_is_missing(
+    answer: dict[str, Any], children: dict[str, Any], missing: list[str], told: list[str]
+) -> None:
+    shown = [{"name": "n", "amount": "0.01", "meta": tier_meta(TIER)}]
+    paid = order(SHIRT, codes=["A", "B"], applied_discounts=shown)
+    found, requests = held(engine(PROMOTIONS=TIER).look_up(paid, ORDER), answer, *children.values())
+    assert found.state == "redeemed"
+    assert [(one.method, one.path) for one in requests[1:]] == [("GET", f"/v1/redemptions/{name}") for name in children]
+    assert all(one.repeatable for one in requests)
+    assert refusals(found.outcome) == [(code, "not_applied", "") for code in missing]
+    refused = [one.payload["redeemable"] for one in found.outcome.notices if one.type == "promotion_refused"]
+    assert refused == told
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        redemption("A", 5, voucher=None),
+        redemption("A", 5, voucher={"code": None}),
+        reply(b"<html>"),
+        failure("not_found", 404),
+    ],
+)
+def test_what_is_missing_is_never_guessed(answer: Any) -> None:
+    with pytest.raises(EngineUnavailable) as caught:
+        held(engine().look_up(order(SHIRT, codes=["A", "B"]), ORDER), half(), answer)
+    assert caught.value.sent
+
+
+@pytest.mark.parametrize(
+    ("call", "before"),
+    [
+        ("check", [invalid(fails("B", "quantity_exceeded")), valid(applies("A", share(5)))]),
+        (
+            "redeem",
+            [
+                failure("quantity_exceeded"),
+                invalid(fails("B", "quantity_exceeded")),
+                valid(applies("A", share(5))),
+            ],
+        ),
+    ],
+)
+def test_an_order_that_was_redeemed_in_part_before_says_so_too(call: str, before: list[Any]) -> None:
+    conversation = getattr(engine(), call)(order(SHIRT, codes=["A", "B"]), ORDER)
+    outcome, _ = held(conversation, *before, half(), redemption("A", 5))
+    assert (outcome.redeemed, refusals(outcome)) == (True, [("B", "not_applied", "")])
+
+
+def test_as_many_redemptions_as_an_order_can_have_fit_into_one_conversation() -> None:
+    codes = [f"C{number}" for number in range(30)]
+    children = [redemption(code, 5, number) for number, code in enumerate(codes[:29], 2)]
+    found, requests = held(
+        engine().look_up(order(SHIRT, codes=codes), ORDER), half(*(one["id"] for one in children)), *children
+    )
+    assert refusals(found.outcome) == [("C29", "not_applied", "")]
+    assert len(requests) == 30 < limit(lines=1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "rolled_back"),
+    [
+        (reply(stored("r_1", rolled_back=["r_0"])), ["r_1"]),
+        (reply(stored("r_1", "r/2")), ["r%2F2", "r_1"]),
+        (reply(stored("r_1", "r_2", redemptions={"r_1": {"stacked": ["r_2"]}, "r_2": {}})), ["r_1"]),
+        (reply(stored()), []),
+        (failure("not_found", 404), []),
+    ],
+)
+@pytest.mark.parametrize("again", [reply({"rollbacks": []}), failure("already_rolled_back")])
+def test_undo_rolls_back_all_that_stands_and_a_second_time_is_no_error(
+    answer: EngineReply, rolled_back: list[str], again: EngineReply
+) -> None:
+    _, requests = held(engine().undo(order(SHIRT), ORDER), answer, *[again] * len(rolled_back))
+    assert [one.path for one in requests[1:]] == [f"/v1/redemptions/{name}/rollbacks" for name in rolled_back]
+    assert all(one.repeatable for one in requests)
+
+
+def test_undo_needs_no_order_and_believes_the_handle_where_the_order_is_not_found() -> None:
+    done = reply({"rollbacks": []})
+    for final in (True, False):
+        _, requests = held(engine().undo(None, ORDER, "r_1", final=final), stored("r_1"), done)
+        assert [one.path for one in requests] == [f"/v1/orders/{ORDER}", "/v1/redemptions/r_1/rollbacks"]
+        _, requests = held(engine().undo(None, ORDER, "r_1", final=final), UNKNOWN, done)
+        assert [one.path for one in requests[1:]] == ["/v1/redemptions/r_1/rollbacks"]
+        # The order is found, and says that it is undone.
+        _, requests = held(engine().undo(None, ORDER, "r_1", final=final), stored(rolled_back=["r_1"]))
+        assert len(requests) == 1
+
+
+def test_undo_that_fails_says_so() -> None:
+    with pytest.raises(EngineRejected):
+        held(engine().undo(order(SHIRT), ORDER), stored("r_1"), failure("invalid_redemption_parent"))
+
+
+def test_a_promotion_that_keeps_the_codes_from_being_redeemed_is_left_out_and_told() -> None:
+    adapter, paid = engine(PROMOTIONS=TIER), shown_order(tier_meta(TIER), codes=["C"])
+    spoiled = invalid(applies("C", share(5)), fails(TIER, "promotion_inactive", "promotion_tier"))
+    good = valid(applies("C", share(5)))
+    outcome, requests = held(adapter.redeem(paid, ORDER), spoiled, good, redeemed(redemption("C", 5)), UNKNOWN)
+    assert [(one.path, asked(one)) for one in requests[:-1]] == [
+        ("/v1/validations", ["C", TIER]),
+        ("/v1/validations", ["C"]),
+        ("/v1/redemptions", ["C"]),
+    ]
+    assert [one.amount for one in outcome.discounts] == [5]
+    assert {one.type: one.payload for one in outcome.notices} == {
+        "redemption": {"redemptions": ["r_1"]},
+        "promotion_refused": {"object": "promotion_tier", "redeemable": TIER, "engine_reason": "promotion_inactive"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("validations", "refused", "redeems"),
+    [
+        ([invalid(fails("A", "voucher_expired")), valid(applies("B", share(1)))], ["A"], ["B"]),
+        ([valid(fails("A", "voucher_expired"), applies("B", share(1)))], ["A"], ["B"]),
+        # Meanwhile it applies again: whom the redemption named is left out; without a name, nothing is redeemed.
+        ([valid(applies("A", share(1)), applies("B", share(1)))], ["A", "B"], []),
+    ],
+)
+def test_after_a_refused_redemption_a_validation_tells_what_to_leave_out(
+    validations: list[Any], refused: list[str], redeems: list[str]
+) -> None:
+    replies = [failure("voucher_expired"), *validations]
+    replies += [redeemed(*[redemption(code, 1) for code in redeems]), UNKNOWN] if redeems else []
+    outcome, requests = held(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), *replies)
+    assert refusals(outcome) == [(code, "expired", "voucher_expired") for code in refused]
+    assert [asked(one) for one in requests if one.path == "/v1/redemptions"][1:] == [redeems] * bool(redeems)
+
+
+def test_promotions_that_cannot_be_redeemed_are_told_or_refused() -> None:
+    adapter, paid = engine(PROMOTIONS=TIER), shown_order(tier_meta(TIER))
+    refused = failure("promotion_inactive", details=TIER)
+    gone = invalid(fails(TIER, "promotion_inactive", "promotion_tier"))
+    outcome, _ = held(adapter.redeem(paid, ORDER), refused, gone)
+    assert [one.type for one in outcome.notices] == ["promotion_refused"]
+    checked, _ = held(adapter.check(paid, ORDER), gone)
+    assert checked == outcome
+    with pytest.raises(EngineRejected) as caught:
+        held(adapter.redeem(paid, ORDER), refused, valid(tier(TIER, share(1))))
+    assert caught.value.reason == "promotion_refused"
+
+
+# --- Locks ------------------------------------------------------------------------------------------------------------
+
+LOCKED = {"SESSION_LOCK_TTL": "900"}
+KEY = "nacelle%3Aorder-1"
+
+
+def voucher_meta(code: str) -> dict[str, Any]:
+    return {"object": "voucher", "redeemable": code, "code": code, "position": 0}
+
+
+def before(call: str, codes: Sequence[str], *metas: dict[str, Any], notices: Sequence[Any] = ()) -> Any:
+    """The conversation about a body that brings an earlier answer of ours along."""
+    entries = [{"name": "n", "amount": "0.01", "effect_type": "e", "meta": meta} for meta in metas]
+    promotions = {"meta": {"mapper": {"notices": list(notices)}}}
+    if call == "validate":
+        return engine(**LOCKED).validate(cart(SHIRT, codes=codes, discounts=entries, promotions=promotions), ORDER)
+    return engine(**LOCKED).check(order(SHIRT, codes=codes, applied_discounts=entries, promotions=promotions), ORDER)
+
+
+@pytest.mark.parametrize("call", ["validate", "check"])
+@pytest.mark.parametrize(
+    ("codes", "answers", "released"),
+    [
+        (["A"], [valid(applies("A", share(5)))], ["GO/NE", "QUIET"]),
+        ([], [], ["A", "GO/NE", "QUIET"]),
+        # Refused now, applied before: it may be held all the same.
+        (["A", "GO/NE"], [valid(applies("A", share(5)), fails("GO/NE", "order_rules_violated"))], ["GO/NE", "QUIET"]),
+        (["A", "GO/NE", "QUIET"], [valid(*[applies(code, share(5)) for code in ("A", "GO/NE", "QUIET")])], []),
+    ],
+)
+@pytest.mark.parametrize("released_as", [reply(b"", 204), failure("not_found", 404), reply(b"", 429), reply(b"", 503)])
+def test_a_code_that_has_left_the_cart_is_not_kept_locked(
+    call: str, codes: list[str], answers: list[Any], released: list[str], released_as: EngineReply
+) -> None:
+    metas = [voucher_meta("A"), voucher_meta("GO/NE"), tier_meta(TIER)]
+    notices = [{"type": "no_effect", "text": "t", "payload": voucher_meta("QUIET")}]
+    conversation = before(call, codes, *metas, notices=notices)
+    _, requests = held(conversation, *answers, *[released_as] * len(released))
+    freed = [one for one in requests if one.method == "DELETE"]
+    assert [one.path for one in freed] == [
+        f"/v1/vouchers/{code.replace('/', '%2F')}/sessions/{KEY}" for code in released
+    ]
+    assert all((one.effect, one.repeatable) == ("session", True) for one in freed)
+    assert all({409, 429, 500, 503} <= one.answers for one in freed)
+
+
+def test_without_locks_nothing_is_released() -> None:
+    entries = [{"name": "n", "amount": "0.01", "effect_type": "e", "meta": voucher_meta("GONE")}]
+    _, requests = held(engine().validate(cart(SHIRT, discounts=entries), ORDER))
+    assert requests == []
+
+
+def test_a_cancelled_order_keeps_no_code_locked() -> None:
+    paid = order(SHIRT, codes=["A", "B"])
+    replies: list[Any] = [stored("r_1"), {"rollbacks": []}, reply(b"", 204), failure("not_found", 404)]
+    _, requests = held(engine(**LOCKED).undo(paid, ORDER, "r_1", final=True), *replies)
+    assert [one.path for one in requests[2:]] == [f"/v1/vouchers/{code}/sessions/{KEY}" for code in "AB"]
+    # Undone to be redeemed again: the codes stay this checkout's.
+    _, requests = held(engine(**LOCKED).undo(paid, ORDER, "r_1", final=False), *replies[:2])
+    assert len(requests) == 2
+
+
+# --- Whatever is answered ---------------------------------------------------------------------------------------------
+JUNK = st.recursive(
+    st.sampled_from([None, True, False, -1, 0, 7, 1.5, 10**20, "", "X", "APPLICABLE", "r_1"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["id", "order", "items", "key"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+GOOD: list[tuple[Any, int]] = [
+    (valid(applies("X", share(5, item(5, source_id="SHIRT-M")), **unit()), fails("Y", "not_found")), 200),
+    (invalid(fails("X", "quantity_exceeded"), skipped_redeemables=[fails("Y", "no_effect", status="SKIPPED")]), 200),
+    (redeemed(redemption("X", 5), redemption(TIER, 5, 2, **TIER_REDEMPTION), live=["r_old"]), 200),
+    (stored("r_1", "r_2", rolled_back=["r_3"]), 200),
+    (half("r_1", "r_2"), 200),
+    (redemption("X", 5), 200),
+    ({"redeemables": {"data": [{"id": TIER, "object": "promotion_tier"}]}}, 200),
+    ({"code": 400, "key": "voucher_expired", "details": "X", "resource_type": "voucher"}, 400),
+    ({"code": 404, "key": "not_found", "details": "?", "resource_id": "X"}, 404),
+]
+
+
+@st.composite
+def hostile(draw: st.DrawFn) -> EngineReply:
+    """A good answer with something else in a few of its places."""
+    body, status = draw(st.sampled_from(GOOD))
+    body = json.loads(json.dumps(body))
+    for _ in range(draw(st.integers(0, 3))):
+        at, holder = body, None
+        key: Any = None
+        while isinstance(at, dict | list) and at and (holder is None or draw(st.booleans())):
+            key = draw(st.sampled_from(sorted(at))) if isinstance(at, dict) else draw(st.integers(0, len(at) - 1))
+            holder, at = at, at[key]
+        if holder is not None:
+            holder[key] = draw(JUNK)
+    return reply(body, draw(st.sampled_from([status, status, status, 200, 400, 404, 401, 500, 204])))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(["validate", "check", "redeem", "look_up", "undo"]), st.data())
+def test_no_answer_leads_to_anything_but_an_outcome_or_a_problem(call: str, data: st.DataObject) -> None:
+    adapter = engine(PROMOTIONS="qualify")
+    promotions = {"coupon_codes": ["X", "Y"]}
+    if call == "validate":
+        conversation: Conversation[Any] = adapter.validate(cart(SHIRT, promotions=promotions), ORDER)
+    else:
+        entries = [{"name": "n", "amount": "0.01", "meta": tier_meta(TIER)}]
+        conversation = getattr(adapter, call)(order(SHIRT, promotions=promotions, applied_discounts=entries), ORDER)
+    try:
+        asked: Any = next(conversation)
+        for _ in range(20):
+            several = isinstance(asked, tuple)
+            answers: Any = tuple(data.draw(hostile()) for _ in asked) if several else data.draw(hostile())
+            asked = conversation.send(answers)
+    except StopIteration as end:
+        outcome = end.value
+        assert outcome is None or isinstance(outcome, Outcome | Redeemed | NotRedeemed | LookedUp)
+        if isinstance(outcome, Outcome):
+            assert all(isinstance(one, Discount) and one.amount > 0 for one in outcome.discounts)
+    except Problem:
+        pass
+    else:
+        pytest.fail("the conversation does not end")

@@ -1,0 +1,254 @@
+"""The Voucherify adapter: what it asks."""
+
+from typing import Any
+
+import pytest
+
+from mapper.domain.checkout import Checkout
+from mapper.domain.errors import EngineRejected, InvalidRequest
+from tests.adapters.voucherify.talk import (
+    AMOUNT,
+    ORDER,
+    SHIRT,
+    TIER,
+    applies,
+    body_of,
+    cart,
+    engine,
+    fails,
+    failure,
+    held,
+    invalid,
+    order,
+    refusals,
+    share,
+    valid,
+)
+
+# --- What is asked ----------------------------------------------------------------------------------------------------
+
+
+def test_a_validation_says_exactly_this_and_no_more() -> None:
+    checkout = cart(SHIRT, ("MUG", 1, "5.50"), codes=["SAVE"], customer={"id": 7, "email": "a@b.c"}, metadata={"a": 1})
+    _, [request] = held(engine().validate(checkout, ORDER), invalid(fails("SAVE", "voucher_expired")))
+    assert body_of(request) == {
+        "redeemables": [{"object": "voucher", "id": "SAVE"}],
+        "order": {
+            "amount": 4550,
+            "items": [
+                {
+                    "source_id": "SHIRT-M",
+                    "related_object": "sku",
+                    "quantity": 2,
+                    "price": 2000,
+                    "amount": 4000,
+                    "product": {"source_id": "SHIRT"},
+                },
+                {"source_id": "MUG", "related_object": "sku", "quantity": 1, "price": 550, "amount": 550},
+            ],
+        },
+        "customer": {"source_id": "7"},
+        "options": {"expand": ["order", "redeemable"]},
+    }
+    assert (request.method, request.path, request.repeatable) == ("POST", "/v1/validations", True)
+
+
+def test_a_redemption_adds_the_order_and_is_never_repeatable() -> None:
+    paid = order(SHIRT, codes=["SAVE"])
+    _, [request] = held(engine().redeem(paid, ORDER), failure("voucher_expired"))
+    assert body_of(request)["order"] == {
+        "source_id": ORDER,
+        "status": "PAID",
+        "amount": 4000,
+        "items": body_of(request)["order"]["items"],
+    }
+    assert (request.method, request.path, request.repeatable) == ("POST", "/v1/redemptions", False)
+
+
+def test_the_engine_is_asked_about_list_prices() -> None:
+    reduced = {
+        "sku": "A",
+        "quantity": 3,
+        "price": "8.33",
+        "discounts": [{"amount": "5.01", "meta": {"list_price": "10.00"}}],
+    }
+    for conversation in (
+        engine().validate(cart(reduced, codes=["X"]), ORDER),
+        engine().redeem(
+            order({**reduced, "applied_discounts": reduced["discounts"], "discounts": "5.01"}, codes=["X"]), ORDER
+        ),
+    ):
+        request = next(conversation)
+        assert body_of(request)["order"]["amount"] == 3000
+
+
+def test_only_metadata_that_was_asked_for_leaves_the_house() -> None:
+    options = {
+        "ORDER_METADATA": "currency=/currency, ratio=/metadata/ratio, none=/nowhere",
+        "ITEM_METADATA": "colour=/colour",
+        "CUSTOMER_METADATA": "tier=/customer/tier",
+        "REDEMPTION_METADATA": "channel=/metadata/channel",
+        "PROMOTIONS": "qualify",
+    }
+    checkout = cart(SHIRT, codes=["X"], customer={"id": "c", "tier": "gold"}, metadata={"ratio": 1.5, "channel": "web"})
+    _, [qualification, request] = held(
+        engine(**options).validate(checkout, ORDER), {"redeemables": {"data": []}}, invalid(fails("X", "not_found"))
+    )
+    for body in (body_of(qualification), body_of(request)):
+        assert body["order"]["metadata"] == {"currency": "USD", "ratio": 1.5}
+        assert body["order"]["items"][0]["metadata"] == {"colour": "red"}
+        assert body["customer"] == {"source_id": "c", "metadata": {"tier": "gold"}}
+        assert body["metadata"] == {"channel": "web"}
+
+
+def test_a_lock_is_taken_only_where_it_is_configured_and_the_redemption_names_it() -> None:
+    options = {"SESSION_LOCK_TTL": "900"}
+    key = f"nacelle:{ORDER}"
+    asked = next(engine(**options).validate(cart(SHIRT, codes=["X"]), ORDER))
+    redeemed = next(engine(**options).redeem(order(SHIRT, codes=["X"]), ORDER))
+    assert body_of(asked)["session"] == {"type": "LOCK", "key": key, "ttl": 900, "ttl_unit": "SECONDS"}
+    assert body_of(redeemed)["session"] == {"type": "LOCK", "key": key}
+    assert "session" not in body_of(next(engine().validate(cart(SHIRT, codes=["X"]), ORDER)))
+
+
+ALL_NAMES = {"sku": "S", "variant_id": "V", "product_id": "P", "quantity": 1, "price": "1"}
+
+
+@pytest.mark.parametrize(
+    ("option", "line", "expected"),
+    [
+        ("sku", ALL_NAMES, {"source_id": "S", "related_object": "sku", "product": {"source_id": "P"}}),
+        ("variant_id", ALL_NAMES, {"source_id": "V", "related_object": "sku", "product": {"source_id": "P"}}),
+        ("product_id", ALL_NAMES, {"source_id": "P", "related_object": "product", "sku": {"source_id": "S"}}),
+        ("variant_id:product", ALL_NAMES, {"source_id": "V", "related_object": "product", "sku": {"source_id": "S"}}),
+        ("sku", {"product_id": "P"}, {"source_id": "P", "related_object": "product"}),
+        ("product_id", {"variant_id": "V"}, {"source_id": "V", "related_object": "sku"}),
+    ],
+)
+def test_a_line_goes_by_the_configured_name(option: str, line: dict[str, Any], expected: dict[str, Any]) -> None:
+    checkout = cart({"quantity": 1, "price": "1", **line}, codes=["X"])
+    [sent] = body_of(next(engine(ITEM_ID=option).validate(checkout, ORDER)))["order"]["items"]
+    assert sent == {**expected, "quantity": 1, "price": 100, "amount": 100}
+
+
+@pytest.mark.parametrize("customer", [None, {}, {"id": ""}, {"id": " "}, {"id": None}, {"id": True}, {"id": {"a": 1}}])
+def test_a_guest_is_no_customer(customer: Any) -> None:
+    checkout = cart(SHIRT, codes=["X"], **({} if customer is None else {"customer": customer}))
+    assert "customer" not in body_of(next(engine(CUSTOMER_METADATA="a=/currency").validate(checkout, ORDER)))
+
+
+@pytest.mark.parametrize(
+    ("currency", "exponent", "price", "units"),
+    [
+        ("USD", "2", "140.00", 14000),
+        ("JPY", "2", "500", 50000),
+        ("JPY", "0", "500", 500),
+        ("KWD", "3", "1.505", 1505),
+        ("KWD", "2", "1.500", 150),
+        ("KWD", "2", "1.505", None),
+        ("USD", "1", "0.55", None),
+    ],
+)
+def test_prices_go_out_exactly_or_not_at_all(currency: str, exponent: str, price: str, units: int | None) -> None:
+    conversation = engine(EXPONENT=exponent).validate(cart(("A", 1, price), codes=["X"], currency=currency), ORDER)
+    if units is None:
+        with pytest.raises(EngineRejected) as caught:
+            next(conversation)
+        assert caught.value.reason == "inexact_amount"
+    else:
+        assert body_of(next(conversation))["order"]["items"][0]["price"] == units
+
+
+def test_more_lines_than_voucherify_takes_are_refused_before_it_is_asked() -> None:
+    with pytest.raises(EngineRejected) as caught:
+        next(engine().validate(cart(*[(f"S{n}", 1, "1") for n in range(501)], codes=["X"]), ORDER))
+    assert caught.value.reason == "too_many_lines"
+
+
+# --- Codes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("promotions", "sent", "refused"),
+    [
+        ({"coupon_codes": ["A", "B", "A"]}, ["A", "B"], []),
+        ({"coupon_codes": ["save", "SAVE", " save "]}, ["save"], []),
+        ({"coupon_codes": ["A"], "referral_code": "REF"}, ["A", "REF"], []),
+        # What looks like an id of Voucherify's own may be a code all the same.
+        ({"coupon_codes": ["v_day10", "promo_10", "stack_up"]}, ["v_day10", "promo_10", "stack_up"], []),
+        ({"coupon_codes": ["v_24rljiUfd", TIER], "referral_code": "v_1"}, ["v_24rljiUfd", TIER, "v_1"], []),
+        ({"coupon_codes": ["A"], "loyalty_card": "L"}, ["A"], [("L", "reward_required", "missing_reward")]),
+        (
+            {"coupon_codes": [f"C{n}" for n in range(32)]},
+            [f"C{n}" for n in range(30)],
+            [("C30", "too_many_codes", ""), ("C31", "too_many_codes", "")],
+        ),
+    ],
+)
+def test_codes_are_sent_once_and_what_can_be_refused_here_is(
+    promotions: dict[str, Any], sent: list[str], refused: list[tuple[str, str, str]]
+) -> None:
+    answer = valid(*[applies(code, share(), discount=AMOUNT) for code in sent])
+    outcome, [request] = held(engine().validate(cart(SHIRT, promotions=promotions), ORDER), answer)
+    assert [one["id"] for one in body_of(request)["redeemables"]] == sent
+    assert refusals(outcome) == refused
+
+
+@pytest.mark.parametrize(
+    "checkout",
+    [
+        cart(SHIRT),
+        cart(("A", 0, "1.00"), codes=["X"]),
+        cart(SHIRT, promotions={"loyalty_card": "L"}),
+    ],
+)
+def test_without_anything_to_ask_nothing_is_asked(checkout: Checkout) -> None:
+    outcome, requests = held(engine().validate(checkout, ORDER))
+    assert (outcome.discounts, requests) == ((), [])
+
+
+@pytest.mark.parametrize(
+    ("meta", "option", "reward"),
+    [
+        ({"reward": {"id": "rew_1", "points": 50}}, "", {"id": "rew_1", "points": 50}),
+        ({"reward": {"id": "rew_1"}}, "rew_2", {"id": "rew_1"}),
+        ({}, "rew_2", {"id": "rew_2"}),
+        ({"reward": {"points": -5}}, "rew_2", {"id": "rew_2"}),
+        ({"reward": {"points": "5"}}, "rew_2", {"id": "rew_2"}),
+    ],
+)
+def test_a_loyalty_card_names_its_reward(meta: dict[str, Any], option: str, reward: dict[str, Any]) -> None:
+    checkout = cart(SHIRT, promotions={"loyalty_card": "CARD", "meta": meta})
+    [sent] = body_of(next(engine(REWARD_ID=option).validate(checkout, ORDER)))["redeemables"]
+    assert sent == {"object": "voucher", "id": "CARD", "reward": reward}
+
+
+def test_gift_credits_are_what_the_shopper_chose_to_spend() -> None:
+    checkout = cart(
+        SHIRT, codes=["GIFT", "A/B", "X"], promotions={"meta": {"gift_credits": {"GIFT": "10.50", "A/B": 3}}}
+    )
+    sent = body_of(next(engine().validate(checkout, ORDER)))["redeemables"]
+    assert [one.get("gift") for one in sent] == [{"credits": 1050}, {"credits": 300}, None]
+
+
+def test_gift_credits_go_with_the_code_as_it_was_entered() -> None:
+    checkout = cart(SHIRT, codes=["GIFT\u200b"], promotions={"meta": {"gift_credits": {"GIFT\u200b": "10.50"}}})
+    [sent] = body_of(next(engine().validate(checkout, ORDER)))["redeemables"]
+    assert (sent["id"], sent["gift"]) == ("GIFT", {"credits": 1050})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "pointer"),
+    [
+        ("10", "/promotions/meta/gift_credits"),
+        ({"GIFT": "1.005"}, "/promotions/meta/gift_credits/GIFT"),
+        ({"GIFT": "0"}, "/promotions/meta/gift_credits/GIFT"),
+        ({"GIFT": "-1"}, "/promotions/meta/gift_credits/GIFT"),
+        ({"GI/FT": []}, "/promotions/meta/gift_credits/GI~1FT"),
+    ],
+)
+def test_gift_credits_that_are_no_amounts_are_pointed_out(chosen: Any, pointer: str) -> None:
+    checkout = cart(SHIRT, codes=["GIFT"], promotions={"meta": {"gift_credits": chosen}})
+    with pytest.raises(InvalidRequest) as caught:
+        next(engine().validate(checkout, ORDER))
+    assert caught.value.pointer == pointer

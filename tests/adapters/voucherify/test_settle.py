@@ -1,0 +1,306 @@
+"""The Voucherify adapter finds out what applies: in few calls, and nothing suffers from what stands beside it."""
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mapper.adapter import EngineRejected, NotRedeemed, Outcome, Redeemed
+from tests.adapters.voucherify.project import Project
+from tests.adapters.voucherify.talk import (
+    ORDER,
+    TIER,
+    TIER_2,
+    asked,
+    body_of,
+    cart,
+    engine,
+    failure,
+    held,
+    invalid,
+    order,
+    refusals,
+    shown_order,
+    taken,
+    tier_meta,
+)
+
+CART = ("A", 1, "100.00")
+QUALIFY = "/v1/qualifications"
+VALIDATE = "/v1/validations"
+REDEEM = "/v1/redemptions"
+TIERS = tuple(f"promo_{letter * 8}" for letter in "ABCDEFGH")
+
+# What the documents leave open.
+WAYS: list[dict[str, Any]] = [
+    {"spoils": spoils, "tells_all": tells} for spoils, tells in product((True, False), repeat=2)
+]
+
+
+def validated(project: Project, codes: Sequence[str], **options: str) -> Outcome:
+    outcome = project.hold(engine(**options).validate(cart(CART, codes=codes), ORDER))
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def granted(outcome: Outcome) -> list[str]:
+    return [name for name, *_ in taken(outcome)]
+
+
+def left_out(outcome: Outcome) -> dict[str, str]:
+    """The promotions that a notice says are left out, and why."""
+    notices = [one.payload["promotions"] for one in outcome.notices if one.type == "promotions_left_out"]
+    return {entry["redeemable"]: entry["engine_reason"] for entries in notices for entry in entries}
+
+
+# --- Mode ALL shows one bad code at a time ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tells_all", [True, False])
+@pytest.mark.parametrize("bad", [0, 1, 2, 3, 8, 29])
+def test_however_many_codes_are_bad_the_good_one_is_given_and_each_bad_one_is_named(
+    *, bad: int, tells_all: bool
+) -> None:
+    wrong = [f"BAD{number}" for number in range(bad)]
+    project = Project("ALL", bad=dict.fromkeys(wrong, "voucher_expired"), tells_all=tells_all)
+    outcome = validated(project, ["GOOD", *wrong])
+    assert granted(outcome) == ["GOOD"]
+    assert refusals(outcome) == [(code, "expired", "voucher_expired") for code in wrong]
+    assert len(project.asked) == {0: 1, 1: 2, 2: 3}.get(bad, bad + 1)
+    assert project.turns <= 4
+    assert project.bodies(VALIDATE)[-1] == ["GOOD"]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_codes_that_only_fell_with_another_are_given(way: dict[str, Any]) -> None:
+    project = Project("ALL", bad={"BAD1": "voucher_expired", "BAD2": "not_found"}, **way)
+    outcome = validated(project, ["BAD1", "GOOD1", "BAD2", "GOOD2"])
+    assert granted(outcome) == ["GOOD1", "GOOD2"]
+    assert [code for code, *_ in refusals(outcome)] == ["BAD1", "BAD2"]
+
+
+def test_where_no_name_is_given_each_is_asked_about_alone() -> None:
+    unnamed = failure("not_found", 404, resource_type="voucher", resource_id="v_1234567890")
+    good = _alone(Project(), "A")
+    conversation = engine().validate(cart(CART, codes=["A", "B"]), ORDER)
+    outcome, requests = held(conversation, unnamed, good, unnamed, good)
+    assert (granted(outcome), refusals(outcome)) == (["A"], [("B", "not_found", "not_found")])
+    assert [asked(request) for request in requests] == [["A", "B"], ["A"], ["B"], ["A"]]
+
+
+def _alone(project: Project, code: str) -> Any:
+    return project.answer(next(engine().validate(cart(CART, codes=[code]), ORDER)))
+
+
+def test_questions_that_get_in_each_others_way_are_asked_again() -> None:
+    good, busy = _alone(Project(), "A"), failure("multiple_requests")
+    conversation = engine().validate(cart(CART, codes=["A", "B"]), ORDER)
+    unnamed = failure("not_found", 404, resource_type="voucher", resource_id="v_1234567890")
+    outcome, requests = held(conversation, unnamed, busy, unnamed, good, good)
+    assert (granted(outcome), refusals(outcome)) == (["A"], [("B", "not_found", "not_found")])
+    assert [asked(request) for request in requests] == [["A", "B"], ["A"], ["B"], ["A"], ["A"]]
+
+
+def test_what_voucherify_never_explains_ends_with_a_refusal() -> None:
+    codes = ["A", "B", "C"]
+    conversation = engine().validate(cart(CART, codes=codes), ORDER)
+    # All three, each alone, all three, two, one.
+    outcome, _ = held(conversation, *[invalid()] * 6)
+    assert [one.code for one in outcome.rejected] == codes
+    assert not outcome.discounts
+
+
+# --- A promotion that we add never harms a code -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("first", ["codes_first", "promotions_first"])
+def test_a_never_stackable_promotion_takes_nothing_from_a_code(mode: str, way: dict[str, Any], first: str) -> None:
+    project = Project(mode, exclusive=frozenset({TIER}), offers=(TIER,), worth={"FIVE": 500, TIER: 100}, **way)
+    outcome = validated(project, ["FIVE"], PROMOTIONS="qualify", PROMOTIONS_ORDER=first)
+    assert [(name, off) for name, _, off, _ in taken(outcome)] == [("FIVE", 500)]
+    assert not outcome.rejected
+    assert [*left_out(outcome)] == [TIER]
+    assert len(project.asked) <= 4
+    assert len(project.asked) <= 3 or way["spoils"]
+
+
+@pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
+def test_another_promotion_still_joins_the_code(mode: str) -> None:
+    project = Project(mode, exclusive=frozenset({TIER}), offers=(TIER, TIER_2), tells_all=True, spoils=False)
+    outcome = validated(project, ["FIVE"], PROMOTIONS="qualify")
+    assert granted(outcome) == ["FIVE", TIER_2]
+    assert [*left_out(outcome)] == [TIER]
+    assert project.paths == [QUALIFY, VALIDATE, VALIDATE, VALIDATE]
+
+
+@pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("promotions", ["qualify", "listed"])
+@pytest.mark.parametrize("limit", ["most", "most_applied"])
+@pytest.mark.parametrize("first", ["codes_first", "promotions_first"])
+def test_a_projects_limit_leaves_the_codes_and_as_many_promotions_as_fit(
+    mode: str, way: dict[str, Any], promotions: str, limit: str, first: str
+) -> None:
+    limits: dict[str, Any] = {limit: 2}
+    project = Project(mode, offers=TIERS[:2], **limits, **way)
+    listed = ",".join(TIERS[:2]) if promotions == "listed" else promotions
+    outcome = validated(project, ["CODE"], PROMOTIONS=listed, PROMOTIONS_ORDER=first)
+    assert sorted(granted(outcome)) == sorted(["CODE", TIERS[0]])
+    assert not outcome.rejected
+    assert left_out(outcome) == {TIERS[1]: "applicable_redeemables_limit_exceeded"}
+    assert len(project.asked) <= 4
+    if promotions == "qualify" and limit == "most":
+        assert project.paths == [QUALIFY, VALIDATE]
+
+
+def test_more_codes_than_the_project_takes_lose_the_last_ones_alone() -> None:
+    project = Project(most=2)
+    outcome = validated(project, ["A", "B", "C"], PROMOTIONS=TIER)
+    assert granted(outcome) == ["A", "B"]
+    assert refusals(outcome) == [("C", "too_many_codes", "applicable_redeemables_limit_exceeded")]
+
+
+@pytest.mark.parametrize("stale", [1, 3, 7])
+@pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("codes", [[], ["CODE"]])
+def test_stale_promotions_cost_the_good_one_nothing(
+    stale: int, mode: str, way: dict[str, Any], codes: list[str]
+) -> None:
+    gone = TIERS[:stale]
+    project = Project(mode, bad=dict.fromkeys(gone, "promotion_inactive"), offers=(*gone, TIERS[7]), **way)
+    outcome = validated(project, codes, PROMOTIONS="qualify")
+    assert granted(outcome) == [*codes, TIERS[7]]
+    assert not outcome.rejected
+    assert left_out(outcome) == dict.fromkeys(gone, "promotion_inactive")
+    if stale == 1 or mode == "PARTIAL":
+        assert len(project.asked) <= 3
+
+
+def test_a_promotion_that_spoils_the_whole_request_is_left_out() -> None:
+    project = Project()
+    conversation = engine(PROMOTIONS=TIER).validate(cart(CART, codes=["C"]), ORDER)
+    good = _alone(project, "C")
+    outcome, requests = held(conversation, failure("invalid_payload"), good, good)
+    assert (granted(outcome), [*left_out(outcome)], len(requests)) == (["C"], [TIER], 3)
+
+
+@pytest.mark.parametrize("codes", [["A"], ["A", "B"]])
+def test_a_request_that_is_wrong_however_short_it_is_says_so(codes: list[str]) -> None:
+    with pytest.raises(EngineRejected) as caught:
+        held(engine().validate(cart(CART, codes=codes), ORDER), *[failure("invalid_payload")] * len(codes))
+    assert caught.value.reason == "invalid_payload"
+
+
+@pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
+def test_a_code_that_is_refused_with_and_without_promotions_costs_them_nothing(mode: str) -> None:
+    project = Project(mode, bad={"C": "order_rules_violated"}, offers=(TIER,), tells_all=True)
+    outcome = validated(project, ["C"], PROMOTIONS="qualify", PROMOTIONS_ORDER="promotions_first")
+    assert granted(outcome) == [TIER]
+    assert refusals(outcome) == [("C", "conditions_not_met", "order_rules_violated")]
+
+
+CODES = ("C1", "C2", "C3", "C4")
+KEYS = ("voucher_expired", "order_rules_violated", "promotion_inactive", "not_found")
+
+
+@st.composite
+def projects(draw: st.DrawFn) -> tuple[Project, list[str], dict[str, str]]:
+    """A project, the codes of a cart, and the adapter's options."""
+    bad = draw(st.dictionaries(st.sampled_from((*CODES, *TIERS)), st.sampled_from(KEYS), max_size=5))
+    exclusive = draw(st.frozensets(st.sampled_from((*CODES, *TIERS)), max_size=2))
+    codes = draw(st.lists(st.sampled_from(CODES), unique=True, max_size=4))
+    offers = tuple(draw(st.lists(st.sampled_from(TIERS), unique=True, max_size=5)))
+    project = Project(
+        mode=draw(st.sampled_from(("ALL", "PARTIAL"))),
+        bad=bad,
+        exclusive=exclusive,
+        most=draw(st.sampled_from((30, 30, 4))),
+        most_applied=draw(st.sampled_from((5, 5, 2))),
+        offers=offers,
+        spoils=draw(st.booleans()),
+        tells_all=draw(st.booleans()),
+    )
+    promotions = draw(st.sampled_from(("qualify", ",".join(offers) or "off")))
+    return project, codes, {"PROMOTIONS": promotions, "PROMOTIONS_ORDER": draw(st.sampled_from(FIRST))}
+
+
+FIRST = ("codes_first", "promotions_first")
+
+
+@settings(max_examples=400, deadline=None)
+@given(projects())
+def test_a_promotion_that_we_add_never_costs_a_code(case: tuple[Project, list[str], dict[str, str]]) -> None:
+    project, codes, options = case
+    alone = {*granted(validated(project, codes))}
+    project.asked.clear()
+    outcome = validated(project, codes, **options)
+    given_ = granted(outcome)
+    assert alone <= {*given_}
+    assert {code for code in codes if code not in given_} == {one.code for one in outcome.rejected}
+    assert not {*left_out(outcome)} & {*given_}
+    offered = project.offers if options["PROMOTIONS"] != "off" else ()
+    assert {*offered} == {*left_out(outcome)} | ({*given_} & {*offered})
+    assert len(project.asked) <= 4 + 3 * len({*codes, *offered})
+    assert not any(reason == "not_applied" for _, reason, _ in refusals(outcome))
+
+
+# --- What is asked without effect is what is redeemed -----------------------------------------------------------------
+
+
+def question(request: Any) -> dict[str, Any]:
+    """A body without what belongs to a redemption alone: the order's id and state, and how long a lock lasts."""
+    body = body_of(request)
+    for name in ("source_id", "status"):
+        body["order"].pop(name, None)
+    for name in ("ttl", "ttl_unit"):
+        body.get("session", {}).pop(name, None)
+    return body
+
+
+@settings(max_examples=200, deadline=None)
+@given(projects(), st.sampled_from(("0", "900")))
+def test_check_and_redeem_ask_the_same_question(case: tuple[Project, list[str], dict[str, str]], lock: str) -> None:
+    project, codes, options = case
+    adapter = engine(SESSION_LOCK_TTL=lock, REWARD_ID="rew_1", **options)
+    metas = [tier_meta(tier, place) for place, tier in enumerate(project.offers)]
+    paid = shown_order(*metas, codes=codes)
+    checked = project.hold(adapter.check(paid, ORDER))
+    validations = [one for one in project.asked if one.path == VALIDATE]
+    project.asked.clear()
+    done = project.hold(adapter.redeem(paid, ORDER))
+    redemptions = [one for one in project.asked if one.path == REDEEM]
+    assert all(question(one) in map(question, validations) for one in redemptions)
+    if isinstance(done, NotRedeemed):
+        assert not checked.discounts
+        assert done.rejected == checked.rejected
+    else:
+        assert isinstance(done, Redeemed)
+        assert taken(done.outcome) == taken(checked)
+        assert done.outcome.rejected == checked.rejected
+
+
+def test_a_refused_loyalty_card_is_left_out_of_what_is_redeemed_as_it_was_of_what_was_checked() -> None:
+    paid = order(CART, codes=["GOOD"], promotions={"loyalty_card": "CARD"})
+    for mode in ("ALL", "PARTIAL"):
+        for bad in ({"CARD": "loyalty_card_points_exceeded"}, {"CARD": "missing_reward"}):
+            project = Project(mode, bad=bad)
+            checked = project.hold(engine(REWARD_ID="rew_1").check(paid, ORDER))
+            done = project.hold(engine(REWARD_ID="rew_1").redeem(paid, ORDER))
+            assert isinstance(done, Redeemed)
+            assert granted(done.outcome) == granted(checked) == ["GOOD"]
+            assert refusals(done.outcome) == refusals(checked)
+            assert [code for code, *_ in refusals(checked)] == ["CARD"]
+
+
+def test_that_nothing_applies_is_a_refusal_of_each_code() -> None:
+    project = Project("PARTIAL", bad={"A": "voucher_expired", "B": "order_rules_violated"})
+    done = project.hold(engine().redeem(order(CART, codes=["A", "B"]), ORDER))
+    assert isinstance(done, NotRedeemed)
+    assert [(one.code, one.reason) for one in done.rejected] == [("A", "expired"), ("B", "conditions_not_met")]
+    assert project.bodies(REDEEM) == [["A", "B"]]

@@ -191,6 +191,9 @@ class Adapter(Protocol):
     `EngineUnavailable` where a reply cannot be understood, `OrderMismatch` where the session was redeemed with another
     cart, and `InvalidRequest` for a body that this engine cannot be told of. Refused codes are no errors: they are
     returned.
+
+    It may have `cost_pointers`, a tuple of JSON pointers to the order's additional costs that it tells the engine of:
+    one that finds nothing is warned of.
     """
 
     name: str

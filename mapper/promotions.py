@@ -5,6 +5,7 @@ answered. What the words mean stands in the modules they come from; how an order
 """
 
 import hashlib
+import logging
 import time
 import uuid
 from collections.abc import Callable
@@ -29,6 +30,8 @@ from mapper.orders.rows import Answer, Key
 from mapper.settings import Settings
 from mapper.threads import run_in_thread
 
+log = logging.getLogger("mapper")
+
 # How many sessions of one id are tried: carts live on after their order, but not after so many.
 MOST_SESSIONS = 5
 
@@ -44,6 +47,8 @@ class Service:
     """What deadlines are counted on; the engines' own."""
     now: Callable[[], float] = time.time
     new_id: Callable[[], str] = lambda: f"checkout-{uuid.uuid4()}"
+    warned_of: set[str] = field(default_factory=set)
+    """Settings that were warned of already."""
 
     @property
     def adapter(self) -> Adapter:
@@ -80,6 +85,7 @@ async def validate(service: Service, call: Call) -> Answer:
     receipts = service.receipts(space)
     session = _session(service, checkout, space, receipts.read_if_ours(checkout, service.now())) or service.new_id()
     _note(call.record, checkout, space, checkout.id or checkout.source_id, session)
+    _warn_of_missing_costs(service, checkout)
     degraded = False
     try:
         outcome, session = await _ask(service, checkout, session, call.deadline)
@@ -180,6 +186,15 @@ def _session(service: Service, checkout: Checkout, space: str, given: Receipt | 
     if not own and (path := service.settings.session_id_path):
         own = documents.id_at(checkout.source, path)
     return f"{quote(space, safe='')}:{own}" if own and space else own
+
+
+def _warn_of_missing_costs(service: Service, checkout: Checkout) -> None:
+    """Says once of each pointer that it finds no cost: the engine is told of none, so it takes nothing off it."""
+    for pointer in getattr(service.adapter, "cost_pointers", ()):
+        if pointer not in service.warned_of and checkout.amount_at(pointer) is None:
+            service.warned_of.add(pointer)
+            problem = "a pointer to an additional cost finds nothing in this checkout"
+            log.warning("setting", extra={"facts": {"problem": problem, "pointer": pointer}})
 
 
 def _carries_discounts(order: Checkout) -> bool:

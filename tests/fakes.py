@@ -58,6 +58,7 @@ class FakeAdapter:
     """Each conversation is one request, `/<name of the method>`; what it returns is set beforehand."""
 
     name = "fake"
+    cost_pointers: tuple[str, ...] = ()
     contract = CONTRACT
     options: tuple[Option, ...] = ()
 

@@ -198,6 +198,23 @@ def test_or_the_rest_is_applied(house: House) -> None:
     assert [one.reason for one in house.record.rejected] == ["expired", "other"]
 
 
+def test_a_pointer_to_a_cost_that_finds_nothing_is_warned_of_once(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.adapter.cost_pointers = ("/shipping_rate/price", "/orders/*/shipping_rate/price")
+    orders = {"orders": [{"order_items": [], "shipping_rate": {"price": "1"}}, {"order_items": []}], "id": "o"}
+
+    async def twice(service: Service) -> None:
+        for body in (orders, orders):
+            data, headers = signed(body)
+            await promotions.validate(service, Call(data, headers, house.time + 8))
+
+    with caplog.at_level("WARNING", "mapper"):
+        asyncio.run(house.within(twice))
+    warned = [record.__dict__["facts"]["pointer"] for record in caplog.records if record.message == "setting"]
+    assert warned == ["/shipping_rate/price"]
+
+
 TYPED = ["TEN\u200b", "a\x00b", "SAVE\ud83d", " \u2060"]
 
 

@@ -64,6 +64,7 @@ class TalonOne(Adapter):
     def __init__(self, options: Mapping[str, str]) -> None:
         self._options = settings.read(options)
         self.accounts: Mapping[str, Account] = self._options.accounts
+        self.cost_pointers: tuple[str, ...] = tuple(self._options.additional_costs.values())
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         """Opens the session, or updates it. PUT replaces what it names, so it may be sent any number of times.

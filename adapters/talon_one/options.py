@@ -30,7 +30,8 @@ OPTIONS = (
     Option("CURRENCY", "the currency of the pair without a suffix; not set: any"),
     Option(
         "ADDITIONAL_COSTS",
-        "costs to send: `name=/json/pointer`, comma-separated, such as `shipping=/shipping_rate/price`",
+        "costs to send: `name=/json/pointer`, comma-separated, such as `shipping=/shipping_rate/price`; `*` adds up"
+        " every order's",
         kind="map",
     ),
     Option("ITEM_ADDITIONAL_COSTS", "the same for each line, pointers within the line", kind="map"),

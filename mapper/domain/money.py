@@ -47,8 +47,8 @@ class NotMoney(ValueError):
 def parse(text: str, digits: int) -> int:
     """The minor units of a decimal text such as "140.00".
 
-    Raises `NotMoney` where the text is not a plain decimal, or has more digits than the currency: an amount that would
-    have to be rounded is somebody's mistake, and rounding would hide it.
+    Raises `NotMoney` where the text is not a plain decimal, or has more significant digits than the currency: an amount
+    that would have to be rounded is somebody's mistake, and rounding would hide it. Zeros at the end are no digits.
     """
     # What nearly all amounts look like is read without the pattern, several times as fast.
     whole, point, fraction = text.partition(".")
@@ -61,6 +61,7 @@ def parse(text: str, digits: int) -> int:
     if match is None:
         raise NotMoney('is not a decimal amount such as "140.00"')
     sign, whole, fraction = match.groups(default="")
+    fraction = fraction.rstrip("0")
     if len(fraction) > digits:
         raise NotMoney(f"has more than {digits} decimal places, which its currency does not have")
     minor = int(whole + fraction.ljust(digits, "0"))

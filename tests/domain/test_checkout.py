@@ -251,6 +251,29 @@ def test_an_id_is_a_string_or_a_number(key: str, came: Any, value: str) -> None:
     assert not getattr(parse(body_of("B")), key)
 
 
+def test_a_star_stands_for_every_item_of_a_list_and_their_amounts_are_added_up() -> None:
+    rates: list[Any] = [{"price": "4.95"}, None, {"price": None}, {"price": 2}]
+    orders = [{"order_items": [], "shipping_rate": rate} for rate in rates]
+    found = parse(
+        json.dumps({"orders": orders, "shipping_rate": {"price": "1.00"}, "list": [["1", "2"], ["3"]]}).encode()
+    )
+    assert found.amount_at("/orders/*/shipping_rate/price") == 695
+    assert found.amount_at("/list/*/*") == 600
+    assert [found.amount_at(at) for at in ("/orders/*/x", "/shipping_rate/*/price", "/x/*", "/*")] == [None] * 4
+    assert found.amount_at("/shipping_rate/price") == 100
+    orders[3]["shipping_rate"] = {"price": "x"}
+    with pytest.raises(InvalidRequest) as refused:
+        parse(json.dumps({"orders": orders}).encode()).amount_at("/orders/*/shipping_rate/price")
+    assert refused.value.pointer == "/orders/3/shipping_rate/price"
+
+
+def test_an_amount_has_the_significant_digits_of_its_currency() -> None:
+    for currency, price, minor in (("JPY", "1000.00", 1000), ("USD", "10.500", 1050), ("KWD", "1.2500", 1250)):
+        assert parse(body_of("A", line(price=price), currency=currency)).lines[0].list_price == minor
+    refuse(body_of("A", line(price="1000.50"), currency="JPY").decode(), "/items/0/price")
+    refuse(body_of("A", line(price="1.2505"), currency="KWD").decode(), "/items/0/price")
+
+
 def test_a_pointer_names_what_configuration_wants_of_the_body() -> None:
     found = parse(
         body_of("A", line(metadata={"gift": [1, "2.50"]}), metadata={"cart_id": "c", "shipping": "4.95", "fee": 5})

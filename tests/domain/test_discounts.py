@@ -118,6 +118,15 @@ def test_what_is_cut_off_is_counted(granted: tuple[Discount, ...], costs: tuple[
     assert discounts.settle(parsed, Outcome(discounts=granted, costs=costs)).clamped == clamped
 
 
+@pytest.mark.parametrize("space", [b" ", b""])
+def test_a_price_that_does_not_change_keeps_its_bytes(space: bytes) -> None:
+    rest = b'{"sku":"T","quantity":1,"price":5.0}]}'
+    body = b'{"currency":"JPY","items":[{"sku":"S","quantity":2,"price":"1000.00"},' + space + rest
+    assert b'"price":"1000.00"' in answer(body, off(1, 1))
+    assert b'"price":"850"' in (got := answer(body, off(300, 0)))
+    assert b'"price":5.0' in got
+
+
 FAMILY_B = [
     # (line as it came, the keys of the line's price, total and list in the answer)
     ({"price": "10.00"}, ("price", "discounts", "applied_discounts")),

@@ -40,6 +40,13 @@ def test_the_currencies_are_those_of_iso_4217() -> None:
         ("1.005", 3, 1005),
         ("1.5", 3, 1500),
         ("0.0001", 4, 1),
+        ("1000.00", 0, 1000),  # zeros at the end are no digits
+        ("1.0", 0, 1),
+        ("140.0000", 2, 14000),
+        ("140.500", 2, 14050),
+        ("0.000", 2, 0),
+        ("-0.000", 2, 0),
+        ("1.0050", 3, 1005),
     ],
 )
 def test_a_plain_decimal_is_read_exactly(text: str, digits: int, minor: int) -> None:
@@ -68,7 +75,7 @@ def test_everything_else_is_no_amount(text: str, digits: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "digits"),
-    [("1.0", 0), ("0.5", 0), ("1.000", 2), ("1.005", 2), ("140.0000", 2), ("1.0005", 3), ("0.00001", 4)],
+    [("1000.50", 0), ("0.5", 0), ("1.001", 2), ("1.005", 2), ("140.0010", 2), ("1.0005", 3), ("0.00001", 4)],
 )
 def test_more_digits_than_the_currency_has_are_refused_not_rounded(text: str, digits: int) -> None:
     with pytest.raises(money.NotMoney, match=f"more than {digits} decimal places"):

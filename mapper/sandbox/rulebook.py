@@ -261,7 +261,7 @@ class Campaign(Table, frozen=True, kw_only=True):
     best_of: str = ""
     """Of all campaigns with the same word here, only the one that gives the most applies."""
     bundle: Bundle | None = None
-    """It applies to these items together, and its discounts to nothing else."""
+    """It applies where these items are bought together, and its discounts on units to these alone."""
     conditions: Conditions = Conditions()
     limits: Limits = Limits()
     effects: tuple[Effect, ...] = ()

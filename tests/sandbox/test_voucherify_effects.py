@@ -515,6 +515,7 @@ def test_a_bundle_multiplies_its_discount_and_says_what_it_found(
         ('{ kind = "off_lines", amount = "1.00" }', "BUNDLE-3 #0 200 #1 200"),
         ('{ kind = "off_items_pro_rata", amount = "1.10" }', "BUNDLE-3 #0 60 #1 160"),
         ('{ kind = "off_units", amount = "1.00", items = { skus = ["CAKE"] } }', "BUNDLE-3 #1 400"),
+        ('{ kind = "free_item", sku = "SPOON", quantity = 3 }', "BUNDLE-3 #2+6 free"),
     ],
 )
 def test_whatever_a_bundle_takes_off_is_taken_for_each_bundle(effect: str, expected: str) -> None:

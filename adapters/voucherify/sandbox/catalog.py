@@ -338,7 +338,7 @@ class Catalog:
         found = [made for effect in campaign.effects if (made := self._express(effect)) is not None]
         if found and found[0].units:
             units = tuple(unit for discount in found for unit in discount.units)
-            return Discount("UNIT", units[0].effect, units=units)
+            return Discount("UNIT", units[0].effect, units=units, bundle=campaign.bundle)
         if found:
             return replace(found[0], bundle=campaign.bundle)
         if campaign.needs == "gift_card":

@@ -263,7 +263,7 @@ class Till:
 
     def units(self, discount: Discount) -> None:
         for unit in discount.units:
-            self._free(unit)
+            self._free(replace(unit, quantity=unit.quantity * self._times))
 
     def replace(self, discount: Discount) -> None:
         """Units of one product become units of another, for which the difference is taken off."""

@@ -375,10 +375,13 @@ def test_the_items_of_a_campaign_never_hold_the_shipping() -> None:
 def test_the_shares_of_the_redeemables_add_up_in_every_answer() -> None:
     dice = random.Random(5)
     codes = ["XMAS-2021-25", "TEN-PERCENT", "MIN-200", "LINE-10", "SHOES-10", "WINTER-25", "FRIEND-OF-JANE", "GIFT-50"]
-    for _ in range(150):
+    codes += ["UPGRADE", "TEN-LARGE", "BUNDLE-3", "GOOD-5", "EVERYTHING"]
+    for _ in range(400):
         shop = Shop(dice.choice([CASCADING, ALL]))
         lines = [(dice.randrange(1, 30_000), dice.randrange(1, 4)) for _ in range(dice.randrange(1, 6))]
         order = {"items": items(*lines, metadata={"category": dice.choice(["shoes", "hats"])})}
+        for item in order["items"]:
+            item["source_id"] = dice.choice([item["source_id"], "CUP-SMALL", "CUP-LARGE", "COFFEE", "CAKE"])
         reply = shop.validate(*dice.sample(codes, dice.randrange(1, 5)), "promo_2", order=order)
         if reply["valid"]:
             check_sums(reply)

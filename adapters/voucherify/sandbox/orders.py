@@ -270,12 +270,15 @@ class Till:
         assert discount.swap is not None
         swap = discount.swap
         source = next((line for line in self.order.lines if swap.source.source_id in line.ids and line.quantity), None)
-        if source is None or source.price is None:
+        if source is None or not source.price:
+            return
+        # No more than what is left of the line is worth: what was discounted away cannot be replaced.
+        count = min(swap.source.quantity, source.quantity, source.left // source.price)
+        if not count:
             return
         target = self._line_of(swap.target)
         if target.price is None:
             target.price, target.amount, target.initial_amount = swap.price, 0, 0
-        count = min(swap.source.quantity, source.quantity)
         gone, come = count * source.price, count * target.price
         source.quantity, source.amount = source.quantity - count, (source.amount or 0) - gone
         target.quantity, target.amount = target.quantity + count, (target.amount or 0) + come

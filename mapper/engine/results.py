@@ -42,15 +42,15 @@ class BadResult(Exception):
 def outcome(value: object, checkout: Checkout) -> tuple[Outcome, list[str]]:
     if not isinstance(value, Outcome):
         return Outcome(notices=(LOST,)), [f"returns {type(value).__name__}, not Outcome"]
-    faults: list[str] = []
     lines = {line.index for line in checkout.cart}
     codes = set(checkout.promotions.codes)
+    if _is_sound(value, lines, codes):
+        return value, []
+    faults: list[str] = []
     discounts = _sound(value.discounts, Discount, lambda one: _discount_fault(one, lines), faults)
     rejected = _sound(value.rejected, Rejection, lambda one: _rejection_fault(one, codes), faults)
     notices = _sound(value.notices, Notice, _notice_fault, faults)
     costs = _sound(value.costs, Cost, lambda one: _cost_fault(one, lines), faults)
-    if not faults and all(isinstance(one.reason, Reason) for one in rejected):
-        return value, faults
     sound = Outcome(
         discounts=discounts,
         rejected=tuple(msgspec.structs.replace(one, reason=Reason(one.reason)) for one in rejected),
@@ -93,6 +93,32 @@ def looked_up(value: object, order: Checkout) -> tuple[LookedUp, list[str]]:
 def nothing(value: object, order: object) -> tuple[None, list[str]]:
     """Of what takes something back."""
     return None, []
+
+
+def _is_sound(value: Outcome, lines: set[int], codes: set[str]) -> bool:
+    """Whether nothing at all is wrong: told in one go, several times as fast as finding out what is."""
+    lists = (value.discounts, value.rejected, value.notices, value.costs)
+    return (
+        all(type(one) is tuple for one in lists)
+        and all(
+            type(one) is Discount
+            and type(one.amount) is int
+            and one.amount > 0
+            and (one.line is None or (type(one.line) is int and one.line in lines))
+            and (one.scope in _SCOPES and (not one.cost or one.scope in (None, "costs")))
+            and type(one.name) is type(one.description) is type(one.effect_type) is type(one.cost) is str
+            and type(one.meta) is dict
+            for one in value.discounts
+        )
+        and all(type(one) is Cost and not _cost_fault(one, lines) for one in value.costs)
+        and all(
+            type(one) is Rejection and type(one.reason) is Reason and not _rejection_fault(one, codes)
+            for one in value.rejected
+        )
+        and all(type(one) is Notice and type(one.type) is type(one.text) is str for one in value.notices)
+        and type(value.redeemed) is bool
+        and encodes(value)
+    )
 
 
 def _sound(given: Iterable[object], kind: type[T], fault: Callable[[T], str], faults: list[str]) -> tuple[T, ...]:

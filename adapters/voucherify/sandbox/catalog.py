@@ -52,7 +52,7 @@ ALWAYS_STACKABLE: Final = "cat_always_stackable"
 _HIERARCHY: Final = "cat_hierarchy_"
 
 
-Naming = Literal["as_stored", "as_requested", "by_internal_id"]
+Naming = Literal["as_stored", "as_requested"]
 
 
 class Options(rulebook.Table, frozen=True, kw_only=True):
@@ -237,15 +237,6 @@ class Incentive:
     @property
     def related_id(self) -> str:
         return voucher_id(self.id) if self.object == "voucher" else self.id
-
-
-def name_of(incentive: Incentive, requested: str, naming: Naming) -> str:
-    names: dict[Naming, str] = {
-        "as_stored": incentive.id,
-        "as_requested": requested,
-        "by_internal_id": incentive.related_id,
-    }
-    return names[naming]
 
 
 def voucher_id(code: str) -> str:

@@ -17,7 +17,6 @@ from adapters.voucherify.sandbox.catalog import (
     Incentive,
     Options,
     minor,
-    name_of,
 )
 from adapters.voucherify.sandbox.errors import Refused, not_found, skipped_message
 from adapters.voucherify.sandbox.orders import Found, Order, Till, find_bundles, shown
@@ -212,7 +211,8 @@ class Run:
         return found
 
     def _checked(self, redeemable: Json, incentive: Incentive | None) -> Result:
-        name = name_of(incentive, redeemable["id"], self._options.redeemables_named) if incentive else redeemable["id"]
+        is_stored = incentive is not None and self._options.redeemables_named == "as_stored"
+        name = incentive.id if incentive is not None and is_stored else redeemable["id"]
         result = Result(redeemable, incentive, name)
         try:
             if incentive is None:

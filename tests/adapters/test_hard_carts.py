@@ -1,0 +1,161 @@
+"""Carts that are easy to get wrong, through both adapters and both sandboxes, each written without a look at the other.
+
+The rule book says what each code earns; a setting of it makes an engine behave as a live one may.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from adapters.talon_one import TalonOne
+from adapters.voucherify import Voucherify
+from mapper.adapter import Adapter, EngineRejected, Outcome
+from mapper.domain import checkout as documents
+from mapper.domain import discounts
+from mapper.engine.conversation import Engine
+from mapper.sandbox import host as sandbox
+from tests.adapters.test_engines import BASE, Wire
+from tests.sandbox.emulated import DEFAULT, Json
+
+Change = tuple[str, str]
+ENGINES: dict[str, tuple[Callable[[dict[str, str]], Adapter], dict[str, str]]] = {
+    "talon_one": (
+        TalonOne,
+        {"BASE_URL": f"{BASE}/talon_one", "API_KEY": "k", "ADDITIONAL_COSTS": "shipping=/shipping_rate/price"},
+    ),
+    "voucherify": (
+        Voucherify,
+        {"BASE_URL": f"{BASE}/voucherify", "APP_ID": "i", "APP_TOKEN": "t", "PROMOTIONS": "qualify"},
+    ),
+}
+
+
+class Shop:
+    """A shop with one engine, on a rule book with something changed."""
+
+    def __init__(self, folder: Path, engine: str, changes: tuple[Change, ...] = (), **options: str) -> None:
+        text = DEFAULT
+        for old, new in changes:
+            assert old in text, old
+            text = text.replace(old, new)
+        path = folder / "rulebook.toml"
+        path.write_text(text, "utf-8")
+        self.wire = Wire()
+        self.wire.client = TestClient(sandbox.create(path))
+        make, usual = ENGINES[engine]
+        self.adapter = make(usual | options)
+
+    def ask(self, body: Json) -> tuple[Outcome, discounts.Settled]:
+        checkout = documents.parse(json.dumps({"id": "cart", "currency": "USD"} | body).encode(), "validate")
+
+        outcome = asyncio.run(self._validate(checkout, "cart"))
+        return outcome, discounts.settle(checkout, outcome)
+
+    async def _validate(self, checkout: documents.Checkout, session: str) -> Outcome:
+        """In a new session where the engine's holds what must not count, as the service does it."""
+        engine = Engine(self.wire, self.adapter.accounts)
+        deadline = asyncio.get_running_loop().time() + 60
+        try:
+            return await engine.converse(self.adapter.validate(checkout, session), deadline)
+        except EngineRejected as rejected:
+            if rejected.reason != "session_closed":
+                raise
+            return await engine.converse(self.adapter.validate(checkout, f"{session}~2"), deadline)
+
+
+def cart(*codes: str, lines: tuple[tuple[str, int, str], ...] = (("A", 1, "50.00"),), **more: Any) -> Json:
+    items = [{"sku": sku, "quantity": quantity, "price": price} for sku, quantity, price in lines]
+    return {"items": items, "promotions": {"coupon_codes": list(codes)}, **more}
+
+
+SHIPPING = {"shipping_rate": {"price": "15.00"}}
+CUPS = (("CUP-SMALL", 3, "20.00"), ("CUP-LARGE", 1, "25.00"))
+ALL = ('redeemables_application_mode = "PARTIAL"', 'redeemables_application_mode = "ALL"')
+BEYOND = ("discounts_beyond_price = false", "discounts_beyond_price = true")
+TWO = ("redeemables_limit = 30\napplicable", "redeemables_limit = 2\napplicable")
+NULL = ('absent_amounts = "omitted"', 'absent_amounts = "null"')
+AS_REQUESTED = ('redeemables_named = "as_stored"', 'redeemables_named = "as_requested"')
+CASE = ("case_sensitive_codes = false", "case_sensitive_codes = true")
+WRAPPED = {"items": [{"sku": "A", "quantity": 1, "price": "20.00", "wrap": "5.00"}]}
+SHOES = {"items": [{"sku": "A", "quantity": 1, "price": "50.00", "category": "shoes"}]}
+MUG = {"items": [{"sku": "A", "quantity": 1, "price": "350.00"}, {"sku": "MUG-BERLIN", "quantity": 1, "price": "9.90"}]}
+STALE = {"PROMOTIONS": "promo_gone1,promo_gone2,promo_gone3,promo_2"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "changes", "options", "body", "off", "rejected"),
+    [
+        # Everything has one price, under whatever name the engine reaches it.
+        ("talon_one", (), {"ITEM_ADDITIONAL_COSTS": "gift_wrap=/wrap"}, cart("COSTS-5", "WRAPPED") | WRAPPED, 500, {}),
+        ("talon_one", (BEYOND,), {}, cart("BUDGET-50", lines=(("A", 1, "30.00"),)), 3000, {}),
+        # The vendor's own fields of an item are conditions.
+        ("talon_one", (), {}, cart("SHOES-10") | SHOES, 1000, {}),
+        ("voucherify", (), {"ITEM_METADATA": "category=/category"}, cart("SHOES-10") | SHOES, 1000, {}),
+        # Codes that differ by case alone.
+        ("talon_one", (CASE,), {"CODE_CASE": "sensitive"}, cart("TWIN-5", "twin-5"), 1200, {}),
+        ("voucherify", (CASE,), {"CODE_CASE": "sensitive"}, cart("TWIN-5", "twin-5"), 1200, {}),
+        ("talon_one", (), {}, cart("TWIN-5", "twin-5"), 500, {}),
+        ("voucherify", (), {}, cart("TWIN-5", "twin-5"), 500, {}),
+        # A promotion that we add never harms a code.
+        ("voucherify", (), {}, cart("GOOD-5", lines=(("OUTLET-SHIRT", 1, "20.00"),)), 500, {}),
+        ("voucherify", (), {}, cart(lines=(("OUTLET-SHIRT", 1, "20.00"),)), 100, {}),
+        ("voucherify", (TWO,), {}, cart("GOOD-5", lines=(("A", 1, "350.00"),), **SHIPPING), 2000, {}),
+        ("voucherify", (ALL,), STALE, cart("GOOD-5", lines=(("A", 1, "350.00"),), **SHIPPING), 2000, {}),
+        # Mode ALL tells one bad code at a time.
+        (
+            "voucherify",
+            (ALL,),
+            {},
+            cart("GOOD-5", "BAD-1", "BAD-2", "BAD-3"),
+            500,
+            {"BAD-1": "expired", "BAD-2": "expired", "BAD-3": "expired"},
+        ),
+        # Units that come and go.
+        ("voucherify", (), {}, cart("UPGRADE", "TEN-LARGE", lines=CUPS), 250, {}),
+        ("voucherify", (), {}, cart("TEN-LARGE", "UPGRADE", lines=CUPS), 250, {}),
+        ("voucherify", (), {"ORDER_METADATA": "store=/store"}, MUG | {"store": "berlin"}, 990, {}),
+        ("voucherify", (NULL,), {}, cart("TEN-PERCENT", "GOOD-5"), 1000, {}),
+        # A refusal is that of the code that was typed, however the engine names it.
+        ("voucherify", (AS_REQUESTED,), {}, cart("good-5", "bad-1"), 500, {"bad-1": "expired"}),
+        ("voucherify", (), {}, cart("good-5", "bad-1"), 500, {"bad-1": "expired"}),
+        ("talon_one", (), {}, cart("good-5", "bad-1"), 500, {"bad-1": "expired"}),
+    ],
+)
+def test_a_cart_that_is_easy_to_get_wrong(
+    tmp_path: Path,
+    engine: str,
+    changes: tuple[Change, ...],
+    options: dict[str, str],
+    body: Json,
+    off: int,
+    rejected: dict[str, str],
+) -> None:
+    outcome, settled = Shop(tmp_path, engine, changes, **options).ask(body)
+    assert settled.total == off
+    assert {refused.code: refused.reason for refused in outcome.rejected} == rejected
+
+
+@pytest.mark.parametrize("nulls", ["refuse", "clear", "ignore"])
+@pytest.mark.parametrize("attributes", ["merge", "replace"])
+@pytest.mark.parametrize("costs", ["merge", "replace"])
+def test_what_is_gone_from_a_cart_does_not_go_on_earning_whatever_the_engine_makes_of_a_null(
+    tmp_path: Path, nulls: str, attributes: str, costs: str
+) -> None:
+    rules = (
+        ('cart_at_least = "300.00", stores = ["berlin"]', 'attributes = { channel = "app" }'),
+        ('attributes = "merge"', f'attributes = "{attributes}"'),
+        ('additional_costs = "replace"', f'additional_costs = "{costs}"'),
+        ('nulls = "refuse"', f'nulls = "{nulls}"'),
+    )
+    shop = Shop(tmp_path, "talon_one", rules, SESSION_ATTRIBUTES="channel=/channel")
+    first, settled = shop.ask(cart(lines=(("A", 1, "140.00"),), channel="app", **SHIPPING))
+    assert "addFreeItem" in {notice.type for notice in first.notices}
+    assert settled.total == 1500
+    second, settled = shop.ask(cart(lines=(("A", 1, "140.00"),)))
+    assert "addFreeItem" not in {notice.type for notice in second.notices}
+    assert settled.total == 0

@@ -21,7 +21,7 @@ from mapper.domain import checkout, errors, money, reasons
 from mapper.domain.checkout import Checkout, Line
 from mapper.domain.errors import EngineRejected, EngineUnavailable, InvalidRequest, OrderMismatch, Problem
 from mapper.domain.options import Misconfigured, Option, names, pairs, read
-from mapper.domain.outcome import Cost, Discount, Notice, Outcome, Rejection, Scope
+from mapper.domain.outcome import Cost, Diagnostic, Discount, Notice, Outcome, Rejection, Scope
 from mapper.domain.reasons import Reason
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Checkout",
     "Conversation",
     "Cost",
+    "Diagnostic",
     "Discount",
     "EngineRejected",
     "EngineReply",
@@ -96,6 +97,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Whether sending it twice does no more than sending it once. Nothing else decides about repeating."""
     answers: frozenset[int] = frozenset()
     """Those of 409, 429 and 5xx that the adapter reads itself; all others are failures of the call."""
+    reply_bytes: int = 2 * 1024 * 1024
+    """How large an answer to this question may be; what is larger is not read. At the most 64 MiB."""
 
 
 class EngineReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ import msgspec
 
 from adapters.talon_one import effects, held, replies
 from adapters.talon_one import options as settings
-from adapters.talon_one.request import SessionRequest, session_request
+from adapters.talon_one.request import REPLY_BYTES_AT_MOST, SessionRequest, session_request
 from mapper.adapter import (
     Account,
     Adapter,
@@ -180,6 +180,7 @@ def _update(
         account=request.account,
         effect="redeems" if closing else "none" if dry else "session",
         repeatable=not closing,
+        reply_bytes=request.reply_bytes,
     )
 
 
@@ -190,7 +191,13 @@ def _path(session: str) -> str:
 def _read(session: str, account: str) -> Conversation[replies.State]:
     """The session as it is stored; an empty one where there is none."""
     reply = yield EngineRequest(
-        operation="read session", method="GET", path=_path(session), account=account, effect="none", repeatable=True
+        operation="read session",
+        method="GET",
+        path=_path(session),
+        account=account,
+        effect="none",
+        repeatable=True,
+        reply_bytes=REPLY_BYTES_AT_MOST,  # it may hold another cart than the one that is asked for
     )
     if reply.status == 404:  # not in the specification; an unknown session may as well come as an empty one
         return replies.State(b"", [], (), _NOT_THERE)

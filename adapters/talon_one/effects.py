@@ -5,6 +5,7 @@ Effects are the engine's whole answer: "apply this", one entry for each unit of 
 and the rules sorted; the few others are sorted before they are read.
 """
 
+import re
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
@@ -15,6 +16,7 @@ from adapters.talon_one import reasons, replies
 from adapters.talon_one.codes import Kind
 from adapters.talon_one.request import SessionRequest
 from mapper.adapter import (
+    Diagnostic,
     Discount,
     EngineRejected,
     EngineUnavailable,
@@ -98,6 +100,7 @@ TABLE: dict[str, EffectRule] = {
     "error": EffectRule("notice", "A promotion rule failed; what it grants is missing."),
 }
 _MONEY = frozenset(kind for kind, rule in TABLE.items() if rule.kind in ("order", "cost", "item", "item_cost"))
+_MOST_FAILURES, _MOST_DETAILS = 50, 200
 _UNKNOWN = EffectRule("notice", "The promotion engine returns something that this service does not know.")
 
 
@@ -165,15 +168,47 @@ def read(state: replies.State, request: SessionRequest, *, strict: bool) -> Outc
     `EngineRejected` for a position that the cart does not have, else `EngineUnavailable`. Once the session is closed it
     can only be told: as a notice.
     """
-    answer = _Answer(state, request)
+    answer = _Answer(state, request, coupons=_known_coupons(state, request))
     _add_up(answer)
     for place, effect, problem in sorted(answer.others, key=lambda other: _order(other, state)):
         _read_other(place, effect, problem, answer, strict=strict)
     discounts = _discounts(answer)
     rejected = _rejected(answer)
     answer.notices += [_other_price(position, price, request) for position, price in sorted(answer.selected.items())]
-    notices = (*request.notices, *answer.notices)
-    return Outcome(discounts=discounts, rejected=rejected, notices=notices, costs=request.costs)
+    asked_for = [Notice(name, f"Talon.One returns {name}, as it is asked to.", payload) for name, payload in state.told]
+    return Outcome(
+        discounts=discounts,
+        rejected=rejected,
+        notices=(*request.notices, *answer.notices, *asked_for),
+        costs=request.costs,
+        diagnostics=_failures(state),
+    )
+
+
+def _known_coupons(state: replies.State, request: SessionRequest) -> dict[int, str]:
+    return {number: request.codes.meant("coupon", value) or value for number, value in state.coupons.items()}
+
+
+def _failures(state: replies.State) -> tuple[Diagnostic, ...]:
+    """Why codes did not apply, in the merchant's own terms: for the log. Rules that no code was tried on are many."""
+    about_codes = [one for one in state.rule_failures if one.couponValue or one.referralValue]
+    return tuple([_failure(one) for one in about_codes[:_MOST_FAILURES]])
+
+
+def _failure(failure: replies.RuleFailure) -> Diagnostic:
+    code = failure.couponValue or failure.referralValue or ""
+    facts = {
+        "campaign": failure.campaignID,
+        "campaign_name": failure.campaignName,
+        "rule": failure.ruleName,
+        "rule_index": failure.ruleIndex,
+        "condition": failure.conditionIndex,
+        "effect": failure.effectIndex,
+        # The engine's own text, which was asked for; the code in it is hidden like any other.
+        "details": re.sub(re.escape(code), "…", failure.details or "", flags=re.IGNORECASE)[:_MOST_DETAILS] or None,
+    }
+    known = {name: fact for name, fact in facts.items() if fact is not None}
+    return Diagnostic("rule_failed", "A promotion rule did not apply.", code, known)
 
 
 def _add_up(answer: _Answer) -> None:
@@ -326,7 +361,7 @@ def _read_code(effect: replies.Effect, text: Raw, rule: EffectRule, answer: _Ans
 
 
 def _rejected(answer: _Answer) -> tuple[Rejection, ...]:
-    """One refusal for each refused code, in the order in which the codes were given.
+    """One refusal for each refused code, in the order in which they were sent.
 
     A code that several campaigns share may be accepted by one and refused by another: then it works, and the refusal is
     only told. So is the refusal of a code that is not in this cart, and so is a code that got no answer: the
@@ -345,10 +380,7 @@ def _rejected(answer: _Answer) -> tuple[Rejection, ...]:
         if (kind, code) not in found and (kind, code) not in answer.accepted:
             text = f"The promotion engine neither accepts nor refuses the code {code}."
             answer.notices.append(Notice("code_not_answered", text, {"value": code}))
-    order = {code: place for place, code in reversed(list(enumerate(request.codes_as_entered)))}
-    return tuple(
-        sorted((*request.rejected, *found.values()), key=lambda rejection: order.get(rejection.code, len(order)))
-    )
+    return (*(found[each] for each in request.codes if each in found), *request.rejected)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

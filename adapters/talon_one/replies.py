@@ -115,7 +115,35 @@ class StoredSession(msgspec.Struct, frozen=True, rename="camel"):
     """1 where the session has just been created."""
 
 
-class _State(msgspec.Struct, frozen=True, rename="camel"):
+class RuleFailure(msgspec.Struct, frozen=True):
+    """Why a rule did not apply: https://docs.talon.one/integration-api, `ruleFailureReasons`"""
+
+    campaignID: int | None = None  # noqa: N815 - the vendor's spelling
+    campaignName: str | None = None  # noqa: N815
+    ruleIndex: int | None = None  # noqa: N815
+    ruleName: str | None = None  # noqa: N815
+    conditionIndex: int | None = None  # noqa: N815
+    effectIndex: int | None = None  # noqa: N815
+    couponValue: str | None = None  # noqa: N815
+    referralValue: str | None = None  # noqa: N815
+    details: str | None = None
+
+
+class Coupon(msgspec.Struct, frozen=True):
+    id: int
+    value: str
+
+
+class _Extras(msgspec.Struct, frozen=True, rename="camel"):
+    """What is answered only where it is asked for (`RESPONSE_CONTENT`)."""
+
+    coupons: Raw = ABSENT
+    customer_profile: Raw = ABSENT
+    loyalty: Raw = ABSENT
+    rule_failure_reasons: Raw = ABSENT
+
+
+class _State(_Extras, frozen=True, kw_only=True, rename="camel"):
     """The answer to a PUT or a GET of a session, all of it as it should be."""
 
     effects: list[Effect]
@@ -123,12 +151,15 @@ class _State(msgspec.Struct, frozen=True, rename="camel"):
     customer_session: StoredSession | None = None
 
 
-class _RawState(msgspec.Struct, frozen=True, rename="camel"):
+class _RawState(_Extras, frozen=True, kw_only=True, rename="camel"):
     """The same, each thing by itself."""
 
     effects: Raw | UnsetType = UNSET
     triggered_campaigns: list[Raw] | None = None
     customer_session: Raw = ABSENT
+
+
+_NO_EXTRAS = _Extras()
 
 
 class _Texts(msgspec.Struct, frozen=True):
@@ -171,6 +202,8 @@ _IDS = _lenient(EffectIds)
 _MONEY = _lenient(MoneyProps)
 NUMBER = _lenient(Decimal)
 _CAMPAIGN = _lenient(Campaign)
+_COUPON = _lenient(Coupon)
+_RULE_FAILURE = _lenient(RuleFailure)
 
 
 UNREADABLE = (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError)
@@ -194,13 +227,31 @@ class State:
         effects: Sequence[Effect | None] | None,
         campaigns: Iterable[Campaign | None],
         session: StoredSession | None,
+        extras: _Extras = _NO_EXTRAS,
     ) -> None:
         self._body = body
+        self._extras = extras
         self.effects = effects
         """None stands for what is no effect at all; no list, for none that can be read."""
         self.campaigns = {campaign.id: campaign for campaign in campaigns if campaign is not None}
         self.session = session
         """What the engine holds; empty where the answer does not say, None where that cannot be read."""
+
+    @property
+    def coupons(self) -> dict[int, str]:
+        """Codes by the engine's number for the coupon, where they were asked for."""
+        return {coupon.id: coupon.value for coupon in _each(_COUPON, self._extras.coupons)}
+
+    @property
+    def rule_failures(self) -> list[RuleFailure]:
+        return _each(_RULE_FAILURE, self._extras.rule_failure_reasons)
+
+    @property
+    def told(self) -> list[tuple[str, Any]]:
+        """What else was asked for, by its name."""
+        extras = self._extras
+        named = (("coupons", extras.coupons), ("customerProfile", extras.customer_profile), ("loyalty", extras.loyalty))
+        return [(name, decode(PLAIN, text)) for name, text in named if text is not ABSENT]
 
     def props(self, place: int) -> Raw:
         """The props of the effect at that place of the list, as they came; the whole of what is no effect."""
@@ -216,12 +267,19 @@ class State:
 def read(body: bytes) -> State | None:
     """The answer, read in one pass where all of it is as it should be, else each thing by itself."""
     if (state := decode(_STATE, body)) is not None:
-        return State(body, state.effects, state.triggered_campaigns or (), state.customer_session or StoredSession())
+        stored = state.customer_session or StoredSession()
+        return State(body, state.effects, state.triggered_campaigns or (), stored, state)
     if (raw := decode(_RAW_STATE, body)) is None:
         return None
     session = StoredSession() if bytes(raw.customer_session) == b"null" else decode(_SESSION, raw.customer_session)
     campaigns = [decode(_CAMPAIGN, text) for text in raw.triggered_campaigns or ()]
-    return State(body, None if raw.effects is UNSET else _effects(raw.effects), campaigns, session)
+    return State(body, None if raw.effects is UNSET else _effects(raw.effects), campaigns, session, raw)
+
+
+def _each(decoder: "msgspec.json.Decoder[T]", text: Raw) -> list[T]:
+    """Those of a list that can be read."""
+    found = [decode(decoder, one) for one in decode(_LIST, text) or ()]
+    return [one for one in found if one is not None]
 
 
 def _effects(text: Raw) -> list[Effect | None] | None:

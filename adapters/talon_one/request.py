@@ -17,6 +17,10 @@ from mapper.adapter import Checkout, Cost, InvalidRequest, Line, Notice, Reason,
 
 # https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2
 _MAX_IDENTIFIERS = 5
+_MAX_UNITS = 10_000
+_REPLY_BYTES = 2 * 1024 * 1024
+_REPLY_BYTES_PER_UNIT = 6 * 1024
+REPLY_BYTES_AT_MOST = _REPLY_BYTES + _MAX_UNITS * _REPLY_BYTES_PER_UNIT
 _CARD = re.compile(r"[A-Za-z0-9._%+@-]{4,108}", re.ASCII)
 _MEASURE = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?", re.ASCII)
 
@@ -84,8 +88,6 @@ class SessionRequest:
     costs: tuple[Cost, ...]
     """The additional costs that are configured, with their prices: 0 where the cart or a line has none."""
     codes: codes.SentCodes
-    codes_as_entered: tuple[str, ...]
-    """Every code as the shopper spelled it, in the order in which refusals are told."""
     rejected: tuple[Rejection, ...]
     """Codes that cannot be sent at all."""
     notices: tuple[Notice, ...]
@@ -94,6 +96,14 @@ class SessionRequest:
     @property
     def card(self) -> str:
         return self.session.loyalty_cards[0] if self.session.loyalty_cards else ""
+
+    @property
+    def reply_bytes(self) -> int:
+        """How large the answer may be: an effect is half a kilobyte, and there is one for each unit and each rule that
+        touches it (https://docs.talon.one/docs/product/rules/understanding-cart-item-flattening).
+        """
+        units = min(sum([line.quantity for line in self.lines]), _MAX_UNITS)
+        return _REPLY_BYTES + units * _REPLY_BYTES_PER_UNIT
 
     def without_card(self) -> "SessionRequest":
         """The same question, its loyalty card refused."""
@@ -147,7 +157,6 @@ def session_request(checkout: Checkout, session: str, options: Options) -> Sessi
         session=content,
         costs=_all_costs(checkout, costs, line_costs, options),
         codes=sent,
-        codes_as_entered=checkout.promotions.codes,
         rejected=rejected,
         notices=(*cut, *unusable),
         options=options,
@@ -155,10 +164,9 @@ def session_request(checkout: Checkout, session: str, options: Options) -> Sessi
 
 
 def _codes(checkout: Checkout, options: Options) -> tuple[codes.SentCodes, str, tuple[Rejection, ...]]:
-    """What can be sent, and refusals of what the engine would answer with an error for the whole cart."""
+    """What can be sent, and the refusal of a card that would cost the whole cart an error."""
     given = checkout.promotions
-    coupons = codes.unique(given.coupon_codes, case=options.code_case)
-    sent = codes.SentCodes(coupons, given.referral_code)
+    sent = codes.SentCodes(codes.unique(given.coupon_codes, case=options.code_case), given.referral_code)
     if not given.loyalty_card or _CARD.fullmatch(given.loyalty_card):
         return sent, given.loyalty_card, ()
     return sent, "", (Rejection(given.loyalty_card, Reason.MALFORMED, ""),)

@@ -68,6 +68,17 @@ class Notice(msgspec.Struct, frozen=True):
     payload: Any
 
 
+class Diagnostic(msgspec.Struct, frozen=True):
+    """Something for the merchant alone: it goes to the log, never into an answer."""
+
+    type: str
+    text: str
+    """A sentence without data of a shopper."""
+    code: str = ""
+    """The code that it is about; the log hides it as it hides all codes."""
+    facts: dict[str, Any] = {}
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What the engine grants this cart."""
 
@@ -78,5 +89,6 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """The additional costs that the engine was told of, and those it would have been told of were they there, at 0: no
     more than their prices is taken off them. The price of a cost that is not listed is not known, and caps nothing.
     """
+    diagnostics: tuple[Diagnostic, ...] = ()
     redeemed: bool = False
     """A check or a redemption found that this very order has been redeemed already."""

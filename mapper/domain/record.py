@@ -4,7 +4,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from mapper.domain.outcome import Rejection
+from mapper.domain.outcome import Diagnostic, Rejection
 
 EVENTS: Final = ("clamped", "drift", "degraded")
 RECEIPT_FATES: Final = ("good", "stale", "absent", "forged")
@@ -36,6 +36,8 @@ class Record:
     """Where consume grants other amounts than the order carries: both, as text."""
     degraded: bool = False
     rejected: tuple[Rejection, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
+    """What the adapter has to say to the merchant."""
 
     def ids(self) -> dict[str, str]:
         """What a log line is found by."""

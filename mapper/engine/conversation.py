@@ -50,7 +50,8 @@ BASE_REQUESTS, REQUESTS_PER_LINE = 100, 4
 """Of one conversation: above what any adapter needs, code by code or line by line; what asks for more is a loop."""
 AT_ONCE = 8
 """Of several requests that an adapter yields together, so many are on their way at a time."""
-MAX_REPLY_BYTES = 2 * 1024 * 1024
+MAX_REPLY_BYTES = 64 * 1024 * 1024
+"""Whatever a request says that its answer may have."""
 MAX_RETRY_AFTER_S = 3600.0
 
 NOT_EXECUTED = {409: "conflict", 429: "rate_limited"}
@@ -360,7 +361,8 @@ class Engine:
 
     async def _send(self, request: EngineRequest, url: str, headers: Headers, timeout_s: float) -> EngineReply:
         try:
-            reply = await self._transport.send(request.method, url, headers, request.body, timeout_s, MAX_REPLY_BYTES)
+            most = min(request.reply_bytes, MAX_REPLY_BYTES)
+            reply = await self._transport.send(request.method, url, headers, request.body, timeout_s, most)
         except NotSent as error:
             raise _Failed(error.reason, sent=False) from None
         except Unknown as error:

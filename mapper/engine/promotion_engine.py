@@ -30,6 +30,7 @@ from mapper.domain.errors import (
     OrderMismatch,
     Problem,
 )
+from mapper.domain.record import current
 from mapper.engine import results
 from mapper.engine.conversation import BrokenContract, Engine, Redemption, limit
 from mapper.engine.results import BadResult
@@ -146,6 +147,7 @@ class PromotionEngine:
             raise self._fault(method, error) from error
         if faults:
             self._tell(method, BadResult("; ".join(faults)))
+        _diagnose(value)
         return value
 
     def _fault(self, method: str, error: Exception) -> AdapterFault:
@@ -161,6 +163,13 @@ def _conversation(started: object) -> Conversation[Any]:
     if not isinstance(started, Generator):
         raise BrokenContract(f"a method starts a conversation (a generator), not {type(started).__name__}")
     return started
+
+
+def _diagnose(value: object) -> None:
+    """Puts what the merchant should know on the line of the request."""
+    outcome = value.outcome if isinstance(value, Redeemed | LookedUp) else value
+    if isinstance(outcome, Outcome) and outcome.diagnostics and (record := current.get()) is not None:
+        record.diagnostics = outcome.diagnostics
 
 
 def _has_happened(value: object) -> bool:

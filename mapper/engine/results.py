@@ -14,6 +14,7 @@ import msgspec
 from mapper.adapter import (
     Checkout,
     Cost,
+    Diagnostic,
     Discount,
     LookedUp,
     Notice,
@@ -51,11 +52,13 @@ def outcome(value: object, checkout: Checkout) -> tuple[Outcome, list[str]]:
     rejected = _sound(value.rejected, Rejection, lambda one: _rejection_fault(one, codes), faults)
     notices = _sound(value.notices, Notice, _notice_fault, faults)
     costs = _sound(value.costs, Cost, lambda one: _cost_fault(one, lines), faults)
+    diagnostics = _sound(value.diagnostics, Diagnostic, _diagnostic_fault, faults)
     sound = Outcome(
         discounts=discounts,
         rejected=tuple(msgspec.structs.replace(one, reason=Reason(one.reason)) for one in rejected),
         notices=(*notices, LOST) if faults else notices,
         costs=costs,
+        diagnostics=diagnostics,
         redeemed=value.redeemed is True,
     )
     return sound, faults
@@ -97,7 +100,7 @@ def nothing(value: object, order: object) -> tuple[None, list[str]]:
 
 def _is_sound(value: Outcome, lines: set[int], codes: set[str]) -> bool:
     """Whether nothing at all is wrong: told in one go, several times as fast as finding out what is."""
-    lists = (value.discounts, value.rejected, value.notices, value.costs)
+    lists = (value.discounts, value.rejected, value.notices, value.costs, value.diagnostics)
     return (
         all(type(one) is tuple for one in lists)
         and all(
@@ -116,6 +119,7 @@ def _is_sound(value: Outcome, lines: set[int], codes: set[str]) -> bool:
             for one in value.rejected
         )
         and all(type(one) is Notice and type(one.type) is type(one.text) is str for one in value.notices)
+        and all(type(one) is Diagnostic and not _diagnostic_fault(one) for one in value.diagnostics)
         and type(value.redeemed) is bool
         and encodes(value)
     )
@@ -155,6 +159,12 @@ def _cost_fault(cost: Cost, lines: set[int]) -> str:
     if not _is_line(cost.line, lines):
         return "Cost.line: the index of a line of this cart, or None"
     return "" if _are_texts(cost.name) else "Cost.name: a string"
+
+
+def _diagnostic_fault(diagnostic: Diagnostic) -> str:
+    if not _are_texts(diagnostic.type, diagnostic.text, diagnostic.code):
+        return "Diagnostic: type, text and code are strings"
+    return "" if encodes(diagnostic.facts) else "Diagnostic.facts: an object that encodes as JSON"
 
 
 def _rejection_fault(rejection: Rejection, codes: set[str]) -> str:

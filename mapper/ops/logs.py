@@ -168,6 +168,11 @@ def request(record: Record, status: int, category: str, reason: str, seconds: fl
             {"code": names(one.code), "reason": one.reason, "engine_reason": one.engine_reason}
             for one in record.rejected
         ]
+    if record.diagnostics:
+        facts["diagnostics"] = [
+            {"type": one.type, "text": one.text, **({"code": names(one.code)} if one.code else {}), **one.facts}
+            for one in record.diagnostics
+        ]
     for flag in ("clamped", "degraded"):
         if getattr(record, flag):
             facts[flag] = True

@@ -1,0 +1,127 @@
+"""What is asked back beside the effects, how large an answer may be, and what only the merchant reads."""
+
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from mapper.adapter import Diagnostic, Outcome
+from mapper.domain.checkout import Checkout
+from tests.adapters.talon_one.emulated import Emulated
+from tests.adapters.talon_one.talk import adapter, cart, closed, effect, first, parse, reply, talk
+from tests.adapters.talon_one.test_service import LINE, Wire, shop
+
+ALL = "ruleFailureReasons,coupons,customerProfile,loyalty"
+FAILED = {
+    "campaignID": 7, "campaignName": "Summer", "rulesetID": 1, "ruleIndex": 2, "ruleName": "Big carts",
+    "couponID": 5, "couponValue": "SUMMER", "conditionIndex": 1, "details": "cart total: code summer needs 100",
+}  # fmt: skip
+
+
+def asked(checkout: Checkout, **content: Any) -> Outcome:
+    result = talk(adapter(RESPONSE_CONTENT=ALL).validate(checkout, "s"), reply({"effects": [], **content}))[1]
+    assert isinstance(result, Outcome)
+    return result
+
+
+def test_why_a_code_did_not_apply_is_told_to_the_merchant_and_not_to_the_shopper() -> None:
+    other = {**FAILED, "couponValue": None, "couponID": None}
+    result = asked(cart(("A", 1, "9.00")), ruleFailureReasons=[FAILED, other, "unreadable", {"couponValue": 5}])
+    assert result.diagnostics == (
+        Diagnostic(
+            "rule_failed", "A promotion rule did not apply.", "SUMMER",
+            {"campaign": 7, "campaign_name": "Summer", "rule": "Big carts", "rule_index": 2, "condition": 1,
+             "details": "cart total: code … needs 100"},
+        ),
+    )  # fmt: skip
+    assert (result.notices, result.rejected) == ((), ())
+
+
+@pytest.mark.parametrize("content", [{}, {"ruleFailureReasons": None}, {"ruleFailureReasons": "?"}])
+def test_without_reasons_there_is_nothing_to_tell(content: dict[str, Any]) -> None:
+    assert asked(cart(("A", 1, "9.00")), **content).diagnostics == ()
+
+
+def test_the_engines_coupons_say_which_code_earned_a_discount() -> None:
+    checkout = cart(("A", 1, "9.00"), codes=["Summer"])
+    off = effect("setDiscount", {"name": "x", "value": 1}, coupon=5)
+    result = asked(checkout, effects=[off], coupons=[{"id": 5, "value": "SUMMER"}, {"id": "?"}, None])
+    assert result.discounts[0].meta["code"] == "Summer"
+
+
+def test_what_else_was_asked_for_is_passed_on() -> None:
+    content = {"coupons": [{"id": 5, "value": "X"}], "customerProfile": {"id": 1.5}, "loyalty": {"cards": []}}
+    told = {notice.type: notice.payload for notice in asked(cart(("A", 1, "9.00")), **content).notices}
+    assert json.dumps(told, default=str) == json.dumps({**content, "customerProfile": {"id": "1.5"}})
+    assert asked(cart(("A", 1, "9.00"))).notices == ()
+
+
+def test_costs_of_several_orders_are_added_up() -> None:
+    order = {"order_items": [{"sku": "A", "quantity": 1, "price": "9.00"}], "shipping_rate": {"price": "5.00"}}
+    body = parse({"orders": [order, {**order, "shipping_rate": {"price": "2.50"}}, {"order_items": []}]})
+    for pointer, price in (("/orders/*/shipping_rate/price", 7.5), ("/shipping_rate/price", None)):
+        request = first(adapter(ADDITIONAL_COSTS=f"shipping={pointer}").validate(body, "s"))
+        costs = json.loads(request.body)["customerSession"]["additionalCosts"]
+        assert costs == ({"shipping": {"price": price}} if price else {})
+
+
+# -- In the log --------------------------------------------------------------------------------------------------------
+
+
+class Failing(Wire):
+    """Says why a rule failed, as the sandbox does not."""
+
+    async def send(self, *given: Any) -> Any:
+        answer = await super().send(*given)
+        state = {**json.loads(answer.body), "ruleFailureReasons": [FAILED]}
+        return reply(state, answer.status)
+
+
+def test_the_log_says_why_a_code_did_not_apply(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.adapters.talon_one.test_service.Wire", Failing)
+    body = {"id": "c", "items": [LINE], "promotions": {"coupon_codes": ["SUMMER"]}}
+    with caplog.at_level(logging.INFO, "mapper"), shop(Emulated(), MAPPER_ON_REJECTED="apply_rest") as ask:
+        answers = [ask("validate", body), ask("validate", body)]
+    assert [status for status, _ in answers] == [200, 200]
+    assert "Big carts" not in json.dumps(answers)
+    lines: list[tuple[str, dict[str, Any]]] = [(one.message, getattr(one, "facts", {})) for one in caplog.records]
+    for facts in [facts for message, facts in lines if message == "request"]:
+        (told,) = facts["diagnostics"]
+        assert (told["type"], told["rule"]) == ("rule_failed", "Big carts")
+        assert told["code"] not in ("", "SUMMER")
+    assert "SUMMER" not in str(lines)
+
+
+# -- Large carts -------------------------------------------------------------------------------------------------------
+
+
+def large(lines: int, quantity: int) -> Checkout:
+    return cart(*[(f"SKU-{number}", quantity, "9.00") for number in range(lines)])
+
+
+def test_an_answer_may_be_as_large_as_what_was_asked() -> None:
+    checkout = large(1000, 5)
+    units = [(line, unit) for line in range(1000) for unit in range(5)]
+    effects = [
+        effect("setDiscountPerItem", {"name": f"A tenth off everything#{line}", "value": 0.9, "position": line,
+                                      "subPosition": unit, "desiredValue": 0.9, "scope": "price"},
+               conditionIndex=0, evaluationGroupID=3, evaluationGroupMode="stackable")
+        for line, unit in units
+    ]  # fmt: skip
+    answer = closed(*effects)
+    assert len(answer.body) > 1024 * 1024
+    for conversation in (adapter().validate, adapter().check, adapter().redeem):
+        (request,), outcome = talk(conversation(checkout, "s"), answer)
+        assert request.reply_bytes > 10 * len(answer.body)
+        assert sum(discount.amount for discount in outcome.discounts) == 450_000
+    assert first(adapter().look_up(checkout, "s")).reply_bytes >= request.reply_bytes
+    assert first(adapter().undo(None, "s", "/s", final=True)).reply_bytes >= request.reply_bytes
+
+
+def test_a_small_cart_gets_a_small_answer_and_no_cart_an_endless_one() -> None:
+    small, huge = (first(adapter().validate(large(1, units), "s")).reply_bytes for units in (1, 1_000_000))
+    assert small < 2.1 * 1024 * 1024
+    assert huge < 64 * 1024 * 1024

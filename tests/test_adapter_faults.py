@@ -76,7 +76,7 @@ def test_any_2xx_is_a_redemption_that_was_answered(status: int) -> None:
     "bug",
     [
         KeyError("a bug"),
-        EngineUnavailable("It cannot be read.", reason="bad_reply", sent=False),
+        EngineUnavailable("It cannot be read.", reason="bad_reply"),
         RecursionError(),
         RuntimeError("generator raised StopIteration"),
     ],

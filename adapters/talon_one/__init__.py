@@ -106,7 +106,7 @@ class TalonOne(Adapter):
             # A stored answer, an answer to something else, or one that does not say: only the session itself can.
             stored = (yield from _read(session, request.account)).session or _NOT_THERE
         if stored.state not in _CLOSED:
-            raise EngineUnavailable("Talon.One has not closed the session.", reason="not_closed", sent=True)
+            raise EngineUnavailable("Talon.One has not closed the session.", reason="not_closed")
         outcome = effects.read(_with_effects(state), request, strict=False)
         return Redeemed(
             _with_leftovers(outcome, held.left_by_update(stored, request)), _handle(request.account, session)
@@ -286,9 +286,7 @@ def _redeemed_before(session: str, request: SessionRequest) -> Conversation[Rede
     """After "cannot move": the session is closed already. By this very order, if it has the same content."""
     found = yield from _look_up(session, request)
     if found.state != "redeemed":
-        raise EngineUnavailable(
-            "Talon.One contradicts itself about the session's state.", reason="session_state", sent=True
-        )
+        raise EngineUnavailable("Talon.One contradicts itself about the session's state.", reason="session_state")
     outcome = msgspec.structs.replace(found.outcome, redeemed=True)
     return Redeemed(outcome, _handle(request.account, session))
 
@@ -318,7 +316,7 @@ def _cancel(account: str, session: str) -> Conversation[None]:
     if replies.cannot_move_from(reply) != "cancelled":
         stored = replies.state_of(reply).session or _NOT_THERE
         if stored.state != "cancelled":
-            raise EngineUnavailable("Talon.One has not cancelled the session.", reason="not_cancelled", sent=True)
+            raise EngineUnavailable("Talon.One has not cancelled the session.", reason="not_cancelled")
 
 
 def _change(path: str, account: str, operation: str, body: bytes = b"") -> EngineRequest:

@@ -408,7 +408,7 @@ def _whole_number(position: Decimal | int | None) -> int | None:
 
 
 def _unreadable() -> Problem:
-    return EngineUnavailable("Talon.One's answer has an effect that cannot be read.", reason="bad_reply", sent=True)
+    return EngineUnavailable("Talon.One's answer has an effect that cannot be read.", reason="bad_reply")
 
 
 def _discounts(answer: _Answer) -> tuple[Discount, ...]:

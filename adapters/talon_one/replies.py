@@ -368,4 +368,4 @@ def _refused(reply: EngineReply) -> NoReturn:
 
 
 def bad_reply() -> EngineUnavailable:
-    return EngineUnavailable("Talon.One's answer cannot be read.", reason="bad_reply", sent=True)
+    return EngineUnavailable("Talon.One's answer cannot be read.", reason="bad_reply")

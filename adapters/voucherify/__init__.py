@@ -241,7 +241,7 @@ class Voucherify(Adapter):
         now = (yield from self._stored(session)) or found.order
         live = {*stored.live_redemptions(found.order), *stored.live_redemptions(now)}
         if found.ids and live - {*found.ids, *found.children}:
-            raise EngineUnavailable("The order has been redeemed more than once.", reason="redeemed_twice", sent=True)
+            raise EngineUnavailable("The order has been redeemed more than once.", reason="redeemed_twice")
         gone = {**out, **found.answer.refused}
         rejected = _in_order([*refused, *_rejections(gone)], order)
         if not found.answer.applied:

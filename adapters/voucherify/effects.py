@@ -64,7 +64,7 @@ def outcome(
     notices: list[Notice] = []
     fault, text = _fault(answer, checkout, settings)
     if fault and binding:
-        raise EngineUnavailable(text, reason=fault, sent=True)
+        raise EngineUnavailable(text, reason=fault)
     if fault:
         notices.append(Notice(fault, text, None))
     growth = units.grown(answer.applied, checkout.cart)

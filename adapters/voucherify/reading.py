@@ -26,7 +26,7 @@ def document(reply: EngineReply) -> dict[str, Any]:
 
 def not_understood(why: str) -> NoReturn:
     message = f"Voucherify's answer cannot be understood ({why})."
-    raise EngineUnavailable(message, reason="reply_not_understood", sent=True)
+    raise EngineUnavailable(message, reason="reply_not_understood")
 
 
 def amount(holder: Mapping[str, Any], key: str, *, signed: bool = False) -> int:

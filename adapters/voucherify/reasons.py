@@ -129,10 +129,10 @@ def problem(status: int, key: str) -> Problem:
     found = fault(status, key)
     if found.kind == "busy":
         message = "Voucherify is working on another request for the same order."
-        return EngineUnavailable(message, reason=found.reason, sent=True)
+        return EngineUnavailable(message, reason=found.reason)
     if not 400 <= status < 500:
         message = "Voucherify answered with a status that was not expected."
-        return EngineUnavailable(message, reason="unexpected_status", sent=True)
+        return EngineUnavailable(message, reason="unexpected_status")
     if status == 404:
         message = "Voucherify does not know this address; check the base URL."
         return EngineRejected(message, reason="not_found_at_engine", engine_status=status)

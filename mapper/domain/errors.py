@@ -113,15 +113,14 @@ class EngineRejected(Problem):
 
 
 class EngineUnavailable(Problem):
-    """Unreachable, slow, broken or over quota. Whether something was sent is the core's to know: `sent` is not read."""
+    """Unreachable, slow, broken or over quota. Whether something was sent is for `mapper.engine` to know."""
 
     category = "engine_unavailable"
     storefront = "Promotions cannot be checked at the moment; please try again shortly."
 
-    def __init__(self, message: str, *, reason: str, sent: bool = True, retry_after: int | None = None) -> None:
+    def __init__(self, message: str, *, reason: str, retry_after: int | None = None) -> None:
         super().__init__(message, reason=reason, retry_after=retry_after)
         self.details = {"reason": reason} | ({"retry_after_s": retry_after} if retry_after else {})
-        self.sent = sent
 
 
 class AdapterFault(Problem):

@@ -294,7 +294,7 @@ def test_an_amount_that_cannot_be_read_is_refused_but_told_once_redeemed(kind: s
     bad = effect(kind, {"name": "Off", "value": value, "position": 0})
     with pytest.raises(EngineUnavailable) as caught:
         outcome(CART, [bad])
-    assert (caught.value.reason, caught.value.sent) == ("bad_reply", True)
+    assert caught.value.reason == "bad_reply"
     _, result = talk(adapter().redeem(CART, "s"), closed(bad))
     assert (result.discounts, kind in [notice.type for notice in result.notices]) == ((), True)
 

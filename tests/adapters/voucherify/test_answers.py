@@ -59,7 +59,7 @@ from tests.adapters.voucherify.talk import (
 def test_an_answer_that_cannot_be_trusted_with_money_sets_no_price(answer: Any, reason: str) -> None:
     with pytest.raises(EngineUnavailable) as caught:
         validated(cart(SHIRT, codes=["X"]), answer if isinstance(answer, dict) else reply(answer))
-    assert (caught.value.reason, caught.value.sent) == (reason, True)
+    assert caught.value.reason == reason
 
 
 @pytest.mark.parametrize(
@@ -345,4 +345,4 @@ def test_a_busy_engine_is_asked_once_more_where_that_does_no_harm() -> None:
     for call, replies in {"validate": [BUSY, BUSY], "redeem": [BUSY], "undo": [BUSY, BUSY]}.items():
         with pytest.raises(EngineUnavailable) as caught:
             held(_calls()[call], *replies)
-        assert (caught.value.reason, caught.value.sent) == ("multiple_requests", True)
+        assert caught.value.reason == "multiple_requests"

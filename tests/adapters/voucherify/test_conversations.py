@@ -246,9 +246,8 @@ def test_after_a_redemption_amounts_that_do_not_add_up_are_told_and_not_fatal() 
     [b"", b"{}", b'{"redemptions":{}}', b'{"redemptions":[{"result":"SUCCESS","order":{"items":[{"price":"?"}]}}]}'],
 )
 def test_a_redemption_that_cannot_be_read_is_an_unknown_outcome(answer: bytes) -> None:
-    with pytest.raises(EngineUnavailable) as caught:
+    with pytest.raises(EngineUnavailable):
         held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), reply(answer))
-    assert caught.value.sent
 
 
 @pytest.mark.parametrize(
@@ -381,7 +380,7 @@ def test_a_redemption_that_is_not_the_only_one_is_an_unknown_outcome_which_a_loo
     paid = order(SHIRT, codes=["A"])
     with pytest.raises(EngineUnavailable) as caught:
         held(engine().redeem(paid, ORDER), redeemed(redemption("A", 5), live=live), read_later)
-    assert (caught.value.reason, caught.value.sent) == ("redeemed_twice", True)
+    assert caught.value.reason == "redeemed_twice"
 
 
 @pytest.mark.parametrize(("handle", "extra"), [("", ("r_2",)), ("r_1", ("r_2",)), ("r_2", ("r_1",)), ("r_9", ("r_2",))])
@@ -462,9 +461,8 @@ def test_an_order_that_was_redeemed_in_part_says_what_is_missing(
     ],
 )
 def test_what_is_missing_is_never_guessed(answer: Any) -> None:
-    with pytest.raises(EngineUnavailable) as caught:
+    with pytest.raises(EngineUnavailable):
         held(engine().look_up(order(SHIRT, codes=["A", "B"]), ORDER), half(), answer)
-    assert caught.value.sent
 
 
 @pytest.mark.parametrize(

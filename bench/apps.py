@@ -1,6 +1,5 @@
 """The contenders that are ASGI applications of this bench: `python -m bench.apps echo 8080`."""
 
-import ast
 import os
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
@@ -66,13 +65,12 @@ def canned() -> Starlette:
     return app.create(settings.load(os.environ), engine_transport=Canned())
 
 
-def sized() -> Starlette:
-    """This service with other limits: `BENCH_SIZES`, such as `VALIDATE_CAPACITY=32` (`mapper.http.app`)."""
+def full() -> Starlette:
+    """This service without time for any validate: each is refused at the door."""
     from mapper.http import app  # noqa: PLC0415 - likewise
+    from mapper.http.limiter import Limiter  # noqa: PLC0415 - likewise
 
-    for size in os.environ.get("BENCH_SIZES", "").split():
-        name, _, value = size.partition("=")
-        setattr(app, name, ast.literal_eval(value))
+    Limiter.is_full = lambda _: True  # type: ignore[method-assign, assignment]
     return app.from_environment()
 
 
@@ -88,7 +86,7 @@ def _plainly(app: Any, port: int) -> None:
 
 
 def main(name: str, port: int) -> None:
-    if name in ("canned", "own", "sized"):
+    if name in ("canned", "own", "full"):
         # As `promotions-mapper serve` does.
         from mapper.http import server  # noqa: PLC0415 - likewise
         from mapper.ops import logs  # noqa: PLC0415 - likewise

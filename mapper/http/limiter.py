@@ -65,7 +65,7 @@ class Limiter:
         self._turn_at = 0.0
         """When the first of them was."""
         self._pace_s = 0.0
-        """Between two calls that begin, in turns in which as many begin as may: a moving average, of this queue alone."""
+        """Between two calls of this queue that begin, in turns in which as many begin as may: a moving average."""
         self._timer: asyncio.TimerHandle | None = None
 
     def is_full(self) -> bool:
@@ -115,7 +115,7 @@ class Limiter:
     def _latest(self, joined: float) -> float:
         """Until when a call that joined the queue then may wait."""
         fair = joined + STANDING_SHARE * self._deadline_s
-        latest = max(fair, joined + self._deadline_s - self._service_s - 2 * self._spread_s)
+        latest = max(fair, joined + self._deadline_s - self._service_s - self._spread_s)
         return min(latest, max(fair, self._queued_since + STANDING_S)) if self._overfull else latest
 
     def _release(self, permit: Permit) -> None:

@@ -1,0 +1,244 @@
+"""`promotions-mapper doctor`: is everything as it must be, and if not, what is to be done?
+
+It asks the engine with carts of its own, which redeem nothing: a plain one, one with each configured cost, and one with
+each configured attribute or metadata, so that what the engine refuses has a name.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from mapper import settings
+from mapper.adapter import EngineReply, EngineRequest
+from mapper.domain import checkout as documents
+from mapper.domain import signature
+from mapper.domain.errors import EngineRejected, EngineUnavailable, Problem
+from mapper.domain.money import DIGITS
+from mapper.engine import clients
+from mapper.engine.conversation import Engine
+from mapper.engine.promotion_engine import PromotionEngine
+from mapper.orders.ledger import open_ledger
+from mapper.orders.rows import LedgerUnavailable, State
+from mapper.settings import Settings
+
+SLOW_S = 0.5
+"""An engine that takes longer spoils a checkout."""
+CLOCK_S = 60.0
+"""A clock that is wrong by more makes receipts expire too early or too late."""
+SIGNS = {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "failed": "[red]FAILED[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `mend`: what to do, where something is to be done."""
+
+    check: str
+    state: Literal["ok", "warning", "failed"]
+    text: str
+    mend: str = ""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command to the program's."""
+    parser = commands.add_parser("doctor", help="check settings, secrets, engine and ledger; say how to mend each")
+    parser.add_argument("--json", action="store_true", help="for a program: one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Exit code 0: all is well, or worth a look; 1: something fails; 2: the settings are wrong."""
+    try:
+        configured = settings.load(os.environ)
+    except settings.InvalidSettings as error:
+        findings = [Finding(name, "failed", expected, "Set it so.") for name, expected in error.problems]
+        _show(findings, as_json=chosen.json)
+        return 2
+    findings = asyncio.run(_look(configured))
+    _show(findings, as_json=chosen.json)
+    return 1 if any(finding.state == "failed" for finding in findings) else 0
+
+
+async def _look(configured: Settings) -> list[Finding]:
+    findings = [*_settings(configured), *_secrets(configured)]
+    findings += [finding async for finding in _ledger(configured)]
+    findings += [finding async for finding in _engine(configured)]
+    return findings
+
+
+def _settings(configured: Settings) -> Iterator[Finding]:
+    yield Finding("settings", "ok", f"engine {configured.adapter.name}, all settings can be read")
+    for warning in configured.warnings:
+        yield Finding("settings", "warning", warning, "Correct the name or the value.")
+    if not configured.receipt_required:
+        yield Finding(
+            "receipts",
+            "warning",
+            "consume takes orders that validate did not answer",
+            "Set MAPPER_RECEIPT=required, or MAPPER_CONSUME_REQUIRES (docs/security.md).",
+        )
+    if not (configured.order_key_path or configured.session_id_path):
+        yield Finding(
+            "order key",
+            "warning",
+            "an order without id and source_id is known by a digest of its body",
+            "If your orders have neither, set MAPPER_ORDER_KEY_PATH and MAPPER_SESSION_ID_PATH.",
+        )
+
+
+def _secrets(configured: Settings) -> Iterator[Finding]:
+    credentials = configured.credentials
+    for number, secret in enumerate(credentials.all_secrets, 1):
+        if secret[:1] in b"'\"" and secret[-1:] == secret[:1]:
+            yield Finding("secrets", "warning", f"secret number {number} stands in quotes", "Take the quotes out.")
+    if credentials.auth != "secret_header" and credentials.all_secrets:
+        body = b'{"self": "test"}'
+        header = [(signature.SIGNATURE, signature.sign(body, credentials.all_secrets[0]).encode())]
+        space = next(iter(credentials.by_space), next(iter(credentials.spaces), ""))
+        own = [*header, *credentials.headers, *([(signature.SPACE, space.encode())] if space else [])]
+        try:
+            signature.verify(body, own, credentials)
+        except Problem as problem:
+            yield Finding("signature", "failed", f"our own signature is refused: {problem.reason}", "Report this.")
+        else:
+            yield Finding("signature", "ok", "a body that is signed with the current secret is accepted")
+
+
+async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
+    name = configured.ledger_url.partition(":")[0]
+    try:
+        ledger = await open_ledger(configured.ledger_url)
+    except LedgerUnavailable as problem:
+        yield Finding(
+            "ledger", "failed", f"{name}: {problem.message} ({problem.reason})", "Mend MAPPER_LEDGER_URL or its server."
+        )
+        return
+    try:
+        await ledger.ping()
+        backlog = await ledger.backlog()
+        yield Finding("ledger", "ok", f"{name}, writable, {sum(backlog.counts.values())} order(s) open")
+        if waiting := backlog.counts.get(State.MANUAL, 0):
+            yield Finding(
+                "ledger", "warning", f"{waiting} order(s) need a person", "`promotions-mapper ledger list` says which."
+            )
+    except LedgerUnavailable as problem:
+        yield Finding("ledger", "failed", f"{name}: {problem.reason}", "Look at its disk or server.")
+    finally:
+        await ledger.close()
+
+
+class _Probe:
+    """Asks the engine with carts that redeem nothing, and notes how long it took and what its clock says."""
+
+    def __init__(self, configured: Settings) -> None:
+        self._configured = configured
+        self.transport = clients.create(configured.http_client, connections=2)
+        engine = Engine(self.transport, configured.adapter.accounts, on_exchange=self._note)
+        self._engine = PromotionEngine(configured.adapter, engine)
+        self._session = f"doctor-{uuid.uuid4()}"
+        self.skew_s: float | None = None
+        self.took_s = 0.0
+
+    def _note(self, _request: EngineRequest, reply: EngineReply) -> None:
+        if date := reply.headers.get("date"):
+            try:
+                self.skew_s = time.time() - parsedate_to_datetime(date).timestamp()
+            except (ValueError, OverflowError):
+                self.skew_s = None
+
+    async def ask(self, currency: str, **body: Any) -> Problem | None:
+        """What is wrong; None where the engine answers."""
+        line = {"sku": "doctor", "quantity": 1, "price": "1"} | body.pop("line", {})
+        text = json.dumps({"id": self._session, "currency": currency, "items": [line], **body}).encode()
+        checkout = documents.parse(text, "validate")
+        started = time.monotonic()
+        try:
+            await self._engine.validate(checkout, self._session, started + 2 * self._configured.validate_deadline_s)
+        except Problem as problem:
+            return problem
+        finally:
+            self.took_s = time.monotonic() - started
+        return None
+
+
+async def _engine(configured: Settings) -> AsyncIterator[Finding]:
+    probe = _Probe(configured)
+    try:
+        for account in configured.adapter.accounts:
+            async for finding in _account(configured, probe, account):
+                yield finding
+        if probe.skew_s is not None and abs(probe.skew_s) > CLOCK_S:
+            text = f"this machine's clock and the engine's differ by {probe.skew_s:.0f} s"
+            yield Finding("clock", "warning", text, "Set this machine's clock by NTP.")
+    finally:
+        await probe.transport.aclose()
+
+
+async def _account(configured: Settings, probe: _Probe, account: str) -> AsyncIterator[Finding]:
+    name = f"engine {account}".strip()
+    currency = account if account in DIGITS else configured.default_currency or "USD"
+    problem = await probe.ask(currency)
+    if problem is not None:
+        yield Finding(name, "failed", problem.message, _mend(problem, configured.adapter.name))
+        return
+    state: Literal["ok", "warning"] = "ok" if probe.took_s < SLOW_S else "warning"
+    mend = "" if state == "ok" else "Choose a deployment of the engine that is closer, or ask its support."
+    yield Finding(name, state, f"answers, and accepts the key; {probe.took_s * 1000:.0f} ms", mend)
+    for what, pointer, of_line in _pointers(configured):
+        value = {"line": _at(pointer, "1")} if of_line else _at(pointer, "1")
+        problem = await probe.ask(currency, **value)
+        if problem is None:
+            yield Finding(what, "ok", f"{pointer} is accepted")
+        elif isinstance(problem, EngineRejected):
+            mend = "Make it in the engine's console under this name, or take it out of the setting."
+            yield Finding(what, "failed", f"the engine refuses a cart with {pointer}: {problem.message}", mend)
+
+
+def _pointers(configured: Settings) -> Iterator[tuple[str, str, bool]]:
+    """The configured costs, attributes and metadata: (setting and name, pointer, whether it points into a line)."""
+    prefix = configured.adapter.name.upper()
+    for option in configured.adapter.options:
+        if option.kind != "map":
+            continue
+        value = os.environ.get(f"{prefix}_{option.name}", option.default or "")
+        for entry in filter(None, (part.strip() for part in value.split(","))):
+            name, _, pointer = entry.partition("=")
+            yield f"{prefix}_{option.name} {name}", pointer, "ITEM" in option.name
+
+
+def _at(pointer: str, value: str) -> dict[str, Any]:
+    """An object in which the pointer finds the value."""
+    found: Any = value
+    for token in reversed(pointer.strip("/").split("/")):
+        found = [found] if token in ("0", "*") else {token.replace("~1", "/").replace("~0", "~"): found}
+    return found if isinstance(found, dict) else {}
+
+
+def _mend(problem: Problem, engine: str) -> str:
+    prefix = engine.upper()
+    if isinstance(problem, EngineUnavailable):
+        return f"Look at the address in {prefix}_BASE_URL, at the network and at the engine's status page."
+    if isinstance(problem, EngineRejected):
+        return f"Look at the key, the address and the names in the settings {prefix}_…"
+    return "The log of the service says more."
+
+
+def _show(findings: list[Finding], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=1))
+        return
+    table = Table("", "what", "found, and what to do", show_header=False, box=None, padding=(0, 1))
+    for finding in findings:
+        mend = f"\n[bold]→ {finding.mend}[/]" if finding.mend else ""
+        table.add_row(SIGNS[finding.state], finding.check, finding.text.replace("[", r"\[") + mend)
+    Console(file=sys.stdout).print(table)

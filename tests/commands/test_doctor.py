@@ -1,0 +1,110 @@
+"""`promotions-mapper doctor`: each planted misconfiguration is named, with what to do."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from mapper.commands import cli
+from mapper.sandbox import host
+from tests.fakes import new_ledger
+from tests.sandbox.live import control
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[str]:
+    with host.running(host.create()) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def environment(sandbox: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that is well."""
+    for name, value in {
+        "MAPPER_ENGINE": "talon_one",
+        "NACELLE_SIGNING_SECRETS": "a secret that is long enough",
+        "TALON_ONE_BASE_URL": f"{sandbox}/talon_one",
+        "TALON_ONE_API_KEY": "key",
+        "TALON_ONE_ADDITIONAL_COSTS": "shipping=/shipping_rate/price",
+        "MAPPER_RECEIPT": "required",
+        "MAPPER_ORDER_KEY_PATH": "/id",
+        "MAPPER_LEDGER_URL": new_ledger(),
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["doctor", *arguments])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, capsys.readouterr().out
+
+
+def findings(capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict[str, Any]]]:
+    code, out = doctor(capsys, "--json")
+    return code, json.loads(out)["findings"]
+
+
+def test_a_service_that_is_well_has_nothing_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = findings(capsys)
+    assert code == 0
+    assert [(one["check"], one["state"], one["mend"]) for one in found] == [
+        (check, "ok", "")
+        for check in ("settings", "signature", "ledger", "engine", "TALON_ONE_ADDITIONAL_COSTS shipping")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "code", "check", "said"),
+    [
+        ("NACELLE_SIGNING_SECRETS", "", 2, "NACELLE_SIGNING_SECRETS", "at least one secret"),
+        ("NACELLE_SIGNING_SECRETS", '"a secret in quotes"', 0, "secrets", "quotes"),
+        ("MAPPER_ENGINE", "talon", 2, "MAPPER_ENGINE", "talon_one"),
+        ("MAPPER_LOG_LEVL", "info", 0, "settings", "did you mean MAPPER_LOG_LEVEL"),
+        ("MAPPER_RECEIPT", "optional", 0, "receipts", "MAPPER_RECEIPT=required"),
+        ("MAPPER_ORDER_KEY_PATH", "", 0, "order key", "MAPPER_ORDER_KEY_PATH"),
+        ("MAPPER_LEDGER_URL", "sqlite:////proc/none/x.db", 1, "ledger", "MAPPER_LEDGER_URL"),
+        ("TALON_ONE_BASE_URL", "http://127.0.0.1:1", 1, "engine", "TALON_ONE_BASE_URL"),
+        ("TALON_ONE_BASE_URL", "http://talon.example", 2, "TALON_ONE_BASE_URL", "https"),
+        ("TALON_ONE_API_KEY", "", 2, "TALON_ONE_API_KEY", "expected"),
+        ("TALON_ONE_ADDITIONAL_COSTS", "porto=/porto", 1, "TALON_ONE_ADDITIONAL_COSTS porto", "console"),
+        ("TALON_ONE_SESSION_ATTRIBUTES", "Nope=/x", 1, "TALON_ONE_SESSION_ATTRIBUTES Nope", "console"),
+        ("TALON_ONE_ITEM_ATTRIBUTES", "Nope=/x/0/y", 1, "TALON_ONE_ITEM_ATTRIBUTES Nope", "console"),
+    ],
+)
+def test_a_planted_misconfiguration_is_named_with_its_mend(
+    setting: str,
+    value: str,
+    code: int,
+    check: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(setting, value)
+    exit_code, found = findings(capsys)
+    assert exit_code == code
+    (one,) = [one for one in found if one["state"] != "ok"]
+    assert one["check"] == check
+    assert said in one["text"] + one["mend"]
+    assert one["mend"]
+
+
+def test_a_key_that_the_engine_does_not_take_is_named(sandbox: str, capsys: pytest.CaptureFixture[str]) -> None:
+    control(sandbox, "faults", [{"name": "status", "value": 401, "count": 1}])
+    code, found = findings(capsys)
+    assert code == 1
+    (one,) = [one for one in found if one["state"] != "ok"]
+    assert "key" in one["text"]
+    assert one["mend"]
+
+
+def test_it_is_readable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TALON_ONE_SESSION_ATTRIBUTES", "Nope=/x")
+    code, out = doctor(capsys)
+    assert code == 1
+    assert "FAILED" in out
+    assert "→ Make it in the engine's console" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 80

@@ -139,6 +139,10 @@ def test_discounts_of_one_name_from_two_campaigns_both_count() -> None:
         ([(0, "3.3333333333333335"), (1, "3.3333333333333335"), (2, "3.3333333333333335")], "10", [334, 333, 333]),
         ([(0, "3.33"), (1, "3.33"), (2, "3.33")], "10", [334, 333, 333]),  # shares that lost their cents
         ([(0, "3.33"), (1, "3.33"), (2, "3.33")], "20", [333, 333, 333]),  # a total of something else
+        ([(0, "3.33"), (1, "3.33"), (2, "3.33")], "11", [333, 333, 333]),
+        ([(0, "3.33"), (1, "3.33"), (2, "3.33")], "10.005", [334, 334, 333]),  # half a cent a share, and no more
+        ([(0, "3.33"), (1, "3.33"), (2, "3.33")], "10.006", [333, 333, 333]),
+        ([(0, "0"), (1, "5")], "5", [0, 500, 0]),
         ([(0, "0.005"), (1, "0.005"), (2, "0.005")], "0.015", [1, 1, 0]),
         ([(0, "1.25"), (1, "0.625"), (1, "0.625")], "2.5", [125, 125, 0]),
         ([(0, "6.6666666666666667"), (2, "3.3333333333333333")], "10", [667, 0, 333]),
@@ -267,12 +271,12 @@ def test_the_meta_has_the_engines_ids_and_the_code_that_earned_it() -> None:
     assert second_line.meta == {"campaignId": 2, "rulesetId": 73}
 
 
-@pytest.mark.parametrize("position", [1, 1.0, "1", Decimal("1.000")])
+@pytest.mark.parametrize("position", [0, 0.0, -0.0, "0.0", 1, 1.0, "1", Decimal("1.000")])
 def test_numbers_come_as_whole_numbers_or_with_a_point(position: Any) -> None:
     number = per_item(5, position, campaign=1, coupon=4)
     text = msgspec.json.Encoder(decimal_format="number").encode({"effects": [number]}).replace(b":4}", b":4.0}")
     _, result = talk(adapter().validate(CART, "s"), reply(text.replace(b'"campaignId":1,', b'"campaignId":1.0,')))
-    assert amounts(result) == [(1, 500)]
+    assert amounts(result) == [(int(float(position)), 500)]
     assert only(result.discounts).meta["campaignId"] == 1
 
 

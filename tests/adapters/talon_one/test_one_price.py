@@ -1,0 +1,112 @@
+"""Everything has one price, under whatever names Talon.One reaches it."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mapper.domain import discounts
+from mapper.domain.checkout import Checkout
+from mapper.domain.discounts import Settled
+from tests.adapters.talon_one.talk import effect, outcome, parse
+
+OPTIONS = {"ADDITIONAL_COSTS": "shipping=/shipping,handling=/handling", "ITEM_ADDITIONAL_COSTS": "shipping=/shipping"}
+
+
+def checkout(*lines: tuple[int, str, str | None], **costs: str) -> Checkout:
+    """Lines: quantity, price, shipping of its own."""
+    items = [{"sku": "A", "quantity": q, "price": price, "shipping": own} for q, price, own in lines]
+    return parse({"items": items, **costs})
+
+
+def granted(cart: Checkout, *effects: tuple[str, dict[str, Any]]) -> Settled:
+    named = [effect(kind, {"name": "Off", **props}, campaign=number) for number, (kind, props) in enumerate(effects)]
+    return discounts.settle(cart, outcome(cart, named, **OPTIONS))
+
+
+def per_item(value: Any, scope: str, position: int = 0) -> tuple[str, dict[str, Any]]:
+    return "setDiscountPerItem", {"value": value, "scope": scope, "position": position}
+
+
+def own_cost(value: Any, position: int = 0) -> tuple[str, dict[str, Any]]:
+    return "setDiscountPerAdditionalCostPerItem", {"value": value, "additionalCost": "shipping", "position": position}
+
+
+def cost(value: Any, name: str) -> tuple[str, dict[str, Any]]:
+    return "setDiscountPerAdditionalCost", {"value": value, "additionalCost": name, "additionalCostId": 1}
+
+
+def whole(value: Any, scope: str) -> tuple[str, dict[str, Any]]:
+    return "setDiscount", {"value": value, "scope": scope}
+
+
+@pytest.mark.parametrize(
+    ("cart", "effects", "total"),
+    [
+        (checkout((1, "20.00", "5.00")), [own_cost(5), per_item(5, "additionalCosts")], 500),
+        (checkout((1, "20.00", "5.00")), [own_cost(3), per_item(1, "additionalCosts")], 400),
+        (checkout((1, "50.00", None), shipping="15.00"), [whole(60, "cartItems")], 5000),
+        (checkout((1, "50.00", None), shipping="15.00"), [whole(60, "sessionTotal")], 6000),
+        (checkout((1, "50.00", None), shipping="15.00"), [whole(20, "additionalCosts"), cost(15, "shipping")], 1500),
+        (checkout((1, "20.00", "5.00"), shipping="4.00"),
+         [whole(9, "additionalCosts"), own_cost(5), cost(4, "shipping")], 900),
+        (checkout((1, "20.00", None)), [per_item(5, "additionalCosts"), per_item(25, "price")], 2000),
+        (checkout((1, "20.00", "5.00")), [per_item(25, "itemTotal"), per_item(20, "price"), own_cost(5)], 2500),
+        (checkout((2, "20.00", "5.00")), [per_item(50, "itemTotal")], 5000),
+    ],
+)  # fmt: skip
+def test_nothing_is_reduced_by_more_than_it_costs(cart: Checkout, effects: list[Any], total: int) -> None:
+    assert granted(cart, *effects).total == total
+    assert granted(cart, *effects[::-1]).total == total
+
+
+values = st.integers(1, 8)
+some_effects = st.lists(
+    st.one_of(
+        st.builds(per_item, values, st.sampled_from(["price", "additionalCosts", "itemTotal"]), st.integers(0, 1)),
+        st.builds(own_cost, values, st.integers(0, 1)),
+        st.builds(cost, values, st.sampled_from(["shipping", "handling"])),
+        st.builds(whole, values, st.sampled_from(["cartItems", "additionalCosts", "sessionTotal"])),
+    ),
+    max_size=8,
+)
+prices = st.sampled_from(["1.00", "3.00", "9.00"])
+own_costs = st.one_of(st.none(), prices)
+carts = st.builds(
+    checkout,
+    st.tuples(st.integers(1, 2), prices, own_costs),
+    st.tuples(st.integers(1, 2), prices, own_costs),
+    shipping=prices,
+    handling=prices,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(carts, some_effects)
+def test_whatever_is_granted_each_thing_keeps_to_its_price(cart: Checkout, effects: list[Any]) -> None:
+    settled = granted(cart, *effects)
+    goods = sum(line.gross for line in cart.lines)
+    of_lines = [line.quantity * (cart.amount_at("/shipping", line) or 0) for line in cart.lines]
+    order = {name: cart.amount_at(f"/{name}") or 0 for name in ("shipping", "handling")}
+
+    def off(**meta: Any) -> int:
+        return sum(one.amount for one in settled.root if all(one.meta.get(key) == value for key, value in meta.items()))
+
+    assert all(settled.line_total(line.index) <= line.gross for line in cart.lines)
+    assert settled.total <= goods + sum(of_lines) + sum(order.values())
+    assert sum(settled.line_totals.values()) + off(scope="cartItems") <= goods
+    for position, own in enumerate(of_lines):
+        assert off(position=position) <= own
+    for name, price in order.items():
+        assert off(additionalCost=name, position=None) <= price
+    of_costs = off(scope="additionalCosts") + off(scope="itemTotal") + off(additionalCost="shipping")
+    assert of_costs + off(additionalCost="handling") <= sum(of_lines) + sum(order.values())
+
+
+@settings(max_examples=200, deadline=None)
+@given(some_effects)
+def test_where_nothing_exceeds_its_price_everything_is_given(effects: list[Any]) -> None:
+    cart = checkout((1, "99.00", "99.00"), (1, "99.00", "99.00"), shipping="99.00", handling="99.00")
+    settled = granted(cart, *effects)
+    assert (settled.total, settled.clamped) == (100 * sum(props["value"] for _, props in effects), 0)

@@ -62,5 +62,5 @@ def test_all_faults_are_told_at_once() -> None:
     with pytest.raises(Misconfigured) as caught:
         Voucherify(wrong)
     assert [name for name, _ in caught.value.problems] == [
-        "BASE_URL", "APP_ID", "APP_TOKEN", "PROMOTIONS", "ITEM_ID", "EXPONENT", "ORDER_METADATA",
+        "APP_ID", "APP_TOKEN", "BASE_URL", "EXPONENT", "ORDER_METADATA", "PROMOTIONS", "ITEM_ID",
     ]  # fmt: skip

@@ -37,6 +37,7 @@ class Wire:
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
     ) -> EngineReply:
         response = self.client.request(method, url.removeprefix(BASE), headers=dict(headers), content=body)
+        assert len(response.content) <= max_bytes, "a client would not read this answer"
         self.last = json.loads(response.content)
         return EngineReply(status=response.status_code, headers={}, body=response.content)
 

@@ -159,3 +159,12 @@ def test_what_is_gone_from_a_cart_does_not_go_on_earning_whatever_the_engine_mak
     second, settled = shop.ask(cart(lines=(("A", 1, "140.00"),)))
     assert "addFreeItem" not in {notice.type for notice in second.notices}
     assert settled.total == 0
+
+
+@pytest.mark.parametrize(("engine", "lines", "units"), [("talon_one", 1000, 10), ("voucherify", 500, 20)])
+def test_the_largest_cart_that_a_vendor_allows_gets_its_discounts(
+    tmp_path: Path, engine: str, lines: int, units: int
+) -> None:
+    body = cart("TEN-PERCENT", lines=tuple((f"S{i}", units, "10.00") for i in range(lines)))
+    _, settled = Shop(tmp_path, engine).ask(body)
+    assert settled.total == 10_000 * 100

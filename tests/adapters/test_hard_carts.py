@@ -7,22 +7,23 @@ import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from starlette.testclient import TestClient
 
 from adapters.talon_one import TalonOne
 from adapters.voucherify import Voucherify
-from mapper.adapter import Adapter, EngineRejected, Outcome
+from mapper.adapter import Adapter, Conversation, EngineRejected, NotRedeemed, OrderMismatch, Outcome, Redeemed
 from mapper.domain import checkout as documents
 from mapper.domain import discounts
-from mapper.engine.conversation import Engine
+from mapper.engine.conversation import Engine, Redemption
 from mapper.sandbox import host as sandbox
 from tests.adapters.test_engines import BASE, Wire
 from tests.sandbox.emulated import DEFAULT, Json
 
 Change = tuple[str, str]
+T = TypeVar("T")
 ENGINES: dict[str, tuple[Callable[[dict[str, str]], Adapter], dict[str, str]]] = {
     "talon_one": (
         TalonOne,
@@ -66,6 +67,28 @@ class Shop:
             if rejected.reason != "session_closed":
                 raise
             return await engine.converse(self.adapter.validate(checkout, f"{session}~2"), deadline)
+
+    def order(self, *codes: str, quantity: int = 1) -> documents.Checkout:
+        line = {"sku": "A", "quantity": quantity, "price": "50.00"}
+        body = {"id": "o1", "currency": "USD", "order_items": [line], "promotion": {"coupon_codes": list(codes)}}
+        return documents.parse(json.dumps(body).encode(), "consume")
+
+    def hold(self, conversation: Conversation[T]) -> T:
+        """A conversation that may redeem."""
+
+        async def permit() -> bool:
+            return True
+
+        async def talk() -> T:
+            engine = Engine(self.wire, self.adapter.accounts)
+            return await engine.converse(conversation, asyncio.get_running_loop().time() + 60, Redemption(permit))
+
+        return asyncio.run(talk())
+
+    def redemptions(self, engine: str) -> int:
+        """How many stand in the engine's books."""
+        log = self.wire.client.get("/_sandbox/books").json()[engine]["redemptions"]
+        return sum(1 if entry["what"] == "redeemed" else -1 for entry in log)
 
 
 def cart(*codes: str, lines: tuple[tuple[str, int, str], ...] = (("A", 1, "50.00"),), **more: Any) -> Json:
@@ -168,3 +191,31 @@ def test_the_largest_cart_that_a_vendor_allows_gets_its_discounts(
     body = cart("TEN-PERCENT", lines=tuple((f"S{i}", units, "10.00") for i in range(lines)))
     _, settled = Shop(tmp_path, engine).ask(body)
     assert settled.total == 10_000 * 100
+
+
+NOTHING = ('nothing_applies = "first_refusal"', 'nothing_applies = "no_applicable_redeemables"')
+
+
+@pytest.mark.parametrize("change", [ALL, NOTHING, None])
+def test_voucherify_redeems_what_applies_or_nothing_and_says_why(tmp_path: Path, change: Change | None) -> None:
+    shop = Shop(tmp_path, "voucherify", (change,) if change else ())
+    for codes, redeemed in ((("BAD-1", "BAD-2"), 0), (("BAD-1", "GOOD-5"), 1)):
+        result = shop.hold(shop.adapter.redeem(shop.order(*codes), "cart"))
+        assert isinstance(result, Redeemed if redeemed else NotRedeemed)
+        rejected = result.outcome.rejected if isinstance(result, Redeemed) else result.rejected
+        assert {one.code: one.reason for one in rejected} == {code: "expired" for code in codes if code != "GOOD-5"}
+        assert shop.redemptions("voucherify") == redeemed
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_was_redeemed_is_found_by_the_same_order_only(tmp_path: Path, engine: str) -> None:
+    shop = Shop(tmp_path, engine)
+    done = shop.hold(shop.adapter.redeem(shop.order("GOOD-5", quantity=2), "cart"))
+    assert isinstance(done, Redeemed)
+    found = shop.hold(shop.adapter.look_up(shop.order("GOOD-5", quantity=2), "cart", done.handle))
+    assert found.state == "redeemed"
+    with pytest.raises(OrderMismatch):
+        shop.hold(shop.adapter.look_up(shop.order("GOOD-5", quantity=3), "cart", done.handle))
+    # For good, by the handle alone; and then nothing stands.
+    shop.hold(shop.adapter.undo(None, "cart", done.handle, final=True))
+    assert shop.redemptions(engine) == 0

@@ -244,6 +244,8 @@ def test_who_is_cancelled_in_the_moment_in_which_he_is_admitted_passes_his_place
             waiting = [asyncio.create_task(crowd.call(name)) for name in "abc"]
             await asyncio.sleep(0)
             waiting[0].cancel()  # while it waits
+            await asyncio.wait([waiting[0]])
+            assert len(limited._queue) == 2, "who has gone still counts"
         waiting[1].cancel()  # it has just been admitted
         await asyncio.gather(*waiting, return_exceptions=True)
         assert crowd.began == ["c"]

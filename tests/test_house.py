@@ -55,22 +55,17 @@ def dotted(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def walk(top: ast.AST) -> Iterator[ast.AST]:
-    """Every node, but for what only a type checker reads."""
-    for node in ast.iter_child_nodes(top):
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-            yield node
-            yield from walk(node)
-
-
 ALL_DOTTED = {dotted(path) for path in MODULES}
 
 
 @cache
 def imports(path: Path) -> frozenset[str]:
-    """The modules a file imports, at its top or anywhere within; `from package import module` counts as the module."""
+    """The modules a file imports, at its top or anywhere within, also for types alone.
+
+    `from package import module` counts as the module.
+    """
     found: set[str] = set()
-    for node in walk(tree(path)):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

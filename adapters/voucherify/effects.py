@@ -68,7 +68,7 @@ def outcome(
     if fault:
         notices.append(Notice(fault, text, None))
     growth = units.grown(answer.applied, checkout.cart)
-    shares = _shares(answer.applied, growth, checkout.cart) if fault != "lines_differ" else []
+    shares = _shares(answer.applied, growth, checkout, settings) if fault != "lines_differ" else []
     amounts, exact = _minor([share.amount for share in shares], checkout.digits, settings.exponent)
     found = [(share.applied, share.line, amount) for share, amount in zip(shares, amounts, strict=True) if amount]
     if not exact:
@@ -100,12 +100,19 @@ def _fault(answer: Answer, checkout: Checkout, settings: Settings) -> tuple[str,
     return "", ""
 
 
-def _shares(applied: Sequence[Applied], growth: Sequence[Sequence[Grown]], cart: Sequence[Line]) -> list[_Share]:
+def _shares(
+    applied: Sequence[Applied], growth: Sequence[Sequence[Grown]], checkout: Checkout, settings: Settings
+) -> list[_Share]:
     shares = [_Share(one, None, one.amounts.discount) for one in applied]
-    for index, line in enumerate(cart):
+    for index, line in enumerate(checkout.cart):
         for one, of_one in zip(applied, growth, strict=True):
             if index < len(of_one):
-                off = units.own_share(one, one.amounts.item(index), of_one[index], line)
+                item, added = one.amounts.item(index), of_one[index]
+                off = units.own_share(one, item, added, line)
+                if added.units and one.asked.object == "order":
+                    # Of a stored order, which tells no redeemable from another, what was added may be free, or what
+                    # was in the cart: the order carries what validate told.
+                    off = min(max(off, settings.about(line.discount, checkout.digits)), item.discount)
                 shares.append(_Share(one, line, off))
     return shares
 

@@ -114,6 +114,10 @@ class Settings:
     customer_metadata: MetadataList = ()
     redemption_metadata: MetadataList = ()
 
+    def about(self, minor: int, digits: int) -> int:
+        """Minor units of the currency in the engine's units, rounded down: to be compared, not to be sent."""
+        return int(minor * 10**self.exponent // 10**digits)
+
     def to_engine(self, minor: int, digits: int) -> int:
         """Minor units of the currency as the engine's units; an amount that the engine cannot express is refused."""
         if self.exponent >= digits:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adapters.voucherify import reasons
+from adapters.voucherify.naming import read_names
 from adapters.voucherify.reading import document, text
 from adapters.voucherify.redeemables import Redeemable, named
 from adapters.voucherify.replies import key_in, refused_in
@@ -55,7 +56,7 @@ def read_refusal(
         return {}, found.key
     if not concerns or not 400 <= reply.status < 500:
         raise reasons.problem(reply.status, found.key)
-    if listed := refused_in(found.body, asked):
+    if listed := refused_in(found.body, read_names(found.body, asked)):
         return listed, found.key
     if one is None and len(asked) == 1 and found.key != reasons.NONE_APPLIES:
         one = asked[0]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adapters.voucherify.naming import LISTS, Entry, Naming, applies, read_names
 from adapters.voucherify.options import TIER_ID
 from adapters.voucherify.reading import amount, document, mapping, not_understood, objects, text
 from adapters.voucherify.redeemables import Redeemable, looks_internal, named
@@ -125,33 +126,32 @@ def read_validation(reply: EngineReply, asked: Sequence[Redeemable]) -> Answer:
     valid, rules = body.get("valid"), mapping(body.get("stacking_rules"))
     if not isinstance(valid, bool):
         not_understood("valid is missing")
-    entries = [entry for entry in objects(body.get("redeemables")) if entry.get("status") == "APPLICABLE"]
-    fine = tuple(one for entry in entries if (one := _named(entry, asked)))
+    naming = read_names(body, asked)
+    entries = [entry for entry in objects(body.get("redeemables")) if applies(entry)]
+    fine = tuple(one for entry in entries if (one := naming.one(entry)))
     if not valid:
         # Voucherify leaves orders in the redeemables of an invalid answer: they must not be looked at.
-        return Answer(valid=False, refused=refused_in(body, asked, fine), fine=fine, rules=rules)
-    if internal := _by_internal_id(entries, asked, fine):
+        return Answer(False, refused=refused_in(body, naming, fine), fine=fine, rules=rules)
+    if internal := _by_internal_id(entries, naming, fine):
         return Answer(valid=False, refused=dict.fromkeys(internal, "not_found"), fine=fine, rules=rules)
     order = mapping(body.get("order"))
-    applied = tuple(_applied(entry, asked, order if len(entries) == 1 else {}) for entry in entries)
+    applied = tuple(_applied(entry, naming, order if len(entries) == 1 else {}) for entry in entries)
     total = amount(order, "total_applied_discount_amount")
-    return Answer(True, applied, _others(body, asked, applied), total, fine, rules)
+    return Answer(True, applied, _others(body, naming, applied), total, fine, rules)
 
 
-def _by_internal_id(
-    entries: Iterable[dict[str, Any]], asked: Sequence[Redeemable], fine: Sequence[Redeemable]
-) -> list[Redeemable]:
-    """What was asked for by a voucher's internal id, where the answer gives another code: no code that one may use."""
-    strange = [entry for entry in entries if entry.get("object") == "voucher" and _named(entry, asked) is None]
-    return [one for one in asked if looks_internal(one.code) and one not in fine] if strange else []
+def _by_internal_id(entries: Iterable[dict[str, Any]], naming: Naming, fine: Sequence[Redeemable]) -> list[Redeemable]:
+    """What was asked for by a voucher's internal id, where the answer gives its code: no code that one may use."""
+    strange = [entry for entry in entries if entry.get("object") == "voucher" and naming.one(entry) is None]
+    return [one for one in naming.asked if looks_internal(one.code) and one not in fine] if strange else []
 
 
-def _applied(entry: dict[str, Any], asked: Sequence[Redeemable], whole: dict[str, Any]) -> Applied:
-    one = _named(entry, asked)
+def _applied(entry: dict[str, Any], naming: Naming, whole: dict[str, Any]) -> Applied:
+    one = naming.one(entry)
     if one is None:
         # Nothing we asked for, such as the tiers of a stack: it is what the engine applied, all the same.
         is_tier = entry.get("object") == "promotion_tier"
-        one = Redeemable("promotion_tier" if is_tier else "voucher", text(entry.get("id")), len(asked))
+        one = Redeemable("promotion_tier" if is_tier else "voucher", text(entry.get("id")), len(naming.asked))
     # With one redeemable alone, the order of the whole answer is as good as its own.
     return Applied(
         asked=one,
@@ -191,43 +191,21 @@ def _item(item: dict[str, Any], off: str) -> Item:
 # --- Which are refused -----------------------------------------------------------------------------------------------
 
 
-def refused_in(
-    body: Mapping[str, Any], asked: Sequence[Redeemable], fine: Sequence[Redeemable] = ()
-) -> dict[Redeemable, str]:
+def refused_in(body: Entry, naming: Naming, fine: Sequence[Redeemable] = ()) -> dict[Redeemable, str]:
     """Why those that an answer names do not apply, merged from the three lists that may name them, in our order."""
     keys: dict[Redeemable, str] = {}
-    unknown: dict[str, tuple[int, dict[str, Any]]] = {}
-    for place in ("redeemables", "inapplicable_redeemables", "skipped_redeemables"):
-        for index, entry in enumerate(objects(body.get(place))):
-            if entry.get("status") == "APPLICABLE":
-                continue
-            if (one := _named(entry, asked)) is not None:
+    for place in LISTS:
+        for entry in objects(body.get(place)):
+            if not applies(entry) and (one := naming.one(entry)) is not None:
                 keys[one] = keys.get(one) or _key_of(entry)
-            else:
-                unknown.setdefault(text(entry.get("id")), (index if place == "redeemables" else -1, entry))
-    for index, entry in unknown.values():
-        # By another name: it is the one in its place, or (by an internal id) the only one left.
-        left = [one for one in asked if one not in keys and one not in fine]
-        here = asked[index] if 0 <= index < len(asked) and asked[index] in left else None
-        only = left[0] if len(left) == 1 and looks_internal(entry.get("id")) else None
-        if (one := here or only) is not None:
-            keys[one] = _key_of(entry)
-    return {one: keys[one] for one in asked if one in keys and one not in fine}
+    return {one: keys[one] for one in naming.asked if one in keys and one not in fine}
 
 
-def _others(body: Mapping[str, Any], asked: Sequence[Redeemable], applied: Iterable[Applied]) -> dict[Redeemable, str]:
+def _others(body: Entry, naming: Naming, applied: Iterable[Applied]) -> dict[Redeemable, str]:
     """Why each redeemable that a valid answer has not applied was left out; "" where it does not say."""
     done = tuple(one.asked for one in applied)
-    keys = refused_in(body, asked, done)
-    return {one: keys.get(one, "") for one in asked if one not in done}
-
-
-def _named(entry: Mapping[str, Any], asked: Sequence[Redeemable]) -> Redeemable | None:
-    kind, error = text(entry.get("object")), mapping(mapping(entry.get("result")).get("error"))
-    found = named(asked, [entry.get("id"), entry.get("redeemable_id"), entry.get("code")], kind)
-    if found is None and entry.get("status") != "APPLICABLE":
-        found = named(asked, [error.get("redeemable_id"), error.get("resource_id")], kind)
-    return found
+    keys = refused_in(body, naming, done)
+    return {one: keys.get(one, "") for one in naming.asked if one not in done}
 
 
 def _key_of(entry: Mapping[str, Any]) -> str:
@@ -255,9 +233,10 @@ def read_redemption(reply: EngineReply, asked: Sequence[Redeemable]) -> Redempti
     # Where a redemption does not name its voucher, its place does, if as many came back as were asked for.
     places = asked if len(entries) == len(asked) else [None] * len(entries)
     applied = tuple(
-        _applied(_as_validated(entry, asked, place), asked, whole) for entry, place in zip(entries, places, strict=True)
+        _applied(_as_validated(entry, asked, place), Naming(asked), whole)
+        for entry, place in zip(entries, places, strict=True)
     )
-    refused = _others({**body, "redeemables": None}, asked, applied)
+    refused = _others({**body, "redeemables": None}, _of_the_rest(body, asked, applied), applied)
     children = tuple(filter(None, (text(entry.get("id")) for entry in entries)))
     parent = text(mapping(body.get("parent_redemption")).get("id"))
     return Redemptions(
@@ -266,6 +245,13 @@ def read_redemption(reply: EngineReply, asked: Sequence[Redeemable]) -> Redempti
         children=children,
         order=order,
     )
+
+
+def _of_the_rest(body: Entry, asked: Sequence[Redeemable], applied: Iterable[Applied]) -> Naming:
+    """How those are called that were not redeemed."""
+    done = {one.asked for one in applied}
+    rest = read_names({**body, "redeemables": None}, [one for one in asked if one not in done])
+    return Naming(asked, rest.by_id)
 
 
 def _as_validated(entry: dict[str, Any], asked: Sequence[Redeemable], place: Redeemable | None) -> dict[str, Any]:

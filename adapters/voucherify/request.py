@@ -22,6 +22,11 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 Effect = Literal["none", "session", "redeems"]
 
+# An answer repeats the order for each redeemable and twice more (as a whole, and as stored). A line in it has what was
+# sent and, of Voucherify's own, some thirty fields; a redeemable has the merchant's metadata beside it.
+_LINE_BYTES, _REDEEMABLE_BYTES = 2048, 64 * 1024
+REPLY_BYTES_AT_MOST = 64 * 1024 * 1024
+
 FAILURES = frozenset({409, 429, 500, 502, 503, 504})
 
 
@@ -32,7 +37,7 @@ def validation(checkout: Checkout, session: str, asked: Sequence[Redeemable], se
     if settings.lock_ttl:
         body["session"] = {**_lock(session), "ttl": settings.lock_ttl, "ttl_unit": "SECONDS"}
     effect: Effect = "session" if settings.lock_ttl else "none"
-    return _post("validate", "/v1/validations", body, effect=effect)
+    return _post("validate", "/v1/validations", body, effect=effect, copies=len(asked))
 
 
 def redemption(order: Checkout, session: str, asked: Sequence[Redeemable], settings: Settings) -> EngineRequest:
@@ -41,7 +46,7 @@ def redemption(order: Checkout, session: str, asked: Sequence[Redeemable], setti
     body["order"] = {"source_id": session, "status": "PAID", **body["order"]}
     if settings.lock_ttl:
         body["session"] = _lock(session)
-    return _post("redeem", "/v1/redemptions", body, effect="redeems")
+    return _post("redeem", "/v1/redemptions", body, effect="redeems", copies=len(asked))
 
 
 def qualification(checkout: Checkout, count: int, settings: Settings) -> EngineRequest:
@@ -58,17 +63,17 @@ def qualification(checkout: Checkout, count: int, settings: Settings) -> EngineR
     }
     if metadata := _metadata(checkout.at, settings.redemption_metadata):
         body["metadata"] = metadata
-    return _post("qualify", "/v1/qualifications", body, effect="none")
+    return _post("qualify", "/v1/qualifications", body, effect="none", copies=count)
 
 
 def stored_order(session: str) -> EngineRequest:
     path = f"/v1/orders/{quote(session, safe='')}"
-    return EngineRequest(operation="read order", method="GET", path=path, effect="none", repeatable=True)
+    return _get("read order", path)
 
 
 def stored_redemption(redemption_id: str) -> EngineRequest:
     path = f"/v1/redemptions/{quote(redemption_id, safe='')}"
-    return EngineRequest(operation="read redemption", method="GET", path=path, effect="none", repeatable=True)
+    return _get("read redemption", path)
 
 
 def release(code: str, session: str) -> EngineRequest:
@@ -88,15 +93,29 @@ def rollback(redemption_id: str) -> EngineRequest:
     return _post("roll back", path, {"reason": "Not wanted by the order"}, effect="session")
 
 
-def _post(operation: str, path: str, body: Mapping[str, Any], *, effect: Effect) -> EngineRequest:
+def _get(operation: str, path: str) -> EngineRequest:
+    return EngineRequest(
+        operation=operation,
+        method="GET",
+        path=path,
+        effect="none",
+        repeatable=True,
+        reply_bytes=REPLY_BYTES_AT_MOST,  # it may hold another cart than the one that is asked for
+    )
+
+
+def _post(operation: str, path: str, body: Mapping[str, Any], *, effect: Effect, copies: int = 1) -> EngineRequest:
+    sent, lines = _encode(body), len(body.get("order", {}).get("items", ()))
+    copy = len(sent) + lines * _LINE_BYTES + _REDEEMABLE_BYTES
     return EngineRequest(
         operation=operation,
         method="POST",
         path=path,
-        body=_encode(body),
+        body=sent,
         headers=_JSON,
         effect=effect,
         repeatable=effect != "redeems",
+        reply_bytes=min((copies + 2) * copy, REPLY_BYTES_AT_MOST),
     )
 
 

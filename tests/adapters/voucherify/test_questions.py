@@ -1,5 +1,6 @@
 """The Voucherify adapter: what it asks."""
 
+import json
 from typing import Any
 
 import pytest
@@ -163,6 +164,38 @@ def test_more_lines_than_voucherify_takes_are_refused_before_it_is_asked() -> No
     with pytest.raises(EngineRejected) as caught:
         next(engine().validate(cart(*[(f"S{n}", 1, "1") for n in range(501)], codes=["X"]), ORDER))
     assert caught.value.reason == "too_many_lines"
+
+
+def test_an_answer_may_be_as_large_as_voucherify_makes_it_for_what_was_asked() -> None:
+    """Measured on the shape of the vendor's own examples: each line in full, for each redeemable and once more."""
+    lines = [(f"SKU-{n:04}-" + "x" * 80, 5, "100.00") for n in range(500)]
+    codes = [f"CODE-{n}" for n in range(30)]
+    checkout = cart(*lines, codes=codes)
+    [asked] = [next(engine().validate(checkout, ORDER))]
+    full = {**FULL_LINE, "source_id": lines[0][0], "sku": {**FULL_LINE["sku"], "source_id": lines[0][0]}}
+    whole = share(0, *[full] * 500)
+    largest = len(json.dumps(valid(*[applies(code, whole, discount=AMOUNT) for code in codes], order=whole), indent=1))
+    assert 2 * 1024 * 1024 < largest < asked.reply_bytes
+    assert next(engine().redeem(order(*lines, codes=codes), ORDER)).reply_bytes > largest
+    # What is read again may be of another cart; a small question gets a small answer.
+    assert next(engine().look_up(order(SHIRT), ORDER, "")).reply_bytes == 64 * 1024 * 1024
+    assert next(engine().validate(cart(SHIRT, codes=["X"]), ORDER)).reply_bytes < 1024 * 1024
+
+
+FULL_LINE: dict[str, Any] = {
+    **dict.fromkeys(
+        [
+            *("quantity", "discount_quantity", "initial_quantity", "amount", "discount_amount", "price"),
+            *("applied_discount_amount", "applied_discount_quantity", "applied_quantity", "applied_quantity_amount"),
+            *("initial_amount", "subtotal_amount"),
+        ],
+        10_000,
+    ),
+    **dict.fromkeys(["id", "sku_id", "product_id", "related_object", "source_id", "object"], "sku_0b7d7dfb090be5c619"),
+    "product": {"id": "prod_0b7d7dfb090be5c619", "source_id": "x" * 80, "name": "y" * 120, "price": 10_000},
+    "sku": {"id": "sku_0b7d7dfb090be5c619", "source_id": "x" * 80, "sku": "y" * 120, "price": 10_000},
+    "metadata": {},
+}
 
 
 # --- Codes ------------------------------------------------------------------------------------------------------------

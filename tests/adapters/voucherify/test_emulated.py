@@ -1,0 +1,188 @@
+"""The Voucherify adapter and the sandbox, made by different hands from the documents: both must mean the same."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mapper.adapter import LookedUp, NotRedeemed, OrderMismatch, Outcome, Redeemed
+from mapper.sandbox import rulebook
+from tests.adapters.voucherify.emulated import Emulated
+from tests.adapters.voucherify.talk import cart, engine, order, refusals, taken
+from tests.sandbox.emulated import campaigns
+from tests.sandbox.voucherify_shop import ALL, off
+
+SESSION = "checkout-1"
+GOODS = ("SKU-1", 1, "140.00")
+NAMED = [f'redeemables_named = "{how}"' for how in ("as_stored", "as_requested")]
+
+
+def project(effects: dict[str, str], *, engine_rules: str = "", alone: Sequence[str] = ()) -> Emulated:
+    """A project with these campaigns; those of `alone` are never stackable."""
+    text = campaigns(effects)
+    for name in alone:
+        text = text.replace(f"name = '{name}'\n", f"name = '{name}'\ncombinable = false\n")
+    return Emulated(own=rulebook.parse(f"[engines.voucherify]\n{engine_rules}\n{text}"))
+
+
+def validated(shop: Emulated, checkout: Any, **options: str) -> Outcome:
+    outcome = shop.hold(engine(**options).validate(checkout, SESSION))
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def offs(outcome: Outcome) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name, _, amount, _ in taken(outcome):
+        found[name] = found.get(name, 0) + amount
+    return found
+
+
+@pytest.mark.parametrize("mode", ["ALL", "PARTIAL"])
+def test_a_never_stackable_promotion_beside_a_code(mode: str) -> None:
+    rules = f'redeemables_application_mode = "{mode}"'
+    shop = project({"FIVE": off("5.00"), "promo_ONE": off("1.00")}, engine_rules=rules, alone=["promo_ONE"])
+    outcome = validated(shop, cart(GOODS, codes=["FIVE"]), PROMOTIONS="qualify")
+    assert (offs(outcome), outcome.rejected) == ({"FIVE": 500}, ())
+    assert len(shop.asked) <= 4
+
+
+@pytest.mark.parametrize("mode", ["ALL", "PARTIAL"])
+@pytest.mark.parametrize("limit", ["redeemables_limit", "applicable_redeemables_limit"])
+def test_a_project_whose_limit_is_two(mode: str, limit: str) -> None:
+    rules = f'redeemables_application_mode = "{mode}"\n{limit} = 2\n'
+    rules += "applicable_redeemables_limit = 2\n" if limit == "redeemables_limit" else ""
+    shop = project({"FIVE": off("5.00"), "promo_A": off("2.00"), "promo_B": off("1.00")}, engine_rules=rules)
+    outcome = validated(shop, cart(GOODS, codes=["FIVE"]), PROMOTIONS="qualify")
+    assert (len(offs(outcome)), offs(outcome)["FIVE"], outcome.rejected) == (2, 500, ())
+    assert len(shop.asked) <= 3
+
+
+@pytest.mark.parametrize("named", NAMED)
+def test_mode_all_names_every_bad_code(named: str) -> None:
+    shop = Emulated(ALL, (NAMED[0], named))
+    outcome = validated(shop, cart(GOODS, codes=["GOOD-5", "NOPE-1", "NOPE-2", "NOPE-3"]))
+    assert offs(outcome) == {"GOOD-5": 500}
+    assert [code for code, *_ in refusals(outcome)] == ["NOPE-1", "NOPE-2", "NOPE-3"]
+
+
+@pytest.mark.parametrize("codes", [["UPGRADE", "TEN-LARGE"], ["TEN-LARGE", "UPGRADE"]])
+@pytest.mark.parametrize("absent", ["omitted", "null"])
+def test_an_upgrade_leaves_the_others_discount(codes: list[str], absent: str) -> None:
+    shop = Emulated(('absent_amounts = "omitted"', f'absent_amounts = "{absent}"'))
+    cups = [("CUP-SMALL", 3, "20.00"), ("CUP-LARGE", 1, "25.00")]
+    outcome = validated(shop, cart(*cups, codes=codes))
+    assert [(name, line, amount) for name, line, amount, _ in taken(outcome)] == [("TEN-LARGE", 1, 250)]
+    [told] = [one for one in outcome.notices if one.type == "units"]
+    assert [one["source_id"] for one in told.payload["items"]] == ["CUP-LARGE"]
+
+
+def test_a_look_up_compares_quantities() -> None:
+    shop = Emulated()
+    paid = order(("SKU-1", 2, "70.00"), codes=["GOOD-5"])
+    done = shop.hold(engine().redeem(paid, SESSION))
+    assert isinstance(done, Redeemed)
+    found = shop.hold(engine().look_up(paid, SESSION, done.handle))
+    assert isinstance(found, LookedUp)
+    assert (found.state, found.extra, offs(found.outcome)) == ("redeemed", (), {SESSION: 500})
+    with pytest.raises(OrderMismatch):
+        shop.hold(engine().look_up(order(("SKU-1", 3, "70.00"), codes=["GOOD-5"]), SESSION, done.handle))
+    shop.hold(engine().undo(None, SESSION, done.handle, final=True))
+    assert shop.hold(engine().look_up(paid, SESSION, done.handle)).state == "absent"
+
+
+def as_paid(shown: Outcome, codes: Sequence[str]) -> Any:
+    """The order that a checkout with this outcome becomes."""
+    entries: dict[int | None, list[dict[str, Any]]] = {}
+    for one in shown.discounts:
+        listed = {"list_price": CART[one.line][2]} if one.line is not None else {}
+        entry = {"name": one.name, "amount": f"{one.amount / 100:.2f}", "meta": {**one.meta, **listed}}
+        entries.setdefault(one.line, []).append(entry)
+    lines = [
+        {"sku": sku, "quantity": quantity, "price": price, "applied_discounts": entries.get(index, [])}
+        for index, (sku, quantity, price) in enumerate(CART)
+    ]
+    notes = {
+        "rejected": [{"code": one.code} for one in shown.rejected],
+        "notices": [{"type": one.type, "payload": one.payload} for one in shown.notices],
+    }
+    root = entries.get(None, [])
+    return order(*lines, codes=codes, applied_discounts=root, promotions={"meta": {"mapper": notes}})
+
+
+CODES = (
+    "GOOD-5",
+    "TEN-PERCENT",
+    "LINE-10",
+    "ALONE-15",
+    "UPGRADE",
+    "TEN-LARGE",
+    "NOPE-1",
+    "COSTS-5",
+    "WINTER-5",
+    "FREE-MUG",
+)
+CART = [("SKU-1", 1, "140.00"), ("CUP-SMALL", 3, "20.00"), ("CUP-LARGE", 1, "25.00")]
+
+
+@st.composite
+def shops(draw: st.DrawFn) -> tuple[Emulated, list[str], dict[str, str]]:
+    def choice(old: str, *others: str) -> tuple[str, str]:
+        return old, draw(st.sampled_from((old, *others)))
+
+    shop = Emulated(
+        choice(*ALL),
+        choice(*NAMED),
+        choice('absent_amounts = "omitted"', 'absent_amounts = "null"'),
+        choice('nothing_applies = "first_refusal"', 'nothing_applies = "no_applicable_redeemables"'),
+        choice("\napplicable_redeemables_limit = 5", "\napplicable_redeemables_limit = 2"),
+        choice("\nredeemables_limit = 30", "\nredeemables_limit = 5"),
+    )
+    codes = draw(st.lists(st.sampled_from(CODES), unique=True, max_size=4))
+    options = {
+        "PROMOTIONS": draw(st.sampled_from(("off", "qualify"))),
+        "PROMOTIONS_ORDER": draw(st.sampled_from(("codes_first", "promotions_first"))),
+        "SESSION_LOCK_TTL": draw(st.sampled_from(("0", "900"))),
+    }
+    return shop, codes, options
+
+
+@settings(max_examples=120, deadline=None)
+@given(shops())
+def test_what_validate_grants_is_what_check_grants_and_redeem_redeems(
+    case: tuple[Emulated, list[str], dict[str, str]],
+) -> None:
+    shop, codes, options = case
+    adapter = engine(**options)
+    alone = {*offs(validated(shop, cart(*CART, codes=codes), **options | {"PROMOTIONS": "off"}))}
+    shown = validated(shop, cart(*CART, codes=codes), **options)
+    assert alone <= {*offs(shown)}
+    paid = as_paid(shown, codes)
+    checked = shop.hold(adapter.check(paid, SESSION))
+    assert taken(checked) == taken(shown)
+    assert not checked.rejected
+    done = shop.hold(adapter.redeem(paid, SESSION))
+    if isinstance(done, NotRedeemed):
+        assert not checked.discounts
+        return
+    assert isinstance(done, Redeemed)
+    assert taken(done.outcome) == taken(checked)
+    assert not done.outcome.rejected
+    found = shop.hold(adapter.look_up(paid, SESSION, done.handle))
+    assert sum(one.amount for one in found.outcome.discounts) == sum(one.amount for one in checked.discounts)
+    shop.hold(adapter.undo(None, SESSION, done.handle, final=True))
+    assert shop.hold(adapter.look_up(paid, SESSION, done.handle)).state == "absent"
+
+
+def test_a_lock_is_released_when_its_code_leaves_the_cart() -> None:
+    shop, locked = Emulated(), {"SESSION_LOCK_TTL": "900"}
+    shown = validated(shop, cart(GOODS, codes=["SINGLE-0001"]), **locked)
+    assert offs(shown)
+    other = engine(**locked)
+    theirs = cart(GOODS, codes=["SINGLE-0001"])
+    assert [one.reason for one in shop.hold(other.validate(theirs, "other")).rejected] == ["used_up"]
+    entries = [{"name": "n", "amount": "0.01", "meta": one.meta} for one in shown.discounts]
+    validated(shop, cart(GOODS, discounts=entries), **locked)
+    assert offs(shop.hold(other.validate(theirs, "other")))

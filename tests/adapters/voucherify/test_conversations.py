@@ -96,6 +96,17 @@ def test_no_more_is_asked_for_than_voucherify_takes() -> None:
         assert asked(next(engine(PROMOTIONS=promotions).validate(cart(SHIRT, codes=codes), ORDER))) == codes
 
 
+def test_listed_promotions_beyond_what_voucherify_takes_are_not_asked_for_and_named() -> None:
+    tiers = [f"promo_{n:08}" for n in range(30)]
+    codes = [f"C{n}" for n in range(5)]
+    answer = valid(*[applies(code, share(1)) for code in codes], *[tier(one, share(1)) for one in tiers[:25]])
+    conversation = engine(PROMOTIONS=",".join(tiers)).validate(cart(SHIRT, codes=codes), ORDER)
+    outcome, [request] = held(conversation, answer)
+    assert asked(request) == [*codes, *tiers[:25]]
+    [notice] = outcome.notices
+    assert [one["redeemable"] for one in notice.payload["promotions"]] == tiers[25:]
+
+
 def test_a_promotion_that_does_not_apply_costs_no_code_and_is_no_refused_code() -> None:
     conversation = engine(PROMOTIONS=f"{TIER},{TIER_2}").validate(cart(SHIRT, codes=["C"]), ORDER)
     first = invalid(applies("C", share(5)), fails(TIER, "order_rules_violated", "promotion_tier"))

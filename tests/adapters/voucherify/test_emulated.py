@@ -7,10 +7,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mapper.adapter import LookedUp, NotRedeemed, OrderMismatch, Outcome, Redeemed
+from mapper.adapter import (
+    EngineRejected,
+    EngineReply,
+    EngineRequest,
+    EngineUnavailable,
+    LookedUp,
+    NotRedeemed,
+    OrderMismatch,
+    Outcome,
+    Redeemed,
+)
 from mapper.sandbox import rulebook
 from tests.adapters.voucherify.emulated import Emulated
-from tests.adapters.voucherify.talk import cart, engine, order, refusals, taken
+from tests.adapters.voucherify.talk import cart, engine, failure, order, refusals, taken
 from tests.sandbox.emulated import campaigns
 from tests.sandbox.voucherify_shop import ALL, off
 
@@ -174,6 +184,40 @@ def test_what_validate_grants_is_what_check_grants_and_redeem_redeems(
     assert sum(one.amount for one in found.outcome.discounts) == sum(one.amount for one in checked.discounts)
     shop.hold(adapter.undo(None, SESSION, done.handle, final=True))
     assert shop.hold(adapter.look_up(paid, SESSION, done.handle)).state == "absent"
+
+
+class SentTwice(Emulated):
+    """A proxy on the way delivers redemptions twice; `answer_of`: whose answer comes back. Rollbacks may be refused."""
+
+    def __init__(self, answer_of: int, refusals: int) -> None:
+        super().__init__()
+        self.answer_of, self.refusals = answer_of, refusals
+
+    def answer(self, request: EngineRequest) -> EngineReply:
+        if request.path == "/v1/redemptions":
+            return (super().answer(request), super().answer(request))[self.answer_of]
+        if request.path.endswith("/rollbacks") and self.refusals:
+            self.refusals -= 1
+            return failure("forbidden", 403)
+        return super().answer(request)
+
+
+@pytest.mark.parametrize("answer_of", [0, 1])
+def test_a_redemption_that_is_delivered_twice_is_found_and_one_of_them_stays(answer_of: int) -> None:
+    shop, adapter, paid = SentTwice(answer_of, refusals=2), engine(), order(GOODS, codes=["GOOD-5"])
+    with pytest.raises(EngineUnavailable) as caught:
+        shop.hold(adapter.redeem(paid, SESSION))
+    assert caught.value.reason == "redeemed_twice"
+    assert shop.calls.count("POST /v1/redemptions") == 2
+    for _ in range(2):
+        found = shop.hold(adapter.look_up(paid, SESSION, ""))
+        assert (found.state, len(found.extra)) == ("redeemed", 1)
+        with pytest.raises(EngineRejected):
+            shop.hold(adapter.repair(paid, SESSION, found.extra))
+    shop.hold(adapter.repair(paid, SESSION, found.extra))
+    found = shop.hold(adapter.look_up(paid, SESSION, ""))
+    assert (found.state, found.extra, offs(found.outcome)) == ("redeemed", (), {SESSION: 500})
+    assert shop.calls.count("POST /v1/redemptions") == 2
 
 
 def test_a_lock_is_released_when_its_code_leaves_the_cart() -> None:

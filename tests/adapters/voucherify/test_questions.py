@@ -247,6 +247,9 @@ def test_without_anything_to_ask_nothing_is_asked(checkout: Checkout) -> None:
         ({"reward": {"id": "rew_1"}}, "rew_2", {"id": "rew_1"}),
         ({}, "rew_2", {"id": "rew_2"}),
         ({"reward": {"points": -5}}, "rew_2", {"id": "rew_2"}),
+        ({"reward": {"points": 0}}, "rew_2", {"id": "rew_2"}),
+        ({"reward": {"points": 1}}, "rew_2", {"id": "rew_2", "points": 1}),
+        ({"reward": {"points": True}}, "rew_2", {"id": "rew_2"}),
         ({"reward": {"points": "5"}}, "rew_2", {"id": "rew_2"}),
     ],
 )

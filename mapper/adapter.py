@@ -134,7 +134,7 @@ class Account(msgspec.Struct, frozen=True):
 
 
 class Redeemed(msgspec.Struct, frozen=True):
-    """The engine has redeemed the order. Codes that it left out are in `outcome.rejected`."""
+    """The engine has redeemed the order: now, or (`outcome.redeemed`) before. `outcome.rejected` has codes left out."""
 
     outcome: Outcome
     handle: str = ""

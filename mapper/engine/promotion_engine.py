@@ -105,7 +105,12 @@ class PromotionEngine:
             if problem is course.stopped_by:
                 raise
             return _verdict(problem, course)
-        return Done(result) if isinstance(result, Redeemed) else Declined(result, confirm=course.sent)
+        if isinstance(result, NotRedeemed):
+            return Declined(result, confirm=course.sent)
+        if course.may_stand or result.outcome.redeemed:
+            return Done(result)
+        # It was refused, or the request that redeems was not declared as one.
+        return InDoubt(self._fault("redeem", BadResult("redeemed, although no request that redeems was carried out")))
 
     async def look_up(self, order: Checkout, session: str, handle: str, deadline: float) -> LookedUp:
         """Did it happen?"""

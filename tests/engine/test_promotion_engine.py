@@ -133,6 +133,16 @@ def test_what_an_adapter_declines_after_a_redeeming_request_is_to_be_confirmed()
         assert verdict(REFUSED, status) == Declined(REFUSED, confirm=True)
 
 
+def test_redeemed_is_believed_if_a_redeeming_request_was_carried_out_or_it_was_before(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for requests, script in (((), ()), ((request(),), (200,)), ((request(effect="redeems"),), (400,))):
+        assert isinstance(verdict(Redeemed(GRANTED), *script, requests=requests), InDoubt)
+        assert logged(caplog)[-1] == ("fake", "redeem")
+        before = Redeemed(msgspec.structs.replace(GRANTED, redeemed=True))
+        assert verdict(before, *script, requests=requests) == Done(before)
+
+
 @pytest.mark.parametrize("error", [LookupError("the ledger"), Problem("The ledger is away.", reason="ledger")])
 def test_what_the_permit_raises_comes_out_as_it_is(error: Exception) -> None:
     async def away() -> bool:

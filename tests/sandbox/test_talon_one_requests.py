@@ -1,7 +1,10 @@
 """Talon.One's sandbox: what a request may hold."""
 
+import msgspec
 import pytest
 
+from adapters.talon_one.sandbox.options import Options
+from tests.sandbox.emulated import book
 from tests.sandbox.talon_one_shop import Json, Shop, items
 
 
@@ -160,3 +163,8 @@ def test_a_session_id_is_one_encoded_segment(segment: str, id_: str | None) -> N
 @pytest.mark.parametrize(("method", "status"), [("POST", 405), ("DELETE", 405), ("PATCH", 405)])
 def test_other_methods_are_not_allowed(method: str, status: int) -> None:
     assert Shop().request("s1", method=method)[0] == status
+
+
+def test_the_default_rule_book_shows_the_default_options() -> None:
+    shown = book().engines["talon_one"]
+    assert shown == msgspec.to_builtins(Options())

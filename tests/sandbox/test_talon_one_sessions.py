@@ -51,6 +51,15 @@ def test_a_dry_request_considers_only_what_it_carries_and_changes_nothing() -> N
     assert shop.books["codes"].get("TEN-PERCENT") is None
 
 
+def test_with_a_key_for_testing_nothing_is_ever_closed() -> None:
+    shop = Shop(("testing_key = false", "testing_key = true"))
+    reply = shop.ok(cart("SINGLE-0001", state="closed"), "s1", "", "customerSession")
+    assert reply["customerSession"]["state"] == "closed"
+    assert of(reply, "acceptCoupon")
+    assert shop.get()[0] == 404
+    assert shop.books["redemptions"] == []
+
+
 def test_a_dry_request_can_look_ahead() -> None:
     shop = Shop()
     assert of(shop.ok(cart("SOON-10"), "s1", "?dry=true&now=2099-06-01T00:00:00Z"), "acceptCoupon")

@@ -10,6 +10,8 @@ class Options(rulebook.Table, frozen=True, kw_only=True):
 
     application_id: int = 1
     idempotency_keys: bool = True
+    testing_key: bool = False
+    """The key is one for testing: every request is dry."""
     flatten: bool = True
     case_sensitive_codes: bool = False
     discounts_beyond_price: bool = False

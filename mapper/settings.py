@@ -66,6 +66,8 @@ TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_LOG_LEVEL": ("info", "`debug`, `info`, `warning` or `error`"),
     "MAPPER_LOG_FORMAT": ("json", "`json`, or `text` for a person at a terminal"),
     "MAPPER_LOG_CODES": ("hash", "codes in the log: a keyed `hash` (`promotions-mapper hash CODE`), `short` or `none`"),
+    "MAPPER_EXPLAIN": ("off", "the page `/explain`: `off`, or `on` with `MAPPER_EXPLAIN_TOKEN`"),
+    "MAPPER_EXPLAIN_TOKEN": ("", "what whoever uses the page has to show"),
     "NOMS_BASE_URL": ("https://noms.api.nacelle.com/api/v1", "Nacelle's order management, for order ingestion"),
     "NOMS_TOKEN": ("", "its token, sent as `Bearer`; `key:…` is sent bare, as one of Nacelle's pages shows it"),
     "NOMS_SPACE_ID": ("", "the space that orders are created in"),
@@ -77,6 +79,7 @@ SECRETS = (
     "MAPPER_LEDGER_URL",
     "MAPPER_OLD_RECEIPT_SECRETS",
     "MAPPER_CANCEL_SECRETS",
+    "MAPPER_EXPLAIN_TOKEN",
     "NOMS_TOKEN",
     "MAPPER_INGEST_TOKEN",
 )
@@ -125,6 +128,8 @@ class Settings:
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["json", "text"]
     log_codes: Literal["hash", "short", "none"]
+    explain_token: bytes = field(repr=False, default=b"")
+    """Empty: there is no page `/explain`."""
     ingest: IngestSettings | None = None
     """None where no order is ingested over HTTP."""
 
@@ -194,6 +199,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         "log_level": reader.choice("MAPPER_LOG_LEVEL", "info", "debug", "warning", "error"),
         "log_format": reader.choice("MAPPER_LOG_FORMAT", "json", "text"),
         "log_codes": reader.choice("MAPPER_LOG_CODES", "hash", "short", "none"),
+        "explain_token": reader.explain_token(),
         "ingest": reader.ingest() if reader.text("MAPPER_INGEST_TOKEN") else None,
     }
     adapter = reader.adapter()
@@ -301,6 +307,14 @@ class Reader:
         if not re.match(r"(sqlite:///.|postgresql://.)", url):
             self.wrong("MAPPER_LEDGER_URL", "sqlite:///<path> or postgresql://<host>/<database>")
         return url
+
+    def explain_token(self) -> bytes:
+        token = self.text("MAPPER_EXPLAIN_TOKEN").encode()
+        if self.choice("MAPPER_EXPLAIN", "off", "on") == "off":
+            return b""
+        if len(token) < SHORT_SECRET_BYTES:
+            self.wrong("MAPPER_EXPLAIN_TOKEN", f"at least {SHORT_SECRET_BYTES} characters, since MAPPER_EXPLAIN=on")
+        return token
 
     def ingest(self) -> IngestSettings:
         base_url = self.text("NOMS_BASE_URL").rstrip("/")

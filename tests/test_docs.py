@@ -144,7 +144,10 @@ def operations() -> str:
 
 
 def test_operations_lists_every_route() -> None:
-    application = app.create(fakes.settings(fakes.FakeAdapter()), engine_transport=fakes.FakeTransport())
+    application = app.create(
+        fakes.settings(fakes.FakeAdapter(), MAPPER_EXPLAIN="on", MAPPER_EXPLAIN_TOKEN="x" * 16),
+        engine_transport=fakes.FakeTransport(),
+    )
     served = {route.path for route in application.routes if isinstance(route, Route)}
     assert set(re.findall(r"^\| `(?:GET|POST) (/[^ `]*)`", operations(), re.MULTILINE)) == served
 

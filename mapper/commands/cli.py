@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from mapper import __version__, settings
-from mapper.commands import doctor, ingest
+from mapper.commands import doctor, explain, ingest
 from mapper.commands import ledger as ledger_cli
 from mapper.domain import signature
 
@@ -60,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     ledger_cli.add(commands)
     ingest.add(commands)
     doctor.add(commands)
+    explain.add(commands)
 
     sign = commands.add_parser("sign", help="print the signature header of a body, with the first signing secret")
     sign.add_argument("file", nargs="?", metavar="FILE", help="the body; standard input where none is named")

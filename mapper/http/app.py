@@ -23,7 +23,7 @@ from mapper import __version__, promotions, settings
 from mapper.adapter import Adapter
 from mapper.engine import clients, transport
 from mapper.engine.conversation import Engine
-from mapper.http import openapi, protocol, server, workers
+from mapper.http import explain_page, openapi, protocol, server, workers
 from mapper.http.endpoint import SECURITY_HEADERS, Endpoint, error_body
 from mapper.http.protocol import PreparedResponse
 from mapper.ops.logs import CodeNames
@@ -81,6 +81,7 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
         validating = Engine(client, accounts, on_call=telemetry.call, breaker=True, on_breaker=telemetry.breaker)
         for account in accounts:
             telemetry.metrics.breaker(account, "closed")
+        app.state.client = client
         app.state.service = validate.service = consume.service = Service(configured, validating, once)
         reconciling = asyncio.create_task(once.reconcile())
         try:
@@ -105,6 +106,7 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             Route("/version", _version),
             Route("/metrics", _metrics(telemetry)),
             Route("/openapi.json", _openapi),
+            *(explain_page.routes(configured, lambda: app.state.client) if configured.explain_token else ()),
         ],
         exception_handlers={HTTPException: _http_error},
         lifespan=lifespan,

@@ -1,0 +1,184 @@
+"""What a checkout would earn, and why: what was asked, what came back, which effect became which cent on which line.
+
+It asks as validate does, redeems nothing, and answers nobody: `promotions-mapper explain` prints it, the page
+`/explain` shows it. Amounts are in minor units. Every discount that the engine grants is accounted for, and the sum is
+checked.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from mapper.adapter import EngineReply, EngineRequest
+from mapper.domain import checkout as documents
+from mapper.domain import discounts, money
+from mapper.domain.checkout import Checkout
+from mapper.domain.discounts import Settled
+from mapper.domain.errors import Problem
+from mapper.domain.outcome import Diagnostic, Discount, Notice, Outcome, Rejection
+from mapper.engine.conversation import Call, Engine
+from mapper.engine.promotion_engine import PromotionEngine
+from mapper.engine.transport import Transport
+from mapper.settings import Settings
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request to the engine and its reply. Bodies are JSON values; headers, which hold the key, are left out."""
+
+    operation: str
+    method: str
+    path: str
+    status: int
+    ms: float
+    request: Any
+    reply: Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """One discount on its way from the list price to the net price."""
+
+    name: str
+    effect_type: str
+    granted: int
+    taken: int
+    """What is taken off here: less than granted where the thing costs no more, or where the rest lies elsewhere."""
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class LineStory:
+    pointer: str
+    name: str
+    quantity: int
+    list_price: int
+    gross: int
+    steps: tuple[Step, ...]
+    net: int
+    unit_price: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    currency: str
+    digits: int
+    engine: str
+    session: str
+    lines: tuple[LineStory, ...] = ()
+    root: tuple[Step, ...] = ()
+    total: int = 0
+    clamped: int = 0
+    """Granted beyond the price of the thing that it lies on."""
+    rejected: tuple[Rejection, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    diagnostics: tuple[Diagnostic, ...] = ()
+    exchanges: tuple[Exchange, ...] = ()
+    ms: Mapping[str, float] = field(default_factory=dict)
+    """Time per step: reading, asking, settling."""
+    problem: str = ""
+    """Why there is no outcome, as the log would say it."""
+
+    def text(self, amount: int) -> str:
+        return money.text(amount, self.digits)
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether everything that was granted is found again: on a line, at the root, or cut."""
+        taken = sum(step.taken for line in self.lines for step in line.steps) + sum(step.taken for step in self.root)
+        nets = all(line.gross - sum(step.taken for step in line.steps) == line.net for line in self.lines)
+        return nets and taken == self.total
+
+
+async def explain(configured: Settings, transport: Transport, body: bytes) -> Explanation:
+    """Asks the engine about a checkout or an order. Raises `InvalidRequest` for a body that cannot be read."""
+    exchanges: list[Exchange] = []
+    calls: list[Call] = []
+
+    def on_exchange(request: EngineRequest, reply: EngineReply) -> None:
+        told = _json(request.body), _json(reply.body)
+        exchanges.append(Exchange(request.operation, request.method, request.path, reply.status, 0.0, *told))
+
+    started = time.perf_counter()
+    checkout = documents.parse(body, "validate", configured.default_currency, configured.customer_path)
+    read = time.perf_counter()
+    engine = Engine(transport, configured.adapter.accounts, on_call=calls.append, on_exchange=on_exchange)
+    session = checkout.id or checkout.source_id or "explain"
+    deadline = time.monotonic() + configured.consume_deadline_s
+    problem, outcome = "", Outcome()
+    try:
+        outcome = await PromotionEngine(configured.adapter, engine).validate(checkout, session, deadline)
+    except Problem as failed:
+        problem = failed.message
+    asked = time.perf_counter()
+    settled = discounts.settle(checkout, outcome)
+    done = time.perf_counter()
+    ms = {"reading": 1000 * (read - started), "asking": 1000 * (asked - read), "settling": 1000 * (done - asked)}
+    answered = [call.seconds for call in calls if call.failure is None]
+    timed = tuple(replace(exchange, ms=1000 * seconds) for exchange, seconds in zip(exchanges, answered, strict=False))
+    return _told(configured.adapter.name, session, checkout, outcome, settled, timed, ms, problem)
+
+
+def _told(
+    engine: str,
+    session: str,
+    checkout: Checkout,
+    outcome: Outcome,
+    settled: Settled,
+    exchanges: tuple[Exchange, ...],
+    ms: Mapping[str, float],
+    problem: str,
+) -> Explanation:
+    lines = []
+    for line in checkout.lines:
+        off = settled.line_total(line.index)
+        net = line.gross - off
+        lines.append(
+            LineStory(
+                pointer=line.pointer,
+                name=line.name,
+                quantity=line.quantity,
+                list_price=line.list_price,
+                gross=line.gross,
+                steps=tuple(_step(outcome, discount) for discount in settled.by_line.get(line.index, ())),
+                net=net,
+                unit_price=money.unit_price(net, line.quantity) if line.quantity else line.list_price,
+            )
+        )
+    return Explanation(
+        currency=checkout.currency,
+        digits=checkout.digits,
+        engine=engine,
+        session=session,
+        lines=tuple(lines),
+        root=tuple(_step(outcome, discount) for discount in settled.root),
+        total=settled.total,
+        clamped=settled.clamped,
+        rejected=outcome.rejected,
+        notices=outcome.notices,
+        diagnostics=outcome.diagnostics,
+        exchanges=exchanges,
+        ms=ms,
+        problem=problem,
+    )
+
+
+def _step(outcome: Outcome, discount: Discount) -> Step:
+    """With what the engine granted in the first place: the discount may have been cut since."""
+    whole = next(
+        (one for one in outcome.discounts if one.meta is discount.meta and one.name == discount.name), discount
+    )
+    code = discount.meta.get("code", "")
+    return Step(
+        discount.name, discount.effect_type, whole.amount, discount.amount, code if isinstance(code, str) else ""
+    )
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body) if body else None
+    except msgspec.DecodeError:
+        return body.decode("utf-8", "replace")

@@ -1,0 +1,76 @@
+"""`promotions-mapper explain`: on the terminal, against the sandbox."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mapper.commands import cli
+from mapper.sandbox import host
+
+CART = {
+    "id": "1001",
+    "currency": "USD",
+    "items": [{"sku": "SKU1234", "quantity": 1, "price": "140.00"}],
+    "shipping_rate": {"price": "15.00"},
+    "promotions": {"coupon_codes": ["XMAS-2021-25", "NOPE"]},
+}
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[str]:
+    with host.running(host.create()) as url:
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def environment(sandbox: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("MAPPER_ENGINE", "talon_one")
+    monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "a secret that is long enough")
+    monkeypatch.setenv("TALON_ONE_BASE_URL", f"{sandbox}/talon_one")
+    monkeypatch.setenv("TALON_ONE_API_KEY", "key")
+    monkeypatch.setenv("TALON_ONE_ADDITIONAL_COSTS", "shipping=/shipping_rate/price")
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["explain", *arguments])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_each_effect_and_each_refusal_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cart.json"
+    file.write_text(json.dumps(CART))
+    assert run(str(file), "--exchange") == 0
+    out = capsys.readouterr().out
+    for text in (
+        "-35.00",
+        "105.00",
+        "-15.00",
+        "-50.00",
+        "NOPE: This code does not exist.",
+        "CouponNotFound",
+        "PUT /v2/",
+    ):
+        assert text in out, text
+    assert '"couponCodes"' in out
+    assert "Authorization" not in out
+
+
+def test_what_cannot_be_done_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cart.json"
+    file.write_text('{"items": [{"sku": "A", "quantity": 1}]}')
+    assert run(str(file)) == 1
+    assert capsys.readouterr().err == "/items/0/price: A line has no price.\n"
+    assert run(str(tmp_path / "missing.json")) == 2
+    file.write_text(json.dumps(CART))
+    monkeypatch.setenv("TALON_ONE_BASE_URL", "http://127.0.0.1:1")
+    assert run(str(file)) == 1
+    assert "could not be" in capsys.readouterr().out
+    monkeypatch.delenv("TALON_ONE_API_KEY")
+    assert run(str(file)) == 2

@@ -17,6 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mapper.adapter import EngineReply
+from mapper.domain import document
+from mapper.domain.errors import InvalidRequest
+from mapper.domain.families import family_of
+from mapper.domain.lines import Line, Lines
 from mapper.domain.signature import sign
 from mapper.http import app
 from mapper.ops.logs import log
@@ -34,7 +38,12 @@ _EFFECTS: list[dict[str, Any]] = [
     {"effectType": "showNotification", "props": {"notificationType": "Info", "title": "Hi", "body": "there"}},
 ]
 _ENVELOPE = {"campaignId": 1, "rulesetId": 2, "ruleIndex": 0, "ruleName": "Ten"}
-_STATE = {"effects": [{**_ENVELOPE, **effect} for effect in _EFFECTS], "createdCoupons": [], "createdReferrals": []}
+_STATE = {
+    "customerSession": {"state": "closed"},
+    "effects": [{**_ENVELOPE, **effect} for effect in _EFFECTS],
+    "createdCoupons": [],
+    "createdReferrals": [],
+}
 
 _LINE: dict[str, Any] = {
     "product_id": "p",
@@ -78,6 +87,8 @@ SEEDS: list[dict[str, Any]] = [
         "applied_discounts": [],
     },
     {"id": "m-1", "orders": [_ORDER, {"order_items": []}], "promotion": _PROMOTIONS, "customer": {"id": "cust"}},
+    {"id": 77, "order_items": [_LINE, {**_LINE, "price": 19.99, "discounts_amount": 0}], "promotions": _PROMOTIONS},
+    {"id": "n", "items": [_REDUCED, {**_LINE, "quantity": 0}, {**_LINE, "sku": 5, "discounts": [{"amount": 1}]}]},
     {
         **_ORDER,
         "source_id": "s",
@@ -211,13 +222,52 @@ async def fuzz(count: int, seed: int) -> Report:
     return report
 
 
+def compare_readers(count: int, seed: int) -> Report:
+    """Reads the lines of so many bodies in both ways. What the quick reader takes, the other one takes for the same."""
+    rng, report = random.Random(seed), Report()
+    for _ in range(count):
+        body = mutate(rng)
+        try:
+            source = document.parse(body)
+            family = family_of(source.decoded)
+        except InvalidRequest:
+            continue
+        for path, order in family.orders(source.decoded):
+            found = order.get(family.lines) if isinstance(order, dict) else None
+            if isinstance(found, list):
+                lines = Lines(source, (*path, family.lines), "/lines", family, rng.choice([0, 2, 3]), 7)
+                typed, sure, both = (
+                    _read(read, found) for read in (lines.read_typed, lines.read_one_by_one, lines.read)
+                )
+                report.sent += 1
+                report.statuses[
+                    "refused" if isinstance(sure, str) else "one by one" if isinstance(typed, str) else "typed"
+                ] += 1
+                if both != sure or not (isinstance(typed, str) or typed == sure):
+                    report.faults.append(f"{body!r}: {typed!r}, {sure!r}, {both!r}"[:600])
+    return report
+
+
+def _read(read: Callable[[list[Any]], tuple[Line, ...]], lines: list[Any]) -> tuple[Line, ...] | str:
+    """The lines, or what is wrong with them."""
+    try:
+        return read(lines)
+    except InvalidRequest as refused:
+        return f"{refused.pointer}: {refused.message}"
+    except Exception as error:  # noqa: BLE001 - whatever the quick reader meets, it leaves to the other one
+        return repr(error)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     chosen = parser.parse_args()
     log.setLevel(logging.CRITICAL)
+    readers = compare_readers(chosen.count, chosen.seed)
+    print(f"{readers.sent} lists of lines read in both ways: {dict(readers.statuses)}")
     report = asyncio.run(fuzz(chosen.count, chosen.seed))
+    report.faults += readers.faults
     print(
         f"{report.sent} bodies, seed {chosen.seed}; slowest {', '.join(f'{s * 1000:.1f}' for s in report.slowest)} ms"
     )

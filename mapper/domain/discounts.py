@@ -46,32 +46,61 @@ def settle(checkout: Checkout, outcome: Outcome) -> Settled:
     A line's units are part of the goods, a cost is part of all costs, both are part of the order: what is off the part
     is off the whole, too. So the narrowest discounts come first, and the widest get what is left.
     """
-    left = _Left(checkout, outcome.costs)
-    shares = [_Share(_thing(discount), discount.amount) for discount in outcome.discounts]
-    line_shares: list[_Share] = []
-    """Those that may lie on a line's units and on its costs."""
-    for share in sorted(shares, key=_width):
-        if _is_line_total(share.thing):
-            _take_line_total(share, left, line_shares)
-            line_shares.append(share)
-        elif _is_line_goods(share.thing):
-            share.of_line = left.take(share.thing, share.granted)
+    granted: dict[int, list[Discount]] = {}
+    others: list[Discount] = []
+    for discount in outcome.discounts:
+        scope, index, _ = _thing(discount)
+        if scope == "goods" and index is not None:
+            granted.setdefault(index, []).append(discount)
         else:
-            share.beside = left.take(share.thing, share.granted)
-
+            others.append(discount)
     by_line: dict[int, list[Discount]] = {}
     line_totals: dict[int, int] = {}
+    for line in checkout.lines:
+        if of_line := granted.get(line.index):
+            total = _total(of_line)
+            if total > line.gross:
+                of_line, total = _within(of_line, line.gross), line.gross
+            if total:
+                by_line[line.index], line_totals[line.index] = of_line, total
+
     root: list[Discount] = []
-    for discount, share in zip(outcome.discounts, shares, strict=True):
+    for discount, share in zip(others, _shares(checkout, outcome.costs, others, line_totals), strict=True):
         if share.of_line and discount.line is not None:
             by_line.setdefault(discount.line, []).append(_cut(discount, share.of_line))
             line_totals[discount.line] = line_totals.get(discount.line, 0) + share.of_line
         if share.beside:
             root.append(_cut(_placed(checkout, discount), share.beside))
-    root_total = sum([discount.amount for discount in root])
-    granted = sum([discount.amount for discount in outcome.discounts])
-    clamped = granted - sum(line_totals.values()) - root_total
+    root_total = _total(root)
+    clamped = _total(outcome.discounts) - sum(line_totals.values()) - root_total
     return Settled(by_line=by_line, line_totals=line_totals, root=tuple(root), root_total=root_total, clamped=clamped)
+
+
+def _total(discounts: Iterable[Discount]) -> int:
+    return sum([discount.amount for discount in discounts])
+
+
+def _within(discounts: Iterable[Discount], limit: int) -> list[Discount]:
+    """The discounts, the last of them cut, so that together they take off no more than `limit`."""
+    kept: list[Discount] = []
+    for discount in discounts:
+        amount = min(discount.amount, limit)
+        limit -= amount
+        if amount:
+            kept.append(_cut(discount, amount))
+    return kept
+
+
+def _cut(discount: Discount, amount: int) -> Discount:
+    return discount if discount.amount == amount else msgspec.structs.replace(discount, amount=amount)
+
+
+def _placed(checkout: Checkout, discount: Discount) -> Discount:
+    """As it is listed at the root: what lies on a line's own costs names the line."""
+    if discount.line is None:
+        return discount
+    position, line = next(found for found in enumerate(checkout.cart) if found[1].index == discount.line)
+    return msgspec.structs.replace(discount, meta={**discount.meta, "position": position, "sku": line.name})
 
 
 _Thing = tuple[Scope, int | None, str]
@@ -82,16 +111,8 @@ _ORDER: _Thing = ("total", None, "")
 
 
 def _thing(discount: Discount) -> _Thing:
-    scope = discount.scope or ("costs" if discount.cost else "total" if discount.line is None else "goods")
-    return scope, discount.line, discount.cost
-
-
-def _is_line_goods(thing: _Thing) -> bool:
-    return thing[0] == "goods" and thing[1] is not None
-
-
-def _is_line_total(thing: _Thing) -> bool:
-    return thing[0] == "total" and thing[1] is not None
+    scope, line, cost = discount.scope, discount.line, discount.cost
+    return scope or ("costs" if cost else "total" if line is None else "goods"), line, cost
 
 
 @dataclass(slots=True)
@@ -105,22 +126,66 @@ class _Share:
     beside: int = 0
     """Off anything else: listed at the root."""
 
+    @property
+    def is_line_total(self) -> bool:
+        return self.thing[0] == "total" and self.thing[1] is not None
 
-def _width(share: _Share) -> int:
-    """From a line's units, or a single cost, to the whole order."""
-    scope, line, cost = share.thing
-    if cost or _is_line_goods(share.thing):
-        return 0
-    if line is not None:
-        return 3 if scope == "total" else 1
-    return 4 if scope == "total" else 2
+    @property
+    def width(self) -> int:
+        """From a single cost to the whole order."""
+        scope, line, cost = self.thing
+        if cost:
+            return 0
+        if line is not None:
+            return 3 if scope == "total" else 1
+        return 4 if scope == "total" else 2
+
+
+def _shares(
+    checkout: Checkout, costs: Iterable[Cost], discounts: Sequence[Discount], line_totals: Mapping[int, int]
+) -> list[_Share]:
+    """What each of these discounts takes off: none of them lies on a line's units, and `line_totals` are off these."""
+    if not discounts:
+        return []
+    left = _Left(checkout, costs, line_totals)
+    shares = [_Share(_thing(discount), discount.amount) for discount in discounts]
+    line_shares: list[_Share] = []
+    for share in sorted(shares, key=lambda share: share.width):
+        if share.is_line_total:
+            _take_line_total(share, left, line_shares)
+            line_shares.append(share)
+        else:
+            share.beside = left.take(share.thing, share.granted)
+    return shares
+
+
+def _take_line_total(share: _Share, left: "_Left", earlier: Iterable[_Share]) -> None:
+    """Off a line's units as far as that goes, the rest off its own costs.
+
+    Where others have used up the goods of the order, those before it (`earlier`) that can make room for it do: they
+    move from their line's units to its costs.
+    """
+    line = share.thing[1]
+    units: _Thing = ("goods", line, "")
+    share.of_line = left.take(units, share.granted)
+    costs: _Thing = ("costs", line, "")
+    share.beside = left.take(costs, min(share.granted - share.of_line, left.part(costs)))
+    for other in earlier:
+        missing = min(share.granted - share.of_line - share.beside, left.part(units))
+        others_costs: _Thing = ("costs", other.thing[1], "")
+        moved = left.take(others_costs, min(missing, other.of_line, left.part(others_costs)))
+        left.give_back(("goods", other.thing[1], ""), moved)
+        other.of_line, other.beside = other.of_line - moved, other.beside + moved
+        share.of_line += left.take(units, moved)
 
 
 class _Left:
     """What there still is to take off each thing that has a price."""
 
-    def __init__(self, checkout: Checkout, costs: Iterable[Cost]) -> None:
-        self._left: dict[_Thing, int] = {("goods", line.index, ""): line.gross for line in checkout.lines}
+    def __init__(self, checkout: Checkout, costs: Iterable[Cost], line_totals: Mapping[int, int]) -> None:
+        self._left: dict[_Thing, int] = {
+            ("goods", line.index, ""): line.gross - line_totals.get(line.index, 0) for line in checkout.lines
+        }
         goods = sum(self._left.values())
         self._left |= {_GOODS: goods, _ORDER: goods}
         for cost in costs:
@@ -159,38 +224,6 @@ def _with_wider(thing: _Thing) -> tuple[_Thing, ...]:
         return (thing, _COSTS, _ORDER) if cost else (_COSTS, _ORDER)
     of_line: _Thing = ("costs", line, "")
     return (thing, of_line, _COSTS, _ORDER) if cost else (of_line, _COSTS, _ORDER)
-
-
-def _take_line_total(share: _Share, left: _Left, earlier: Iterable[_Share]) -> None:
-    """Off a line's units as far as that goes, the rest off its own costs.
-
-    Where others have used up the goods of the order, those before it (`earlier`) that can make room for it do: they
-    move from their line's units to its costs.
-    """
-    line = share.thing[1]
-    units: _Thing = ("goods", line, "")
-    share.of_line = left.take(units, share.granted)
-    costs: _Thing = ("costs", line, "")
-    share.beside = left.take(costs, min(share.granted - share.of_line, left.part(costs)))
-    for other in earlier:
-        missing = min(share.granted - share.of_line - share.beside, left.part(units))
-        others_costs: _Thing = ("costs", other.thing[1], "")
-        moved = left.take(others_costs, min(missing, other.of_line, left.part(others_costs)))
-        left.give_back(("goods", other.thing[1], ""), moved)
-        other.of_line, other.beside = other.of_line - moved, other.beside + moved
-        share.of_line += left.take(units, moved)
-
-
-def _cut(discount: Discount, amount: int) -> Discount:
-    return discount if discount.amount == amount else msgspec.structs.replace(discount, amount=amount)
-
-
-def _placed(checkout: Checkout, discount: Discount) -> Discount:
-    """As it is listed at the root: what lies on a line's own costs names the line."""
-    if discount.line is None:
-        return discount
-    position, line = next(found for found in enumerate(checkout.cart) if found[1].index == discount.line)
-    return msgspec.structs.replace(discount, meta={**discount.meta, "position": position, "sku": line.name})
 
 
 Changes = dict[str, Any]

@@ -24,16 +24,12 @@ class Names:
     """Whether a list of discounts came."""
 
 
-class _Absent:
-    """What stands for a member that is not there."""
+_KINDS: dict[type, str] = {type(None): "", str: "scalar", int: "scalar", float: "scalar", list: "array", bool: "other",
+                           dict: "other"}  # fmt: skip
+"""By the type of a decoded value; "" is null, or nothing at all."""
 
 
-_ABSENT = _Absent()
-_KINDS = {_Absent: "", type(None): "null", str: "string", int: "number", float: "number", bool: "boolean",
-          list: "array", dict: "object"}  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Family:
     """Where a body of this family has its lines, and the names that its objects use. The first name is the one to write
     where none came.
@@ -71,10 +67,10 @@ class Family:
         get = decoded.get
         named = _named(
             self,
-            _KINDS[type(get("total_discount", _ABSENT))],
-            _KINDS[type(get("discounts", _ABSENT))],
-            _KINDS[type(get("discounts_amount", _ABSENT))],
-            _KINDS[type(get("applied_discounts", _ABSENT))],
+            _KINDS[type(get("total_discount"))],
+            _KINDS[type(get("discounts"))],
+            _KINDS[type(get("discounts_amount"))],
+            _KINDS[type(get("applied_discounts"))],
             "price_amount" in decoded,
         )
         if isinstance(named, Names):
@@ -127,22 +123,27 @@ def family_of(decoded: Mapping[str, Any]) -> Family:
     raise InvalidRequest("The body has no list of lines: items, order_items or orders.", "", reason="no_lines")
 
 
-_NAMES = ("total_discount", "discounts", "discounts_amount", "applied_discounts")
-
-
 @cache
 def _named(
-    family: Family, total_discount: str, discounts: str, discounts_amount: str, applied: str, price_amount: bool
+    family: Family,
+    total_discount: str,
+    discounts: str,
+    discounts_amount: str,
+    applied_discounts: str,
+    price_amount: bool,
 ) -> Names | tuple[str, str]:
-    """The names for objects whose members have these JSON types; or the member that is wrong, and why."""
-    kinds: dict[str, str] = dict(zip(_NAMES, (total_discount, discounts, discounts_amount, applied), strict=True))
+    """The names for objects whose members are of these kinds; or the member that is wrong, and why."""
+    kinds = {
+        "total_discount": total_discount,
+        "discounts": discounts,
+        "discounts_amount": discounts_amount,
+        "applied_discounts": applied_discounts,
+    }
     for key in dict.fromkeys((*family.totals, *family.lists)):
-        allowed = {"", "null"}
-        allowed |= {"string", "number"} if key in family.totals else set()
-        allowed |= {"array"} if key in family.lists else set()
+        allowed = {"", "scalar" if key in family.totals else "", "array" if key in family.lists else ""}
         if kinds[key] not in allowed:
             return key, f"{key} has the wrong JSON type."
-    totals = tuple(key for key in family.totals if kinds[key] in ("string", "number"))
+    totals = tuple(key for key in family.totals if kinds[key] == "scalar")
     lists = [key for key in family.lists if kinds[key] == "array"]
     if len(lists) > 1:
         return lists[1], "Two lists of discounts stand here."

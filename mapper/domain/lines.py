@@ -111,23 +111,15 @@ class Lines(msgspec.Struct, frozen=True):
         if len(price_keys) > 1 and _amount(typed.price_amount, digits) != price:
             raise _NotTyped
         names = self.family.names(decoded, self.pointer, position)
-        discount = 0
-        total = getattr(typed, names.totals[0])
-        if names.came or total is not None:
-            marked = None
-            for entry in getattr(typed, names.list) if names.came else ():
-                discount += _amount(entry.amount, digits)
-                if entry.meta is not None and entry.meta.list_price is not None:
-                    mark = _amount(entry.meta.list_price, digits)
-                    if marked is not None and marked != mark:
-                        raise _NotTyped
-                    marked = mark
-            if total is not None:
-                discount = _amount(total, digits)
-            if marked is not None:
-                list_price = marked
-            elif discount:
-                list_price = money.list_price(price, discount, typed.quantity)
+        discount, marked = 0, None
+        if names.came:
+            discount, marked = _listed(getattr(typed, names.list), digits)
+        if (total := getattr(typed, names.totals[0])) is not None:
+            discount = _amount(total, digits)
+        if marked is not None:
+            list_price = marked
+        elif discount:
+            list_price = money.list_price(price, discount, typed.quantity)
         return Line(
             self.first + position,
             self,
@@ -179,6 +171,19 @@ class _TypedLine(msgspec.Struct):
     @property
     def price_keys(self) -> tuple[str, ...]:
         return tuple([key for key in ("price", "price_amount") if getattr(self, key) is not None])
+
+
+def _listed(entries: "list[_TypedEntry]", digits: int) -> tuple[int, int | None]:
+    """What listed discounts take off, and the list price that we noted in them, if any."""
+    off, marked = 0, None
+    for entry in entries:
+        off += _amount(entry.amount, digits)
+        if entry.meta is not None and entry.meta.list_price is not None:
+            mark = _amount(entry.meta.list_price, digits)
+            if marked not in (None, mark):
+                raise _NotTyped
+            marked = mark
+    return off, marked
 
 
 def _amount(text: Any, digits: int) -> int:

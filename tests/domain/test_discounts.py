@@ -267,7 +267,7 @@ def any_of(taken: Taken, prices: Prices) -> Iterator[tuple[int, int, int]]:
             yield amount, whole - amount, sum(prices[thing] for thing in set[Any]().union(*(on for _, on in chosen)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(carts())
 def test_nothing_goes_below_zero_however_many_discounts_reach_it_under_whatever_name(cart: Cart) -> None:
     """Any of them together take off no more than all that they reach costs. (By Hall's theorem that means: they can be
@@ -283,7 +283,7 @@ def test_nothing_goes_below_zero_however_many_discounts_reach_it_under_whatever_
         assert amount <= price
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(carts())
 def test_all_that_can_be_given_is_given(cart: Cart) -> None:
     """The most that can be taken off is the smallest cut (max-flow, min-cut): so not a cent is lost where it fits."""

@@ -239,8 +239,8 @@ def _clean_session(session: str, request: SessionRequest) -> Conversation[str]:
     name = session
     for name in _sessions(session, "", request):
         stored = (yield from _read(name, request.account)).session or _NOT_THERE
-        if not held.leftovers(stored, request):
-            break
+        if stored.state in _CLOSED or not held.leftovers(stored, request):
+            break  # of a closed one the close itself says what it means
     return name
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -223,17 +224,20 @@ def _all_fields(checkout: Checkout, options: Options) -> tuple[list[dict[str, An
     reason to sell nothing.
     """
     unusable: list[str] = []
-    fields = [_fields(checkout, line, options, unusable) for line in checkout.cart]
+    fields = [_fields(line, options, unusable) for line in checkout.cart]
     if not unusable:
         return fields, ()
     text = f"{len(unusable)} values of the cart's lines are not what Talon.One takes there; they were not sent."
     return fields, (Notice("item_fields_not_sent", text, {"pointers": unusable}),)
 
 
-def _fields(checkout: Checkout, line: Line, options: Options, unusable: list[str]) -> dict[str, Any]:
+def _fields(line: Line, options: Options, unusable: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, pointer in options.item_fields:
-        if name in found or (value := checkout.at_line(line, pointer)) in (None, ""):
+        value: Any = line.decoded  # quick: a weight may be as exact as the double that the engine makes of it
+        for token in _tokens(pointer):
+            value = value.get(token) if isinstance(value, dict) else None
+        if value is None or value == "" or name in found:
             continue
         field = _FIELDS[name](value)
         if field is None:
@@ -241,6 +245,11 @@ def _fields(checkout: Checkout, line: Line, options: Options, unusable: list[str
         elif field != "":
             found[name] = field
     return found
+
+
+@cache
+def _tokens(pointer: str) -> tuple[str, ...]:
+    return tuple(token.replace("~1", "/").replace("~0", "~") for token in pointer[1:].split("/"))
 
 
 def _label(value: Any) -> str | None:
@@ -257,7 +266,7 @@ def _product(value: Any) -> Product | str | None:
 
 def _measure(value: Any) -> Decimal | None:
     """A weight (grams) or a length (mm), from a number or a text."""
-    text = str(value) if isinstance(value, str | int | Decimal) and not isinstance(value, bool) else ""
+    text = "" if isinstance(value, bool | list | dict) else str(value)
     return Decimal(text) if _MEASURE.fullmatch(text) else None
 
 

@@ -73,7 +73,14 @@ class Document:
     def at(self, pointer: str) -> Any:
         """The value that a JSON pointer names, numbers exact; None where there is none. Raises `Unreadable`."""
         found = at(self.decoded, pointer)
-        return found if found is None or isinstance(found, str | int) else self.root.at(pointer)
+        if found is None or isinstance(found, str | int):
+            return found
+        tokens = [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]]
+        if not tokens:
+            return self.root.at(pointer)
+        # By way of what has been found before: the lines of a large cart are all in one list.
+        above = self._find(tuple(tokens[:-1]))
+        return above.value(tokens[-1]) if isinstance(above, Object) else above.value(_index(tokens[-1]))
 
     def decoded_at(self, path: Path) -> Any:
         """The value at a path as `decoded` has it; None where there is none."""

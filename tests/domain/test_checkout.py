@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mapper.domain import checkout
+from mapper.domain import checkout, document
 from mapper.domain.checkout import Checkout
 from mapper.domain.errors import InvalidRequest, Operation
 
@@ -572,3 +572,20 @@ def test_no_byte_that_is_lost_or_changed_breaks_the_reader(whole: bytes) -> None
     for at in range(len(whole)):
         for odd in (b"", b"0", b'"', b"]"):
             only_invalid_requests(whole[:at] + odd + whole[at + 1 :])
+
+
+def test_a_number_in_each_of_many_lines_is_found_without_reading_all_of_them_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = [{"sku": f"S{number}", "quantity": 1, "price": "1.00", "wrap": number + 0.5} for number in range(300)]
+    cart = checkout.parse(json.dumps({"items": lines}).encode(), "validate")
+    read: list[int] = []
+    original = document.Array.items.fget  # type: ignore[attr-defined]
+
+    def items(array: document.Array) -> list[tuple[int, int]]:
+        read.append(array._items is None)
+        return original(array)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(document.Array, "items", property(items))
+    assert [cart.amount_at("/wrap", line) for line in cart.lines] == [100 * n + 50 for n in range(300)]
+    assert sum(read) == 1

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mapper.adapter import EngineRejected, Outcome, Redeemed
+from mapper.adapter import EngineRejected, OrderMismatch, Outcome, Redeemed
 from mapper.domain.checkout import Checkout
 from tests.adapters.talon_one.emulated import Emulated
 from tests.adapters.talon_one.talk import adapter, attempt, body_of, cart, closed, reply, talk
@@ -107,6 +107,14 @@ def test_an_order_that_lacks_what_its_checkout_had_is_closed_as_it_was_checked(
     assert engine.hold(adapter(**OPTIONS).look_up(order, "s", "")).state == "absent"
     engine.hold(adapter(**OPTIONS).redeem(attempt(order, "2"), "s"))
     assert list(engine.sessions().values()).count("closed") == 1
+
+
+def test_a_session_that_another_order_has_closed_is_not_slipped_past() -> None:
+    engine, order = Emulated(*WAYS[0]), attempt(shopping(store=None))
+    engine.hold(adapter(**OPTIONS).redeem(shopping(codes=[]), "s"))
+    with pytest.raises(OrderMismatch):
+        engine.hold(adapter(**OPTIONS).redeem(order, "s"))
+    assert list(engine.sessions()) == ["s"]
 
 
 def test_an_order_that_has_all_that_is_configured_is_closed_with_one_request() -> None:

@@ -25,7 +25,7 @@ ENGINES = ("talon_one", "voucherify")
 
 # What each sabotage must be seen by, among whatever else it does.
 TEETH = {
-    "recall": ("double", "sent_again"),
+    "look-up": ("double", "sent_again"),
     "quarantine": ("double", "sent_again"),
     "fence": ("stale_steps",),
     "claim": ("no_intent",),

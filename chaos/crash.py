@@ -31,8 +31,8 @@ from mapper.engine.transport import Unknown
 from mapper.http.app import LEASE_S
 from mapper.orders.ledger import Ledger, open_ledger
 from mapper.orders.postgres import PostgresStore
-from mapper.orders.redeem import Once
-from mapper.orders.rows import FINAL, Answer, Backlog, Clock, Fenced, Key, Moment, Row, State, Step
+from mapper.orders.redeem import OrderRedeemer
+from mapper.orders.rows import FINISHED, REDEEMED, Backlog, ClaimStep, Clock, Fenced, Key, Moment, Row, State, Step
 from mapper.orders.sqlite import SqliteStore
 from mapper.promotions import Call, Service
 from mapper.sandbox import host as sandbox
@@ -54,6 +54,8 @@ PAUSE_S = 100.0
 ENDS_WITHIN_S = LEASE_S + QUARANTINE_S + 6.0
 """After the last fault: whoever died last held a lease, and what it sent may be sent again after the quarantine."""
 SETTLE_S = 2 * QUARANTINE_S
+MOST_RETURNS = 4
+"""How often the client comes back at the most, after the order has come to rest."""
 BASE = "https://engine.test"
 ORDER = "order-1"
 MANY, SINGLE = "XMAS-2021-25", "SINGLE-0001"
@@ -220,7 +222,7 @@ class Lab:
                 "promotions": {"coupon_codes": list(codes)},
             }
             engine = Engine(Outsider(self), self.settings.adapter.accounts, clock=now)
-            service = Service(self.settings, engine, Once(self.settings, engine, self.ledger, now), now)
+            service = Service(self.settings, engine, OrderRedeemer(self.settings, engine, self.ledger, now), now)
             body, headers = signed(checkout)
             answer = await promotions.validate(service, Call(body, headers, now() + DEADLINE_S))
             self._orders[codes] = msgspec.json.encode(_to_order(msgspec.json.decode(answer.reply)["checkout"]))
@@ -382,17 +384,20 @@ class Door:
         return result
 
     async def change(self, key: Key, step: Step[T]) -> T:
+        return await self.claim(key, lambda _: (), lambda row, _, at: step(row, at))
+
+    async def claim(self, key: Key, sessions: Callable[[Row | None], Sequence[str]], step: ClaimStep[T]) -> T:
         if self._world.row is None:
             await self._process.reach("before_claim")
         seen: list[tuple[Row | None, Row | None]] = []
 
-        def watched(row: Row | None, at: Moment) -> tuple[T, Row | None]:
-            result, changed = step(row, at)
+        def watched(row: Row | None, others: Sequence[Row], at: Moment) -> tuple[T, Row | None]:
+            result, changed = step(row, others, at)
             seen.append((row, changed))
             return result, changed
 
         async def work() -> T:
-            result = await self._store.change(key, watched)
+            result = await self._store.claim(key, sessions, watched)
             before, after = seen[-1]
             if after is not None and after is not before:
                 self._world.wrote(Write(now(), self._process, before, after))
@@ -404,6 +409,18 @@ class Door:
             if write.process is self._process:
                 await self._process.reach(_point_of(write))
         return result
+
+    async def of_session(self, key: Key, session: str) -> list[Row]:
+        return await self._through(lambda: self._store.of_session(key, session))
+
+    async def remove(self, row: Row) -> None:
+        await self._through(lambda: self._store.remove(row))
+
+    async def unconfirmed(self, limit: int) -> list[Row]:
+        return await self._through(lambda: self._store.unconfirmed(limit))
+
+    async def with_body(self, before: float, limit: int) -> list[Row]:
+        return []
 
     async def moment(self) -> Moment:
         return await self._through(self._store.moment)
@@ -423,7 +440,7 @@ class Door:
     async def backlog(self) -> Backlog:
         return await self._through(self._store.backlog)
 
-    async def prune(self, limit: int) -> int:
+    async def prune(self, before: float, limit: int) -> int:
         return 0
 
     async def ping(self) -> None:
@@ -441,6 +458,10 @@ class Write:
     after: Row
 
 
+def _is_at_rest(row: Row) -> bool:
+    return row.state in FINISHED or (row.state is State.RETRYABLE and row.next_check_at is None)
+
+
 def _point_of(write: Write) -> str:
     before, after = write.before, write.after
     if before is None:
@@ -449,7 +470,7 @@ def _point_of(write: Write) -> str:
         return "marked" if before.sent_at is None else "marked_again"
     if after.owner != before.owner:
         return "taken_over"
-    if after.state in FINAL and before.state is State.UNKNOWN:
+    if after.state in FINISHED and before.state is State.UNKNOWN:
         return "finished"
     if before.state is State.INTENT and before.sent_at is not None:
         return "recorded"
@@ -474,9 +495,9 @@ class Process:
         lab = world.lab
         ledger = Ledger(Door(self), f"replica {place}, {now()}", lab.quarantine_s, LEASE_S, now)
         engine = Engine(Wire(self), lab.settings.adapter.accounts, clock=now, wall_clock=now, random=lambda: 0.5)
-        self.once = Once(lab.settings, engine, ledger, now, self.sleep)
-        self.service = Service(lab.settings, engine, self.once, now, now)
-        self.reconciling = world.spawn(self.once.reconcile())
+        self.redeemer = OrderRedeemer(lab.settings, engine, ledger, now, self.sleep)
+        self.service = Service(lab.settings, engine, self.redeemer, now, now)
+        self.reconciling = world.spawn(self.redeemer.reconcile())
 
     async def lives(self) -> None:
         """Nothing leaves a dead process, or comes to it; and nothing moves in one that stands still."""
@@ -541,10 +562,6 @@ class World:
     def row(self) -> Row | None:
         return self.writes[-1].after if self.writes else None
 
-    @property
-    def final_at(self) -> float | None:
-        return next((write.at for write in self.writes if write.after.state in FINAL), None)
-
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
         self.tasks.add(task)
@@ -557,7 +574,7 @@ class World:
     async def until_due(self) -> None:
         while True:
             row = self.row
-            at = row.look_at if row is not None and row.status is None else None
+            at = row.next_check_at if row is not None else None
             # Timers ring up to a nanosecond early.
             if at is not None and at <= now() + 1e-6:
                 return
@@ -666,13 +683,24 @@ class World:
             if not answered:
                 await asyncio.sleep(1)
                 answered = any(await asyncio.gather(*(self.ask(place) for place in self.after.asked)))
-        while self.final_at is None and now() < (give_up := self.fault_at + ENDS_WITHIN_S):
+        for _ in range(MOST_RETURNS):
+            await self._come_to_rest()
+            is_finished = self.row is not None and self.row.state in FINISHED
+            await asyncio.sleep(SETTLE_S)
+            for place, process in enumerate(self.replicas):
+                if not process.died.is_set():
+                    await self.ask(place)
+            if is_finished:
+                return
+
+    async def _come_to_rest(self) -> None:
+        """Until nothing happens to the order any more unless somebody asks."""
+        started = now()
+        while self.row is None or not _is_at_rest(self.row):
+            if now() >= (give_up := max(started, self.fault_at) + ENDS_WITHIN_S):
+                return
             self.changed.clear()
             await asyncio.wait({self.spawn(_set(self.changed))}, timeout=min(5.0, give_up - now() + 0.001))
-        await asyncio.sleep(SETTLE_S)
-        for place, process in enumerate(self.replicas):
-            if not process.died.is_set():
-                await self.ask(place)
 
     async def ask(self, place: int) -> bool:
         """Sends the order to a replica; whether that brings a final answer. A connection that breaks brings none."""
@@ -737,7 +765,7 @@ async def violations(world: World) -> list[str]:
     granted = [reply for reply in world.replies if reply.status == 200]
     final = [reply.body for reply in world.replies if reply.category in ("", "promotion_codes")]
     refused = SINGLE in case.played.codes
-    finished = [write.after for write in world.writes if write.after.state in FINAL]
+    finished = [write.after for write in world.writes if write.after.state in REDEEMED]
     broken = {
         "I1": max(net.values(), default=0) > 1,
         "I1 for a moment": most > 1,
@@ -745,7 +773,7 @@ async def violations(world: World) -> list[str]:
         "I3": len(set(final)) > 1,
         "I4": "I4" in world.broken,
         "I5": not await _others_are_refused(world),
-        "I6": row is None or world.final_at is None,
+        "I6": row is None or row.state not in FINISHED,
         "I7": any(_told(one) != _told(finished[0]) for one in finished),
         "I8": not await _stale_writes_are_refused(world),
         "I9": row is not None and row.state is State.REJECTED and redeemed,
@@ -766,18 +794,18 @@ def _counts(redeemed: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
 
 def _told(row: Row) -> tuple[Any, ...]:
     """What must never change once an order is finished."""
-    state = State.DONE if row.state is State.REPAIRED else row.state
-    return state, row.fingerprint, row.status, row.reply
+    return row.identity, row.notices, row.session
 
 
 async def _others_are_refused(world: World) -> bool:
-    """The same order with other content gets 400, and the engine hears nothing of it."""
+    """The same order with other content gets 400; where it was refused it is checked anew. Nothing is redeemed."""
     calls = len(world.sent_by)
     other = world.body.replace(b'"quantity":1', b'"quantity":2')
     assert other != world.body
     alive = [process for process in world.replicas if not process.died.is_set()]
     replies = [await world.answer(process, other) for process in alive[:1]]
-    return all(reply.category == "order_mismatch" for reply in replies) and len(world.sent_by) == calls
+    right = "promotion_codes" if SINGLE in world.case.played.codes else "order_mismatch"
+    return all(reply.category == right for reply in replies) and len(world.sent_by) == calls
 
 
 async def _stale_writes_are_refused(world: World) -> bool:
@@ -787,10 +815,10 @@ async def _stale_writes_are_refused(world: World) -> bool:
     alive = [process for process in world.replicas if not process.died.is_set()]
     if row is None or not stale or not alive:
         return True
-    ledger = alive[0].once.ledger
+    ledger = alive[0].redeemer.ledger
     attempts: list[Callable[[], Awaitable[Any]]] = [
         lambda: ledger.mark_sent(stale[-1]),
-        lambda: ledger.settle(stale[-1], State.DONE, Answer(200, b"stale")),
+        lambda: ledger.redeemed(stale[-1], b"stale", "", "redeemed", confirmed=True),
     ]
     for attempt in attempts:
         try:

@@ -4,23 +4,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from mapper.adapter import Outcome
+from mapper.adapter import LookedUp, Outcome
+from mapper.domain.checkout import Checkout
 from mapper.engine.promotion_engine import Declined, Done, InDoubt, NotDone
 from mapper.http import app
 from mapper.orders.ledger import Ledger
-from mapper.orders.redeem import Once, Work, _wait
-from mapper.orders.rows import Again, Answer, LookUp, Moment, New, Resend, Row, fingerprint
+from mapper.orders.redeem import Job, Later, OrderRedeemer, judge
+from mapper.orders.rows import Answer, LookUp, Moment, New, Retry, Row
 from mapper.settings import Settings
 
 
-def recall() -> None:
+def look_up() -> None:
     """The engine is never asked what became of an order: after the quarantine it is simply sent again."""
 
-    async def look(self: Once, work: Work, row: Row, deadline: float) -> Answer | float:
-        after = await self.ledger.absent(row)
-        return await self._send(work, after.row, deadline) if isinstance(after, Resend) else _wait(after)
+    async def ask(self: OrderRedeemer, row: Row, order: Checkout, deadline: float) -> LookedUp:
+        return LookedUp("absent")
 
-    Once._look = look  # type: ignore[method-assign]
+    OrderRedeemer._ask_engine = ask  # type: ignore[method-assign]
 
 
 def quarantine() -> None:
@@ -48,25 +48,26 @@ def fence() -> None:
 
 def claim() -> None:
     """The engine is called first; then the order is claimed and the answer recorded."""
-    step = Once._step
+    advance = OrderRedeemer._advance
 
-    async def late(self: Once, work: Work, deadline: float) -> Answer | float:
+    async def late(self: OrderRedeemer, job: Job, deadline: float) -> Answer | Later:
         async def allowed() -> bool:
             return True
 
-        match await self.promotion_engine.redeem(work.order, work.session, deadline, allowed):
+        assert not isinstance(job.ask.terms, Exception)
+        match await self.promotion_engine.redeem(job.order, job.ask.terms.session, deadline, allowed):
             case Done(redeemed):
                 outcome = redeemed.outcome
             case Declined(declined):
                 outcome = Outcome(rejected=declined.rejected)
             case NotDone(problem) | InDoubt(problem):
                 raise problem
-        decision = await self.ledger.claim(work.key, fingerprint(work.key, work.order), work.body, work.session)
-        if isinstance(decision, New | Again | LookUp):
-            return await self._finish(work, decision.row, outcome, deadline)
-        return await step(self, work, deadline)
+        decision = await self.ledger.claim(job.ask)
+        if isinstance(decision, New | Retry | LookUp):
+            return await self._finish(job, decision.row, job.order, judge(job.order, outcome), deadline)
+        return await advance(self, job, deadline)
 
-    Once._step = late  # type: ignore[method-assign]
+    OrderRedeemer._advance = late  # type: ignore[method-assign]
 
 
-KINDS: dict[str, Callable[[], None]] = {"recall": recall, "quarantine": quarantine, "fence": fence, "claim": claim}
+KINDS: dict[str, Callable[[], None]] = {"look-up": look_up, "quarantine": quarantine, "fence": fence, "claim": claim}

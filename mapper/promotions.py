@@ -1,32 +1,33 @@
-"""START HERE. The two things this service does, each told from top to bottom.
+"""START HERE. The three things this service does, each told from top to bottom: validate, consume, cancel.
 
 Everything that matters happens in this order: who calls, what do they bring, what does the engine say, what is
-answered. What the words mean stands in the modules they come from; how an order is redeemed once, in `once`.
+answered. How an order is redeemed once is told in `mapper.orders.redeem`.
 """
 
+import asyncio
 import hashlib
 import logging
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from urllib.parse import quote
 
 from mapper.adapter import Adapter
 from mapper.domain import checkout as documents
-from mapper.domain import discounts, receipt, signature
+from mapper.domain import discounts, document, receipt, signature
 from mapper.domain import notices as notes
 from mapper.domain.checkout import Checkout
 from mapper.domain.discounts import Settled
-from mapper.domain.errors import EngineRejected, EngineUnavailable, InvalidRequest, Operation
+from mapper.domain.errors import EngineRejected, EngineUnavailable, Forbidden, InvalidRequest, Operation, Problem
 from mapper.domain.outcome import Outcome
 from mapper.domain.receipt import Receipt, Receipts
 from mapper.domain.record import Record
 from mapper.domain.signature import Headers
 from mapper.engine.conversation import Engine
 from mapper.engine.promotion_engine import PromotionEngine
-from mapper.orders.redeem import Once, Work
-from mapper.orders.rows import Answer, Key
+from mapper.orders.redeem import OrderRedeemer
+from mapper.orders.rows import Answer, Key, LedgerUnavailable, Terms, next_session
 from mapper.settings import Settings
 from mapper.threads import run_in_thread
 
@@ -34,15 +35,17 @@ log = logging.getLogger("mapper")
 
 # How many sessions of one id are tried: carts live on after their order, but not after so many.
 MOST_SESSIONS = 5
+# How long a validate waits for the ledger after the engine has answered.
+LEDGER_WAIT_S = 0.1
 
 
 @dataclass(frozen=True)
 class Service:
-    """What both stories need, built once. The engines hold the calls; clocks and ids are handed in for the tests."""
+    """What all three need, built once. The engines hold the calls; clocks and ids are handed in for the tests."""
 
     settings: Settings
     validating: Engine
-    once: Once
+    redeemer: OrderRedeemer
     clock: Callable[[], float] = time.monotonic
     """What deadlines are counted on; the engines' own."""
     now: Callable[[], float] = time.time
@@ -76,6 +79,8 @@ class Call:
     deadline: float
     """On the service's clock, which is monotonic."""
     record: Record = field(default_factory=lambda: Record("", ""))
+    has_hung_up: Callable[[], bool] = lambda: False
+    """Whether the caller is gone."""
 
 
 async def validate(service: Service, call: Call) -> Answer:
@@ -83,44 +88,26 @@ async def validate(service: Service, call: Call) -> Answer:
     space = signature.verify(call.body, call.headers, service.settings.credentials)
     checkout = await _parse(service, call, "validate")
     receipts = service.receipts(space)
-    session = _session(service, checkout, space, receipts.read_if_ours(checkout, service.now())) or service.new_id()
+    session = _session(service, checkout, space, receipts.read_if_ours(checkout, service.now()))
     _note(call.record, checkout, space, checkout.id or checkout.source_id, session)
     _warn_of_missing_costs(service, checkout)
     degraded = False
     try:
-        outcome, session = await _ask(service, checkout, session, call.deadline)
+        outcome, session = await _ask(service, checkout, space, session, call.deadline)
     except EngineUnavailable:
         if not _may_go_without(service, checkout):
             raise
-        outcome, degraded = Outcome(), True
+        outcome, session, degraded = Outcome(), session or service.new_id(), True
     outcome = notes.as_entered(checkout, outcome)
     call.record.rejected = outcome.rejected
     if outcome.rejected and service.settings.on_rejected == "refuse":
         raise notes.refused(outcome.rejected)
-    call.record.degraded = degraded
+    call.record.degraded, call.record.session = degraded, session
     answer, settled = await run_in_thread(
         len(call.body), _granted, receipts, checkout, outcome, session, degraded, service.now()
     )
     call.record.clamped, call.record.discount = settled.clamped > 0, settled.total
     return answer
-
-
-async def _ask(service: Service, checkout: Checkout, session: str, deadline: float) -> tuple[Outcome, str]:
-    """What the engine grants, and in which session: not in one that is finished."""
-    for _ in range(MOST_SESSIONS):
-        try:
-            return await service.engine.validate(checkout, session, deadline), session
-        except EngineRejected as rejected:
-            if rejected.reason != "session_closed":
-                raise
-            session = _next_session(session)
-    raise EngineRejected("This order has been completed already; a new checkout is needed.", reason="session_closed")
-
-
-def _next_session(session: str) -> str:
-    """The session after one that is finished: `<id>~2` and so on."""
-    base, tilde, number = session.rpartition("~")
-    return f"{base}~{int(number) + 1}" if tilde and number.isdecimal() else f"{session}~2"
 
 
 async def consume(service: Service, call: Call) -> Answer:
@@ -129,23 +116,55 @@ async def consume(service: Service, call: Call) -> Answer:
     order = await _parse(service, call, "consume")
     if (paid := service.settings.consume_requires) and order.at(paid) is None:
         raise InvalidRequest("This is no paid order.", paid, reason="not_paid")
-    given = service.receipts(space).read(order, service.now())
-    if service.settings.receipt_required and not (given and given.matches(order.customer)):
-        message = "The order has no receipt, or not that of these lines, prices and discounts, or an old one."
-        raise InvalidRequest(message, _receipt_pointer(order), reason="no_receipt")
-    if given is not None and not order.customer:
-        order = replace(order, customer=given.customer)
-    if given is not None and given.degraded and not _carries_discounts(order):
-        # The shopper was told list prices because the engine could not be asked: nothing may be redeemed now.
-        call.record.degraded = True
-        return Answer(200, notes.as_it_came(order), "degraded")
-    key = Key(space, service.adapter.name, _order_key(service, order))
-    session = _session(service, order, space, given)
+    # A receipt is judged only before a new attempt: what is redeemed is answered the same ever after.
+    given = _receipt(service, order, space)
+    key = Key(space, service.adapter.name, _order_key(service, order, given))
+    terms = _terms(service, order, space, given)
+    _note(call.record, order, space, key.order, terms.session if isinstance(terms, Terms) else "")
+    call.record.receipt = _fate(given, order)
+    job = service.redeemer.job(key, order, terms, call.record, call.has_hung_up)
+    return await service.redeemer.consume(job, call.deadline)
+
+
+async def cancel(service: Service, call: Call) -> Answer:
+    """The order as it was stored, its redemption taken back for good. Raises `Problem`."""
+    credentials = service.settings.cancel_credentials
+    assert credentials is not None, "without secrets there is no such route"
+    space = signature.verify(call.body, call.headers, credentials)
+    key = Key(space, service.adapter.name, _cancelled_id(call.body))
+    return await service.redeemer.cancel(key, call.deadline)
+
+
+async def _ask(service: Service, checkout: Checkout, space: str, session: str, deadline: float) -> tuple[Outcome, str]:
+    """What the engine grants, and in which session: not in one that an order has finished with."""
     if not session:
-        raise InvalidRequest("The order has no id, no source_id and no receipt to find its engine session by.", "/id")
-    _note(call.record, order, space, key.order, session)
-    work = Work(key, order, session, call.record)
-    return await service.once.consume(work, call.deadline)
+        session = service.new_id()
+        return await service.engine.validate(checkout, session, deadline), session
+    key = Key(space, service.adapter.name, "")
+    for _ in range(MOST_SESSIONS):
+        # Both at once: almost always the session is open, and a ledger that is slow or away keeps nobody waiting.
+        looking = asyncio.create_task(_open_session(service, key, session))
+        try:
+            outcome = await service.engine.validate(checkout, session, deadline)
+            await asyncio.wait({looking}, timeout=LEDGER_WAIT_S)
+            if not looking.done() or looking.result() == session:
+                return outcome, session
+            session = looking.result()
+        except EngineRejected as rejected:
+            if rejected.reason != "session_closed":
+                raise
+            session = next_session(session)
+        finally:
+            looking.cancel()
+    raise EngineRejected("This order has been completed already; a new checkout is needed.", reason="session_closed")
+
+
+async def _open_session(service: Service, key: Key, session: str) -> str:
+    """The session; or the next, where the ledger says that an order has finished with it."""
+    try:
+        return await service.redeemer.ledger.free_session(key, session)
+    except LedgerUnavailable:
+        return session
 
 
 async def _parse(service: Service, call: Call, operation: Operation) -> Checkout:
@@ -215,12 +234,58 @@ def _content(checkout: Checkout, settled: Settled) -> bytes:
     return receipt.digest(checkout.currency, lines, settled.root_total)
 
 
-def _order_key(service: Service, order: Checkout) -> str:
+def _receipt(service: Service, order: Checkout, space: str) -> Receipt | Forbidden | None:
+    """The order's receipt, or that it is forged."""
+    try:
+        return service.receipts(space).read(order, service.now())
+    except Forbidden as forged:
+        return forged
+
+
+def _fate(given: Receipt | Forbidden | None, order: Checkout) -> str:
+    """What became of the receipt, for the log: one of `RECEIPT_FATES`."""
+    if isinstance(given, Forbidden):
+        return "forged"
+    if given is None:
+        return "absent"
+    return "good" if given.matches(order.customer) else "stale"
+
+
+def _terms(service: Service, order: Checkout, space: str, given: Receipt | Forbidden | None) -> Terms | Problem:
+    """What a new attempt at this order would be made with; or why there must be none."""
+    if isinstance(given, Forbidden):
+        return given
+    if service.settings.receipt_required and not (given and given.matches(order.customer)):
+        message = "The order has no receipt, or not that of these lines, prices and discounts, or an old one."
+        return InvalidRequest(message, _receipt_pointer(order), reason="no_receipt")
+    return Terms(
+        session=_session(service, order, space, given),
+        from_receipt=given is not None,
+        customer=order.customer or (given.customer if given else ""),
+        currency=order.currency,
+        degraded=given is not None and given.degraded and not _carries_discounts(order),
+    )
+
+
+def _order_key(service: Service, order: Checkout, given: Receipt | Forbidden | None) -> str:
     """What makes an order the same order when it comes again."""
     key = order.id or order.source_id
     if not key and (path := service.settings.order_key_path):
         key = documents.id_at(order.source, path)
+    if not key and isinstance(given, Receipt):
+        key = given.session
     return key or "sha256:" + hashlib.sha256(order.source.text).hexdigest()
+
+
+def _cancelled_id(body: bytes) -> str:
+    """The order's key. The body names it and nothing else, so that no order that was captured is a cancel."""
+    root = document.parse(body)
+    cancelled = root.decoded.get("cancel")
+    if set(root.decoded) != {"cancel"} or not isinstance(cancelled, dict) or set(cancelled) != {"id"}:
+        raise InvalidRequest('The body is not exactly {"cancel": {"id": "<order key>"}}.', "")
+    if not (key := documents.id_at(root, "/cancel/id")):
+        raise InvalidRequest("The id is neither a string nor a number.", "/cancel/id")
+    return key
 
 
 def _receipt_pointer(order: Checkout) -> str:

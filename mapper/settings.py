@@ -22,6 +22,8 @@ OnDrift = Literal["report", "refuse"]
 AfterFailure = Literal["wait", "redeem_later"]
 
 SHORT_SECRET_BYTES = 16
+KEEP_BODIES_S = 3600, 31_536_000
+"""The least and the most."""
 
 # Every setting of the service itself, with its default and what it means: the README's table is checked against it.
 TABLE: dict[str, tuple[str, str]] = {
@@ -193,7 +195,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         "customer_path": reader.pointer("MAPPER_CUSTOMER_PATH"),
         "consume_requires": reader.pointer("MAPPER_CONSUME_REQUIRES"),
         "after_failure": reader.choice("MAPPER_AFTER_FAILURE", "wait", "redeem_later"),
-        "keep_bodies_s": reader.number("MAPPER_KEEP_BODIES_S", 3600, 31_536_000),
+        "keep_bodies_s": reader.number("MAPPER_KEEP_BODIES_S", *KEEP_BODIES_S),
         "http_client": reader.choice("MAPPER_HTTP_CLIENT", "aiohttp", "httpx"),
         "max_body_bytes": reader.number("MAPPER_MAX_BODY_BYTES", 1024, 104_857_600),
         "log_level": reader.choice("MAPPER_LOG_LEVEL", "info", "debug", "warning", "error"),

@@ -16,6 +16,7 @@ from mapper.adapter import (
     Account,
     Capabilities,
     Conversation,
+    EngineRejected,
     EngineReply,
     EngineRequest,
     LookedUp,
@@ -77,6 +78,13 @@ class FakeAdapter:
         """(method, session) of every conversation that was started."""
         self.customers: list[str] = []
         """Whom orders were redeemed for."""
+        self.attempts: list[str] = []
+        """What an idempotency key would name, of each redemption."""
+        self.handle = ""
+        self.handles: list[str] = []
+        """With which redemptions were taken back."""
+        self.undone: list[tuple[str, bool]] = []
+        """(session, whether for good)."""
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         yield self._request("validate", session, repeatable=True)
@@ -88,25 +96,30 @@ class FakeAdapter:
 
     def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
         self.customers.append(order.customer)
+        self.attempts.append(order.attempt)
         yield self._request("redeem", session, repeatable=False)
         if isinstance(self.on_redeem, Exception):
             raise self.on_redeem
         if isinstance(self.on_redeem, NotRedeemed):
             return self.on_redeem
-        return Redeemed(self.granted if self.on_redeem is None else self.on_redeem)
+        return Redeemed(self.granted if self.on_redeem is None else self.on_redeem, self.handle)
 
     def look_up(self, order: Checkout, session: str, handle: str) -> Conversation[LookedUp]:
         yield self._request("look_up", session, repeatable=True)
         return self.found
 
     def undo(self, order: Checkout | None, session: str, handle: str, *, final: bool) -> Conversation[None]:
+        self.handles.append(handle)
+        self.undone.append((session, final))
         return self._command("undo", session)
 
     def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None]:
         return self._command("repair", session)
 
     def _command(self, operation: str, session: str) -> Conversation[None]:
-        yield self._request(operation, session, repeatable=True)
+        reply = yield self._request(operation, session, repeatable=True)
+        if reply.status >= 400:
+            raise EngineRejected("The engine refuses.", reason="engine_key")
 
     def _request(self, operation: str, session: str, *, repeatable: bool) -> EngineRequest:
         self.sessions.append((operation, session))
@@ -122,6 +135,8 @@ class FakeTransport:
     def __init__(self) -> None:
         self.script: dict[str, list[int | Exception]] = {}
         self.sent: list[str] = []
+        self.timeouts: list[tuple[str, float]] = []
+        """(operation, time limit) of every request."""
         self.pause = 0.0
         self.reply = b"{}"
 
@@ -130,6 +145,7 @@ class FakeTransport:
     ) -> EngineReply:
         operation = url.rsplit("/", 1)[-1]
         self.sent.append(operation)
+        self.timeouts.append((operation, timeout_s))
         await asyncio.sleep(self.pause)
         pending = self.script.get(operation)
         step = pending.pop(0) if pending else 200
@@ -154,6 +170,10 @@ def settings(adapter: FakeAdapter, **environment: str) -> Settings:
 
 def signed(body: object, **headers: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     """A body's bytes and its headers, signed as Nacelle signs."""
+    return signed_with(SECRET, body, **headers)
+
+
+def signed_with(secret: bytes, body: object, **headers: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
     data = body if isinstance(body, bytes) else msgspec.json.encode(body)
-    sent = {"x-nacelle-signature-sha256": sign(data, SECRET), "content-type": "application/json", **headers}
+    sent = {"x-nacelle-signature-sha256": sign(data, secret), "content-type": "application/json", **headers}
     return data, [(name.replace("_", "-").encode(), value.encode()) for name, value in sent.items()]

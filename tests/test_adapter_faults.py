@@ -9,7 +9,7 @@ import pytest
 
 from mapper.adapter import LookedUp, Notice, Outcome, Reason, Rejection
 from mapper.domain.errors import EngineUnavailable
-from tests.test_promotions import CHECKOUT, TEN_OFF, House, carrying, reconcile
+from tests.house import CHECKOUT, TEN_OFF, House, carrying, reconcile
 
 PAID = carrying("10.00")
 

@@ -145,7 +145,12 @@ def operations() -> str:
 
 def test_operations_lists_every_route() -> None:
     application = app.create(
-        fakes.settings(fakes.FakeAdapter(), MAPPER_EXPLAIN="on", MAPPER_EXPLAIN_TOKEN="x" * 16),
+        fakes.settings(
+            fakes.FakeAdapter(),
+            MAPPER_EXPLAIN="on",
+            MAPPER_EXPLAIN_TOKEN="x" * 16,
+            MAPPER_CANCEL_SECRETS="a secret for cancelling",
+        ),
         engine_transport=fakes.FakeTransport(),
     )
     served = {route.path for route in application.routes if isinstance(route, Route)}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from mapper import __version__, settings
-from mapper.commands import doctor, explain, ingest
+from mapper.commands import cancel, doctor, explain, ingest
 from mapper.commands import ledger as ledger_cli
 from mapper.domain import signature
 
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     ledger_cli.add(commands)
+    cancel.add(commands)
     ingest.add(commands)
     doctor.add(commands)
     explain.add(commands)

@@ -3,33 +3,42 @@
 import argparse
 import asyncio
 import os
+import sqlite3
 import sys
 import time
+from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 from mapper import settings
-from mapper.domain import checkout
-from mapper.domain import notices as notes
 from mapper.domain.errors import Problem
 from mapper.orders.ledger import Ledger, open_ledger
-from mapper.orders.rows import FINAL, Answer, Row, State, WrongMove, refusal
+from mapper.orders.rows import OPEN, Row, State, WrongMove
 
 # What a state means, and what is to be done about it.
 MEANING: dict[State, tuple[str, str]] = {
     State.INTENT: ("in progress", "A process is at it, or was when it ended; it is taken up again by itself."),
-    State.RETRYABLE: ("to be sent again", "The engine has certainly not redeemed it yet; it is sent again by itself."),
-    State.UNKNOWN: ("asking the engine", "Sent, but no answer came back; the engine is asked again by itself."),
+    State.RETRYABLE: (
+        "waiting for the caller",
+        (
+            "The engine has certainly not redeemed it. It is redeemed when the same id comes again, with any content;"
+            " with MAPPER_AFTER_FAILURE=redeem_later, also by itself."
+        ),
+    ),
+    State.UNKNOWN: ("being looked up", "Sent, but no answer came back; the engine is asked again by itself."),
     State.MANUAL: (
         "NEEDS YOU",
         (
-            "The engine could not say for a day whether it has redeemed this order. Look its session up in the engine's"
-            " own console. If it is redeemed there: `ledger settle KEY redeemed`. If it is not: `ledger settle KEY "
-            "refused`. If the engine works again: `ledger retry KEY` has it asked once more."
+            "The engine could not say for a day what became of this order. Look its session up in the engine's own"
+            " console. If it is redeemed there: `ledger settle KEY redeemed`. If it is not: `settle KEY refused`, or"
+            " `cancelled` where it was to be. If the engine works again: `ledger retry KEY` has it asked once more."
         ),
     ),
     State.DONE: ("redeemed", "Nothing to do: the same order, sent again, gets the same answer."),
-    State.REJECTED: ("refused", "Nothing was redeemed: the same order, sent again, is refused with the same answer."),
+    State.REJECTED: ("refused", "Nothing was redeemed: the same id, sent again, is checked anew."),
     State.REPAIRED: ("redeemed, repaired", "It had been redeemed twice; all but the first were rolled back."),
+    State.CANCELLING: ("being cancelled", "The engine is asked to take it back until it has; by itself."),
+    State.CANCELLED: ("cancelled", "Nothing of it stands in the engine. The same id, sent again, is refused."),
 }
 
 
@@ -41,25 +50,32 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     listing = verbs.add_parser("list", help="the orders that are not finished; --all lists every one")
     listing.add_argument("--all", action="store_true", help="finished ones, too")
     listing.add_argument("--state", choices=[state.value for state in State], help="only those in this state")
+    listing.add_argument("--waiting", action="store_true", help="only those that wait for their caller")
+    listing.add_argument("--unconfirmed", action="store_true", help="those redeemed of which no caller was ever told")
     listing.add_argument("--limit", type=int, default=50, help="how many at the most (default: %(default)s)")
     listing.set_defaults(act=_list)
 
     for verb, act, text in (
         ("show", _show, "all that is known of an order"),
-        ("retry", _retry, "have an order that needs you looked up in the engine once more"),
+        ("retry", _retry, "have an order that needs you looked up in the engine once more, or one that is due now"),
         ("settle", _settle, "say yourself what became of an order that needs you"),
+        ("forget", _forget, "erase the body of a finished order; what it takes to answer it the same stays"),
     ):
         one = verbs.add_parser(verb, help=text)
         one.add_argument("key", metavar="KEY", help="the order's id")
         one.add_argument("--space", help="the Nacelle space, where several use the same order ids")
         one.set_defaults(act=act)
         if verb == "settle":
-            one.add_argument("outcome", choices=["redeemed", "refused"], help="what the engine's own console says")
+            outcomes = ["redeemed", "refused", "cancelled"]
+            one.add_argument("outcome", choices=outcomes, help="what the engine's own console says")
 
     pruning = verbs.add_parser(
-        "prune", help="forget what is old: bodies after 30 days, finished orders after 13 months"
+        "prune", help="forget what is old: bodies after MAPPER_KEEP_BODIES_S, finished orders after 13 months"
     )
     pruning.set_defaults(act=_prune)
+    backing_up = verbs.add_parser("backup", help="copy a SQLite ledger, also while it is in use")
+    backing_up.add_argument("file", metavar="FILE", help="the copy; must not exist")
+    backing_up.set_defaults(act=_backup)
     parser.set_defaults(run=_run)
 
 
@@ -70,7 +86,7 @@ def _run(chosen: argparse.Namespace) -> int:
 async def _with_ledger(chosen: argparse.Namespace) -> int:
     url = settings.Reader(os.environ).text("MAPPER_LEDGER_URL")
     try:
-        ledger = await open_ledger(url)
+        ledger = await open_ledger(url, create=False)
     except Problem as problem:
         return _fail(f"{problem.message} MAPPER_LEDGER_URL says where it is; reason: {problem.reason}.")
     try:
@@ -82,12 +98,16 @@ async def _with_ledger(chosen: argparse.Namespace) -> int:
     return result
 
 
+def _file(url: str) -> Path | None:
+    """Where a SQLite ledger is; None for another."""
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+
+
 async def _list(ledger: Ledger, chosen: argparse.Namespace) -> int:
-    states = [State(chosen.state)] if chosen.state else [state for state in State if chosen.all or state not in FINAL]
-    found = [row for state in states for row in await ledger.find(state=state, limit=chosen.limit)]
-    found.sort(key=lambda row: row.updated_at, reverse=True)
+    found = await _found(ledger, chosen)
     if not found:
-        print("No such orders." if chosen.all or chosen.state else "Every order is finished.")
+        is_part = chosen.all or chosen.state or chosen.waiting or chosen.unconfirmed
+        print("No such orders." if is_part else "Every order is finished.")
         return 0
     lines = [("ORDER", "STATE", "CHANGED", "TRIES", "REASON")]
     lines += [
@@ -98,6 +118,20 @@ async def _list(ledger: Ledger, chosen: argparse.Namespace) -> int:
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
     return 0
+
+
+async def _found(ledger: Ledger, chosen: argparse.Namespace) -> list[Row]:
+    """The rows that are asked for, the latest first."""
+    if chosen.unconfirmed:
+        return await ledger.unconfirmed(chosen.limit)
+    if chosen.waiting:
+        states: tuple[State, ...] = (State.RETRYABLE,)
+    elif chosen.state:
+        states = (State(chosen.state),)
+    else:
+        states = tuple(State) if chosen.all else OPEN
+    found = [row for state in states for row in await ledger.find(state=state, limit=chosen.limit)]
+    return sorted(found, key=lambda row: row.updated_at, reverse=True)
 
 
 async def _show(ledger: Ledger, chosen: argparse.Namespace) -> int:
@@ -115,8 +149,11 @@ async def _show(ledger: Ledger, chosen: argparse.Namespace) -> int:
         ("first came", _time(row.created_at)),
         ("changed", f"{_time(row.updated_at)}, {_ago(row.updated_at)} ago"),
         ("tries", str(row.attempts)),
-        ("look-ups", str(row.looks)),
-        ("answer", "none yet" if row.status is None else f"{row.status}, {len(row.reply or b'')} bytes"),
+        ("attempt", str(row.attempt)),
+        ("look-ups", str(row.checks)),
+        ("handle", row.handle or "none"),
+        ("confirmed", _time(row.confirmed_at) if row.confirmed_at else "to nobody yet"),
+        ("body", f"{len(row.order)} bytes" if row.order else "erased"),
     ]
     for name, value in facts:
         print(f"{name:>10}  {value}")
@@ -128,10 +165,15 @@ async def _retry(ledger: Ledger, chosen: argparse.Namespace) -> int:
     row = await _row(ledger, chosen)
     if row is None:
         return 1
-    try:
-        await ledger.reopen(row)
-    except WrongMove:
-        return _fail(f"The order is {MEANING[row.state][0]}. {MEANING[row.state][1]}")
+    match row.state:
+        case State.MANUAL:
+            await ledger.reopen(row)
+        case State.UNKNOWN | State.CANCELLING if row.lease_until <= (await ledger.moment()).now:
+            await ledger.hurry(row)
+        case State.UNKNOWN | State.CANCELLING | State.INTENT:
+            return _fail("A process is at this order just now; look again in a minute.")
+        case _:
+            return _fail(f"The order is {MEANING[row.state][0]}. {MEANING[row.state][1]}")
     print("The engine will be asked once more, by the service, within seconds.")
     return 0
 
@@ -142,23 +184,56 @@ async def _settle(ledger: Ledger, chosen: argparse.Namespace) -> int:
         return 1
     if row.state is not State.MANUAL:
         return _fail(f"The order is {MEANING[row.state][0]}. {MEANING[row.state][1]}")
-    if chosen.outcome == "redeemed":
-        currency = settings.Reader(os.environ).text("MAPPER_DEFAULT_CURRENCY").upper()
-        order = checkout.parse(row.order, "consume", currency)
-        answer = Answer(200, notes.as_it_came(order), "settled_by_hand")
-        await ledger.settle(row, State.DONE, answer)
-    else:
-        problem = Problem("This order's promotions were not redeemed.", reason="settled_by_hand")
-        await ledger.settle(row, State.REJECTED, refusal(problem))
+    match chosen.outcome:
+        case "redeemed":
+            await ledger.redeemed(row, b"[]", "", "settled_by_hand", confirmed=False)
+        case "refused":
+            await ledger.rejected(row, "settled_by_hand")
+        case _:
+            await ledger.cancelled(row)
     print(f"Settled as {chosen.outcome}. The same order, sent again, is answered accordingly.")
     return 0
 
 
+async def _forget(ledger: Ledger, chosen: argparse.Namespace) -> int:
+    row = await _row(ledger, chosen)
+    if row is None:
+        return 1
+    try:
+        await ledger.forget(row)
+    except WrongMove:
+        return _fail(f"The order is {MEANING[row.state][0]}: its body is still needed. {MEANING[row.state][1]}")
+    print("Its body is erased. The same order, sent again, is answered the same.")
+    return 0
+
+
 async def _prune(ledger: Ledger, chosen: argparse.Namespace) -> int:
+    reader = settings.Reader(os.environ)
+    keep_bodies_s = reader.number("MAPPER_KEEP_BODIES_S", *settings.KEEP_BODIES_S)
+    if reader.problems:
+        return _fail("; ".join(f"{name}: {expected}" for name, expected in reader.problems))
     changed = 0
-    while count := await ledger.prune():
+    while count := await ledger.prune(keep_bodies_s):
         changed += count
     print(f"{changed} orders trimmed or forgotten.")
+    return 0
+
+
+async def _backup(ledger: Ledger, chosen: argparse.Namespace) -> int:
+    path = _file(settings.Reader(os.environ).text("MAPPER_LEDGER_URL"))
+    copy = Path(chosen.file)
+    if path is None:
+        return _fail("This ledger is a PostgreSQL database; copy it with pg_dump.")
+    return await asyncio.to_thread(_copy, path, copy)
+
+
+def _copy(path: Path, copy: Path) -> int:
+    if copy.exists():
+        return _fail(f"{copy} exists.")
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+        copy.chmod(0o600)  # orders are personal data
+        source.backup(target)
+    print(f"Copied to {copy}.")
     return 0
 
 

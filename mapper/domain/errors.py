@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
-Operation = Literal["validate", "consume"]
+Operation = Literal["validate", "consume", "cancel"]
 
 # The name under which each endpoint returns its document; empty beside an error.
-SUBJECT: dict[Operation, str] = {"validate": "checkout", "consume": "order"}
+SUBJECT: dict[Operation, str] = {"validate": "checkout", "consume": "order", "cancel": "order"}
 
 # Nacelle's own status codes, per category: (validate, consume).
 STATUS: dict[str, tuple[int, int]] = {
@@ -46,8 +46,12 @@ class Problem(Exception):
         self.reason = reason
         self.retry_after = retry_after
         self.details: dict[str, Any] = details
+        self.own_status: int | None = None
+        """Instead of the category's."""
 
     def status(self, operation: Operation) -> int:
+        if self.own_status is not None:
+            return self.own_status
         validate, consume = STATUS[self.category]
         return validate if operation == "validate" else consume
 
@@ -61,6 +65,14 @@ class InvalidRequest(Problem):
     def __init__(self, message: str, pointer: str, *, reason: str = "invalid_request") -> None:
         super().__init__(message, reason=reason, pointer=pointer)
         self.pointer = pointer
+
+
+class UnknownOrder(InvalidRequest):
+    """Somebody wants to cancel what has never come."""
+
+    def __init__(self) -> None:
+        super().__init__("There is no such order.", "/cancel/id", reason="unknown_order")
+        self.own_status = 404
 
 
 class BadSignature(Problem):
@@ -94,6 +106,10 @@ class Refused(Problem):
 class OrderMismatch(Problem):
     category = "order_mismatch"
     storefront = ""
+
+    def __init__(self, message: str, *, reason: str, **details: Any) -> None:
+        super().__init__(message, reason=reason)
+        self.details = {"reason": reason, **details}
 
 
 class AmountMismatch(Problem):
@@ -133,6 +149,11 @@ class AdapterFault(Problem):
 class OutcomePending(Problem):
     category = "outcome_pending"
     storefront = "The promotions of this order are still being processed; send the same order again later."
+
+    def __init__(self, message: str, *, reason: str, retry_after: int, own_status: int | None = None) -> None:
+        super().__init__(message, reason=reason, retry_after=retry_after)
+        self.details = {"reason": reason}
+        self.own_status = own_status
 
 
 class Overloaded(Problem):

@@ -29,13 +29,14 @@ from mapper.http.protocol import PreparedResponse
 from mapper.ops.logs import CodeNames
 from mapper.ops.telemetry import Telemetry, log
 from mapper.orders.ledger import open_ledger
-from mapper.orders.redeem import Once
+from mapper.orders.redeem import OrderRedeemer
 from mapper.orders.rows import LedgerUnavailable
 from mapper.promotions import Service
 from mapper.settings import Settings
 
 VALIDATE_CAPACITY = 256
 CONSUME_CAPACITY = 64
+CANCEL_CAPACITY = 8
 """Calls at once, per process. They are many, since a call that waits for the engine costs memory alone: where the
 engine takes 1.5 s, 256 make 170 a second. Each endpoint has its own: a rush of validates cannot starve consume."""
 
@@ -77,30 +78,34 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             lease_s=max(LEASE_S, 2 * configured.consume_deadline_s),
         )
         redeeming = Engine(client, accounts, on_call=telemetry.call)
-        once = Once(configured, redeeming, ledger, time.monotonic, on_backlog=telemetry.backlog)
+        redeemer = OrderRedeemer(configured, redeeming, ledger, time.monotonic, on_backlog=telemetry.backlog)
         validating = Engine(client, accounts, on_call=telemetry.call, breaker=True, on_breaker=telemetry.breaker)
         for account in accounts:
             telemetry.metrics.breaker(account, "closed")
         app.state.client = client
-        app.state.service = validate.service = consume.service = Service(configured, validating, once)
-        reconciling = asyncio.create_task(once.reconcile())
+        service = Service(configured, validating, redeemer)
+        app.state.service = validate.service = consume.service = cancel.service = service
+        reconciling = asyncio.create_task(redeemer.reconcile())
         try:
             yield
         finally:
             reconciling.cancel()
             await asyncio.wait({reconciling})
-            await once.drain(DRAIN_S)
+            await redeemer.drain(DRAIN_S)
             await ledger.close()
             await client.aclose()
 
     validate = Endpoint("validate", promotions.validate, VALIDATE_CAPACITY, configured, telemetry)
     consume = Endpoint("consume", promotions.consume, CONSUME_CAPACITY, configured, telemetry)
+    cancel = Endpoint("cancel", promotions.cancel, CANCEL_CAPACITY, configured, telemetry)
+    cancels = configured.cancel_credentials is not None
     app = App(
         validate,
         consume,
         routes=[
             Route("/promotions/validate", validate, methods=["POST"]),
             Route("/promotions/consume", consume, methods=["POST"]),
+            *([Route("/promotions/cancel", cancel, methods=["POST"])] if cancels else []),
             Route("/livez", _alive),
             Route("/readyz", _ready),
             Route("/version", _version),
@@ -140,7 +145,7 @@ async def _ready(request: Request) -> Response:
         return _json(503, b'{"status":"not ready","reason":"draining"}')
     service: Service = request.app.state.service
     try:
-        await service.once.ledger.ping()
+        await service.redeemer.ledger.ping()
     except LedgerUnavailable as problem:
         return _json(503, msgspec.json.encode({"status": "not ready", "reason": problem.reason}))
     return _json(200, b'{"status":"ready"}')

@@ -10,6 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import msgspec
@@ -129,7 +130,7 @@ class Endpoint:
                 if len(body) >= LARGE_BYTES:
                     await self._large.acquire(large)
                 await self._limiter.acquire(permit)
-                answer = await self._handler(self.service, Call(body, headers, deadline, record))
+                answer = await self._answer(Call(body, headers, deadline, record), receive)
                 category = "ok" if answer.status == 200 else "promotion_codes"
                 response = _Response(answer.status, answer.reply, answer.reason, category)
             except HttpError as error:
@@ -146,6 +147,16 @@ class Endpoint:
                 record, response.status, response.category, response.reason, time.monotonic() - started
             )
         await response.send(send, (b"x-request-id", record.request_id.encode()))
+
+    async def _answer(self, call: Call, receive: Receive) -> Answer:
+        if self._operation == "validate":
+            return await self._handler(self.service, call)
+        # An order goes on without its caller, but it matters whether anybody was there to be told.
+        hanging_up = asyncio.ensure_future(receive())
+        try:
+            return await self._handler(self.service, replace(call, has_hung_up=hanging_up.done))
+        finally:
+            hanging_up.cancel()
 
     def _explain(self, problem: Problem, record: Record) -> None:
         """Puts into the log what the storefront is not told."""

@@ -81,12 +81,25 @@ TABLE: Final = (
         "receipts that came: `good`, `stale` (expired or changed), `absent`, `forged`",
     ),
     Row("mapper_products_total", "counter", ("fate",), "products asked for: `fresh`, `stale`, `read`, `failed`"),
-    Row("mapper_ledger_orders", "gauge", ("state",), "orders in the ledger", "livemostrecent"),
+    Row(
+        "mapper_ledger_orders",
+        "gauge",
+        ("state",),
+        "orders in the ledger; `RETRYABLE` ones wait for their caller",
+        "livemostrecent",
+    ),
     Row(
         "mapper_ledger_oldest_open_seconds",
         "gauge",
         (),
         "age of the oldest order that is not finished",
+        "livemostrecent",
+    ),
+    Row(
+        "mapper_ledger_unconfirmed_orders",
+        "gauge",
+        (),
+        "orders redeemed of which no caller was ever told",
         "livemostrecent",
     ),
 )
@@ -102,6 +115,7 @@ class Metrics:
         # To look a series up costs more than to count in it.
         self._series = lru_cache(maxsize=1024)(lambda name, *labels: made[name].labels(*labels))
         self._oldest: Gauge = made["mapper_ledger_oldest_open_seconds"]
+        self._unconfirmed: Gauge = made["mapper_ledger_unconfirmed_orders"]
         self._series("mapper_build_info", __version__, engine, platform.python_version()).set(1)
         self._begin_at_zero()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
@@ -161,6 +175,7 @@ class Metrics:
         for state in State:
             self._series("mapper_ledger_orders", state.value).set(backlog.counts.get(state, 0))
         self._oldest.set(backlog.oldest_s)
+        self._unconfirmed.set(backlog.unconfirmed)
 
     def render(self) -> bytes:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:

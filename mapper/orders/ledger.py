@@ -1,47 +1,71 @@
 """The ledger of this process: each method reads a row, has `mapper.orders.rows` decide, and writes what it says."""
 
+import asyncio
 import os
 import socket
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Literal, TypeVar, assert_never
+from typing import TypeVar, assert_never
 
 from mapper.orders.rows import (
-    AfterLook,
-    Again,
-    Answer,
+    KEEP_BODIES_S,
+    KEEP_S,
+    Absent,
+    AfterLookUp,
     Ask,
     Backlog,
-    Busy,
+    CancelDecision,
+    Cancelled,
+    Claim,
     Clock,
+    Conflict,
     Decision,
     Fenced,
     GiveUp,
+    InProgress,
     Key,
     LookUp,
-    Manual,
-    Mismatch,
     Moment,
+    NeedsOperator,
     New,
+    PassedOn,
     Permit,
     Replay,
+    Retry,
     Row,
     State,
+    Undo,
+    UsedSession,
     Wait,
-    _is_nobodys,
     after_absence,
-    after_failed_look,
+    after_failed_look_up,
+    after_failed_undo,
+    cancelled,
+    confirmed,
     decide,
+    decide_cancel,
+    degraded,
     extended,
+    holds_session,
+    hurried,
+    is_nobodys,
     looking,
+    next_session,
+    not_cancelled,
+    postponed,
+    quarantine_left_s,
+    redeemed,
+    rejected,
     reopened,
     repaired,
     retryable,
     sent,
-    settled,
+    sessions_of,
+    trimmed,
 )
 from mapper.orders.store import Store
 
@@ -60,21 +84,36 @@ class Ledger:
     local: Callable[[], float]
     """This process's clock, for `Permit`."""
 
-    async def claim(self, key: Key, fingerprint: bytes, order: bytes, session: str) -> Decision:
-        """Asks for an order: one that comes in, or (with the row's own data) one that is due."""
-        ask = Ask(key, fingerprint, order, session, self.owner, self.lease_s)
+    async def claim(self, ask: Ask) -> Decision:
+        """Asks for an order: one that comes in, or (with the row's own data) one that is due.
 
-        def step(row: Row | None, at: Moment) -> tuple[Decision, Row | None]:
-            decision = decide(row, ask, at)
-            match decision:
-                case New(mine) | Again(mine) | LookUp(mine):
-                    return decision, mine
-                case Replay() | Mismatch() | Busy() | Manual():
-                    return decision, None
-                case _:
-                    assert_never(decision)
+        Raises what `ask.terms` says against a new attempt, where there would have to be one.
+        """
+        while True:
+            claim = await self.store.claim(ask.key, partial(sessions_of, ask=ask), partial(_claimed, ask))
+            if isinstance(claim, UsedSession):
+                ask = replace(ask, moved_to=next_session(claim.session))
+            elif isinstance(claim, PassedOn):
+                await self._pass_on(ask, claim)
+            else:
+                return claim
 
-        return await self.store.change(key, step)
+    async def _pass_on(self, ask: Ask, passed: PassedOn) -> None:
+        """A redemption that no caller was told of goes over to another id; what that id had tried is forgotten."""
+        own = await self.store.show(ask.key)
+        if own is not None:
+            await self.store.remove(own)
+
+        def step(found: Row | None, at: Moment) -> tuple[None, Row | None]:
+            return None, passed.row if found == passed.held_by else None
+
+        await self.store.change(passed.held_by.key, step)
+
+    async def free_session(self, key: Key, session: str) -> str:
+        """The session, or where an order has finished with it the next that none has: validate never reopens one."""
+        while any(_has_finished_with(row) for row in await self.store.of_session(key, session)):
+            session = next_session(session)
+        return session
 
     async def mark_sent(self, row: Row) -> Permit:
         """Before every request that may have an effect. It may go out while the permit is fresh."""
@@ -90,11 +129,11 @@ class Ledger:
         """The outcome is unknown: before every look-up but the one that `LookUp` asked for."""
         return await self._write(row, lambda mine, at: looking(mine, at, self.lease_s))
 
-    async def absent(self, row: Row) -> AfterLook:
-        """A look-up did not find it."""
+    async def absent(self, row: Row, delay_s: float | None) -> AfterLookUp:
+        """A look-up did not find it. `delay_s` as for `retry_later`."""
 
-        def step(mine: Row, at: Moment) -> tuple[AfterLook, Row]:
-            after = after_absence(mine, at, self.quarantine_s, self.lease_s)
+        def step(mine: Row, at: Moment) -> tuple[AfterLookUp, Row]:
+            after = after_absence(mine, at, self.quarantine_s, delay_s)
             return after, after.row
 
         return await self._change(row, step)
@@ -103,18 +142,30 @@ class Ledger:
         """A look-up failed."""
 
         def step(mine: Row, at: Moment) -> tuple[Wait | GiveUp, Row]:
-            after = after_failed_look(mine, at, self.quarantine_s, reason)
+            after = after_failed_look_up(mine, at, self.quarantine_s, reason)
             return after, after.row
 
         return await self._change(row, step)
 
-    async def retry_later(self, row: Row, delay_s: float, reason: str) -> Row:
-        """The engine certainly did not act."""
-        return await self._write(row, lambda mine, at: retryable(mine, at, delay_s, reason))
+    async def retry_later(self, row: Row, delay_s: float | None, reason: str, *, answered: bool) -> Row:
+        """The engine certainly did not act: it waits for its caller, or for so many seconds."""
+        return await self._write(row, lambda mine, at: retryable(mine, at, delay_s, reason, answered=answered))
 
-    async def settle(self, row: Row, state: Literal[State.DONE, State.REJECTED], answer: Answer) -> Row:
-        """The outcome is known for good."""
-        return await self._write(row, lambda mine, at: settled(mine, at, state, answer))
+    async def redeemed(self, row: Row, notices: bytes, handle: str, reason: str, *, confirmed: bool) -> Row:
+        """It is redeemed. `confirmed`: a caller waits for the answer."""
+        return await self._write(row, lambda mine, at: redeemed(mine, at, notices, handle, reason, confirmed=confirmed))
+
+    async def degraded(self, row: Row, notices: bytes, *, confirmed: bool) -> Row:
+        """It is done, with nothing redeemed."""
+        return await self._write(row, lambda mine, at: degraded(mine, at, notices, confirmed=confirmed))
+
+    async def confirm(self, row: Row) -> Row:
+        """A caller has been told of a redemption."""
+        return await self._write(row, confirmed)
+
+    async def rejected(self, row: Row, reason: str) -> Row:
+        """It is refused, and nothing of it stands in the engine."""
+        return await self._write(row, lambda mine, at: rejected(mine, at, reason))
 
     async def repair(self, row: Row, reason: str) -> Row:
         """A second redemption was found and taken back."""
@@ -124,6 +175,49 @@ class Ledger:
         """From MANUAL back to being looked up."""
         return await self._write(row, reopened)
 
+    async def hurry(self, row: Row) -> Row:
+        """Has it looked up, or cancelled, now. It is nobody's: whoever comes first takes it."""
+        return await self._change_any(row, lambda mine, at: (moved := hurried(mine, at), moved))
+
+    async def postpone(self, row: Row, reason: str) -> Row:
+        """It cannot be worked on now: others come first. It is nobody's."""
+        return await self._change_any(row, lambda mine, at: (moved := postponed(mine, at, reason), moved))
+
+    async def cancel(self, key: Key) -> CancelDecision:
+        """Asks for an order that is to be cancelled."""
+
+        def step(row: Row | None, at: Moment) -> tuple[CancelDecision, Row | None]:
+            decision = decide_cancel(row, self.owner, self.lease_s, at)
+            match decision:
+                case Cancelled(mine) | Undo(mine, _):
+                    return decision, mine
+                case Absent() | InProgress() | NeedsOperator():
+                    return decision, None
+                case _:
+                    assert_never(decision)
+
+        return await self.store.change(key, step)
+
+    async def cancelled(self, row: Row) -> Row:
+        """Nothing of it stands in the engine any more."""
+        return await self._write(row, cancelled)
+
+    async def not_cancelled(self, row: Row, reason: str) -> Row:
+        """The engine does not take it back."""
+        return await self._write(row, lambda mine, at: not_cancelled(mine, at, reason))
+
+    async def cancel_later(self, row: Row, reason: str) -> Wait | GiveUp:
+        """What became of the undo is unknown."""
+
+        def step(mine: Row, at: Moment) -> tuple[Wait | GiveUp, Row]:
+            after = after_failed_undo(mine, at, reason)
+            return after, after.row
+
+        return await self._change(row, step)
+
+    async def quarantine_left_s(self, row: Row) -> float:
+        return quarantine_left_s(row, await self.moment(), self.quarantine_s)
+
     async def moment(self) -> Moment:
         return await self.store.moment()
 
@@ -132,6 +226,10 @@ class Ledger:
 
     async def find(self, *, state: State | None = None, order: str | None = None, limit: int = 100) -> list[Row]:
         return await self.store.find(state, order, limit)
+
+    async def unconfirmed(self, limit: int = 100) -> list[Row]:
+        """Redeemed orders of which no caller was ever told."""
+        return await self.store.unconfirmed(limit)
 
     async def due(self, limit: int) -> list[Row]:
         """What the reconciler shall claim now: rows whose time has come, or whose lease is over."""
@@ -144,9 +242,16 @@ class Ledger:
     async def backlog(self) -> Backlog:
         return await self.store.backlog()
 
-    async def prune(self, limit: int = 500) -> int:
-        """Forgets what is old; call it until it returns 0."""
-        return await self.store.prune(limit)
+    async def prune(self, keep_bodies_s: float = KEEP_BODIES_S, limit: int = 500) -> int:
+        """Forgets what is old: first the bodies, then the rows. Call it until it returns 0."""
+        wall = (await self.moment()).wall
+        old = await self.store.with_body(wall - keep_bodies_s, limit)
+        await asyncio.gather(*(self.forget(row) for row in old))
+        return len(old) + await self.store.prune(wall - KEEP_S, limit)
+
+    async def forget(self, row: Row) -> Row:
+        """Erases the body. Raises `WrongMove` where it may still be needed."""
+        return await self._change_any(row, lambda mine, at: (moved := trimmed(mine, at), moved))
 
     async def ping(self) -> None:
         """Raises `LedgerUnavailable` where nothing can be written."""
@@ -164,11 +269,40 @@ class Ledger:
 
     async def _change(self, row: Row, step: Callable[[Row, Moment], tuple[T, Row]]) -> T:
         def fenced(found: Row | None, at: Moment) -> tuple[T, Row | None]:
-            if found is None or found.fence != row.fence or _is_nobodys(found):
+            if found is None or found.fence != row.fence or is_nobodys(found):
                 raise Fenced
             return step(found, at)
 
         return await self.store.change(row.key, fenced)
+
+    async def _change_any(self, row: Row, step: Callable[[Row, Moment], tuple[T, Row]]) -> T:
+        """As `_change`, of a row that nobody holds, provided that nobody has written it since."""
+
+        def unchanged(found: Row | None, at: Moment) -> tuple[T, Row | None]:
+            if found is None or found.version != row.version:
+                raise Fenced
+            return step(found, at)
+
+        return await self.store.change(row.key, unchanged)
+
+
+def _claimed(ask: Ask, row: Row | None, others: Sequence[Row], at: Moment) -> tuple[Claim, Row | None]:
+    claim = decide(row, others, ask, at)
+    match claim:
+        case New(mine) | Retry(mine) | LookUp(mine):
+            return claim, mine
+        case Replay() | Conflict() | InProgress() | NeedsOperator() | UsedSession() | PassedOn():
+            return claim, None
+        case _:
+            assert_never(claim)
+
+
+def _has_finished_with(row: Row) -> bool:
+    """Whether the session was closed by an order that is redeemed, or was and is cancelled."""
+    return (row.state in (State.DONE, State.REPAIRED) and holds_session(row)) or row.state in (
+        State.CANCELLING,
+        State.CANCELLED,
+    )
 
 
 def system_clock() -> Clock:
@@ -182,11 +316,11 @@ def system_clock() -> Clock:
 
 
 async def open_ledger(
-    url: str, *, quarantine_s: float = 60.0, lease_s: float = 30.0, clock: Clock | None = None
+    url: str, *, quarantine_s: float = 60.0, lease_s: float = 30.0, clock: Clock | None = None, create: bool = True
 ) -> Ledger:
     """The ledger at `sqlite:///<path>` or `postgresql://…`, its schema brought up to date. Raises `LedgerUnavailable`.
 
-    It belongs to the event loop that opened it. `clock` is for tests.
+    It belongs to the event loop that opened it. `create`: where there is none, it is made. `clock` is for tests.
     """
     local = clock or system_clock()
     owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
@@ -194,9 +328,9 @@ async def open_ledger(
     if url.startswith("sqlite:///"):
         from mapper.orders.sqlite import SqliteStore  # noqa: PLC0415 -- it imports this module
 
-        store = await SqliteStore.open(url.removeprefix("sqlite:///"), local)
+        store = await SqliteStore.open(url.removeprefix("sqlite:///"), local, create=create)
     else:
         from mapper.orders.postgres import PostgresStore  # noqa: PLC0415 -- it imports this module
 
-        store = await PostgresStore.open(url, clock)
+        store = await PostgresStore.open(url, clock, create=create)
     return Ledger(store, owner, quarantine_s, lease_s, local.now)

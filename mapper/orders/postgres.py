@@ -11,7 +11,7 @@ kept nowhere else; no error and no `repr` shows it.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
@@ -19,9 +19,9 @@ import asyncpg  # type: ignore[import-untyped]
 
 from mapper.orders.rows import (
     COLUMNS,
-    KEEP_S,
-    TRIM_AFTER_S,
+    OPEN,
     Backlog,
+    ClaimStep,
     Clock,
     Key,
     LedgerTooNew,
@@ -30,6 +30,7 @@ from mapper.orders.rows import (
     Row,
     State,
     Step,
+    backlog_of,
     row_of,
     values_of,
 )
@@ -53,6 +54,32 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX mapper_orders_finished ON mapper_orders (updated_at) WHERE status IS NOT NULL",
         "CREATE TABLE mapper_leases (name text PRIMARY KEY, owner text NOT NULL, until float8 NOT NULL)",
     ),
+    # Processes of the version before may still write while this one starts: what is new has a default.
+    (
+        """ALTER TABLE mapper_orders
+            ADD COLUMN identity_version integer NOT NULL DEFAULT 1, ADD COLUMN digest bytea,
+            ADD COLUMN attempt bigint NOT NULL DEFAULT 1, ADD COLUMN held text,
+            ADD COLUMN customer text NOT NULL DEFAULT '', ADD COLUMN currency text NOT NULL DEFAULT '',
+            ADD COLUMN handle text NOT NULL DEFAULT '', ADD COLUMN notices bytea, ADD COLUMN confirmed_at float8""",
+        "CREATE INDEX mapper_orders_session ON mapper_orders (space, engine, session)",
+        # Of several that were redeemed in one session, the first holds it.
+        """UPDATE mapper_orders SET held = session WHERE state NOT IN ('REJECTED', 'RETRYABLE') AND session <> ''
+             AND NOT EXISTS (SELECT 1 FROM mapper_orders AS other WHERE other.space = mapper_orders.space
+               AND other.engine = mapper_orders.engine AND other.session = mapper_orders.session
+               AND other.state NOT IN ('REJECTED', 'RETRYABLE')
+               AND (other.created_at, other.order_key) < (mapper_orders.created_at, mapper_orders.order_key))""",
+        "UPDATE mapper_orders SET confirmed_at = updated_at WHERE state IN ('DONE', 'REPAIRED')",
+        "CREATE UNIQUE INDEX mapper_orders_held ON mapper_orders (space, engine, held)",
+        "DROP INDEX mapper_orders_open",
+        "DROP INDEX mapper_orders_with_reply",
+        "DROP INDEX mapper_orders_finished",
+        "CREATE INDEX mapper_orders_due ON mapper_orders (look_at) WHERE look_at IS NOT NULL",
+        "CREATE INDEX mapper_orders_by_state ON mapper_orders (state, created_at)",
+        "CREATE INDEX mapper_orders_with_body ON mapper_orders (updated_at) WHERE body <> ''",
+        "CREATE INDEX mapper_orders_by_age ON mapper_orders (updated_at)",
+        """CREATE INDEX mapper_orders_unconfirmed ON mapper_orders (updated_at)
+             WHERE confirmed_at IS NULL AND state IN ('DONE', 'REPAIRED')""",
+    ),
 )
 _MIGRATION_LOCK = 0x6D6170706572  # any number, so that only one process migrates at a time
 
@@ -70,22 +97,22 @@ _INSERT = f"""
     INSERT INTO mapper_orders ({_ROW}) VALUES ({", ".join(f"${n}" for n, _ in enumerate(COLUMNS, 1))})
     ON CONFLICT DO NOTHING
 """  # noqa: S608 -- constants
+_SAME = ("space", "engine", "order_key", "fence", "version")
 _UPDATE = f"""
     UPDATE mapper_orders SET {", ".join(f"{column} = ${n}" for n, column in enumerate(COLUMNS, 1))}
-    WHERE space = $1 AND engine = $2 AND order_key = $3
-    AND fence = ${len(COLUMNS) + 1} AND version = ${len(COLUMNS) + 2}
+    WHERE {" AND ".join(f"{column} = ${n}" for n, column in enumerate(_SAME, len(COLUMNS) + 1))}
 """  # noqa: S608 -- constants
 _LEASE = f"""
     INSERT INTO mapper_leases (name, owner, until) VALUES ($2, $3, {_NOW} + $4::float8)
     ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, until = excluded.until
     WHERE mapper_leases.owner = excluded.owner OR mapper_leases.until <= {_NOW}
 """  # noqa: S608 -- constants
-_OLD = """
-    (space, engine, order_key) IN (SELECT space, engine, order_key FROM mapper_orders
-    WHERE {} AND updated_at < $1 ORDER BY updated_at LIMIT $2)
-"""
-_TRIM = f"UPDATE mapper_orders SET body = '', reply = NULL WHERE {_OLD.format('reply IS NOT NULL')}"  # noqa: S608
-_DELETE = f"DELETE FROM mapper_orders WHERE {_OLD.format('status IS NOT NULL')}"  # noqa: S608
+_FINISHED = "(state IN ('DONE', 'REPAIRED', 'REJECTED', 'CANCELLED') OR (state = 'RETRYABLE' AND look_at IS NULL))"
+_UNCONFIRMED = "confirmed_at IS NULL AND state IN ('DONE', 'REPAIRED')"
+_PRUNE = f"""
+    DELETE FROM mapper_orders WHERE (space, engine, order_key) IN (SELECT space, engine, order_key FROM mapper_orders
+    WHERE updated_at < $1 AND {_FINISHED} ORDER BY updated_at LIMIT $2)
+"""  # noqa: S608 -- constants
 
 # The connection is gone, not the statement wrong. (`InternalClientError` is what the driver raises where the server has
 # said goodbye and the driver has not read it yet.)
@@ -97,6 +124,10 @@ _LOST = (
 
 class _Lost(LedgerUnavailable):
     """There is no connection, or no longer."""
+
+
+class _Taken(LedgerUnavailable):
+    """Another row has the key, or holds the session."""
 
 
 class Pool:
@@ -169,7 +200,9 @@ class PostgresStore:
         self._clock = clock
 
     @classmethod
-    async def open(cls, url: str, clock: Clock | None = None, timeout_s: float = 5.0) -> "PostgresStore":
+    async def open(
+        cls, url: str, clock: Clock | None = None, timeout_s: float = 5.0, *, create: bool = True
+    ) -> "PostgresStore":
         """Connects and brings the schema up to date; nothing takes longer than `timeout_s`. `clock` is for tests."""
         options: dict[str, Any] = {
             "timeout": timeout_s,
@@ -192,25 +225,47 @@ class PostgresStore:
         store = cls(Pool(connect, timeout_s), clock)
         try:
             async with store._pool.connection() as connection:
-                await _migrate(connection)
+                await _migrate(connection, create=create)
         except BaseException:
             await store.close()
             raise
         return store
 
     async def change(self, key: Key, step: Step[T]) -> T:
+        return await self.claim(key, lambda _: (), lambda row, _, at: step(row, at))
+
+    async def claim(self, key: Key, sessions: Callable[[Row | None], Sequence[str]], step: ClaimStep[T]) -> T:
         for _ in range(_TRIES):
             moment, row = await self._read(key)
-            result, changed = step(row, moment)
+            others = [other for session in sessions(row) for other in await self.of_session(key, session)]
+            result, changed = step(row, others, moment)
             if changed is None or changed is row:
                 return result
-            if row is None:
-                written = await self._execute(_INSERT, *values_of(changed))
-            else:
-                written = await self._execute(_UPDATE, *values_of(changed), row.fence, row.version)
-            if written:
+            if await self._write(row, changed):
                 return result
         raise LedgerUnavailable("contended")
+
+    async def of_session(self, key: Key, session: str) -> list[Row]:
+        query = f"""
+            SELECT {_ROW} FROM mapper_orders WHERE space = $1 AND engine = $2 AND session = $3 AND order_key <> $4
+        """  # noqa: S608 -- constants
+        found = await self._fetch(query, key.space, key.engine, session, key.order)
+        return [row_of(list(values)) for values in found]
+
+    async def remove(self, row: Row) -> None:
+        key = row.key
+        query = "DELETE FROM mapper_orders WHERE space = $1 AND engine = $2 AND order_key = $3 AND version = $4"
+        await self._execute(query, key.space, key.engine, key.order, row.version)
+
+    async def _write(self, row: Row | None, changed: Row) -> bool:
+        """False where somebody else was faster: with the row, with the key, or with the session that it is to hold."""
+        if row is None:
+            return await self._execute(_INSERT, *values_of(changed)) == 1
+        same = (row.key.space, row.key.engine, row.key.order, row.fence, row.version)
+        try:
+            return await self._execute(_UPDATE, *values_of(changed), *same) == 1
+        except _Taken:
+            return False
 
     async def moment(self) -> Moment:
         found = await self._fetch(f"SELECT {_NOW}", self._now())
@@ -228,27 +283,32 @@ class PostgresStore:
         """  # noqa: S608 -- constants
         return [row_of(list(found)) for found in await self._fetch(query, state and state.value, order, limit)]
 
+    async def unconfirmed(self, limit: int) -> list[Row]:
+        query = f"SELECT {_ROW} FROM mapper_orders WHERE {_UNCONFIRMED} ORDER BY updated_at DESC LIMIT $1"  # noqa: S608
+        return [row_of(list(found)) for found in await self._fetch(query, limit)]
+
     async def due(self, limit: int) -> list[Row]:
-        query = f"""
-            SELECT {_ROW} FROM mapper_orders WHERE status IS NULL AND look_at <= {_NOW} ORDER BY look_at LIMIT $2
-        """  # noqa: S608 -- constants
+        query = f"SELECT {_ROW} FROM mapper_orders WHERE look_at <= {_NOW} ORDER BY look_at LIMIT $2"  # noqa: S608
         return [row_of(list(found)) for found in await self._fetch(query, self._now(), limit)]
 
     async def lead(self, owner: str, ttl_s: float) -> bool:
         return await self._execute(_LEASE, self._now(), "leader", owner, ttl_s) == 1
 
     async def backlog(self) -> Backlog:
-        query = f"""
-            SELECT state, count(*), min(created_at), {_NOW} FROM mapper_orders WHERE status IS NULL GROUP BY state
-        """  # noqa: S608 -- constants
-        found = await self._fetch(query, self._now())
-        ages = [self._moment(now).wall - created for _, _, created, now in found]
-        return Backlog({State(state): count for state, count, *_ in found}, max(ages, default=0.0))
+        open_ones = "SELECT state, count(*), min(created_at) FROM mapper_orders WHERE state = ANY($1) GROUP BY state"
+        found = await self._fetch(open_ones, [state.value for state in OPEN])
+        unconfirmed = await self._fetch(f"SELECT count(*) FROM mapper_orders WHERE {_UNCONFIRMED}")  # noqa: S608
+        return backlog_of([tuple(row) for row in found], unconfirmed[0][0], (await self.moment()).wall)
 
-    async def prune(self, limit: int) -> int:
-        wall = (await self.moment()).wall
-        trimmed = await self._execute(_TRIM, wall - TRIM_AFTER_S, limit)
-        return trimmed + await self._execute(_DELETE, wall - KEEP_S, limit)
+    async def with_body(self, before: float, limit: int) -> list[Row]:
+        query = f"""
+            SELECT {_ROW} FROM mapper_orders WHERE body <> '' AND updated_at < $1 AND {_FINISHED}
+            ORDER BY updated_at LIMIT $2
+        """  # noqa: S608 -- constants
+        return [row_of(list(found)) for found in await self._fetch(query, before, limit)]
+
+    async def prune(self, before: float, limit: int) -> int:
+        return await self._execute(_PRUNE, before, limit)
 
     async def ping(self) -> None:
         await self._execute(_LEASE, self._now(), "ping", "", 0.0)
@@ -285,10 +345,12 @@ class PostgresStore:
             return int(tag.rsplit(" ", 1)[-1])
 
 
-async def _migrate(connection: Any) -> None:
+async def _migrate(connection: Any, *, create: bool) -> None:
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
         if await connection.fetchval("SELECT to_regclass('mapper_schema') IS NULL"):
+            if not create:
+                raise LedgerUnavailable("missing", "There is no ledger.")
             await connection.execute("CREATE TABLE mapper_schema (version integer NOT NULL)")
             await connection.execute("INSERT INTO mapper_schema VALUES (0)")
         found = await connection.fetchval("SELECT version FROM mapper_schema")
@@ -308,5 +370,7 @@ def _errors() -> Iterator[None]:
         raise LedgerUnavailable("slow") from error
     except _LOST as error:
         raise _Lost("unreachable") from error
+    except asyncpg.UniqueViolationError as error:
+        raise _Taken("contended") from error
     except asyncpg.PostgresError as error:
         raise LedgerUnavailable(f"sqlstate_{getattr(error, 'sqlstate', '')}") from error

@@ -8,82 +8,133 @@ nothing. What a process leaves unfinished, the reconciler of any process brings 
 """
 
 import asyncio
+import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import assert_never
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar, assert_never
 
-from mapper.adapter import Adapter
+import msgspec
+
+from mapper.adapter import Adapter, LookedUp
 from mapper.domain import checkout as documents
-from mapper.domain import discounts, errors
+from mapper.domain import discounts, document
 from mapper.domain import notices as notes
 from mapper.domain.checkout import Checkout
 from mapper.domain.errors import (
     AmountMismatch,
+    EngineRejected,
+    EngineUnavailable,
+    InvalidRequest,
     OrderMismatch,
     OutcomePending,
+    Overloaded,
     Problem,
     Refused,
+    UnknownOrder,
 )
-from mapper.domain.outcome import Outcome
+from mapper.domain.outcome import Notice, Outcome
 from mapper.domain.record import Record
-from mapper.engine.conversation import Engine
+from mapper.engine.conversation import NOT_EXECUTED, Engine
 from mapper.engine.promotion_engine import Declined, Done, InDoubt, NotDone, PromotionEngine
+from mapper.orders.identity import VERSION, identity
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import (
-    Again,
+    DEGRADED,
+    Absence,
+    Absent,
+    AfterLookUp,
     Answer,
+    Ask,
     Backlog,
-    Busy,
+    Cancelled,
+    Conflict,
     Fenced,
     GiveUp,
+    InProgress,
     Key,
     LedgerUnavailable,
     LookUp,
-    Manual,
-    Mismatch,
+    NeedsOperator,
     New,
     Replay,
-    Resend,
+    Retry,
     Row,
     State,
+    Terms,
+    Undo,
     Wait,
-    fingerprint,
-    refusal,
+    notices_of,
 )
 from mapper.settings import Settings
 
 log = logging.getLogger("mapper")
+T = TypeVar("T")
 
-# How often a twin looks whether the one who holds the order is finished.
-TWIN_POLL_S = 0.05
+# How often a concurrent duplicate looks whether the one who holds the order is finished.
+DUPLICATE_POLL_S = 0.05
 # Of what is left of the deadline, the share that a redemption may use: the rest is for asking what became of it.
 REDEEM_SHARE = 0.6
-# A request that was certainly not acted on is sent again after these; after the last, its failure becomes the answer.
+# What certainly was not acted on is sent again after these, while its caller waits.
+SOON_S = (0.2, 0.5, 1.0)
+# No less than this is left for an attempt.
+ATTEMPT_S = 0.3
+# With MAPPER_AFTER_FAILURE=redeem_later it is sent again after these without its caller; after the last, it waits.
 RETRY_AFTER_S = (1, 2, 5, 10, 30, 60, 300, 900, 1800, 3600, 7200, 14_400, 28_800, 43_200)
 RECONCILE_EVERY_S = 0.5
 LEAD_FOR_S = 5.0
 DUE_AT_ONCE = 8
 PRUNE_EVERY_S = 3600.0
-
-
-@dataclass(frozen=True)
-class Work:
-    """One order that is to be redeemed. `record` takes down what is worth logging."""
-
-    key: Key
-    order: Checkout
-    session: str
-    record: Record = field(default_factory=lambda: Record("reconcile", ""))
-
-    @property
-    def body(self) -> bytes:
-        return self.order.source.text
+PRUNE_AT_ONCE = 500
 
 
 @dataclass
-class Once:
+class Job:
+    """One order that is to be redeemed. `record` takes down what is worth logging."""
+
+    ask: Ask
+    order: Checkout
+    record: Record = field(default_factory=lambda: Record("reconcile", ""))
+    has_caller: bool = True
+    """False for an order that somebody else has left open, and once its caller has been told to come back."""
+    has_hung_up: Callable[[], bool] = lambda: False
+    tries: int = 0
+    """How often it has been sent, or was to be, while its caller waits."""
+    sent_at: float | None = None
+    """When a request that redeems last went out, on the clock of deadlines."""
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a caller is still there to be answered."""
+        return self.has_caller and not self.has_hung_up()
+
+    @property
+    def is_degraded(self) -> bool:
+        return isinstance(self.ask.terms, Terms) and self.ask.terms.degraded
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the engine grants an order, and how that differs from what the order carries."""
+
+    granted: Outcome
+    """As the adapter has it."""
+    outcome: Outcome
+    """As it is told."""
+    drift: Notice | None
+
+
+@dataclass(frozen=True)
+class Later:
+    """There is no answer yet: go on after this many seconds."""
+
+    wait_s: float
+    row: Row
+
+
+@dataclass
+class OrderRedeemer:
     """Drives orders to their end. One per process."""
 
     settings: Settings
@@ -103,29 +154,61 @@ class Once:
     def promotion_engine(self) -> PromotionEngine:
         return PromotionEngine(self.adapter, self.engine)
 
-    async def consume(self, work: Work, deadline: float) -> Answer:
+    def job(
+        self,
+        key: Key,
+        order: Checkout,
+        terms: Terms | Problem,
+        record: Record,
+        has_hung_up: Callable[[], bool] = lambda: False,
+    ) -> Job:
+        return Job(self._ask(key, order, terms), order, record, has_hung_up=has_hung_up)
+
+    async def consume(self, job: Job, deadline: float) -> Answer:
         """The order's one and only answer. Raises `Problem`; `OutcomePending` where there is no answer yet."""
-        task = asyncio.create_task(self._to_its_end(work, deadline))
-        self._running.add(task)
-        task.add_done_callback(self._finished)
-        done, _ = await asyncio.wait({task}, timeout=max(0.0, deadline - self.clock()))
-        if not done:
+        try:
+            answer = await self._in_time(self._run_to_completion(job, deadline), deadline)
+        finally:
+            job.has_caller = False
+        if answer is None:
             raise OutcomePending(
                 "The order is still being worked on; send the same order again for the answer.",
                 reason="still_working",
-                retry_after=1,
+                retry_after=self._after_quarantine(job),
             )
-        return task.result()
+        return answer
+
+    async def cancel(self, key: Key, deadline: float) -> Answer:
+        """The order as it was stored, its redemption taken back for good. Raises `Problem`."""
+        answer = await self._in_time(self._cancel(key, deadline), deadline)
+        if answer is None:
+            raise _being_cancelled()
+        return answer
+
+    async def drain(self, within_s: float) -> None:
+        """Waits for what runs, before the process ends. What is not finished then, the reconciler takes up."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=within_s)
+
+    async def _in_time(self, work: Coroutine[Any, Any, Answer], deadline: float) -> Answer | None:
+        """What the work answers; None where it does not by the deadline. It goes on then."""
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._finished)
+        done, _ = await asyncio.wait({task}, timeout=max(0.0, deadline - self.clock()))
+        return task.result() if done else None
 
     def _finished(self, task: asyncio.Task[Answer]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Problem):
             log.error("internal error", exc_info=error)
 
-    async def drain(self, within_s: float) -> None:
-        """Waits for what runs, before the process ends. What is not finished then, the reconciler takes up."""
-        if self._running:
-            await asyncio.wait(self._running, timeout=within_s)
+    def _after_quarantine(self, job: Job) -> int:
+        if job.sent_at is None:
+            return 1
+        return max(1, math.ceil(job.sent_at + self.ledger.quarantine_s - self.clock()))
+
+    # -- Without a caller ------------------------------------------------------------------------------------------
 
     async def reconcile(self) -> None:
         """Brings to its end what callers, crashes and engine failures have left open; runs until it is cancelled.
@@ -133,219 +216,438 @@ class Once:
         One process of all that share the ledger leads. Should two believe so, leases and fences keep them apart.
         """
         prune_at = self.clock()
-        while True:
-            try:
-                if await self.ledger.lead(LEAD_FOR_S):
-                    rows = await self.ledger.due(DUE_AT_ONCE)
-                    await asyncio.gather(*(self._take_up(row) for row in rows))
-                    if self.clock() >= prune_at:
-                        await self.ledger.prune()
-                        prune_at = self.clock() + PRUNE_EVERY_S
-                if self.on_backlog is not None:
-                    self.on_backlog(await self.ledger.backlog())
-            except LedgerUnavailable as problem:
-                log.error("ledger unavailable", extra={"facts": {"reason": problem.reason}})  # noqa: TRY400 - the word says it all
-            except Exception:
-                log.exception("internal error")
-            await self.sleep(RECONCILE_EVERY_S)
-
-    async def _take_up(self, row: Row) -> None:
         try:
-            order = documents.parse(row.order, "consume", self.settings.default_currency)
-            step = await self._step(Work(row.key, order, row.session), self.clock() + self.settings.consume_deadline_s)
-            result = step.reason if isinstance(step, Answer) else "waiting"
-        except Problem as problem:
+            while True:
+                try:
+                    if await self.ledger.lead(LEAD_FOR_S):
+                        rows = await self.ledger.due(DUE_AT_ONCE)
+                        await asyncio.gather(*(self._resume(row) for row in rows))
+                        if self.clock() >= prune_at:
+                            pruned = await self.ledger.prune(self.settings.keep_bodies_s, PRUNE_AT_ONCE)
+                            prune_at = self.clock() + (0 if pruned >= PRUNE_AT_ONCE else PRUNE_EVERY_S)
+                    if self.on_backlog is not None:
+                        self.on_backlog(await self.ledger.backlog())
+                except LedgerUnavailable as problem:
+                    log.error("ledger unavailable", extra={"facts": {"reason": problem.reason}})  # noqa: TRY400 - the word says it all
+                except Exception:
+                    log.exception("internal error")
+                await self.sleep(RECONCILE_EVERY_S)
+        finally:
+            await self._hand_over()
+
+    async def _hand_over(self) -> None:
+        """Another process may lead at once, rather than when this one's time is over."""
+        try:
+            await self.ledger.lead(0)
+        except LedgerUnavailable:
+            log.warning("ledger unavailable", extra={"facts": {"reason": "hand_over"}})
+
+    async def _resume(self, row: Row) -> None:
+        """Takes a row one step further; what cannot be worked on makes room for others."""
+        deadline = self.clock() + self.settings.consume_deadline_s
+        try:
+            if row.state is State.CANCELLING:
+                result = (await self._cancel(row.key, deadline)).reason
+            else:
+                step = await self._advance(self._job_of(row), deadline)
+                result = step.reason if isinstance(step, Answer) else "waiting"
+        except (LedgerUnavailable, OutcomePending) as problem:
             result = problem.reason
+        except Exception as error:
+            result = error.reason if isinstance(error, Problem) else "internal"
+            if not isinstance(error, Problem):
+                log.exception("internal error", extra={"facts": {"order": row.key.order}})
+            await self._make_room(row, result)
         log.info("reconcile", extra={"facts": {"order": row.key.order, "was": row.state.value, "result": result}})
 
-    async def _to_its_end(self, work: Work, deadline: float) -> Answer:
+    async def _make_room(self, row: Row, reason: str) -> None:
+        with contextlib.suppress(Fenced):  # it has been written since, and so it has moved on
+            await self.ledger.postpone(row, reason)
+
+    def _job_of(self, row: Row) -> Job:
+        """The job of an order as it stands in the ledger. Raises `InvalidRequest` where it cannot be read any more."""
+        order = self._order_of(row)
+        terms = Terms(row.session, from_receipt=False, customer=row.customer, currency=row.currency)
+        return Job(self._ask(row.key, order, terms), order, has_caller=False)
+
+    def _order_of(self, row: Row) -> Checkout:
+        """The order that a row is about, read as it was read when it came."""
+        currency = row.currency if row.identity_version > 1 else self.settings.default_currency
+        order = documents.parse(row.order, "consume", currency, self.settings.customer_path)
+        return _addressed(order, row)
+
+    def _ask(self, key: Key, order: Checkout, terms: Terms | Problem) -> Ask:
+        costs = tuple(getattr(self.adapter, "cost_pointers", ()))
+        return Ask(
+            key=key,
+            order=order.source.text,
+            identity=lambda version, customer: identity(order, key, costs, customer, version),
+            identity_version=VERSION,
+            terms=terms,
+            owner=self.ledger.owner,
+            lease_s=self.ledger.lease_s,
+        )
+
+    # -- Steps: each returns the answer, or when to take the next one ------------------------------------------------
+
+    async def _run_to_completion(self, job: Job, deadline: float) -> Answer:
         """Takes step after step, as long as there is time and no answer."""
         while True:
-            step = await self._step(work, deadline)
+            step = await self._advance(job, deadline)
             if isinstance(step, Answer):
                 return step
-            if step > deadline - self.clock():
-                raise OutcomePending(
-                    "What became of the order's redemption is not known yet; send the same order again later.",
-                    reason="unknown_outcome",
-                    retry_after=max(1, math.ceil(step)),
-                )
-            await self.sleep(step)
+            if step.wait_s > deadline - self.clock():
+                raise await self._pending(step.row, step.wait_s)
+            await self.sleep(step.wait_s)
 
-    # -- Steps: each returns the answer, or after how many seconds to take the next one ------------------------------
+    async def _pending(self, row: Row, wait_s: float) -> OutcomePending:
+        left_s = await self.ledger.quarantine_left_s(row)
+        return OutcomePending(
+            "What became of the order's redemption is not known yet; send the same order again later.",
+            reason="unknown_outcome",
+            retry_after=max(1, math.ceil(max(wait_s, left_s))),
+        )
 
-    async def _step(self, work: Work, deadline: float) -> Answer | float:
+    async def _advance(self, job: Job, deadline: float) -> Answer | Later:
         """Claims the order and does what may be done."""
-        decision = await self.ledger.claim(work.key, fingerprint(work.key, work.order), work.body, work.session)
+        decision = await self.ledger.claim(job.ask)
         match decision:
-            case New(row) | Again(row):
-                return await self._send(work, row, deadline)
+            case New(row):
+                return await self._redeem(job, row, deadline)
+            case Retry(row):
+                return await self._retry(job, row, deadline)
             case LookUp(row):
-                return await self._look(work, row, deadline)
-            case Replay(state, status, reply):
-                return Answer(status, _trimmed(work, state) if reply is None else reply, "replayed")
-            case Busy(retry_after_s):
-                return min(TWIN_POLL_S, retry_after_s)
-            case Mismatch():
-                message = "An order with this id has come before, with other content."
-                raise OrderMismatch(message, reason="order_mismatch")
-            case Manual(reason):
+                return await self._look_up(job, row, self._order_of(row), deadline)
+            case Replay(row, same_bytes):
+                return await self._replay(job, row, same_bytes=same_bytes)
+            case InProgress(row, retry_after_s, holder):
+                if holder:
+                    raise await self._pending(row, retry_after_s)
+                return Later(min(DUPLICATE_POLL_S, max(0.0, retry_after_s)), row)
+            case Conflict(reason, holder):
+                raise _conflict(reason, holder)
+            case NeedsOperator(reason):
                 raise _manual(reason)
             case _:
                 assert_never(decision)
 
-    async def _send(self, work: Work, row: Row, deadline: float) -> Answer | float:
+    async def _replay(self, job: Job, row: Row, *, same_bytes: bool) -> Answer:
+        """The order's own bytes, with what was said when it was redeemed."""
+        if row.confirmed_at is None:
+            row = await self.ledger.confirm(row)
+        if same_bytes and row.reply is not None:
+            return Answer(200, row.reply, "replayed")
+        return Answer(200, _document(job.order, notices_of(row) or NOTHING), "replayed")
+
+    async def _retry(self, job: Job, row: Row, deadline: float) -> Answer | Later:
+        """What was certainly not redeemed is redeemed for its caller; without one it waits, unless the settings say."""
+        if job.is_waited_for or self.settings.after_failure == "redeem_later":
+            return await self._redeem(job, row, deadline)
+        row = await self.ledger.retry_later(row, None, row.reason or "caller_gone", answered=False)
+        raise OutcomePending("The order waits for its caller.", reason="waiting", retry_after=1)
+
+    async def _redeem(self, job: Job, row: Row, deadline: float) -> Answer | Later:
         """Asks without effect what would be granted, then redeems it."""
-        sent = [row]
+        if job.is_degraded:
+            # The shopper was told list prices because the engine could not be asked: nothing may be redeemed now.
+            job.record.degraded = True
+            await self.ledger.degraded(row, NOTHING, confirmed=job.is_waited_for)
+            return Answer(200, _document(job.order, NOTHING), DEGRADED)
+        job.tries += 1
+        order, held = _addressed(job.order, row), [row]
 
         async def mark() -> bool:
-            permit = await self.ledger.mark_sent(sent[-1])
-            sent.append(permit.row)
+            permit = await self.ledger.mark_sent(held[-1])
+            held.append(permit.row)
+            job.sent_at = self.clock()
             return permit.fresh()
 
         try:
-            outcome = await self._check(work, deadline)
-            if outcome is None:
-                now = self.clock()
-                until = now + (deadline - now) * REDEEM_SHARE
-                match await self.promotion_engine.redeem(work.order, work.session, until, mark):
-                    case Done(redeemed):
-                        outcome = redeemed.outcome
-                    case Declined(declined):
-                        outcome = Outcome(rejected=declined.rejected, notices=declined.notices)
-                        self._insist(work, outcome)
-                    case NotDone(problem):
-                        raise problem
-                    case InDoubt():
-                        return await self._look(work, await self.ledger.looking(sent[-1]), deadline)
+            checked = await self._check(job, order, row.session, deadline)
+        except (Refused, AmountMismatch, OrderMismatch) as refused:
+            await self._refuse(row, refused)
+            raise
         except (Fenced, LedgerUnavailable):
             raise  # there is nothing that could be written now; the lease will end
-        except (Refused, AmountMismatch, OrderMismatch) as refused:
-            return await self._reject(sent[-1], refused)
         except Problem as problem:
-            return await self._not_done(sent[-1], problem)
-        return await self._finish(work, sent[-1], outcome, deadline)
+            return await self._not_done(job, row, problem, deadline)
+        if checked is not None and checked.outcome.redeemed:
+            return await self._finish(job, row, order, checked, deadline)
+        now = self.clock()
+        until = now + (deadline - now) * REDEEM_SHARE
+        match await self.promotion_engine.redeem(order, row.session, until, mark):
+            case Done(done):
+                judged = judge(order, done.outcome, checked)
+                return await self._finish(job, held[-1], order, judged, deadline, done.handle)
+            case Declined(declined, confirm):
+                judged = judge(order, Outcome(rejected=declined.rejected, notices=declined.notices))
+                return await self._declined(job, held[-1], order, judged, deadline, confirm=confirm)
+            case InDoubt():
+                return await self._look_up(job, await self.ledger.looking(held[-1]), order, deadline)
+            case NotDone(failure):
+                return await self._not_done(job, held[-1], failure, deadline)
 
-    async def _check(self, work: Work, deadline: float) -> Outcome | None:
-        """What is refused is known before anything is redeemed. An outcome only where it is redeemed already."""
-        malformed = work.order.promotions.malformed
+    async def _check(self, job: Job, order: Checkout, session: str, deadline: float) -> Judged | None:
+        """What is refused is known before anything is redeemed. None where the engine cannot be asked."""
+        malformed = order.promotions.malformed
         if malformed and self.settings.on_rejected == "refuse":
             raise notes.refused(malformed)
-        outcome = await self.promotion_engine.check(work.order, work.session, deadline)
-        if outcome is None or outcome.redeemed:
-            return outcome
-        self._insist(work, outcome)
-        return None
+        outcome = await self.promotion_engine.check(order, session, deadline)
+        if outcome is None:
+            return None
+        judged = judge(order, outcome)
+        if not outcome.redeemed:
+            self._insist(job, judged)
+        return judged
 
-    async def _look(self, work: Work, row: Row, deadline: float) -> Answer | float:
-        """Asks the engine what became of the order. The row says already that a look-up starts."""
+    async def _declined(
+        self, job: Job, row: Row, order: Checkout, judged: Judged, deadline: float, *, confirm: bool
+    ) -> Answer | Later:
+        """The adapter says that nothing is redeemed. Where a request went out, the engine is asked whether it is so."""
+        if confirm:
+            row = await self.ledger.looking(row)
+            found = await self._ask_engine(row, order, deadline)
+            if isinstance(found, Later):
+                return found
+            if found.state == "redeemed":
+                return await self._finish(job, row, order, judge(order, found.outcome), deadline, extra=found.extra)
         try:
-            found = await self.promotion_engine.look_up(work.order, work.session, "", deadline)
-        except OrderMismatch as refused:
-            return await self._reject(row, refused)
-        except Problem as problem:
-            return _wait(await self.ledger.look_later(row, problem.reason))
+            self._insist(job, judged)
+        except (Refused, AmountMismatch) as refused:
+            await self._refuse(row, refused)
+            raise
+        return await self._record(job, row, order, judged, "")
+
+    async def _look_up(self, job: Job, row: Row, order: Checkout, deadline: float) -> Answer | Later:
+        """Asks the engine what became of an order. The row says already that a look-up starts."""
+        found = await self._ask_engine(row, order, deadline)
+        if isinstance(found, Later):
+            return found
         if found.state == "redeemed":
-            return await self._finish(work, row, found.outcome, deadline, found.extra)
+            step = await self._finish(job, row, order, judge(order, found.outcome), deadline, extra=found.extra)
+            # What came may be another order than the one that was looked up.
+            return step if isinstance(step, Later) else Later(0.0, row)
+        after = await self.ledger.absent(row, 0.0 if self.settings.after_failure == "redeem_later" else None)
+        return _later(after)
+
+    async def _ask_engine(self, row: Row, order: Checkout, deadline: float) -> LookedUp | Later:
+        """What the engine says; or, where it says nothing, when to ask again."""
+        try:
+            found = await self.promotion_engine.look_up(order, row.session, row.handle, deadline)
+        except OrderMismatch as refused:
+            await self._refuse(row, refused)
+            raise
+        except Problem as problem:
+            return _later(await self.ledger.look_later(row, problem.reason))
         if found.state == "unclear":
-            return _wait(await self.ledger.look_later(row, "unclear"))
-        after = await self.ledger.absent(row)
-        if isinstance(after, Resend):
-            return await self._send(work, after.row, deadline)
-        return _wait(after)
+            return _later(await self.ledger.look_later(row, "unclear"))
+        return found
 
     async def _finish(
-        self, work: Work, row: Row, outcome: Outcome, deadline: float, extra: tuple[str, ...] = ()
-    ) -> Answer | float:
+        self,
+        job: Job,
+        row: Row,
+        order: Checkout,
+        judged: Judged,
+        deadline: float,
+        handle: str = "",
+        extra: tuple[str, ...] = (),
+    ) -> Answer | Later:
         """It is redeemed: takes back what must not stay, and records the answer.
 
         `extra`: the engine has redeemed the order more than once, and all but the first are rolled back.
         """
         try:
             # What had been redeemed before we ever sent anything is not ours to take back.
-            if not (outcome.redeemed and row.sent_at is None):
-                self._insist(work, outcome)
+            if not (judged.outcome.redeemed and row.sent_at is None):
+                self._insist(job, judged)
         except (Refused, AmountMismatch) as refused:
             # Between check and redemption somebody else used a code up; what was redeemed beside it must not stay.
             if self.adapter.capabilities.undo:
-                return await self._take_back(work, row, refused, deadline)
+                return await self._take_back(row, order, handle, refused, deadline)
+            judged = replace(judged, outcome=_with_notice(judged.outcome, refused))
         repairs = bool(extra) and self.adapter.capabilities.repair
         if repairs:
             # Before the answer is recorded: nobody comes back to a finished order.
             try:
-                await self.promotion_engine.repair(work.order, work.session, extra, deadline)
+                await self.promotion_engine.repair(order, row.session, extra, deadline)
             except Problem as problem:
-                return _wait(await self.ledger.look_later(row, f"repair_{problem.reason}"))
-        answer = Answer(200, self._document(work, outcome), "redeemed")
-        row = await self.ledger.settle(row, State.DONE, answer)
+                row = row if row.state is State.UNKNOWN else await self.ledger.looking(row)
+                return _later(await self.ledger.look_later(row, f"repair_{problem.reason}"))
+        answer = await self._record(job, row, order, judged, handle)
         if repairs:
             await self.ledger.repair(row, "redeemed_twice")
             log.error("repaired", extra={"facts": {"order": row.key.order, "rolled_back": len(extra)}})
         return answer
 
-    async def _take_back(self, work: Work, row: Row, refused: Problem, deadline: float) -> Answer | float:
+    async def _record(self, job: Job, row: Row, order: Checkout, judged: Judged, handle: str) -> Answer:
+        job.record.drift = _drifted(judged)
+        notices = _notices(judged)
+        await self.ledger.redeemed(row, notices, handle, "redeemed", confirmed=job.is_waited_for)
+        return Answer(200, _document(order, notices), "redeemed")
+
+    async def _take_back(
+        self, row: Row, order: Checkout, handle: str, refused: Problem, deadline: float
+    ) -> Answer | Later:
         try:
-            await self.promotion_engine.undo(work.order, work.session, "", deadline, final=False)
+            await self.promotion_engine.undo(order, row.session, handle or row.handle, deadline, final=False)
         except Problem as problem:
             row = row if row.state is State.UNKNOWN else await self.ledger.looking(row)
-            return _wait(await self.ledger.look_later(row, f"undo_{problem.reason}"))
-        return await self._reject(row, refused)
+            return _later(await self.ledger.look_later(row, f"undo_{problem.reason}"))
+        await self._refuse(row, refused)
+        raise refused
 
-    async def _reject(self, row: Row, problem: Problem) -> Answer:
-        """A refusal is an answer like any other: whoever asks again is told the same."""
-        answer = refusal(problem)
-        await self.ledger.settle(row, State.REJECTED, answer)
-        return answer
+    async def _refuse(self, row: Row, problem: Problem) -> None:
+        """Nothing of it stands in the engine. When it comes again it is checked anew."""
+        await self.ledger.rejected(row, problem.reason)
 
-    async def _not_done(self, row: Row, problem: Problem) -> Answer:
-        """The engine certainly did not act: to be sent again later, unless it has been tried for long enough."""
-        if row.attempts > len(RETRY_AFTER_S):
-            return await self._reject(row, problem)
-        delay_s = max(RETRY_AFTER_S[row.attempts - 1], problem.retry_after or 0)
-        await self.ledger.retry_later(row, delay_s, problem.reason)
-        problem.retry_after = delay_s
+    async def _not_done(self, job: Job, row: Row, problem: Problem, deadline: float) -> Later:
+        """The engine certainly did not act: it is sent again while its caller waits, where that may help."""
+        if isinstance(problem, OrderMismatch):
+            await self._refuse(row, problem)
+            raise problem
+        is_later = self.settings.after_failure == "redeem_later" and row.attempts <= len(RETRY_AFTER_S)
+        hint_s = problem.retry_after or 0
+        delay_s = max(RETRY_AFTER_S[row.attempts - 1], hint_s) if is_later else None
+        row = await self.ledger.retry_later(row, delay_s, problem.reason, answered=_was_answered(problem))
+        if isinstance(problem, EngineUnavailable | Overloaded) and job.is_waited_for and job.tries <= len(SOON_S):
+            soon_s = max(SOON_S[job.tries - 1], hint_s)
+            if soon_s + ATTEMPT_S < deadline - self.clock():
+                return Later(soon_s, row)
+        problem.retry_after = max(1, hint_s, delay_s or 0)
         raise problem
 
-    def _insist(self, work: Work, outcome: Outcome) -> None:
+    def _insist(self, job: Job, judged: Judged) -> None:
         """Refuses what the settings say shall be refused: codes that do not apply, amounts that are not the order's."""
-        outcome = notes.as_entered(work.order, outcome)
-        work.record.rejected = outcome.rejected
-        if outcome.rejected and self.settings.on_rejected == "refuse":
-            raise notes.refused(outcome.rejected)
-        drift = notes.drift(work.order, discounts.settle(work.order, outcome))
-        if drift is not None and self.settings.on_drift == "refuse":
-            raise AmountMismatch(drift.text, reason="amount_mismatch", **drift.payload)
+        rejected = judged.outcome.rejected
+        job.record.rejected = rejected
+        if rejected and self.settings.on_rejected == "refuse":
+            raise notes.refused(rejected)
+        if judged.drift is not None and self.settings.on_drift == "refuse":
+            raise AmountMismatch(judged.drift.text, reason="amount_mismatch", **judged.drift.payload)
 
-    def _document(self, work: Work, outcome: Outcome) -> bytes:
-        """The order as it came; beside it what the engine has to say, and whether it granted other amounts."""
-        drift = notes.drift(work.order, discounts.settle(work.order, outcome))
-        work.record.drift = (
-            None if drift is None else {"order": drift.payload["order"], "engine": drift.payload["engine"]}
-        )
-        told = [notes.notice(notice) for notice in (*outcome.notices, *([drift] if drift else []))]
-        if not told:
-            return notes.as_it_came(work.order)
-        note = work.order.promotions.meta.get("mapper")
-        annotated = discounts.annotate(work.order, {**(note if isinstance(note, dict) else {}), "notices": told})
-        return b'{"order":' + annotated + b"}"
+    # -- Cancelling ------------------------------------------------------------------------------------------------
+
+    async def _cancel(self, key: Key, deadline: float) -> Answer:
+        decision = await self.ledger.cancel(key)
+        match decision:
+            case Absent():
+                raise UnknownOrder
+            case Cancelled(row):
+                return _cancelled(row)
+            case NeedsOperator():
+                raise OutcomePending(_BY_HAND, reason="manual", retry_after=3600, own_status=409)
+            case InProgress(row, retry_after_s):
+                if row.state is State.CANCELLING:
+                    raise _being_cancelled()
+                pending = await self._pending(row, retry_after_s)
+                pending.own_status = 409
+                raise pending
+            case Undo(row, is_first):
+                return await self._undo(row, deadline, is_first=is_first)
+            case _:
+                assert_never(decision)
+
+    async def _undo(self, row: Row, deadline: float, *, is_first: bool) -> Answer:
+        """Takes a redemption back for good. The row says already that it is being cancelled."""
+        order = self._order_of(row) if row.order else None
+        try:
+            await self.promotion_engine.undo(order, row.session, row.handle, deadline, final=True)
+        except EngineRejected as refused:
+            if is_first:  # nobody has been told yet that it will be cancelled
+                await self.ledger.not_cancelled(row, row.reason)
+                raise
+            await self.ledger.cancel_later(row, refused.reason)
+        except Problem as problem:
+            await self.ledger.cancel_later(row, problem.reason)
+        else:
+            return _cancelled(await self.ledger.cancelled(row))
+        raise _being_cancelled()
 
 
-def _wait(after: Wait | GiveUp) -> float:
-    if isinstance(after, GiveUp):
-        raise _manual(after.row.reason)
-    return after.wait_s
+def judge(order: Checkout, outcome: Outcome, known: Judged | None = None) -> Judged:
+    """What an outcome means for an order; what is `known` already of the same outcome is not computed again."""
+    if known is not None and known.granted == outcome:
+        return known
+    drift = notes.drift(order, discounts.settle(order, outcome))
+    return Judged(outcome, notes.as_entered(order, outcome), drift)
 
 
-def _manual(reason: str) -> OutcomePending:
-    return OutcomePending(
-        "What became of this order has to be settled by hand: see `promotions-mapper ledger`.",
-        reason=f"manual_{reason}",
-        retry_after=3600,
+NOTHING = b"[]"
+"""No notices."""
+
+
+def _notices(judged: Judged) -> bytes:
+    told = (*judged.outcome.notices, *([judged.drift] if judged.drift else []))
+    return document.encode([notes.notice(notice) for notice in told])
+
+
+def _with_notice(outcome: Outcome, refused: Problem) -> Outcome:
+    """Where the engine cannot take back what it has redeemed in part, it is done, and that is said."""
+    codes = [{"code": one.code, "reason": one.reason} for one in outcome.rejected]
+    notice = Notice("redeemed_in_part", refused.message, {"rejected": codes})
+    return msgspec.structs.replace(outcome, notices=(*outcome.notices, notice))
+
+
+def _document(order: Checkout, notices: bytes) -> bytes:
+    """The order as it came; beside it what the engine has to say, and whether it granted other amounts."""
+    if notices == NOTHING:
+        return notes.as_it_came(order)
+    note = order.promotions.meta.get("mapper")
+    told = {**(note if isinstance(note, dict) else {}), "notices": msgspec.Raw(notices)}
+    return b'{"order":' + discounts.annotate(order, told) + b"}"
+
+
+def _addressed(order: Checkout, row: Row) -> Checkout:
+    """The order for the customer that it is redeemed for, with what idempotency keys name."""
+    return replace(
+        order, customer=row.customer or order.customer, attempt=f"{row.key.space}/{row.key.order}/{row.attempt}"
     )
 
 
-def _trimmed(work: Work, state: State) -> bytes:
-    """The answer to an order so old that its stored answer has been trimmed."""
-    if state is State.REJECTED:
-        return errors.body(Problem("This order was refused.", reason="refused"), "consume")
-    return notes.as_it_came(work.order)
+def _was_answered(problem: Problem) -> bool:
+    """Whether it is the engine that says that it did not act: then this attempt is over."""
+    return problem.reason in NOT_EXECUTED.values() or isinstance(problem, EngineRejected | InvalidRequest)
+
+
+def _drifted(judged: Judged) -> dict[str, str] | None:
+    if judged.drift is None:
+        return None
+    return {"order": judged.drift.payload["order"], "engine": judged.drift.payload["engine"]}
+
+
+def _later(after: AfterLookUp) -> Later:
+    match after:
+        case GiveUp(row):
+            raise _manual(row.reason)
+        case Wait(row, wait_s):
+            return Later(wait_s, row)
+        case Absence(row):
+            return Later(0.0, row)
+        case _:
+            assert_never(after)
+
+
+_BY_HAND = "What became of this order has to be settled by hand: see `promotions-mapper ledger`."
+
+
+def _manual(reason: str) -> OutcomePending:
+    return OutcomePending(_BY_HAND, reason=f"manual_{reason}", retry_after=3600)
+
+
+def _conflict(reason: str, holder: str) -> OrderMismatch:
+    if holder:
+        message = "The cart of this order was redeemed as another order."
+        return OrderMismatch(message, reason=reason, order=holder)
+    if reason == "cancelled":
+        return OrderMismatch("This order has been cancelled.", reason=reason)
+    return OrderMismatch("An order with this id has come before, with other content.", reason=reason)
+
+
+def _cancelled(row: Row) -> Answer:
+    return Answer(200, b'{"order":' + (row.order.strip() or b"{}") + b"}", "cancelled")
+
+
+def _being_cancelled() -> OutcomePending:
+    message = "The order is being cancelled; send the same cancel again for the answer."
+    return OutcomePending(message, reason="cancelling", retry_after=5)

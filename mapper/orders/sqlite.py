@@ -10,18 +10,19 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mapper.orders.rows import (
     COLUMNS,
-    KEEP_S,
-    TRIM_AFTER_S,
+    OPEN,
     Backlog,
+    ClaimStep,
     Clock,
     Key,
     LedgerTooNew,
@@ -30,6 +31,7 @@ from mapper.orders.rows import (
     Row,
     State,
     Step,
+    backlog_of,
     row_of,
     values_of,
 )
@@ -55,7 +57,44 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE boot (id TEXT NOT NULL)",
         "INSERT INTO boot VALUES ('')",
     ),
+    # Processes of the version before may still write while this one starts: what is new has a default.
+    (
+        *(
+            f"ALTER TABLE orders ADD COLUMN {column}"
+            for column in (
+                "identity_version INTEGER NOT NULL DEFAULT 1",
+                "digest BLOB",
+                "attempt INTEGER NOT NULL DEFAULT 1",
+                "held TEXT",
+                "customer TEXT NOT NULL DEFAULT ''",
+                "currency TEXT NOT NULL DEFAULT ''",
+                "handle TEXT NOT NULL DEFAULT ''",
+                "notices BLOB",
+                "confirmed_at REAL",
+            )
+        ),
+        "CREATE INDEX orders_session ON orders (space, engine, session)",
+        # Of several that were redeemed in one session, the first holds it.
+        """UPDATE orders SET held = session WHERE state NOT IN ('REJECTED', 'RETRYABLE') AND session <> ''
+             AND NOT EXISTS (SELECT 1 FROM orders AS other WHERE other.space = orders.space
+               AND other.engine = orders.engine AND other.session = orders.session
+               AND other.state NOT IN ('REJECTED', 'RETRYABLE') AND other.rowid < orders.rowid)""",
+        "UPDATE orders SET confirmed_at = updated_at WHERE state IN ('DONE', 'REPAIRED')",
+        "CREATE UNIQUE INDEX orders_held ON orders (space, engine, held)",
+        "DROP INDEX orders_open",
+        "DROP INDEX orders_with_reply",
+        "DROP INDEX orders_finished",
+        "CREATE INDEX orders_due ON orders (look_at) WHERE look_at IS NOT NULL",
+        "CREATE INDEX orders_by_state ON orders (state, created_at)",
+        "CREATE INDEX orders_with_body ON orders (updated_at) WHERE length(body) > 0",
+        "CREATE INDEX orders_by_age ON orders (updated_at)",
+        """CREATE INDEX orders_unconfirmed ON orders (updated_at)
+             WHERE confirmed_at IS NULL AND state IN ('DONE', 'REPAIRED')""",
+    ),
 )
+
+_FINISHED = "(state IN ('DONE', 'REPAIRED', 'REJECTED', 'CANCELLED') OR (state = 'RETRYABLE' AND look_at IS NULL))"
+_UNCONFIRMED = "confirmed_at IS NULL AND state IN ('DONE', 'REPAIRED')"
 
 _ROW = ", ".join(COLUMNS)
 _HERE = "space = ? AND engine = ? AND order_key = ?"
@@ -82,11 +121,11 @@ class SqliteStore:
         self._database: sqlite3.Connection | None = None
 
     @classmethod
-    async def open(cls, path: str, clock: Clock, busy_s: float = 5.0) -> "SqliteStore":
-        """Opens or makes the file; `busy_s` is how long other writers are waited for."""
+    async def open(cls, path: str, clock: Clock, busy_s: float = 5.0, *, create: bool = True) -> "SqliteStore":
+        """Opens the file, or makes it; `busy_s` is how long other writers are waited for."""
         store = cls(path, clock, busy_s)
         try:
-            await store._run(store._connect)
+            await store._run(partial(store._connect, create=create))
         except BaseException:
             await store.close()
             raise
@@ -100,6 +139,26 @@ class SqliteStore:
             raise change.error
         result: T = change.result
         return result
+
+    async def claim(self, key: Key, sessions: Callable[[Row | None], Sequence[str]], step: ClaimStep[T]) -> T:
+        def in_one(row: Row | None, at: Moment) -> tuple[T, Row | None]:
+            others = [other for session in sessions(row) for other in self._others(key, session)]
+            return step(row, others, at)
+
+        return await self.change(key, in_one)
+
+    async def of_session(self, key: Key, session: str) -> list[Row]:
+        return await self._run(lambda: self._others(key, session))
+
+    async def remove(self, row: Row) -> None:
+        def work() -> None:
+            with self._transaction() as database:
+                database.execute(
+                    f"DELETE FROM orders WHERE {_HERE} AND version = ?",  # noqa: S608 -- a constant
+                    (*_place(row.key), row.version),
+                )
+
+        await self._run(work)
 
     async def moment(self) -> Moment:
         return self._moment()
@@ -116,33 +175,40 @@ class SqliteStore:
             limit,
         )
 
+    async def unconfirmed(self, limit: int) -> list[Row]:
+        return await self._rows(f"WHERE {_UNCONFIRMED} ORDER BY updated_at DESC LIMIT ?", limit)
+
     async def due(self, limit: int) -> list[Row]:
-        return await self._rows(
-            "WHERE status IS NULL AND look_at <= ? ORDER BY look_at LIMIT ?", self._moment().now, limit
-        )
+        return await self._rows("WHERE look_at <= ? ORDER BY look_at LIMIT ?", self._moment().now, limit)
 
     async def lead(self, owner: str, ttl_s: float) -> bool:
         return await self._run(lambda: self._lease("leader", owner, ttl_s))
 
     async def backlog(self) -> Backlog:
-        query = "SELECT state, count(*), min(created_at) FROM orders WHERE status IS NULL GROUP BY state"
-        found = await self._run(lambda: self._open().execute(query).fetchall())
-        oldest = min((created for _, _, created in found), default=None)
-        return Backlog(
-            {State(state): count for state, count, _ in found},
-            0.0 if oldest is None else max(0.0, self._moment().wall - oldest),
+        states = ", ".join(f"'{state}'" for state in OPEN)
+        query = f"SELECT state, count(*), min(created_at) FROM orders WHERE state IN ({states}) GROUP BY state"  # noqa: S608
+        unconfirmed = f"SELECT count(*) FROM orders WHERE {_UNCONFIRMED}"  # noqa: S608 -- a constant
+
+        def work() -> tuple[list[tuple[str, int, float]], int]:
+            database = self._open()
+            return database.execute(query).fetchall(), database.execute(unconfirmed).fetchone()[0]
+
+        found, untold = await self._run(work)
+        return backlog_of(found, untold, self._moment().wall)
+
+    async def with_body(self, before: float, limit: int) -> list[Row]:
+        return await self._rows(
+            f"WHERE length(body) > 0 AND updated_at < ? AND {_FINISHED} ORDER BY updated_at LIMIT ?", before, limit
         )
 
-    async def prune(self, limit: int) -> int:
-        old = "SELECT rowid FROM orders WHERE {} AND updated_at < ? ORDER BY updated_at LIMIT ?"
-        trim = f"UPDATE orders SET body = x'', reply = NULL WHERE rowid IN ({old.format('reply IS NOT NULL')})"  # noqa: S608
-        delete = f"DELETE FROM orders WHERE rowid IN ({old.format('status IS NOT NULL')})"  # noqa: S608
+    async def prune(self, before: float, limit: int) -> int:
+        delete = f"""DELETE FROM orders WHERE rowid IN (
+            SELECT rowid FROM orders WHERE updated_at < ? AND {_FINISHED} ORDER BY updated_at LIMIT ?
+        )"""  # noqa: S608 -- a constant
 
         def work() -> int:
-            wall = self._moment().wall
             with self._transaction() as database:
-                trimmed = database.execute(trim, (wall - TRIM_AFTER_S, limit)).rowcount
-                return trimmed + database.execute(delete, (wall - KEEP_S, limit)).rowcount
+                return database.execute(delete, (before, limit)).rowcount
 
         return await self._run(work)
 
@@ -220,6 +286,11 @@ class SqliteStore:
             for change in changes:
                 change.error = LedgerUnavailable(word)
 
+    def _others(self, key: Key, session: str) -> list[Row]:
+        query = f"{_SELECT} WHERE space = ? AND engine = ? AND session = ? AND order_key <> ?"
+        found = self._open().execute(query, (key.space, key.engine, session, key.order)).fetchall()
+        return [row_of(values) for values in found]
+
     def _apply(self, database: sqlite3.Connection, change: "_Change") -> None:
         values = database.execute(f"{_SELECT} WHERE {_HERE}", _place(change.key)).fetchone()
         row = row_of(values) if values else None
@@ -240,7 +311,9 @@ class SqliteStore:
         with self._transaction() as database:
             return database.execute(_LEASE, (name, owner, now + ttl_s, now)).rowcount == 1
 
-    def _connect(self) -> None:
+    def _connect(self, *, create: bool) -> None:
+        if not create and not Path(self._path).is_file():
+            raise LedgerUnavailable("missing", "There is no ledger.")
         try:
             # Orders are personal data. The files beside it (-wal, -shm) get the same mode from SQLite.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -278,7 +351,7 @@ class SqliteStore:
             """UPDATE orders SET lease_until = 0, look_at = look_at * 0, sent_at = sent_at * 0,
                  unknown_since = unknown_since * 0, looked_at = looked_at * 0, absent_since = NULL,
                  version = version + 1
-               WHERE status IS NULL"""
+               WHERE look_at IS NOT NULL OR state = 'MANUAL'"""
         )
         database.execute("DELETE FROM leases")
         database.execute("UPDATE boot SET id = ?", (self._clock.boot,))

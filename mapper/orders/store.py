@@ -1,8 +1,9 @@
 """What carries the ledger's rows: SQLite or PostgreSQL, behind one protocol."""
 
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
-from mapper.orders.rows import Backlog, Key, Moment, Row, State, Step
+from mapper.orders.rows import Backlog, ClaimStep, Key, Moment, Row, State, Step
 
 T = TypeVar("T")
 
@@ -13,8 +14,24 @@ class Store(Protocol):
     async def change(self, key: Key, step: Step[T]) -> T:
         """Reads a row, applies a pure function and writes what it says, as one; what comes back is on disk.
 
-        The function may be called more than once. What it raises is passed on, and nothing is written.
+        The function may be called more than once. What it raises is passed on, and nothing is written. Where the row
+        that it returns has another key, the row is moved there.
         """
+        ...
+
+    async def claim(self, key: Key, sessions: Callable[[Row | None], Sequence[str]], step: ClaimStep[T]) -> T:
+        """As `change`, with the rows of other orders of this space and engine that have one of these sessions.
+
+        No two rows ever hold (`Row.held`) the same session.
+        """
+        ...
+
+    async def of_session(self, key: Key, session: str) -> list[Row]:
+        """The rows of other orders than `key.order` with a session."""
+        ...
+
+    async def remove(self, row: Row) -> None:
+        """Deletes a row, unless it has changed."""
         ...
 
     async def moment(self) -> Moment: ...
@@ -23,6 +40,10 @@ class Store(Protocol):
 
     async def find(self, state: State | None, order: str | None, limit: int) -> list[Row]:
         """The rows in a state, or with an order key, or both; the latest first."""
+        ...
+
+    async def unconfirmed(self, limit: int) -> list[Row]:
+        """Redeemed orders of which no caller was ever told; the latest first."""
         ...
 
     async def due(self, limit: int) -> list[Row]:
@@ -35,8 +56,12 @@ class Store(Protocol):
 
     async def backlog(self) -> Backlog: ...
 
-    async def prune(self, limit: int) -> int:
-        """Trims and deletes finished rows of old, `limit` of each at the most; how many it was."""
+    async def with_body(self, before: float, limit: int) -> list[Row]:
+        """Finished and waiting rows that still have their body and were last changed before a Unix time."""
+        ...
+
+    async def prune(self, before: float, limit: int) -> int:
+        """Deletes finished and waiting rows that were last changed before a Unix time; how many it was."""
         ...
 
     async def ping(self) -> None:

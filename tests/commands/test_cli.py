@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import stat
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -11,8 +12,10 @@ import pytest
 
 from mapper.commands import cli
 from mapper.domain.signature import sign
+from mapper.orders import ledger as ledger_module
 from mapper.orders.ledger import Ledger, open_ledger
-from mapper.orders.rows import Again, Clock, Key, LookUp, New, State
+from mapper.orders.rows import Clock, Key, LookUp, New, Retry, State
+from tests.orders import ledgers
 
 BODY = b'{"order_items": [{"sku": "S", "quantity": 1, "price": "1.00"}]}'
 KEY = Key("", "talon_one", "order-1")
@@ -49,13 +52,13 @@ def prepare(url: str, *acts: Callable[[Ledger], Awaitable[object]], wait_s: floa
 
 
 async def claim(ledger: Ledger, key: Key = KEY) -> object:
-    return await ledger.claim(key, b"f" * 32, BODY, "session-1")
+    return await ledgers.claim(ledger, key, body=BODY, session="session-1")
 
 
 async def give_up(ledger: Ledger) -> None:
     """An order nobody could tell anything about, for a day."""
     decision = await claim(ledger)
-    if isinstance(decision, New | Again):
+    if isinstance(decision, New | Retry):
         await ledger.mark_sent(decision.row)
     elif isinstance(decision, LookUp):
         await ledger.look_later(decision.row, "timeout")
@@ -104,7 +107,17 @@ def test_sign_names_a_file_that_is_not_there(
 # -- ledger --------------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_ledger_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+async def nothing(ledger: Ledger) -> None:
+    """The ledger is there, and empty."""
+
+
+def test_an_empty_ledger_says_so_and_one_that_is_not_there_too(
+    ledger_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in (("list",), ("prune",), ("show", "order-1")):
+        assert run("ledger", *verb) == 1
+        assert "There is no ledger." in capsys.readouterr().err
+    prepare(ledger_url, nothing)
     assert run("ledger", "list") == 0
     assert capsys.readouterr().out == "Every order is finished.\n"
 
@@ -132,22 +145,84 @@ def test_an_order_that_needs_a_person_is_settled_by_hand(ledger_url: str, capsys
     assert "redeemed" in capsys.readouterr().err
 
 
-def test_an_order_is_settled_in_the_currency_it_was_read_in(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def in_dinars(ledger: Ledger) -> object:
-        body = BODY.replace(b"1.00", b"1.005")
-        return await ledger.claim(KEY, b"f" * 32, body, "session-1")
-
-    prepare(ledger_url, in_dinars, give_up, give_up, give_up, wait_s=90_000)
-    monkeypatch.setenv("MAPPER_DEFAULT_CURRENCY", "kwd")
-    assert run("ledger", "settle", "order-1", "redeemed") == 0
+@pytest.mark.parametrize(("outcome", "state"), [("refused", "REJECTED"), ("cancelled", "CANCELLED")])
+def test_or_it_is_settled_otherwise(
+    ledger_url: str, capsys: pytest.CaptureFixture[str], outcome: str, state: str
+) -> None:
+    prepare(ledger_url, give_up, give_up, give_up, wait_s=90_000)
+    assert run("ledger", "settle", "order-1", outcome) == 0
+    assert run("ledger", "show", "order-1") == 0
+    assert f"({state})" in capsys.readouterr().out
 
 
 def test_or_looked_up_once_more(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(ledger_url, give_up, give_up, give_up, wait_s=90_000)
     assert run("ledger", "retry", "order-1") == 0
     assert run("ledger", "list", "--state", State.UNKNOWN.value) == 0
-    assert "asking the engine" in capsys.readouterr().out
+    assert "being looked up" in capsys.readouterr().out
+    assert run("ledger", "retry", "order-1") == 0, "it is due at once"
+
+
+async def wait_for_the_caller(ledger: Ledger) -> None:
+    decision = await claim(ledger)
+    assert isinstance(decision, New)
+    await ledger.retry_later(decision.row, None, "connect", answered=False)
+
+
+async def redeem_untold(ledger: Ledger) -> None:
+    decision = await ledgers.claim(ledger, Key("", "talon_one", "order-2"), body=BODY)
+    assert isinstance(decision, New)
+    await ledger.redeemed(decision.row, b"[]", "", "redeemed", confirmed=False)
+
+
+def test_retry_says_what_is_true(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(ledger_url, wait_for_the_caller, redeem_untold)
     assert run("ledger", "retry", "order-1") == 1
+    assert "waiting for the caller" in capsys.readouterr().err
+    assert run("ledger", "retry", "order-2") == 1
+    assert "Nothing to do" in capsys.readouterr().err
+
+
+def test_an_order_that_is_being_worked_on_is_not_taken_away(
+    ledger_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(ledger_url, claim)
+    monkeypatch.setattr(ledger_module, "system_clock", lambda: Clock(lambda: 1001.0, time.time, "boot"))
+    assert run("ledger", "retry", "order-1") == 1
+    assert "at this order just now" in capsys.readouterr().err
+
+
+def test_orders_that_wait_and_orders_of_which_nobody_was_told_are_listed(
+    ledger_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(ledger_url, wait_for_the_caller, redeem_untold)
+    for option, name in (("--waiting", "order-1"), ("--unconfirmed", "order-2")):
+        assert run("ledger", "list", option) == 0
+        (_, line) = capsys.readouterr().out.splitlines()
+        assert line.startswith(name)
+
+
+def test_a_body_is_forgotten_unless_it_is_still_needed(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(ledger_url, claim, redeem_untold)
+    assert run("ledger", "forget", "order-1") == 1
+    assert "still needed" in capsys.readouterr().err
+    assert run("ledger", "forget", "order-2") == 0
+    assert run("ledger", "show", "order-2") == 0
+    assert "erased" in capsys.readouterr().out
+
+
+def test_a_ledger_is_copied_while_it_is_in_use(
+    ledger_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(ledger_url, claim)
+    copy = tmp_path / "copy.db"
+    assert run("ledger", "backup", str(copy)) == 0
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    assert run("ledger", "backup", str(copy)) == 1
+    monkeypatch.setenv("MAPPER_LEDGER_URL", f"sqlite:///{copy}")
+    capsys.readouterr()
+    assert run("ledger", "list") == 0
+    assert "order-1" in capsys.readouterr().out
 
 
 def test_two_spaces_with_one_order_id_must_be_told_apart(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,12 +232,14 @@ def test_two_spaces_with_one_order_id_must_be_told_apart(ledger_url: str, capsys
     assert run("ledger", "show", "order-1", "--space", "two") == 0
 
 
-def test_an_unknown_order_is_no_crash(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_order_is_no_crash(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(ledger_url, nothing)
     assert run("ledger", "show", "nobody") == 1
     assert "no order with this id" in capsys.readouterr().err
 
 
-def test_prune_says_what_it_did(capsys: pytest.CaptureFixture[str]) -> None:
+def test_prune_says_what_it_did(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(ledger_url, nothing)
     assert run("ledger", "prune") == 0
     assert capsys.readouterr().out == "0 orders trimmed or forgotten.\n"
 

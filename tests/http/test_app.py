@@ -15,7 +15,7 @@ from mapper.http.limiter import Limiter
 from mapper.ops.logs import CodeNames
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import LedgerUnavailable
-from tests.fakes import SECRET, FakeAdapter, FakeTransport, new_ledger, settings, signed
+from tests.fakes import SECRET, FakeAdapter, FakeTransport, new_ledger, settings, signed, signed_with
 
 CHECKOUT = {"id": "c-1", "items": [{"sku": "S", "quantity": 1, "price": "140.00"}]}
 ORDER = {"id": "c-1", "order_items": [{"sku": "S", "quantity": 1, "price": "140.00"}]}
@@ -137,6 +137,21 @@ def test_403_for_a_forged_receipt_at_consume(client: Client) -> None:
     assert client.post("validate", {**BODIES["validate"], **forged}).status_code == 200
 
 
+def test_an_order_is_cancelled_by_a_call_of_its_own_which_is_off_by_default(client: Client) -> None:
+    assert client.post("cancel", {"cancel": {"id": "c-1"}}).status_code == 404
+    secret = "the secret that cancels are signed with"
+    client = Client(MAPPER_CANCEL_SECRETS=secret)
+    with client.http:
+        order = client.post("consume").json()
+        data, sent = signed_with(secret.encode(), {"cancel": {"id": order["order"]["id"]}})
+        headers = [(name.decode(), value.decode()) for name, value in sent]
+        for _ in range(2):
+            response = client.http.post("/promotions/cancel", content=data, headers=headers)
+            assert (response.status_code, response.json()) == (200, order)
+        check_error(client.post("cancel", {"cancel": {"id": "c-1"}}), "consume", 401, "signature")
+        check_error(client.post("consume"), "consume", 400, "order_mismatch")
+
+
 @pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
 def test_a_refused_code(client: Client, operation: str, status: int) -> None:
     client.adapter.granted = Outcome(rejected=(Rejection("XMAS", Reason.EXPIRED, "CouponExpired"),))
@@ -188,7 +203,7 @@ def test_an_outcome_that_is_not_known_yet() -> None:
         client.wire.script = {"redeem": [Unknown("timeout")]}
         response = client.post("consume")
         check_error(response, "consume", 500, "outcome_pending")
-        assert response.headers["retry-after"] == "1"
+        assert response.headers["retry-after"] == "60", "what is left of the quarantine"
 
 
 def test_other_amounts_where_they_are_refused() -> None:

@@ -4,12 +4,12 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import asyncpg  # type: ignore[import-untyped]
 
 from mapper.orders.ledger import Ledger, open_ledger
-from mapper.orders.rows import Again, Clock, Key, LookUp, New, Row
+from mapper.orders.rows import Ask, Clock, Decision, Key, LookUp, New, Retry, Row, Terms
 from tests.orders import postgres
 
 T = TypeVar("T")
@@ -18,6 +18,7 @@ STORES = ("sqlite", "postgres")
 KEY = Key("space", "engine", "order-1")
 PRINT = b"\x01" * 32
 BODY = b'{"id": "order-1"}'
+NOTICES = b'[{"type":"coupon"}]'
 
 
 class VirtualClock:
@@ -68,11 +69,28 @@ def _new_schema() -> str:
     return postgres.url(name)
 
 
-async def claimed(ledger: Ledger, key: Key = KEY) -> Row:
+def ask(
+    key: Key = KEY, content: bytes = PRINT, body: bytes = BODY, session: str | None = None, **terms: Any
+) -> dict[str, Any]:
+    """What a claim brings, but for who claims. Orders with other content have another session, too."""
+    given = Terms(session or f"session of {key.order}", from_receipt=False, **terms)
+    return {"key": key, "order": body, "identity": lambda *_: content, "identity_version": 2, "terms": given}
+
+
+async def claim(ledger: Ledger, key: Key = KEY, content: bytes = PRINT, body: bytes = BODY, **more: Any) -> Decision:
+    return await ledger.claim(Ask(**ask(key, content, body, **more), owner=ledger.owner, lease_s=ledger.lease_s))
+
+
+async def claimed(ledger: Ledger, key: Key = KEY, **more: Any) -> Row:
     """The row of an order that is the caller's now."""
-    decision = await ledger.claim(key, PRINT, BODY, "session-1")
-    assert isinstance(decision, New | Again | LookUp), decision
+    decision = await claim(ledger, key, **more)
+    assert isinstance(decision, New | Retry | LookUp), decision
     return decision.row
+
+
+async def done(ledger: Ledger, key: Key = KEY, *, confirmed: bool = True) -> Row:
+    """The row of an order that is redeemed."""
+    return await ledger.redeemed(await claimed(ledger, key), NOTICES, "", "redeemed", confirmed=confirmed)
 
 
 async def shown(ledger: Ledger, key: Key = KEY) -> Row:

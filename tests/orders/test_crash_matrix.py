@@ -17,9 +17,9 @@ from adapters.voucherify import Voucherify
 from chaos import crash
 from chaos.crash import BEHAVIOURS, ENGINES, FOLLOW_UPS, NOT_REACHED, POINTS, Case, Lab, cases
 from mapper.adapter import Conversation, LookedUp
-from mapper.orders import redeem as once
+from mapper.orders import redeem
 from mapper.orders.ledger import Ledger
-from mapper.orders.rows import Ask, Decision, Key, Moment, New, Permit, Row, decide, sent
+from mapper.orders.rows import Ask, Decision, Moment, New, Permit, Row, decide, sent
 from tests import virtual_time
 from tests.orders.ledgers import STORES, Home
 
@@ -30,8 +30,8 @@ EVERYTHING = os.environ.get("CRASH_MATRIX") == "all"
 
 
 @pytest.fixture(autouse=True)
-def twins_look_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(once, "TWIN_POLL_S", 4.0)
+def duplicates_look_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redeem, "DUPLICATE_POLL_S", 4.0)
 
 
 @pytest.fixture(params=STORES)
@@ -98,11 +98,10 @@ def claiming_after_the_call(patch: pytest.MonkeyPatch) -> None:
     """The order is written down when its outcome is known."""
     claim = Ledger.claim
 
-    async def look(self: Ledger, key: Key, fingerprint: bytes, order: bytes, session: str) -> Decision:
-        if await self.show(key) is not None:
-            return await claim(self, key, fingerprint, order, session)
-        at = await self.moment()
-        decision = decide(None, Ask(key, fingerprint, order, session, self.owner, self.lease_s), at)
+    async def look(self: Ledger, ask: Ask) -> Decision:
+        if await self.show(ask.key) is not None:
+            return await claim(self, ask)
+        decision = decide(None, (), ask, await self.moment())
         assert isinstance(decision, New)
         return decision
 
@@ -135,7 +134,7 @@ SABOTAGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], float, bool]] =
 TEETH = [
     ("voucherify", "no look-up", {"I1 for a moment", "I6"}),
     ("voucherify", "no quarantine", {"I1", "I2"}),
-    ("voucherify", "no fence", {"I1 for a moment", "I8"}),
+    ("voucherify", "no fence", {"I8"}),
     ("voucherify", "claim after the call", {"I1", "I2", "I4"}),
     ("talon_one", "no look-up", {"I9"}),
     ("talon_one", "no quarantine", {"I9"}),

@@ -4,8 +4,8 @@ Three processes work on two orders, get paused and killed at any point, and race
 or says no, and may not answer. Checked after every step:
 
 - an order is redeemed once at the most, and not at all where it was rejected;
-- a finished row never changes, except from DONE to REPAIRED, and every replay is the same;
-- two contents under one key are never both accepted;
+- a redeemed row never changes, except from DONE to REPAIRED, and every replay is the same;
+- another content is accepted only where nothing stands, and no two orders ever hold one session;
 - what is written under an old fence changes nothing.
 """
 
@@ -29,25 +29,24 @@ from hypothesis.stateful import (
 
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import (
-    FINAL,
-    Again,
-    Answer,
-    Busy,
+    REDEEMED,
+    Absence,
+    Conflict,
     Fenced,
     GiveUp,
+    InProgress,
     Key,
     LookUp,
-    Manual,
-    Mismatch,
+    NeedsOperator,
     New,
     Permit,
     Replay,
-    Resend,
+    Retry,
     Row,
     State,
     Wait,
 )
-from tests.orders.ledgers import STORES, Home
+from tests.orders.ledgers import NOTICES, STORES, Home, claim
 
 T = TypeVar("T")
 
@@ -152,30 +151,32 @@ class Machine(RuleBasedStateMachine):
 
     def the_reconciler_takes_what_is_due(self, data: st.DataObject) -> None:
         for due in self.run(self.ledger.due(1)) if self.free() else []:
-            assert due.state not in FINAL
-            self.claim(self.free()[0], due.key, due.fingerprint)
+            assert due.state in (State.INTENT, State.UNKNOWN)
+            self.claim(self.free()[0], due.key, due.identity)
 
     def claim(self, process: int, key: Key, content: bytes) -> None:
         before = self.run(self.ledger.show(key))
-        decision = self.run(self.ledger.claim(key, content, b"body " + content, "session"))
+        decision = self.run(claim(self.ledger, key, content, b"body " + content, session=f"session of {key.order}"))
         match decision:
             case New(row):
                 assert before is None
                 self.take(process, row, "mark")
-            case Again(row):
+            case Retry(row):
+                assert not self.engine.redeemed(key, self.now)
                 self.take(process, row, "mark")
             case LookUp(row):
-                self.take(process, row, "conclude")
-            case Replay(state, status, reply):
-                known = self.finished[key]
-                assert (status, reply) == (known.status, known.reply)
-                assert (state in FINAL, known.fingerprint) == (True, content)
-            case Mismatch():
                 assert before is not None
-                assert before.fingerprint != content
-            case Busy(retry_after_s):
+                assert (row.identity, row.order) == (before.identity, before.order)
+                self.take(process, row, "conclude")
+            case Replay(row, same_bytes):
+                assert row == self.finished[key]
+                assert (row.identity, same_bytes) == (content, True)
+            case Conflict():
+                assert before is not None
+                assert (before.state in REDEEMED, before.identity != content) == (True, True)
+            case InProgress(_, retry_after_s):
                 assert 0 < retry_after_s <= 10
-            case Manual():
+            case NeedsOperator():
                 assert before is not None
                 assert before.state is State.MANUAL
 
@@ -223,14 +224,13 @@ class Machine(RuleBasedStateMachine):
 
     def record(self, process: int) -> None:
         hand = self.hands[process]
-        reply = f"answer {hand.row.fence}".encode()
         match hand.outcome:
             case "done":
-                work = self.ledger.settle(hand.row, State.DONE, Answer(200, reply))
+                work = self.ledger.redeemed(hand.row, NOTICES, "", "redeemed", confirmed=True)
             case "rejected":
-                work = self.ledger.settle(hand.row, State.REJECTED, Answer(500, reply, "used_up"))
+                work = self.ledger.rejected(hand.row, "used_up")
             case "not sent":
-                work = self.ledger.retry_later(hand.row, 3, "refused")
+                work = self.ledger.retry_later(hand.row, None, "refused", answered=False)
         if self.write(process, work):
             self.drop(process)
 
@@ -246,12 +246,11 @@ class Machine(RuleBasedStateMachine):
             self.hands[process] = replace(hand, next="record", outcome="done")
             return
         after = self.write(
-            process, self.ledger.absent(hand.row) if hand.found is False else self.ledger.look_later(hand.row, "broken")
+            process,
+            self.ledger.absent(hand.row, None) if hand.found is False else self.ledger.look_later(hand.row, "broken"),
         )
         match after:
-            case Resend(row):
-                self.take(process, row, "mark")
-            case Wait() | GiveUp():
+            case Wait() | GiveUp() | Absence():
                 self.drop(process)
 
     # -- What happens to them --------------------------------------------------------------------------------------
@@ -290,10 +289,11 @@ class Machine(RuleBasedStateMachine):
             lambda: self.ledger.mark_sent(old),
             lambda: self.ledger.extend(old),
             lambda: self.ledger.looking(old),
-            lambda: self.ledger.absent(old),
+            lambda: self.ledger.absent(old, None),
             lambda: self.ledger.look_later(old, "broken"),
-            lambda: self.ledger.retry_later(old, 1, "refused"),
-            lambda: self.ledger.settle(old, State.DONE, Answer(200, b"stale")),
+            lambda: self.ledger.retry_later(old, None, "refused", answered=True),
+            lambda: self.ledger.redeemed(old, b"stale", "", "redeemed", confirmed=True),
+            lambda: self.ledger.rejected(old, "stale"),
             lambda: self.ledger.repair(old, "twice"),
         ]
         with pytest.raises(Fenced):
@@ -331,9 +331,11 @@ class Machine(RuleBasedStateMachine):
         for row in self.run(self.ledger.find()) if hasattr(self, "ledger") else []:
             if row.key in self.finished:
                 assert row == self.finished[row.key]
-            elif row.state in FINAL:
+            elif row.state in REDEEMED:
                 self.finished[row.key] = row
-                assert len(self.engine.acts_at[row.key]) == (row.state is State.DONE)
+                assert len(self.engine.acts_at[row.key]) == 1
+            if row.state in (State.REJECTED, State.RETRYABLE):
+                assert (row.held, self.engine.redeemed(row.key, self.now)) == (None, 0)
 
 
 class SqliteMachine(Machine):

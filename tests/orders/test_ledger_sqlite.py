@@ -11,6 +11,7 @@ import pytest
 from mapper.orders.ledger import Ledger, open_ledger
 from mapper.orders.rows import Clock, Key, LedgerUnavailable, New, Row
 from mapper.orders.sqlite import SqliteStore
+from tests.orders.ledgers import claim
 
 KEYS = [Key("", "e", f"order-{number}") for number in range(6)]
 
@@ -44,7 +45,7 @@ async def together(store: SqliteStore, *changes: Any) -> list[Any]:
 
 
 def claims(ledger: Ledger, keys: list[Key]) -> list[Any]:
-    return [ledger.claim(key, b"f", b"{}", "s") for key in keys]
+    return [claim(ledger, key) for key in keys]
 
 
 def test_changes_that_wait_together_are_one_transaction(tmp_path: Path) -> None:
@@ -77,18 +78,23 @@ def test_one_that_fails_takes_back_its_own_part_alone(tmp_path: Path) -> None:
     assert [row is not None for row in rows] == [True] * 6 + [False]
 
 
-def test_twins_that_wait_together_see_each_other(tmp_path: Path) -> None:
+def test_duplicates_that_wait_together_see_each_other(tmp_path: Path) -> None:
     async def act(ledger: Ledger, store: SqliteStore) -> list[Any]:
         return await together(store, *claims(ledger, [KEYS[0]] * 4))
 
-    assert sorted(type(result).__name__ for result in run(tmp_path, act)) == ["Busy", "Busy", "Busy", "New"]
+    assert sorted(type(result).__name__ for result in run(tmp_path, act)) == [
+        "InProgress",
+        "InProgress",
+        "InProgress",
+        "New",
+    ]
 
 
 def test_where_the_database_fails_all_are_told_and_nothing_is_written(tmp_path: Path) -> None:
     async def act(ledger: Ledger, store: SqliteStore) -> tuple[list[Any], list[Any]]:
         await in_thread(store, lambda database: database.execute("PRAGMA max_page_count = 1"))  # as many as there are
         body = b"x" * 100_000
-        full = await together(store, *(ledger.claim(key, b"f", body, "s") for key in KEYS))
+        full = await together(store, *(claim(ledger, key, body=body) for key in KEYS))
         await in_thread(store, lambda database: database.execute("PRAGMA max_page_count = 100000"))
         return full, [await ledger.show(key) for key in KEYS]
 
@@ -102,6 +108,6 @@ def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
     async def act(ledger: Ledger, store: SqliteStore) -> None:
         await ledger.close()
         with pytest.raises(LedgerUnavailable):
-            await ledger.claim(KEYS[0], b"f", b"{}", "s")
+            await claim(ledger, KEYS[0])
 
     run(tmp_path, act)

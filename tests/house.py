@@ -1,0 +1,144 @@
+"""A service with a fake engine behind it, and the bodies that its tests send."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from mapper import promotions
+from mapper.adapter import Discount, Outcome, Reason, Rejection
+from mapper.domain.errors import Problem
+from mapper.domain.record import Record
+from mapper.engine.conversation import Engine
+from mapper.orders.ledger import open_ledger
+from mapper.orders.redeem import OrderRedeemer
+from mapper.orders.rows import Answer, Clock, Row
+from mapper.promotions import Call, Service
+from tests.fakes import FakeAdapter, FakeTransport, new_ledger, settings, signed, signed_with
+
+T = TypeVar("T")
+NOW = 1_800_000_000.0
+CANCEL_SECRET = b"the secret that cancels are signed with"
+CHECKOUT = {
+    "id": "c-1",
+    "items": [{"sku": "S", "quantity": 1, "price": "140.00"}],
+    "promotions": {"coupon_codes": ["TEN", "X"]},
+}
+ORDER = {
+    "id": "c-1",
+    "order_items": [{"sku": "S", "quantity": 1, "price": "140.00"}],
+    "promotions": {"coupon_codes": ["TEN", "X"]},
+}
+TEN_OFF = Outcome(discounts=(Discount(name="Ten", description="Ten off", amount=1000, effect_type="off", line=0),))
+REFUSED = Outcome(rejected=(Rejection("TEN", Reason.EXPIRED, "CouponExpired"), Rejection("X", Reason.OTHER, "Odd")))
+
+
+class House:
+    """A service with a fake engine behind it, and a short way to call it. Its ledger lives as long as the house."""
+
+    def __init__(self, **environment: str) -> None:
+        self.adapter, self.wire = FakeAdapter(), FakeTransport()
+        self.now, self.record = NOW, Record("", "")
+        self.time = 1000.0
+        """What deadlines, leases and quarantines are counted on; sleeping moves it."""
+        self.ledger_url = new_ledger()
+        self.configured = settings(self.adapter, **{"MAPPER_CANCEL_SECRETS": CANCEL_SECRET.decode(), **environment})
+
+    def __call__(self, story: str, body: object) -> dict[str, Any]:
+        got: dict[str, Any] = json.loads(self.bytes(story, body))
+        return got
+
+    def bytes(self, story: str, body: object) -> bytes:
+        answer = self.answer(story, body)
+        assert answer.status == 200, answer
+        return answer.reply
+
+    def answer(self, story: str, body: object) -> Answer:
+        data, headers = signed(body)
+        self.record = Record(story, "r")
+
+        async def call(service: Service) -> Answer:
+            tell = promotions.validate if story == "validate" else promotions.consume
+            return await tell(service, Call(data, headers, self.time + 8, self.record))
+
+        return asyncio.run(self.within(call))
+
+    async def within(self, act: Callable[[Service], Awaitable[T]]) -> T:
+        clock = Clock(lambda: self.time, lambda: self.now, "boot")
+        ledger = await open_ledger(self.ledger_url, clock=clock)
+        engine = Engine(self.wire, self.adapter.accounts, clock=lambda: self.time, sleep=self.sleep)
+        redeemer = OrderRedeemer(self.configured, engine, ledger, lambda: self.time, self.sleep)
+        service = Service(self.configured, engine, redeemer, lambda: self.time, lambda: self.now, lambda: "made-1")
+        try:
+            return await act(service)
+        finally:
+            await redeemer.drain(1)
+            await ledger.close()
+
+    async def sleep(self, seconds: float) -> None:
+        self.time += seconds
+        await asyncio.sleep(0)
+
+    def refusal(self, story: str, body: object) -> Problem:
+        """What is raised."""
+        with pytest.raises(Problem) as raised:
+            self.answer(story, body)
+        return raised.value
+
+    def cancel(self, order: object = "c-1") -> Answer:
+        data, headers = signed_with(CANCEL_SECRET, {"cancel": {"id": order}})
+        return asyncio.run(self.within(lambda service: promotions.cancel(service, Call(data, headers, self.time + 8))))
+
+    def cancel_refusal(self, order: object = "c-1") -> Problem:
+        with pytest.raises(Problem) as raised:
+            self.cancel(order)
+        return raised.value
+
+    def row(self, order: str = "c-1") -> Row:
+        """An order's row in the ledger."""
+
+        async def find(service: Service) -> list[Row]:
+            return await service.redeemer.ledger.find(order=order)
+
+        (row,) = asyncio.run(self.within(find))
+        return row
+
+    def reconcile(self, after_s: float = 0.0) -> None:
+        """One round of the reconciler, so many seconds later."""
+        self.time += after_s
+        asyncio.run(self.within(reconcile))
+
+
+def to_order(answer: dict[str, Any]) -> dict[str, Any]:
+    """A validated checkout as the order that a shop makes of it."""
+    checkout = answer["checkout"]
+    lines = [
+        {"sku": item["sku"], "quantity": item["quantity"], "price": item["price"], "discounts": item["total_discount"],
+         "applied_discounts": item["discounts"]}
+        for item in checkout["items"]
+    ]  # fmt: skip
+    order = {"order_items": lines, "discounts": checkout["total_discount"], "promotions": checkout["promotions"]}
+    if checkout["discounts"]:
+        order["applied_discounts"] = checkout["discounts"]
+    return order | ({"id": checkout["id"]} if "id" in checkout else {})
+
+
+def carrying(amount: str) -> dict[str, Any]:
+    return {**ORDER, "order_items": [{**ORDER["order_items"][0], "price": "1", "discounts": amount}]}  # type: ignore[index]
+
+
+async def reconcile(service: Service) -> None:
+    """One round."""
+    rounds = 0
+
+    async def stop(_: float) -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 1:
+            raise asyncio.CancelledError
+
+    service.redeemer.sleep = stop
+    with pytest.raises(asyncio.CancelledError):
+        await service.redeemer.reconcile()

@@ -1,0 +1,275 @@
+"""What a merchant's cancel does, state by state (CONTRACT section 7)."""
+
+import asyncio
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from mapper import promotions
+from mapper.adapter import LookedUp
+from mapper.domain.errors import Problem
+from mapper.engine.transport import NotSent, Unknown
+from mapper.orders.rows import Key, State
+from mapper.promotions import Call, Service
+from tests.fakes import SECRET, signed, signed_with
+from tests.house import CANCEL_SECRET, ORDER, REFUSED, TEN_OFF, House, carrying, to_order
+from tests.orders.test_redeem import hold
+
+ORDERED = carrying("10.00")
+
+
+@pytest.fixture
+def house() -> House:
+    house = House()
+    house.adapter.granted = TEN_OFF
+    return house
+
+
+def cancelled(house: House) -> Any:
+    answer = house.cancel()
+    assert answer.status == 200
+    return json.loads(answer.reply)["order"]
+
+
+def test_a_redeemed_order_is_undone_for_good(house: House) -> None:
+    house("consume", ORDERED)
+    assert cancelled(house) == ORDERED
+    assert house.wire.sent == ["check", "redeem", "undo"]
+    assert house.adapter.undone == [("c-1", True)]
+    assert cancelled(house) == ORDERED, "idempotent"
+    assert house.wire.sent == ["check", "redeem", "undo"]
+    refused = house.refusal("consume", ORDERED)
+    assert (refused.category, refused.status("consume"), refused.details) == (
+        "order_mismatch", 400, {"reason": "cancelled"},
+    )  # fmt: skip
+
+
+def test_also_when_its_body_has_been_erased(house: House) -> None:
+    house("consume", ORDERED)
+
+    async def forget(service: Service) -> None:
+        ledger = service.redeemer.ledger
+        await ledger.forget((await ledger.find())[0])
+
+    asyncio.run(house.within(forget))
+    assert cancelled(house) == {}
+    assert house.adapter.undone == [("c-1", True)]
+
+
+@pytest.mark.parametrize("state", ["refused", "not done", "degraded"])
+def test_where_nothing_stands_it_is_marked(house: House, state: str) -> None:
+    body = ORDERED
+    if state == "refused":
+        house.adapter.granted = REFUSED
+        house.refusal("consume", body)
+    elif state == "not done":
+        house.wire.script["redeem"] = [NotSent("connect")] * 9
+        house.refusal("consume", body)
+    else:
+        house = House(MAPPER_ON_ENGINE_FAILURE="no_discount")
+        house.wire.script["validate"] = [503] * 9
+        body = to_order(house("validate", {"id": "c-1", "items": ORDER["order_items"], "promotions": {}}))
+        house("consume", body)
+    assert cancelled(house) == body
+    assert "undo" not in house.wire.sent
+    assert house.refusal("consume", body).details == {"reason": "cancelled"}
+
+
+@pytest.mark.parametrize("state", ["in flight", "unknown"])
+def test_while_nobody_knows_it_is_pending(house: House, state: str) -> None:
+    if state == "in flight":
+        hold(house)
+    else:
+        house.wire.script["redeem"] = [Unknown("timeout")]
+        house.refusal("consume", ORDERED)
+    problem = house.cancel_refusal()
+    assert (problem.category, problem.status("cancel")) == ("outcome_pending", 409)
+    assert problem.retry_after is not None
+    assert problem.retry_after >= (40 if state == "unknown" else 1)
+    assert "undo" not in house.wire.sent
+
+
+def test_what_needs_a_person_is_not_cancelled(house: House) -> None:
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", ORDERED)
+    house.reconcile(after_s=90_000)
+    problem = house.cancel_refusal()
+    assert (problem.status("cancel"), problem.category, problem.details) == (
+        409,
+        "outcome_pending",
+        {"reason": "manual"},
+    )
+
+
+def test_what_never_came_cannot_be_cancelled(house: House) -> None:
+    problem = house.cancel_refusal("nobody")
+    assert (problem.status("cancel"), problem.category) == (404, "invalid_request")
+
+
+@pytest.mark.parametrize("refusal", ["no undo", "the engine refuses"])
+def test_what_the_engine_does_not_take_back_stays_redeemed(house: House, refusal: str) -> None:
+    house("consume", ORDERED)
+    if refusal == "no undo":
+        house.adapter.capabilities = msgspec.structs.replace(house.adapter.capabilities, undo=False)
+    else:
+        house.wire.script["undo"] = [403]
+    problem = house.cancel_refusal()
+    reason = "no_undo" if refusal == "no undo" else "engine_key"
+    assert (problem.status("cancel"), problem.category, problem.reason) == (500, "engine_rejected", reason)
+    assert house.row().state is State.DONE
+    house.wire.sent = []
+    assert house("consume", ORDERED)["order"] == ORDERED
+    assert house.wire.sent == []
+
+
+@pytest.mark.parametrize("failure", [Unknown("timeout"), 503])
+def test_an_undo_whose_outcome_is_unknown_is_finished_in_the_background(house: House, failure: int | Exception) -> None:
+    house("consume", ORDERED)
+    house.wire.script["undo"] = [failure] * 4
+    problem = house.cancel_refusal()
+    assert (problem.status("cancel"), problem.category) == (500, "outcome_pending")
+    assert house.row().state is State.CANCELLING
+    assert house.refusal("consume", ORDERED).category == "outcome_pending"
+    house.wire.script = {}
+    house.reconcile(after_s=60)
+    assert house.row().state is State.CANCELLED
+    assert cancelled(house) == ORDERED
+
+
+def test_a_cancel_that_dies_half_way_is_finished_by_another(house: House) -> None:
+    house("consume", ORDERED)
+
+    async def die(service: Service) -> None:
+        await service.redeemer.ledger.cancel(Key("", "fake", "c-1"))
+
+    asyncio.run(house.within(die))
+    assert house.cancel_refusal().category == "outcome_pending"
+    house.reconcile(after_s=40)
+    assert house.row().state is State.CANCELLED
+    assert house.wire.sent == ["check", "redeem", "undo"]
+
+
+def test_a_cancel_that_cannot_be_finished_for_a_day_needs_a_person(house: House) -> None:
+    house("consume", ORDERED)
+    house.wire.script["undo"] = [503] * 99
+    house.cancel_refusal()
+    house.reconcile(after_s=90_000)
+    assert house.row().state is State.MANUAL
+    assert house.cancel_refusal().details == {"reason": "manual"}
+
+    async def retry(service: Service) -> None:
+        ledger = service.redeemer.ledger
+        await ledger.reopen((await ledger.find())[0])
+
+    asyncio.run(house.within(retry))
+    house.wire.script = {}
+    house.reconcile()
+    assert house.row().state is State.CANCELLED
+
+
+def test_an_order_that_was_looked_up_is_undone_by_its_handle(house: House) -> None:
+    house.adapter.handle = "r_1"
+    house("consume", ORDERED)
+    house.cancel()
+    assert house.adapter.handles == ["r_1"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ORDER,
+        {"cancel": {"id": "c-1"}, "order_items": []},
+        {"cancel": {"id": "c-1", "reason": "x"}},
+        {"cancel": {}},
+        {"cancel": "c-1"},
+        {"cancel": {"id": None}},
+        {"cancel": {"id": ""}},
+        {"cancel": {"id": [1]}},
+        {},
+        b"[]",
+        b'{"cancel": {"id": "c-1"}',
+    ],
+)
+def test_only_a_cancel_is_a_cancel(house: House, body: object) -> None:
+    house("consume", ORDERED)
+    data, headers = signed_with(CANCEL_SECRET, body)
+
+    async def call(service: Service) -> None:
+        await promotions.cancel(service, Call(data, headers, house.time + 8))
+
+    with pytest.raises(Problem) as refusal:
+        asyncio.run(house.within(call))
+    assert (refusal.value.category, refusal.value.status("cancel")) == ("invalid_request", 400)
+    assert house.row().state is State.DONE
+
+
+@pytest.mark.parametrize("secret", [SECRET, b"somebody else's secret"])
+def test_nobody_but_the_merchant_cancels(house: House, secret: bytes) -> None:
+    house("consume", ORDERED)
+    data, headers = signed_with(secret, {"cancel": {"id": "c-1"}})
+
+    async def call(service: Service) -> None:
+        await promotions.cancel(service, Call(data, headers, house.time + 8))
+
+    with pytest.raises(Problem) as refusal:
+        asyncio.run(house.within(call))
+    assert refusal.value.category == "signature"
+
+
+def test_a_number_and_a_padded_id_name_the_same_order(house: House) -> None:
+    house("consume", {**ORDERED, "id": " 77 "})
+    assert house.cancel(77).status == 200
+
+
+def test_a_cancel_is_of_its_own_space() -> None:
+    house = House(NACELLE_SPACE_IDS="one,two")
+    house.adapter.granted = TEN_OFF
+
+    async def story(service: Service) -> list[int]:
+        async def call(operation: str, space: str) -> int:
+            secret = CANCEL_SECRET if operation == "cancel" else SECRET
+            body = {"cancel": {"id": "c-1"}} if operation == "cancel" else ORDERED
+            data, headers = signed_with(secret, body, x_nacelle_space_id=space)
+            try:
+                answer = await getattr(promotions, operation)(service, Call(data, headers, house.time + 8))
+            except Problem as problem:
+                return problem.status("cancel")
+            return int(answer.status)
+
+        return [await call(*each) for each in (("consume", "one"), ("cancel", "two"), ("cancel", "one"))]
+
+    assert asyncio.run(house.within(story)) == [200, 404, 200]
+
+
+def test_a_reopened_cart_is_redeemed_under_a_new_id_after_the_old_order_was_cancelled(house: House) -> None:
+    """The merchant edits an order: cancels it, and sends the same cart under another id, with the same receipt."""
+    order = {**to_order(house("validate", {"id": "c-1", "items": ORDER["order_items"], "promotions": {}})), "id": "o-1"}
+    house("consume", order)
+    assert house.refusal("consume", {**order, "id": "o-2"}).category == "order_mismatch"
+    house.cancel("o-1")
+    assert house("consume", {**order, "id": "o-2"})["order"]["id"] == "o-2"
+    assert len(set(house.adapter.attempts)) == 2
+    assert house.adapter.sessions[-1] == ("redeem", "c-1~2")
+
+
+def test_a_cancel_against_a_running_redemption_waits_for_it(house: House) -> None:
+    house.wire.pause = 0.02
+
+    async def both(service: Service) -> list[Any]:
+        data, headers = signed(ORDERED)
+        consuming = asyncio.create_task(promotions.consume(service, Call(data, headers, house.time + 8)))
+        await asyncio.sleep(0.03)
+        data, headers = signed_with(CANCEL_SECRET, {"cancel": {"id": "c-1"}})
+        call = Call(data, headers, house.time + 8)
+        early = await asyncio.gather(promotions.cancel(service, call), return_exceptions=True)
+        answer = await consuming
+        return [*early, answer, await promotions.cancel(service, call)]
+
+    early, consumed, late = asyncio.run(house.within(both))
+    assert isinstance(early, Problem)
+    assert (early.status("cancel"), consumed.status, late.status) == (409, 200, 200)
+    assert house.wire.sent == ["check", "redeem", "undo"]
+    house.adapter.found = LookedUp("absent")
+    assert house.row().state is State.CANCELLED

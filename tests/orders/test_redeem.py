@@ -1,0 +1,697 @@
+"""What becomes of one order, whatever goes wrong: who is told what, and what happens without a caller."""
+
+import asyncio
+import dataclasses
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from mapper import promotions
+from mapper.adapter import (
+    Conversation,
+    EngineRequest,
+    LookedUp,
+    Notice,
+    NotRedeemed,
+    Outcome,
+    Redeemed,
+)
+from mapper.domain import checkout as documents
+from mapper.domain.checkout import Checkout
+from mapper.domain.errors import EngineRejected, EngineUnavailable, OrderMismatch
+from mapper.engine.transport import NotSent, Unknown
+from mapper.orders.ledger import Ledger
+from mapper.orders.rows import Key, LedgerUnavailable, Row, State, Terms
+from mapper.promotions import Call, Service
+from tests.fakes import SECRET, FakeAdapter, settings, signed
+from tests.house import CHECKOUT, REFUSED, TEN_OFF, House, carrying, reconcile, to_order
+
+ORDERED = carrying("10.00")
+CHANGED = {**ORDERED, "order_items": [{"sku": "S", "quantity": 2, "price": "140.00"}]}
+
+
+@pytest.fixture
+def house() -> House:
+    house = House()
+    house.adapter.granted = TEN_OFF
+    return house
+
+
+def ordered(house: House, order: str, **changes: Any) -> dict[str, Any]:
+    """An order made of the checkout c-1, with its receipt, under an id of its own."""
+    return {**to_order(house("validate", CHECKOUT | changes)), "id": order}
+
+
+# -- What the engine certainly did not do waits for its caller -----------------------------------------------------
+
+NOT_DONE = [NotSent("connect"), 429, 409, 401]
+
+
+def fail(house: House, failure: int | Exception, times: int = 9) -> None:
+    """The next requests that redeem fail; 401 is what the adapter says of our key."""
+    house.wire.script["redeem"] = [failure] * times
+    house.adapter.on_redeem = EngineRejected("our key is wrong", reason="engine_key") if failure == 401 else None
+
+
+def mend(house: House) -> None:
+    house.wire.script, house.wire.sent, house.adapter.on_redeem = {}, [], None
+
+
+@pytest.mark.parametrize("failure", NOT_DONE)
+def test_what_was_certainly_not_done_happens_with_its_caller_or_not_at_all(
+    house: House, failure: int | Exception
+) -> None:
+    fail(house, failure)
+    problem = house.refusal("consume", ORDERED)
+    assert (problem.status("consume"), problem.category in ("engine_unavailable", "engine_rejected")) == (500, True)
+    assert problem.retry_after is not None
+    assert house.row().state is State.RETRYABLE
+    mend(house)
+    for _ in range(30):
+        house.reconcile(after_s=600)
+    assert house.wire.sent == [], "its caller is gone, and with it the order"
+    assert house("consume", CHANGED)["order"]["id"] == "c-1", "and the next may bring other content"
+    assert house.wire.sent == ["check", "redeem"]
+
+
+@pytest.mark.parametrize("failure", [NotSent("connect"), 429, 409])
+def test_what_may_help_is_tried_again_while_the_caller_waits(house: House, failure: int | Exception) -> None:
+    fail(house, failure, times=2)
+    assert house("consume", ORDERED)["order"] == ORDERED
+    assert house.wire.sent.count("redeem") == 3
+
+
+def test_what_cannot_help_is_not_tried_again(house: House) -> None:
+    fail(house, 401)
+    house.refusal("consume", ORDERED)
+    assert house.wire.sent.count("redeem") == 1
+
+
+def test_or_it_is_redeemed_later_where_the_settings_say_so() -> None:
+    house = House(MAPPER_AFTER_FAILURE="redeem_later")
+    house.adapter.granted = TEN_OFF
+    fail(house, NotSent("connect"))
+    assert house.refusal("consume", ORDERED).category == "engine_unavailable"
+    house.wire.script = {}
+    house.reconcile(after_s=60)
+    house.wire.sent = []
+    assert house.row().confirmed_at is None
+    assert house("consume", ORDERED)["order"] == ORDERED
+    assert house.wire.sent == []
+
+
+def test_an_order_whose_process_died_before_it_was_sent_waits_too(house: House) -> None:
+    hold(house)
+    house.reconcile(after_s=40)
+    assert (house.row().state, house.wire.sent) == (State.RETRYABLE, [])
+
+
+# -- A refusal is no stored answer ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", [ORDERED, CHANGED, {**ORDERED, "promotions": {}}])
+def test_a_refused_order_is_checked_anew(house: House, again: dict[str, Any]) -> None:
+    house.adapter.granted = REFUSED
+    assert house.refusal("consume", ORDERED).category == "promotion_codes"
+    assert house.row().state is State.REJECTED
+    house.adapter.granted = Outcome() if again is CHANGED else TEN_OFF
+    assert house("consume", again)["order"]["id"] == "c-1"
+    assert house.wire.sent == ["check", "check", "redeem"]
+
+
+def test_a_difference_that_was_refused_is_checked_anew() -> None:
+    house = House(MAPPER_ON_DRIFT="refuse")
+    assert house.refusal("consume", ORDERED).category == "amount_mismatch"
+    house.adapter.granted = TEN_OFF
+    assert house("consume", ORDERED)["order"] == ORDERED
+
+
+# -- After a 2xx of what redeems, nothing counts as not done -------------------------------------------------------
+
+
+class Broken(FakeAdapter):
+    """Raises after the engine has redeemed; says that this request may be repeated."""
+
+    error: Exception = ValueError("a bug")
+
+    def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
+        yield EngineRequest(operation="redeem", method="POST", path="/redeem", effect="redeems", repeatable=True)
+        raise self.error
+
+
+BUGS = [
+    ValueError("a bug"),
+    EngineRejected("the rollback of the surplus was answered 403", reason="engine_key"),
+    EngineUnavailable("it says so, but it does not know", reason="adapter"),
+    OrderMismatch("another cart", reason="order_mismatch"),
+]
+
+
+@pytest.mark.parametrize("error", BUGS)
+@pytest.mark.parametrize("found", ["redeemed", "absent", "unclear"])
+def test_whatever_an_adapter_raises_after_a_2xx_it_is_looked_up_and_not_sent_again(
+    house: House, error: Exception, found: Any
+) -> None:
+    house.adapter = Broken()
+    house.adapter.granted, house.adapter.error = TEN_OFF, error
+    house.configured = dataclasses.replace(house.configured, adapter=house.adapter)
+    house.adapter.found = LookedUp(found, TEN_OFF)
+    if found == "redeemed":
+        assert house("consume", ORDERED)["order"] == ORDERED
+    else:
+        assert house.refusal("consume", ORDERED).category == "outcome_pending"
+    for _ in range(50):
+        house.reconcile(after_s=1)
+    assert house.wire.sent.count("redeem") == 1
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_any_2xx_is_done(house: House, status: int) -> None:
+    house.wire.script["redeem"] = [status]
+    assert house("consume", ORDERED)["order"] == ORDERED
+    assert house.wire.sent == ["check", "redeem"]
+
+
+# -- Not redeemed, says the adapter --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("undo", [True, False])
+@pytest.mark.parametrize(
+    ("found", "end"), [("absent", State.REJECTED), ("redeemed", State.DONE), ("unclear", State.UNKNOWN)]
+)
+def test_a_redemption_that_ends_as_not_redeemed_is_confirmed_by_one_look_up(
+    house: House, found: Any, end: State, undo: bool
+) -> None:
+    house.adapter.capabilities = msgspec.structs.replace(house.adapter.capabilities, undo=undo)
+    house.adapter.on_redeem = NotRedeemed(REFUSED.rejected)
+    house.adapter.found = LookedUp(found, TEN_OFF)
+    if end is State.DONE:
+        assert house("consume", ORDERED)["order"] == ORDERED
+    else:
+        category = "promotion_codes" if end is State.REJECTED else "outcome_pending"
+        assert house.refusal("consume", ORDERED).category == category
+    assert (house.row().state, house.wire.sent[:3]) == (end, ["check", "redeem", "look_up"])
+    assert house.wire.sent.count("redeem") == 1
+
+
+def test_where_there_is_no_undo_a_partly_refused_redemption_is_done_with_a_notice(house: House) -> None:
+    house.adapter.capabilities = msgspec.structs.replace(house.adapter.capabilities, undo=False)
+    house.adapter.on_redeem = Outcome(discounts=TEN_OFF.discounts, rejected=REFUSED.rejected)
+    (notice,) = house("consume", ORDERED)["order"]["promotions"]["meta"]["mapper"]["notices"]
+    assert (notice["type"], notice["payload"]["rejected"][0]["code"]) == ("redeemed_in_part", "TEN")
+    assert house.row().state is State.DONE
+
+
+def test_with_every_code_refused_the_rest_is_done_and_the_difference_is_drift() -> None:
+    house = House(MAPPER_ON_REJECTED="apply_rest")
+    house.adapter.granted = Outcome(rejected=REFUSED.rejected)
+    house.adapter.on_redeem = NotRedeemed(REFUSED.rejected)
+    got = house("consume", ORDERED)["order"]
+    assert [notice["type"] for notice in got["promotions"]["meta"]["mapper"]["notices"]] == ["amount_mismatch"]
+    assert (house.row().state, house.record.drift) == (State.DONE, {"order": "10.00", "engine": "0.00"})
+
+
+# -- The same order ------------------------------------------------------------------------------------------------
+
+
+def test_the_same_bytes_are_the_same_order_whatever_settings_have_changed(house: House) -> None:
+    bare = {**ORDERED, "id": "c-1"}
+    first = house.bytes("consume", bare)
+    house.configured = settings(
+        house.adapter, MAPPER_DEFAULT_CURRENCY="JPY", MAPPER_CUSTOMER_PATH="/id", MAPPER_RECEIPT="required"
+    )
+    data = json.dumps(bare).encode().replace(b"10.00", b"10").replace(b'"140.00"', b'"140"')
+    assert house.wire.sent == ["check", "redeem"]
+    house.configured = dataclasses.replace(house.configured, default_currency="EUR")
+    assert house.bytes("consume", bare) == first
+    assert data
+    assert house.wire.sent == ["check", "redeem"]
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"shipping_address": {"street": "Elsewhere 2"}},
+        {"payments": [{"id": "pay-2"}]},
+        {"note": "leave it at the door"},
+        {"promotions": {"identifiers": ["203.0.113.77"]}},
+        {"promotions": {"meta": {"utm": "x"}}},
+    ],
+)
+def test_other_bytes_elsewhere_get_their_own_bytes_back_with_the_stored_notices(
+    house: House, elsewhere: dict[str, Any]
+) -> None:
+    house.adapter.granted = Outcome(discounts=TEN_OFF.discounts, notices=(Notice("coupon", "A coupon", {"v": 1.10}),))
+    first = {**ORDERED, "promotions": {"identifiers": ["203.0.113.1"]}, "shipping_address": {"street": "Here 1"}}
+    told = house("consume", first)["order"]["promotions"]["meta"]["mapper"]["notices"]
+    house.wire.sent = []
+    again = house("consume", {**first, **elsewhere})["order"]
+    assert again["promotions"]["meta"]["mapper"].pop("notices") == told
+    assert {key: again[key] for key in elsewhere if key != "promotions"} == {
+        key: value for key, value in elsewhere.items() if key != "promotions"
+    }
+    assert house.wire.sent == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"order_items": [{"sku": "S", "quantity": 2, "price": "140.00"}]},
+        {"promotions": {"coupon_codes": ["OTHER"]}},
+        {"promotions": {"referral_code": "R"}},
+        {"promotions": {"loyalty_card": "L"}},
+        {"discounts": "1.00"},
+        {"currency": "EUR"},
+        {"customer": {"id": "jane"}},
+        {"shipping_rate": {"price": "7.00"}},
+    ],
+)
+def test_what_makes_another_order(house: House, change: dict[str, Any]) -> None:
+    house.adapter.cost_pointers = ("/shipping_rate/price",)
+    house("consume", ORDERED)
+    problem = house.refusal("consume", {**ORDERED, **change})
+    assert (problem.category, problem.details) == ("order_mismatch", {"reason": "order_mismatch"})
+
+
+@pytest.mark.parametrize("state", ["in flight", "unknown"])
+@pytest.mark.parametrize("again", [ORDERED, CHANGED])
+def test_while_nobody_knows_it_is_pending_whatever_the_content(house: House, state: str, again: dict[str, Any]) -> None:
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    if state == "unknown":
+        house.refusal("consume", ORDERED)
+    else:
+        hold(house)
+    problem = house.refusal("consume", again)
+    assert (problem.category, problem.status("consume")) == ("outcome_pending", 500)
+    assert problem.retry_after is not None
+    assert problem.retry_after >= (40 if state == "unknown" else 1)
+    assert house.wire.sent.count("redeem") == (1 if state == "unknown" else 0)
+
+
+def hold(house: House) -> None:
+    """Another process has the order, and is at it."""
+
+    async def claim(service: Service) -> None:
+        order = documents.parse(json.dumps(ORDERED).encode(), "consume")
+        terms = Terms("c-1", from_receipt=False)
+        job = service.redeemer.job(Key("", "fake", "c-1"), order, terms, house.record)
+        await service.redeemer.ledger.claim(job.ask)
+
+    asyncio.run(house.within(claim))
+
+
+# -- One session, one order ----------------------------------------------------------------------------------------
+
+
+def test_one_validated_cart_is_one_order(house: House) -> None:
+    order = ordered(house, "o-1")
+    house("consume", order)
+    house.wire.sent = []
+    problem = house.refusal("consume", {**order, "id": "o-2"})
+    assert (problem.category, problem.status("consume"), house.wire.sent) == ("order_mismatch", 400, [])
+    assert problem.details == {"reason": "session_of_another_order", "order": "o-1"}
+    assert house("consume", order)["order"]["id"] == "o-1"
+
+
+def test_a_redemption_that_nobody_was_told_of_passes_to_the_new_id(house: House) -> None:
+    order = ordered(house, "o-1")
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", order)
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+    house.reconcile(after_s=60)
+    assert house.row("o-1").confirmed_at is None
+    house.wire.sent = []
+    other = {**order, "order_items": [{**order["order_items"][0], "quantity": 2}], "id": "o-2"}
+    assert house.refusal("consume", other).details["order"] == "o-1", "only the same cart"
+    assert house("consume", {**order, "id": "o-2"})["order"]["id"] == "o-2"
+    assert house.wire.sent == []
+    assert house.refusal("consume", {**order, "id": "o-1"}).details["order"] == "o-2", "it is that one's now"
+    assert house("consume", {**order, "id": "o-2"})["order"]["id"] == "o-2"
+
+
+def test_also_where_the_new_id_had_been_tried_before(house: House) -> None:
+    house.adapter.granted = REFUSED
+    house.refusal("consume", {**ORDERED, "id": "o-2"})
+    house.adapter.granted = TEN_OFF
+    test_a_redemption_that_nobody_was_told_of_passes_to_the_new_id(house)
+
+
+@pytest.mark.parametrize("state", ["in flight", "unknown"])
+def test_while_another_order_has_the_session_it_is_pending(house: House, state: str) -> None:
+    if state == "unknown":
+        house.wire.script["redeem"] = [Unknown("timeout")]
+        house.refusal("consume", ORDERED)
+    else:
+        hold(house)
+    house.wire.sent = []
+    note = house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]
+    problem = house.refusal("consume", {**ORDERED, "id": "o-2", "promotions": {"meta": note}})
+    assert (problem.category, problem.status("consume")) == ("outcome_pending", 500)
+    assert "redeem" not in house.wire.sent
+
+
+def test_what_waits_for_its_caller_leaves_its_session_to_the_next_order(house: House) -> None:
+    order = ordered(house, "o-1")
+    fail(house, NotSent("connect"))
+    house.refusal("consume", order)
+    house.wire.script = {}
+    house("consume", {**order, "id": "o-2"})
+    assert house.adapter.sessions[-1] == ("redeem", "c-1")
+    assert house.refusal("consume", order).details["order"] == "o-2"
+
+
+@pytest.mark.parametrize("freed", ["refused", "cancelled"])
+def test_an_order_that_brings_a_freed_session_is_redeemed_in_a_new_one(house: House, freed: str) -> None:
+    order = ordered(house, "o-1")
+    if freed == "refused":
+        house.adapter.granted = REFUSED
+        house.refusal("consume", order)
+        house.adapter.granted = TEN_OFF
+    else:
+        house("consume", order)
+        house.cancel("o-1")
+    house("consume", {**order, "id": "o-2"})
+    assert house.adapter.sessions[-2:] == [("check", "c-1~2"), ("redeem", "c-1~2")]
+    assert house("consume", {**order, "id": "o-2"})["order"]["id"] == "o-2"
+
+
+def test_the_rows_session_is_the_orders_whatever_a_later_try_brings(house: House) -> None:
+    order = ordered(house, "o-1")
+    fail(house, 429)
+    house.refusal("consume", order)
+    house.wire.script = {"redeem": [Unknown("timeout")]}
+    bare = {**order, "promotions": {"coupon_codes": ["TEN", "X"]}}
+    house.refusal("consume", bare)
+    assert {session for _, session in house.adapter.sessions} == {"c-1"}
+    receipt = to_order(house("validate", CHECKOUT | {"id": "c-9"}))["promotions"]
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+    house("consume", {**order, "promotions": receipt})
+    assert house.adapter.sessions[-1] == ("look_up", "c-1")
+
+
+def test_after_a_refusal_the_session_of_a_right_receipt_takes_its_place(house: House) -> None:
+    order = ordered(house, "o-1")
+    house.adapter.granted = REFUSED
+    house.refusal("consume", order)
+    house.adapter.granted = TEN_OFF
+    receipt = to_order(house("validate", CHECKOUT | {"id": "c-9"}))["promotions"]
+    house("consume", {**order, "promotions": receipt})
+    assert house.adapter.sessions[-1] == ("redeem", "c-9")
+
+
+def test_of_two_orders_that_bring_one_session_at_the_same_time_one_is_redeemed(house: House) -> None:
+    order = ordered(house, "o-1")
+    house.wire.pause = 0.01
+
+    async def both(service: Service) -> list[Any]:
+        bodies = [signed({**order, "id": name}) for name in ("o-1", "o-2", "o-3")]
+        calls = (promotions.consume(service, Call(data, headers, house.time + 1)) for data, headers in bodies)
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    results = asyncio.run(house.within(both))
+    assert sum(not isinstance(result, Exception) for result in results) == 1
+    assert house.wire.sent.count("redeem") == 1
+
+
+# -- Validate and sessions that are finished -----------------------------------------------------------------------
+
+
+def test_a_cart_that_lives_on_after_its_order_gets_a_new_session(house: House) -> None:
+    house("consume", ordered(house, "o-1"))
+    again = house("validate", CHECKOUT)["checkout"]
+    assert again["promotions"]["meta"]["mapper"]["session"] == "c-1~2"
+    house("consume", {**to_order({"checkout": again}), "id": "o-2"})
+    assert house.adapter.sessions[-1] == ("redeem", "c-1~2")
+    assert house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"]["session"] == "c-1~3"
+
+
+def test_also_where_only_the_engine_knows_of_it(house: House) -> None:
+    house.wire.script["validate"] = [EngineRejected("completed", reason="session_closed")]
+    assert house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"]["session"] == "c-1~2"
+    house.wire.script["validate"] = [EngineRejected("completed", reason="session_closed")] * 9
+    assert house.refusal("validate", CHECKOUT).reason == "session_closed"
+
+
+def test_without_the_ledger_validate_goes_on(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: Any) -> str:
+        raise LedgerUnavailable("unreachable")
+
+    monkeypatch.setattr(Ledger, "free_session", away)
+    assert house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"]["session"] == "c-1"
+
+
+# -- Idempotency keys ----------------------------------------------------------------------------------------------
+
+
+def test_attempts_are_named_so_that_a_resend_keeps_its_name_and_a_new_attempt_does_not(house: House) -> None:
+    fail(house, NotSent("connect"), times=2)
+    house("consume", ORDERED)
+    assert house.adapter.attempts == ["/c-1/1", "/c-1/1"], "nothing had arrived"
+
+
+@pytest.mark.parametrize("answer", ["429", "refused"])
+def test_an_attempt_that_was_answered_is_over(house: House, answer: str) -> None:
+    if answer == "429":
+        fail(house, 429)
+    else:
+        house.adapter.on_redeem = NotRedeemed(REFUSED.rejected)
+    house.refusal("consume", ORDERED)
+    house.wire.script, house.adapter.on_redeem = {}, None
+    house("consume", ORDERED)
+    assert house.adapter.attempts[0] == "/c-1/1"
+    assert len(set(house.adapter.attempts)) == len(house.adapter.attempts)
+
+
+def test_what_was_never_answered_keeps_its_name_when_it_is_sent_again(house: House) -> None:
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", ORDERED)
+    for _ in range(80):
+        house.reconcile(after_s=1)
+    house("consume", ORDERED)
+    assert house.adapter.attempts == ["/c-1/1", "/c-1/1"]
+
+
+# -- A receipt is judged only before a new attempt -----------------------------------------------------------------
+
+
+def test_what_is_redeemed_is_answered_the_same_after_a_rotation_and_tomorrow(house: House) -> None:
+    order = ordered(house, "o-1")
+    first = house.bytes("consume", order)
+    house.now += 200_000
+    house.configured = settings(
+        house.adapter, NACELLE_SIGNING_SECRETS=f"{SECRET.decode()},a new one that is long", MAPPER_RECEIPT="required"
+    )
+    assert house.bytes("consume", order) == first
+    order["promotions"]["meta"]["mapper"]["session"] = "another's"
+    assert json.loads(house.bytes("consume", order))["order"]["id"] == "o-1"
+    assert house.wire.sent.count("redeem") == 1
+
+
+def test_a_degraded_order_is_recorded_as_done_with_nothing_redeemed() -> None:
+    house = House(MAPPER_ON_ENGINE_FAILURE="no_discount")
+    house.wire.script["validate"] = [503] * 9
+    order = to_order(house("validate", CHECKOUT))
+    first = house.bytes("consume", order)
+    assert (house.row().state, house.row().reason) == (State.DONE, "degraded")
+    house.now += 999_999
+    assert house.bytes("consume", order) == first
+    assert house.refusal("consume", {**order, "discounts": "1.00"}).category == "order_mismatch"
+    assert set(house.wire.sent) == {"validate"}
+    assert house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"]["session"] == "c-1"
+
+
+# -- The rest of a row ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_redemption_is_confirmed_by_whoever_is_still_there(house: House, is_told: bool) -> None:
+    house.wire.pause = 0.05
+
+    async def call(service: Service) -> None:
+        data, headers = signed(ORDERED)
+        caller = asyncio.create_task(promotions.consume(service, Call(data, headers, house.time + 8)))
+        if not is_told:
+            await asyncio.sleep(0.02)
+            caller.cancel()
+        await asyncio.wait({caller})
+        await service.redeemer.drain(5)
+
+    asyncio.run(house.within(call))
+    row = house.row()
+    assert (row.state, row.confirmed_at is not None) == (State.DONE, is_told)
+    house("consume", ORDERED)
+    assert house.row().confirmed_at is not None
+
+
+def test_a_healthy_order_ends_as_done_and_a_repaired_one_as_repaired(house: House) -> None:
+    house("consume", ORDERED)
+    assert house.row().state is State.DONE
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
+    house("consume", {**ORDERED, "id": "c-2"})
+    assert house.row("c-2").state is State.REPAIRED
+    assert house.wire.sent[-2:] == ["look_up", "repair"]
+
+
+def test_a_repair_that_fails_is_made_again_before_anybody_is_answered(house: House) -> None:
+    house.wire.script = {"redeem": [Unknown("timeout")], "repair": [403, 503, Unknown("timeout")] * 30}
+    house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
+    assert house.refusal("consume", ORDERED).category == "outcome_pending"
+    assert house.row().reason.startswith("repair_")
+    house.wire.script = {}
+    house.reconcile(after_s=100)
+    assert house.row().state is State.REPAIRED
+    assert house.wire.sent.count("redeem") == 1
+
+
+def test_a_redemption_may_use_a_share_of_what_is_left_of_the_deadline(house: House) -> None:
+    house("consume", ORDERED)
+    (limit,) = [timeout for operation, timeout in house.wire.timeouts if operation == "redeem"]
+    assert 8 * 0.5 < limit <= 8 * 0.6
+
+
+def test_a_ledger_that_goes_away_at_the_mark_sends_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: Any) -> None:
+        raise LedgerUnavailable("full")
+
+    monkeypatch.setattr(Ledger, "mark_sent", full)
+    problem = house.refusal("consume", ORDERED)
+    assert (problem.reason, problem.status("consume"), house.wire.sent) == ("ledger_full", 500, ["check"])
+
+
+@pytest.mark.parametrize("found", ["absent", "unclear"])
+def test_a_caller_whose_look_up_gives_up_after_a_day_is_told_that_a_person_has_to_see_to_it(
+    house: House, found: Any
+) -> None:
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", ORDERED)
+    house.adapter.found = LookedUp(found)
+    house.time += 90_000
+    problem = house.refusal("consume", ORDERED)
+    assert (problem.category, problem.reason, problem.retry_after) == ("outcome_pending", f"manual_{found}", 3600)
+    assert house.row().state is State.MANUAL
+
+
+# -- The reconciler ------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_cannot_be_worked_on_make_room_for_others(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.wire.script["redeem"] = [Unknown("timeout")] * 10
+    for number in range(10):
+        house.refusal("consume", {**ORDERED, "id": f"o-{number}"})
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+    look_up = FakeAdapter.look_up
+
+    def broken(self: FakeAdapter, order: Checkout, session: str, handle: str) -> Conversation[LookedUp]:
+        if session != "o-9":
+            raise ValueError("this adapter cannot read this order")
+        return look_up(self, order, session, handle)
+
+    monkeypatch.setattr(FakeAdapter, "look_up", broken)
+    for _ in range(3):
+        house.reconcile(after_s=61)
+    assert house.row("o-9").state is State.DONE
+    assert house.row("o-1").state is State.UNKNOWN
+
+
+def test_an_order_that_cannot_be_read_any_more_makes_room_and_ends_with_a_person(house: House) -> None:
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", ORDERED)
+
+    async def spoil(service: Service) -> None:
+        row = house_row[0]
+        await service.redeemer.ledger.store.change(row.key, lambda found, _: (None, _spoiled(found)))
+
+    house_row = [house.row()]
+    asyncio.run(house.within(spoil))
+    house.reconcile(after_s=100)
+    after = house.row()
+    assert after.state is State.UNKNOWN
+    assert after.next_check_at is not None
+    assert after.next_check_at > house.time
+    house.reconcile(after_s=90_000)
+    assert house.row().state is State.MANUAL
+
+
+def _spoiled(row: Row | None) -> Row:
+    assert row is not None
+    return dataclasses.replace(row, order=b"{}", version=row.version + 1)
+
+
+def test_a_leader_that_stops_hands_over_at_once(house: House) -> None:
+    async def story(service: Service) -> bool:
+        await reconcile(service)
+        ledger = dataclasses.replace(service.redeemer.ledger, owner="another")
+        return await ledger.lead(5)
+
+    assert asyncio.run(house.within(story))
+
+
+def test_all_that_is_old_is_forgotten_in_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[int] = []
+
+    async def prune(self: Ledger, keep_bodies_s: float, limit: int = 500) -> int:
+        limits.append(limit)
+        return limit if len(limits) < 3 else 7
+
+    monkeypatch.setattr(Ledger, "prune", prune)
+
+    async def rounds(service: Service) -> None:
+        left = 5
+
+        async def stop(_: float) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise asyncio.CancelledError
+
+        service.redeemer.sleep = stop
+        with pytest.raises(asyncio.CancelledError):
+            await service.redeemer.reconcile()
+
+    asyncio.run(house.within(rounds))
+    assert len(limits) == 3, "again and again while there is more, and then not for an hour"
+
+
+@pytest.mark.parametrize("notices", [(), (Notice("coupon", "A coupon", {"v": 1}),)])
+def test_the_answer_outlives_the_body(house: House, notices: tuple[Notice, ...]) -> None:
+    house.adapter.granted = Outcome(discounts=TEN_OFF.discounts, notices=notices)
+    body = {**ORDERED, "promotions": {"meta": {"mapper": {"notices": ["as it came"]}}}}
+    first = house.bytes("consume", body)
+
+    async def prune(service: Service) -> int:
+        return await service.redeemer.ledger.prune(60)
+
+    house.now += 61
+    assert asyncio.run(house.within(prune)) == 1
+    assert house.row().order == b""
+    assert house.bytes("consume", body) == first
+    assert house.refusal("consume", {**body, "discounts": "1.00"}).category == "order_mismatch"
+    assert house.wire.sent.count("redeem") == 1
+
+
+def test_a_trimmed_refusal_is_checked_anew(house: House) -> None:
+    house.adapter.granted = REFUSED
+    house.refusal("consume", ORDERED)
+
+    async def prune(service: Service) -> int:
+        return await service.redeemer.ledger.prune(60)
+
+    house.now += 61
+    assert asyncio.run(house.within(prune)) == 1
+    assert house.refusal("consume", ORDERED).category == "promotion_codes"
+    house.adapter.granted = TEN_OFF
+    assert house("consume", ORDERED)["order"] == ORDERED
+
+
+def test_internal_errors_are_logged_with_their_traceback(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    house.adapter = Broken()
+    house.adapter.granted = TEN_OFF
+    house.configured = dataclasses.replace(house.configured, adapter=house.adapter)
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+    house("consume", ORDERED)
+    house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
+    house("consume", {**ORDERED, "id": "c-2"})
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"][-1] == "repaired"

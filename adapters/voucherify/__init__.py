@@ -133,6 +133,8 @@ class Voucherify(Adapter):
         live = stored.live_redemptions(found) if found else ()
         # The handle counts alone where Voucherify does not find the order that it names.
         yield from _roll_back(live if found is not None or not handle else [handle])
+        if not final and found is not None:
+            yield from _set_aside(found, session)
         if final and order is not None and self.settings.lock_ttl:
             yield from _release_all(order.promotions.codes, session)
 
@@ -242,6 +244,10 @@ class Voucherify(Adapter):
         live = {*stored.live_redemptions(found.order), *stored.live_redemptions(now)}
         if found.ids and live - {*found.ids, *found.children}:
             raise EngineUnavailable("The order has been redeemed more than once.", reason="redeemed_twice")
+        if stored.is_reused(now) and not stored.same_cart(now, order, self.settings):
+            yield from _roll_back(found.ids)
+            yield from _set_aside(now, session)
+            raise EngineUnavailable("Voucherify has redeemed the cart of an earlier attempt.", reason="earlier_cart")
         gone = {**out, **found.answer.refused}
         rejected = _in_order([*refused, *_rejections(gone)], order)
         if not found.answer.applied:
@@ -274,6 +280,14 @@ def _roll_back(ids: Sequence[str]) -> Conversation[None]:
         key = "" if reply.status == 200 else error(reply).key
         if reply.status != 200 and key != "already_rolled_back":
             raise reasons.problem(reply.status, key)
+
+
+def _set_aside(order: stored.StoredOrder, session: str) -> Conversation[None]:
+    """Makes room for another order of this session: else Voucherify redeems what it has stored, whatever it is sent.
+
+    Where that fails, the same cart can be redeemed again all the same, and another one is noticed.
+    """
+    yield request.rename_order(session, stored.name_aside(order, session))
 
 
 def _release_all(codes: Sequence[str], session: str) -> Conversation[None]:

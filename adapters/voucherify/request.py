@@ -87,6 +87,21 @@ def release(code: str, session: str) -> EngineRequest:
     )
 
 
+def rename_order(session: str, name: str) -> EngineRequest:
+    """https://docs.voucherify.io/api-reference/orders/update-order (2026-08). Not verified against a live account."""
+    path, body = f"/v1/orders/{quote(session, safe='')}", _encode({"source_id": name})
+    return EngineRequest(
+        operation="rename order",
+        method="PUT",
+        path=path,
+        body=body,
+        headers=_JSON,
+        effect="session",
+        repeatable=True,
+        answers=FAILURES,
+    )
+
+
 def rollback(redemption_id: str) -> EngineRequest:
     """Takes back a redemption, with all its children if it is a parent. A second time changes nothing more."""
     path = f"/v1/redemptions/{quote(redemption_id, safe='')}/rollbacks"

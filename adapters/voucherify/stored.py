@@ -81,6 +81,16 @@ def _is_shipping(item: Mapping[str, Any]) -> bool:
 # --- What was redeemed with it ---------------------------------------------------------------------------------------
 
 
+def is_reused(order: StoredOrder) -> bool:
+    """Whether something was redeemed with it before, and taken back."""
+    return any(mapping(entry).get("rollback_id") for entry in mapping(order.get("redemptions")).values())
+
+
+def name_aside(order: StoredOrder, session: str) -> str:
+    """What an order is called from now on whose redemptions were taken back; always the same for the same order."""
+    return f"{session}~{text(order.get('id')) or 'undone'}"
+
+
 def live_redemptions(order: StoredOrder) -> tuple[str, ...]:
     """The redemptions of a stored order that stand, oldest first: parents alone, since only they can be rolled back.
 

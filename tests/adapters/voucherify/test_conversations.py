@@ -520,7 +520,7 @@ def test_as_many_redemptions_as_an_order_can_have_fit_into_one_conversation() ->
 def test_undo_rolls_back_all_that_stands_and_a_second_time_is_no_error(
     answer: EngineReply, rolled_back: list[str], again: EngineReply
 ) -> None:
-    _, requests = held(engine().undo(order(SHIRT), ORDER), answer, *[again] * len(rolled_back))
+    _, requests = held(engine().undo(order(SHIRT), ORDER, final=True), answer, *[again] * len(rolled_back))
     assert [one.path for one in requests[1:]] == [f"/v1/redemptions/{name}/rollbacks" for name in rolled_back]
     assert all(one.repeatable for one in requests)
 
@@ -528,13 +528,39 @@ def test_undo_rolls_back_all_that_stands_and_a_second_time_is_no_error(
 def test_undo_needs_no_order_and_believes_the_handle_where_the_order_is_not_found() -> None:
     done = reply({"rollbacks": []})
     for final in (True, False):
-        _, requests = held(engine().undo(None, ORDER, "r_1", final=final), stored("r_1"), done)
-        assert [one.path for one in requests] == [f"/v1/orders/{ORDER}", "/v1/redemptions/r_1/rollbacks"]
+        aside = [] if final else [reply({})]
+        _, requests = held(engine().undo(None, ORDER, "r_1", final=final), stored("r_1"), done, *aside)
+        assert [one.path for one in requests[:2]] == [f"/v1/orders/{ORDER}", "/v1/redemptions/r_1/rollbacks"]
         _, requests = held(engine().undo(None, ORDER, "r_1", final=final), UNKNOWN, done)
         assert [one.path for one in requests[1:]] == ["/v1/redemptions/r_1/rollbacks"]
         # The order is found, and says that it is undone.
-        _, requests = held(engine().undo(None, ORDER, "r_1", final=final), stored(rolled_back=["r_1"]))
-        assert len(requests) == 1
+        _, requests = held(engine().undo(None, ORDER, "r_1", final=final), stored(rolled_back=["r_1"]), *aside)
+        assert [one.method for one in requests] == (["GET"] if final else ["GET", "PUT"])
+
+
+@pytest.mark.parametrize("renamed", [reply({}), failure("not_found", 404), reply(b"", 405), reply(b"", 503)])
+def test_an_order_that_was_undone_to_be_redeemed_again_makes_room_for_the_next(renamed: EngineReply) -> None:
+    """Voucherify redeems the order that it has stored under a source id, whatever it is sent."""
+    undo = engine().undo(order(SHIRT), ORDER, "r_1", final=False)
+    _, requests = held(undo, stored("r_1"), {"rollbacks": []}, renamed)
+    last = requests[-1]
+    assert (last.method, last.path, body_of(last)) == ("PUT", f"/v1/orders/{ORDER}", {"source_id": f"{ORDER}~ord_1"})
+    assert (last.effect, last.repeatable) == ("session", True)
+
+
+def test_what_was_redeemed_with_the_cart_of_an_earlier_attempt_is_taken_back() -> None:
+    other = [{"source_id": "OTHER", "quantity": 1, "price": 100}]
+    reused = stored("r_1", rolled_back=["r_0"], items=other)
+    paid = order(SHIRT, codes=["A"])
+    conversation = engine().redeem(paid, ORDER)
+    replies = [redeemed(redemption("A", 5)), reused, {"rollbacks": []}, {}]
+    with pytest.raises(EngineUnavailable) as caught:
+        held(conversation, *replies)
+    assert caught.value.reason == "earlier_cart"
+    # The same cart again is fine.
+    same = stored("r_1", rolled_back=["r_0"])
+    outcome, _ = held(engine().redeem(paid, ORDER), redeemed(redemption("A", 5)), same)
+    assert [one.amount for one in outcome.discounts] == [5]
 
 
 def test_undo_that_fails_says_so() -> None:
@@ -649,8 +675,8 @@ def test_a_cancelled_order_keeps_no_code_locked() -> None:
     _, requests = held(engine(**LOCKED).undo(paid, ORDER, "r_1", final=True), *replies)
     assert [one.path for one in requests[2:]] == [f"/v1/vouchers/{code}/sessions/{KEY}" for code in "AB"]
     # Undone to be redeemed again: the codes stay this checkout's.
-    _, requests = held(engine(**LOCKED).undo(paid, ORDER, "r_1", final=False), *replies[:2])
-    assert len(requests) == 2
+    _, requests = held(engine(**LOCKED).undo(paid, ORDER, "r_1", final=False), *replies[:2], {})
+    assert not [one for one in requests if one.method == "DELETE"]
 
 
 # --- Whatever is answered ---------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from mapper.adapter import (
     Reason,
     Redeemed,
     Rejection,
+    together,
 )
 
 __all__ = ["Voucherify"]
@@ -291,8 +292,8 @@ def _set_aside(order: stored.StoredOrder, session: str) -> Conversation[None]:
 
 
 def _release_all(codes: Sequence[str], session: str) -> Conversation[None]:
-    for code in codes:
-        yield request.release(code, session)
+    if codes:
+        yield from together(*(request.release(code, session) for code in codes))
 
 
 def _rejections(refused: Mapping[Redeemable, str]) -> list[Rejection]:

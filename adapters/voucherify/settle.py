@@ -85,10 +85,10 @@ def _join(
     fit = tiers if limit is None else tiers[: max(limit - len(alone.applies), 0)]
     out = {**refused, **dict.fromkeys(tiers[len(fit) :], reasons.LIMIT_EXCEEDED), **alone.refused}
     if fit:
-        together = yield from _narrow(sorted([*alone.applies, *fit], key=lambda one: one.position), ask)
-        if together.answer is not None and set(alone.applies) <= set(together.applies):
-            return Settled(together.answer, together.question, {**out, **together.refused})
-        out |= {one: together.refused.get(one, "") for one in fit}
+        joined = yield from _narrow(sorted([*alone.applies, *fit], key=lambda one: one.position), ask)
+        if joined.answer is not None and set(alone.applies) <= set(joined.applies):
+            return Settled(joined.answer, joined.question, {**out, **joined.refused})
+        out |= {one: joined.refused.get(one, "") for one in fit}
     return Settled(alone.answer, alone.question, out)
 
 

@@ -98,7 +98,8 @@ class Refused(Problem):
     storefront = ""
 
     def __init__(self, codes: list[dict[str, Any]]) -> None:
-        first = codes[0]
+        # What only fell with another code is never named as the invalid one, where another is.
+        first = next((one for one in codes if one["reason"] != "not_applied"), codes[0])
         super().__init__(first["message"], reason=first["reason"])
         self.details = {"invalid-code": first["code"], "codes": codes}
 

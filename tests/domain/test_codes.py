@@ -132,6 +132,22 @@ def test_an_answer_spells_a_refused_code_as_it_came(text: str) -> None:
     assert (details["invalid-code"], details["codes"][0]["code"]) == (text, text)
 
 
+@pytest.mark.parametrize(
+    ("reasons", "named"),
+    [
+        ((Reason.NOT_APPLIED, Reason.EXPIRED, Reason.USED_UP), "B"),
+        ((Reason.EXPIRED, Reason.NOT_APPLIED, Reason.USED_UP), "A"),
+        ((Reason.NOT_APPLIED, Reason.NOT_APPLIED), "A"),
+    ],
+)
+def test_a_code_that_only_fell_with_another_is_not_named_as_the_invalid_one(
+    reasons: tuple[Reason, ...], named: str
+) -> None:
+    problem = notices.refused([Rejection(code, reason, "") for code, reason in zip("ABC", reasons, strict=False)])
+    assert problem.details["invalid-code"] == named
+    assert len(problem.details["codes"]) == len(reasons)
+
+
 # -- The object -------------------------------------------------------------------------------------------------------
 
 PROMOTIONS: list[tuple[Any, Promotions]] = [

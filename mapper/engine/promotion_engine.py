@@ -30,6 +30,7 @@ from mapper.domain.errors import (
     OrderMismatch,
     Problem,
 )
+from mapper.domain.lines import MAX_LINES
 from mapper.domain.record import current
 from mapper.engine import results
 from mapper.engine.conversation import BrokenContract, Engine, Redemption, limit
@@ -39,9 +40,6 @@ log = logging.getLogger("mapper")
 
 T = TypeVar("T")
 Read = Callable[[Any, Any], tuple[T, list[str]]]
-
-MAX_LINES = 1000
-"""What a conversation may need that is not about a cart at hand: as much as the largest."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ class PromotionEngine:
     ) -> T:
         try:
             conversation = _conversation(getattr(self.adapter, method)(*arguments, **named))
-            most = limit(MAX_LINES if cart is None else len(cart.cart))
+            most = limit(MAX_LINES if cart is None else len(cart.cart))  # erased: it may have been the largest
             value, faults = read(await self.engine.converse(conversation, deadline, course, most=most), cart)
             if faults and not _has_happened(value):
                 raise BadResult("; ".join(faults))  # noqa: TRY301 - a fault like what the adapter itself raises

@@ -425,7 +425,17 @@ def test_of_several_at_once_none_may_redeem_and_the_failure_of_one_is_that_of_al
     with pytest.raises(BrokenContract, match="redeem"):
         world.redeem(together(request(), REDEEM), catch=())
     assert world.sent == []
-    assert World(200, 503, 503, takes=0).failure(together(request("/a"), request("/b"))).reason == "server_error"
+    world = World(404, 302, takes=0)
+    sends = world.send
+
+    async def slowly(*arguments: Any) -> EngineReply:
+        answer = asyncio.ensure_future(sends(*arguments))
+        await asyncio.sleep(0)
+        return await answer
+
+    world.send = slowly  # type: ignore[method-assign, assignment]
+    assert world.failure(together(*(request(f"/{number}") for number in range(99)))).reason == "redirect"
+    assert len(world.sent) < 99, "those that had not begun are not sent any more"
 
 
 @pytest.mark.parametrize(("luck", "pause"), [(0.0, 0.02), (0.5, 0.05), (1.0, 0.08)])

@@ -342,3 +342,14 @@ def test_a_method_that_is_no_conversation_is_a_fault() -> None:
     promotion_engine, world = held(Plain())
     with pytest.raises(AdapterFault):
         asyncio.run(promotion_engine.validate(ORDER, "s", world.now + 5))
+
+
+def test_what_is_not_declared_is_not_called(caplog: pytest.LogCaptureFixture) -> None:
+    adapter = Scripted(GRANTED, request())
+    adapter.capabilities = msgspec.structs.replace(adapter.capabilities, check=False, undo=False)
+    promotion_engine, world = held(adapter)
+    assert asyncio.run(promotion_engine.check(ORDER, "s", world.now + 5)) is None
+    with pytest.raises(EngineRejected) as caught:
+        asyncio.run(promotion_engine.undo(None, "s", "", world.now + 5, final=True))
+    assert caught.value.reason == "no_undo"
+    assert (world.sent, logged(caplog)) == ([], [])

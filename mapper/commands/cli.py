@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=_serve)
 
-    sandbox = commands.add_parser("sandbox", help="run the engines, emulated over HTTP, on a rule book")
+    sandbox = commands.add_parser("sandbox", help="run the engines and Nacelle, emulated over HTTP, on a rule book")
     sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     sandbox.add_argument("--port", type=_port, default=8090, help="port to listen on (default: %(default)s)")
     sandbox.add_argument("--rulebook", type=Path, help="a rule book of your own (TOML) instead of the default one")
@@ -112,8 +112,7 @@ def _serve(chosen: argparse.Namespace) -> int:
 def _sandbox(chosen: argparse.Namespace) -> int:
     from mapper.sandbox import host as sandbox
 
-    sandbox.run(chosen.host, chosen.port, chosen.rulebook)
-    return 0
+    return sandbox.run(chosen.host, chosen.port, chosen.rulebook)
 
 
 def _demo(chosen: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from mapper.adapter import SANDBOXES, known
 from mapper.sandbox.emulator import Emulator, Now
 from mapper.sandbox.faults import ENCODER, FAULTS, TRANSPORT, Fault, FaultyEngine, Journal
+from mapper.sandbox.nacelle import NacelleSandbox
 from mapper.sandbox.rulebook import RuleBook, RuleBookError, load
 
 # --- The host ---------------------------------------------------------------------------------------------------------
@@ -54,6 +55,8 @@ class Sandbox:
         self.emulators: dict[str, Emulator] = {
             name: point.load()(book, self.clock) for name, point in sorted(known(SANDBOXES).items())
         }
+        self.nacelle = NacelleSandbox(book, self.clock)
+        self.emulators["nacelle"] = self.nacelle
         self.journal = Journal()
 
     def books(self) -> dict[str, Any]:
@@ -87,6 +90,9 @@ Controls:
                             "method": "PUT", "path": "regular expression", "operation": "close"}]; all but the name
                             may be left out
   POST /_sandbox/clock      {"now": "2030-01-01T00:00:00Z"} stops the clock there, {"now": null} lets it run
+  POST /_sandbox/nacelle    {"spaces": {"sandbox": {"mapper_url": "http://127.0.0.1:8080", "secret": "…"}}}: which
+                            mapper Nacelle calls for a space, until the reset; also family, deliveries, retries,
+                            retry_ip, headers
   POST /_sandbox/reset      forgets everything
 The header X-Sandbox-Fault gives one request its faults: latency=200, status=429;retry_after=1
 """
@@ -131,6 +137,13 @@ def _controls(sandbox: Sandbox) -> list[Route]:
             return _json({"error": str(error)}, 400)
         return _json({"now": sandbox.clock()})
 
+    async def nacelle(request: Request) -> Response:
+        try:
+            given = msgspec.json.decode(await request.body() or b"{}", type=dict[str, Any])
+            return _json(sandbox.nacelle.configure(given))
+        except ValueError as error:
+            return _json({"error": str(error)}, 400)
+
     def reset(request: Request) -> Response:
         sandbox.reset()
         return _json({})
@@ -141,6 +154,7 @@ def _controls(sandbox: Sandbox) -> list[Route]:
         Route("/_sandbox/requests", requests),
         Route("/_sandbox/faults", faults, methods=["GET", "POST"]),
         Route("/_sandbox/clock", clock, methods=["POST"]),
+        Route("/_sandbox/nacelle", nacelle, methods=["GET", "POST"]),
         Route("/_sandbox/reset", reset, methods=["POST"]),
     ]
 
@@ -208,17 +222,26 @@ def running(app: ASGIApp) -> Iterator[str]:
 
 
 def run(host: str = "127.0.0.1", port: int = 8090, rulebook: Path | None = None) -> int:
-    """Serves the sandbox until it is stopped; says where, and what to try. The exit code: 2 for a faulty rule book."""
+    """Serves the sandbox until it is stopped; says where, and what to try. The exit code: 2 for a faulty rule book, 1
+    where the port is taken.
+    """
     try:
         app = create(rulebook)
     except RuleBookError as error:
         sys.stderr.write(f"The rule book cannot be used:\n{error}\n")
         return 2
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        sys.stderr.write(f"Cannot listen on {host} port {port}: {error.strerror}\n")
+        return 1
     sandbox: Sandbox = app.state.sandbox
-    lines = [f"The sandbox listens on http://{host}:{port}/ (the front page tells more).", ""]
-    lines += [f"  {name:14} http://{host}:{port}/{name}" for name in sandbox.emulators]
+    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    lines = [f"The sandbox listens on {address}/ (the front page tells more).", ""]
+    lines += [f"  {name:14} {address}/{name}" for name in sandbox.emulators]
     lines += ["", "Codes to try:"] + [f"  {code:26} {note}" for code, note in sandbox.book.codes_to_try()]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
-    uvicorn.Server(config(app, host, port)).run()
+    with listener:
+        uvicorn.Server(config(app)).run(sockets=[listener])
     return 0

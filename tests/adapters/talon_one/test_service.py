@@ -47,9 +47,9 @@ def shop(engine: Emulated, **environment: str) -> Iterator[Any]:
     )  # fmt: skip
     with TestClient(service, raise_server_exceptions=False) as http:
 
-        def ask(operation: str, body: dict[str, Any]) -> tuple[int, Any]:
+        def ask(operation: str, body: dict[str, Any], secret: bytes = SECRET) -> tuple[int, Any]:
             data = json.dumps(body).encode()
-            headers = {"x-nacelle-signature-sha256": sign(data, SECRET), "content-type": "application/json"}
+            headers = {"x-nacelle-signature-sha256": sign(data, secret), "content-type": "application/json"}
             answer = http.post(f"/promotions/{operation}", content=data, headers=headers)
             return answer.status_code, answer.json()
 
@@ -102,3 +102,19 @@ def test_a_cart_that_lives_on_after_its_order_gets_a_new_session() -> None:
         assert (status, shown["checkout"]["promotions"]["meta"]["mapper"]["session"]) == (200, "c~2")
         assert ask("consume", order_of(shown, id="order-2"))[0] == 200
     assert engine.sessions() == {"c": "closed", "c~2": "closed"}
+
+
+def test_a_session_that_the_merchant_reopened_never_answers_200_and_stays_open() -> None:
+    engine = Emulated()
+    with shop(engine, MAPPER_CANCEL_SECRETS="a secret of the merchant's own") as ask:
+        body = {"id": "c", "items": [LINE], "promotions": {"coupon_codes": ["XMAS-2021-25"]}}
+        order = order_of(ask("validate", body)[1])
+        assert ask("consume", order)[0] == 200
+        assert engine.reopen("c")[0] == 200
+        assert ask("consume", {**order, "id": "order-2"})[0] == 400, "the session is the first order's"
+        cancelled = ask("cancel", {"cancel": {"id": "order-1"}}, b"a secret of the merchant's own")
+        assert (cancelled[0], engine.sessions()) == (200, {"c": "cancelled"})
+        assert ask("consume", {**order, "id": "order-2"})[0] == 200
+        assert ask("consume", order)[0] == 400, "a cancel is for good"
+    assert sorted(engine.sessions().values()) == ["cancelled", "closed"]
+    assert engine.books["codes"]["XMAS-2021-25"] == 1

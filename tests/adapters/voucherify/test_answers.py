@@ -226,6 +226,30 @@ def test_refusals_by_internal_ids_are_told_by_their_places() -> None:
     assert refusals(outcome) == [("A", "expired", "voucher_expired"), ("C", "not_found", "not_found")]
 
 
+def test_an_internal_id_stands_in_its_place_also_where_the_answer_ends_early() -> None:
+    first = invalid(applies("A", share(5)), fails("v_2aaaaaaaaaa", "not_found"))
+    later = valid(applies("A", share(5)), applies("C", share(6)))
+    outcome, requests = held(engine().validate(cart(SHIRT, codes=["A", "B", "C"]), ORDER), first, later)
+    assert refusals(outcome) == [("B", "not_found", "not_found")]
+    assert asked(requests[1]) == ["A", "C"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        # Which of the two it is that applies, or that does not, the ids do not say.
+        valid(applies("v_1aaaaaaaaaa", share(5)), inapplicable_redeemables=[fails("v_2aaaaaaaaaa", "voucher_expired")]),
+        valid(applies("C", share(5)), inapplicable_redeemables=[fails("v_2aaaaaaaaaa", "voucher_expired")]),
+        valid(applies("aA", share(5))),
+    ],
+)
+def test_whom_an_answer_means_is_never_guessed(answer: dict[str, Any]) -> None:
+    codes = ["AA", "aa", *(["C"] if answer["redeemables"][0]["id"] == "C" else [])]
+    outcome = validated(cart(SHIRT, codes=codes), answer, CODE_CASE="sensitive")
+    assert refusals(outcome) == [("AA", "other", ""), ("aa", "other", "")]
+    assert not {"AA", "aa"} & {one.meta["redeemable"] for one in outcome.discounts}
+
+
 @pytest.mark.parametrize("answered", ["İNDİRİM10", "i̇ndi̇ri̇m10", "indirim10", "INDIRIM10", "\u0131nd\u0131r\u0131m10"])
 @pytest.mark.parametrize("case", ["insensitive", "sensitive"])
 def test_a_code_that_is_answered_in_another_case_is_the_one_that_was_typed(answered: str, case: str) -> None:

@@ -315,6 +315,7 @@ def test_recall_tells_what_was_granted() -> None:
         [{"source_id": "SHIRT-M", "quantity": 1, "price": 2000}],
         [{"source_id": "SHIRT-M", "quantity": 3, "price": 2000, "applied_quantity": None, "discount_quantity": 0}],
         [{"source_id": "SHIRT-M", "quantity": 3, "initial_quantity": 1, "price": 2000, "discount_quantity": 2}],
+        [{"source_id": "SHIRT-M", "quantity": 3, "initial_quantity": 3, "price": 2000, "discount_quantity": 1}],
         [{"source_id": "SHIRT-M", "quantity": 2, "price": 2000}, {"source_id": "B", "quantity": 1, "price": 1}],
     ],
 )

@@ -311,6 +311,12 @@ def mug(off: int, added: int, quantity: int, **more: Any) -> dict[str, Any]:
             500,
             False,
         ),
+        # Which of several kinds it is, the answer does not say: the effect of all together does.
+        (1, adds_many(new="prod_8", missing="prod_9"), mug(500, 1, 2), 0, True),
+        # It says how many were added, and not what they are worth.
+        (1, unit(), item(1500, quantity=3, price=500, applied_quantity=2), 500, True),
+        # Or what they are worth, and not how many.
+        (1, adds_new(), item(500, quantity=2, price=500, applied_quantity_amount=500), 500, False),
         # ADD_MISSING_ITEMS: units beyond those of the cart are the missing ones.
         (1, unit(), mug(1000, 1, 2), 500, True),
         (1, unit(), mug(500, 1, 2), 0, True),

@@ -53,8 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     sandbox.add_argument("--rulebook", type=Path, help="a rule book of your own (TOML) instead of the default one")
     sandbox.set_defaults(run=_sandbox)
 
-    demo = commands.add_parser("demo", help="run both, send a signed checkout and its order, show what happened")
+    demo = commands.add_parser("demo", help="run both, and a shopper's journey through them with each engine")
     demo.add_argument("--keep", action="store_true", help="leave sandbox and service running until Ctrl-C")
+    demo.add_argument("--json", type=Path, metavar="DIR", help="write the JSON of each step to files in this folder")
     demo.set_defaults(run=_demo)
 
     ledger_cli.add(commands)
@@ -118,7 +119,7 @@ def _sandbox(chosen: argparse.Namespace) -> int:
 def _demo(chosen: argparse.Namespace) -> int:
     from mapper.commands import demo
 
-    return demo.run(keep=chosen.keep)
+    return demo.run(keep=chosen.keep, folder=chosen.json)
 
 
 def _hash(chosen: argparse.Namespace) -> int:

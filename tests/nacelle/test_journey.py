@@ -1,0 +1,73 @@
+"""The whole journey through Nacelle, with both engines and on both stores: what was shown is paid."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mapper.commands import journey as module
+from mapper.commands.journey import CODE, ENGINES, Journey, NotAsItShouldBe, World, cost
+from tests.orders.ledgers import STORES, Home
+
+
+@pytest.fixture(params=STORES)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    logging.getLogger("mapper").setLevel("CRITICAL")
+    with World({engine: Home(request.param, tmp_path).url for engine in ENGINES}) as running:
+        yield running
+    logging.getLogger("mapper").setLevel("NOTSET")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_journey_is_as_it_should_be(world: World, engine: str) -> None:
+    told = world.journey(engine)
+    steps = list(told.tell())
+    assert [step.result for step in steps[1:3]] == ["155.00 to 105.00", "295.00 to 210.00"]
+    assert cost(told.after) == told.shown["1001"] == 210_00
+    assert all(exchange.call.startswith("POST http://127.0.0.1:") for step in steps for exchange in step.exchanges)
+    books = world.control("books")
+    assert [order["id"] for order in books["nacelle"]["orders"]] == ["1001", "1002"]
+    assert {delivery["space"] for delivery in books["nacelle"]["deliveries"]} == {module.space_of(engine)}
+
+
+def until(told: Journey, title: str) -> Iterator[module.Step]:
+    """The steps, up to the one whose title begins so; the rest can be told on."""
+    steps = told.tell()
+    for step in steps:
+        if step.title.startswith(title):
+            return steps
+    raise AssertionError(title)
+
+
+@pytest.fixture
+def small_world(tmp_path: Path) -> Iterator[World]:
+    logging.getLogger("mapper").setLevel("CRITICAL")
+    with World({"talon_one": f"sqlite:///{tmp_path}/ledger.db"}) as running:
+        yield running
+    logging.getLogger("mapper").setLevel("NOTSET")
+
+
+def test_an_amount_that_was_not_shown_is_noticed(small_world: World) -> None:
+    told = small_world.journey("talon_one")
+    rest = until(told, "Again")
+    told.shown["1002"] += 1
+    with pytest.raises(NotAsItShouldBe, match="shown was"):
+        list(rest)
+
+
+def test_a_code_that_is_redeemed_once_more_is_noticed(small_world: World) -> None:
+    told = small_world.journey("talon_one")
+    rest = until(told, "Again")
+    checkout = told._validated({**module.CHECKOUT, "id": "1003"})
+    told.shown["1003"] = cost(checkout)
+    assert told._nacelle("api/v1/multiorders", told._order(checkout)).status == 201
+    with pytest.raises(NotAsItShouldBe, match=rf"books say .*{CODE}"):
+        list(rest)
+
+
+def test_wrong_prices_are_noticed(small_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    dearer = {**module.CHECKOUT, "items": [{**module.CHECKOUT["items"][0], "price": "150.00"}]}
+    monkeypatch.setattr(module, "CHECKOUT", dearer)
+    with pytest.raises(NotAsItShouldBe, match="the prices are"):
+        list(small_world.journey("talon_one").tell())

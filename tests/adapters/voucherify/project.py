@@ -30,7 +30,7 @@ class Project:
     bad: Mapping[str, str] = field(default_factory=dict)
     """What does not apply, and why."""
     exclusive: frozenset[str] = frozenset()
-    """What is never stackable: it applies, and what is not of its kind is skipped."""
+    """What is never stackable: the first of these applies, and all others are skipped."""
     most: int = 30
     """`redeemables_limit`"""
     most_applied: int = 5
@@ -136,14 +136,17 @@ class Project:
     def _one(self, name: str, told: list[dict[str, Any]], *, alone: bool, spoilt: bool) -> dict[str, Any]:
         kind = TIER_OBJECT if name.startswith("promo_") else "voucher"
         applied = sum(one["status"] == "APPLICABLE" for one in told)
+        exclusives = sum(one["status"] == "APPLICABLE" and one["id"] in self.exclusive for one in told)
         if spoilt:
             return fails(name, "preceding_validation_failed", kind, "SKIPPED")
-        if alone and name not in self.exclusive:
-            return fails(name, "exclusion_rules_not_met", kind, "SKIPPED")
-        if applied >= self.most_applied:
-            return fails(name, "applicable_redeemables_limit_exceeded", kind, "SKIPPED")
         if name in self.bad:
             return fails(name, self.bad[name], kind)
+        if alone and name not in self.exclusive:
+            return fails(name, "exclusion_rules_not_met", kind, "SKIPPED")
+        if name in self.exclusive and exclusives:
+            return fails(name, "applicable_exclusive_redeemables_limit_exceeded", kind, "SKIPPED")
+        if applied >= self.most_applied:
+            return fails(name, "applicable_redeemables_limit_exceeded", kind, "SKIPPED")
         return applies(name, share(self.worth.get(name, 100)), kind, **discount("APPLY_TO_ORDER"))
 
 

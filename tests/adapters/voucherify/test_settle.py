@@ -113,6 +113,17 @@ def test_what_voucherify_never_explains_ends_with_a_refusal() -> None:
     assert not outcome.discounts
 
 
+@pytest.mark.parametrize("first", ["codes_first", "promotions_first"])
+def test_where_two_cannot_stand_together_and_nobody_says_why_the_promotion_goes(first: str) -> None:
+    good = _alone(Project(), "C")
+    one_tier = Project().answer(next(engine(PROMOTIONS=TIER).validate(cart(CART), ORDER)))
+    probes = [good, one_tier] if first == "codes_first" else [one_tier, good]
+    conversation = engine(PROMOTIONS=TIER, PROMOTIONS_ORDER=first).validate(cart(CART, codes=["C"]), ORDER)
+    outcome, requests = held(conversation, invalid(), *probes, good)
+    assert (granted(outcome), outcome.rejected, [*left_out(outcome)]) == (["C"], (), [TIER])
+    assert asked(requests[-1]) == ["C"]
+
+
 # --- A promotion that we add never harms a code -----------------------------------------------------------------------
 
 
@@ -127,6 +138,13 @@ def test_a_never_stackable_promotion_takes_nothing_from_a_code(mode: str, way: d
     assert [*left_out(outcome)] == [TIER]
     assert len(project.asked) <= 4
     assert len(project.asked) <= 3 or way["spoils"]
+
+
+def test_a_code_that_is_refused_for_itself_is_not_asked_about_again() -> None:
+    project = Project(bad={"BAD": "voucher_expired"}, exclusive=frozenset({TIER}), offers=(TIER,))
+    outcome = validated(project, ["FIVE", "BAD"], PROMOTIONS="qualify")
+    assert (granted(outcome), [code for code, *_ in refusals(outcome)]) == (["FIVE"], ["BAD"])
+    assert project.bodies(VALIDATE) == [["FIVE", "BAD", TIER], ["FIVE"]]
 
 
 @pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
@@ -203,6 +221,33 @@ def test_a_code_that_is_refused_with_and_without_promotions_costs_them_nothing(m
     outcome = validated(project, ["C"], PROMOTIONS="qualify", PROMOTIONS_ORDER="promotions_first")
     assert granted(outcome) == [TIER]
     assert refusals(outcome) == [("C", "conditions_not_met", "order_rules_violated")]
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "first", "calls"),
+    [
+        ("PARTIAL", "voucher_expired", "codes_first", 1),
+        ("PARTIAL", "voucher_expired", "promotions_first", 1),
+        # It may be the promotion's fault, which takes one more call; its own fault it is.
+        ("PARTIAL", "order_rules_violated", "promotions_first", 2),
+        ("ALL", "voucher_expired", "codes_first", 2),
+        # Before any promotion has been applied, none can be to blame.
+        ("ALL", "order_rules_violated", "codes_first", 2),
+    ],
+)
+def test_a_refused_code_beside_a_promotion_costs_few_calls(mode: str, key: str, first: str, calls: int) -> None:
+    project = Project(mode, bad={"C": key})
+    outcome = validated(project, ["C"], PROMOTIONS=TIER, PROMOTIONS_ORDER=first)
+    assert (granted(outcome), [code for code, *_ in refusals(outcome)]) == ([TIER], ["C"])
+    assert len(project.asked) == calls
+
+
+@pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
+@pytest.mark.parametrize("way", WAYS)
+def test_of_two_never_stackable_promotions_neither_takes_anything_from_a_code(mode: str, way: dict[str, Any]) -> None:
+    project = Project(mode, exclusive=frozenset({TIER, TIER_2}), offers=(TIER, TIER_2), **way)
+    outcome = validated(project, ["FIVE"], PROMOTIONS="qualify")
+    assert (granted(outcome), outcome.rejected, {*left_out(outcome)}) == (["FIVE"], (), {TIER, TIER_2})
 
 
 CODES = ("C1", "C2", "C3", "C4")

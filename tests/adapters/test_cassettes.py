@@ -420,7 +420,7 @@ VOUCHERIFY_TAPES = {
         (outcome(found="absent"),),
     ),
     "rollback_already_done_400": Case(
-        voucherify(), (lambda adapter: adapter.undo(ROSES_ORDER, ROSES_ID, "", final=False),), ({"done": True},)
+        voucherify(), (lambda adapter: adapter.undo(ROSES_ORDER, ROSES_ID, "", final=True),), ({"done": True},)
     ),
 }
 

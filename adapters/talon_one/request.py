@@ -233,9 +233,13 @@ def _all_fields(checkout: Checkout, options: Options) -> tuple[list[dict[str, An
 
 def _fields(line: Line, options: Options, unusable: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    line_fields = line.decoded
     for name, pointer in options.item_fields:
-        value: Any = line.decoded  # quick: a weight may be as exact as the double that the engine makes of it
-        for token in _tokens(pointer):
+        tokens = _tokens(pointer)
+        value: Any = line_fields.get(tokens[0])  # quick: a weight may be as exact as the engine's own double
+        if value is None:
+            continue
+        for token in tokens[1:]:
             value = value.get(token) if isinstance(value, dict) else None
         if value is None or value == "" or name in found:
             continue

@@ -109,6 +109,14 @@ _LEASE = """
 """
 
 
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise LedgerUnavailable(_word(error)) from error
+
+
 class SqliteStore:
     """See `mapper.orders.ledger.Store`."""
 
@@ -119,6 +127,7 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(1, "ledger")
         self._waiting: deque[_Change] = deque()
         self._database: sqlite3.Connection | None = None
+        self._reader: sqlite3.Connection | None = None
 
     @classmethod
     async def open(cls, path: str, clock: Clock, busy_s: float = 5.0, *, create: bool = True) -> "SqliteStore":
@@ -148,7 +157,11 @@ class SqliteStore:
         return await self.change(key, in_one)
 
     async def of_session(self, key: Key, session: str) -> list[Row]:
-        return await self._run(lambda: self._others(key, session))
+        """In the event loop, on a connection that never waits: a look at an index costs less than to hand it over."""
+        if self._reader is None:
+            raise LedgerUnavailable("closed")
+        with _errors():
+            return self._others(key, session, self._reader)
 
     async def remove(self, row: Row) -> None:
         def work() -> None:
@@ -223,10 +236,8 @@ class SqliteStore:
 
     async def _run(self, work: Callable[[], T]) -> T:
         def guarded() -> T:
-            try:
+            with _errors():
                 return work()
-            except sqlite3.Error as error:
-                raise LedgerUnavailable(_word(error)) from error
 
         try:
             done = asyncio.get_running_loop().run_in_executor(self._thread, guarded)
@@ -286,9 +297,9 @@ class SqliteStore:
             for change in changes:
                 change.error = LedgerUnavailable(word)
 
-    def _others(self, key: Key, session: str) -> list[Row]:
+    def _others(self, key: Key, session: str, database: sqlite3.Connection | None = None) -> list[Row]:
         query = f"{_SELECT} WHERE space = ? AND engine = ? AND session = ? AND order_key <> ?"
-        found = self._open().execute(query, (key.space, key.engine, session, key.order)).fetchall()
+        found = (database or self._open()).execute(query, (key.space, key.engine, session, key.order)).fetchall()
         return [row_of(values) for values in found]
 
     def _apply(self, database: sqlite3.Connection, change: "_Change") -> None:
@@ -326,11 +337,13 @@ class SqliteStore:
         with self._transaction() as database:
             _migrate(database)
             self._forget_other_boots(database)
+        self._reader = sqlite3.connect(Path(self._path), timeout=0, isolation_level=None, check_same_thread=False)
 
     def _disconnect(self) -> None:
-        if self._database is not None:
-            self._database.close()
-            self._database = None
+        for connection in (self._database, self._reader):
+            if connection is not None:
+                connection.close()
+        self._database = self._reader = None
 
     def _use_wal(self) -> str:
         """Turns WAL on. Of several processes that do so at once, all but one are refused without being made to wait."""

@@ -21,7 +21,7 @@ import msgspec
 from chaos import plan
 from chaos.client import History
 from chaos.plan import SECRET, TOKEN_RULES, Profile
-from mapper.commands.demo import ENGINES
+from mapper.commands.journey import ENGINES
 from mapper.sandbox import rulebook
 
 READY_WITHIN_S = 60.0
@@ -184,7 +184,7 @@ class Replica:
 def replica_environment(engine: str, sandbox_url: str, ledger_url: str, profile: Profile) -> dict[str, str]:
     ours = ("MAPPER_", "NACELLE_", "TALON_ONE_", "VOUCHERIFY_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    environment |= {name: value.format(url=sandbox_url) for name, value in ENGINES[engine].items()}
+    environment |= {name: value.format(url=sandbox_url) for name, value in ENGINES[engine].settings.items()}
     return environment | {
         "MAPPER_ENGINE": engine,
         "NACELLE_SIGNING_SECRETS": SECRET.decode(),

@@ -3,25 +3,33 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from mapper import __version__, settings
-from mapper.commands import cancel, doctor, explain, ingest
-from mapper.commands import ledger as ledger_cli
 from mapper.domain import signature
+
+MODULES = ("ledger", "cancel", "ingest", "doctor", "explain")
+"""The commands with a module of their own. It is loaded when it is called for: `serve` starts without them."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """`python -m mapper`, also installed as `promotions-mapper`. Exit code 2: the arguments or settings are wrong."""
-    parser = _parser()
-    chosen = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = _parser([name for name in MODULES if name in given[:1]] if _is_command(given) else MODULES)
+    chosen = parser.parse_args(given)
     if chosen.command is None:
         parser.print_help()
         sys.exit(2)
     sys.exit(chosen.run(chosen))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _is_command(given: Sequence[str]) -> bool:
+    return bool(given) and given[0] in ("serve", "sandbox", "demo", "sign", "hash", *MODULES)
+
+
+def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="promotions-mapper", description="Nacelle's promotions mapper.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -58,11 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", type=Path, metavar="DIR", help="write the JSON of each step to files in this folder")
     demo.set_defaults(run=_demo)
 
-    ledger_cli.add(commands)
-    cancel.add(commands)
-    ingest.add(commands)
-    doctor.add(commands)
-    explain.add(commands)
+    for name in modules:
+        import_module(f"mapper.commands.{name}").add(commands)
 
     sign = commands.add_parser("sign", help="print the signature header of a body, with the first signing secret")
     sign.add_argument("file", nargs="?", metavar="FILE", help="the body; standard input where none is named")

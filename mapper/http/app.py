@@ -23,7 +23,7 @@ from mapper import __version__, promotions, settings
 from mapper.adapter import Adapter
 from mapper.engine import clients, transport
 from mapper.engine.conversation import Engine
-from mapper.http import explain_page, openapi, protocol, server, workers
+from mapper.http import openapi, protocol, server, workers
 from mapper.http.endpoint import SECURITY_HEADERS, Endpoint, error_body
 from mapper.http.protocol import PreparedResponse
 from mapper.ops.logs import CodeNames
@@ -111,13 +111,19 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             Route("/version", _version),
             Route("/metrics", _metrics(telemetry)),
             Route("/openapi.json", _openapi),
-            *(explain_page.routes(configured, lambda: app.state.client) if configured.explain_token else ()),
+            *(_explain_routes(configured, lambda: app.state.client) if configured.explain_token else ()),
         ],
         exception_handlers={HTTPException: _http_error},
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _explain_routes(configured: Settings, client: Callable[[], transport.Transport]) -> list[Route]:
+    from mapper.http import explain_page  # noqa: PLC0415 - its templates take a while to load, and most do without
+
+    return explain_page.routes(configured, client)
 
 
 def from_environment() -> App:

@@ -150,7 +150,7 @@ def shops(draw: st.DrawFn) -> tuple[Emulated, list[str], dict[str, str]]:
         choice("\napplicable_redeemables_limit = 5", "\napplicable_redeemables_limit = 2"),
         choice("\nredeemables_limit = 30", "\nredeemables_limit = 5"),
     )
-    codes = draw(st.lists(st.sampled_from(CODES), unique=True, max_size=4))
+    codes: list[str] = draw(st.lists(st.sampled_from(CODES), unique=True, max_size=4))
     options = {
         "PROMOTIONS": draw(st.sampled_from(("off", "qualify"))),
         "PROMOTIONS_ORDER": draw(st.sampled_from(("codes_first", "promotions_first"))),
@@ -211,8 +211,8 @@ def test_a_redemption_that_is_delivered_twice_is_found_and_one_of_them_stays(ans
         shop.hold(adapter.redeem(paid, SESSION))
     assert caught.value.reason == "redeemed_twice"
     assert shop.calls.count("POST /v1/redemptions") == 2
+    found = shop.hold(adapter.look_up(paid, SESSION, ""))
     for _ in range(2):
-        found = shop.hold(adapter.look_up(paid, SESSION, ""))
         assert (found.state, len(found.extra)) == ("redeemed", 1)
         with pytest.raises(EngineRejected):
             shop.hold(adapter.repair(paid, SESSION, found.extra))

@@ -259,7 +259,7 @@ def projects(draw: st.DrawFn) -> tuple[Project, list[str], dict[str, str]]:
     """A project, the codes of a cart, and the adapter's options."""
     bad = draw(st.dictionaries(st.sampled_from((*CODES, *TIERS)), st.sampled_from(KEYS), max_size=5))
     exclusive = draw(st.frozensets(st.sampled_from((*CODES, *TIERS)), max_size=2))
-    codes = draw(st.lists(st.sampled_from(CODES), unique=True, max_size=4))
+    codes: list[str] = draw(st.lists(st.sampled_from(CODES), unique=True, max_size=4))
     offers = tuple(draw(st.lists(st.sampled_from(TIERS), unique=True, max_size=5)))
     project = Project(
         mode=draw(st.sampled_from(("ALL", "PARTIAL"))),

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from mapper import promotions
-from mapper.adapter import LookedUp, Notice, NotRedeemed, Outcome, Reason, Rejection
+from mapper.adapter import Discount, LookedUp, Notice, NotRedeemed, Outcome, Reason, Rejection
 from mapper.domain import checkout as documents
 from mapper.domain import discounts
 from mapper.domain.errors import EngineRejected, EngineUnavailable, Forbidden, Problem
@@ -377,6 +377,15 @@ def test_a_difference_is_reported(house: House) -> None:
         "lines": [{"pointer": "/order_items/0", "order": "25.00", "engine": "10.00"}],
     }  # fmt: skip
     assert house.record.drift
+
+
+@pytest.mark.parametrize(("amount", "clamped"), [(14_000, False), (14_001, True)])
+def test_what_exceeds_a_price_is_said_at_both_calls(house: House, amount: int, *, clamped: bool) -> None:
+    off = Discount(name="n", description="d", amount=amount, effect_type="off", line=0)
+    house.adapter.granted = Outcome(discounts=(off,))
+    for call, body in (("validate", CHECKOUT), ("consume", ORDER)):
+        house(call, body)
+        assert house.record.clamped == clamped
 
 
 def test_or_refused_before_anything_is_redeemed() -> None:

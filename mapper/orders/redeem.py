@@ -123,6 +123,8 @@ class Judged:
     outcome: Outcome
     """As it is told."""
     drift: Notice | None
+    is_clamped: bool = False
+    """Whether it grants more than something costs."""
 
 
 @dataclass(frozen=True)
@@ -481,7 +483,7 @@ class OrderRedeemer:
         return answer
 
     async def _record(self, job: Job, row: Row, order: Checkout, judged: Judged, handle: str) -> Answer:
-        job.record.drift = _drifted(judged)
+        job.record.drift, job.record.clamped = _drifted(judged), judged.is_clamped
         notices = _notices(judged)
         await self.ledger.redeemed(row, notices, handle, "redeemed", confirmed=job.is_waited_for)
         return Answer(200, _document(order, notices), "redeemed")
@@ -569,8 +571,9 @@ def judge(order: Checkout, outcome: Outcome, known: Judged | None = None) -> Jud
     """What an outcome means for an order; what is `known` already of the same outcome is not computed again."""
     if known is not None and known.granted == outcome:
         return known
-    drift = notes.drift(order, discounts.settle(order, outcome))
-    return Judged(outcome, notes.as_entered(order, outcome), drift)
+    settled = discounts.settle(order, outcome)
+    drift = notes.drift(order, settled)
+    return Judged(outcome, notes.as_entered(order, outcome), drift, is_clamped=settled.clamped > 0)
 
 
 NOTHING = b"[]"

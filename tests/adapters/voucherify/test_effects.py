@@ -406,6 +406,13 @@ def test_shipping_is_free_once() -> None:
     assert [notice.payload["redeemable"] for notice in outcome.notices] == ["Y"]
 
 
+def test_shipping_at_the_root_of_several_orders_is_their_shipping() -> None:
+    parts = [{"order_items": [{"sku": "A", "quantity": 1, "price": "5.00"}], "shipping_rate": {"price": "1.00"}}] * 2
+    body = json.dumps({"orders": parts, "promotions": {"coupon_codes": ["X"]}, **RATE}).encode()
+    outcome = validated(documents.parse(body, "validate"), valid(applies("X", share(), **FREE)))
+    assert taken(outcome) == [("X", None, 1500, "FREE_SHIPPING")]
+
+
 def test_shipping_of_several_orders_is_added_up() -> None:
     parts = [{"order_items": [{"sku": "A", "quantity": 1, "price": "5.00"}], **RATE} for _ in range(2)]
     body = json.dumps({"orders": parts, "promotions": {"coupon_codes": ["X"]}}).encode()

@@ -13,7 +13,7 @@ from msgspec import Raw
 
 from mapper.domain import money
 from mapper.domain.checkout import Checkout
-from mapper.domain.document import Path
+from mapper.domain.document import Changes, Path
 from mapper.domain.families import Names
 from mapper.domain.lines import Line
 from mapper.domain.outcome import Cost, Discount, Outcome, Scope
@@ -49,18 +49,17 @@ def settle(checkout: Checkout, outcome: Outcome) -> Settled:
     granted: dict[int, list[Discount]] = {}
     others: list[Discount] = []
     for discount in outcome.discounts:
-        scope, index, _ = _thing(discount)
-        if scope == "goods" and index is not None:
-            granted.setdefault(index, []).append(discount)
+        if discount.line is not None and _scope(discount) == "goods":
+            granted.setdefault(discount.line, []).append(discount)
         else:
             others.append(discount)
     by_line: dict[int, list[Discount]] = {}
     line_totals: dict[int, int] = {}
     for line in checkout.lines:
         if of_line := granted.get(line.index):
-            total = _total(of_line)
-            if total > line.gross:
-                of_line, total = _within(of_line, line.gross), line.gross
+            total, gross = _total(of_line), line.gross
+            if total > gross:
+                of_line, total = _within(of_line, gross), gross
             if total:
                 by_line[line.index], line_totals[line.index] = of_line, total
 
@@ -111,8 +110,11 @@ _ORDER: _Thing = ("total", None, "")
 
 
 def _thing(discount: Discount) -> _Thing:
-    scope, line, cost = discount.scope, discount.line, discount.cost
-    return scope or ("costs" if cost else "total" if line is None else "goods"), line, cost
+    return _scope(discount), discount.line, discount.cost
+
+
+def _scope(discount: Discount) -> Scope:
+    return discount.scope or ("costs" if discount.cost else "total" if discount.line is None else "goods")
 
 
 @dataclass(slots=True)
@@ -147,8 +149,8 @@ def _shares(
     """What each of these discounts takes off: none of them lies on a line's units, and `line_totals` are off these."""
     if not discounts:
         return []
-    left = _Left(checkout, costs, line_totals)
     shares = [_Share(_thing(discount), discount.amount) for discount in discounts]
+    left = _Left(checkout, costs, line_totals, any_units=any(share.is_line_total for share in shares))
     line_shares: list[_Share] = []
     for share in sorted(shares, key=lambda share: share.width):
         if share.is_line_total:
@@ -182,12 +184,14 @@ def _take_line_total(share: _Share, left: "_Left", earlier: Iterable[_Share]) ->
 class _Left:
     """What there still is to take off each thing that has a price."""
 
-    def __init__(self, checkout: Checkout, costs: Iterable[Cost], line_totals: Mapping[int, int]) -> None:
-        self._left: dict[_Thing, int] = {
-            ("goods", line.index, ""): line.gross - line_totals.get(line.index, 0) for line in checkout.lines
-        }
-        goods = sum(self._left.values())
-        self._left |= {_GOODS: goods, _ORDER: goods}
+    def __init__(
+        self, checkout: Checkout, costs: Iterable[Cost], line_totals: Mapping[int, int], *, any_units: bool
+    ) -> None:
+        """`line_totals` is off the lines already. `any_units`: whether more is to be taken off their units."""
+        goods = sum([line.gross for line in checkout.lines]) - sum(line_totals.values())
+        self._left: dict[_Thing, int] = {_GOODS: goods, _ORDER: goods}
+        for line in checkout.lines if any_units else ():
+            self._left["goods", line.index, ""] = line.gross - line_totals.get(line.index, 0)
         for cost in costs:
             for thing in _with_wider(("costs", cost.line, cost.name)):
                 self._left[thing] = self._left.get(thing, 0) + cost.price
@@ -226,10 +230,6 @@ def _with_wider(thing: _Thing) -> tuple[_Thing, ...]:
     return (thing, of_line, _COSTS, _ORDER) if cost else (of_line, _COSTS, _ORDER)
 
 
-Changes = dict[str, Any]
-"""Members of one object by key: what is to be encoded there, or None for what is to go."""
-
-
 def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any]) -> bytes:
     """The whole document, prices reduced and discounts listed; every byte that the contract does not name as it came.
 
@@ -237,15 +237,17 @@ def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any]) -> byte
     """
     digits, always = checkout.digits, checkout.family.writes_empty_lists
     changes: dict[Path, Changes] = {}
+    lines: dict[Path, list[Changes]] = {}
     for order in checkout.orders:
         if order.path:
             total = sum([settled.line_total(line.index) for line in order.lines])
             changes[order.path] = _fields({}, order.names, total, [], digits, always=always)
-        for line in order.lines:
-            changes[line.path] = _line(line, settled, digits, always=always)
+        lines[*order.path, checkout.family.lines] = [
+            _line(line, settled, digits, always=always) for line in order.lines
+        ]
     listed = [_entry(discount, digits) for discount in settled.root]
     changes[()] = _fields({}, checkout.names, settled.total, listed, digits, always=always)
-    return checkout.source.replace({**changes, **_note(checkout, note)})
+    return checkout.source.replace({**changes, **_note(checkout, note)}, lines)
 
 
 def annotate(checkout: Checkout, note: Mapping[str, Any]) -> bytes:
@@ -270,7 +272,7 @@ def _line(line: Line, settled: Settled, digits: int, *, always: bool) -> Changes
         price = money.unit_price(line.gross - off, line.quantity)
         mark = money.text(list_price, digits)
         entries = [_entry(discount, digits, mark) for discount in settled.by_line[line.index]]
-    changes: Changes = {}
+    changes: dict[str, Any] = {}
     if price != line.price:
         text = money.text(price, digits)
         for key in line.price_keys:
@@ -279,7 +281,7 @@ def _line(line: Line, settled: Settled, digits: int, *, always: bool) -> Changes
 
 
 def _fields(
-    changes: Changes, names: Names, total: int, entries: list["_Entry"], digits: int, *, always: bool
+    changes: dict[str, Any], names: Names, total: int, entries: list["_Entry"], digits: int, *, always: bool
 ) -> Changes:
     """With total and list of discounts. An empty list is left out where Nacelle's model wants at least one entry."""
     text = money.text(total, digits)

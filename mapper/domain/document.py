@@ -8,7 +8,7 @@ of their values stands in the text, and what is to change is a list of edits, pu
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
@@ -45,6 +45,10 @@ _KINDS = {ord("{"): "object", ord("["): "array", ord('"'): "string", ord("t"): "
 
 Path = tuple[str | int, ...]
 """The keys and positions that lead from the root to a value."""
+
+Changes = Mapping[str, Any]
+"""Members of one object by key: what is to stand there, as `encode` takes it, or None for what is to go."""
+NO_ITEMS: Mapping[Path, Sequence[Changes]] = {}
 
 Edit = tuple[int, int, bytes]
 """[start, end) of a text, and what is to stand there instead. Edits of one text never overlap."""
@@ -104,23 +108,26 @@ class Document:
             self._found[path] = found
         return self._found[path]
 
-    def replace(self, changes: Mapping[Path, Mapping[str, Any]]) -> bytes:
+    def replace(self, changes: Mapping[Path, Changes], items: Mapping[Path, Sequence[Changes]] = NO_ITEMS) -> bytes:
         """The document with members of some objects set and, for None, removed; every other byte as it came.
 
-        `changes`: by the object's path, its members' new values as `encode` takes them. New members go last. White
-        space around the document goes.
+        `changes`: by the object's path. `items`: for each object of a list, by the list's path. New members go last.
+        White space around the document goes.
         """
         if self._roundtrips:
             # Several times as fast as to look for each place in the text.
-            return encode(_changed(self.decoded, changes))
+            return encode(_changed(self.decoded, changes, items))
+        each = {(*path, index): change for path, listed in items.items() for index, change in enumerate(listed)}
         edits: list[Edit] = []
-        for path, members in changes.items():
+        for path, members in {**changes, **each}.items():
             spelled = {key: None if value is None else encode(value) for key, value in members.items()}
             edits += self.object(path).edits(spelled)
         return _apply(self.text, edits, self.root.start, self.root.end)
 
 
-def _changed(decoded: Mapping[str, Any], changes: Mapping[Path, Mapping[str, Any]]) -> dict[str, Any]:
+def _changed(
+    decoded: Mapping[str, Any], changes: Mapping[Path, Changes], items: Mapping[Path, Sequence[Changes]]
+) -> dict[str, Any]:
     """Changed copies of what changes, within a copy of the whole; what does not change is shared."""
     root = dict(decoded)
     copies: dict[Path, Any] = {(): root}
@@ -132,13 +139,20 @@ def _changed(decoded: Mapping[str, Any], changes: Mapping[Path, Mapping[str, Any
         return copies[path]
 
     for path, members in changes.items():
-        here = copy_at(path)
-        here.update(members)
-        if None in members.values():
-            for key, value in members.items():
-                if value is None:
-                    del here[key]
+        _change(copy_at(path), members)
+    for path, listed in items.items():
+        above, token = copy_at(path[:-1]), path[-1]
+        above[token] = [_change(item.copy(), members) for item, members in zip(above[token], listed, strict=True)]
     return root
+
+
+def _change(copy: dict[str, Any], members: Changes) -> dict[str, Any]:
+    copy.update(members)
+    if None in members.values():
+        for key, value in members.items():
+            if value is None:
+                del copy[key]
+    return copy
 
 
 class Object:

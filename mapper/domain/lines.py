@@ -145,16 +145,16 @@ class _NotTyped(Exception):
     """Something that the other reader has to look at."""
 
 
-class _TypedMeta(msgspec.Struct):
+class _TypedMeta(msgspec.Struct, gc=False):
     list_price: str | None = None
 
 
-class _TypedEntry(msgspec.Struct):
+class _TypedEntry(msgspec.Struct, gc=False):
     amount: str
     meta: _TypedMeta | None = None
 
 
-class _TypedLine(msgspec.Struct):
+class _TypedLine(msgspec.Struct, gc=False):
     """A line whose members have the JSON types that they usually have."""
 
     quantity: Annotated[int, Meta(ge=1, le=MAX_QUANTITY)]

@@ -9,7 +9,7 @@ import hashlib
 import logging
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
@@ -26,7 +26,7 @@ from mapper.domain.record import Record
 from mapper.domain.signature import Headers
 from mapper.engine.conversation import Engine
 from mapper.engine.promotion_engine import PromotionEngine
-from mapper.orders.redeem import OrderRedeemer
+from mapper.orders.redeem import OrderRedeemer, as_it_came
 from mapper.orders.rows import Answer, Key, LedgerUnavailable, Terms, next_session
 from mapper.settings import Settings
 from mapper.threads import run_in_thread
@@ -50,6 +50,8 @@ class Service:
     """What deadlines are counted on; the engines' own."""
     now: Callable[[], float] = time.time
     new_id: Callable[[], str] = lambda: f"checkout-{uuid.uuid4()}"
+    fill: Callable[[Checkout], Awaitable[Checkout]] = as_it_came
+    """Fills in what the lines of a checkout lack of product data, where a source is configured."""
     warned_of: set[str] = field(default_factory=set)
     """Settings that were warned of already."""
 
@@ -91,6 +93,7 @@ async def validate(service: Service, call: Call) -> Answer:
     session = _session(service, checkout, space, receipts.read_if_ours(checkout, service.now()))
     _note(call.record, checkout, space, checkout.id or checkout.source_id, session)
     _warn_of_missing_costs(service, checkout)
+    checkout = await service.fill(checkout)
     degraded = False
     try:
         outcome, session = await _ask(service, checkout, space, session, call.deadline)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
+from urllib.parse import quote
 
 from mapper import installed
 from mapper.adapter import Adapter, Option, known, names
@@ -73,6 +74,15 @@ TABLE: dict[str, tuple[str, str]] = {
     "NOMS_BASE_URL": ("https://noms.api.nacelle.com/api/v1", "Nacelle's order management, for order ingestion"),
     "NOMS_TOKEN": ("", "its token, sent as `Bearer`; `key:…` is sent bare, as one of Nacelle's pages shows it"),
     "NOMS_SPACE_ID": ("", "the space that orders are created in"),
+    "MAPPER_PRODUCT_DATA": (
+        "off",
+        "where a line's category, name and weight come from if it has none: `off`, a CSV or JSON file, or `nacelle`",
+    ),
+    "NACELLE_STOREFRONT_TOKEN": ("", "the space's public token, for `MAPPER_PRODUCT_DATA=nacelle`, if it wants one"),
+    "NACELLE_STOREFRONT_URL": (
+        "https://storefront.api.nacelle.com/graphql/v1/spaces",
+        "Nacelle's Storefront API; the space (`NOMS_SPACE_ID`, else the one served) is put behind it",
+    ),
     "MAPPER_INGEST_TOKEN": ("", "the bearer token that `POST /orders/ingest` asks for; empty: the route is off"),
 }
 SECRETS = (
@@ -83,6 +93,7 @@ SECRETS = (
     "MAPPER_CANCEL_SECRETS",
     "MAPPER_EXPLAIN_TOKEN",
     "NOMS_TOKEN",
+    "NACELLE_STOREFRONT_TOKEN",
     "MAPPER_INGEST_TOKEN",
 )
 
@@ -99,6 +110,15 @@ class IngestSettings:
     ledger_url: str = field(repr=False)
     default_currency: str
     http_client: Literal["aiohttp", "httpx"]
+
+
+@dataclass(frozen=True)
+class ProductSettings:
+    """Where product data comes from: a file, or the Storefront API of one space. Its `repr` shows no token."""
+
+    file: Path | None
+    url: str
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -134,6 +154,8 @@ class Settings:
     """Empty: there is no page `/explain`."""
     ingest: IngestSettings | None = None
     """None where no order is ingested over HTTP."""
+    products: ProductSettings | None = None
+    """None where a line has what it says itself, and no more."""
 
     @property
     def code_secret(self) -> bytes:
@@ -202,6 +224,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         "log_format": reader.choice("MAPPER_LOG_FORMAT", "json", "text"),
         "log_codes": reader.choice("MAPPER_LOG_CODES", "hash", "short", "none"),
         "explain_token": reader.explain_token(),
+        "products": reader.products(spaces),
         "ingest": reader.ingest() if reader.text("MAPPER_INGEST_TOKEN") else None,
     }
     adapter = reader.adapter()
@@ -319,9 +342,7 @@ class Reader:
         return token
 
     def ingest(self) -> IngestSettings:
-        base_url = self.text("NOMS_BASE_URL").rstrip("/")
-        if not re.fullmatch(r"https://[!-~]+|http://(?:localhost|127\.[0-9.]+|\[::1\])(?:[:/][!-~]*)?", base_url):
-            self.wrong("NOMS_BASE_URL", f"an https:// URL (http:// for this machine alone), not {base_url!r}")
+        base_url = self._base_url("NOMS_BASE_URL")
         token, space = self.text("NOMS_TOKEN"), self.text("NOMS_SPACE_ID")
         for name, value in (("NOMS_TOKEN", token), ("NOMS_SPACE_ID", space)):
             if not value or not re.fullmatch(r"[!-~]+", value):
@@ -335,6 +356,28 @@ class Reader:
             default_currency=self.currency(),
             http_client=cast("Literal['aiohttp', 'httpx']", self.choice("MAPPER_HTTP_CLIENT", "aiohttp", "httpx")),
         )
+
+    def products(self, spaces: frozenset[str]) -> ProductSettings | None:
+        source = self.text("MAPPER_PRODUCT_DATA")
+        if source == "off":
+            return None
+        if source != "nacelle":
+            if not Path(source).is_file():
+                self.wrong("MAPPER_PRODUCT_DATA", f"off, nacelle, or a file that is there, not {source!r}")
+            return ProductSettings(Path(source), "", "")
+        url, token = self._base_url("NACELLE_STOREFRONT_URL"), self.text("NACELLE_STOREFRONT_TOKEN")
+        space = self.text("NOMS_SPACE_ID") or (next(iter(spaces)) if len(spaces) == 1 else "")
+        if not space:
+            self.wrong("NOMS_SPACE_ID", "the space whose products are read, or one space in NACELLE_SPACE_IDS")
+        if not re.fullmatch(r"[!-~]*", token):
+            self.wrong("NACELLE_STOREFRONT_TOKEN", "a value without white space, from Nacelle's dashboard")
+        return ProductSettings(None, f"{url}/{quote(space, safe='')}", token)
+
+    def _base_url(self, name: str) -> str:
+        url = self.text(name).rstrip("/")
+        if not re.fullmatch(r"https://[!-~]+|http://(?:localhost|127\.[0-9.]+|\[::1\])(?:[:/][!-~]*)?", url):
+            self.wrong(name, f"an https:// URL (http:// for this machine alone), not {url!r}")
+        return url
 
     def quarantine_s(self) -> float:
         quarantine_s = self.number("MAPPER_QUARANTINE_MS", 0, 3_600_000) / 1000

@@ -103,8 +103,14 @@ def _serve(chosen: argparse.Namespace) -> int:
     except settings.InvalidSettings as error:
         return _tell_wrong(error)
     from mapper.http import app, server
+    from mapper.nacelle.products import FileSource
     from mapper.ops import logs
 
+    if configured.products and configured.products.file:
+        try:
+            FileSource(configured.products.file)
+        except (ValueError, OSError) as error:
+            return _tell_wrong(settings.InvalidSettings([("MAPPER_PRODUCT_DATA", f"the file cannot be used: {error}")]))
     logs.configure(configured.log_level, configured.log_format)
     try:
         listener = server.listening(chosen.host, chosen.port) if chosen.fd is None else server.inherited(chosen.fd)

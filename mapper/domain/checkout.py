@@ -4,10 +4,12 @@ Everything an adapter or the arithmetic needs is read here once; whatever is wro
 place as a JSON pointer. What is called how is in `families`; the parts are read by `lines`, `codes` and `fields`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from mapper.domain import codes, document, fields, money
 from mapper.domain.codes import Promotions
@@ -16,8 +18,15 @@ from mapper.domain.errors import InvalidRequest, Operation
 from mapper.domain.families import Family, Names, family_of
 from mapper.domain.fields import Entry, check_id, id_at
 from mapper.domain.lines import MAX_LINES, Line, Lines
+from mapper.domain.outcome import Notice
 
 __all__ = ["MAX_LINES", "Checkout", "Line", "Order", "Promotions", "check_id", "id_at", "parse"]
+
+
+_NO_PRODUCT_DATA: Final = frozenset(
+    {"sku", "variant_id", "product_id", "quantity", "price", "price_amount", "total_discount", "discounts",
+     "discounts_amount", "applied_discounts"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,8 @@ class Checkout:
     """The shopper's id; "" for a guest."""
     attempt: str = ""
     """Of an order that is to be redeemed: names it and the attempt, for idempotency keys."""
+    remarks: tuple[Notice, ...] = ()
+    """What the service itself has to say of it, beside what the engine says."""
 
     @cached_property
     def lines(self) -> tuple[Line, ...]:
@@ -73,11 +84,27 @@ class Checkout:
     def at_line(self, line: Line, pointer: str) -> Any:
         """The value that a JSON pointer names within a line; None where there is none. Raises `InvalidRequest`."""
         found = document.at(line.decoded, pointer)
-        return (
-            found
-            if found is None or isinstance(found, str | int)
-            else fields.value_at(self.source, line.pointer + pointer)
-        )
+        if found is None or isinstance(found, str | int):
+            return found
+        exact = fields.value_at(self.source, line.pointer + pointer)
+        return found if exact is None else exact  # product data stands in no document
+
+    def filled(self, by_line: Mapping[int, Mapping[str, Any]], *remarks: Notice) -> "Checkout":
+        """The same, with product data (JSON values by name) where a line has none of that name; by `Line.index`.
+
+        What a line says itself wins. Names, quantities and amounts are never product data.
+        """
+
+        def line(given: Line) -> Line:
+            known = by_line.get(given.index)
+            if not known:
+                return given
+            own = {key: value for key, value in given.decoded.items() if value is not None or key not in known}
+            more = {key: value for key, value in known.items() if key not in _NO_PRODUCT_DATA}
+            return msgspec.structs.replace(given, decoded={**more, **own})
+
+        orders = tuple(replace(order, lines=tuple(map(line, order.lines))) for order in self.orders)
+        return replace(self, orders=orders, remarks=(*self.remarks, *remarks))
 
     def amount_at(self, pointer: str, line: Line | None = None) -> int | None:
         """The amount (minor units) that a pointer names; None where it is absent or null. Raises `InvalidRequest`.

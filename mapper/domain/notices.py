@@ -22,9 +22,10 @@ def refused(rejected: Iterable[Rejection]) -> Refused:
 
 def as_entered(checkout: Checkout, outcome: Outcome) -> Outcome:
     """The outcome as it is told: refused codes spelled and ordered as they were entered, and with them what can be no
-    code, which no engine was asked for.
+    code, which no engine was asked for; beside the engine's notices our own remarks on the checkout.
     """
-    return msgspec.structs.replace(outcome, rejected=checkout.promotions.as_entered(outcome.rejected))
+    rejected = checkout.promotions.as_entered(outcome.rejected)
+    return msgspec.structs.replace(outcome, rejected=rejected, notices=(*outcome.notices, *checkout.remarks))
 
 
 def rejection(rejected: Rejection) -> dict[str, Any]:

@@ -26,10 +26,13 @@ from mapper.engine.conversation import Engine
 from mapper.http import openapi, protocol, server, workers
 from mapper.http.endpoint import SECURITY_HEADERS, Endpoint, error_body
 from mapper.http.protocol import PreparedResponse
+from mapper.nacelle.database import Database
+from mapper.nacelle.products import FileSource, Products, remembered_in
+from mapper.nacelle.storefront import Storefront
 from mapper.ops.logs import CodeNames
 from mapper.ops.telemetry import Telemetry, log
 from mapper.orders.ledger import open_ledger
-from mapper.orders.redeem import OrderRedeemer
+from mapper.orders.redeem import OrderRedeemer, as_it_came
 from mapper.orders.rows import LedgerUnavailable
 from mapper.promotions import Service
 from mapper.settings import Settings
@@ -78,12 +81,21 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             lease_s=max(LEASE_S, 2 * configured.consume_deadline_s),
         )
         redeeming = Engine(client, accounts, on_call=telemetry.call)
-        redeemer = OrderRedeemer(configured, redeeming, ledger, time.monotonic, on_backlog=telemetry.backlog)
+        remembered = remembered_in(configured.ledger_url)
+        products = _products(configured, client, remembered, telemetry)
+        redeemer = OrderRedeemer(
+            configured,
+            redeeming,
+            ledger,
+            time.monotonic,
+            on_backlog=telemetry.backlog,
+            fill=products.at_consume if products else as_it_came,
+        )
         validating = Engine(client, accounts, on_call=telemetry.call, breaker=True, on_breaker=telemetry.breaker)
         for account in accounts:
             telemetry.metrics.breaker(account, "closed")
         app.state.client = client
-        service = Service(configured, validating, redeemer)
+        service = Service(configured, validating, redeemer, fill=products.at_validate if products else as_it_came)
         app.state.service = validate.service = consume.service = cancel.service = service
         reconciling = asyncio.create_task(redeemer.reconcile())
         try:
@@ -92,6 +104,7 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             reconciling.cancel()
             await asyncio.wait({reconciling})
             await redeemer.drain(DRAIN_S)
+            await remembered.close()
             await ledger.close()
             await client.aclose()
 
@@ -124,6 +137,16 @@ def _explain_routes(configured: Settings, client: Callable[[], transport.Transpo
     from mapper.http import explain_page  # noqa: PLC0415 - its templates take a while to load, and most do without
 
     return explain_page.routes(configured, client)
+
+
+def _products(
+    configured: Settings, client: transport.Transport, remembered: Database, telemetry: Telemetry
+) -> Products | None:
+    given = configured.products
+    if given is None:
+        return None
+    source = FileSource(given.file) if given.file else Storefront(given.url, given.token, client)
+    return Products(source, remembered, count=telemetry.metrics.products)
 
 
 def from_environment() -> App:

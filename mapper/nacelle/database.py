@@ -21,6 +21,36 @@ class Database(Protocol):
     async def close(self) -> None: ...
 
 
+class LazyDatabase:
+    """A database that is opened when it is first needed, and again where that failed: nobody waits for it at start."""
+
+    def __init__(self, url: str, *tables: str) -> None:
+        """`tables`: the statements that make them."""
+        self._url, self._tables = url, tables
+        self._opened: Database | None = None
+        self._opening = asyncio.Lock()
+
+    async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
+        return await (self._opened or await self._open()).run(statement, *values)
+
+    async def _open(self) -> Database:
+        async with self._opening:
+            if self._opened is None:
+                database = await open_database(self._url)
+                try:
+                    for table in self._tables:
+                        await database.run(table)
+                except BaseException:
+                    await database.close()
+                    raise
+                self._opened = database
+            return self._opened
+
+    async def close(self) -> None:
+        if self._opened is not None:
+            await self._opened.close()
+
+
 async def open_database(url: str) -> Database:
     """The database at `sqlite:///<path>` or `postgresql://…`. Raises `DatabaseUnavailable`."""
     if url.startswith("sqlite:///"):

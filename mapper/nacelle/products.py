@@ -5,8 +5,9 @@ a file, or Nacelle's Storefront API (`mapper.nacelle.storefront`). `Products` st
 
 - **Kept.** For `TTL_S` what was read is used as it is. Older, it is still used, and read anew in the background.
 - **Bounded.** At most `MOST` products are kept; the one that was not used for longest goes first.
-- **Stale rather than nothing.** What validate filled in is written to the ledger's database, so that consume finds it
-  on another worker or after a restart: a category that is gone after payment would take the discount with it.
+- **Stale rather than nothing.** What validate filled in is written to the ledger's database. Consume takes it from
+  there first, however old, on any worker and after a restart: a category that is gone or changed after payment would
+  take the discount with it.
 - **In time.** A call waits `BUDGET_S` at most. Then the engine is asked without, and a notice says so.
 """
 
@@ -16,9 +17,10 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -26,12 +28,14 @@ import msgspec
 
 from mapper.domain.checkout import Checkout, Line
 from mapper.domain.outcome import Notice
-from mapper.nacelle.database import Database, DatabaseUnavailable
+from mapper.nacelle.database import Database, DatabaseUnavailable, LazyDatabase
 
 log = logging.getLogger("mapper")
 
 TTL_S: Final = 300.0
 BUDGET_S: Final = 0.25
+READING_SHARE: Final = 0.7
+"""Of the budget: the rest is for what the database remembers."""
 MOST: Final = 20_000
 BATCH: Final = 50
 """Products in one question."""
@@ -110,17 +114,35 @@ class Products:
         self._reading: dict[str, asyncio.Task[None]] = {}
         """What is being read now, by key: nobody asks for the same product twice at once."""
 
-    async def fill(self, checkout: Checkout, budget_s: float = BUDGET_S) -> Filled:
-        """What the lines of a checkout lack. It never raises, and never waits longer than `budget_s`."""
+    async def at_validate(self, checkout: Checkout) -> Checkout:
+        """The checkout with what its lines lack."""
+        found = await self.fill(checkout)
+        return _filled(checkout, found)
+
+    async def at_consume(self, order: Checkout) -> Checkout:
+        """The same of an order, as validate filled it in."""
+        found = await self.fill(order, as_before=True)
+        return _filled(order, found)
+
+    async def fill(self, checkout: Checkout, budget_s: float = BUDGET_S, *, as_before: bool = False) -> Filled:
+        """What the lines of a checkout lack. It never raises, and never waits longer than `budget_s`.
+
+        `as_before`: what was filled in last, by any process, comes before what the source says now.
+        """
         keys = {line.index: key for line in checkout.cart if (key := self._source.key(line))}
         wanted = set(keys.values())
+        give_up = time.monotonic() + budget_s
+        if as_before:
+            await self._recall(wanted, budget_s / 2)
         now = self._clock()
         known = {key for key in wanted if key in self._kept}
         stale = {key for key in known if now > self._kept[key].at + TTL_S}
-        reading = self._read(wanted - known | stale)
-        if missing := wanted - known:
-            await self._wait({reading[key] for key in missing}, budget_s)
-            await self._recall({key for key in missing if key not in self._kept}, budget_s)
+        missing = wanted - known
+        reading = self._read(missing if as_before else missing | stale)
+        if missing:
+            left = give_up - time.monotonic()
+            await self._wait({reading[key] for key in missing}, left if as_before else left * READING_SHARE)
+            await self._recall({key for key in missing if key not in self._kept}, give_up - time.monotonic())
         failed = wanted - self._kept.keys()
         self._count("fresh", len(known - stale))
         self._count("stale", len(stale))
@@ -147,9 +169,7 @@ class Products:
 
     def _read(self, keys: set[str]) -> dict[str, asyncio.Task[None]]:
         """Starts to read what nobody reads yet; the task of each key."""
-        new = sorted(keys - self._reading.keys())
-        for start in range(0, len(new), BATCH):
-            batch = new[start : start + BATCH]
+        for batch in _batches(sorted(keys - self._reading.keys())):
             task = asyncio.create_task(self._read_batch(batch))
             self._reading |= dict.fromkeys(batch, task)
         return {key: self._reading[key] for key in keys}
@@ -166,9 +186,15 @@ class Products:
         finally:
             for key in keys:
                 self._reading.pop(key, None)
-        for key in keys:
-            self._keep(key, found.get(key), self._clock())
-        await self._remember({key: found.get(key) for key in keys})
+        for key in found:
+            self._keep(key, found[key], self._clock())
+        # What the source has no longer is known as it was.
+        gone = {key for key in keys if key not in found}
+        await self._recall({key for key in gone if key not in self._kept}, BUDGET_S)
+        for key in gone:
+            kept = self._kept.get(key)
+            self._keep(key, kept.product if kept else None, self._clock())
+        await self._remember(found)
 
     def _keep(self, key: str, product: Product | None, at: float) -> None:
         self._kept[key] = _Kept(product, at)
@@ -183,13 +209,12 @@ class Products:
 
     # -- What outlives the process -------------------------------------------------------------------------------------
 
-    async def _remember(self, found: Mapping[str, Product | None]) -> None:
+    async def _remember(self, found: Mapping[str, Product]) -> None:
         if self._database is None:
             return
         with suppress(DatabaseUnavailable):  # it is read again, then
             for key, product in found.items():
-                if product is not None:
-                    await self._database.run(_KEEP, key, msgspec.json.encode(product), time.time())
+                await self._database.run(_KEEP, key, _ENCODER.encode(product), time.time())
 
     async def _recall(self, keys: set[str], budget_s: float) -> None:
         """Takes from the database what the source did not give in time. It counts as stale: it is read anew."""
@@ -197,10 +222,10 @@ class Products:
             return
         with suppress(DatabaseUnavailable, TimeoutError):
             async with asyncio.timeout(budget_s):
-                for key in keys:
-                    for (data,) in await self._database.run(_FIND, key):
-                        product = msgspec.json.decode(data, type=Product)
-                        self._keep(key, product, self._clock() - TTL_S - 1)
+                for some in _batches(sorted(keys)):
+                    places = ", ".join(f"${number}" for number in range(1, len(some) + 1))
+                    for key, data in await self._database.run(f"{_FIND} ({places})", *some):
+                        self._keep(key, _DECODER.decode(data), self._clock() - TTL_S - 1)
 
 
 _TABLE: Final = """
@@ -210,7 +235,23 @@ _KEEP: Final = """
     INSERT INTO mapper_products (key, data, at) VALUES ($1, $2, $3)
     ON CONFLICT (key) DO UPDATE SET data = excluded.data, at = excluded.at
 """
-_FIND: Final = "SELECT data FROM mapper_products WHERE key = $1"
+_FIND: Final = "SELECT key, data FROM mapper_products WHERE key IN"
+_ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
+_DECODER: Final = msgspec.json.Decoder(Product, float_hook=Decimal)
+
+
+def remembered_in(url: str) -> Database:
+    """The ledger's database, with the table of what was filled in."""
+    return LazyDatabase(url, _TABLE)
+
+
+def _filled(checkout: Checkout, found: Filled) -> Checkout:
+    return checkout.filled(found.by_line, *([found.notice] if found.notice else []))
+
+
+def _batches(keys: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(keys), BATCH):
+        yield keys[start : start + BATCH]
 
 
 async def prepare(database: Database) -> None:

@@ -8,6 +8,7 @@ docs.nacelle.com/docs/storefront-graphql-api-stable. Not verified against a live
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
@@ -16,7 +17,6 @@ from mapper.domain.checkout import Line
 from mapper.engine.transport import NotSent, Transport, Unknown
 from mapper.nacelle.products import Fields, Product, SourceFailed
 
-BASE_URL: Final = "https://storefront.api.nacelle.com/graphql/v1/spaces/"
 TIMEOUT_S: Final = 5.0
 MAX_ANSWER_BYTES: Final = 10 * 1024 * 1024
 """Nacelle's own limit."""
@@ -54,7 +54,7 @@ class _Variant(msgspec.Struct, rename="camel"):
     nacelle_entry_id: str = ""
     source_entry_id: str | None = None
     sku: str | None = None
-    weight: float | None = None
+    weight: Decimal | None = None
     weight_unit: str | None = None
     content: _Content | None = None
     metafields: list[_Metafield | None] | None = None
@@ -155,14 +155,28 @@ def _variants(node: _Node) -> Iterator[tuple[str, Fields]]:
         title = variant.content.title if variant.content else None
         own = {
             "variant_name": title,
-            "weight": variant.weight,
-            "weight_unit": variant.weight_unit,
+            **_weight(variant),
             "attributes": {**_metafields(node.metafields), **_metafields(variant.metafields)},
         }
         fields = {key: value for key, value in own.items() if value}
         for name in (variant.nacelle_entry_id, variant.source_entry_id, variant.sku):
             if name:
                 yield name, fields
+
+
+_GRAMS: Final = {
+    **dict.fromkeys(("g", "gram", "grams"), Decimal(1)),
+    **dict.fromkeys(("kg", "kilogram", "kilograms"), Decimal(1000)),
+    **dict.fromkeys(("oz", "ounce", "ounces"), Decimal("28.349523125")),
+    **dict.fromkeys(("lb", "lbs", "pound", "pounds"), Decimal("453.59237")),
+}
+"""A unit of weight, in grams. Nacelle passes on what the system of origin calls it; there is no list."""
+
+
+def _weight(variant: _Variant) -> Fields:
+    """In grams, as Talon.One takes it; none where the unit is not known."""
+    grams = _GRAMS.get((variant.weight_unit or "").lower())
+    return {} if variant.weight is None or grams is None else {"weight": variant.weight * grams}
 
 
 def _metafields(fields: list[_Metafield | None] | None) -> dict[str, str]:

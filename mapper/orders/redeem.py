@@ -135,6 +135,10 @@ class Later:
     row: Row
 
 
+async def as_it_came(order: Checkout) -> Checkout:
+    return order
+
+
 @dataclass
 class OrderRedeemer:
     """Drives orders to their end. One per process."""
@@ -146,6 +150,8 @@ class OrderRedeemer:
     """What deadlines are counted on; the engine's own."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     on_backlog: Callable[[Backlog], None] | None = None
+    fill: Callable[[Checkout], Awaitable[Checkout]] = as_it_came
+    """Fills in what validate filled in of product data: a category that is gone would take its discount with it."""
     _running: set[asyncio.Task[Answer]] = field(default_factory=set)
 
     @property
@@ -356,7 +362,7 @@ class OrderRedeemer:
             await self.ledger.degraded(row, NOTHING, confirmed=job.is_waited_for)
             return Answer(200, _document(job.order, NOTHING), DEGRADED)
         job.tries += 1
-        order, held = _addressed(job.order, row), [row]
+        order, held = await self.fill(_addressed(job.order, row)), [row]
 
         async def mark() -> bool:
             permit = await self.ledger.mark_sent(held[-1])

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -244,7 +245,7 @@ NODE = {
     ],
 }  # fmt: skip
 SHOE = {"category": "shoes", "name": "Boot", "handle": "boot", "vendor": "V", "tags": ["new"]}
-SIZE = {"variant_name": "42", "weight": 1.5, "weight_unit": "KILOGRAMS", "attributes": {"a.b": "1", "a.c": "2"}}
+SIZE = {"variant_name": "42", "weight": Decimal(1500), "attributes": {"a.b": "1", "a.c": "2"}}
 
 
 @pytest.mark.parametrize("product", ["n-1", "gid://p/1"])

@@ -141,6 +141,13 @@ def test_to_the_shopper_both_engines_are_equal(cart: dict[str, Any]) -> None:
     one, off_one = ask("talon_one", cart)
     other, off_other = ask("voucherify", cart)
     assert [(r.code, r.reason) for r in one.rejected] == [(r.code, r.reason) for r in other.rejected]
+    goods = sum(line["quantity"] * round(float(line["price"]) * 100) for line in cart["items"])
+    shipping = sum(discount.amount for discount in off_other.root if discount.cost)
+    if off_other.total - shipping >= goods:
+        # Which of several discounts takes the last cent is the engine's own order. What exceeds the goods, Talon.One
+        # takes off the whole order, its shipping included; Voucherify does not.
+        assert off_one.total >= off_other.total
+        return
     for index, line in enumerate(cart["items"]):
         # A percentage of one unit is rounded by the one engine for the line, by the other for the unit.
         assert abs(off_one.line_total(index) - off_other.line_total(index)) <= line["quantity"] / 2

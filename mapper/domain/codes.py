@@ -70,7 +70,7 @@ def clean(entered: str) -> str:
 
 def is_possible(code: str) -> bool:
     """Whether a clean text can be a code at all."""
-    return len(code) <= MAX_CODE and _IMPOSSIBLE.search(code) is None
+    return len(code) <= MAX_CODE and (code.isprintable() or _IMPOSSIBLE.search(code) is None)
 
 
 def as_json(entered: str) -> str | Raw:

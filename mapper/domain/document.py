@@ -138,21 +138,26 @@ def _changed(
             above[token] = copies[path] = above[token].copy()
         return copies[path]
 
-    for path, members in changes.items():
-        _change(copy_at(path), members)
     for path, listed in items.items():
-        above, token = copy_at(path[:-1]), path[-1]
-        above[token] = [_change(item.copy(), members) for item, members in zip(above[token], listed, strict=True)]
+        copy_at(path[:-1])[path[-1]] = [*map(_with, copy_at(path[:-1])[path[-1]], listed)]
+    for path, members in changes.items():
+        here = copy_at(path)
+        here.update(members)
+        _drop(here, members)
     return root
 
 
-def _change(copy: dict[str, Any], members: Changes) -> dict[str, Any]:
-    copy.update(members)
+def _with(decoded: Mapping[str, Any], members: Changes) -> dict[str, Any]:
+    changed = {**decoded, **members}
+    _drop(changed, members)
+    return changed
+
+
+def _drop(changed: dict[str, Any], members: Changes) -> None:
     if None in members.values():
         for key, value in members.items():
             if value is None:
-                del copy[key]
-    return copy
+                del changed[key]
 
 
 class Object:

@@ -8,7 +8,7 @@ import asyncpg  # type: ignore[import-untyped]
 
 Record = dict[str, Any]
 
-_OF_ORDERS = ("order_key", "fingerprint", "state", "fence", "version", "sent_at", "status", "updated_at")
+_OF_ORDERS = ("order_key", "fingerprint", "state", "fence", "version", "sent_at", "updated_at")
 _COLUMNS = (
     "order_key, fingerprint, old_state, state, old_fence, fence, old_version, version, sent_at, same_answer, updated_at"
 )
@@ -23,7 +23,7 @@ _SQLITE = f"""
     END;
     CREATE TRIGGER chaos_updated AFTER UPDATE ON orders BEGIN
         INSERT INTO changes ({_COLUMNS})
-        VALUES ({_UPDATED}, OLD.status IS NEW.status AND OLD.reply IS NEW.reply, NEW.updated_at);
+        VALUES ({_UPDATED}, OLD.notices IS NEW.notices AND OLD.session IS NEW.session, NEW.updated_at);
     END;
     CREATE TRIGGER chaos_deleted AFTER DELETE ON orders BEGIN
         INSERT INTO changes (order_key, fingerprint, old_state, state, updated_at)
@@ -41,7 +41,7 @@ _POSTGRES = f"""
             INSERT INTO changes ({_COLUMNS}) VALUES ({_INSERTED}, NEW.updated_at);
         ELSIF TG_OP = 'UPDATE' THEN
             INSERT INTO changes ({_COLUMNS}) VALUES ({_UPDATED},
-                OLD.status IS NOT DISTINCT FROM NEW.status AND OLD.reply IS NOT DISTINCT FROM NEW.reply,
+                OLD.notices IS NOT DISTINCT FROM NEW.notices AND OLD.session IS NOT DISTINCT FROM NEW.session,
                 NEW.updated_at);
         ELSE
             INSERT INTO changes (order_key, fingerprint, old_state, state, updated_at)
@@ -74,8 +74,9 @@ async def read(url: str) -> tuple[list[Record], list[Record]]:
 
 
 async def open_orders(url: str) -> int:
-    """How many have no final state yet."""
-    found = await _read(url, f"SELECT count(*) AS open FROM {_table(url)} WHERE status IS NULL")
+    """How many somebody still works on, or needs to."""
+    where = "look_at IS NOT NULL OR state = 'MANUAL'"
+    found = await _read(url, f"SELECT count(*) AS open FROM {_table(url)} WHERE {where}")
     return int(found[0]["open"])
 
 

@@ -21,7 +21,10 @@ import msgspec
 
 Json = dict[str, Any]
 
-FINAL = ("DONE", "REJECTED", "REPAIRED")
+REDEEMED = ("DONE", "REPAIRED")
+FINAL = (*REDEEMED, "REJECTED")
+NOTHING_STANDS = ("REJECTED", "RETRYABLE")
+"""From these an order may be tried anew, with other content."""
 REDEEMING = {"talon_one": "close", "voucherify": "redeem"}
 DID_NOTHING = {"status", "redirect", "reset", "close"}
 """Faults with which the engine does not act on a request."""
@@ -151,20 +154,20 @@ def _intent_first(evidence: Evidence) -> Iterator[str]:
 
 
 def _ledger(evidence: Evidence) -> Iterator[str]:
-    """I5, I7, I8: one content per key, final is final, and only who holds an order writes."""
-    prints: dict[str, set[bytes]] = defaultdict(set)
+    """I5, I7, I8: other content only where nothing stands, what is redeemed stays, only who holds an order writes."""
+    prints: dict[str, Any] = {}
     for change in evidence.changes:
         key, old, new = change["order_key"], change["old_state"], change["state"]
-        prints[key].add(change["fingerprint"])
-        if old in FINAL and not ((old, new) == ("DONE", "REPAIRED") and change["same_answer"]):
+        may_differ = old in (None, *NOTHING_STANDS) or (old == "INTENT" and change["sent_at"] is None)
+        if not may_differ and change["fingerprint"] != prints[key]:
+            yield f"I5 two contents: {key} got other content as {old}"
+        prints[key] = change["fingerprint"]
+        if old in REDEEMED and not (new in REDEEMED and change["same_answer"]):
             yield f"I7 changed: {key} went from {old} to {new}"
         if old is not None and new != "DELETED" and change["fence"] < change["old_fence"]:
             yield f"I8 fence: that of {key} fell from {change['old_fence']} to {change['fence']}"
         if old is not None and new != "DELETED" and change["version"] != change["old_version"] + 1:
             yield f"I8 version: that of {key} went from {change['old_version']} to {change['version']}"
-    for key, found in prints.items():
-        if len(found) > 1:
-            yield f"I5 two contents: {key} had {len(found)} fingerprints in the ledger"
     for step in evidence.stale_steps:
         yield f"I8 stale step: {step['order']} was decided about under fence {step['held']}, not {step['found']}"
 
@@ -218,7 +221,7 @@ def _nothing_lost(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
         if answers and answers not in right.get(expected.expect, [{"granted"}, {"promotion_codes"}]):
             yield f"lost: {key} was to be {expected.expect}, and was answered {sorted(answers)}"
         row = rows.get(key)
-        if row is not None and row["state"] in ("DONE", "REPAIRED") and truth.get(key, _NONE).stands != 1:
+        if row is not None and row["state"] in REDEEMED and truth.get(key, _NONE).stands != 1:
             yield f"lost: {key} is {row['state']} in the ledger, and stands {truth.get(key, _NONE).stands} times"
     codes: dict[str, list[str]] = defaultdict(list)
     for key, expected in evidence.plan.items():

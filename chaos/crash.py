@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
 import msgspec
@@ -38,7 +38,8 @@ from mapper.promotions import Call, Service
 from mapper.sandbox import host as sandbox
 from mapper.sandbox.faults import TRANSPORT
 from mapper.settings import Settings, load
-from tests.fakes import SECRET, signed
+from tests.fakes import SECRET, signed, signed_with
+from tests.house import CANCEL_SECRET
 from tests.orders.ledgers import Home
 from tests.virtual_time import now, the_loop
 
@@ -111,6 +112,15 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "look-up fails": Behaviour("reset_after", lookups_fail=4),
 }
 
+GARBLED: dict[str, Behaviour] = {
+    "201": Behaviour("status_instead=201"),
+    "other JSON": Behaviour("strange"),
+    "empty body": Behaviour("empty"),
+    "a gateway's page": Behaviour("html"),
+    "never answers": Behaviour("hang_after"),
+}
+"""Whatever the answer looks like, it is a 2xx (or none at all), and the redemption stands: beside the matrix."""
+
 DOUBLED = "doubled on the way"
 """No part of the matrix: what to expect is different."""
 
@@ -143,7 +153,7 @@ class Case:
     def played(self) -> Behaviour:
         if self.behaviour == DOUBLED:
             return Behaviour("reset_after", rollbacks_fail=2, is_doubled=True)
-        behaviour = BEHAVIOURS[self.behaviour]
+        behaviour = (BEHAVIOURS | GARBLED)[self.behaviour]
         if self.point != "r4 rolled back":
             return behaviour
         # Something has to be rolled back: one of two codes is used up in the last moment.
@@ -153,8 +163,14 @@ class Case:
         return f"{self.point} / {self.behaviour} / {self.follow_up}" + (" / paused" if self.pause else "")
 
 
-def cases(points: Iterable[str] = POINTS, follow_ups: Iterable[str] = FOLLOW_UPS, *, pause: bool = False) -> list[Case]:
-    return [Case(p, b, f, pause) for p in points for b in BEHAVIOURS for f in follow_ups]
+def cases(
+    points: Iterable[str] = POINTS,
+    follow_ups: Iterable[str] = FOLLOW_UPS,
+    *,
+    pause: bool = False,
+    behaviours: Iterable[str] = BEHAVIOURS,
+) -> list[Case]:
+    return [Case(p, b, f, pause) for p in points for b in behaviours for f in follow_ups]
 
 
 # -- What all cases of an engine and a store share -----------------------------------------------------------------
@@ -180,7 +196,12 @@ class Lab:
 
     def __init__(self, engine: str, ledger: Ledger, quarantine_s: float) -> None:
         loop = the_loop()
-        environment = {"MAPPER_ENGINE": engine, "NACELLE_SIGNING_SECRETS": SECRET.decode(), **_ENVIRONMENT[engine]}
+        environment = {
+            "MAPPER_ENGINE": engine,
+            "NACELLE_SIGNING_SECRETS": SECRET.decode(),
+            "MAPPER_CANCEL_SECRETS": CANCEL_SECRET.decode(),
+            **_ENVIRONMENT[engine],
+        }
         self.engine, self.ledger, self.quarantine_s = engine, ledger, quarantine_s
         self.settings: Settings = load(environment)
         self.app = sandbox.create(now=lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=loop.now))
@@ -466,6 +487,8 @@ def _point_of(write: Write) -> str:
     before, after = write.before, write.after
     if before is None:
         return "claimed"
+    if after.state in (State.CANCELLING, State.CANCELLED):
+        return after.state.lower()
     if after.state is State.INTENT and after.sent_at != before.sent_at and after.sent_at is not None:
         return "marked" if before.sent_at is None else "marked_again"
     if after.owner != before.owner:
@@ -716,13 +739,23 @@ class World:
         process.strike("replied")
         return not process.died.is_set() and reply.category in ("", "promotion_codes")
 
-    async def answer(self, process: Process, body: bytes) -> Reply:
-        data, headers = signed(body)
+    async def cancel(self, place: int) -> Reply | None:
+        """Cancels the order through a replica; None where that dies of it."""
+        process = self.replicas[place]
+        body = msgspec.json.encode({"cancel": {"id": ORDER}})
+        cancelling, dying = self.spawn(self.answer(process, body, "cancel")), self.spawn(_set(process.died))
+        await asyncio.wait({cancelling, dying}, return_when=asyncio.FIRST_COMPLETED)
+        return cancelling.result() if cancelling.done() else None
+
+    async def answer(self, process: Process, body: bytes, operation: Literal["consume", "cancel"] = "consume") -> Reply:
+        data, headers = signed_with(SECRET if operation == "consume" else CANCEL_SECRET, body)
+        call = Call(data, headers, now() + DEADLINE_S)
+        told = promotions.consume if operation == "consume" else promotions.cancel
         try:
-            answer = await promotions.consume(process.service, Call(data, headers, now() + DEADLINE_S))
+            answer = await told(process.service, call)
             status, reply = answer.status, answer.reply
         except Problem as problem:
-            status, reply = problem.status("consume"), errors.body(problem, "consume")
+            status, reply = problem.status(operation), errors.body(problem, operation)
         error = msgspec.json.decode(reply).get("error", {"category": ""})
         return Reply(now(), status, reply, error["category"])
 
@@ -737,6 +770,30 @@ class World:
 
 async def _set(event: asyncio.Event) -> None:
     await event.wait()
+
+
+async def play_cancel(lab: Lab, point: str) -> tuple[list[str], bool]:
+    """An order is redeemed, and a cancel dies at a point: what another replica then answers, and whether any stands."""
+    await lab.empty()
+    case = Case("nowhere", "ok", "other replica")
+    world = World(lab, case, await lab.order(case.played.codes))
+    try:
+        await asyncio.sleep(0.1)
+        told = [str((await world.answer(world.replicas[0], world.body)).status)]
+        world.plan = deque([point])
+        await world.cancel(0)
+        died = not world.plan
+        for _ in range(20):
+            reply = await world.cancel(1)
+            if reply is not None and reply.status == 200:
+                break
+            await asyncio.sleep(10)
+        told += [str(reply.status) if reply else "none", (await world.answer(world.replicas[1], world.body)).category]
+        net, _ = _counts(lab.redeemed())
+        stands = any(net.values()) or lab.is_closed()
+        return told + ([] if died else [NOT_REACHED]), stands
+    finally:
+        await world.clear_away()
 
 
 # -- What must hold ------------------------------------------------------------------------------------------------

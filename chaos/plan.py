@@ -141,6 +141,11 @@ _FAULTS: tuple[tuple[str, int | None, float], ...] = (
     ("truncated", None, 0.02),
     ("malformed", None, 0.02),
     ("huge", None, 0.005),
+    ("status_instead", 201, 0.02),
+    ("strange", None, 0.01),
+    ("empty", None, 0.01),
+    ("html", None, 0.01),
+    ("hang_after", None, 0.01),
     ("unknown_effect", None, 0.02),
     ("extra_fields", None, 0.02),
 )

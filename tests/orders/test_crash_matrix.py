@@ -169,3 +169,22 @@ def test_what_a_proxy_sent_twice_is_taken_back_wherever_the_process_dies(
     left = {name for names in broken.values() for name in names if name != NOT_REACHED}
     # What the proxy does is done before anybody can know of it; Talon.One takes only one of two.
     assert left == ({"I1 for a moment"} if engine == "voucherify" else set())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_2xx_that_nobody_can_read_is_a_redemption_wherever_the_process_dies(tmp_path: Path, engine: str) -> None:
+    wanted = cases(["c0 before claim", "c3 reply received", "c4 recorded"], ["other replica"], behaviours=crash.GARBLED)
+    broken = play(Home("sqlite", tmp_path), engine, wanted)
+    assert {case: names for case, names in broken.items() if set(names) - {NOT_REACHED}} == {}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("point", ["cancelling", "rolled_back", "cancelled"])
+def test_a_cancel_that_dies_half_way_is_finished(home: Home, engine: str, point: str) -> None:
+    async def story() -> tuple[list[str], bool]:
+        async with Lab.open(engine, home) as lab:
+            return await crash.play_cancel(lab, point)
+
+    told, stands = virtual_time.run(story)
+    assert (told[:3], stands) == (["200", "200", "order_mismatch"], False)
+    assert point == "rolled_back" or told[3:] == []

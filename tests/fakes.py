@@ -157,6 +157,10 @@ class FakeTransport:
         pass
 
 
+INGESTING = {"MAPPER_INGEST_TOKEN": "a token for ingesting", "NOMS_TOKEN": "noms-token", "NOMS_SPACE_ID": "space"}
+"""Settings with which `POST /orders/ingest` is served."""
+
+
 def settings(adapter: FakeAdapter, **environment: str) -> Settings:
     """Settings for an engine of our own: read as the service reads them, with the adapter put in."""
     least = {

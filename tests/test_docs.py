@@ -150,6 +150,7 @@ def test_operations_lists_every_route() -> None:
             MAPPER_EXPLAIN="on",
             MAPPER_EXPLAIN_TOKEN="x" * 16,
             MAPPER_CANCEL_SECRETS="a secret for cancelling",
+            **fakes.INGESTING,
         ),
         engine_transport=fakes.FakeTransport(),
     )

@@ -23,10 +23,11 @@ from mapper import __version__, promotions, settings
 from mapper.adapter import Adapter
 from mapper.engine import clients, transport
 from mapper.engine.conversation import Engine
-from mapper.http import openapi, protocol, server, workers
+from mapper.http import ingest, openapi, protocol, server, workers
 from mapper.http.endpoint import SECURITY_HEADERS, Endpoint, error_body
 from mapper.http.protocol import PreparedResponse
 from mapper.nacelle.database import Database
+from mapper.nacelle.journal import journal_in
 from mapper.nacelle.products import FileSource, Products, remembered_in
 from mapper.nacelle.storefront import Storefront
 from mapper.ops.logs import CodeNames
@@ -105,6 +106,7 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             await asyncio.wait({reconciling})
             await redeemer.drain(DRAIN_S)
             await remembered.close()
+            await journal.close()
             await ledger.close()
             await client.aclose()
 
@@ -112,6 +114,7 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
     consume = Endpoint("consume", promotions.consume, CONSUME_CAPACITY, configured, telemetry)
     cancel = Endpoint("cancel", promotions.cancel, CANCEL_CAPACITY, configured, telemetry)
     cancels = configured.cancel_credentials is not None
+    journal = journal_in(configured.ledger_url)
     app = App(
         validate,
         consume,
@@ -119,6 +122,11 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             Route("/promotions/validate", validate, methods=["POST"]),
             Route("/promotions/consume", consume, methods=["POST"]),
             *([Route("/promotions/cancel", cancel, methods=["POST"])] if cancels else []),
+            *(
+                ingest.routes(configured.ingest, configured, lambda: app.state.client, journal)
+                if configured.ingest
+                else ()
+            ),
             Route("/livez", _alive),
             Route("/readyz", _ready),
             Route("/version", _version),

@@ -201,6 +201,38 @@ ORDER_EXAMPLE: Final[Json] = {
 }
 
 
+_INGEST: Final[Json] = {
+    "post": {
+        "operationId": "ingest",
+        "summary": "A validated checkout with its payment becomes an order at Nacelle; only with `MAPPER_INGEST_TOKEN`",
+        "security": [{"ingest": []}],
+        "requestBody": {"required": True, "content": _content({"type": "object"})},
+        "responses": {
+            "200": {
+                "description": "It is created, now or before (`again`); `answer` is Nacelle's.",
+                "content": _content(
+                    {"type": "object", "required": ["order"], "properties": {"order": {"type": "object"}}}
+                ),
+            },
+            **{
+                status: {"description": text, "content": _content({"$ref": "#/components/schemas/HttpError"})}
+                for status, text in (
+                    ("400", "It cannot be an order: `faults` has all that is wrong, each with its `pointer`."),
+                    ("401", "No bearer token, or a wrong one."),
+                    ("408", "The body did not arrive in time."),
+                    ("409", "Another order came under this id."),
+                    ("413", "The body is too large."),
+                    ("415", "The body is no JSON."),
+                    ("422", "Nacelle refused it."),
+                    ("502", "It may have been created; a person has to say."),
+                    ("503", "Nothing was created; send it again later."),
+                )
+            },
+        },
+    }
+}
+
+
 def document() -> Json:
     """The whole document."""
     return {
@@ -218,6 +250,7 @@ def document() -> Json:
             "/promotions/consume": _call(
                 "consume", "The order, its promotions redeemed for good, once", ("Order", "MultiOrder"), ORDER_EXAMPLE
             ),
+            "/orders/ingest": _INGEST,
             "/livez": _plain("200 while the process runs"),
             "/readyz": _plain("Whether it takes calls", **{"503": "It drains, or serves nothing."}),
             "/version": _plain("Version and engine"),
@@ -227,12 +260,13 @@ def document() -> Json:
         "components": {
             "schemas": _schemas(),
             "securitySchemes": {
+                "ingest": {"type": "http", "scheme": "bearer", "description": "`MAPPER_INGEST_TOKEN`."},
                 "signature": {
                     "type": "apiKey",
                     "in": "header",
                     "name": SIGNATURE.decode(),
                     "description": "HMAC-SHA256 over the body's bytes, in hex, with or without the prefix `sha256=`.",
-                }
+                },
             },
         },
     }

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from mapper.nacelle.database import Database, open_database
+from mapper.nacelle.database import Database, LazyDatabase, open_database
 from mapper.nacelle.noms import Sent
 
 State = Literal["sending", "created", "refused", "not_sent", "unknown"]
@@ -96,6 +96,11 @@ class Journal:
 
 def digest_of(body: bytes) -> bytes:
     return hashlib.sha256(body).digest()
+
+
+def journal_in(url: str) -> Journal:
+    """The journal at a URL like that of the ledger, opened when it is first needed."""
+    return Journal(LazyDatabase(url, _TABLE))
 
 
 async def open_journal(url: str) -> Journal:

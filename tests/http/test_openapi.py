@@ -28,7 +28,7 @@ EXAMPLES = int(os.environ.get("SCHEMATHESIS", "25"))
 
 
 def made() -> App:
-    configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger())
+    configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger(), **fakes.INGESTING)
     return app.create(configured, engine_transport=fakes.FakeTransport())
 
 

@@ -1,0 +1,109 @@
+"""`POST /orders/ingest`: a validated checkout with its payment becomes an order at Nacelle: `mapper.nacelle` does it.
+
+Off unless `MAPPER_INGEST_TOKEN` is set; the caller is the merchant, and shows it as a bearer token.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from mapper.domain.signature import is_one_of
+from mapper.engine.transport import Transport
+from mapper.http.endpoint import SECURITY_HEADERS
+from mapper.nacelle.check import NotAnOrder
+from mapper.nacelle.database import DatabaseUnavailable
+from mapper.nacelle.ingest import Ingested, Ingestion
+from mapper.nacelle.journal import Journal
+from mapper.nacelle.noms import Noms
+from mapper.settings import IngestSettings, Settings
+
+STATUS: Final = {"created": 200, "other_content": 409, "refused": 422, "unknown": 502, "not_sent": 503}
+"""What the caller gets for what became of the order."""
+SENTENCES: Final = {
+    "other_content": "Another order came under this id; nothing was sent.",
+    "refused": "Nacelle refused the order; mend it, then send it again.",
+    "unknown": "The order may have been created. It is not sent again until a person has said what became of it.",
+    "not_sent": "Nothing was created; send the order again later.",
+}
+RETRY_AFTER_S: Final = 30
+
+
+def routes(
+    given: IngestSettings, configured: Settings, client: Callable[[], Transport], journal: Journal
+) -> list[Route]:
+    """`client`: the HTTP client, once the service runs."""
+
+    async def ingest(request: Request) -> Response:
+        if not is_one_of(_bearer(request), (given.token,)):
+            refused = _problem(401, "A bearer token is needed.")
+            refused.headers["www-authenticate"] = "Bearer"
+            return refused
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return _problem(415, "The body must be application/json.")
+        body = await _body(request, configured.max_body_bytes)
+        if body is None:
+            return _problem(413, f"The body is larger than {configured.max_body_bytes} bytes.")
+        noms = Noms(given.base_url, given.authorization, given.space, client())
+        try:
+            return _told(await Ingestion(noms, journal, given.default_currency).ingest(body))
+        except NotAnOrder as wrong:
+            faults = [{"pointer": fault.pointer, "message": fault.message} for fault in wrong.faults]
+            return _problem(400, "This cannot be ingested as an order; nothing was sent.", faults=faults)
+        except DatabaseUnavailable:
+            return _later(_problem(503, "The journal cannot be written; nothing was sent."))
+
+    return [Route("/orders/ingest", ingest, methods=["POST"])]
+
+
+def _bearer(request: Request) -> bytes:
+    """The token of the one `Authorization` header; b"" where there is none, or two."""
+    values = request.headers.getlist("authorization")
+    scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """The body; None where it is too large."""
+    body = b""
+    try:
+        async for part in request.stream():
+            body += part
+            if len(body) > most:
+                return None
+    except ClientDisconnect:
+        return b""
+    return body
+
+
+def _told(done: Ingested) -> Response:
+    order: dict[str, Any] = {"id": done.key, "state": done.state, "again": done.again}
+    if done.state == "created":
+        return _json(200, {"order": order | {"answer": _json_or_none(done.answer)}})
+    told = _problem(STATUS[done.state], SENTENCES[done.state], order=order | {"reason": done.reason})
+    return _later(told) if done.state == "not_sent" else told
+
+
+def _json_or_none(answer: bytes) -> msgspec.Raw | None:
+    """Nacelle's answer as it came, where it is JSON."""
+    try:
+        msgspec.json.decode(answer)
+    except msgspec.DecodeError:
+        return None
+    return msgspec.Raw(answer)
+
+
+def _problem(status: int, message: str, **more: Any) -> Response:
+    return _json(status, {"error": message, **more})
+
+
+def _later(response: Response) -> Response:
+    response.headers["retry-after"] = str(RETRY_AFTER_S)
+    return response
+
+
+def _json(status: int, value: Any) -> Response:
+    return Response(msgspec.json.encode(value), status, headers=SECURITY_HEADERS, media_type="application/json")

@@ -50,6 +50,21 @@ def test_one_redeemable_has_no_parent_and_several_have_one() -> None:
         assert redemption["channel"] == {"channel_id": "app", "channel_type": "API"}
 
 
+def test_an_order_that_is_renamed_frees_its_name_for_another() -> None:
+    shop = Shop()
+    first = shop.redeem("TEN-PERCENT", order=cart((14_000, 1), source_id="o1"), customer="jane")
+    renamed = shop.ok("PUT", "orders/o1", {"source_id": "o1~aside"})
+    assert (renamed["id"], renamed["source_id"], renamed["status"]) == (first["order"]["id"], "o1~aside", "PAID")
+    assert shop.refused("GET", "orders/o1") == (404, "not_found")
+    assert shop.ok("GET", "orders/o1~aside")["redemptions"] == first["order"]["redemptions"]
+    second = shop.redeem("TEN-PERCENT", order=cart((5_000, 1), source_id="o1"), customer="jane")
+    assert second["order"]["id"] != first["order"]["id"]
+    assert second["order"]["total_discount_amount"] == 500
+    assert shop.ok("PUT", "orders/o1", {"status": "CANCELED"})["source_id"] == "o1"
+    assert shop.refused("PUT", "orders/none", {"status": "PAID"}) == (404, "not_found")
+    assert shop.refused("PUT", "orders/o1", {"nonsense": 1})[0] == 400
+
+
 def test_the_order_is_stored_under_its_own_id_and_the_merchants() -> None:
     shop = Shop()
     order = shop.redeem("TEN-PERCENT", order=cart((14_000, 1), source_id="o/1"), customer="jane")["order"]

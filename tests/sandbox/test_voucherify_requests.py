@@ -136,7 +136,7 @@ def test_both_keys_are_asked_for(keys: str, headers: dict[str, str], status: int
     ("method", "path", "status"),
     [
         ("GET", "validations", 405),
-        ("PUT", "orders/o1", 405),
+        ("DELETE", "orders/o1", 405),
         ("DELETE", "vouchers/X/sessions", 404),
         ("POST", "vouchers/X/validate", 404),
         ("GET", "orders/", 404),

@@ -9,6 +9,7 @@ one of them misreads must not be misread twice.
     POST   /v1/redemptions/{id}/rollbacks, /v1/redemptions/{id}/rollback
     POST   /v1/qualifications
     GET    /v1/orders/{id or source id}
+    PUT    /v1/orders/{id or source id}
     GET    /v1/vouchers/{code or id}
     DELETE /v1/vouchers/{code or id}/sessions/{key}
 
@@ -77,6 +78,7 @@ _ROUTES: Final = {
     "POST /v1/redemptions/*/rollback": "rollback",
     "POST /v1/qualifications": "qualify",
     "GET /v1/orders/*": "order",
+    "PUT /v1/orders/*": "update order",
     "GET /v1/vouchers/*": "voucher",
     "DELETE /v1/vouchers/*/sessions/*": "release",
 }
@@ -226,6 +228,7 @@ class VoucherifySandbox:
             "qualify": lambda: project.qualify(given, call),
             "redemption": lambda: project.redemption(ids[0]),
             "order": lambda: project.order(ids[0]),
+            "update order": lambda: project.update_order(ids[0], given),
             "voucher": lambda: project.voucher(ids[0]),
             "rollback": lambda: project.rollback(ids[0], given, call, single=_path(request).endswith("/rollback")),
         }
@@ -267,6 +270,7 @@ class VoucherifySandbox:
             "redeem": self._schema.stacked,
             "rollback": self._schema.rollback,
             "qualify": self._schema.qualification,
+            "update order": self._schema.order,
         }
         if operation not in checks:
             return {}

@@ -413,6 +413,18 @@ class Project:
             raise not_found("order", id_)
         return shown(found, found)
 
+    def update_order(self, id_: str, given: Json) -> Json:
+        """Sets what is given, and leaves the rest: https://docs.voucherify.io/api-reference/orders/update-order."""
+        found = self.books.find_order(id_)
+        if found is None:
+            raise not_found("order", id_)
+        if "source_id" in given:
+            self.books.rename_order(found, given["source_id"] or "")
+        if given.get("status"):
+            found.head["status"] = given["status"]
+        found.metadata = {**found.metadata, **(given.get("metadata") or {})}
+        return shown(found, found)
+
     def voucher(self, id_: str) -> Json:
         found = self.catalog.voucher(id_)
         if found is None:

@@ -148,6 +148,7 @@ class Schema:
             },
             "redeemables",
         )
+        self.order = order
         self.rollback = self._named({**about, "reason": _text(0)})
         self.qualification = self._named(
             {

@@ -151,6 +151,13 @@ class Books:
             self._order_of[order.head["source_id"]] = id_
         return id_
 
+    def rename_order(self, order: Order, source_id: str) -> None:
+        """The order is found by its new name from now on; its old one is free."""
+        self._order_of.pop(order.head["source_id"] or "", None)
+        order.head["source_id"] = source_id or None
+        if source_id:
+            self._order_of[source_id] = order.head["id"]
+
     def find_customer(self, id_: str) -> Customer | None:
         return next((customer for customer in self.customers.values() if customer.id == id_), None)
 

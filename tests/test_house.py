@@ -135,7 +135,7 @@ FLOORS = (
     {"settings", "sandbox"},
     {"engine"},
     {"orders"},
-    {"promotions", "nacelle", "explain"},
+    {"promotions", "nacelle", "explain", "conformance"},
     {"ops"},
     {"http"},
     {"commands"},

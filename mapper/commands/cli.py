@@ -10,7 +10,7 @@ from pathlib import Path
 from mapper import __version__, settings
 from mapper.domain import signature
 
-MODULES = ("ledger", "cancel", "ingest", "doctor", "explain")
+MODULES = ("ledger", "cancel", "ingest", "doctor", "explain", "new_adapter")
 """The commands with a module of their own. It is loaded when it is called for: `serve` starts without them."""
 
 

@@ -1,0 +1,105 @@
+"""Answers of Acme, read leniently: a new field must not lose an answer. But money is read exactly, or not at all.
+
+Whatever Acme returns ends as a `Discount`, a `Rejection` or a `Notice`: nothing is dropped quietly.
+"""
+
+from collections.abc import Iterator
+from decimal import Decimal
+
+import msgspec
+
+from mapper.adapter import (
+    Checkout,
+    Discount,
+    EngineRejected,
+    EngineReply,
+    EngineUnavailable,
+    Notice,
+    Outcome,
+    Reason,
+    Rejection,
+    money,
+)
+from promotions_acme import reasons
+from promotions_acme.request import Row, rows
+
+
+class Reduction(msgspec.Struct, frozen=True):
+    label: str
+    off: Decimal
+    kind: str = "amount"
+    row: int | None = None
+    """The position of a row; None: the whole order."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A price, or an order as it is stored."""
+
+    reductions: list[Reduction]
+    refused: dict[str, str]
+    """Codes that do not apply, each with Acme's word for why."""
+    id: str = ""
+    state: str = ""
+    rows: list[Row] = []
+    codes: list[str] = []
+
+
+def read(reply: EngineReply) -> Answer:
+    insist(reply)
+    return decode(reply)
+
+
+def insist(reply: EngineReply) -> None:
+    """Raises where the request was not accepted. Acme's own text stays out of messages: it may tell of customers."""
+    if reply.status in (401, 403):
+        raise EngineRejected("Acme does not accept the API key.", reason="engine_key")
+    if not 200 <= reply.status <= 299:
+        raise EngineRejected("Acme refuses the request.", reason="request_rejected")
+
+
+def decode(reply: EngineReply) -> Answer:
+    try:
+        return msgspec.json.decode(reply.body, type=Answer)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise EngineUnavailable("Acme's answer cannot be read.", reason="bad_reply") from error
+
+
+def outcome(answer: Answer, checkout: Checkout, *, happened: bool = False) -> Outcome:
+    """`happened`: it is redeemed. What concerns money and cannot be read is a notice then, and an error before."""
+    discounts: list[Discount] = []
+    notices: list[Notice] = []
+    for (kind, row, label), offs in sorted(_grouped(answer).items(), key=str):
+        try:
+            amount = money.to_minor(money.total([money.from_engine(off) for off in offs]), checkout.digits)
+            line = None if row is None else dict(enumerate(checkout.cart))[row].index
+        except (KeyError, money.NotMoney) as error:
+            if not happened:
+                raise EngineUnavailable("Acme's answer cannot be read.", reason="bad_reply") from error
+            amount, line = 0, None
+        if kind == "amount" and amount > 0:
+            discounts.append(Discount(name=label, description=label, amount=amount, effect_type=kind, line=line))
+        else:
+            payload = {"row": row, "label": label, "off": [str(off) for off in offs]}
+            notices.append(Notice(kind, "Something that takes no money off.", payload))
+    return Outcome(discounts=tuple(discounts), rejected=tuple(_rejected(answer, checkout)), notices=tuple(notices))
+
+
+def same_cart(stored: Answer, order: Checkout) -> bool:
+    return stored.rows == rows(order) and set(stored.codes) == set(order.promotions.coupon_codes)
+
+
+def _grouped(answer: Answer) -> dict[tuple[str, int | None, str], list[Decimal]]:
+    """What one rule takes off one row: it is added up before it is rounded, once."""
+    groups: dict[tuple[str, int | None, str], list[Decimal]] = {}
+    for one in answer.reductions:
+        groups.setdefault((one.kind, one.row, one.label), []).append(one.off)
+    return groups
+
+
+def _rejected(answer: Answer, checkout: Checkout) -> Iterator[Rejection]:
+    """In the order in which the shopper gave the codes."""
+    for code in checkout.promotions.codes:
+        if code not in checkout.promotions.coupon_codes:  # a referral or a loyalty card: not declared
+            yield Rejection(code, Reason.NOT_SUPPORTED, "")
+        elif (word := answer.refused.get(code)) is not None:
+            yield Rejection(code, reasons.reason(word), word)

@@ -1,0 +1,61 @@
+"""Carts for an adapter: an ordinary one, and those that are easy to get wrong."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from mapper.adapter import Checkout, Outcome
+from mapper.domain import checkout as documents
+from mapper.domain import discounts
+
+Line = tuple[str, int, str]
+"""Name (sku), quantity, list price."""
+
+IDS = ("a/b", "a%2Fb", "..a", "a b", "grüße-☃", "a?b#c", "'\"<&>", "x" * 200)
+"""Ids of checkouts and orders: data of strangers."""
+
+
+def body(
+    lines: Iterable[Line],
+    codes: Sequence[str] = (),
+    *,
+    family: Literal["A", "B", "C"] = "B",
+    name: str = "order-1",
+    currency: str = "USD",
+    promotions: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """A checkout or order. In family C each line is in an order of its own."""
+    items = [{"sku": sku, "quantity": quantity, "price": price} for sku, quantity, price in lines]
+    told: dict[str, Any] = {"id": name, "currency": currency, **more}
+    told["promotions"] = {"coupon_codes": list(codes), **(promotions or {})}
+    match family:
+        case "A":
+            return {**told, "items": items}
+        case "B":
+            return {**told, "order_items": items}
+        case "C":
+            return {**told, "orders": [{"order_items": [item]} for item in items]}
+
+
+def parse(given: Mapping[str, Any] | bytes) -> Checkout:
+    """As the service reads it."""
+    text = given if isinstance(given, bytes) else msgspec.json.encode(given)
+    return documents.parse(text, "validate", customer_path="/customer/id")
+
+
+def discounted(checkout: Checkout, outcome: Outcome) -> Checkout:
+    """The checkout as validate answers it: prices reduced, discounts listed."""
+    settled = discounts.settle(checkout, outcome)
+    return parse(discounts.write(checkout, settled, {}))
+
+
+def off(checkout: Checkout, outcome: Outcome) -> int:
+    """What is taken off in all, in minor units."""
+    return discounts.settle(checkout, outcome).total
+
+
+def beyond(checkout: Checkout, outcome: Outcome) -> int:
+    """What is granted beyond the price of the thing that it is granted on."""
+    return discounts.settle(checkout, outcome).clamped

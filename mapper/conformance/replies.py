@@ -1,0 +1,118 @@
+"""Replies that are hard to read: every field of a good one changed, in turn, and its arrays in another order."""
+
+from collections.abc import Container, Iterator
+from typing import Any
+
+import msgspec
+
+from mapper.adapter import EngineReply
+
+GARBAGE: dict[str, bytes] = {
+    "nothing": b"",
+    "half a document": b'{"a": [1, 2',
+    "HTML": b"<html>Bad Gateway</html>",
+    "no text": b"\xff\xfe\x00",
+    "null": b"null",
+    "a number": b"7",
+    "a string": b'"ok"',
+    "an array of nulls": b"[null]",
+    "a thousand brackets": b"[" * 1000,
+}
+"""What is no answer at all, whatever engine it comes from."""
+
+_VALUES: tuple[Any, ...] = (None, True, -1, 10**30, "", "x", [], {}, [None], {"x": 1})
+_NUMBERS = (b"1e400", b"-0.005", b"0.1234567890123456789")
+MOST_FIELDS = 40
+"""Of one reply: a large one is changed at so many places, spread over it."""
+
+
+def changed(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
+    """Each field of the reply gone, or something else; with a word for what was done."""
+    try:
+        document = msgspec.json.decode(reply.body)
+    except msgspec.DecodeError:
+        return
+    paths = list(_paths(document, ()))
+    step = max(1, len(paths) // MOST_FIELDS)
+    for path in paths[::step]:
+        where = "/".join(map(str, path))
+        yield f"without {where}", _with_body(reply, msgspec.json.encode(_put(document, path, msgspec.UNSET)))
+        for value in _VALUES:
+            yield f"{where} = {value!r}", _with_body(reply, msgspec.json.encode(_put(document, path, value)))
+        for number in _NUMBERS:
+            body = msgspec.json.encode(_put(document, path, msgspec.Raw(number)))
+            yield f"{where} = {number.decode()}", _with_body(reply, body)
+
+
+def reordered(reply: EngineReply, ordered: Container[str]) -> EngineReply:
+    """The same with every array backwards, but for those whose order means something (by their names)."""
+    try:
+        document = msgspec.json.decode(reply.body, type=dict[str, msgspec.Raw] | list[msgspec.Raw])
+    except (msgspec.DecodeError, msgspec.ValidationError):
+        return reply
+    return _with_body(reply, msgspec.json.encode(_backwards(document, "", ordered)))
+
+
+def told_apart(reply: EngineReply, marker: str) -> EngineReply:
+    """The same with every text in it beginning with `marker`, so that it can be found again."""
+    try:
+        document = msgspec.json.decode(reply.body)
+    except msgspec.DecodeError:
+        return reply
+    return _with_body(reply, msgspec.json.encode(_marked(document, marker)))
+
+
+def with_status(reply: EngineReply, status: int) -> EngineReply:
+    return msgspec.structs.replace(reply, status=status)
+
+
+def _with_body(reply: EngineReply, body: bytes) -> EngineReply:
+    return msgspec.structs.replace(reply, body=body)
+
+
+def _paths(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
+    items: Iterator[tuple[str | int, Any]] = iter(())
+    if isinstance(value, dict):
+        items = iter(value.items())
+    elif isinstance(value, list):
+        items = iter(enumerate(value))
+    for key, each in items:
+        yield (*path, key)
+        yield from _paths(each, (*path, key))
+
+
+def _put(value: Any, path: tuple[str | int, ...], new: Any) -> Any:
+    """A copy with something else at a path; UNSET takes it away."""
+    key, rest = path[0], path[1:]
+    if isinstance(value, list):
+        assert isinstance(key, int)
+        put = [_put(value[key], rest, new)] if rest else [] if new is msgspec.UNSET else [new]
+        return [*value[:key], *put, *value[key + 1 :]]
+    if rest:
+        return {**value, key: _put(value[key], rest, new)}
+    return {name: each for name, each in value.items() if name != key} | ({} if new is msgspec.UNSET else {key: new})
+
+
+def _backwards(value: Any, name: str, ordered: Container[str]) -> Any:
+    """Numbers keep their spelling: a `Raw` is opened only where it holds more values."""
+    if isinstance(value, msgspec.Raw):
+        text = bytes(value).lstrip()
+        if text[:1] not in (b"{", b"["):
+            return value
+        value = msgspec.json.decode(text, type=dict[str, msgspec.Raw] | list[msgspec.Raw])
+    if isinstance(value, dict):
+        return {key: _backwards(each, key, ordered) for key, each in value.items()}
+    if isinstance(value, list):
+        inner = [_backwards(each, name, ordered) for each in value]
+        return inner if name in ordered else inner[::-1]
+    return value
+
+
+def _marked(value: Any, marker: str) -> Any:
+    if isinstance(value, str):
+        return f"{marker} {value}"
+    if isinstance(value, dict):
+        return {key: _marked(each, marker) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_marked(each, marker) for each in value]
+    return value

@@ -1,0 +1,59 @@
+"""Both built-in adapters, with their sandboxes, held to what every adapter must pass."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from mapper.adapter import Reason
+from mapper.conformance.suite import Conformance
+
+REFUSED = {
+    "EXPIRED-10": Reason.EXPIRED,
+    "SOON-10": Reason.NOT_STARTED,
+    "USED-UP-10": Reason.USED_UP,
+}
+
+
+class TestTalonOne(Conformance):
+    entry_point = "talon_one"
+    options: ClassVar[Mapping[str, str]] = {
+        "BASE_URL": "https://talon.test",
+        "API_KEY": "the-secret-key-of-talon-one",
+        "ADDITIONAL_COSTS": "shipping=/shipping_rate/price",
+    }
+    accepted = ("TEN-PERCENT", "GOOD-5")
+    refused = REFUSED
+    percent = ("TEN-PERCENT", 10)
+    once = "SINGLE-0001"
+
+    def redeemed(self, books: Any, session: str) -> int:
+        """To close the session is to redeem it."""
+        return int(books["sessions"].get(session, {"state": ""})["state"] == "closed")
+
+
+class TestVoucherify(Conformance):
+    entry_point = "voucherify"
+    options: ClassVar[Mapping[str, str]] = {
+        "APP_ID": "the-secret-id-of-voucherify",
+        "APP_TOKEN": "the-secret-token-of-voucherify",
+        "PROMOTIONS": "qualify",
+    }
+    accepted = ("TEN-PERCENT", "GOOD-5")
+    refused = REFUSED
+    percent = ("TEN-PERCENT", 10)
+    once = "SINGLE-0001"
+    currencies = ("USD", "JPY")  # a project has one exponent, here 2
+    ordered = frozenset({"items"})  # of an order: its lines, as they were sent
+    exempt: ClassVar[Mapping[str, str]] = {
+        "test_other_codes_in_the_same_session_are_no_success": (
+            "a stored order tells which promotions were redeemed, but not which codes were left out: that codes are the"
+            " same ones is for the ledger to know"
+        ),
+    }
+
+    def redeemed(self, books: Any, session: str) -> int:
+        """How often each of its codes is redeemed; all are redeemed together."""
+        count: dict[str, int] = {}
+        for entry in books["redemptions"]:
+            if entry.get("order") == session:
+                count[entry["id"]] = count.get(entry["id"], 0) + (1 if entry["what"] == "redeemed" else -1)
+        return max(count.values(), default=0)

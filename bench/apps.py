@@ -92,7 +92,7 @@ def main(name: str, port: int) -> None:
         from mapper.ops import logs  # noqa: PLC0415 - likewise
 
         logs.configure()
-        server.run(server.create(globals()[name], factory=name != "own"), server.listening("127.0.0.1", port))
+        server.run(server.create(globals()[name], factory=name != "own"), [server.listening("127.0.0.1", port)])
     else:
         _plainly({"echo": echo, "sdk": sdk}[name](), port)
 

@@ -66,6 +66,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_ORDER_KEY_PATH": ("", "JSON pointer to the order's key where an order has no `id` or `source_id`"),
     "MAPPER_HTTP_CLIENT": ("aiohttp", "the HTTP client towards the engine: `aiohttp` or `httpx`"),
     "MAPPER_MAX_BODY_BYTES": ("1048576", "the largest body that is read"),
+    "MAPPER_ADMIN_PORT": ("", "the operator's routes on a port of their own; empty: on the same port"),
     "MAPPER_LOG_LEVEL": ("info", "`debug`, `info`, `warning` or `error`"),
     "MAPPER_LOG_FORMAT": ("json", "`json`, or `text` for a person at a terminal"),
     "MAPPER_LOG_CODES": ("hash", "codes in the log: a keyed `hash` (`promotions-mapper hash CODE`), `short` or `none`"),
@@ -150,6 +151,8 @@ class Settings:
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["json", "text"]
     log_codes: Literal["hash", "short", "none"]
+    admin_port: int | None = None
+    """Where the operator's routes are; None: where the calls are."""
     explain_token: bytes = field(repr=False, default=b"")
     """Empty: there is no page `/explain`."""
     ingest: IngestSettings | None = None
@@ -223,6 +226,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         "log_level": reader.choice("MAPPER_LOG_LEVEL", "info", "debug", "warning", "error"),
         "log_format": reader.choice("MAPPER_LOG_FORMAT", "json", "text"),
         "log_codes": reader.choice("MAPPER_LOG_CODES", "hash", "short", "none"),
+        "admin_port": reader.number("MAPPER_ADMIN_PORT", 1, 65_535) if reader.text("MAPPER_ADMIN_PORT") else None,
         "explain_token": reader.explain_token(),
         "products": reader.products(spaces),
         "ingest": reader.ingest() if reader.text("MAPPER_INGEST_TOKEN") else None,

@@ -1,7 +1,9 @@
 """The commands: parse the arguments, call one function, return an exit code."""
 
 import argparse
+import asyncio
 import os
+import socket
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -105,6 +107,7 @@ def _serve(chosen: argparse.Namespace) -> int:
     from mapper.http import app, server
     from mapper.nacelle.products import FileSource
     from mapper.ops import logs
+    from mapper.orders.rows import LedgerUnusable
 
     if configured.products and configured.products.file:
         try:
@@ -113,12 +116,22 @@ def _serve(chosen: argparse.Namespace) -> int:
             return _tell_wrong(settings.InvalidSettings([("MAPPER_PRODUCT_DATA", f"the file cannot be used: {error}")]))
     logs.configure(configured.log_level, configured.log_format)
     try:
-        listener = server.listening(chosen.host, chosen.port) if chosen.fd is None else server.inherited(chosen.fd)
-    except OSError as error:
+        asyncio.run(app.check_ledger(configured))
+    except LedgerUnusable as problem:
+        print(f"MAPPER_LEDGER_URL: {problem.message} (reason: {problem.reason})", file=sys.stderr)
+        return 2
+    listeners: list[socket.socket] = []
+    where = ""
+    try:
         where = f"{chosen.host} port {chosen.port}" if chosen.fd is None else f"the inherited socket {chosen.fd}"
+        listeners += [server.listening(chosen.host, chosen.port) if chosen.fd is None else server.inherited(chosen.fd)]
+        if configured.admin_port is not None:
+            where = f"{chosen.host} port {configured.admin_port} (MAPPER_ADMIN_PORT)"
+            listeners += [server.listening(chosen.host, configured.admin_port)]
+    except OSError as error:
         print(f"Cannot listen on {where}: {error.strerror}", file=sys.stderr)
         return 1
-    return app.run(listener, chosen.workers, drain_s=chosen.drain, keep_alive_s=chosen.keep_alive)
+    return app.run(listeners, chosen.workers, drain_s=chosen.drain, keep_alive_s=chosen.keep_alive)
 
 
 def _sandbox(chosen: argparse.Namespace) -> int:

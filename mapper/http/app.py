@@ -8,8 +8,9 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from mapper import __version__, promotions, settings
 from mapper.adapter import Adapter
@@ -26,6 +28,7 @@ from mapper.engine.conversation import Engine
 from mapper.http import ingest, openapi, protocol, server, workers
 from mapper.http.endpoint import SECURITY_HEADERS, Endpoint, error_body
 from mapper.http.protocol import PreparedResponse
+from mapper.http.readiness import DRAINING, Readiness
 from mapper.nacelle.database import Database
 from mapper.nacelle.journal import journal_in
 from mapper.nacelle.products import FileSource, Products, remembered_in
@@ -34,7 +37,6 @@ from mapper.ops.logs import CodeNames
 from mapper.ops.telemetry import Telemetry, log
 from mapper.orders.ledger import open_ledger
 from mapper.orders.redeem import OrderRedeemer, as_it_came
-from mapper.orders.rows import LedgerUnavailable
 from mapper.promotions import Service
 from mapper.settings import Settings
 
@@ -53,16 +55,38 @@ DRAIN_S = 25.0
 
 
 class App(Starlette):
-    """Starlette's application, which the protocol asks at the head of a request whether there is time for it."""
+    """Starlette's application, which the protocol asks at the head of a request whether there is time for it.
 
-    def __init__(self, validate: Endpoint, consume: Endpoint, **options: Any) -> None:
+    `admin`: the operator's routes, where they have a port of their own; they and the calls are strangers then.
+    """
+
+    def __init__(self, validate: Endpoint, consume: Endpoint, admin: "Admin | None", **options: Any) -> None:
         super().__init__(**options)
+        self._admin = admin
         self._endpoints = {b"/promotions/validate": validate, b"/promotions/consume": consume}
 
     def shed(self, method: bytes, target: bytes) -> PreparedResponse | None:
         """The refusal of a call for which there is no time. `target` as in the request line."""
         endpoint = self._endpoints.get(target.partition(b"?")[0]) if method == b"POST" else None
         return None if endpoint is None else endpoint.shed()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._admin is not None and scope["type"] == "http" and self._admin.is_meant(scope):
+            await self._admin.application(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+@dataclass(frozen=True)
+class Admin:
+    """The operator's routes on a port of their own."""
+
+    port: int
+    application: Starlette
+
+    def is_meant(self, scope: Scope) -> bool:
+        where = scope.get("server")
+        return where is not None and where[1] == self.port
 
 
 def create(configured: Settings, *, engine_transport: transport.Transport | None = None) -> App:
@@ -78,6 +102,7 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
         accounts = configured.adapter.accounts
         ledger = await open_ledger(
             configured.ledger_url,
+            patient=True,
             quarantine_s=configured.quarantine_s,
             lease_s=max(LEASE_S, 2 * configured.consume_deadline_s),
         )
@@ -98,12 +123,15 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
         app.state.client = client
         service = Service(configured, validating, redeemer, fill=products.at_validate if products else as_it_came)
         app.state.service = validate.service = consume.service = cancel.service = service
-        reconciling = asyncio.create_task(redeemer.reconcile())
+        readiness = app.state.readiness = Readiness(ledger)
+        await readiness.look()
+        background = {asyncio.create_task(redeemer.reconcile()), asyncio.create_task(readiness.keep_looking())}
         try:
             yield
         finally:
-            reconciling.cancel()
-            await asyncio.wait({reconciling})
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
             await redeemer.drain(DRAIN_S)
             await remembered.close()
             await journal.close()
@@ -115,29 +143,29 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
     cancel = Endpoint("cancel", promotions.cancel, CANCEL_CAPACITY, configured, telemetry)
     cancels = configured.cancel_credentials is not None
     journal = journal_in(configured.ledger_url)
-    app = App(
-        validate,
-        consume,
-        routes=[
-            Route("/promotions/validate", validate, methods=["POST"]),
-            Route("/promotions/consume", consume, methods=["POST"]),
-            *([Route("/promotions/cancel", cancel, methods=["POST"])] if cancels else []),
-            *(
-                ingest.routes(configured.ingest, configured, lambda: app.state.client, journal)
-                if configured.ingest
-                else ()
-            ),
-            Route("/livez", _alive),
-            Route("/readyz", _ready),
-            Route("/version", _version),
-            Route("/metrics", _metrics(telemetry)),
-            Route("/openapi.json", _openapi),
-            *(_explain_routes(configured, lambda: app.state.client) if configured.explain_token else ()),
-        ],
-        exception_handlers={HTTPException: _http_error},
-        lifespan=lifespan,
-    )
+    calls = [
+        Route("/promotions/validate", validate, methods=["POST"]),
+        Route("/promotions/consume", consume, methods=["POST"]),
+        *([Route("/promotions/cancel", cancel, methods=["POST"])] if cancels else []),
+        *(ingest.routes(configured.ingest, configured, lambda: app.state.client, journal) if configured.ingest else ()),
+    ]
+    operating = [
+        Route("/livez", _alive),
+        Route("/readyz", _ready),
+        Route("/version", _version),
+        Route("/metrics", _metrics(telemetry)),
+        Route("/openapi.json", _openapi),
+        *(_explain_routes(configured, lambda: app.state.client) if configured.explain_token else ()),
+    ]
+    answering: dict[str, Any] = {"exception_handlers": {HTTPException: _http_error}}
+    admin: Admin | None = None
+    if configured.admin_port is not None:
+        admin = Admin(configured.admin_port, Starlette(routes=operating, **answering))
+        admin.application.router.redirect_slashes = False
+    app = App(validate, consume, admin, routes=calls if admin else calls + operating, lifespan=lifespan, **answering)
     app.router.redirect_slashes = False
+    if admin is not None:
+        admin.application.state = app.state
     return app
 
 
@@ -178,14 +206,11 @@ async def _alive(request: Request) -> Response:
 
 
 async def _ready(request: Request) -> Response:
-    if getattr(request.state, server.DRAINING, False):
-        return _json(503, b'{"status":"not ready","reason":"draining"}')
-    service: Service = request.app.state.service
-    try:
-        await service.redeemer.ledger.ping()
-    except LedgerUnavailable as problem:
-        return _json(503, msgspec.json.encode({"status": "not ready", "reason": problem.reason}))
-    return _json(200, b'{"status":"ready"}')
+    readiness: Readiness = request.app.state.readiness
+    ready = DRAINING if getattr(request.state, server.DRAINING, False) else readiness.latest
+    asked_for = request.query_params.get("for")
+    served = ready.consume if asked_for == "consume" else ready.validate or ready.consume
+    return _json(200 if served else 503, msgspec.json.encode(ready))
 
 
 async def _version(request: Request) -> Response:
@@ -210,11 +235,16 @@ def _metrics(telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:
     return metrics
 
 
-def run(listener: socket.socket, count: int, *, drain_s: float, keep_alive_s: float) -> int:
+async def check_ledger(configured: Settings) -> None:
+    """Raises `LedgerUnusable` where it will not do without somebody. One that is only away is no fault."""
+    await (await open_ledger(configured.ledger_url, patient=True)).close()
+
+
+def run(listeners: Sequence[socket.socket], count: int, *, drain_s: float, keep_alive_s: float) -> int:
     """Serves with `count` processes until told to stop; returns the exit code. The caller has checked the settings."""
     limits = protocol.Limits(keep_alive_s=keep_alive_s)
     made = server.create("mapper.http.app:from_environment", limits, factory=True, drain_s=drain_s)
     if count > 1:
-        return workers.supervise(made, listener, count)
-    server.run(made, listener)
+        return workers.supervise(made, listeners, count)
+    server.run(made, listeners)
     return 0

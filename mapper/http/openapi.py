@@ -252,7 +252,10 @@ def document() -> Json:
             ),
             "/orders/ingest": _INGEST,
             "/livez": _plain("200 while the process runs"),
-            "/readyz": _plain("Whether it takes calls", **{"503": "It drains, or serves nothing."}),
+            "/readyz": _plain(
+                "Which calls are served",
+                **{"503": "It drains, or serves nothing; with `?for=consume`: consume is not served."},
+            ),
             "/version": _plain("Version and engine"),
             "/metrics": _plain("The metrics, in Prometheus' text format", "text/plain"),
             "/openapi.json": _plain("This document"),

@@ -9,7 +9,7 @@ import errno
 import gc
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
@@ -166,13 +166,13 @@ def create(app: Any, limits: Limits | None = None, *, factory: bool = False, dra
     return Server(config, limits or Limits(), drain_s)
 
 
-def run(server: Server, listener: socket.socket) -> None:
+def run(server: Server, listeners: Sequence[socket.socket]) -> None:
     """Serves until told to stop."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks the supervisor to renew its workers; here it must not kill
     server.config.load()
     _spare_the_collector()
     threads.switch_often()
-    server.run([listener])
+    server.run(list(listeners))
 
 
 def _spare_the_collector() -> None:

@@ -15,6 +15,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
 
@@ -37,8 +38,8 @@ _RETIRE = b"retire"
 class Worker(Process):
     """A new program, not a fork. Its pipe carries uvicorn's pings and the order to retire, and ends with the parent."""
 
-    def __init__(self, made: server.Server, listener: socket.socket) -> None:
-        super().__init__(made.config, [listener])
+    def __init__(self, made: server.Server, listeners: Sequence[socket.socket]) -> None:
+        super().__init__(made.config, list(listeners))
         self._made = made
 
     # -- In the supervisor ---------------------------------------------------------------------------------------------
@@ -67,7 +68,7 @@ class Worker(Process):
         self.parent_conn.close()
         logs.configure_from(os.environ)
         threading.Thread(target=self.always_pong, daemon=True).start()
-        server.run(self._made, *(sockets or []))
+        server.run(self._made, sockets or [])
 
     def always_pong(self) -> None:
         try:
@@ -87,12 +88,12 @@ class Supervisor(Multiprocess):
 
     processes: list[Worker]  # type: ignore[assignment]
 
-    def __init__(self, made: server.Server, listener: socket.socket, count: int) -> None:
-        super().__init__(made.config, [listener])
+    def __init__(self, made: server.Server, listeners: Sequence[socket.socket], count: int) -> None:
+        super().__init__(made.config, list(listeners))
         self.processes_num = count
         self.failed = False
         self._made = made
-        self._listener = listener
+        self._listeners = listeners
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
         for number in (signal.SIGTTIN, signal.SIGTTOU):  # uvicorn's way to have more workers, or fewer
@@ -105,7 +106,7 @@ class Supervisor(Multiprocess):
         threading.Thread(target=self.should_exit.set).start()
 
     def _start(self) -> Worker:
-        worker = Worker(self._made, self._listener)
+        worker = Worker(self._made, self._listeners)
         worker.start()
         return worker
 
@@ -151,10 +152,10 @@ class Supervisor(Multiprocess):
         log.info("renewed", extra={"facts": {"workers": self.processes_num}})
 
 
-def supervise(made: server.Server, listener: socket.socket, count: int) -> int:
+def supervise(made: server.Server, listeners: Sequence[socket.socket], count: int) -> int:
     """Runs `count` workers; returns the exit code. Their metrics are kept together in a folder of their own."""
     with tempfile.TemporaryDirectory(prefix="promotions-mapper-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        supervisor = Supervisor(made, listener, count)
+        supervisor = Supervisor(made, listeners, count)
         supervisor.run()
     return 1 if supervisor.failed else 0

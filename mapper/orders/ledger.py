@@ -316,11 +316,18 @@ def system_clock() -> Clock:
 
 
 async def open_ledger(
-    url: str, *, quarantine_s: float = 60.0, lease_s: float = 30.0, clock: Clock | None = None, create: bool = True
+    url: str,
+    *,
+    quarantine_s: float = 60.0,
+    lease_s: float = 30.0,
+    clock: Clock | None = None,
+    create: bool = True,
+    patient: bool = False,
 ) -> Ledger:
     """The ledger at `sqlite:///<path>` or `postgresql://…`, its schema brought up to date. Raises `LedgerUnavailable`.
 
-    It belongs to the event loop that opened it. `create`: where there is none, it is made. `clock` is for tests.
+    It belongs to the event loop that opened it. `create`: where there is none, it is made. `patient`: one that is away
+    now (busy, unreachable) is opened with its first use; only `LedgerUnusable` is raised. `clock` is for tests.
     """
     local = clock or system_clock()
     owner = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex[:8]}"
@@ -328,9 +335,9 @@ async def open_ledger(
     if url.startswith("sqlite:///"):
         from mapper.orders.sqlite import SqliteStore  # noqa: PLC0415 -- it imports this module
 
-        store = await SqliteStore.open(url.removeprefix("sqlite:///"), local, create=create)
+        store = await SqliteStore.open(url.removeprefix("sqlite:///"), local, create=create, patient=patient)
     else:
         from mapper.orders.postgres import PostgresStore  # noqa: PLC0415 -- it imports this module
 
-        store = await PostgresStore.open(url, clock, create=create)
+        store = await PostgresStore.open(url, clock, create=create, patient=patient)
     return Ledger(store, owner, quarantine_s, lease_s, local.now)

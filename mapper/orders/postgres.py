@@ -26,6 +26,7 @@ from mapper.orders.rows import (
     Key,
     LedgerTooNew,
     LedgerUnavailable,
+    LedgerUnusable,
     Moment,
     Row,
     State,
@@ -121,6 +122,14 @@ _LOST = (
     *(asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError),
 )
 
+_UNUSABLE = {
+    "28": "The ledger's database does not accept the user or the password.",
+    "3D": "The ledger's database does not exist.",
+    "3F": "The ledger's schema (search_path) does not exist.",
+    "42501": "The ledger's user may not make or use its tables.",
+}
+"""What does not mend itself, by SQLSTATE or its class."""
+
 
 class _Lost(LedgerUnavailable):
     """There is no connection, or no longer."""
@@ -201,9 +210,12 @@ class PostgresStore:
 
     @classmethod
     async def open(
-        cls, url: str, clock: Clock | None = None, timeout_s: float = 5.0, *, create: bool = True
+        cls, url: str, clock: Clock | None = None, timeout_s: float = 5.0, *, create: bool = True, patient: bool = False
     ) -> "PostgresStore":
-        """Connects and brings the schema up to date; nothing takes longer than `timeout_s`. `clock` is for tests."""
+        """Connects and brings the schema up to date; nothing takes longer than `timeout_s`. `clock` is for tests.
+
+        `patient`: `open_ledger`.
+        """
         options: dict[str, Any] = {
             "timeout": timeout_s,
             "command_timeout": timeout_s,
@@ -215,20 +227,32 @@ class PostgresStore:
             },
         }
 
+        is_current = False
+
         async def connect() -> Any:
+            nonlocal is_current
             try:
-                return await asyncpg.connect(url, **options)
+                connection = await asyncpg.connect(url, **options)
             except ValueError:
                 # What the driver says about a URL may repeat a part of it.
-                raise LedgerUnavailable("wrong_url") from None
+                raise LedgerUnusable("wrong_url", "The ledger's URL cannot be read.") from None
+            if not is_current:  # the server may have been away when the process started
+                try:
+                    await _migrate(connection, create=create)
+                except BaseException:
+                    connection.terminate()
+                    raise
+                is_current = True
+            return connection
 
         store = cls(Pool(connect, timeout_s), clock)
         try:
-            async with store._pool.connection() as connection:
-                await _migrate(connection, create=create)
-        except BaseException:
-            await store.close()
-            raise
+            async with store._pool.connection():
+                pass
+        except BaseException as error:
+            if not patient or not isinstance(error, LedgerUnavailable) or isinstance(error, LedgerUnusable):
+                await store.close()
+                raise
         return store
 
     async def change(self, key: Key, step: Step[T]) -> T:
@@ -373,4 +397,7 @@ def _errors() -> Iterator[None]:
     except asyncpg.UniqueViolationError as error:
         raise _Taken("contended") from error
     except asyncpg.PostgresError as error:
-        raise LedgerUnavailable(f"sqlstate_{getattr(error, 'sqlstate', '')}") from error
+        state = getattr(error, "sqlstate", None) or ""
+        if message := _UNUSABLE.get(state) or _UNUSABLE.get(state[:2]):
+            raise LedgerUnusable(f"sqlstate_{state}", message) from error
+        raise LedgerUnavailable(f"sqlstate_{state}") from error

@@ -79,7 +79,11 @@ class LedgerUnavailable(Problem):
         super().__init__(message, reason=f"ledger_{reason}", retry_after=5)
 
 
-class LedgerTooNew(LedgerUnavailable):
+class LedgerUnusable(LedgerUnavailable):
+    """It will not mend itself: the setting is wrong, the file cannot be written, or the schema is too new."""
+
+
+class LedgerTooNew(LedgerUnusable):
     """A newer version of this program has changed the ledger's schema."""
 
     def __init__(self, found: int, known: int) -> None:

@@ -27,6 +27,7 @@ from mapper.orders.rows import (
     Key,
     LedgerTooNew,
     LedgerUnavailable,
+    LedgerUnusable,
     Moment,
     Row,
     State,
@@ -108,6 +109,15 @@ _LEASE = """
     WHERE leases.owner = excluded.owner OR leases.until <= ?
 """
 
+_UNUSABLE = {
+    "notadb": "The ledger's file is no SQLite database.",
+    "corrupt": "The ledger's file is damaged: restore a backup.",
+    "readonly": "The ledger's file, or its folder, cannot be written.",
+    "cantopen": "The ledger's file, or one beside it, cannot be opened.",
+    "perm": "The ledger's file may not be used.",
+}
+"""What does not mend itself, of SQLite's own words."""
+
 
 @contextmanager
 def _errors() -> Iterator[None]:
@@ -128,16 +138,22 @@ class SqliteStore:
         self._waiting: deque[_Change] = deque()
         self._database: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
+        self._reopen = False
+        """Whether a file that was not to be had is tried again with each use."""
 
     @classmethod
-    async def open(cls, path: str, clock: Clock, busy_s: float = 5.0, *, create: bool = True) -> "SqliteStore":
-        """Opens the file, or makes it; `busy_s` is how long other writers are waited for."""
+    async def open(
+        cls, path: str, clock: Clock, busy_s: float = 5.0, *, create: bool = True, patient: bool = False
+    ) -> "SqliteStore":
+        """Opens the file, or makes it; `busy_s` is how long other writers are waited for. `patient`: `open_ledger`."""
         store = cls(path, clock, busy_s)
         try:
             await store._run(partial(store._connect, create=create))
-        except BaseException:
-            await store.close()
-            raise
+        except BaseException as error:
+            if not patient or not isinstance(error, LedgerUnavailable) or isinstance(error, LedgerUnusable):
+                await store.close()
+                raise
+        store._reopen = patient
         return store
 
     async def change(self, key: Key, step: Step[T]) -> T:
@@ -252,6 +268,8 @@ class SqliteStore:
     # -- In the thread ---------------------------------------------------------------------------------------------
 
     def _open(self) -> sqlite3.Connection:
+        if self._database is None and self._reopen:
+            self._connect(create=True)
         if self._database is None:
             raise LedgerUnavailable("closed")
         return self._database
@@ -329,17 +347,29 @@ class SqliteStore:
             # Orders are personal data. The files beside it (-wal, -shm) get the same mode from SQLite.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
-            raise LedgerUnavailable("cannot_open") from error
+            message = f"The ledger's file cannot be opened for writing: {error.strerror}."
+            raise LedgerUnusable("cannot_open", message) from error
         self._database = sqlite3.connect(Path(self._path), timeout=self._busy_s, isolation_level=None)
+        try:
+            self._prepare(self._database)
+        except BaseException as error:
+            self._database.close()
+            self._database = None
+            if isinstance(error, sqlite3.Error) and (word := _word(error)) in _UNUSABLE:
+                raise LedgerUnusable(word, _UNUSABLE[word]) from error
+            raise
+
+    def _prepare(self, database: sqlite3.Connection) -> None:
         if self._use_wal() != "wal":
-            raise LedgerUnavailable("without_wal")
-        self._database.execute("PRAGMA synchronous = FULL")
-        with self._transaction() as database:
+            raise LedgerUnusable("without_wal", "The ledger's file system cannot carry SQLite's write-ahead log.")
+        database.execute("PRAGMA synchronous = FULL")
+        with self._transaction():
             _migrate(database)
             self._forget_other_boots(database)
         self._reader = sqlite3.connect(Path(self._path), timeout=0, isolation_level=None, check_same_thread=False)
 
     def _disconnect(self) -> None:
+        self._reopen = False
         for connection in (self._database, self._reader):
             if connection is not None:
                 connection.close()

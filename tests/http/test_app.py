@@ -1,6 +1,8 @@
 """The HTTP contract: every status, every error body, every header (CONTRACT section 6)."""
 
+import asyncio
 import json
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,7 @@ from starlette.testclient import TestClient
 from mapper.adapter import Discount, EngineRequest, Outcome, Reason, Rejection
 from mapper.domain.errors import STATUS, EngineRejected, OrderMismatch
 from mapper.engine.transport import NotSent, Unknown
-from mapper.http import app
+from mapper.http import app, readiness
 from mapper.http.limiter import Limiter
 from mapper.ops.logs import CodeNames
 from mapper.orders.ledger import Ledger
@@ -323,21 +325,71 @@ def test_a_body_too_large(chunked: bool) -> None:
 # -- Operator routes -----------------------------------------------------------------------------------------------
 
 
+READY = {"validate": True, "consume": True, "why": None}
+
+
 def test_operator_routes(client: Client) -> None:
     assert client.http.get("/livez").json() == {"status": "alive"}
-    assert client.http.get("/readyz").json() == {"status": "ready"}
+    assert client.http.get("/readyz").json() == READY
     about = client.http.get("/version").json()
     assert (about["engine"], about["contract"]) == ("fake", 1)
     assert (about["capabilities"]["undo"], about["capabilities"]["currencies"]) == (True, "many")
 
 
-def test_not_ready_without_the_ledger(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_ledger_validate_is_served_and_consume_is_not(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
     async def full(*_: Any) -> None:
+        nonlocal looks
+        looks += 1
         raise LedgerUnavailable("full")
 
-    monkeypatch.setattr(Ledger, "ping", full)
-    response = client.http.get("/readyz")
-    assert (response.status_code, response.json()) == (503, {"status": "not ready", "reason": "ledger_full"})
+    monkeypatch.setattr(readiness, "LOOK_EVERY_S", 0.01)
+    with Client().http as http:
+        monkeypatch.setattr(Ledger, "ping", full)
+        until = time.monotonic() + 5
+        while (response := http.get("/readyz")).json() == READY:
+            assert time.monotonic() < until
+        without = {"validate": True, "consume": False, "why": "ledger_full"}
+        assert (response.status_code, response.json()) == (200, without)
+        consume = http.get("/readyz?for=consume")
+        assert (consume.status_code, consume.json()) == (503, without)
+        monkeypatch.setattr(readiness, "LOOK_EVERY_S", 60)
+        time.sleep(0.1)
+        seen = looks
+        for _ in range(20):
+            http.get("/readyz")
+        assert looks == seen, "a probe never touches the ledger"
+
+
+def test_a_ledger_that_hangs_hangs_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(*_: Any) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(readiness, "LOOK_FOR_S", 0.05)
+    monkeypatch.setattr(Ledger, "ping", hang)
+    with Client().http as http:
+        response = http.get("/readyz")
+        assert (response.status_code, response.json()["why"]) == (200, "ledger_hangs")
+        assert http.get("/readyz?for=consume").status_code == 503
+
+
+OPERATORS = ("/livez", "/readyz", "/version", "/metrics", "/openapi.json")
+
+
+def test_operator_routes_may_have_a_port_of_their_own() -> None:
+    made = Client(MAPPER_ADMIN_PORT="9090")
+    admin = TestClient(made.http.app, base_url="http://testserver:9090")
+    with made.http:
+        assert {made.http.get(route).status_code for route in OPERATORS} == {404}
+        assert {admin.get(route).status_code for route in OPERATORS} == {200}
+        assert made.post("validate").status_code == 200
+        made.http = admin
+        missing = made.post("validate")
+        assert missing.status_code == 404
+        check_security_headers(missing)
 
 
 def test_metrics_count_by_reason(client: Client) -> None:

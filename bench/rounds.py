@@ -245,13 +245,17 @@ ALL = tuple(BY_KEY)
 ASKING = tuple(key for key, contender in BY_KEY.items() if contender.asks_engine)
 
 
+JUDGED = {(20, 1), (20, 8), (20, 32), (20, 128), (100, 8), (10, 32), (1000, 32)}
+"""(lines, in flight) of the cases that an aim is about, with an engine that answers at once."""
+
+
 def full() -> list[Case]:
     """Every combination; more rounds where an aim is judged."""
     cases: list[Case] = []
     for wait_ms in (0, 30):
         for lines in SIZES:
-            for in_flight in (1, 32, 128):
-                judged = wait_ms == 0 and (lines, in_flight) in {(20, 32), (20, 1), (100, 32), (10, 32), (1000, 32)}
+            for in_flight in (1, 8, 32, 128):
+                judged = wait_ms == 0 and (lines, in_flight) in JUDGED
                 keys = ASKING if wait_ms else ALL
                 if lines == 1000 and in_flight == 128:
                     keys = tuple(key for key in keys if key != "sdk")  # a round of it takes a minute
@@ -264,9 +268,11 @@ def quick() -> list[Case]:
     """What the aims need, briefly."""
     few = ("service", "echo")
     return [
+        Case(20, 0, 8, 4, 0.4, ALL, 1.5),
         Case(20, 0, 32, 4, 0.4, ALL, 1.5),
+        Case(20, 0, 128, 4, 0.4, ALL, 1.5),
         Case(20, 0, 1, 3, 0.4, ALL, 1.5),
-        Case(100, 0, 32, 3, 0.4, ALL, 1.5),
+        Case(100, 0, 8, 3, 0.4, ALL, 1.5),
         Case(10, 0, 32, 3, 0.3, few, 1.5),
         Case(1000, 0, 32, 3, 0.4, few, 1.5),
     ]

@@ -58,7 +58,7 @@ def test_an_amount_that_was_not_shown_is_noticed(small_world: World) -> None:
 
 def test_a_code_that_is_redeemed_once_more_is_noticed(small_world: World) -> None:
     told = small_world.journey("talon_one")
-    rest = until(told, "Again")
+    rest = until(told, "1st order")
     checkout = told._validated({**module.CHECKOUT, "id": "1003"})
     told.shown["1003"] = cost(checkout)
     assert told._nacelle("api/v1/multiorders", told._order(checkout)).status == 201

@@ -783,11 +783,12 @@ async def play_cancel(lab: Lab, point: str) -> tuple[list[str], bool]:
         world.plan = deque([point])
         await world.cancel(0)
         died = not world.plan
+        reply = await world.cancel(1)
         for _ in range(20):
-            reply = await world.cancel(1)
             if reply is not None and reply.status == 200:
                 break
             await asyncio.sleep(10)
+            reply = await world.cancel(1)
         told += [str(reply.status) if reply else "none", (await world.answer(world.replicas[1], world.body)).category]
         net, _ = _counts(lab.redeemed())
         stands = any(net.values()) or lab.is_closed()

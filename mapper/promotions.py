@@ -107,7 +107,15 @@ async def validate(service: Service, call: Call) -> Answer:
         raise notes.refused(outcome.rejected)
     call.record.degraded, call.record.session = degraded, session
     answer, settled = await run_in_thread(
-        len(call.body), _granted, receipts, checkout, outcome, session, degraded, service.now()
+        len(call.body),
+        _granted,
+        receipts,
+        checkout,
+        outcome,
+        session,
+        degraded,
+        service.settings.receipt_required,
+        service.now(),
     )
     call.record.clamped, call.record.discount = settled.clamped > 0, settled.total
     return answer
@@ -184,7 +192,13 @@ def _note(record: Record, checkout: Checkout, space: str, key: str, session: str
 
 
 def _granted(
-    receipts: Receipts, checkout: Checkout, outcome: Outcome, session: str, degraded: bool, now: float
+    receipts: Receipts,
+    checkout: Checkout,
+    outcome: Outcome,
+    session: str,
+    degraded: bool,
+    receipt_required: bool,
+    now: float,
 ) -> tuple[Answer, Settled]:
     """The checkout with everything on it, and what was granted."""
     settled = discounts.settle(checkout, outcome)
@@ -196,7 +210,9 @@ def _granted(
         "degraded": degraded,
         "receipt": receipts.write(session, checkout.customer, degraded, _content(checkout, settled), now),
     }
-    answer = Answer(200, b'{"checkout":' + discounts.write(checkout, settled, note) + b"}", "ok")
+    answer = Answer(
+        200, b'{"checkout":' + discounts.write(checkout, settled, note, receipt_required=receipt_required) + b"}", "ok"
+    )
     return answer, settled
 
 

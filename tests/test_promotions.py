@@ -54,9 +54,9 @@ def test_a_large_cart_is_worked_on_where_it_holds_nobody_up(
     def watch(module: Any, name: str) -> None:
         original = getattr(module, name)
 
-        def watched(*given: Any) -> Any:
+        def watched(*given: Any, **named: Any) -> Any:
             threads.setdefault(name, set()).add(threading.current_thread().name)
-            return original(*given)
+            return original(*given, **named)
 
         monkeypatch.setattr(module, name, watched)
 
@@ -326,6 +326,38 @@ def test_what_is_no_paid_order_is_refused_where_the_settings_say_how_to_tell() -
     assert "order" in house("consume", ORDER | {"payments": [{"id": "p"}]})
 
 
+BARE = {"items": CHECKOUT["items"]}
+LISTED = {"order_items": CHECKOUT["items"]}
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (BARE, "promotions"),
+        (LISTED, "promotion"),
+        ({"orders": [LISTED]}, "promotion"),
+        ({**LISTED, "promotions": None}, "promotions"),
+    ],
+)
+@pytest.mark.parametrize("why", ["required", "notice", "degraded", ""])
+def test_a_body_gets_a_promotion_object_only_where_a_note_has_to_reach_somebody(
+    body: dict[str, Any], name: str, why: str
+) -> None:
+    policy = {"required": {"MAPPER_RECEIPT": "required"}, "degraded": {"MAPPER_ON_ENGINE_FAILURE": "no_discount"}}
+    house = House(**policy.get(why, {}))
+    house.adapter.granted = Outcome(notices=(Notice("n", "A notice", {}),) if why == "notice" else ())
+    house.wire.script["validate"] = [503] * 9 if why == "degraded" else []
+    got = house("validate", {"id": "c-1", **body})["checkout"]
+    if why:
+        assert set(got[name]["meta"]["mapper"]) >= {"receipt", "session", "notices", "degraded"}
+    else:
+        assert got.get("promotion") is None
+        assert got.get("promotions") is None
+    if why == "required" and "items" not in body:
+        house("consume", got)
+        assert house.adapter.sessions[-1] == ("redeem", "c-1")
+
+
 @pytest.mark.parametrize("bad", [".", "..", "a\nb", "x" * 256, "a\u202eb", {"a": 1}, True])
 def test_an_id_that_could_act_as_a_path_is_refused(house: House, bad: object) -> None:
     assert house.refusal("validate", {**CHECKOUT, "id": bad}).details == {"pointer": "/id"}
@@ -386,6 +418,13 @@ def test_what_exceeds_a_price_is_said_at_both_calls(house: House, amount: int, *
     for call, body in (("validate", CHECKOUT), ("consume", ORDER)):
         house(call, body)
         assert house.record.clamped == clamped
+
+
+def test_a_difference_is_reported_also_where_the_order_has_no_promotion_object(house: House) -> None:
+    house.adapter.granted = TEN_OFF
+    body = {key: value for key, value in carrying("25.00").items() if key != "promotions"}
+    (notice,) = house("consume", body)["order"]["promotion"]["meta"]["mapper"]["notices"]
+    assert notice["type"] == "amount_mismatch"
 
 
 def test_or_refused_before_anything_is_redeemed() -> None:

@@ -230,10 +230,11 @@ def _with_wider(thing: _Thing) -> tuple[_Thing, ...]:
     return (thing, of_line, _COSTS, _ORDER) if cost else (of_line, _COSTS, _ORDER)
 
 
-def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any]) -> bytes:
+def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any], *, receipt_required: bool = False) -> bytes:
     """The whole document, prices reduced and discounts listed; every byte that the contract does not name as it came.
 
-    `note` goes to `promotions.meta.mapper`, where the body has a promotion object.
+    `note` goes to `promotions.meta.mapper`. A body without a promotion object gets one only where the note has to reach
+    somebody: consume, with a required receipt, or a person.
     """
     digits, always = checkout.digits, checkout.family.writes_empty_lists
     changes: dict[Path, Changes] = {}
@@ -247,7 +248,10 @@ def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any]) -> byte
         ]
     listed = [_entry(discount, digits) for discount in settled.root]
     changes[()] = _fields({}, checkout.names, settled.total, listed, digits, always=always)
-    return checkout.source.replace({**changes, **_note(checkout, note)}, lines)
+    if checkout.promotions_at or receipt_required or note.get("notices") or note.get("degraded"):
+        for path, members in _note(checkout, note).items():
+            changes[path] = {**changes.get(path, {}), **members}
+    return checkout.source.replace(changes, lines)
 
 
 def annotate(checkout: Checkout, note: Mapping[str, Any]) -> bytes:
@@ -257,7 +261,9 @@ def annotate(checkout: Checkout, note: Mapping[str, Any]) -> bytes:
 
 def _note(checkout: Checkout, note: Mapping[str, Any]) -> dict[Path, Changes]:
     if not checkout.promotions_at:
-        return {}
+        names = ("promotions", "promotion") if checkout.family.name == "A" else ("promotion", "promotions")
+        name = next((name for name in names if name in checkout.source.decoded), names[0])  # it may be null
+        return {(): {name: {"meta": {"mapper": note}}}}
     meta = (*checkout.promotions_at, "meta")
     if isinstance(checkout.source.decoded_at(meta), dict):
         return {meta: {"mapper": note}}

@@ -44,6 +44,20 @@ def changed(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
             yield f"{where} = {number.decode()}", _with_body(reply, body)
 
 
+def with_numbers(reply: EngineReply, number: bytes) -> Iterator[tuple[str, EngineReply]]:
+    """Each number of the reply replaced, in turn; with its place."""
+    document = msgspec.json.decode(reply.body)
+    for path in _paths(document, ()):
+        value: Any = document
+        for key in path:
+            value = value[key]
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            yield (
+                "/".join(map(str, path)),
+                _with_body(reply, msgspec.json.encode(_put(document, path, msgspec.Raw(number)))),
+            )
+
+
 def reordered(reply: EngineReply, ordered: Container[str]) -> EngineReply:
     """The same with every array backwards, but for those whose order means something (by their names)."""
     try:

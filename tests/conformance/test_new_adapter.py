@@ -1,16 +1,24 @@
 """`new-adapter` from an empty folder: its first test run is green, and the service runs with it."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from mapper.commands import cli
 from tests.conformance.acme import describe
+from tests.test_docs import free_ports
 
 MOST_S = 240
+"""From an empty folder to a green run and a first change: less than five minutes."""
 
 
 def made(folder: Path, name: str) -> Path:
@@ -27,10 +35,104 @@ def run(folder: Path, *command: str, **environment: str) -> "subprocess.Complete
     )
 
 
-def test_the_first_test_run_of_a_new_package_is_green_and_earns_gold(tmp_path: Path) -> None:
-    package = made(tmp_path, "loyal_fox")
-    describe(package)
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    folder = made(tmp_path, "loyal_fox")
+    describe(folder)
+    return folder
+
+
+def test_the_first_test_run_of_a_new_package_is_green_and_earns_gold_and_notices_the_first_change(
+    package: Path,
+) -> None:
     done = run(package, "-m", "pytest", "-q", "--scorecard", "card.json", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout
     assert '"level": "gold"' in (package / "card.json").read_text("utf-8"), done.stdout
     assert "loyal_fox: gold" in done.stdout
+
+    reasons = package / "promotions_loyal_fox" / "reasons.py"
+    reasons.write_text(reasons.read_text("utf-8").replace("Reason.EXPIRED", "Reason.NOT_STARTED"), "utf-8")
+    changed = run(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "every_code or cassettes")
+    assert "OLD-5: should be refused as expired" in changed.stdout
+
+
+@pytest.mark.parametrize("name", ["Fox", "mapper_fox", "a-b", "7up"])
+def test_a_name_that_no_engine_can_have_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(["new-adapter", name, "--into", str(tmp_path)])
+    assert (done.value.code, list(tmp_path.iterdir())) == (2, [])
+    assert "a name is" in capsys.readouterr().err
+
+
+def test_what_is_there_is_not_overwritten(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main(["new-adapter", "loyal_fox", "--into", str(package.parent)])
+    assert done.value.code == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_no_trace_of_the_scaffolds_own_name_is_left(package: Path) -> None:
+    files = [path for path in package.rglob("*") if path.is_file()]
+    assert len(files) > 15
+    assert [path.name for path in files if re.search("acme", path.name + path.read_text("utf-8"), re.IGNORECASE)] == []
+
+
+def test_the_service_runs_with_it_and_its_sample_calls_work_as_printed(package: Path) -> None:
+    sandbox, port = free_ports(2)
+    environment = {
+        "PATH": os.environ["PATH"], "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHON": sys.executable,
+        "SANDBOX_PORT": str(sandbox), "PORT": str(port),
+    }  # fmt: skip
+    printed = package / "printed"
+    with (
+        printed.open("w") as output,
+        subprocess.Popen(
+            ["sh", "serve.sh"],
+            cwd=package,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as serving,
+    ):
+        try:
+            calls = wait_for_calls(printed, port)
+            (checkout, order) = [answer(call) for call in calls]
+        finally:
+            os.killpg(serving.pid, signal.SIGTERM)
+            serving.wait(30)
+    (item,) = checkout["checkout"]["items"]
+    assert (item["price"], checkout["checkout"]["total_discount"]) == ("11.25", "2.50")
+    assert order["order"]["order_items"][0]["price"] == "11.25"
+    assert checkout["checkout"]["promotions"]["meta"]["mapper"]["engine"] == "loyal_fox"
+
+
+Call = tuple[str, str, str, str]
+
+
+def wait_for_calls(printed: Path, port: int) -> list[Call]:
+    """The sample calls, once the service is there: URL, two headers, file."""
+    until = time.monotonic() + 60
+    found: list[Call] = []
+    while time.monotonic() < until:
+        found = re.findall(r'(http\S+) -H "(.+?)" \\\n  -H "(.+?)" --data-binary @(\S+)', printed.read_text("utf-8"))
+        if len(found) == 2:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/livez", timeout=5).close()
+            except OSError:
+                pass
+            else:
+                return found
+        time.sleep(0.2)
+    raise AssertionError(printed.read_text("utf-8"))
+
+
+def answer(call: Call) -> Any:
+    url, *headers, file = call
+    given = dict(header.split(": ", 1) for header in headers)
+    request = urllib.request.Request(url, Path(file).read_bytes(), given, method="POST")
+    with urllib.request.urlopen(request, timeout=20) as came:
+        return msgspec.json.decode(came.read())

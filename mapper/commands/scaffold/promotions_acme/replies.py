@@ -68,10 +68,11 @@ def outcome(answer: Answer, checkout: Checkout, *, happened: bool = False) -> Ou
     """`happened`: it is redeemed. What concerns money and cannot be read is a notice then, and an error before."""
     discounts: list[Discount] = []
     notices: list[Notice] = []
+    lines = {row: line.index for row, line in enumerate(checkout.cart)}
     for (kind, row, label), offs in sorted(_grouped(answer).items(), key=str):
         try:
             amount = money.to_minor(money.total([money.from_engine(off) for off in offs]), checkout.digits)
-            line = None if row is None else dict(enumerate(checkout.cart))[row].index
+            line = None if row is None else lines[row]
         except (KeyError, money.NotMoney) as error:
             if not happened:
                 raise EngineUnavailable("Acme's answer cannot be read.", reason="bad_reply") from error

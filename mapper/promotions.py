@@ -20,6 +20,7 @@ from mapper.domain import notices as notes
 from mapper.domain.checkout import Checkout
 from mapper.domain.discounts import Settled
 from mapper.domain.errors import EngineRejected, EngineUnavailable, Forbidden, InvalidRequest, Operation, Problem
+from mapper.domain.languages import Language, language_of
 from mapper.domain.outcome import Outcome
 from mapper.domain.receipt import Receipt, Receipts
 from mapper.domain.record import Record
@@ -91,7 +92,7 @@ async def validate(service: Service, call: Call) -> Answer:
     checkout = await _parse(service, call, "validate")
     receipts = service.receipts(space)
     session = _session(service, checkout, space, receipts.read_if_ours(checkout, service.now()))
-    _note(call.record, checkout, space, checkout.id or checkout.source_id, session)
+    _note(call, checkout, space, checkout.id or checkout.source_id, session)
     _warn_of_missing_costs(service, checkout)
     checkout = await service.fill(checkout)
     degraded = False
@@ -104,7 +105,7 @@ async def validate(service: Service, call: Call) -> Answer:
     outcome = notes.as_entered(checkout, outcome)
     call.record.rejected = outcome.rejected
     if outcome.rejected and service.settings.on_rejected == "refuse":
-        raise notes.refused(outcome.rejected)
+        raise notes.refused(outcome.rejected, call.record.language)
     call.record.degraded, call.record.session = degraded, session
     answer, settled = await run_in_thread(
         len(call.body),
@@ -116,6 +117,7 @@ async def validate(service: Service, call: Call) -> Answer:
         degraded,
         service.settings.receipt_required,
         service.now(),
+        call.record.language,
     )
     call.record.clamped, call.record.discount = settled.clamped > 0, settled.total
     return answer
@@ -131,7 +133,7 @@ async def consume(service: Service, call: Call) -> Answer:
     given = _receipt(service, order, space)
     key = Key(space, service.adapter.name, _order_key(service, order, given))
     terms = _terms(service, order, space, given)
-    _note(call.record, order, space, key.order, terms.session if isinstance(terms, Terms) else "")
+    _note(call, order, space, key.order, terms.session if isinstance(terms, Terms) else "")
     call.record.receipt = _fate(given, order)
     job = service.redeemer.job(key, order, terms, call.record, call.has_hung_up)
     return await service.redeemer.consume(job, call.deadline)
@@ -185,8 +187,11 @@ async def _parse(service: Service, call: Call, operation: Operation) -> Checkout
     )
 
 
-def _note(record: Record, checkout: Checkout, space: str, key: str, session: str) -> None:
-    """What the log tells of the call, whatever becomes of it."""
+def _note(call: Call, checkout: Checkout, space: str, key: str, session: str) -> None:
+    """What the log tells of the call, whatever becomes of it; and the shopper's language."""
+    record = call.record
+    accepted = next((value.decode("latin-1") for name, value in call.headers if name == b"accept-language"), "")
+    record.language = language_of(checkout.source.decoded, accepted)
     record.space, record.id, record.session = space, key, session
     record.codes, record.currency = checkout.promotions.codes, checkout.currency
 
@@ -199,13 +204,14 @@ def _granted(
     degraded: bool,
     receipt_required: bool,
     now: float,
+    language: Language,
 ) -> tuple[Answer, Settled]:
     """The checkout with everything on it, and what was granted."""
     settled = discounts.settle(checkout, outcome)
     note = {
         "engine": receipts.engine,
         "session": session,
-        "rejected": [notes.rejection(rejected) for rejected in outcome.rejected],
+        "rejected": [notes.rejection(rejected, language) for rejected in outcome.rejected],
         "notices": [notes.notice(notice) for notice in outcome.notices],
         "degraded": degraded,
         "receipt": receipts.write(session, checkout.customer, degraded, _content(checkout, settled), now),

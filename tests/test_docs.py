@@ -27,6 +27,7 @@ from mapper import settings
 from mapper.adapter import Capabilities, Option
 from mapper.commands import cli
 from mapper.domain import errors
+from mapper.domain.languages import HINTS
 from mapper.domain.reasons import Reason
 from mapper.http import app
 from mapper.ops import metrics
@@ -73,9 +74,15 @@ def tables() -> dict[str, list[str]]:
         + [(f"`{row.name}`", ", ".join(f"`{label}`" for label in row.labels), row.meaning) for row in metrics.TABLE],
         **{engine: _options(engine, options) for engine, options in ENGINES.items()},
         "capabilities": _capabilities(),
-        "reasons": [("reason", "message", "Talon.One's words", "Voucherify's words")]
+        "reasons": [("reason", "message", "a hint for the merchant", "Talon.One's words", "Voucherify's words")]
         + [
-            (f"`{word}`", word.message, ", ".join(from_engine.get(word, [])), ", ".join(of_voucherify.get(word, [])))
+            (
+                f"`{word}`",
+                word.message,
+                HINTS[word],
+                ", ".join(from_engine.get(word, [])),
+                ", ".join(of_voucherify.get(word, [])),
+            )
             for word in Reason
         ],
         "voucherify_effects": [("effect", "becomes")] + [(f"`{name}`", _becomes(name)) for name in voucherify.EFFECTS],

@@ -13,11 +13,12 @@ from mapper.domain.checkout import Checkout
 from mapper.domain.codes import as_json
 from mapper.domain.discounts import Settled
 from mapper.domain.errors import Refused
+from mapper.domain.languages import Language, message
 from mapper.domain.outcome import Notice, Outcome, Rejection
 
 
-def refused(rejected: Iterable[Rejection]) -> Refused:
-    return Refused([rejection(one) for one in rejected])
+def refused(rejected: Iterable[Rejection], language: Language = "en") -> Refused:
+    return Refused([rejection(one, language) for one in rejected])
 
 
 def as_entered(checkout: Checkout, outcome: Outcome) -> Outcome:
@@ -28,12 +29,12 @@ def as_entered(checkout: Checkout, outcome: Outcome) -> Outcome:
     return msgspec.structs.replace(outcome, rejected=rejected, notices=(*outcome.notices, *checkout.remarks))
 
 
-def rejection(rejected: Rejection) -> dict[str, Any]:
+def rejection(rejected: Rejection, language: Language = "en") -> dict[str, Any]:
     return {
         "code": as_json(rejected.code),
         "reason": rejected.reason.value,
         "engine_reason": rejected.engine_reason,
-        "message": rejected.reason.message,
+        "message": message(rejected.reason, language),
     }
 
 

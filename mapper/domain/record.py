@@ -4,6 +4,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mapper.domain.languages import Language
 from mapper.domain.outcome import Diagnostic, Rejection
 
 EVENTS: Final = ("clamped", "drift", "degraded")
@@ -24,6 +25,8 @@ class Record:
     """The checkout's id, or the order's key."""
     session: str = ""
     """The engine session's."""
+    language: Language = "en"
+    """Of the shopper: what messages are written in."""
     codes: tuple[str, ...] = ()
     currency: str = ""
     discount: int = 0

@@ -399,7 +399,7 @@ class OrderRedeemer:
         """What is refused is known before anything is redeemed. None where the engine cannot be asked."""
         malformed = order.promotions.malformed
         if malformed and self.settings.on_rejected == "refuse":
-            raise notes.refused(malformed)
+            raise notes.refused(malformed, job.record.language)
         outcome = await self.promotion_engine.check(order, session, deadline)
         if outcome is None:
             return None
@@ -530,7 +530,7 @@ class OrderRedeemer:
         rejected = judged.outcome.rejected
         job.record.rejected = rejected
         if rejected and self.settings.on_rejected == "refuse":
-            raise notes.refused(rejected)
+            raise notes.refused(rejected, job.record.language)
         if judged.drift is not None and self.settings.on_drift == "refuse":
             raise AmountMismatch(judged.drift.text, reason="amount_mismatch", **judged.drift.payload)
 

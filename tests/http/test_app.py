@@ -154,6 +154,31 @@ def test_an_order_is_cancelled_by_a_call_of_its_own_which_is_off_by_default(clie
         check_error(client.post("consume"), "consume", 400, "order_mismatch")
 
 
+@BOTH
+@pytest.mark.parametrize(
+    ("locale", "accepted", "says"),
+    [
+        ({}, "", "This code has expired."),
+        ({}, "it, fr;q=0.5, de;q=0.8", "Dieser Code ist abgelaufen."),
+        ({"locale": "es-MX"}, "de", "Este código ha caducado."),
+        ({"locale": "it"}, "", "This code has expired."),
+    ],
+)
+def test_a_shopper_is_told_why_in_their_language(
+    operation: str, locale: dict[str, str], accepted: str, says: str
+) -> None:
+    for policy in ("refuse", "apply_rest"):
+        client = Client(MAPPER_ON_REJECTED=policy)
+        client.adapter.granted = Outcome(rejected=(Rejection("XMAS", Reason.EXPIRED, "CouponExpired"),))
+        body = {**BODIES[operation], "promotions": {"coupon_codes": ["XMAS"]}, **locale}
+        with client.http:
+            answer = client.post(operation, body, accept_language=accepted).json()
+        if policy == "refuse":
+            assert answer["error"]["details"]["codes"][0]["message"] == says
+        elif operation == "validate":
+            assert answer["checkout"]["promotions"]["meta"]["mapper"]["rejected"][0]["message"] == says
+
+
 @pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
 def test_a_refused_code(client: Client, operation: str, status: int) -> None:
     client.adapter.granted = Outcome(rejected=(Rejection("XMAS", Reason.EXPIRED, "CouponExpired"),))

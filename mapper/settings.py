@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import quote
@@ -171,11 +172,12 @@ class Settings:
 
 
 class InvalidSettings(Exception):
-    """Everything that is wrong with the settings: pairs of (name, what is expected)."""
+    """Everything that is wrong with the settings: pairs of (name, what is expected), and what is probably a mistake."""
 
-    def __init__(self, problems: list[tuple[str, str]]) -> None:
+    def __init__(self, problems: list[tuple[str, str]], warnings: Sequence[str] = ()) -> None:
         super().__init__("; ".join(f"{name}: {expected}" for name, expected in problems))
         self.problems = problems
+        self.warnings = tuple(warnings)
 
 
 def load(environment: Mapping[str, str]) -> Settings:
@@ -233,7 +235,7 @@ def load(environment: Mapping[str, str]) -> Settings:
     }
     adapter = reader.adapter()
     if reader.problems or adapter is None:
-        raise InvalidSettings(reader.problems)
+        raise InvalidSettings(reader.problems, reader.warnings)
     if not adapter.capabilities.undo:
         reader.warn_no_undo(cancels=found["cancel_credentials"] is not None, on_drift=str(found["on_drift"]))
     return Settings(adapter=adapter, warnings=tuple(reader.warnings), **cast("dict[str, Any]", found))
@@ -261,6 +263,13 @@ class Reader:
         self.warnings: list[str] = []
         for prefix in ("MAPPER_", "NACELLE_", "NOMS_"):
             self._warn_unknown(prefix, frozenset(TABLE), SECRETS, environment)
+            self._warn_quoted(prefix)
+
+    def _warn_quoted(self, prefix: str) -> None:
+        """Shells take quotes off; `docker --env-file` and systemd credentials do not."""
+        for name, value in sorted(self.environment.items()):
+            if name.startswith(prefix) and len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
+                self.warnings.append(f"{name} stands in quotes, and they are taken as a part of it")
 
     def wrong(self, name: str, expected: str) -> None:
         self.problems.append((name, f"expected {expected}"))
@@ -428,13 +437,21 @@ class Reader:
         name, adapters = self.text("MAPPER_ENGINE"), known()
         if name not in adapters:
             self.wrong("MAPPER_ENGINE", f"one of {', '.join(sorted(adapters))}" + (f", not {name!r}" if name else ""))
+            for other in adapters:  # whichever was meant, its faults are said as well
+                if any(key.startswith(f"{other.upper()}_") for key in self.environment):
+                    self._build(other, adapters)
             return None
+        return self._build(name, adapters)
+
+    def _build(self, name: str, adapters: Mapping[str, EntryPoint]) -> Adapter | None:
+        """An engine's adapter, where its options are right."""
         prefix = f"{name.upper()}_"
         # Those of `foo_bar` are nothing to `foo`, although they begin with its name, too.
         others = tuple(f"{other.upper()}_" for other in adapters if other.startswith(f"{name}_"))
         try:
             factory = installed.load(adapters[name])
             given = self._options(prefix, others, factory.options)
+            self._warn_quoted(prefix)
             adapter, problems = installed.build(adapters[name], factory, given)
         except BrokenAdapter as broken:
             self.problems.append(("MAPPER_ENGINE", str(broken)))

@@ -202,6 +202,36 @@ def test_no_mode_starts_without_its_secret(auth: str, missing: set[str]) -> None
     assert set(wrong(NACELLE_AUTH=auth, NACELLE_SIGNING_SECRETS="")) == missing
 
 
+def test_what_is_probably_a_mistake_is_said_although_the_start_fails() -> None:
+    with pytest.raises(InvalidSettings) as error:
+        load({**GOOD, "MAPPER_ON_DRIFT": "x", "MAPPER_ON_REJECTD": "apply_rest"})
+    assert error.value.warnings == ("MAPPER_ON_REJECTD is no setting and is ignored; did you mean MAPPER_ON_REJECTED?",)
+
+
+def test_a_wrong_engine_hides_no_other_fault() -> None:
+    assert set(wrong(MAPPER_ENGINE="talonone", TALON_ONE_BASE_URL="nowhere", MAPPER_ON_DRIFT="x")) == {
+        "MAPPER_ENGINE",
+        "TALON_ONE_BASE_URL",
+        "MAPPER_ON_DRIFT",
+    }
+
+
+@pytest.mark.parametrize("path", ["/v2", "/v1/", "/sandbox/v2"])
+def test_an_address_with_a_version_of_the_api_is_refused(path: str) -> None:
+    assert "alone" in wrong(TALON_ONE_BASE_URL=GOOD["TALON_ONE_BASE_URL"] + path)["TALON_ONE_BASE_URL"]
+
+
+@pytest.mark.parametrize("name", ["NACELLE_SIGNING_SECRETS", "TALON_ONE_API_KEY", "MAPPER_LEDGER_URL"])
+@pytest.mark.parametrize("quote", ['"', "'"])
+def test_quotes_that_nobody_took_off_are_said(name: str, quote: str) -> None:
+    given = {**GOOD, "MAPPER_LEDGER_URL": "sqlite:///x.db"}
+    try:
+        warnings = load({**given, name: quote + given[name] + quote}).warnings
+    except InvalidSettings as error:
+        warnings = error.warnings
+    assert [warning for warning in warnings if "quotes" in warning and warning.startswith(name)]
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

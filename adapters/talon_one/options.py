@@ -193,6 +193,8 @@ class _Reader:
             self._wrong(key_name, "an Integration API key (Campaign Manager: Settings, Developer settings, API keys)")
         if not self._get(url_from):
             self._wrong(url_from, "the deployment's address, such as https://yourbaseurl.talon.one")
+        if self._get(url_from).rstrip("/").endswith(("/v1", "/v2")):
+            self._wrong(url_from, "the deployment's address alone: the paths of its API begin with /v1 and /v2")
         return Account(self._get(url_from), (("Authorization", f"ApiKey-v1 {key}"),))
 
     def _item_fields(self) -> tuple[tuple[str, str], ...]:

@@ -177,5 +177,7 @@ def _tell_wrong(error: settings.InvalidSettings) -> int:
     print(f"The settings are wrong in {len(error.problems)} place(s):", file=sys.stderr)
     for name, expected in error.problems:
         print(f"  {name}: {expected}", file=sys.stderr)
+    for warning in error.warnings:
+        print(f"  {warning}", file=sys.stderr)
     print("docs/settings.md lists every setting.", file=sys.stderr)
     return 2

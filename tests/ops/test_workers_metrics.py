@@ -1,0 +1,47 @@
+"""`/metrics` of a real process with two workers: whichever is asked, the figures are those of both."""
+
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mapper.sandbox import host as sandbox
+from tests.http.raw_http import exchange, request
+from tests.http.test_server import SECRET, process, signed
+
+CALLS = 40
+COUNTED = re.compile(
+    r'^mapper_requests_total\{[^}]*operation="validate"[^}]*status="200"[^}]*\} ([0-9.]+)$', re.MULTILINE
+)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[str]:
+    with sandbox.running(sandbox.create()) as url:
+        yield url
+
+
+def test_the_metrics_are_those_of_all_workers_together(tmp_path: Path, engine: str) -> None:
+    with process(tmp_path, engine, "--workers", "2", "--drain", "0") as service:
+        service.wait_for(lambda: service.logged("ready"))
+
+        def call() -> None:
+            for _ in range(CALLS // 4):
+                answer = exchange(service.address, signed(secret=SECRET.encode()), expect=1, wait_s=10)
+                assert answer.statuses == [200]
+
+        callers = [threading.Thread(target=call) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        seen = set()
+        for _ in range(12):
+            (answer,) = exchange(service.address, request("GET", "/metrics"), expect=1).responses
+            counted = COUNTED.search(answer.body.decode())
+            assert counted
+            seen.add(float(counted[1]))
+        assert seen == {float(CALLS)}
+        assert service.stop() == 0

@@ -306,7 +306,7 @@ class Journey:
         """The first order was cancelled: its code is redeemed no longer."""
         used = {code: self._redeemed(code) for code in (CODE, SINGLE, REFUSED)}
         _must(used == {CODE: 0, SINGLE: 1, REFUSED: 0}, f"the engine's books say {used}")
-        return ", ".join(str(count) for count in used.values())
+        return ", ".join(f"{code.partition('-')[0]} {used[code]}" for code in (CODE, SINGLE))
 
     # -- What the steps are made of ------------------------------------------------------------------------------------
 

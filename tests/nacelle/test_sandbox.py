@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from mapper.commands import cli
 from mapper.domain import signature
 from mapper.domain.signature import Credentials
+from mapper.sandbox import rulebook
+from mapper.sandbox.nacelle import Options, Space
 from tests.nacelle.nacelle import Answer, Mapper, configure, connected, send
 
 SECRET = "of this space"
@@ -242,3 +245,11 @@ def test_the_command_says_what_keeps_it_from_listening(tmp_path: Path, capsys: p
     told = capsys.readouterr()
     assert (ended.value.code, told.out) == (2, "")
     assert "engines.nacelle.space: is not known" in told.err
+
+
+def test_the_rule_book_shows_every_option_with_its_default() -> None:
+    shown = rulebook.load().engines["nacelle"]
+    (space,) = shown["spaces"].values()
+    assert shown.keys() == {*Options.__struct_fields__}
+    assert space.keys() == {*Space.__struct_fields__}
+    assert msgspec.convert(shown, Options) == Options()

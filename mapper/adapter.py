@@ -223,7 +223,11 @@ class Adapter(Protocol):
         raise AssertionError("called only where it is declared")
 
     def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
-        """Redeems for good. At list prices."""
+        """Redeems for good, at list prices.
+
+        A refused code is left out and is in `Redeemed.outcome.rejected`; where nothing is redeemed: `NotRedeemed`. An
+        answer that does not say redeemed is `EngineUnavailable`: the order will be looked up.
+        """
         ...
 
     def look_up(self, order: Checkout, session: str, handle: str) -> Conversation[LookedUp]:

@@ -63,7 +63,7 @@ class Connection:
     redeems: str
 
 
-ENGINES: Final[Mapping[str, Connection]] = {
+ENGINES: Final[dict[str, Connection]] = {
     "talon_one": Connection(
         {
             "TALON_ONE_BASE_URL": "{url}/talon_one",

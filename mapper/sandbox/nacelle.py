@@ -54,8 +54,11 @@ ORDER_NEEDS: Final = ("currency", "payments")
 _ROOT: Final = {"items": "order_items", "total_discount": "discounts", "discounts": "applied_discounts"}
 _LINE: Final = {"price": "price_amount", "total_discount": "discounts_amount", "discounts": "applied_discounts"}
 _FAMILY: Final = {"items": "A", "order_items": "B", "orders": "C"}
-_SHARED: Final = ("promotions", "promotion", "currency", "id", "customer", "email")
-"""What a cart with `orders` has at its root; Nacelle's model has them there and in each order."""
+_AT_ROOT: Final = frozenset(
+    {"applied_discounts", "billing_address", "client_data", "comment", "currency", "customer", "discounts", "email",
+     "id", "metadata", "payments", "phone", "price", "promotion", "promotions", "status", "subtotal", "tax_amount"}
+)  # fmt: skip
+"""What a cart with `orders` has at its root, by Nacelle's model; the rest belongs to each order."""
 
 
 class Space(Table, frozen=True, kw_only=True):
@@ -300,8 +303,8 @@ def _spoken(members: Members, body: bytes, family: str) -> bytes:
         back = {"order_items": "items", "applied_discounts": "discounts", "discounts": "total_discount"}
         members = _renamed(members | {"order_items": msgspec.Raw(msgspec.json.encode(lines))}, back)
     if came in ("A", "B") and family == "C":
-        root = {key: value for key, value in members.items() if key in _SHARED}
-        own = {key: value for key, value in members.items() if key not in _SHARED}
+        root = {key: value for key, value in members.items() if key in _AT_ROOT}
+        own = {key: value for key, value in members.items() if key not in _AT_ROOT}
         members = root | {"orders": msgspec.Raw(msgspec.json.encode([own]))}
     elif came == "C" and family == "B":
         orders = msgspec.json.decode(members["orders"], type=list[msgspec.Raw])

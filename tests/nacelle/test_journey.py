@@ -1,13 +1,16 @@
 """The whole journey through Nacelle, with both engines and on both stores: what was shown is paid."""
 
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mapper.commands import journey as module
-from mapper.commands.journey import CODE, ENGINES, Journey, NotAsItShouldBe, World, cost
+from mapper.commands.journey import CODE, ENGINES, Connection, Journey, NotAsItShouldBe, World, cost
+from mapper.nacelle.convert import order_of
 from tests.orders.ledgers import STORES, Home
 
 
@@ -71,3 +74,36 @@ def test_wrong_prices_are_noticed(small_world: World, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "CHECKOUT", dearer)
     with pytest.raises(NotAsItShouldBe, match="the prices are"):
         list(small_world.journey("talon_one").tell())
+
+
+MULTI = {"billing_address": {"city": "B"}, "email": "a@b.c", "price": "1", "subtotal": "1", "tax_amount": "0"}
+
+
+@pytest.mark.parametrize(
+    ("family", "lines_at"), [("A", ("items",)), ("B", ("order_items",)), ("C", ("orders", 0, "order_items"))]
+)
+def test_in_each_family_the_cart_costs_the_same_and_its_code_is_redeemed_once(
+    tmp_path: Path, family: str, lines_at: tuple[str | int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shop speaks the mapper page's names; Nacelle calls the mapper in others, and hands its answer on."""
+    pointer = "/orders/*/shipping_rate/price" if family == "C" else "/shipping_rate/price"
+    costs = {"TALON_ONE_ADDITIONAL_COSTS": f"shipping={pointer}"}
+    monkeypatch.setitem(ENGINES, "talon_one", Connection({**ENGINES["talon_one"].settings, **costs}, "close"))
+    logging.getLogger("mapper").setLevel("CRITICAL")
+    with World({"talon_one": f"sqlite:///{tmp_path}/ledger.db"}) as world:
+        world.connect(family=family)
+        told = world.journey("talon_one")
+        told._get_token()
+        checkout = told._validated(module.CHECKOUT)
+        lines: Any = checkout
+        for key in lines_at:
+            lines = lines[key]
+        assert (lines[0].get("price") or lines[0]["price_amount"]) == "105.00"
+        assert "50.00" in (checkout.get("total_discount"), checkout.get("discounts"))
+        world.connect(family="as_sent" if family == "A" else family, deliveries=2)
+        paid = {"checkout": {**checkout, **MULTI} if family == "C" else checkout, "payments": [{"id": "p"}]}
+        order = json.loads(order_of(json.dumps(paid).encode()).body)
+        answer = told._nacelle("api/v1/multiorders", order)
+        assert (answer.status, told._redeemed(CODE)) == (201, 1), answer.answer
+        assert told._orders()[0]["order"] == order
+    logging.getLogger("mapper").setLevel("NOTSET")

@@ -22,6 +22,8 @@ from mapper.domain.outcome import Diagnostic, Discount, Notice, Outcome, Rejecti
 from mapper.engine.conversation import Call, Engine
 from mapper.engine.promotion_engine import PromotionEngine
 from mapper.engine.transport import Transport
+from mapper.nacelle.products import Products
+from mapper.nacelle.storefront import source_of
 from mapper.settings import Settings
 
 
@@ -104,6 +106,8 @@ async def explain(configured: Settings, transport: Transport, body: bytes) -> Ex
 
     started = time.perf_counter()
     checkout = documents.parse(body, "validate", configured.default_currency, configured.customer_path)
+    if configured.products is not None:
+        checkout = await Products(source_of(configured.products, transport)).at_validate(checkout)
     read = time.perf_counter()
     engine = Engine(transport, configured.adapter.accounts, on_call=calls.append, on_exchange=on_exchange)
     session = checkout.id or checkout.source_id or "explain"
@@ -113,6 +117,7 @@ async def explain(configured: Settings, transport: Transport, body: bytes) -> Ex
         outcome = await PromotionEngine(configured.adapter, engine).validate(checkout, session, deadline)
     except Problem as failed:
         problem = failed.message
+    outcome = msgspec.structs.replace(outcome, notices=(*outcome.notices, *checkout.remarks))
     asked = time.perf_counter()
     settled = discounts.settle(checkout, outcome)
     done = time.perf_counter()

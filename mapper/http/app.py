@@ -31,8 +31,8 @@ from mapper.http.protocol import PreparedResponse
 from mapper.http.readiness import DRAINING, Readiness
 from mapper.nacelle.database import Database
 from mapper.nacelle.journal import journal_in
-from mapper.nacelle.products import FileSource, Products, remembered_in
-from mapper.nacelle.storefront import Storefront
+from mapper.nacelle.products import Products, remembered_in
+from mapper.nacelle.storefront import source_of
 from mapper.ops.logs import CodeNames
 from mapper.ops.telemetry import Telemetry, log
 from mapper.orders.ledger import open_ledger
@@ -178,11 +178,9 @@ def _explain_routes(configured: Settings, client: Callable[[], transport.Transpo
 def _products(
     configured: Settings, client: transport.Transport, remembered: Database, telemetry: Telemetry
 ) -> Products | None:
-    given = configured.products
-    if given is None:
+    if configured.products is None:
         return None
-    source = FileSource(given.file) if given.file else Storefront(given.url, given.token, client)
-    return Products(source, remembered, count=telemetry.metrics.products)
+    return Products(source_of(configured.products, client), remembered, count=telemetry.metrics.products)
 
 
 def from_environment() -> App:

@@ -15,7 +15,8 @@ import msgspec
 
 from mapper.domain.checkout import Line
 from mapper.engine.transport import NotSent, Transport, Unknown
-from mapper.nacelle.products import Fields, Product, SourceFailed
+from mapper.nacelle.products import Fields, FileSource, Product, Source, SourceFailed
+from mapper.settings import ProductSettings
 
 TIMEOUT_S: Final = 5.0
 MAX_ANSWER_BYTES: Final = 10 * 1024 * 1024
@@ -122,6 +123,11 @@ class Storefront:
         if answer.data is None or answer.errors:
             raise SourceFailed("graphql_error")
         return dict(_products(answer.data))
+
+
+def source_of(given: ProductSettings, transport: Transport) -> Source:
+    """The configured source of product data. Raises `ValueError` and `OSError` for a file that cannot be used."""
+    return FileSource(given.file) if given.file else Storefront(given.url, given.token, transport)
 
 
 def _products(data: _Data) -> Iterator[tuple[str, Product]]:

@@ -139,6 +139,17 @@ def test_an_order_that_is_redeemed_in_the_background_is_filled_in_too(shop: Shop
         assert call(url, "consume", order).json == {"order": order}
 
 
+def test_an_explanation_is_of_the_same_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with host.running(host.create()) as url:
+        shop = Shop(url, NacelleSandbox(rulebook.load(), host.Clock()), f"sqlite:///{tmp_path}/l.db")
+        for name, value in shop.environment().items():
+            monkeypatch.setenv(name, value)
+        (tmp_path / "cart.json").write_text(json.dumps(cart()))
+        with pytest.raises(SystemExit):
+            cli.main(["explain", str(tmp_path / "cart.json")])
+        assert (shop.item()["category"], shop.item()["name"]) == ("shoes", "Winter boot")
+
+
 def test_a_file_is_enough(shop: Shop, tmp_path: Path) -> None:
     file = tmp_path / "products.csv"
     file.write_text("sku,category,price\nSHOE-42,shoes,1.00\n")

@@ -58,7 +58,7 @@ lint: $(VENV)/.tools ## judge style, types and the Dockerfile
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
-	$(BIN)/hadolint Dockerfile
+	$(BIN)/hadolint Dockerfile mapper/commands/scaffold/Dockerfile
 
 format: $(VENV)/.tools ## lay the code out as lint wants it
 	$(BIN)/ruff format .

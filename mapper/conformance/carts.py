@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
+from hypothesis import strategies as st
 
 from mapper.adapter import Checkout, Outcome
 from mapper.domain import checkout as documents
@@ -11,6 +12,13 @@ from mapper.domain import discounts
 
 Line = tuple[str, int, str]
 """Name (sku), quantity, list price."""
+
+LINES: st.SearchStrategy[Line] = st.tuples(
+    st.sampled_from(["SKU-1", "SKU-2", "ü/☃"]),
+    st.integers(0, 5),
+    st.integers(0, 5000).map(lambda cents: f"{cents // 100}.{cents % 100:02}"),
+)
+"""Lines of all kinds; prices in cents up to 50.00."""
 
 IDS = ("a/b", "a%2Fb", "..a", "a b", "grüße-☃", "a?b#c", "'\"<&>", "x" * 200)
 """Ids of checkouts and orders: data of strangers."""

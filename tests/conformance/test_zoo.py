@@ -30,6 +30,7 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
         "secrets_and",
     ),
     "names operations after data": (REQUEST, '"price cart"', 'f"price {len(checkout.cart)} rows"', "a_cart_earns"),
+    "counts up to three": (REQUEST, "line.quantity,", "min(line.quantity, 3),", "nobody_thought_of"),
     "asks at reduced prices": (REQUEST, "line.list_price", "line.price", "prices_are_list"),
     "sends lines of quantity 0": (
         REQUEST,

@@ -25,7 +25,7 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -105,6 +105,10 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     attempt: int
     """1 for the first."""
+
+
+def _nothing_around(request: EngineRequest) -> AbstractContextManager[Headers]:
+    return nullcontext(())
 
 
 class BrokenContract(Exception):
@@ -194,6 +198,7 @@ class Engine:
         breaker: bool = False,
         on_call: Callable[[Call], object] | None = None,
         on_exchange: Callable[[EngineRequest, EngineReply], object] | None = None,
+        around: Callable[[EngineRequest], AbstractContextManager[Headers]] = _nothing_around,
         on_breaker: Callable[[str, State], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -203,12 +208,14 @@ class Engine:
         """`breaker`: whether to stop asking an account that is down (`mapper.engine.breaker`), for a while.
 
         `random` gives numbers from 0 to 1. `on_exchange` sees every reply, for recording; `on_breaker` is told the
-        account and the new state of its breaker; no hook may raise.
+        account and the new state of its breaker; each attempt is made within `around`, which says what headers are sent
+        along (a trace's); no hook may raise.
         """
         self._transport = transport
         self._lines = {name: _Line(account) for name, account in accounts.items()}
         self._on_call = on_call
         self._on_exchange = on_exchange
+        self._around = around
         self._clock, self._wall_clock, self._sleep, self._random = clock, wall_clock, sleep, random
         self._budget = BUDGET_MAX
         self._breakers: dict[str, Breaker] = {}
@@ -351,13 +358,14 @@ class Engine:
         self, request: EngineRequest, url: str, headers: Headers, timeout_s: float, attempt: int
     ) -> EngineReply:
         started = self._clock()
-        try:
-            reply = await self._send(request, url, headers, timeout_s)
-        except _Failed as failed:
-            self._tell(request, attempt, started, failed.status, failed.reason)
-            raise
-        self._tell(request, attempt, started, reply.status, None)
-        return reply
+        with self._around(request) as along:
+            try:
+                reply = await self._send(request, url, (*headers, *along) if along else headers, timeout_s)
+            except _Failed as failed:
+                self._tell(request, attempt, started, failed.status, failed.reason)
+                raise
+            self._tell(request, attempt, started, reply.status, None)
+            return reply
 
     async def _send(self, request: EngineRequest, url: str, headers: Headers, timeout_s: float) -> EngineReply:
         try:

@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -33,8 +33,10 @@ from mapper.nacelle.database import Database
 from mapper.nacelle.journal import journal_in
 from mapper.nacelle.products import Products, remembered_in
 from mapper.nacelle.storefront import source_of
+from mapper.ops import tracing
 from mapper.ops.logs import CodeNames
 from mapper.ops.telemetry import Telemetry, log
+from mapper.ops.tracing import Tracing
 from mapper.orders.ledger import open_ledger
 from mapper.orders.redeem import OrderRedeemer, as_it_came
 from mapper.promotions import Service
@@ -89,9 +91,12 @@ class Admin:
         return where is not None and where[1] == self.port
 
 
-def create(configured: Settings, *, engine_transport: transport.Transport | None = None) -> App:
-    """The ASGI application. `engine_transport` replaces the HTTP client in tests."""
-    telemetry = Telemetry(configured.adapter.name, CodeNames(configured.log_codes, configured.code_secret))
+def create(
+    configured: Settings, *, engine_transport: transport.Transport | None = None, traces: Tracing | None = None
+) -> App:
+    """The ASGI application. `engine_transport` (instead of the HTTP client) and `traces` are for tests."""
+    traces = traces or tracing.from_environment(os.environ, configured.adapter.name)
+    telemetry = Telemetry(configured.adapter.name, CodeNames(configured.log_codes, configured.code_secret), traces)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -106,7 +111,8 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             quarantine_s=configured.quarantine_s,
             lease_s=max(LEASE_S, 2 * configured.consume_deadline_s),
         )
-        redeeming = Engine(client, accounts, on_call=telemetry.call)
+        ledger = replace(ledger, store=traces.store(ledger.store))
+        redeeming = Engine(client, accounts, on_call=telemetry.call, around=traces.attempt)
         remembered = remembered_in(configured.ledger_url)
         products = _products(configured, client, remembered, telemetry)
         redeemer = OrderRedeemer(
@@ -117,7 +123,9 @@ def create(configured: Settings, *, engine_transport: transport.Transport | None
             on_backlog=telemetry.backlog,
             fill=products.at_consume if products else as_it_came,
         )
-        validating = Engine(client, accounts, on_call=telemetry.call, breaker=True, on_breaker=telemetry.breaker)
+        validating = Engine(
+            client, accounts, on_call=telemetry.call, around=traces.attempt, breaker=True, on_breaker=telemetry.breaker
+        )
         for account in accounts:
             telemetry.metrics.breaker(account, "closed")
         app.state.client = client

@@ -119,7 +119,12 @@ class Endpoint:
         first = dict(reversed(headers))
         record = Record(self._operation, _request_id(first.get(b"x-request-id", b"")))
         records.current.set(record)
-        with self._in_flight.track_inprogress(), self._large.permit() as large, self._limiter.permit() as permit:
+        with (
+            self._telemetry.traces.call(record, first),
+            self._in_flight.track_inprogress(),
+            self._large.permit() as large,
+            self._limiter.permit() as permit,
+        ):
             try:
                 size = _check_head(first, self._max_body_bytes)
                 self._limiter.check()  # before the body is read

@@ -1,4 +1,4 @@
-"""Where requests and engine calls are told: one log line each, and the metrics."""
+"""Where requests and engine calls are told: one log line each, the metrics, and the traces."""
 
 import logging
 
@@ -8,6 +8,7 @@ from mapper.engine.conversation import Call
 from mapper.ops import logs
 from mapper.ops.logs import CodeNames
 from mapper.ops.metrics import Metrics
+from mapper.ops.tracing import PassThrough, Tracing
 
 log = logging.getLogger("mapper")
 
@@ -15,17 +16,20 @@ log = logging.getLogger("mapper")
 class Telemetry:
     """Of one process. `names`: how codes stand in the log."""
 
-    def __init__(self, engine: str = "", names: CodeNames | None = None) -> None:
+    def __init__(self, engine: str = "", names: CodeNames | None = None, traces: Tracing | None = None) -> None:
         self.metrics = Metrics(engine)
+        self.traces = traces or PassThrough()
         self._names = names or CodeNames("none", b"")
         self.backlog = self.metrics.backlog
 
     def request(self, record: Record, status: int, category: str, reason: str, seconds: float) -> None:
         self.metrics.request(record, status, category, reason, seconds)
+        self.traces.answered(status, reason)
         logs.request(record, status, category, reason, seconds, self._names)
 
     def call(self, made: Call) -> None:
         self.metrics.call(made)
+        self.traces.tried(made)
         logs.call(made)
 
     def breaker(self, account: str, state: BreakerState) -> None:

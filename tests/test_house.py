@@ -137,7 +137,7 @@ FLOORS = (
     {"orders"},
     {"promotions", "nacelle", "conformance"},
     {"explain"},
-    {"ops"},
+    {"ops", "conformance"},
     {"http"},
     {"commands"},
     {"__main__"},

@@ -6,11 +6,12 @@ business: it takes down each exchange, and does to it what a `Fault` says.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Generator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import unquote
 
@@ -36,6 +37,7 @@ from mapper.adapter import (
     known,
 )
 from mapper.conformance.faults import Fault
+from mapper.conformance.service import Shop
 from mapper.domain.errors import AdapterFault, Problem
 from mapper.engine import results
 from mapper.engine.conversation import BrokenContract, Engine, Redemption, limit
@@ -203,6 +205,8 @@ class Observed:
 
     def __getattr__(self, method: str) -> Callable[..., object]:
         found = getattr(self._adapter, method)
+        if not callable(found):
+            return cast("Callable[..., object]", found)
 
         def start(*given: Any, **named: Any) -> object:
             conversation = found(*given, **named)
@@ -300,6 +304,14 @@ class Lab:
 
     def deliver_late(self) -> None:
         self._runner.run(self.wire.deliver_late())
+
+    def shop(self, options: Mapping[str, str], folder: Path) -> Shop:
+        """A whole service on this lab's wire; `run` what it does."""
+        return Shop(self._observed, self.wire, options, folder)
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        self.wire.expected.clear()
+        return self._runner.run(work)
 
     def _engine(self) -> Engine:
         return Engine(self.wire, self.adapter.accounts, sleep=_do_not_sleep, random=lambda: 0.5)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from decimal import Decimal
+from pathlib import Path
 from types import GeneratorType
 from typing import Any, ClassVar, TypeVar
 
@@ -756,6 +757,27 @@ class Conformance:
     def test_an_order_is_redeemed_once_wherever_the_mapper_dies(self, labs: Labs) -> None:
         """The crash matrix: each request of a redemption suffers each fault; the process goes on, or dies there."""
         self._crash_matrix(labs, ["redeem"])
+
+    @at("silver")
+    def test_the_whole_service_redeems_an_order_once(self, labs: Labs, tmp_path: Path) -> None:
+        """With its own ledger: a process suffers a fault and is gone; later ones are sent the same order."""
+        cases, body = Cases(), carts.body(self.lines, self.accepted)
+        order, data = carts.parse(body), msgspec.json.encode(body)
+        for number, (what, fault) in enumerate(FAULTS.items()):
+            lab, folder = labs(), tmp_path / str(number)
+            folder.mkdir()
+            shop = lab.shop(self.options, folder)
+            lab.validate(order, order.id)
+            left = [fault]
+            lab.wire.fault = lambda request, _, left=left: left.pop() if left and request.effect == "redeems" else None
+            with cases.of(what):
+                lab.run(shop.consume(data))
+                assert not left, "no request redeems"
+                lab.deliver_late()
+                status = lab.run(shop.consume_until_done(data))
+                assert status == 200, f"the order is never done: {status}"
+                assert self._count(lab, order.id) == 1, f"{self._count(lab, order.id)} redemptions stand"
+        cases.settle()
 
     # ================================================================================================================
     # Gold: what engines and networks do, and the way back

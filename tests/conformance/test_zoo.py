@@ -30,6 +30,12 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
         "secrets_and",
     ),
     "names operations after data": (REQUEST, '"price cart"', 'f"price {len(checkout.cart)} rows"', "a_cart_earns"),
+    "never knows what became of an order": (
+        MAIN,
+        'return LookedUp("redeemed", replies',
+        'return LookedUp("unclear", replies',
+        "whole_service",
+    ),
     "counts up to three": (REQUEST, "line.quantity,", "min(line.quantity, 3),", "nobody_thought_of"),
     "asks at reduced prices": (REQUEST, "line.list_price", "line.price", "prices_are_list"),
     "sends lines of quantity 0": (
@@ -210,11 +216,11 @@ def adopter(package: Path) -> Conformance:
     return found
 
 
-def find_fault(suite: Conformance, name: str, caplog: pytest.LogCaptureFixture) -> None:
+def find_fault(suite: Conformance, name: str, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     """Runs one standard test as pytest would."""
     test = getattr(suite, name)
     with suite.laboratories() as labs:
-        known: dict[str, Any] = {"labs": labs, "caplog": caplog, "order": suite._order()}
+        known: dict[str, Any] = {"labs": labs, "caplog": caplog, "tmp_path": tmp_path, "order": suite._order()}
         wanted = inspect.signature(test).parameters
         if "lab" in wanted:
             known["lab"] = labs()
@@ -226,7 +232,9 @@ def test_the_zoo_is_large_enough() -> None:
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, indirect=True)
-def test_the_kit_finds_an_adapter_that(mutant: str, package: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_kit_finds_an_adapter_that(
+    mutant: str, package: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     with pytest.raises((pytest.fail.Exception, AssertionError, Unfit)) as found:
-        find_fault(adopter(package), standard(mutant), caplog)
+        find_fault(adopter(package), standard(mutant), caplog, tmp_path)
     assert str(found.value)

@@ -1,6 +1,5 @@
 """`POST /orders/ingest`: who may call it, what is answered, and that one order is created once."""
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,12 +59,10 @@ def environment(sandbox: str, ledger: str) -> dict[str, str]:
 
 @pytest.fixture(params=STORES)
 def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
-    logging.getLogger("mapper").setLevel("CRITICAL")
     with host.running(host.create()) as sandbox:
         configured = settings.load(environment(sandbox, Home(request.param, tmp_path).url))
         with host.running(app.create(configured)) as service:
             yield Shop(sandbox, service)
-    logging.getLogger("mapper").setLevel("NOTSET")
 
 
 def test_an_order_is_created_once_and_answered_as_nacelle_answers(shop: Shop) -> None:

@@ -1,7 +1,6 @@
 """The whole journey through Nacelle, with both engines and on both stores: what was shown is paid."""
 
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ from tests.orders.ledgers import STORES, Home
 
 @pytest.fixture(params=STORES)
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    logging.getLogger("mapper").setLevel("CRITICAL")
     with World({engine: Home(request.param, tmp_path).url for engine in ENGINES}) as running:
         yield running
-    logging.getLogger("mapper").setLevel("NOTSET")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -45,10 +42,8 @@ def until(told: Journey, title: str) -> Iterator[module.Step]:
 
 @pytest.fixture
 def small_world(tmp_path: Path) -> Iterator[World]:
-    logging.getLogger("mapper").setLevel("CRITICAL")
     with World({"talon_one": f"sqlite:///{tmp_path}/ledger.db"}) as running:
         yield running
-    logging.getLogger("mapper").setLevel("NOTSET")
 
 
 def test_an_amount_that_was_not_shown_is_noticed(small_world: World) -> None:
@@ -89,7 +84,6 @@ def test_in_each_family_the_cart_costs_the_same_and_its_code_is_redeemed_once(
     pointer = "/orders/*/shipping_rate/price" if family == "C" else "/shipping_rate/price"
     costs = {"TALON_ONE_ADDITIONAL_COSTS": f"shipping={pointer}"}
     monkeypatch.setitem(ENGINES, "talon_one", Connection({**ENGINES["talon_one"].settings, **costs}, "close"))
-    logging.getLogger("mapper").setLevel("CRITICAL")
     with World({"talon_one": f"sqlite:///{tmp_path}/ledger.db"}) as world:
         world.connect(family=family)
         told = world.journey("talon_one")
@@ -106,4 +100,3 @@ def test_in_each_family_the_cart_costs_the_same_and_its_code_is_redeemed_once(
         answer = told._nacelle("api/v1/multiorders", order)
         assert (answer.status, told._redeemed(CODE)) == (201, 1), answer.answer
         assert told._orders()[0]["order"] == order
-    logging.getLogger("mapper").setLevel("NOTSET")

@@ -5,7 +5,6 @@ them with a `Secret` header in place of the signature. `...` at the root becomes
 """
 
 import json
-import logging
 import re
 import shutil
 import subprocess
@@ -97,7 +96,6 @@ def sandbox() -> Iterator[str]:
 @pytest.fixture
 def service(sandbox: str, tmp_path: Path) -> Iterator[str]:
     """With the `Secret` header of the page's second half."""
-    logging.getLogger("mapper").setLevel("CRITICAL")
     environment = {
         "MAPPER_ENGINE": "talon_one",
         "TALON_ONE_BASE_URL": f"{sandbox}/talon_one",
@@ -108,7 +106,6 @@ def service(sandbox: str, tmp_path: Path) -> Iterator[str]:
     }
     with host.running(app.create(settings.load(environment))) as url:
         yield url
-    logging.getLogger("mapper").setLevel("NOTSET")
 
 
 def run(command: str) -> Any:

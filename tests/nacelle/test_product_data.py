@@ -1,7 +1,6 @@
 """Product data in the service: a line without a category gets it from Nacelle or a file, at consume as before."""
 
 import json
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,11 +65,9 @@ class Shop:
 
 @pytest.fixture(params=STORES)
 def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
-    logging.getLogger("mapper").setLevel("CRITICAL")
     sandbox = host.create()
     with host.running(sandbox) as url:
         yield Shop(url, sandbox.state.sandbox.nacelle, Home(request.param, tmp_path).url)
-    logging.getLogger("mapper").setLevel("NOTSET")
 
 
 def call(url: str, operation: str, body: object) -> Answer:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume figures fuzz matrix restarts lint format lock clean
+.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume figures fuzz matrix restarts security audit secrets sbom lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,20 @@ restarts: $(VENV)/.dev ## attack the server by hand and restart it under load, a
 
 fuzz: $(VENV)/.dev ## throw 100,000 bodies at the service; ARGS="--count 2000000 --seed 1"
 	$(BIN)/python -m tests.fuzz $(ARGS)
+
+security: $(VENV)/.dev ## run the security checks, by id: docs/security.md
+	$(BIN)/python -m tests.security
+
+audit: $(VENV)/.tools ## look the locked packages up among known faults; needs the network
+	scripts/audit.sh
+
+secrets: $(VENV)/.tools ## look for secrets in the checkout that are not in .secrets.baseline
+	git ls-files -z | grep -zv '^requirements' | xargs -0 $(BIN)/detect-secrets-hook --baseline .secrets.baseline
+
+sbom: $(VENV)/.tools ## write build/sbom.json (CycloneDX) from the lock, and compare the two
+	mkdir -p build
+	$(BIN)/cyclonedx-py requirements requirements.txt --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json
+	$(BIN)/python -m tests.security.sbom requirements.txt build/sbom.json
 
 lint: $(VENV)/.tools ## judge style, types and the Dockerfile
 	$(BIN)/ruff check .

@@ -20,6 +20,7 @@ import msgspec
 import structlog
 from structlog.typing import Processor
 
+from mapper.domain import money
 from mapper.domain import record as records
 from mapper.domain.codes import clean
 from mapper.domain.record import Record
@@ -161,6 +162,10 @@ def request(record: Record, status: int, category: str, reason: str, seconds: fl
         **record.ids(),
         **record.facts,
     }
+    if record.discount:
+        facts["discount"] = (
+            f"{money.text(record.discount, money.DIGITS.get(record.currency, 2))} {record.currency}".rstrip()
+        )
     if record.codes and names.mode != "none":
         facts["codes"] = [names(code) for code in record.codes]
     if record.rejected:

@@ -993,7 +993,7 @@ def test_a_process_that_stops_says_so_first_and_loses_nothing_it_has_accepted(tm
             until = time.monotonic() + 1.8
             while (heard := exchange(service.address, request("GET", "/readyz"), expect=1)).statuses == [200]:
                 assert time.monotonic() < until
-            assert json.loads(heard.responses[0].body)["reason"] == "draining"
+            assert json.loads(heard.responses[0].body) == {"validate": False, "consume": False, "why": "draining"}
             assert heard.responses[0].headers["connection"] == "close"
             assert service.popen.wait(15) == 0
         assert (load.lost, set(load.statuses)) == (Counter(), {200})

@@ -136,6 +136,12 @@ def test_a_code_in_the_log_is_found_by_the_hash_of_the_command(stderr: Stream) -
     assert "XMAS" not in "".join(stderr.writes)
 
 
+@pytest.mark.parametrize(("currency", "told"), [("EUR", "12.50 EUR"), ("JPY", "1250 JPY"), ("", "12.50")])
+def test_what_was_granted_is_told_in_its_currency(stderr: Stream, currency: str, told: str) -> None:
+    telemetry().request(Record("validate", "id", currency=currency, discount=1250), 200, "ok", "ok", 0.01)
+    assert stderr.lines[0]["discount"] == told
+
+
 def test_a_code_has_one_name_however_it_was_pasted() -> None:
     for mode in ("hash", "short"):
         names = CodeNames(mode, b"a signing secret")

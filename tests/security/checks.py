@@ -1,0 +1,223 @@
+"""The security checks, by id: what each says, and which tests prove it. `python -m tests.security` runs them."""
+
+# ruff: noqa: E501, ISC004 - a table: each row is one check
+
+from typing import Final, NamedTuple
+
+
+class Check(NamedTuple):
+    """`tests`: a file of tests and names in it, blank-separated. `note`: where it is not as the list first had it."""
+
+    says: str
+    tests: tuple[str, ...] = ()
+    note: str = ""
+
+
+SIGNATURE = "tests/domain/test_signature.py"
+SERVER = "tests/http/test_server.py"
+APP = "tests/http/test_app.py"
+DOCUMENT = "tests/domain/test_document.py"
+CHECKOUT = "tests/domain/test_checkout.py"
+MONEY = "tests/domain/test_money.py"
+TRANSPORT = "tests/engine/test_transport.py"
+STORY = "tests/test_promotions.py"
+LIVE = "tests/security/test_live.py"
+OTHERS_READ = f"{SERVER} test_what_others_might_read_in_another_way_is_400_and_nothing_behind_it_is_executed"
+
+CHECKS: Final = {
+    "S1": Check("published vectors verify", (f"{SIGNATURE} test_published_vectors",)),
+    "S2": Check(
+        "hex in either case, with and without `sha256=`",
+        (f"{SIGNATURE} test_either_case_with_or_without_prefix_and_any_valid_secret",),
+    ),
+    "S3": Check("no header: 401", (f"{APP} test_401_is_one_and_the_same_answer_whatever_was_wrong",)),
+    "S4": Check(
+        "every other spelling: 401",
+        (f"{SIGNATURE} test_every_other_signature_is_refused_in_one_and_the_same_words",),
+    ),
+    "S5": Check(
+        "bytes that are no ASCII: 401, no fault", (f"{APP} test_401_is_one_and_the_same_answer_whatever_was_wrong",)
+    ),
+    "S6": Check("a doubled header: 401", (f"{APP} test_401_is_one_and_the_same_answer_whatever_was_wrong",)),
+    "S7": Check("one changed byte: 401", (f"{SIGNATURE} test_one_changed_byte_is_enough",)),
+    "S8": Check("the signature before the JSON", (f"{STORY} test_nothing_is_read_before_the_signature",)),
+    "S9": Check("all 401 are the same bytes", (f"{APP} test_401_is_one_and_the_same_answer_whatever_was_wrong",)),
+    "S10": Check(
+        "two secrets at once, then one", (f"{SIGNATURE} test_either_case_with_or_without_prefix_and_any_valid_secret",)
+    ),
+    "S11": Check(
+        "no start without a secret",
+        ("tests/test_settings.py test_no_mode_starts_without_its_secret",),
+        "A secret under 16 bytes is warned about, not refused: Nacelle gives it out, and a shop cannot choose it.",
+    ),
+    "S12": Check(
+        "a checkout at consume: 400, no engine call",
+        (
+            f"{STORY} test_a_checkout_is_no_order test_what_is_no_paid_order_is_refused_where_the_settings_say_how_to_tell",
+        ),
+        "An order at validate is answered: families B and C are valid there. `MAPPER_CONSUME_REQUIRES` tells them apart.",
+    ),
+    "S13": Check("a consume sent again redeems once", (f"{STORY} test_twins_are_redeemed_once_and_answered_alike",)),
+    "S14": Check(
+        "validate after consume reopens nothing",
+        ("tests/orders/test_redeem.py test_a_cart_that_lives_on_after_its_order_gets_a_new_session",),
+    ),
+    "S15": Check(
+        "one space's secret opens no other",
+        (
+            f"{SIGNATURE} test_a_secret_of_one_space_opens_no_other",
+            f"{STORY} test_spaces_share_neither_orders_nor_sessions_where_several_are_served",
+        ),
+        "Where each space has a secret of its own; a shared one is warned about at start.",
+    ),
+    "S16": Check(
+        "secrets are compared in one place, in constant time",
+        (
+            "tests/test_house.py test_what_is_secret_is_compared_in_one_place test_a_digest_is_never_compared_with_equals",
+        ),
+    ),
+    "H1": Check("`Content-Length` with `Transfer-Encoding`", (OTHERS_READ,)),
+    "H2": Check("two or odd lengths", (OTHERS_READ,)),
+    "H3": Check("odd encodings and chunks", (OTHERS_READ, f"{SERVER} test_odd_chunks_are_400")),
+    "H4": Check("bare line feeds, NUL", (OTHERS_READ,)),
+    "H5": Check(
+        "heads that are too large",
+        (
+            f"{SERVER} test_what_is_too_large_is_refused_at_once_and_the_refusal_arrives"
+            " test_floods_leave_nothing_behind",
+        ),
+    ),
+    "H6": Check("silence and half a head", (f"{SERVER} test_who_is_slow_is_cut_off",)),
+    "H7": Check("a dripping body", (f"{SERVER} test_who_is_slow_is_cut_off",)),
+    "H8": Check("silent connections keep nobody out", (f"{SERVER} test_silent_connections_keep_nobody_out",)),
+    "H9": Check(
+        "bodies that are too large", (f"{APP} test_a_body_too_large", f"{SERVER} test_floods_leave_nothing_behind")
+    ),
+    "H10": Check("compressed bodies: 415", (f"{APP} test_the_media_type",)),
+    "H11": Check("other media types: 415", (f"{APP} test_the_media_type",)),
+    "H12": Check("no `Host`, or two: 400", (OTHERS_READ,)),
+    "H13": Check(
+        "other methods: 405 with `Allow`", (f"{APP} test_other_paths_and_methods", f"{LIVE} test_405_and_404")
+    ),
+    "H14": Check("other ways to write a path: 404", (f"{SERVER} test_other_ways_to_write_a_target_lead_nowhere",)),
+    "H15": Check("`X-Forwarded-For` counts for nothing", (f"{LIVE} test_who_forwards_is_not_believed",)),
+    "H16": Check(
+        "headers of every answer",
+        (f"{APP} test_a_signed_call_is_answered test_a_body_too_large", f"{LIVE} test_405_and_404"),
+    ),
+    "H17": Check("`Upgrade`, HTTP/2, TLS", (f"{SERVER} test_after_a_wish_to_upgrade_the_connection_ends", OTHERS_READ)),
+    "H18": Check(
+        "`Expect: 100-continue`",
+        (
+            f"{SERVER} test_a_body_is_sent_once_the_client_was_told_to_continue test_a_body_that_nobody_reads_is_not_taken",
+        ),
+    ),
+    "J1": Check("depth", (f"{DOCUMENT} test_depth_is_taken_or_refused_but_never_breaks_anything",)),
+    "J2": Check(
+        "the JSON grammar",
+        (
+            f"{DOCUMENT} test_what_the_grammar_allows_is_taken_and_given_back test_what_the_grammar_does_not_allow_is_refused",
+        ),
+        "Its cases, not the files of JSONTestSuite.",
+    ),
+    "J3": Check("`NaN`, `Infinity`", (f"{MONEY} test_everything_else_is_no_amount",)),
+    "J4": Check("huge exponents and digits", (f"{MONEY} test_everything_else_is_no_amount",)),
+    "J5": Check(
+        "quantities",
+        (f"{CHECKOUT} test_a_wrong_line_of_family_a_is_refused_with_its_place",),
+        "Quantity 0 is valid: the line is carried along.",
+    ),
+    "J6": Check("doubled keys: 400", (f"{DOCUMENT} test_a_key_that_stands_twice_is_refused_with_its_place",)),
+    "J7": Check(
+        "numbers of lines, codes, identifiers",
+        (
+            f"{CHECKOUT} test_a_thousand_lines_are_taken_and_one_more_is_not",
+            "tests/domain/test_codes.py test_a_hundred_codes_are_taken_over_all_orders_and_one_more_is_not",
+            "tests/adapters/talon_one/test_requests.py"
+            " test_five_identifiers_go_out_hashed_under_the_key_and_the_rest_is_told",
+        ),
+        "100 codes over all orders, not 30.",
+    ),
+    "J8": Check(
+        "codes with NUL, half a surrogate pair, invisible characters",
+        (
+            f"{LIVE} test_odd_codes",
+            "tests/domain/test_codes.py test_what_can_be_no_code_is_refused_as_it_was_entered_and_the_others_stay",
+        ),
+        "Refused as codes (422, `malformed`), not 400; characters that nobody sees are taken out.",
+    ),
+    "J9": Check("other spellings of money", (f"{MONEY} test_everything_else_is_no_amount",)),
+    "J10": Check("bad UTF-8, BOM, comments", (f"{DOCUMENT} test_what_is_no_json_object_in_utf_8_is_refused",)),
+    "J11": Check("unknown fields come back", (f"{STORY} test_the_order_comes_back_byte_for_byte",)),
+    "J12": Check("money adds up", (f"{MONEY} test_the_parts_add_up_and_none_is_off_by_a_whole_unit",)),
+    "O1": Check(
+        "an id is never a path",
+        (
+            f"{STORY} test_an_id_that_could_act_as_a_path_is_refused",
+            "tests/engine/test_engine.py test_a_path_leads_nowhere_but_below_the_base_url",
+        ),
+    ),
+    "O2": Check(
+        "the engine's address",
+        ("tests/adapters/talon_one/test_options.py test_the_key_goes_to_https_or_to_this_very_machine",),
+        "`http://` for this machine alone; private addresses are the merchant's own business.",
+    ),
+    "O3": Check("redirects are not followed", (f"{TRANSPORT} test_a_redirect_is_handed_back_and_not_followed",)),
+    "O4": Check(
+        "proxies and .netrc are ignored", (f"{TRANSPORT} test_proxies_and_netrc_of_the_environment_are_ignored",)
+    ),
+    "O5": Check("certificates", (f"{TRANSPORT} test_certificates_are_verified_before_anything_is_sent",)),
+    "O6": Check("bombs", (f"{TRANSPORT} test_a_bomb_is_never_held_in_memory",)),
+    "O7": Check("a dripping engine", (f"{TRANSPORT} test_the_deadline_covers_every_byte",)),
+    "O8": Check(
+        "hostile answers",
+        (
+            "tests/adapters/talon_one/test_answers.py test_any_answer_ends_in_an_outcome_or_a_problem"
+            " test_any_text_ends_in_an_outcome_or_a_problem",
+        ),
+    ),
+    "O9": Check(
+        "hostile headers", (f"{TRANSPORT} test_whatever_goes_wrong_after_connecting_is_unknown_and_the_client_goes_on",)
+    ),
+    "O10": Check(
+        "a changed session in the note",
+        (f"{STORY} test_a_forged_receipt_is_refused_at_consume_and_ignored_at_validate",),
+    ),
+    "O11": Check("keys go to their host alone", (f"{TRANSPORT} test_a_redirect_is_handed_back_and_not_followed",)),
+    "L1": Check(
+        "no secret and no code in logs, errors, metrics",
+        (
+            f"{APP} test_a_line_in_the_log_says_what_happened_and_no_secret",
+            f"{TRANSPORT} test_no_secret_and_no_url_is_in_logs_errors_and_reprs",
+            f"{LIVE} test_canaries_are_nowhere",
+        ),
+        "Codes are there as keyed hashes (`MAPPER_LOG_CODES`), so that support can find one.",
+    ),
+    "L2": Check("no text forges a line", ("tests/ops/test_telemetry.py test_no_text_can_forge_a_line",)),
+    "L3": Check("a fault tells nothing", (f"{APP} test_a_fault_of_our_own_tells_nothing_but_where_to_look",)),
+    "L4": Check("operators' routes", (f"{LIVE} test_canaries_are_nowhere",)),
+    "A1": Check("guessed codes", (), "Not limited here: see *Guessed codes*."),
+    "A2": Check(
+        "validate's rush and consume",
+        ("tests/http/test_endpoint.py test_a_rush_of_validates_keeps_no_consume_waiting",),
+    ),
+    "P1": Check(
+        "the container's rights", ("tests/test_deploy.py test_containers_have_no_rights_and_no_place_to_write",)
+    ),
+    "P2": Check(
+        "stops lose nothing", (f"{SERVER} test_a_process_that_stops_says_so_first_and_loses_nothing_it_has_accepted",)
+    ),
+    "P3": Check("several processes on one ledger", ("tests/orders/test_ledger_sqlite.py",)),
+    "P4": Check("known holes", (), "`make audit`; it needs the network."),
+    "P5": Check("the SBOM", (), "`make sbom` writes it from the lock and compares."),
+    "P6": Check(
+        "the base image",
+        (),
+        "By tag in the Dockerfile, which says how to pin it by digest; releases are built from one. No CI workflows are here.",
+    ),
+    "P7": Check(
+        "no secrets in the sources",
+        (),
+        "`make secrets`. A private key of a test's own authority for 127.0.0.1 is in the baseline: it is of worth to nobody.",
+    ),
+}

@@ -96,7 +96,7 @@ async def _settle(client: Client, driving: "asyncio.Task[None]", ledger_url: str
     while time.monotonic() < give_up and await changes.open_orders(ledger_url):  # noqa: ASYNC110 - another process's
         await asyncio.sleep(0.3)
     client.settled.set()
-    await asyncio.wait({driving}, timeout=10.0)
+    await asyncio.wait({driving}, timeout=30.0)
     client.over = True
     await driving
 

@@ -181,6 +181,35 @@ def _call(operation: Operation, summary: str, bodies: tuple[str, ...], example: 
     }
 
 
+def _cancel() -> Json:
+    """For the merchant, not for Nacelle: its signature has secrets of its own."""
+    call = _call("cancel", "Take the redemption of an order back, for good", (), CANCEL_EXAMPLE)
+    body = {
+        "type": "object",
+        "required": ["cancel"],
+        "additionalProperties": False,
+        "properties": {
+            "cancel": {
+                "type": "object",
+                "required": ["id"],
+                "additionalProperties": False,
+                "properties": {"id": {"type": ["string", "integer"], "minimum": 0}},
+            }
+        },
+    }
+    call["post"]["security"] = [{"cancel": []}]
+    call["post"]["requestBody"] = {"required": True, "content": _content(body, CANCEL_EXAMPLE)}
+    refused = {"content": _content(_envelope("order", error=True))}
+    call["post"]["responses"] |= {
+        "404": {"description": "There is no such order.", **refused},
+        "409": {"description": "What became of the order is not known yet.", **refused},
+    }
+    return call
+
+
+CANCEL_EXAMPLE: Final[Json] = {"cancel": {"id": "1001"}}
+
+
 def _plain(summary: str, media: str = "application/json", **more: str) -> Json:
     responses = {"200": {"description": "OK", "content": {media: {}}}}
     responses |= {status: {"description": text, "content": {media: {}}} for status, text in more.items()}
@@ -250,6 +279,7 @@ def document() -> Json:
             "/promotions/consume": _call(
                 "consume", "The order, its promotions redeemed for good, once", ("Order", "MultiOrder"), ORDER_EXAMPLE
             ),
+            "/promotions/cancel": _cancel(),
             "/orders/ingest": _INGEST,
             "/livez": _plain("200 while the process runs"),
             "/readyz": _plain(
@@ -263,6 +293,12 @@ def document() -> Json:
         "components": {
             "schemas": _schemas(),
             "securitySchemes": {
+                "cancel": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": SIGNATURE.decode(),
+                    "description": "The same signature, with a secret of `MAPPER_CANCEL_SECRETS`.",
+                },
                 "ingest": {"type": "http", "scheme": "bearer", "description": "`MAPPER_INGEST_TOKEN`."},
                 "signature": {
                     "type": "apiKey",

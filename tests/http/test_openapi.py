@@ -24,11 +24,14 @@ from tests import fakes
 from tests.fakes import SECRET
 
 COPY = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
+CANCELS = "a secret for cancels alone"
 EXAMPLES = int(os.environ.get("SCHEMATHESIS", "25"))
 
 
 def made() -> App:
-    configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger(), **fakes.INGESTING)
+    configured = fakes.settings(
+        fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger(), MAPPER_CANCEL_SECRETS=CANCELS, **fakes.INGESTING
+    )
     return app.create(configured, engine_transport=fakes.FakeTransport())
 
 
@@ -59,11 +62,12 @@ BEYOND_A_SCHEMA = [positive_data_acceptance]
 
 
 class Signed(AuthBase):
-    """Signs as Nacelle does: over the bytes that are about to be sent."""
+    """Signs as Nacelle does, and a merchant who cancels: over the bytes that are about to be sent."""
 
     def __call__(self, request: Any) -> Any:
         body = request.body or b""
-        request.headers["x-nacelle-signature-sha256"] = sign(body.encode() if isinstance(body, str) else body, SECRET)
+        secret = CANCELS.encode() if request.path_url.startswith("/promotions/cancel") else SECRET
+        request.headers["x-nacelle-signature-sha256"] = sign(body.encode() if isinstance(body, str) else body, secret)
         return request
 
 

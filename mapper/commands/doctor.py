@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
@@ -98,9 +99,6 @@ def _settings(configured: Settings) -> Iterator[Finding]:
 
 def _secrets(configured: Settings) -> Iterator[Finding]:
     credentials = configured.credentials
-    for number, secret in enumerate(credentials.all_secrets, 1):
-        if secret[:1] in b"'\"" and secret[-1:] == secret[:1]:
-            yield Finding("secrets", "warning", f"secret number {number} stands in quotes", "Take the quotes out.")
     if credentials.auth != "secret_header" and credentials.all_secrets:
         body = b'{"self": "test"}'
         header = [(signature.SIGNATURE, signature.sign(body, credentials.all_secrets[0]).encode())]
@@ -119,7 +117,7 @@ async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
     try:
         ledger = await open_ledger(configured.ledger_url, create=False)
     except LedgerUnavailable as problem:
-        if problem.reason == "ledger_missing":
+        if problem.reason == "ledger_missing" and _can_be_made(configured.ledger_url):
             yield Finding("ledger", "ok", f"{name}, none yet: `serve` makes it")
             return
         yield Finding(
@@ -138,6 +136,11 @@ async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
         yield Finding("ledger", "failed", f"{name}: {problem.reason}", "Look at its disk or server.")
     finally:
         await ledger.close()
+
+
+def _can_be_made(url: str) -> bool:
+    """Whether a SQLite file that is not there can be made: PostgreSQL is never missing."""
+    return os.access(Path(url.removeprefix("sqlite:///")).resolve().parent, os.W_OK)
 
 
 class _Probe:

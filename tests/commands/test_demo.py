@@ -82,7 +82,7 @@ def test_the_commands_that_keep_prints_work_as_printed(tmp_path: Path) -> None:
             time.sleep(0.1)
         commands = output.read_text("utf-8").partition("In another shell:")[2].partition("\n# ")[2]
         done = subprocess.run(
-            ["bash", "-eu", "-c", f"# {commands}"], cwd=tmp_path, capture_output=True, timeout=30, check=False
+            ["bash", "-eu", "-c", f"# {commands}"], cwd=tmp_path, capture_output=True, timeout=60, check=False
         )
     finally:
         kept.send_signal(signal.SIGINT)

@@ -59,7 +59,7 @@ def test_a_service_that_is_well_has_nothing_to_mend(capsys: pytest.CaptureFixtur
     ("setting", "value", "code", "check", "said"),
     [
         ("NACELLE_SIGNING_SECRETS", "", 2, "NACELLE_SIGNING_SECRETS", "at least one secret"),
-        ("NACELLE_SIGNING_SECRETS", '"a secret in quotes"', 0, "secrets", "quotes"),
+        ("NACELLE_SIGNING_SECRETS", '"a secret in quotes"', 0, "settings", "quotes"),
         ("MAPPER_ENGINE", "talon", 2, "MAPPER_ENGINE", "talon_one"),
         ("MAPPER_LOG_LEVL", "info", 0, "settings", "did you mean MAPPER_LOG_LEVEL"),
         ("MAPPER_RECEIPT", "optional", 0, "receipts", "MAPPER_RECEIPT=required"),

@@ -1,7 +1,8 @@
-"""What Nacelle's pages show works: the ingestion page's curl as printed, the mapper page's bodies once they are JSON.
+"""What Nacelle's pages show works: the ingestion page's curl, the mapper page's bodies once they are JSON.
 
 The mapper page prints `...`, comments and commas that no JSON has; its consume is printed in two vocabularies, one of
-them with a `Secret` header in place of the signature. `...` at the root becomes an id, the others go.
+them with a `Secret` header in place of the signature. `...` at the root becomes an id, the others go. The consume
+bodies are rebuilt from what is known of the page, field by field; they are not copied from it.
 """
 
 import json

@@ -6,7 +6,6 @@ whichever of them is asked answers for all.
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -192,7 +191,3 @@ def _made(row: Row, registry: CollectorRegistry) -> Any:
     if row.kind == "histogram":
         return Histogram(name, row.meaning, row.labels, buckets=_BUCKETS, registry=registry)
     return Gauge(name, row.meaning, row.labels, multiprocess_mode=row.mode, registry=registry)
-
-
-def rows(table: Iterable[Row] = TABLE) -> Mapping[str, Row]:
-    return {row.name: row for row in table}

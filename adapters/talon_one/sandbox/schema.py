@@ -157,7 +157,6 @@ _CONTENT: Final = (
     "campaignEligibility",
     "achievements",
 )
-_NOT_OF_RETURNS: Final = ("awardedGiveaways", "ruleFailureReasons", "campaignEligibility", "achievements")
 _MOST_UNITS: Final = 10_000
 _STATES: Final = ("open", "closed", "partially_returned", "cancelled")
 _CARD: Final = r"[A-Za-z0-9._%+@-]+"

@@ -80,6 +80,12 @@ async def open_orders(url: str) -> int:
     return int(found[0]["open"])
 
 
+async def waiting(url: str) -> list[str]:
+    """The orders that wait for their caller, and for nobody else."""
+    where = "look_at IS NULL AND state = 'RETRYABLE'"
+    return [row["order_key"] for row in await _read(url, f"SELECT order_key FROM {_table(url)} WHERE {where}")]
+
+
 def _table(url: str) -> str:
     return "orders" if url.startswith("sqlite:///") else "mapper_orders"
 

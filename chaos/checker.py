@@ -173,7 +173,16 @@ def _ledger(evidence: Evidence) -> Iterator[str]:
 
 
 def _all_settled(evidence: Evidence) -> Iterator[str]:
-    """I6: when the faults are over every order comes to its end; soon, where somebody asks."""
+    """I6: when the faults are over every order comes to its end; soon, where somebody asks.
+
+    An order may wait for its caller as long as nobody was told that it is done.
+    """
+    done: set[str] = set()
+    for event in evidence.history:
+        if event["type"] == "ok" or event.get("category") == "order_mismatch":
+            done.add(event["order"])
+        elif event["type"] == "waits" and event["order"] in done:
+            yield f"I6 waits: {event['order']} waits for its caller, who was told that it is done"
     for row in evidence.rows:
         if row["state"] not in FINAL:
             yield f"I6 unresolved: {row['order_key']} is still {row['state']}"

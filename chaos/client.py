@@ -1,7 +1,8 @@
 """Sends the planned orders as Nacelle would, signed, and writes down what was asked and what was answered.
 
 The history is one JSON object per line, as Jepsen writes it: `invoke`, then `ok` (200), `fail` (a final refusal) or
-`info` (nobody knows yet). An order is sent until its answer is final, each time to either replica.
+`info` (nobody knows yet). An order is sent until its answer is final, each time to either replica. `waits`: when all
+is over the ledger says that an order waits for its caller, who comes once more.
 """
 
 import asyncio
@@ -72,6 +73,14 @@ class Client:
                     await self._open.acquire()
                     group.create_task(self._until_final(session, order, variant, 1 - order.replica, order.twin_after_s))
             self.all_sent.set()
+
+    async def come_back(self, orders: list[Order]) -> None:
+        """Each is sent until its answer is final: what was certainly not done waits for nothing else."""
+        timeout = aiohttp.ClientTimeout(total=self._answer_within_s)
+        async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as group:
+            for order in orders:
+                self._history.add("waits", order=order.key)
+                group.create_task(self._again_and_again(session, order, "a"))
 
     async def _until_final(
         self, session: aiohttp.ClientSession, order: Order, variant: str, replica: int, after_s: float

@@ -20,6 +20,8 @@ from mapper.orders.ledger import open_ledger
 
 LAST_ORDERS_S = 45.0
 """How long orders nobody asks for any more may stay open, at the most: the reconciler's schedule grows."""
+LATE_CLIENTS_S = 30.0
+"""How long those may ask who come back when all is settled."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed
             history.add("calm")
             client.calm.set()
             await _settle(client, driving, ledger_url, profile)
+            await _come_back(client, orders, ledger_url)
             collecting.cancel()
             await asyncio.wait({collecting})
             await sandbox.collect()
@@ -96,9 +99,23 @@ async def _settle(client: Client, driving: "asyncio.Task[None]", ledger_url: str
     while time.monotonic() < give_up and await changes.open_orders(ledger_url):  # noqa: ASYNC110 - another process's
         await asyncio.sleep(0.3)
     client.settled.set()
-    await asyncio.wait({driving}, timeout=30.0)
+    await asyncio.wait({driving}, timeout=LATE_CLIENTS_S)
     client.over = True
     await driving
+
+
+async def _come_back(client: Client, orders: list[plan.Order], ledger_url: str) -> None:
+    """The callers of orders that still wait for them come once more.
+
+    A request that outlived its caller (in a process that stood still) may leave an order so of which the caller has
+    been told elsewhere that it is refused: it is checked anew.
+    """
+    waiting = set(await changes.waiting(ledger_url))
+    client.over = False
+    coming = asyncio.create_task(client.come_back([order for order in orders if order.key in waiting]))
+    await asyncio.wait({coming}, timeout=LATE_CLIENTS_S)
+    client.over = True
+    await coming
 
 
 async def _evidence(

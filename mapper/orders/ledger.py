@@ -289,7 +289,7 @@ class Ledger:
 def _claimed(ask: Ask, row: Row | None, others: Sequence[Row], at: Moment) -> tuple[Claim, Row | None]:
     claim = decide(row, others, ask, at)
     match claim:
-        case New(mine) | Retry(mine) | LookUp(mine):
+        case New(mine) | Retry(mine, _) | LookUp(mine):
             return claim, mine
         case Replay() | Conflict() | InProgress() | NeedsOperator() | UsedSession() | PassedOn():
             return claim, None

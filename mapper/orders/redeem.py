@@ -322,8 +322,8 @@ class OrderRedeemer:
         match decision:
             case New(row):
                 return await self._redeem(job, row, deadline)
-            case Retry(row):
-                return await self._retry(job, row, deadline)
+            case Retry(row, was_refused):
+                return await self._retry(job, row, deadline, was_refused=was_refused)
             case LookUp(row):
                 return await self._look_up(job, row, self._order_of(row), deadline)
             case Replay(row, same_bytes):
@@ -347,11 +347,15 @@ class OrderRedeemer:
             return Answer(200, row.reply, "replayed")
         return Answer(200, _document(job.order, notices_of(row) or NOTHING), "replayed")
 
-    async def _retry(self, job: Job, row: Row, deadline: float) -> Answer | Later:
+    async def _retry(self, job: Job, row: Row, deadline: float, *, was_refused: bool) -> Answer | Later:
         """What was certainly not redeemed is redeemed for its caller; without one it waits, unless the settings say."""
         if job.is_waited_for or self.settings.after_failure == "redeem_later":
             return await self._redeem(job, row, deadline)
-        row = await self.ledger.retry_later(row, None, row.reason or "caller_gone", answered=False)
+        if was_refused:
+            # This request is older than the refusal, which is what its caller was told elsewhere.
+            await self.ledger.rejected(row, row.reason)
+        else:
+            await self.ledger.retry_later(row, None, row.reason or "caller_gone", answered=False)
         raise OutcomePending("The order waits for its caller.", reason="waiting", retry_after=1)
 
     async def _redeem(self, job: Job, row: Row, deadline: float) -> Answer | Later:

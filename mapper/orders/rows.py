@@ -265,6 +265,8 @@ class Retry:
     """Yours, and certainly not redeemed by anybody before: send it."""
 
     row: Row
+    was_refused: bool = False
+    """Whether its last attempt was refused, and its caller told so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +362,8 @@ def decide(row: Row | None, others: Sequence[Row], ask: Ask, at: Moment) -> Clai
         return New(_opened(ask, ask.terms, session, at))
     # A caller who does not wait uses up nothing of what the schedule still has for this order.
     is_early = row.next_check_at is not None and at.now < row.next_check_at
-    return Retry(_tried_anew(row, ask, ask.terms, session, at, counts=not is_early))
+    mine = _tried_anew(row, ask, ask.terms, session, at, counts=not is_early)
+    return Retry(mine, was_refused=row.state is State.REJECTED)
 
 
 def _known(row: Row, others: Sequence[Row], ask: Ask, at: Moment) -> Decision | None:

@@ -145,6 +145,7 @@ VIOLATIONS: list[tuple[str, str, Spoil]] = [
     ("talon_one", "I5 two contents", lambda e: {"changes": [*e.changes[:-1], {**e.changes[-1], "fingerprint": "g"}]}),
     ("talon_one", "I6 unresolved", lambda e: {"rows": [{**e.rows[0], "state": "UNKNOWN"}]}),
     ("talon_one", "I6 unresolved", lambda e: {"rows": [{**e.rows[0], "state": "MANUAL"}]}),
+    ("talon_one", "I6 waits", lambda e: {"history": [*e.history, event("waits", 40, order="o-1")]}),
     ("talon_one", "I6 late", lambda e: {"history": [*e.history, event("info", 36, order="o-1", variant="a")]}),
     ("talon_one", "I7", lambda e: {"changes": [*e.changes, change("DONE", "REJECTED", 2, 4, 55.5)]}),
     ("talon_one", "I7", lambda e: {"changes": [*e.changes, change("DONE", "REPAIRED", 2, 4, 55.5)]}),

@@ -169,8 +169,9 @@ def test_what_a_claim_may_do_follows_from_the_row(found: Row | None, same: type,
             assert (mine.state, mine.fence, mine.attempts, mine.attempt, mine.sent_at) == (State.INTENT, 1, 1, 1, None)
             assert (mine.key, mine.identity, mine.order, mine.session) == (KEY, PRINT, BODY, "session of order-1")
             assert mine.held == mine.session
-        case Retry(mine):
+        case Retry(mine, was_refused):
             assert found is not None
+            assert was_refused is (found.state is State.REJECTED)
             assert (mine.state, mine.fence, mine.attempts) == (State.INTENT, found.fence + 1, found.attempts + 1)
             assert (mine.held, mine.attempt, mine.order) == (mine.session, found.attempt, BODY)
         case LookUp(mine):

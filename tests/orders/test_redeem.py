@@ -20,7 +20,7 @@ from mapper.adapter import (
 )
 from mapper.domain import checkout as documents
 from mapper.domain.checkout import Checkout
-from mapper.domain.errors import EngineRejected, EngineUnavailable, OrderMismatch
+from mapper.domain.errors import EngineRejected, EngineUnavailable, OrderMismatch, OutcomePending
 from mapper.engine.transport import NotSent, Unknown
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import Key, LedgerUnavailable, Row, State, Terms
@@ -126,6 +126,27 @@ def test_a_difference_that_was_refused_is_checked_anew() -> None:
     assert house.refusal("consume", ORDERED).category == "amount_mismatch"
     house.adapter.granted = TEN_OFF
     assert house("consume", ORDERED)["order"] == ORDERED
+
+
+@pytest.mark.parametrize("was", ["refused", "not done"])
+def test_a_request_that_outlived_its_caller_leaves_an_order_as_it_is(house: House, was: str) -> None:
+    """Its caller gave up while this process stood still; the same order has been answered by another one since."""
+    if was == "refused":
+        house.adapter.granted = REFUSED
+    else:
+        fail(house, NotSent("connect"))
+    house.refusal("consume", ORDERED)
+    before = house.row()
+    mend(house)
+
+    async def call(service: Service) -> None:
+        data, headers = signed(ORDERED)
+        await promotions.consume(service, Call(data, headers, house.time + 8, has_hung_up=lambda: True))
+
+    with pytest.raises(OutcomePending) as raised:
+        asyncio.run(house.within(call))
+    assert (raised.value.reason, house.wire.sent) == ("waiting", [])
+    assert (house.row().state, house.row().reason) == (before.state, before.reason)
 
 
 # -- After a 2xx of what redeems, nothing counts as not done -------------------------------------------------------

@@ -101,7 +101,8 @@ class Voucherify(Adapter):
         return NotRedeemed(tuple(rejected), tuple(effects.refused_promotions(out)))
 
     def look_up(self, order: Checkout, session: str, handle: str = "") -> Conversation[LookedUp]:
-        """Reads the order. Raises `OrderMismatch` where it was redeemed with another cart.
+        """Reads the order. Raises `OrderMismatch` where it was redeemed with another cart, or with a code that this
+        order does not bring.
 
         Codes that the redemption left out (application mode PARTIAL) are rejected. Of several redemptions, the one
         that `redeem` told of counts, else the first.
@@ -120,7 +121,7 @@ class Voucherify(Adapter):
         except EngineUnavailable as problem:
             # That it happened is certain, even where its amounts cannot be read.
             outcome = Outcome(notices=(Notice(problem.reason, problem.message, None),))
-        missing = yield from self._missing(stored.parts(found, first), order)
+        missing = yield from self._missing(found, stored.parts(found, first), order)
         outcome = msgspec.structs.replace(outcome, rejected=_left_out(missing))
         notices = effects.refused_promotions(dict.fromkeys(missing, ""))
         extra = tuple(one for one in live if one != first)
@@ -257,22 +258,42 @@ class Voucherify(Adapter):
         notices = [*effects.refused_promotions(gone), *([_redemptions(found.ids)] if found.ids else [])]
         return Redeemed(_with(outcome, *notices), handle=found.ids[0] if found.ids else "")
 
-    def _missing(self, parts: Sequence[str], order: Checkout) -> Conversation[list[Redeemable]]:
-        """What the order asked for and these redemptions do not have. They are read only where they are too few.
+    def _missing(
+        self, found: stored.StoredOrder, parts: Sequence[str], order: Checkout
+    ) -> Conversation[list[Redeemable]]:
+        """What the order asked for and these redemptions do not have.
 
-        Raises `EngineUnavailable` where that cannot be told for certain: a guess may take back a paid order.
+        Raises `OrderMismatch` where they have a code that the order does not bring, and `EngineUnavailable` where they
+        are too few and one cannot be read: a guess may take back a paid order.
         """
         asked, _ = self._shown(order)
-        if len(parts) >= len(asked):
+        brought = [Redeemable("voucher", code) for code in order.promotions.codes]
+        if not brought and stored.has_voucher(found, parts):
+            raise _other_codes()
+        if not brought and len(parts) >= len(asked):
             return []
-        found = []
+        redeemed, unread = [], False
         for part in parts:
             reply = yield from ask_once(request.stored_redemption(part))
-            found.append(stored.read_part(reply, asked))
-        return [one for one in asked if one not in found]
+            try:
+                one = stored.read_part(reply)
+            except EngineUnavailable:
+                if len(parts) < len(asked):
+                    raise
+                unread = True
+                continue
+            if one is not None:
+                if one.object == "voucher" and redeemables.named(brought, one.names) is None:
+                    raise _other_codes()
+                redeemed.append(redeemables.named(asked, one.names))
+        return [] if unread else [one for one in asked if one not in redeemed]
 
     def _stored(self, session: str) -> Conversation[stored.StoredOrder | None]:
         return stored.read_order((yield from ask_once(request.stored_order(session))))
+
+
+def _other_codes() -> OrderMismatch:
+    return OrderMismatch("Voucherify has redeemed another code with this order.", reason="other_content")
 
 
 def _roll_back(ids: Sequence[str]) -> Conversation[None]:

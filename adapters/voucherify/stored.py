@@ -1,12 +1,13 @@
 """The order as Voucherify has stored it: whether it is this cart's, what was redeemed with it, what it has off."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from adapters.voucherify import reasons
 from adapters.voucherify.options import Settings
 from adapters.voucherify.reading import amount, document, listed, mapping, not_understood, objects, text
-from adapters.voucherify.redeemables import Redeemable, named
+from adapters.voucherify.redeemables import Redeemable
 from adapters.voucherify.refusals import error
 from adapters.voucherify.replies import SHIPPING, Answer, Applied, read_amounts
 from adapters.voucherify.request import line_name
@@ -109,7 +110,15 @@ def parts(order: StoredOrder, redemption_id: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(child) for child in children)) or (redemption_id,)
 
 
-def read_part(reply: EngineReply, asked: Sequence[Redeemable]) -> Redeemable | None:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one redemption has redeemed, by the names that Voucherify has for it: a voucher's code comes first."""
+
+    object: Literal["voucher", "promotion_tier"]
+    names: tuple[str, ...]
+
+
+def read_part(reply: EngineReply) -> Part | None:
     """What one of them redeemed; None for one that failed. Raises `EngineUnavailable` where it does not say."""
     if reply.status == 404:
         not_understood("an order's redemption is not there")
@@ -118,6 +127,14 @@ def read_part(reply: EngineReply, asked: Sequence[Redeemable]) -> Redeemable | N
     body = document(reply)
     tier, voucher = mapping(body.get("promotion_tier")), mapping(body.get("voucher"))
     names = [text(tier.get("id"))] if tier.get("id") else [text(voucher.get("code")), text(voucher.get("id"))]
-    if not any(names) or body.get("result") not in ("SUCCESS", "FAILURE"):
+    if not names[0] or body.get("result") not in ("SUCCESS", "FAILURE"):
         not_understood("a redemption does not say of what")
-    return named(asked, names) if body["result"] == "SUCCESS" else None
+    return (
+        Part("promotion_tier" if tier.get("id") else "voucher", tuple(names)) if body["result"] == "SUCCESS" else None
+    )
+
+
+def has_voucher(order: StoredOrder, parts: Sequence[str]) -> bool:
+    """Whether the stored order itself says of one of these redemptions that it is of a voucher."""
+    entries = mapping(order.get("redemptions"))
+    return any(mapping(entries.get(part)).get("related_object_type") == "voucher" for part in parts)

@@ -43,12 +43,6 @@ class TestVoucherify(Conformance):
     once = "SINGLE-0001"
     currencies = ("USD", "JPY")  # a project has one exponent, here 2
     ordered = frozenset({"items"})  # of an order: its lines, as they were sent
-    exempt: ClassVar[Mapping[str, str]] = {
-        "test_other_codes_in_the_same_session_are_no_success": (
-            "a stored order tells which promotions were redeemed, but not which codes were left out: that codes are the"
-            " same ones is for the ledger to know"
-        ),
-    }
 
     def redeemed(self, books: Any, session: str) -> int:
         """How often each of its codes is redeemed; all are redeemed together."""

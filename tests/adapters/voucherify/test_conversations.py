@@ -371,7 +371,7 @@ def test_what_stands_among_an_orders_redemptions_and_is_none_rolls_nothing_back(
 def test_a_code_that_is_used_up_may_have_been_used_up_by_this_very_order(call: str) -> None:
     refused = {"check": reply(invalid(fails("X", "quantity_exceeded"))), "redeem": failure("quantity_exceeded")}[call]
     paid = order(SHIRT, codes=["X"])
-    outcome, requests = held(getattr(engine(), call)(paid, ORDER), refused, stored("r_1"))
+    outcome, requests = held(getattr(engine(), call)(paid, ORDER), refused, stored("r_1"), redemption("X", 5))
     assert (outcome.redeemed, outcome.rejected) == (True, ())
     assert requests[1].path == f"/v1/orders/{ORDER}"
     outcome, _ = held(getattr(engine(), call)(paid, ORDER), refused, failure("not_found", 404))
@@ -439,7 +439,12 @@ def test_children_of_our_own_redemption_are_not_taken_for_another_one() -> None:
         (half("r_2", "r_3"), {"r_2": redemption("B", 5), "r_3": redemption(TIER, 5, **TIER_REDEMPTION)}, ["A"], []),
         (half("r_2", "r_3"), {"r_2": redemption("A", 5), "r_3": redemption("B", 5, result="FAILURE")}, ["B"], [TIER]),
         (half("r_2", "r_2"), {"r_2": redemption("A", 5)}, ["B"], [TIER]),
-        (half("r_2", "r_3", "r_4"), {}, [], []),
+        (
+            half("r_2", "r_3", "r_4"),
+            {"r_2": redemption("A", 5), "r_3": redemption("B", 5), "r_4": redemption(TIER, 5, **TIER_REDEMPTION)},
+            [],
+            [],
+        ),
         # What was redeemed a second time makes up for nothing: it is rolled back.
         (
             stored(redemptions={"r_1": {"date": "1"}, "r_9": {"date": "2", "stacked": ["r_2", "r_3", "r_4"]}}),
@@ -461,6 +466,34 @@ def test_an_order_that_was_redeemed_in_part_says_what_is_missing(
     assert refusals(found.outcome) == [(code, "not_applied", "") for code in missing]
     refused = [one.payload["redeemable"] for one in found.outcome.notices if one.type == "promotion_refused"]
     assert refused == told
+
+
+VOUCHER = {"date": "1", "related_object_type": "voucher", "related_object_id": "v_1"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "children", "codes"),
+    [
+        (half("r_2", "r_3"), ["A", "B"], ["A"]),  # a code less
+        (half("r_2", "r_3"), ["A", "B"], ["A", "C"]),  # another code
+        (half("r_2"), ["A"], ["C", "D"]),
+        (half(), ["A"], ["C"]),
+        (stored(redemptions={"r_1": VOUCHER}), [], []),
+    ],
+)
+def test_an_order_that_was_redeemed_with_other_codes_is_another_order(
+    answer: dict[str, Any], children: list[str], codes: list[str]
+) -> None:
+    replies = [redemption(code, 5) for code in children]
+    with pytest.raises(OrderMismatch):
+        held(engine().look_up(order(SHIRT, codes=codes), ORDER), answer, *replies)
+
+
+@pytest.mark.parametrize("part", [failure("not_found", 404), redemption("A", 5, voucher={"id": "v_1234567890"})])
+def test_a_redemption_that_does_not_tell_its_code_makes_no_other_order(part: Any) -> None:
+    paid = order(SHIRT, codes=["A"])
+    found, _ = held(engine().look_up(paid, ORDER), half(), part)
+    assert (found.state, found.outcome.rejected) == ("redeemed", ())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from adapters.voucherify import effects, reasons, redeemables, replies, request,
 from adapters.voucherify.options import MAX_REDEEMABLES, OPTIONS, read
 from adapters.voucherify.redeemables import Redeemable
 from adapters.voucherify.refusals import error, read_refusal
-from adapters.voucherify.settle import Settled, ask_once, settle
+from adapters.voucherify.settle import Ask, Settled, ask_once, settle, settle_in_turn
 from mapper.adapter import (
     Account,
     Adapter,
@@ -59,10 +59,10 @@ class Voucherify(Adapter):
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         coded, refused = redeemables.codes(checkout, self.settings, frozenset())
-        settled, surplus = yield from self._earned(checkout, session, coded)
+        settled = yield from self._earned(checkout, session, coded)
         yield from self._release(checkout, session, settled)
         outcome = self._outcome(settled, checkout, refused)
-        return _with(outcome, *effects.left_out({**settled.refused, **surplus}))
+        return _with(outcome, *effects.left_out(settled.refused))
 
     def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
         """A validation of what the shopper was shown: without effect, and the question that `redeem` asks."""
@@ -146,16 +146,16 @@ class Voucherify(Adapter):
 
     # --- Parts of conversations --------------------------------------------------------------------------------------
 
-    def _earned(
-        self, checkout: Checkout, session: str, coded: Sequence[Redeemable]
-    ) -> Conversation[tuple[Settled, dict[Redeemable, str]]]:
-        """What the codes and the promotions beside them come to, and the promotions for which there is no room."""
+    def _earned(self, checkout: Checkout, session: str, coded: Sequence[Redeemable]) -> Conversation[Settled]:
+        """What the codes and the promotions beside them come to; promotions wait where there is no room for them."""
         if not checkout.cart:
-            return Settled(), {}
+            return Settled()
         tiers, room = yield from self._promotions(checkout, MAX_REDEEMABLES - len(coded))
-        asked = redeemables.arrange(coded, tiers[:room], self.settings)
-        settled = yield from self._settle(checkout, session, asked)
-        return settled, {Redeemable("promotion_tier", tier): reasons.LIMIT_EXCEEDED for tier in tiers[room:]}
+        wanted = redeemables.arrange(coded, tiers, self.settings)
+        waiting = [one for one in wanted if not one.code][room:]
+        asked = [one for one in wanted if one not in waiting]
+        ask = self._validation(checkout, session)
+        return (yield from settle_in_turn(asked, waiting, len(coded) + room, ask))
 
     def _promotions(self, checkout: Checkout, room: int) -> Conversation[tuple[Sequence[str], int]]:
         """The promotions to try, since Voucherify applies none by itself, and for how many of them there is room.
@@ -174,7 +174,10 @@ class Voucherify(Adapter):
         return offer.tiers, max(room - beyond, 0)
 
     def _settle(self, checkout: Checkout, session: str, asked: Sequence[Redeemable]) -> Conversation[Settled]:
-        return settle(asked, lambda some: request.validation(checkout, session, some, self.settings))
+        return settle(asked, self._validation(checkout, session))
+
+    def _validation(self, checkout: Checkout, session: str) -> Ask:
+        return lambda some: request.validation(checkout, session, some, self.settings)
 
     def _release(self, checkout: Checkout, session: str, settled: Settled) -> Conversation[None]:
         """Frees the codes that this checkout's lock may hold from before, and that do not apply any more."""
@@ -196,7 +199,7 @@ class Voucherify(Adapter):
             return [], []
         shown = redeemables.shown(order, self.settings)
         coded, refused = redeemables.codes(order, self.settings, shown.refused)
-        return redeemables.arrange(coded, shown.tiers, self.settings), refused
+        return redeemables.arrange(coded, shown.tiers[: MAX_REDEEMABLES - len(coded)], self.settings), refused
 
     def _redeemed_before(self, order: Checkout, session: str, keys: Iterable[str]) -> Conversation[Outcome | None]:
         """A code that is used up may have been used up by this very order: the ledger may have been lost."""

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from adapters.voucherify import units
+from adapters.voucherify import reasons, units
 from adapters.voucherify.options import Settings
 from adapters.voucherify.redeemables import Redeemable
 from adapters.voucherify.replies import SHIPPING, Answer, Applied
 from adapters.voucherify.request import line_name
 from adapters.voucherify.units import Grown
-from mapper.adapter import Checkout, Cost, Discount, EngineUnavailable, Line, Notice, Outcome, Rejection, money
+from mapper.adapter import Checkout, Cost, Discount, EngineUnavailable, Line, Notice, Outcome, Reason, Rejection, money
 
 GIFT_CARD = "GIFT_CARD"
 PAY_WITH_POINTS = "PAY_WITH_POINTS"
@@ -43,6 +43,11 @@ EFFECTS: dict[str, str] = {
     PAY_WITH_POINTS: "Paid with loyalty points",
     FREE_SHIPPING: "Free shipping",
 }
+
+
+_NOT_FOR_THIS_CART = frozenset(
+    {Reason.CONDITIONS_NOT_MET, Reason.CUSTOMER_NOT_ELIGIBLE, Reason.SIGN_IN_REQUIRED, Reason.NO_EFFECT}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +243,15 @@ def _notices(applied: Applied, to_add: Sequence[Mapping[str, Any]]) -> list[Noti
 
 
 def left_out(refused: Mapping[Redeemable, str]) -> list[Notice]:
-    """The promotions that were tried and do not apply beside the rest, and Voucherify's word for why."""
-    named = [{"redeemable": one.id, "engine_reason": key} for one, key in refused.items() if not one.code]
+    """The promotions that were tried and are left out, and Voucherify's word for why.
+
+    Not those that are simply not for this cart or this shopper: of these, every shop has some in every cart.
+    """
+    named = [
+        {"redeemable": one.id, "engine_reason": key}
+        for one, key in refused.items()
+        if not one.code and reasons.reason(key) not in _NOT_FOR_THIS_CART
+    ]
     text = "These promotions were tried and are left out."
     return [Notice("promotions_left_out", text, {"promotions": named})] if named else []
 

@@ -64,9 +64,8 @@ def codes(
 
 
 def arrange(coded: Sequence[Redeemable], tiers: Iterable[str], settings: Settings) -> list[Redeemable]:
-    """Codes and promotions in the order in which they shall be applied, as many as Voucherify takes."""
-    room = MAX_REDEEMABLES - len(coded)
-    chosen = [Redeemable("promotion_tier", tier) for tier in dict.fromkeys(tiers)][:room]
+    """Codes and promotions in the order in which they shall be applied."""
+    chosen = [Redeemable("promotion_tier", tier) for tier in dict.fromkeys(tiers)]
     order = [*chosen, *coded] if settings.promotions_first else [*coded, *chosen]
     return [Redeemable(one.object, one.id, position, one.spend) for position, one in enumerate(order)]
 

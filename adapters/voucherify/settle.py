@@ -5,13 +5,16 @@ may name the first bad one alone, so it is asked again without it. From the seco
 undecided are asked about side by side, each beside those that are known to be fine.
 
 A promotion that we have added never costs a code: where a code is refused beside promotions for a reason that may be
-theirs, the codes are asked about alone, and then only such promotions join them as leave them what they have.
+theirs, the codes are asked about alone, and then only such promotions join them as leave them what they have. Room that
+a promotion leaves goes to the next one.
 
 | what stands in the cart | validations |
 |---|---|
 | all is fine, or the project's mode is PARTIAL and each refusal is the code's own | 1 |
 | one bad redeemable (mode ALL) | 2 |
 | a promotion that keeps a code from applying | 2; 3 where others may join the code |
+| several promotions that may do so | 3, and one for each of them (five at most), side by side |
+| promotions that wait for room, and one before them that does not apply | 1 more |
 | more bad ones (mode ALL) | 3, and one for each that is undecided after two, side by side |
 """
 
@@ -27,6 +30,9 @@ from mapper.adapter import Conversation, EngineRejected, EngineReply, EngineRequ
 
 # How Voucherify may call a question with more redeemables than the project takes, or with a promotion it cannot read.
 _PERHAPS_TOO_MANY = ("invalid_redeemables", "invalid_payload", "unexpected_error")
+
+# Promotions that are asked about one by one; a project lets five redeemables apply, if nobody has set another number.
+_MOST_SUSPECTS = 5
 
 Ask = Callable[[Sequence[Redeemable]], EngineRequest]
 
@@ -72,9 +78,41 @@ def settle(asked: Sequence[Redeemable], ask: Ask) -> Conversation[Settled]:
         return found
     own = {one: key for one, key in found.refused.items() if one not in found.harmed and not reasons.is_skipped(key)}
     innocent = found.harmed.keys() <= alone.refused.keys() or {*found.harmed.values()} == {reasons.LIMIT_EXCEEDED}
-    blamed = {} if innocent else dict.fromkeys(found.beside - {*_codes(asked)}, "")
+    blamed = [] if innocent else [one for one in asked if one in found.beside and not one.code]
+    if len(blamed) > 1:
+        blamed = yield from _guilty(blamed, alone.applies, ask)
     tiers = [one for one in asked if not one.code and one not in own and one not in blamed]
-    return (yield from _join(alone, tiers, ask, {**own, **blamed}))
+    return (yield from _join(alone, tiers, ask, {**own, **dict.fromkeys(blamed, "")}))
+
+
+def settle_in_turn(
+    asked: Sequence[Redeemable], waiting: Sequence[Redeemable], limit: int, ask: Ask
+) -> Conversation[Settled]:
+    """The same, of as many as the project takes (`limit`): those that wait get the room that a promotion leaves."""
+    found = yield from settle(asked, ask)
+    refused = {**dict.fromkeys(waiting, reasons.LIMIT_EXCEEDED), **found.refused}
+    most = limit_in(found.answer.rules, "applicable_redeemables_limit") if found.answer else None
+    turn = waiting[: max(min(limit, most or limit) - len(found.applies), 0)]
+    if turn and any(not one.code for one in found.refused):
+        joined = yield from _narrow(_in_order([*found.applies, *turn]), ask)
+        if joined.answer is not None and {*found.applies} <= {*joined.applies}:
+            named = {one: key for one, key in refused.items() if one not in turn}
+            return Settled(joined.answer, joined.question, {**named, **joined.refused})
+    return Settled(found.answer, found.question, refused)
+
+
+def _guilty(tiers: Sequence[Redeemable], codes: Sequence[Redeemable], ask: Ask) -> Conversation[list[Redeemable]]:
+    """Which of these promotions keep one of the codes from applying; of many, also those that are not asked about."""
+    questions = [_in_order([*codes, tier]) for tier in tiers[:_MOST_SUSPECTS]]
+    guilty = [*tiers[_MOST_SUSPECTS:]]
+    for tier, question, reply in zip(tiers, questions, (yield from together(*map(ask, questions))), strict=False):
+        try:
+            answer = read((yield from ask_once(ask(question))) if _is_busy(reply) else reply, question)
+        except EngineRejected:
+            answer = Answer(valid=False)
+        if not answer.valid or not {*codes} <= {one.asked for one in answer.applied}:
+            guilty.append(tier)
+    return guilty
 
 
 def _join(
@@ -85,7 +123,7 @@ def _join(
     fit = tiers if limit is None else tiers[: max(limit - len(alone.applies), 0)]
     out = {**refused, **dict.fromkeys(tiers[len(fit) :], reasons.LIMIT_EXCEEDED), **alone.refused}
     if fit:
-        joined = yield from _narrow(sorted([*alone.applies, *fit], key=lambda one: one.position), ask)
+        joined = yield from _narrow(_in_order([*alone.applies, *fit]), ask)
         if joined.answer is not None and set(alone.applies) <= set(joined.applies):
             return Settled(joined.answer, joined.question, {**out, **joined.refused})
         out |= {one: joined.refused.get(one, "") for one in fit}
@@ -106,13 +144,12 @@ def _fit(asked: Sequence[Redeemable], ask: Ask, problem: EngineRejected) -> Conv
     limit = limit_in(probe.rules, "redeemables_limit")
     if limit is not None and limit < len(asked):
         kept = {*[*codes, *tiers][:limit]}
-    elif codes and tiers:
-        kept = {*codes}
-    else:
+        waiting = [one for one in asked if one not in kept]
+        return (yield from settle_in_turn([one for one in asked if one in kept], waiting, limit, ask))
+    if not (codes and tiers):
         raise problem
-    found = yield from settle([one for one in asked if one in kept], ask)
-    out = {one: reasons.LIMIT_EXCEEDED if limit else "" for one in asked if one not in kept}
-    return Settled(found.answer, found.question, {**out, **found.refused})
+    found = yield from settle(codes, ask)
+    return Settled(found.answer, found.question, {**dict.fromkeys(tiers, ""), **found.refused})
 
 
 def _narrow(asked: Sequence[Redeemable], ask: Ask) -> Conversation[_Narrowed]:
@@ -150,7 +187,7 @@ def _probe(
     fine: Sequence[Redeemable], undecided: Sequence[Redeemable], ask: Ask
 ) -> Conversation[tuple[dict[Redeemable, str], dict[Redeemable, str]]]:
     """Each of the undecided beside those that are known to be fine: which are refused for themselves, which harmed."""
-    questions = [sorted([*fine, one], key=lambda other: other.position) for one in undecided]
+    questions = [_in_order([*fine, one]) for one in undecided]
     found: dict[Redeemable, str] = {}
     harmed: dict[Redeemable, str] = {}
     for one, question, reply in zip(undecided, questions, (yield from together(*map(ask, questions))), strict=True):
@@ -199,6 +236,10 @@ def ask_once(request: EngineRequest) -> Conversation[EngineReply]:
 
 def _is_busy(reply: EngineReply) -> bool:
     return reply.status == 400 and error(reply).key == "multiple_requests"
+
+
+def _in_order(some: Sequence[Redeemable]) -> list[Redeemable]:
+    return sorted(some, key=lambda one: one.position)
 
 
 def _codes(asked: Sequence[Redeemable]) -> list[Redeemable]:

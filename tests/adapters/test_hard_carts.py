@@ -107,6 +107,7 @@ CASE = ("case_sensitive_codes = false", "case_sensitive_codes = true")
 WRAPPED = {"items": [{"sku": "A", "quantity": 1, "price": "20.00", "wrap": "5.00"}]}
 SHOES = {"items": [{"sku": "A", "quantity": 1, "price": "50.00", "category": "shoes"}]}
 MUG = {"items": [{"sku": "A", "quantity": 1, "price": "350.00"}, {"sku": "MUG-BERLIN", "quantity": 1, "price": "9.90"}]}
+OUTLET = cart("GOOD-5", lines=(("OUTLET-SHIRT", 1, "350.00"),), **SHIPPING)
 STALE = {"PROMOTIONS": "promo_gone1,promo_gone2,promo_gone3,promo_2"}
 
 
@@ -128,6 +129,13 @@ STALE = {"PROMOTIONS": "promo_gone1,promo_gone2,promo_gone3,promo_2"}
         ("voucherify", (), {}, cart("GOOD-5", lines=(("OUTLET-SHIRT", 1, "20.00"),)), 500, {}),
         ("voucherify", (), {}, cart(lines=(("OUTLET-SHIRT", 1, "20.00"),)), 100, {}),
         ("voucherify", (TWO,), {}, cart("GOOD-5", lines=(("A", 1, "350.00"),), **SHIPPING), 2000, {}),
+        # Nor another promotion: what is left out makes room for the next.
+        ("voucherify", (), {}, OUTLET, 2000, {}),
+        ("voucherify", (ALL,), {}, OUTLET, 2000, {}),
+        ("voucherify", (TWO,), {}, OUTLET, 2000, {}),
+        ("voucherify", (ALL, TWO), {}, OUTLET, 2000, {}),
+        ("voucherify", (TWO,), {"PROMOTIONS": "promo_60,promo_2"}, OUTLET, 2000, {}),
+        ("voucherify", (TWO,), {"PROMOTIONS": "promo_gone1,promo_2"}, OUTLET, 2000, {}),
         ("voucherify", (ALL,), STALE, cart("GOOD-5", lines=(("A", 1, "350.00"),), **SHIPPING), 2000, {}),
         # Mode ALL tells one bad code at a time.
         (
@@ -161,6 +169,15 @@ def test_a_cart_that_is_easy_to_get_wrong(
     outcome, settled = Shop(tmp_path, engine, changes, **options).ask(body)
     assert settled.total == off
     assert {refused.code: refused.reason for refused in outcome.rejected} == rejected
+
+
+@pytest.mark.parametrize("changes", [(), (ALL,)])
+def test_a_promotion_that_is_not_for_this_cart_is_no_news(tmp_path: Path, changes: tuple[Change, ...]) -> None:
+    outcome, _ = Shop(tmp_path, "voucherify", changes).ask(cart("GOOD-5"))
+    assert not outcome.notices
+    outcome, _ = Shop(tmp_path, "voucherify", changes, **STALE).ask(cart("GOOD-5"))
+    [told] = outcome.notices
+    assert [one["redeemable"] for one in told.payload["promotions"]] == ["promo_gone1", "promo_gone2", "promo_gone3"]
 
 
 @pytest.mark.parametrize("nulls", ["refuse", "clear", "ignore"])

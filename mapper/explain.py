@@ -17,13 +17,15 @@ from mapper.domain import checkout as documents
 from mapper.domain import discounts, money
 from mapper.domain.checkout import Checkout
 from mapper.domain.discounts import Settled
-from mapper.domain.errors import Problem
+from mapper.domain.errors import InvalidRequest, Problem
 from mapper.domain.outcome import Diagnostic, Discount, Notice, Outcome, Rejection
 from mapper.engine.conversation import Call, Engine
 from mapper.engine.promotion_engine import PromotionEngine
 from mapper.engine.transport import Transport
 from mapper.nacelle.products import Products
 from mapper.nacelle.storefront import source_of
+from mapper.recording import records, replay
+from mapper.recording.replay import Rules
 from mapper.settings import Settings
 
 
@@ -96,7 +98,12 @@ class Explanation:
 
 
 async def explain(configured: Settings, transport: Transport, body: bytes) -> Explanation:
-    """Asks the engine about a checkout or an order. Raises `InvalidRequest` for a body that cannot be read."""
+    """Asks the engine about a checkout or an order; of a record (`MAPPER_RECORD`) tells what was answered then.
+
+    Raises `InvalidRequest` for what cannot be read.
+    """
+    if records.is_record(body):
+        return _recorded(configured, body)
     exchanges: list[Exchange] = []
     calls: list[Call] = []
 
@@ -125,6 +132,37 @@ async def explain(configured: Settings, transport: Transport, body: bytes) -> Ex
     answered = [call.seconds for call in calls if call.failure is None]
     timed = tuple(replace(exchange, ms=1000 * seconds) for exchange, seconds in zip(exchanges, answered, strict=False))
     return _told(configured.adapter.name, session, checkout, outcome, settled, timed, ms, problem)
+
+
+def _recorded(rules: Rules, data: bytes) -> Explanation:
+    """The call of a record, as this version makes of it what the engine answered then."""
+    try:
+        record = records.read(data)
+        findings = replay.replay(rules, record)
+    except records.Unusable as unusable:
+        raise InvalidRequest(str(unusable), "", reason="unusable_record") from None
+    of_carts = [told for told in record.conversations if told.method in ("validate", "check", "redeem", "look_up")]
+    runs = [(told, replay.run(rules, record, told)) for told in of_carts]
+    # A redemption that was made, else what was to be had.
+    priced = [each for each in runs if each[1].result.amounts] or runs
+    if not priced or priced[-1][1].cart is None:
+        raise InvalidRequest("This version cannot read the recorded call.", "", reason="unusable_record")
+    told, run = priced[-1]
+    assert run.cart is not None, "it has been read"
+    exchanges = tuple(
+        Exchange(one.operation, one.method, one.path, one.status, 0.0, _said(one.sent), _said(one.reply))
+        for each in record.conversations
+        for one in each.exchanges
+    )
+    other = next((finding for finding in findings if finding.kind == "asks differently"), None)
+    problem = f"This version asks something else than was recorded: {other.place}." if other else run.result.problem
+    settled = discounts.settle(run.cart, run.outcome)
+    session = told.arguments[0] if told.arguments else ""
+    return _told(record.engine, str(session), run.cart, run.outcome, settled, exchanges, {}, problem)
+
+
+def _said(body: msgspec.Raw | msgspec.UnsetType) -> Any:
+    return _json(bytes(body)) if isinstance(body, msgspec.Raw) else None
 
 
 def _told(

@@ -71,6 +71,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_LOG_LEVEL": ("info", "`debug`, `info`, `warning` or `error`"),
     "MAPPER_LOG_FORMAT": ("json", "`json`, or `text` for a person at a terminal"),
     "MAPPER_LOG_CODES": ("hash", "codes in the log: a keyed `hash` (`promotions-mapper hash CODE`), `short` or `none`"),
+    "MAPPER_RECORD": ("", "a folder for redacted records of calls, to be replayed; empty: nothing is recorded"),
     "MAPPER_EXPLAIN": ("off", "the page `/explain`: `off`, or `on` with `MAPPER_EXPLAIN_TOKEN`"),
     "MAPPER_EXPLAIN_TOKEN": ("", "what whoever uses the page has to show"),
     "NOMS_BASE_URL": ("https://noms.api.nacelle.com/api/v1", "Nacelle's order management, for order ingestion"),
@@ -152,6 +153,8 @@ class Settings:
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["json", "text"]
     log_codes: Literal["hash", "short", "none"]
+    record: Path | None = None
+    """The folder for records; None: nothing is recorded."""
     admin_port: int | None = None
     """Where the operator's routes are; None: where the calls are."""
     explain_token: bytes = field(repr=False, default=b"")
@@ -229,6 +232,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         "log_format": reader.choice("MAPPER_LOG_FORMAT", "json", "text"),
         "log_codes": reader.choice("MAPPER_LOG_CODES", "hash", "short", "none"),
         "admin_port": reader.number("MAPPER_ADMIN_PORT", 1, 65_535) if reader.text("MAPPER_ADMIN_PORT") else None,
+        "record": Path(reader.text("MAPPER_RECORD")) if reader.text("MAPPER_RECORD") else None,
         "explain_token": reader.explain_token(),
         "products": reader.products(spaces),
         "ingest": reader.ingest() if reader.text("MAPPER_INGEST_TOKEN") else None,
@@ -239,6 +243,25 @@ def load(environment: Mapping[str, str]) -> Settings:
     if not adapter.capabilities.undo:
         reader.warn_no_undo(cancels=found["cancel_credentials"] is not None, on_drift=str(found["on_drift"]))
     return Settings(adapter=adapter, warnings=tuple(reader.warnings), **cast("dict[str, Any]", found))
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What it takes to read a body and to price it, without callers and ledger."""
+
+    adapter: Adapter
+    default_currency: str
+    customer_path: str
+
+
+def load_rules(environment: Mapping[str, str]) -> Rules:
+    """What `promotions-mapper replay` needs, and no more; raises as `load`."""
+    reader = Reader(environment)
+    currency, customer_path = reader.currency(), reader.pointer("MAPPER_CUSTOMER_PATH")
+    adapter = reader.adapter()
+    if reader.problems or adapter is None:
+        raise InvalidSettings(reader.problems, reader.warnings)
+    return Rules(adapter, currency, customer_path)
 
 
 def load_ingest(environment: Mapping[str, str]) -> IngestSettings:

@@ -135,7 +135,7 @@ FLOORS = (
     {"settings", "sandbox"},
     {"engine"},
     {"orders"},
-    {"promotions", "nacelle", "conformance"},
+    {"promotions", "nacelle", "conformance", "recording"},
     {"explain"},
     {"ops", "conformance"},
     {"http"},

@@ -12,7 +12,7 @@ from pathlib import Path
 from mapper import __version__, settings
 from mapper.domain import signature
 
-MODULES = ("ledger", "cancel", "ingest", "doctor", "explain", "new_adapter")
+MODULES = ("ledger", "cancel", "ingest", "doctor", "explain", "replay", "new_adapter")
 """The commands with a module of their own. It is loaded when it is called for: `serve` starts without them."""
 
 
@@ -108,12 +108,19 @@ def _serve(chosen: argparse.Namespace) -> int:
     from mapper.nacelle.products import FileSource
     from mapper.ops import logs
     from mapper.orders.rows import LedgerUnusable
+    from mapper.recording import recorder
 
     if configured.products and configured.products.file:
         try:
             FileSource(configured.products.file)
         except (ValueError, OSError) as error:
             return _tell_wrong(settings.InvalidSettings([("MAPPER_PRODUCT_DATA", f"the file cannot be used: {error}")]))
+    if configured.record is not None:
+        try:
+            recorder.prepare(configured.record)
+        except OSError as error:
+            wrong = f"the folder {configured.record} cannot be written: {error.strerror}"
+            return _tell_wrong(settings.InvalidSettings([("MAPPER_RECORD", wrong)]))
     logs.configure(configured.log_level, configured.log_format)
     try:
         asyncio.run(app.check_ledger(configured))

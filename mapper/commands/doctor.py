@@ -31,6 +31,7 @@ from mapper.engine.conversation import Engine
 from mapper.engine.promotion_engine import PromotionEngine
 from mapper.orders.ledger import open_ledger
 from mapper.orders.rows import LedgerUnavailable, State
+from mapper.recording import recorder
 from mapper.settings import Settings
 
 SLOW_S = 0.5
@@ -71,7 +72,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 async def _look(configured: Settings) -> list[Finding]:
-    findings = [*_settings(configured), *_secrets(configured)]
+    findings = [*_settings(configured), *_record(configured), *_secrets(configured)]
     findings += [finding async for finding in _ledger(configured)]
     findings += [finding async for finding in _engine(configured)]
     return findings
@@ -95,6 +96,19 @@ def _settings(configured: Settings) -> Iterator[Finding]:
             "an order without id and source_id is known by a digest of its body",
             "If your orders have neither, set MAPPER_ORDER_KEY_PATH and MAPPER_SESSION_ID_PATH.",
         )
+
+
+def _record(configured: Settings) -> Iterator[Finding]:
+    if configured.record is None:
+        return
+    try:
+        recorder.prepare(configured.record)
+    except OSError as error:
+        text = f"{configured.record} cannot be written: {error.strerror}"
+        yield Finding("records", "failed", text, "Give the service's user the folder in MAPPER_RECORD.")
+    else:
+        text = f"calls are recorded in {configured.record}, at the cost of processor time"
+        yield Finding("records", "warning", text, "Take MAPPER_RECORD out again once there are enough of them.")
 
 
 def _secrets(configured: Settings) -> Iterator[Finding]:

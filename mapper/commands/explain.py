@@ -20,7 +20,7 @@ from mapper.settings import Settings
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command to the program's."""
     parser = commands.add_parser("explain", help="what a checkout or an order earns, effect by effect, and why")
-    parser.add_argument("file", metavar="FILE", help="a checkout or an order; - for standard input")
+    parser.add_argument("file", metavar="FILE", help="a checkout, an order or a record; - for standard input")
     parser.add_argument("--exchange", action="store_true", help="show also what was sent to the engine and came back")
     parser.set_defaults(run=run)
 
@@ -55,10 +55,10 @@ async def _ask(configured: Settings, body: bytes) -> Explanation:
 
 
 def show(told: Explanation, console: Console, *, exchange: bool = False) -> None:
-    times = ", ".join(f"{step} {ms:.1f} ms" for step, ms in told.ms.items())
+    times = ", ".join(f"{step} {ms:.1f} ms" for step, ms in told.ms.items()) or "as recorded"
     console.print(f"{told.engine}, session {told.session!r}, {told.currency or 'no currency'}; {times}", markup=False)
     if told.problem:
-        console.print(f"The engine could not be asked: {told.problem}", style="red", markup=False)
+        console.print(f"There is no outcome: {told.problem}", style="red", markup=False)
         return
     table = Table("line", "quantity", "price", "amount", box=None, pad_edge=False)
     for name in ("quantity", "price", "amount"):

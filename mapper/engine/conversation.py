@@ -481,6 +481,10 @@ def _retry_after(headers: Mapping[str, str], now: float) -> float:
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
 
+class RepliesDiffer(ValueError):
+    """A conversation asks for more or less than there are replies at hand."""
+
+
 def replay(
     conversation: Conversation[T], replies: Iterable[EngineReply], *, accounts: Container[str] = ("",), lines: int = 0
 ) -> tuple[T, list[EngineRequest]]:
@@ -488,8 +492,8 @@ def replay(
 
     As strict as the engine: requests must be proper ones for the adapter's `accounts`, no more than a cart of so many
     `lines` may need, and what is no answer for the adapter (409, 429, 5xx, redirects) fails as it does at the engine.
-    What the adapter raises comes out as it is. Raises `BrokenContract`, `EngineUnavailable`, and `ValueError` where the
-    conversation asks for more or less than there are replies.
+    What the adapter raises comes out as it is. Raises `BrokenContract`, `EngineUnavailable`, and `RepliesDiffer` where
+    the conversation asks for more or less than there are replies.
     """
     requests: list[EngineRequest] = []
     left = list(replies)
@@ -501,7 +505,7 @@ def replay(
             if len(requests) > limit(lines):
                 raise BrokenContract(f"more than {limit(lines)} requests in one conversation")
             if len(left) < len(asked):
-                raise ValueError(f"there is no reply to request {len(requests)}, {requests[-1].operation!r}")
+                raise RepliesDiffer(f"there is no reply to request {len(requests)}, {requests[-1].operation!r}")
             came, left = left[: len(asked)], left[len(asked) :]
             for request, reply in zip(asked, came, strict=True):
                 if failed := _failure(request, reply, 0.0):
@@ -510,5 +514,5 @@ def replay(
     finally:
         conversation.close()
     if left:
-        raise ValueError(f"{len(left)} replies were not asked for")
+        raise RepliesDiffer(f"{len(left)} replies were not asked for")
     return step.value, requests

@@ -32,9 +32,10 @@ from mapper.domain.errors import (
 )
 from mapper.domain.lines import MAX_LINES
 from mapper.domain.record import current
-from mapper.engine import results
+from mapper.engine import results, tape
 from mapper.engine.conversation import BrokenContract, Engine, Redemption, limit
 from mapper.engine.results import BadResult
+from mapper.engine.tape import Held
 
 log = logging.getLogger("mapper")
 
@@ -134,8 +135,33 @@ class PromotionEngine:
         course: Redemption | None = None,
         **named: Any,
     ) -> T:
+        """One conversation, overheard where the call is recorded."""
+        held = tape.begin(method, cart, arguments[1:], named)
+        if held is None:
+            return await self._converse(method, deadline, cart, read, *arguments, course=course, **named)
+        try:
+            result = await self._converse(method, deadline, cart, read, *arguments, course=course, held=held, **named)
+        except Problem as problem:
+            held.end(problem=problem.reason)
+            raise
+        held.end(result)
+        return result
+
+    async def _converse(
+        self,
+        method: str,
+        deadline: float,
+        cart: Checkout | None,
+        read: Read[T],
+        *arguments: Any,
+        course: Redemption | None = None,
+        held: Held | None = None,
+        **named: Any,
+    ) -> T:
         try:
             conversation = _conversation(getattr(self.adapter, method)(*arguments, **named))
+            if held is not None:
+                conversation = held.listen(conversation)
             most = limit(MAX_LINES if cart is None else len(cart.cart))  # erased: it may have been the largest
             value, faults = read(await self.engine.converse(conversation, deadline, course, most=most), cart)
             if faults and not _has_happened(value):

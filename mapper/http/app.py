@@ -40,6 +40,7 @@ from mapper.ops.tracing import Tracing
 from mapper.orders.ledger import open_ledger
 from mapper.orders.redeem import OrderRedeemer, as_it_came
 from mapper.promotions import Service
+from mapper.recording.recorder import Recorder
 from mapper.settings import Settings
 
 VALIDATE_CAPACITY = 256
@@ -96,7 +97,12 @@ def create(
 ) -> App:
     """The ASGI application. `engine_transport` (instead of the HTTP client) and `traces` are for tests."""
     traces = traces or tracing.from_environment(os.environ, configured.adapter.name)
-    telemetry = Telemetry(configured.adapter.name, CodeNames(configured.log_codes, configured.code_secret), traces)
+    names_of_codes = CodeNames(configured.log_codes, configured.code_secret)
+    telemetry = Telemetry(configured.adapter.name, names_of_codes, traces)
+    recorder = None
+    if configured.record is not None:
+        named = names_of_codes if configured.log_codes == "hash" else _unnamed
+        recorder = Recorder(configured.record, configured, named, telemetry.metrics.record)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -141,13 +147,15 @@ def create(
                 task.cancel()
             await asyncio.wait(background)
             await redeemer.drain(DRAIN_S)
+            if recorder is not None:
+                await asyncio.to_thread(recorder.close)
             await remembered.close()
             await journal.close()
             await ledger.close()
             await client.aclose()
 
-    validate = Endpoint("validate", promotions.validate, VALIDATE_CAPACITY, configured, telemetry)
-    consume = Endpoint("consume", promotions.consume, CONSUME_CAPACITY, configured, telemetry)
+    validate = Endpoint("validate", promotions.validate, VALIDATE_CAPACITY, configured, telemetry, recorder)
+    consume = Endpoint("consume", promotions.consume, CONSUME_CAPACITY, configured, telemetry, recorder)
     cancel = Endpoint("cancel", promotions.cancel, CANCEL_CAPACITY, configured, telemetry)
     cancels = configured.cancel_credentials is not None
     journal = journal_in(configured.ledger_url)
@@ -175,6 +183,10 @@ def create(
     if admin is not None:
         admin.application.state = app.state
     return app
+
+
+def _unnamed(_code: str) -> str:
+    return ""
 
 
 def _explain_routes(configured: Settings, client: Callable[[], transport.Transport]) -> list[Route]:

@@ -20,12 +20,16 @@ from mapper.domain import errors
 from mapper.domain import record as records
 from mapper.domain.errors import Operation, Overloaded, Problem
 from mapper.domain.record import Record
+from mapper.engine import tape
+from mapper.engine.tape import Held
 from mapper.http import protocol
 from mapper.http.limiter import Limiter, Permit
 from mapper.http.protocol import PreparedResponse
 from mapper.ops.telemetry import Telemetry
 from mapper.orders.rows import Answer
 from mapper.promotions import Call, Service
+from mapper.recording.recorder import Recorder
+from mapper.recording.records import Answer as RecordedAnswer
 from mapper.settings import Settings
 from mapper.threads import LARGE_BYTES
 
@@ -90,7 +94,13 @@ class Endpoint:
     """Set before the first request."""
 
     def __init__(
-        self, operation: Operation, handler: Handler, capacity: int, configured: Settings, telemetry: Telemetry
+        self,
+        operation: Operation,
+        handler: Handler,
+        capacity: int,
+        configured: Settings,
+        telemetry: Telemetry,
+        recorder: Recorder | None = None,
     ) -> None:
         """`capacity`: calls at once."""
         self._operation: Operation = operation
@@ -102,6 +112,7 @@ class Endpoint:
         self._large = Limiter(LARGE_CAPACITY, self._deadline_s, max_bytes)
         self._overload_status = configured.overload_status
         self._telemetry = telemetry
+        self._recorder = recorder
         overloaded = self._refusal(Overloaded())
         self._shed = protocol.prepared(overloaded.status, overloaded.fields(), overloaded.body)
         self._in_flight = telemetry.metrics.in_flight(operation)
@@ -119,6 +130,9 @@ class Endpoint:
         first = dict(reversed(headers))
         record = Record(self._operation, _request_id(first.get(b"x-request-id", b"")))
         records.current.set(record)
+        overheard: list[Held] = []
+        if self._recorder is not None:
+            tape.listening.set(overheard)
         with (
             self._telemetry.traces.call(record, first),
             self._in_flight.track_inprogress(),
@@ -151,6 +165,10 @@ class Endpoint:
             self._telemetry.request(
                 record, response.status, response.category, response.reason, time.monotonic() - started
             )
+            if self._recorder is not None:
+                self._recorder.keep(
+                    record, RecordedAnswer(response.status, response.category, response.reason), overheard
+                )
         await response.send(send, (b"x-request-id", record.request_id.encode()))
 
     async def _answer(self, call: Call, receive: Receive) -> Answer:

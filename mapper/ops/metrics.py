@@ -24,6 +24,7 @@ from mapper.orders.rows import Backlog, State
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # twice the series, of no use to anybody
 
 OPERATIONS: Final = ("validate", "consume")
+RECORD_FATES: Final = ("written", "dropped", "failed", "unfaithful")
 _OPEN: Final[dict[BreakerState, float]] = {"closed": 0, "probing": 0.5, "open": 1}
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8)
 
@@ -81,6 +82,13 @@ TABLE: Final = (
     ),
     Row("mapper_products_total", "counter", ("fate",), "products asked for: `fresh`, `stale`, `read`, `failed`"),
     Row(
+        "mapper_records_total",
+        "counter",
+        ("fate",),
+        "calls recorded (`MAPPER_RECORD`): `written`; `dropped`: too many at once; `failed`: the disk; `unfaithful`:"
+        " redacting would change what the cart costs",
+    ),
+    Row(
         "mapper_ledger_orders",
         "gauge",
         ("state",),
@@ -135,6 +143,8 @@ class Metrics:
             self._series("mapper_events_total", event)
         for fate in RECEIPT_FATES:
             self._series("mapper_receipts_total", fate)
+        for fate in RECORD_FATES:
+            self._series("mapper_records_total", fate)
         for state in State:
             self._series("mapper_ledger_orders", state.value)
 
@@ -169,6 +179,9 @@ class Metrics:
     def products(self, fate: str, number: int) -> None:
         if number:
             self._series("mapper_products_total", fate).inc(number)
+
+    def record(self, fate: str) -> None:
+        self._series("mapper_records_total", fate).inc()
 
     def backlog(self, backlog: Backlog) -> None:
         for state in State:

@@ -1,0 +1,111 @@
+"""`promotions-mapper replay DIR`: which of the recorded carts would this version price differently?"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mapper import settings
+from mapper.recording import records
+from mapper.recording.records import Unusable
+from mapper.recording.replay import Finding, replay
+from mapper.settings import Rules
+
+MOST_SHOWN: Final = 20
+"""Differences of one cart on the terminal; `--json` has them all."""
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """One file: what differs, or why it cannot be used."""
+
+    file: str
+    id: str = ""
+    findings: tuple[Finding, ...] = ()
+    unusable: str = ""
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Adds the command to the program's."""
+    parser = commands.add_parser("replay", help="recorded calls through this version: which carts cost something else?")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the folder that MAPPER_RECORD named")
+    parser.add_argument("--json", action="store_true", help="for a program: one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Exit code 0: every cart costs what it cost; 1: at least one differs; 2: a record, or a setting, is unusable."""
+    try:
+        rules = settings.load_rules(os.environ)
+    except settings.InvalidSettings as error:
+        for name, expected in error.problems:
+            print(f"{name}: {expected}", file=sys.stderr)
+        return 2
+    files = sorted(chosen.folder.glob("*.json"))
+    if not files:
+        print(f"There is no record in {chosen.folder}.", file=sys.stderr)
+        return 2
+    watched = track(files, "Replaying", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    replayed = [_replayed(rules, file) for file in watched]
+    if chosen.json:
+        _tell_program(replayed)
+    else:
+        _tell(replayed, Console())
+    if any(one.findings for one in replayed):
+        return 1
+    return 2 if any(one.unusable for one in replayed) else 0
+
+
+def _replayed(rules: Rules, file: Path) -> Replayed:
+    try:
+        record = records.read(file.read_bytes())
+        return Replayed(file.name, record.id, tuple(replay(rules, record)))
+    except Unusable as error:
+        return Replayed(file.name, unusable=str(error))
+    except OSError as error:
+        return Replayed(file.name, unusable=f"it cannot be read: {error.strerror}")
+
+
+def _counts(replayed: Iterable[Replayed]) -> dict[str, int]:
+    counts = {"same": 0, "differing": 0, "unusable": 0}
+    for one in replayed:
+        counts["unusable" if one.unusable else "differing" if one.findings else "same"] += 1
+    return counts
+
+
+def _tell_program(replayed: Sequence[Replayed]) -> None:
+    told = [asdict(one) for one in replayed if one.findings or one.unusable]
+    print(json.dumps({**_counts(replayed), "carts": told}, indent=1))
+
+
+def _tell(replayed: Sequence[Replayed], console: Console) -> None:
+    table = Table("record", "id", "what", "where", "recorded", "now", box=None, pad_edge=False)
+    for column in table.columns:
+        column.overflow = "fold"
+    for one in replayed:
+        for row in _rows(one):
+            table.add_row(*(text.replace("[", r"\[") for text in row))
+    if table.rows:
+        console.print(table)
+    counts = _counts(replayed)
+    console.print(
+        f"{len(replayed)} carts: {counts['same']} as recorded, {counts['differing']} differ, "
+        f"{counts['unusable']} cannot be used."
+    )
+
+
+def _rows(one: Replayed) -> Iterator[tuple[str, ...]]:
+    if one.unusable:
+        yield one.file, "", "unusable", one.unusable, "", ""
+    for finding in one.findings[:MOST_SHOWN]:
+        yield one.file, one.id, finding.kind, finding.place, finding.recorded, finding.now
+    if (more := len(one.findings) - MOST_SHOWN) > 0:
+        yield one.file, one.id, "", f"and {more} more", "", ""

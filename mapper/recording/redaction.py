@@ -1,0 +1,173 @@
+"""What must not stand in a record is replaced by a name for it: the same value by the same name, within one record.
+
+Prices, quantities, ids of carts and products, and the engine's vocabulary stay, since they decide what a cart costs.
+Everything else that a shopper or a merchant wrote is replaced, whatever its key:
+
+| in the body | becomes |
+|---|---|
+| codes, referral codes, loyalty cards | the name that they have in the log, or `code-1` |
+| texts under keys that are not among `KEPT`, and not below `OURS` | `redacted-1` |
+| anything below a key of `PERSONAL`, such as `customer` or `shipping_address` | `redacted-1`, numbers 0 |
+| whole numbers of 7 digits and more, such as a phone number without quotes | 0 |
+| members whose key says secret, token, password, key, signature or receipt | nothing: they go |
+
+An engine's reply keeps its texts, but for what was replaced in the body, which has the same name here, what stands
+below a personal key, and what looks like an e-mail or IP address or an international phone number. A single word, such
+as "voucher", may be the engine's own; so a word of the body is looked for here only where it was personal, or was sent.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+from mapper.domain.codes import clean
+
+KEPT: Final = frozenset(
+    {
+        "id", "source_id", "sku", "variant_id", "product_id", "currency", "currency_code", "category", "cost", "scope",
+    }
+)  # fmt: skip
+"""Keys whose texts stay as they are, unless they are or look personal."""
+VOCABULARY: Final = frozenset({"object", "type", "effect_type", "status", "state"})
+"""Keys whose texts, where they are single words, are a program's own, wherever they stand."""
+OURS: Final = frozenset({"discounts", "applied_discounts", "mapper"})
+"""Keys below which everything stays likewise: we wrote it, in the engine's words."""
+PERSONAL: Final = frozenset(
+    {
+        "customer", "customers", "customerprofile", "profile", "recipient", "holder", "buyer", "shopper", "user",
+        "contact", "address", "addresses", "billingaddress", "shippingaddress", "billing", "payment", "payments",
+        "email", "emailaddress", "phone", "phonenumber", "mobile", "firstname", "lastname", "middlename", "fullname",
+        "username", "customername", "birthday", "birthdate", "dateofbirth", "gender", "company", "street", "line1",
+        "line2", "address1", "address2", "city", "zip", "zipcode", "postalcode", "postcode", "ip", "ipaddress",
+        "identifiers", "profileid", "profileintegrationid", "recipientintegrationid", "customerid",
+    }
+)  # fmt: skip
+"""Keys (in lower case, without `_` and `-`) below which nothing stays."""
+CODES: Final = frozenset({"coupon_codes", "referral_code", "loyalty_card"})
+
+_SECRET: Final = re.compile(
+    r"secret|token|passw|api[-_]?key|authorization|signature|cookie|receipt|cvv|iban", re.IGNORECASE
+)
+_LOOKS_PERSONAL: Final = re.compile(
+    r"[^\s@\"'<>/:?&=,;()]+(?:@|%40)[\w.-]+\.\w+"  # an e-mail address, also in a path
+    r"|\+\d[\d ()/-]{6,}\d"
+    r"|(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])"
+    r"|(?<![\w:])(?:[0-9a-fA-F]{1,4}:){3,7}[0-9a-fA-F:]*(?!\w)"
+)
+_WORD: Final = re.compile(r"[A-Za-z][A-Za-z_-]*")
+_AMOUNT: Final = re.compile(r"-?\d{1,6}|-?\d{1,15}\.\d{1,6}")
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?")
+_LONG_NUMBER: Final = 1_000_000
+_LEAST_FOUND_WITHIN: Final = 4
+"""Shorter values are found where they are the whole of a text, and not within one."""
+
+
+class Redaction:
+    """Of one record."""
+
+    def __init__(self, codes: Iterable[str], name_of_code: Callable[[str], str]) -> None:
+        """`codes`: all that the shopper brought, clean. `name_of_code`: "" where a code has no name in the log."""
+        self._codes: dict[str, str] = {}
+        for number, code in enumerate(codes, 1):
+            self._codes.setdefault(code.casefold(), name_of_code(code) or f"code-{number}")
+        self._names: dict[str, str] = {}
+        """Of every value of the body. Values in small letters: engines spell codes and addresses as they like."""
+        self._sought: dict[str, str] = {**self._codes}
+        """Of those that are looked for in texts of the engine."""
+        self._within: re.Pattern[str] | None = None
+
+    def name(self, value: str, *, personal: bool = True) -> str:
+        """The name that stands for a value from now on, wherever it stands."""
+        key = value.casefold()
+        if not value or key in self._codes:
+            return self._codes.get(key, value)
+        name = self._names.setdefault(key, f"redacted-{len(self._names) + 1}")
+        if key not in self._sought and (personal or not _WORD.fullmatch(value)):
+            self.learn(value, name)
+        return name
+
+    def learn(self, value: str, name: str) -> None:
+        """That this name stands for a value in the engine's texts: also for what an adapter makes of one."""
+        self._sought[value.casefold()] = name
+        self._within = None
+
+    def text(self, text: str) -> str:
+        """A text of the engine's or of ours, such as a session's id."""
+        if (whole := self._sought.get(text.casefold())) is not None:
+            return whole
+        if self._within is None:
+            values = sorted((one for one in self._sought if len(one) >= _LEAST_FOUND_WITHIN), key=len, reverse=True)
+            any_of = "|".join(map(re.escape, values)) or "(?!)"
+            self._within = re.compile(rf"(?<!\w)(?:{any_of})(?!\w)", re.IGNORECASE)
+        text = self._within.sub(lambda found: self._sought[found[0].casefold()], text)
+        return _LOOKS_PERSONAL.sub(lambda found: self.name(found[0]), text)
+
+    def body(self, body: bytes) -> Any:
+        """A call's body. Raises `ValueError` where Python does not read it."""
+        return self._of_body(json.loads(body, parse_float=Decimal), "", personal=False, kept=False)
+
+    def reply(self, value: Any) -> Any:
+        """What an engine answered, decoded."""
+        return self._of_reply(value, "", personal=False)
+
+    def _of_body(self, value: Any, key: str, *, personal: bool, kept: bool) -> Any:
+        personal = personal or _plain(key) in PERSONAL
+        if isinstance(value, dict):
+            return {
+                self._key(name): self._of_body(each, name, personal=personal, kept=kept or name in OURS)
+                for name, each in value.items()
+                if not _SECRET.search(name)
+            }
+        if isinstance(value, list):
+            return [self._of_body(each, key, personal=personal, kept=kept) for each in value]
+        kept = kept or key in KEPT
+        if isinstance(value, str):
+            return self._text_of_body(value, key, personal=personal, kept=kept)
+        return _number(value, personal=personal or (_is_long(value) and not kept))
+
+    def _text_of_body(self, value: str, key: str, *, personal: bool, kept: bool) -> str:
+        cleaned = clean(value)
+        if key in CODES and cleaned and cleaned.casefold() not in self._codes:
+            return f"{self.name(value)}\0"  # it can be no code, and must not become one by its name
+        if key in VOCABULARY and _WORD.fullmatch(value):
+            return value
+        if _AMOUNT.fullmatch(value):
+            return "0" if personal else value
+        if personal or cleaned.casefold() in self._codes:
+            return self.name(cleaned)
+        if kept:
+            return self.text(_unicode(value))
+        return value if _DATE.fullmatch(value) else self.name(value, personal=False)
+
+    def _key(self, key: str) -> str:
+        """A key may be data: amounts by code, attributes by address."""
+        return self._codes.get(key.casefold()) or _LOOKS_PERSONAL.sub(lambda found: self.name(found[0]), _unicode(key))
+
+    def _of_reply(self, value: Any, key: str, *, personal: bool) -> Any:
+        personal = personal or _plain(key) in PERSONAL or _SECRET.search(key) is not None
+        if isinstance(value, Mapping):
+            return {self._key(name): self._of_reply(each, name, personal=personal) for name, each in value.items()}
+        if isinstance(value, list):
+            return [self._of_reply(each, key, personal=personal) for each in value]
+        if not isinstance(value, str) or (key in VOCABULARY and _WORD.fullmatch(value)):
+            return value
+        return self.name(value) if personal else self.text(value)
+
+
+def _plain(key: str) -> str:
+    return key.casefold().replace("_", "").replace("-", "")
+
+
+def _unicode(text: str) -> str:
+    """Half a surrogate pair is JSON, but no Unicode."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) >= _LONG_NUMBER
+
+
+def _number(value: Any, *, personal: bool) -> Any:
+    return 0 if personal and isinstance(value, int | Decimal) and not isinstance(value, bool) else value

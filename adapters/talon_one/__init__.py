@@ -33,6 +33,7 @@ from mapper.adapter import (
     NotRedeemed,
     OrderMismatch,
     Outcome,
+    Reason,
     Redeemed,
 )
 
@@ -41,6 +42,7 @@ _PATH = "/v2/customer_sessions/"
 _CANCELLED = b'{"customerSession":{"state":"cancelled"},"responseContent":["customerSession"]}'
 _CLOSED = ("closed", "partially_returned")
 _NOT_THERE = replies.StoredSession()
+_USED = (Reason.USED_UP, Reason.CUSTOMER_LIMIT_REACHED)
 # How many sessions of one order are looked at: each new one was needed because the last held what must not count.
 _MOST_SESSIONS = 3
 
@@ -82,12 +84,20 @@ class TalonOne(Adapter):
         return effects.read(_with_effects(state), request, strict=True)
 
     def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
-        """Asks what closing would grant: a dry request considers its own payload alone, and stores nothing."""
+        """Asks what closing would grant: a dry request considers its own payload alone, and stores nothing.
+
+        So it refuses a code that this very order has used up, where the ledger that would know has been lost.
+        """
         request = session_request(order, session, self._options)
         reply, request = yield from _put(session, request, "check session", state="closed", dry=True)
         if replies.cannot_move_from(reply) is not None:
             return (yield from _redeemed_before(session, request)).outcome
-        return effects.read(_with_effects(replies.state_of(reply)), request, strict=False)
+        outcome = effects.read(_with_effects(replies.state_of(reply)), request, strict=False)
+        if any(one.reason in _USED for one in outcome.rejected):
+            before = yield from self.look_up(order, session)
+            if before.state == "redeemed":
+                return msgspec.structs.replace(before.outcome, redeemed=True)
+        return outcome
 
     def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
         """Closes the session: the rules run once more, on list prices, and what they accept is redeemed.

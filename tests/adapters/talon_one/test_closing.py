@@ -1,5 +1,7 @@
 """What is closed is what was checked; and only what says that it is closed is."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,6 +83,22 @@ def test_an_order_whose_card_is_refused_is_closed_for_the_rest() -> None:
     for outcome in (shown, checked, redeemed.outcome):
         assert [rejected.code for rejected in outcome.rejected] == ["card-of-nobody"]
     assert engine.sessions() == {"s": "closed"}
+
+
+@pytest.mark.parametrize(
+    ("code", "customer"), [("SINGLE-0001", None), ("ONCE-EACH-10", {"id": "jane"}), ("ONCE-EACH-10", None)]
+)
+def test_a_code_that_is_used_up_may_have_been_used_up_by_this_very_order(code: str, customer: Any) -> None:
+    engine, order = Emulated(), attempt(cart(("SHIRT", 1, "140.00"), codes=[code], customer=customer))
+    redeemed = engine.hold(adapter().redeem(order, "s"))
+    checked = engine.hold(adapter().check(order, "s"))
+    assert checked.redeemed
+    assert (amounts(checked), checked.rejected) == (amounts(redeemed.outcome), ())
+    with pytest.raises(OrderMismatch):
+        engine.hold(adapter().check(cart(("SHIRT", 2, "140.00"), codes=[code], customer=customer), "s"))
+    if code == "SINGLE-0001":
+        [refused] = engine.hold(adapter().check(order, "another")).rejected
+        assert refused.reason == "used_up"
 
 
 # -- The idempotency key -----------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from mapper.domain.reasons import Reason
 MAX_CODES = 100
 MAX_CODE = 100
 
-# Soft hyphen, zero-width characters, byte order mark, and marks for the direction of writing.
-_UNSEEN = re.compile("[\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+# Soft hyphen, zero-width characters and joiners, byte order mark, and marks for the direction of writing.
+_UNSEEN = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 _OTHER_SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]")
 _WHITE = " \t\n\v\f\r\x85"
 # Control characters, and halves of surrogate pairs.

@@ -53,6 +53,8 @@ class Service:
     new_id: Callable[[], str] = lambda: f"checkout-{uuid.uuid4()}"
     fill: Callable[[Checkout], Awaitable[Checkout]] = as_it_came
     """Fills in what the lines of a checkout lack of product data, where a source is configured."""
+    keep: Callable[[str, str, Checkout], Awaitable[None]] | None = None
+    """Writes down what was filled in (space, session, checkout), for the order that the checkout becomes."""
     warned_of: set[str] = field(default_factory=set)
     """Settings that were warned of already."""
 
@@ -107,6 +109,8 @@ async def validate(service: Service, call: Call) -> Answer:
     if outcome.rejected and service.settings.on_rejected == "refuse":
         raise notes.refused(outcome.rejected, call.record.language)
     call.record.degraded, call.record.session = degraded, session
+    if service.keep is not None:
+        await service.keep(space, session, checkout)
     answer, settled = await run_in_thread(
         len(call.body),
         _granted,

@@ -67,6 +67,8 @@ class Checkout:
     """Of an order that is to be redeemed: names it and the attempt, for idempotency keys."""
     remarks: tuple[Notice, ...] = ()
     """What the service itself has to say of it, beside what the engine says."""
+    product_data: Mapping[int, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    """What was filled in (JSON values by name), by `Line.index`; empty for a line of which nothing is known."""
 
     @cached_property
     def lines(self) -> tuple[Line, ...]:
@@ -104,7 +106,7 @@ class Checkout:
             return msgspec.structs.replace(given, decoded={**more, **own})
 
         orders = tuple(replace(order, lines=tuple(map(line, order.lines))) for order in self.orders)
-        return replace(self, orders=orders, remarks=(*self.remarks, *remarks))
+        return replace(self, orders=orders, remarks=(*self.remarks, *remarks), product_data=by_line)
 
     def amount_at(self, pointer: str, line: Line | None = None) -> int | None:
         """The amount (minor units) that a pointer names; None where it is absent or null. Raises `InvalidRequest`.

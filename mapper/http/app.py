@@ -135,7 +135,9 @@ def create(
         for account in accounts:
             telemetry.metrics.breaker(account, "closed")
         app.state.client = client
-        service = Service(configured, validating, redeemer, fill=products.at_validate if products else as_it_came)
+        service = Service(configured, validating, redeemer)
+        if products is not None:
+            service = replace(service, fill=products.at_validate, keep=products.keep)
         app.state.service = validate.service = consume.service = cancel.service = service
         readiness = app.state.readiness = Readiness(ledger)
         await readiness.look()

@@ -5,9 +5,9 @@ a file, or Nacelle's Storefront API (`mapper.nacelle.storefront`). `Products` st
 
 - **Kept.** For `TTL_S` what was read is used as it is. Older, it is still used, and read anew in the background.
 - **Bounded.** At most `MOST` products are kept; the one that was not used for longest goes first.
-- **Stale rather than nothing.** What validate filled in is written to the ledger's database. Consume takes it from
-  there first, however old, on any worker and after a restart: a category that is gone or changed after payment would
-  take the discount with it.
+- **Stale rather than nothing.** What validate filled in is written to the ledger's database, by checkout and by
+  product. Consume takes it from there first, however old, on any worker and after a restart: a category that is gone or
+  changed after payment would take the discount with it.
 - **In time.** A call waits `BUDGET_S` at most. Then the engine is asked without, and a notice says so.
 """
 
@@ -17,7 +17,7 @@ import json
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -39,6 +39,12 @@ READING_SHARE: Final = 0.7
 MOST: Final = 20_000
 BATCH: Final = 50
 """Products in one question."""
+KEEPING_S: Final = 0.1
+"""How long a validate waits until what it filled in is written down."""
+KEPT_S: Final = 7 * 86_400
+"""How long it is kept by checkout; by product it is kept on."""
+FORGETTING: Final = 1000
+"""After so many checkouts, the old ones are forgotten."""
 
 Fields = Mapping[str, Any]
 """What is known of one variant: JSON values by name, such as `category`."""
@@ -113,23 +119,55 @@ class Products:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._reading: dict[str, asyncio.Task[None]] = {}
         """What is being read now, by key: nobody asks for the same product twice at once."""
+        self._last: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        """What was written down last, by space and session: a checkout is validated again and again."""
+        self._written = 0
 
     async def at_validate(self, checkout: Checkout) -> Checkout:
         """The checkout with what its lines lack."""
         found = await self.fill(checkout)
         return _filled(checkout, found)
 
-    async def at_consume(self, order: Checkout) -> Checkout:
-        """The same of an order, as validate filled it in."""
-        found = await self.fill(order, as_before=True)
-        return _filled(order, found)
+    async def keep(self, space: str, session: str, checkout: Checkout) -> None:
+        """Writes down what a checkout's lines were filled in with, for its own order.
 
-    async def fill(self, checkout: Checkout, budget_s: float = BUDGET_S, *, as_before: bool = False) -> Filled:
+        Where that takes too long or fails, what was last filled in by product has to do.
+        """
+        data = _ENCODER.encode({_name(line): checkout.product_data[index] for index, line in _known(checkout)})
+        if self._database is None or self._last.get((space, session)) == data:
+            return
+        with suppress(DatabaseUnavailable, TimeoutError):
+            async with asyncio.timeout(KEEPING_S):
+                await self._database.run(_KEEP_CHECKOUT, f"{space}\n{session}", data, time.time())
+            self._last[space, session] = data
+            while len(self._last) > MOST:
+                self._last.popitem(last=False)
+            self._written += 1
+            if self._written % FORGETTING == 0:
+                await self._database.run(_FORGET, time.time() - KEPT_S)
+
+    async def at_consume(self, order: Checkout, space: str, session: str) -> Checkout:
+        """The same of an order, as validate filled it in: for this session, else, for any, each product last."""
+        kept = await self._of_checkout(space, session, BUDGET_S / 2)
+        known = {line.index: kept[name] for line in order.cart if (name := _name(line)) in kept}
+        found = await self.fill(order, BUDGET_S / (2 if known else 1), as_before=True, without=known.keys())
+        return _filled(order, Filled({**found.by_line, **known}, found.notice))
+
+    async def fill(
+        self,
+        checkout: Checkout,
+        budget_s: float = BUDGET_S,
+        *,
+        as_before: bool = False,
+        without: Container[int] = (),
+    ) -> Filled:
         """What the lines of a checkout lack. It never raises, and never waits longer than `budget_s`.
 
-        `as_before`: what was filled in last, by any process, comes before what the source says now.
+        `as_before`: what was filled in last, by any process, comes before what the source says now. `without`: the
+        lines (`Line.index`) that need nothing.
         """
-        keys = {line.index: key for line in checkout.cart if (key := self._source.key(line))}
+        lines = [line for line in checkout.cart if line.index not in without]
+        keys = {line.index: key for line in lines if (key := self._source.key(line))}
         wanted = set(keys.values())
         give_up = time.monotonic() + budget_s
         if as_before:
@@ -227,10 +265,32 @@ class Products:
                     for key, data in await self._database.run(f"{_FIND} ({places})", *some):
                         self._keep(key, _DECODER.decode(data), self._clock() - TTL_S - 1)
 
+    async def _of_checkout(self, space: str, session: str, budget_s: float) -> Mapping[str, Fields]:
+        """What the lines of a checkout were filled in with, by their names."""
+        with suppress(DatabaseUnavailable, TimeoutError):
+            async with asyncio.timeout(budget_s):
+                for (data,) in (
+                    await self._database.run(_FIND_CHECKOUT, f"{space}\n{session}") if self._database else ()
+                ):
+                    return _CHECKOUT_DECODER.decode(data)
+        return {}
 
-_TABLE: Final = """
+
+_TABLES: Final = (
+    """
     CREATE TABLE IF NOT EXISTS mapper_products (key TEXT PRIMARY KEY, data BYTEA NOT NULL, at DOUBLE PRECISION NOT NULL)
+    """,
+    """
+    CREATE TABLE IF NOT EXISTS mapper_filled_in
+    (session TEXT PRIMARY KEY, data BYTEA NOT NULL, at DOUBLE PRECISION NOT NULL)
+    """,
+)
+_KEEP_CHECKOUT: Final = """
+    INSERT INTO mapper_filled_in (session, data, at) VALUES ($1, $2, $3)
+    ON CONFLICT (session) DO UPDATE SET data = excluded.data, at = excluded.at
 """
+_FIND_CHECKOUT: Final = "SELECT data FROM mapper_filled_in WHERE session = $1"
+_FORGET: Final = "DELETE FROM mapper_filled_in WHERE at < $1"
 _KEEP: Final = """
     INSERT INTO mapper_products (key, data, at) VALUES ($1, $2, $3)
     ON CONFLICT (key) DO UPDATE SET data = excluded.data, at = excluded.at
@@ -238,15 +298,28 @@ _KEEP: Final = """
 _FIND: Final = "SELECT key, data FROM mapper_products WHERE key IN"
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 _DECODER: Final = msgspec.json.Decoder(Product, float_hook=Decimal)
+_CHECKOUT_DECODER: Final = msgspec.json.Decoder(dict[str, dict[str, Any]], float_hook=Decimal)
 
 
 def remembered_in(url: str) -> Database:
-    """The ledger's database, with the table of what was filled in."""
-    return LazyDatabase(url, _TABLE)
+    """The ledger's database, with the tables of what was filled in."""
+    return LazyDatabase(url, *_TABLES)
 
 
 def _filled(checkout: Checkout, found: Filled) -> Checkout:
-    return checkout.filled(found.by_line, *([found.notice] if found.notice else []))
+    """With an entry for each line but those that could not be asked about: nothing known is an answer, too."""
+    failed = found.notice.payload["lines"] if found.notice else ()
+    by_line = {line.index: found.by_line.get(line.index, {}) for line in checkout.cart if line.pointer not in failed}
+    return checkout.filled(by_line, *([found.notice] if found.notice else []))
+
+
+def _known(checkout: Checkout) -> Iterator[tuple[int, Line]]:
+    return ((line.index, line) for line in checkout.cart if line.index in checkout.product_data)
+
+
+def _name(line: Line) -> str:
+    """What makes two lines the same to a source."""
+    return f"{line.variant_id}\n{line.sku}\n{line.product_id}"
 
 
 def _batches(keys: list[str]) -> Iterator[list[str]]:
@@ -255,8 +328,9 @@ def _batches(keys: list[str]) -> Iterator[list[str]]:
 
 
 async def prepare(database: Database) -> None:
-    """Makes the table. Raises `DatabaseUnavailable`."""
-    await database.run(_TABLE)
+    """Makes the tables. Raises `DatabaseUnavailable`."""
+    for table in _TABLES:
+        await database.run(table)
 
 
 class FileSource:

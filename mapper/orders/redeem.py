@@ -135,7 +135,7 @@ class Later:
     row: Row
 
 
-async def as_it_came(order: Checkout) -> Checkout:
+async def as_it_came(order: Checkout, *_of: str) -> Checkout:
     return order
 
 
@@ -150,8 +150,9 @@ class OrderRedeemer:
     """What deadlines are counted on; the engine's own."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     on_backlog: Callable[[Backlog], None] | None = None
-    fill: Callable[[Checkout], Awaitable[Checkout]] = as_it_came
-    """Fills in what validate filled in of product data: a category that is gone would take its discount with it."""
+    fill: Callable[[Checkout, str, str], Awaitable[Checkout]] = as_it_came
+    """Fills in what validate filled in of product data (for a space and a session): a category that is gone would take
+    its discount with it."""
     _running: set[asyncio.Task[Answer]] = field(default_factory=set)
 
     @property
@@ -366,7 +367,7 @@ class OrderRedeemer:
             await self.ledger.degraded(row, NOTHING, confirmed=job.is_waited_for)
             return Answer(200, _document(job.order, NOTHING), DEGRADED)
         job.tries += 1
-        order, held = await self.fill(_addressed(job.order, row)), [row]
+        order, held = await self.fill(_addressed(job.order, row), row.key.space, row.session), [row]
 
         async def mark() -> bool:
             permit = await self.ledger.mark_sent(held[-1])

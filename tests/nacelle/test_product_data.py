@@ -15,7 +15,7 @@ from mapper.domain import signature
 from mapper.http import app
 from mapper.sandbox import host, rulebook
 from mapper.sandbox.nacelle import NacelleSandbox
-from mapper.sandbox.storefront import Storefront
+from mapper.sandbox.storefront import Storefront, default_products
 from tests.nacelle.nacelle import Answer, send
 from tests.orders.ledgers import STORES, Home
 
@@ -106,6 +106,18 @@ def test_consume_knows_what_validate_filled_in_after_a_restart_and_when_nacelle_
     shop.nacelle._storefront = Storefront([])
     with shop.service() as url:
         assert call(url, "consume", order).json == {"order": order}
+    assert (shop.redeemed(), shop.item()["category"]) == (1, "shoes")
+
+
+def test_consume_knows_what_its_own_validate_filled_in_whatever_others_were_told_since(shop: Shop) -> None:
+    with shop.service() as first:
+        order = call(first, "validate", cart()).json["checkout"]
+        shop.nacelle._storefront = Storefront({**one, "productType": "boots"} for one in default_products())
+        with shop.service() as second:
+            # Another shopper, at another worker: the code is for shoes.
+            assert call(second, "validate", {**cart(), "id": "o-2"}).status == 422
+            assert shop.item()["category"] == "boots"
+            assert call(second, "consume", order).json == {"order": order}
     assert (shop.redeemed(), shop.item()["category"]) == (1, "shoes")
 
 

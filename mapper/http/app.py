@@ -165,7 +165,11 @@ def create(
         Route("/promotions/validate", validate, methods=["POST"]),
         Route("/promotions/consume", consume, methods=["POST"]),
         *([Route("/promotions/cancel", cancel, methods=["POST"])] if cancels else []),
-        *(ingest.routes(configured.ingest, configured, lambda: app.state.client, journal) if configured.ingest else ()),
+        *(
+            ingest.routes(configured.ingest, configured, lambda: app.state.client, journal, telemetry.metrics.ingested)
+            if configured.ingest
+            else ()
+        ),
     ]
     operating = [
         Route("/livez", _alive),

@@ -33,9 +33,13 @@ RETRY_AFTER_S: Final = 30
 
 
 def routes(
-    given: IngestSettings, configured: Settings, client: Callable[[], Transport], journal: Journal
+    given: IngestSettings,
+    configured: Settings,
+    client: Callable[[], Transport],
+    journal: Journal,
+    count: Callable[[str], None] = lambda _fate: None,
 ) -> list[Route]:
-    """`client`: the HTTP client, once the service runs."""
+    """`client`: the HTTP client, once the service runs. `count` is told what became of each order."""
 
     async def ingest(request: Request) -> Response:
         if not is_one_of(_bearer(request), (given.token,)):
@@ -49,12 +53,16 @@ def routes(
             return _problem(413, f"The body is larger than {configured.max_body_bytes} bytes.")
         noms = Noms(given.base_url, given.authorization, given.space, client())
         try:
-            return _told(await Ingestion(noms, journal, given.default_currency).ingest(body))
+            done = await Ingestion(noms, journal, given.default_currency).ingest(body)
         except NotAnOrder as wrong:
+            count("no_order")
             faults = [{"pointer": fault.pointer, "message": fault.message} for fault in wrong.faults]
             return _problem(400, "This cannot be ingested as an order; nothing was sent.", faults=faults)
         except DatabaseUnavailable:
+            count("no_journal")
             return _later(_problem(503, "The journal cannot be written; nothing was sent."))
+        count("again" if done.again and done.state == "created" else done.state)
+        return _told(done)
 
     return [Route("/orders/ingest", ingest, methods=["POST"])]
 

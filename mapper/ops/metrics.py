@@ -24,6 +24,9 @@ from mapper.orders.rows import Backlog, State
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # twice the series, of no use to anybody
 
 OPERATIONS: Final = ("validate", "consume")
+INGEST_FATES: Final = (
+    "created", "again", "refused", "not_sent", "unknown", "other_content", "no_order", "no_journal",
+)  # fmt: skip
 RECORD_FATES: Final = ("written", "dropped", "failed", "unfaithful")
 _OPEN: Final[dict[BreakerState, float]] = {"closed": 0, "probing": 0.5, "open": 1}
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 4, 8)
@@ -81,6 +84,14 @@ TABLE: Final = (
         "receipts that came: `good`, `stale` (expired or changed), `absent`, `forged`",
     ),
     Row("mapper_products_total", "counter", ("fate",), "products asked for: `fresh`, `stale`, `read`, `failed`"),
+    Row(
+        "mapper_ingested_orders_total",
+        "counter",
+        ("fate",),
+        "orders that came to `POST /orders/ingest`: `created`, or `again` created before; `refused` by Nacelle;"
+        " `not_sent`; `unknown` (settle it); `other_content` under a known id; `no_order`; `no_journal`: it cannot be"
+        " written",
+    ),
     Row(
         "mapper_records_total",
         "counter",
@@ -143,6 +154,8 @@ class Metrics:
             self._series("mapper_events_total", event)
         for fate in RECEIPT_FATES:
             self._series("mapper_receipts_total", fate)
+        for fate in INGEST_FATES:
+            self._series("mapper_ingested_orders_total", fate)
         for fate in RECORD_FATES:
             self._series("mapper_records_total", fate)
         for state in State:
@@ -179,6 +192,9 @@ class Metrics:
     def products(self, fate: str, number: int) -> None:
         if number:
             self._series("mapper_products_total", fate).inc(number)
+
+    def ingested(self, fate: str) -> None:
+        self._series("mapper_ingested_orders_total", fate).inc()
 
     def record(self, fate: str) -> None:
         self._series("mapper_records_total", fate).inc()

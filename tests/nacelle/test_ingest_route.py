@@ -1,5 +1,6 @@
 """`POST /orders/ingest`: who may call it, what is answered, and that one order is created once."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 
 from mapper import settings
 from mapper.http import app
+from mapper.ops.metrics import INGEST_FATES
 from mapper.sandbox import host
 from tests.nacelle.nacelle import Answer, send
 from tests.orders.ledgers import STORES, Home
@@ -37,6 +39,11 @@ class Shop:
     def created(self) -> list[Any]:
         orders: list[Any] = send(f"{self.sandbox}/_sandbox/books").json["nacelle"]["ingested"]
         return orders
+
+    def counted(self) -> dict[str, int]:
+        text = send(f"{self.service}/metrics").body.decode()
+        found = re.findall(r'^mapper_ingested_orders_total\{fate="(\w+)"\} (\d+)', text, re.MULTILINE)
+        return {fate: int(number) for fate, number in found}
 
     def faults(self, *faults: dict[str, object]) -> None:
         assert send(f"{self.sandbox}/_sandbox/faults", list(faults)).status == 200
@@ -88,6 +95,19 @@ def test_every_fault_is_told_with_its_place_and_nothing_is_sent(shop: Shop) -> N
     }
     assert shop.ingest(b"{").json["faults"][0]["pointer"] == ""
     assert shop.created() == []
+
+
+def test_what_became_of_each_order_is_counted(shop: Shop) -> None:
+    assert shop.counted() == dict.fromkeys(INGEST_FATES, 0)
+    for body in (PAID, PAID, {**PAID, "note": 1}, {"currency": "USD"}):
+        shop.ingest(body)
+    shop.faults({"name": "close_after", "engine": "nacelle"})
+    other = {**PAID, "checkout": {**PAID["checkout"], "id": "c-2"}}  # type: ignore[dict-item]
+    for _ in range(2):
+        shop.ingest(other)
+    shop.ingest(token="")
+    told = {"created": 1, "again": 1, "other_content": 1, "no_order": 1, "unknown": 2}
+    assert shop.counted() == dict.fromkeys(INGEST_FATES, 0) | told
 
 
 @pytest.mark.parametrize("token", ["", "x", "the-merchants-ow", "sandbox-token", "the-merchants-own-"])

@@ -129,7 +129,7 @@ def test_an_adapter_imports_its_contract_and_nothing_that_touches_the_world() ->
 
 # The floors of mapper/, the lowest first: a module imports from its own room and from those below, never from above.
 FLOORS = (
-    {"domain", "threads"},
+    {"domain", "pages", "threads"},
     {"adapter"},
     {"installed"},
     {"settings", "sandbox"},
@@ -224,11 +224,11 @@ def test_only_the_transports_import_an_http_client() -> None:
     )
 
 
-def test_starlette_is_known_to_http_and_the_sandboxes_alone() -> None:
+def test_starlette_is_known_to_http_pages_and_the_sandboxes_alone() -> None:
     none(
-        f"{name(path)} imports {module}: routes and responses belong to mapper/http and the sandboxes."
+        f"{name(path)} imports {module}: routes and responses belong to mapper/http, mapper/pages and the sandboxes."
         for path in MODULES
-        if not name(path).startswith("mapper/http/") and path not in SANDBOXES
+        if not name(path).startswith(("mapper/http/", "mapper/pages/")) and path not in SANDBOXES
         for module in imports(path)
         if below(module, "starlette")
     )

@@ -1,35 +1,27 @@
 """The page `/explain`: a checkout before and after, a waterfall for each line, refusals in words, the exchange.
 
 Off unless `MAPPER_EXPLAIN=on`. Whoever asks shows `MAPPER_EXPLAIN_TOKEN` with each checkout, so that neither a cookie
-nor another site can ask for somebody. Server-rendered; nothing comes from outside, and there is no script.
+nor another site can ask for somebody.
 """
 
 import json
-from collections.abc import Callable
-from importlib import resources
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from jinja2 import Environment, PackageLoader, select_autoescape
-from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from mapper import pages
 from mapper.domain.errors import InvalidRequest
 from mapper.domain.signature import is_one_of
 from mapper.engine.transport import Transport
-from mapper.explain import Explanation, explain
+from mapper.explain import Explanation, Step, explain
+from mapper.pages import Row
 from mapper.settings import Settings
 
-HEADERS: Final = {
-    "cache-control": "no-store",
-    "content-security-policy": (
-        "default-src 'none'; style-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-    ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
+STYLE: Final = "/explain.css"
 EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "a code on an item": {
         "id": "explain-1",
@@ -47,32 +39,13 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
     "no code": {"id": "explain-3", "currency": "USD", "items": [{"sku": "SKU1234", "quantity": 3, "price": "60.00"}]},
 }
 
-_pages = Environment(loader=PackageLoader("mapper.http"), autoescape=select_autoescape())
-
-
-def _bar(left: int, whole: int) -> Markup:
-    """What is left of a price, as a picture; the figure stands beside it."""
-    share = round(100 * left / whole) if whole else 0
-    return Markup(  # noqa: S704 - numbers
-        '<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
-        f'<rect class="gone" width="100" height="8"/><rect class="left" width="{share}" height="8"/></svg>'
-    )
-
-
-def _pretty(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
-
-
-_pages.filters["pretty"] = _pretty
-_pages.globals["bar"] = _bar
-
 Client = Callable[[], Transport]
 
 
 def routes(configured: Settings, client: Client) -> list[Route]:
     """The page's routes. `client`: the HTTP client towards the engine, once the service runs."""
     page = _Page(configured, client)
-    return [Route("/explain", page.show), Route("/explain", page.ask, methods=["POST"]), Route("/explain.css", _style)]
+    return [Route("/explain", page.show), Route("/explain", page.ask, methods=["POST"]), Route(STYLE, pages.style)]
 
 
 class _Page:
@@ -95,10 +68,41 @@ class _Page:
         return self._page(body, told=told)
 
     def _page(self, body: str, *, told: Explanation | None = None, error: str = "", status: int = 200) -> Response:
-        text = _pages.get_template("explain.html").render(
-            body=body, told=told, error=error, examples=EXAMPLES, engine=self._configured.adapter.name
+        return pages.page(
+            "explain.html",
+            status,
+            css=STYLE,
+            body=body,
+            told=told,
+            rows=_rows(told) if told else (),
+            error=error,
+            examples=EXAMPLES,
+            engine=self._configured.adapter.name,
         )
-        return Response(text, status, HEADERS, "text/html; charset=utf-8")
+
+
+def _rows(told: Explanation) -> Iterator[Row]:
+    for line in told.lines:
+        price, amount = told.text(line.list_price), told.text(line.gross)
+        yield Row("line", line.name, "", str(line.quantity), price, amount, pages.share(line.gross, line.gross))
+        left = line.gross
+        for step in line.steps:
+            left -= step.taken
+            yield _step(told, step, left=pages.share(left, line.gross))
+        if line.steps:
+            yield Row("net", "net", price=told.text(line.unit_price), amount=told.text(line.net))
+    yield from (_step(told, step, "order: ") for step in told.root)
+    yield Row("total", "discounts in all", amount=told.text(told.total))
+
+
+def _step(told: Explanation, step: Step, before: str = "", left: int | None = None) -> Row:
+    cut = f" (granted {told.text(step.granted)})" if step.granted != step.taken else ""
+    name = f"{before}{step.name}{f', code {step.code}' if step.code else ''}"
+    return Row("step", name, f"{step.effect_type}{cut}", amount=told.text(step.taken), left=left)
+
+
+def _pretty(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
 
 
 async def _form(request: Request, limit: int) -> tuple[str, str]:
@@ -110,8 +114,3 @@ async def _form(request: Request, limit: int) -> tuple[str, str]:
             break
     fields = parse_qs(data.decode("latin-1"), max_num_fields=4)
     return fields.get("body", [""])[0], fields.get("token", [""])[0]
-
-
-async def _style(request: Request) -> Response:
-    text = resources.files("mapper.http").joinpath("templates/page.css").read_text("utf-8")
-    return Response(text, headers=HEADERS, media_type="text/css")

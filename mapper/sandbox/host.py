@@ -21,14 +21,14 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mapper.adapter import SANDBOXES, known
 from mapper.sandbox.emulator import Emulator, Now
-from mapper.sandbox.faults import ENCODER, FAULTS, TRANSPORT, Fault, FaultyEngine, Journal
+from mapper.sandbox.faults import ENCODER, TRANSPORT, Fault, FaultyEngine, Journal
 from mapper.sandbox.nacelle import NacelleSandbox
 from mapper.sandbox.rulebook import RuleBook, RuleBookError, load
 
@@ -68,20 +68,8 @@ class Sandbox:
         self.journal.reset()
         self.clock.fixed = None
 
-    def front_page(self) -> str:
-        engines = "".join(f"  /{name}\n" for name in self.emulators)
-        codes = "".join(f"  {code:26} {note}\n" for code, note in self.book.codes_to_try())
-        faults = "".join(f"  {name:16} {text} ({value})\n" for name, (value, text) in FAULTS.items())
-        return (
-            "This is the sandbox of the promotions mapper: promotion engines, emulated. Nothing here is real; no\n"
-            "engine's account is needed or touched, and all is forgotten when it stops.\n\n"
-            f"Engines:\n{engines}\nCodes to try:\n{codes}\n{_CONTROLS}\n"
-            f"Faults, with their default values:\n{faults}"
-        )
-
 
 _CONTROLS: Final = """\
-Controls:
   GET  /_sandbox/books      sessions, redemptions, counts and balances of each engine
   GET  /_sandbox/requests   the last requests, and how many there were of each operation
   GET  /_sandbox/faults     the faults that are set
@@ -112,8 +100,15 @@ def create(rulebook_path: Path | None = None, *, now: Now | None = None) -> Star
 
 
 def _controls(sandbox: Sandbox) -> list[Route]:
-    def front(request: Request) -> Response:
-        return PlainTextResponse(sandbox.front_page())
+    async def front(request: Request) -> Response:
+        from mapper.sandbox import page  # noqa: PLC0415 - its templates take a while to load, and most do without
+
+        return await page.show(request, sandbox.book, sandbox.nacelle, [*sandbox.emulators], _CONTROLS)
+
+    async def style(request: Request) -> Response:
+        from mapper import pages  # noqa: PLC0415 - likewise
+
+        return await pages.style(request)
 
     def books(request: Request) -> Response:
         return _json(sandbox.books())
@@ -150,6 +145,7 @@ def _controls(sandbox: Sandbox) -> list[Route]:
 
     return [
         Route("/", front),
+        Route("/page.css", style),
         Route("/_sandbox/books", books),
         Route("/_sandbox/requests", requests),
         Route("/_sandbox/faults", faults, methods=["GET", "POST"]),

@@ -98,7 +98,9 @@ class _Refused(Exception):
         self.status, self.message, self.details = status, message, details or {}
 
 
-class _Reply(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True):
+    """What the mapper answered; status 0 where it did not."""
+
     status: int
     body: bytes
 
@@ -112,7 +114,7 @@ class NacelleSandbox:
         if problems:
             raise RuleBookError(problems)
         self._configured: Options = options
-        self._now = now
+        self.now = now
         self._app = Starlette(
             routes=[
                 Route("/v1/credential/token", self._told(self._token), methods=["POST"]),
@@ -172,7 +174,7 @@ class NacelleSandbox:
         if not client or not given.get("client_secret") or (known and known.get(client) != given["client_secret"]):
             raise _Refused(401, "Client id and secret are wrong.")
         token = secrets.token_urlsafe(24)
-        self._issued[token] = self._now() + timedelta(seconds=self.options.token_s)
+        self._issued[token] = self.now() + timedelta(seconds=self.options.token_s)
         return _json(200, {"access_token": token, "expires_in": self.options.token_s})
 
     def _caller(self, request: Request, *, bare: bool = False) -> Space:
@@ -180,7 +182,7 @@ class NacelleSandbox:
         given = request.headers.get("authorization", "")
         token = given.removeprefix("Bearer ") if bare or given.startswith("Bearer ") else ""
         expires = self._issued.get(token)
-        if token not in self.options.tokens and (expires is None or self._now() >= expires):
+        if token not in self.options.tokens and (expires is None or self.now() >= expires):
             raise _Refused(401, "A bearer token is needed; POST /v1/credential/token gives one.")
         space = request.headers.get("x-nacelle-space-id", "")
         if not space:
@@ -208,7 +210,8 @@ class NacelleSandbox:
         wants = ("orders",) if "multicart" in request.url.path else ("items", "order_items")
         if not any(key in members for key in wants):
             raise _Refused(400, f"The checkout needs {' or '.join(wants)}.")
-        reply = await self._call(request, space, "validate", _spoken(members, body, space.family))
+        name = request.headers["x-nacelle-space-id"]
+        reply = await self._call(name, space, "validate", _spoken(members, body, space.family))
         checkout = _subject(reply, "checkout")
         return _handed_on(reply, "checkout") if checkout is None else _bytes(201, checkout)
 
@@ -223,17 +226,18 @@ class NacelleSandbox:
         if absent:
             raise _Refused(400, f"The order needs {', '.join(absent)}.", {"missing": absent})
         spoken = _spoken(members, body, space.family)
-        reply = await self._call(request, space, "consume", spoken)
+        name = request.headers["x-nacelle-space-id"]
+        reply = await self._call(name, space, "consume", spoken)
         for number in range(1, space.deliveries + space.retries):
             if number >= space.deliveries and 0 < reply.status < 500:
                 break
             again = _from_another_address(spoken, space.retry_ip) if space.retry_ip else spoken
-            reply = await self._call(request, space, "consume", again)
+            reply = await self._call(name, space, "consume", again)
         order = _subject(reply, "order")
         if order is None:
             return _handed_on(reply, "order")
         id_ = _id(members) or str(uuid.uuid4())
-        self._orders.append({"id": id_, "space": request.headers["x-nacelle-space-id"], "order": order})
+        self._orders.append({"id": id_, "space": name, "order": order})
         return _json(201, {"id": id_})
 
     async def _ingest(self, request: Request) -> Response:
@@ -248,10 +252,13 @@ class NacelleSandbox:
         self._ingested.append({"id": _id(kept), "space": space, "order": order})
         return _bytes(200, order)
 
-    async def _call(self, request: Request, space: Space, step: str, body: bytes) -> _Reply:
+    async def validate(self, name: str, body: bytes) -> Reply:
+        """Has the mapper of a space validate a checkout, as it stands."""
+        return await self._call(name, self.options.spaces[name], "validate", body)
+
+    async def _call(self, name: str, space: Space, step: str, body: bytes) -> Reply:
         """One call of the mapper; status 0 where it cannot be reached, or takes too long."""
-        headers = {"content-type": "application/json", **space.headers}
-        headers["x-nacelle-space-id"] = request.headers["x-nacelle-space-id"]
+        headers = {"content-type": "application/json", **space.headers, "x-nacelle-space-id": name}
         if space.secret:
             digest = hmac.new(space.secret.encode(), body, hashlib.sha256).hexdigest()
             headers["x-nacelle-signature-sha256"] = f"sha256={digest}"
@@ -260,7 +267,7 @@ class NacelleSandbox:
         reply = await asyncio.to_thread(_post, url, body, headers, self.options.timeout_s)
         self._deliveries.append(
             {
-                "space": headers["x-nacelle-space-id"],
+                "space": name,
                 "step": step,
                 "id": _id(_members(body)),
                 "status": reply.status,
@@ -357,7 +364,7 @@ def _id(members: Members) -> str:
     return str(value or "")
 
 
-def _subject(reply: _Reply, name: str) -> msgspec.Raw | None:
+def _subject(reply: Reply, name: str) -> msgspec.Raw | None:
     """What the mapper returned; None where it is an error."""
     if reply.status != 200:
         return None
@@ -368,7 +375,7 @@ def _subject(reply: _Reply, name: str) -> msgspec.Raw | None:
     return None if "error" in members else members.get(name)
 
 
-def _handed_on(reply: _Reply, name: str) -> Response:
+def _handed_on(reply: Reply, name: str) -> Response:
     """An error of the mapper's, as the client gets it."""
     try:
         members = msgspec.json.decode(reply.body, type=dict[str, msgspec.Raw])
@@ -391,13 +398,13 @@ def _bytes(status: int, body: bytes | msgspec.Raw) -> Response:
 _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def _post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> _Reply:
+def _post(url: str, body: bytes, headers: Mapping[str, str], timeout_s: float) -> Reply:
     try:
         request = urllib.request.Request(url, body, dict(headers))  # noqa: S310 - the sandbox's own setting
         with _OPENER.open(request, timeout=timeout_s) as response:
-            return _Reply(response.status, response.read())
+            return Reply(response.status, response.read())
     except urllib.error.HTTPError as error:
         with error:
-            return _Reply(error.code, error.read())
+            return Reply(error.code, error.read())
     except (OSError, ValueError):
-        return _Reply(0, b"")
+        return Reply(0, b"")

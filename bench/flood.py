@@ -15,7 +15,9 @@ from bench import load
 from bench.rounds import percentile
 
 _ALIVE = b"GET /livez HTTP/1.1\r\nHost: mapper.example\r\n\r\n"
-_OVERLOADED = b'"overloaded"'
+_OVERLOADED, _LEFT_ALONE = b'"overloaded"', b'"breaker_open"'
+_READ = b"\r\nx-request-id:"
+"""In the head of each answer but the prepared ones: the call had been read, and waited in the queue."""
 NEVER_S = 999.0
 
 Event = tuple[float, Callable[[], None]]
@@ -25,8 +27,20 @@ class Fate(IntEnum):
     UNANSWERED = 0
     GOOD = 1
     REFUSED = 2
-    """Told that the service is full."""
-    OTHER = 3
+    """Told that the service is full: at the door, by prepared bytes."""
+    SHED = 3
+    """The same, after it has waited in the queue."""
+    LEFT_ALONE = 4
+    """Told that the circuit breaker is open."""
+    OTHER = 5
+
+
+def _fate(status: int, head: bytes, body: bytes) -> Fate:
+    if status == 200:
+        return Fate.GOOD
+    if _OVERLOADED in body:
+        return Fate.SHED if _READ in head else Fate.REFUSED
+    return Fate.LEFT_ALONE if _LEFT_ALONE in body else Fate.OTHER
 
 
 @dataclass(frozen=True)
@@ -40,7 +54,13 @@ class Phase:
     p50_ms: float
     p99_ms: float
     refused: int
+    """At the door."""
     refused_p99_ms: float
+    shed: int
+    """From the queue."""
+    shed_p99_ms: float
+    left_alone: int
+    """By the circuit breaker."""
     others: int
     unanswered: int
     longest_ms: float
@@ -74,6 +94,9 @@ class Flood:
             p99_ms=percentile(by_fate[Fate.GOOD], 0.99),
             refused=len(by_fate[Fate.REFUSED]),
             refused_p99_ms=percentile(by_fate[Fate.REFUSED], 0.99) if by_fate[Fate.REFUSED] else 0.0,
+            shed=len(by_fate[Fate.SHED]),
+            shed_p99_ms=percentile(by_fate[Fate.SHED], 0.99) if by_fate[Fate.SHED] else 0.0,
+            left_alone=len(by_fate[Fate.LEFT_ALONE]),
             others=len(by_fate[Fate.OTHER]),
             unanswered=len(by_fate[Fate.UNANSWERED]),
             longest_ms=percentile(answered, 1.0),
@@ -119,9 +142,7 @@ async def flood(
         number = connection.ticket
         if number >= 0:
             times_ns[number] = ns
-            fates[number] = (
-                Fate.GOOD if status == 200 else Fate.REFUSED if _OVERLOADED in connection.body else Fate.OTHER
-            )
+            fates[number] = _fate(status, connection.head, connection.body)
         if waiting:
             launch(connection, waiting.popleft())
         else:

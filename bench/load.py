@@ -31,7 +31,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, on_answer: Answered) -> None:
         """`on_answer(connection, status, ns)`; ns: from `since` to the last byte."""
         self.on_answer = on_answer
-        self.body = b""
+        self.head, self.body = b"", b""
         """Of the last answer; kept only where `keep` is set."""
         self.keep = False
         self.open = True
@@ -67,6 +67,8 @@ class Connection(asyncio.Protocol):
             self._head = b""
             self._status = int(data[9:12])
             self._missing = int(length[1])
+            if self.keep:
+                self.head = data[:end]
             data = data[end + 4 :]
         self._missing -= len(data)
         if self.keep:

@@ -26,14 +26,17 @@ def test_goodput_counts_what_came_in_a_stretch_and_times_count_for_when_it_was_d
         (0.7, Fate.GOOD, 600.0),
         (1.0, Fate.GOOD, 10.0),
         (1.2, Fate.REFUSED, 3.0),
+        (1.3, Fate.SHED, 290.0),
+        (1.3, Fate.LEFT_ALONE, 2.0),
         (1.4, Fate.OTHER, 900.0),
         (1.6, Fate.UNANSWERED, 0.0),
         (1.9, Fate.GOOD, 200.0),
     )
     phase = found.between(1.0, 2.0)
-    assert (phase.rate, phase.goodput) == (5.0, 3.0)
+    assert (phase.rate, phase.goodput) == (7.0, 3.0)
     assert (phase.p50_ms, phase.p99_ms) == (200.0, 200.0)
-    assert (phase.refused, phase.refused_p99_ms, phase.others, phase.unanswered) == (1, 3.0, 1, 1)
+    assert (phase.refused, phase.refused_p99_ms, phase.shed, phase.shed_p99_ms) == (1, 3.0, 1, 290.0)
+    assert (phase.left_alone, phase.others, phase.unanswered) == (1, 1, 1)
     assert phase.longest_ms == 900.0
 
 
@@ -72,6 +75,8 @@ class Server(asyncio.Protocol):
             (b"GET /good", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
             (b"GET /livez", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"),
             (b"GET /full", b'HTTP/1.1 422 No\r\nContent-Length: 12\r\n\r\n"overloaded"'),
+            (b"GET /queue", b'HTTP/1.1 422 No\r\nContent-Length: 12\r\nx-request-id: 1\r\n\r\n"overloaded"'),
+            (b"GET /alone", b'HTTP/1.1 422 No\r\nContent-Length: 14\r\n\r\n"breaker_open"'),
             (b"GET /wrong", b"HTTP/1.1 422 No\r\nContent-Length: 2\r\n\r\nno"),
         ):
             if data.startswith(path):
@@ -92,8 +97,9 @@ def sent(paths: list[str], connections: int, due: list[float] | None = None) -> 
 
 
 def test_every_request_has_its_fate() -> None:
-    found = sent(["/good", "/full", "/wrong", "/silent", "/close", "/good"], 6)
-    assert [fate.name for fate in found.fates] == ["GOOD", "REFUSED", "OTHER", "UNANSWERED", "UNANSWERED", "GOOD"]
+    found = sent(["/good", "/full", "/queue", "/alone", "/wrong", "/silent", "/close", "/good"], 8)
+    names = ["GOOD", "REFUSED", "SHED", "LEFT_ALONE", "OTHER", "UNANSWERED", "UNANSWERED", "GOOD"]
+    assert [fate.name for fate in found.fates] == names
 
 
 def test_a_client_without_a_free_connection_is_late_and_says_so() -> None:
@@ -119,44 +125,56 @@ def test_a_refused_connection_of_the_closed_loop_pauses() -> None:
     assert asyncio.run(turn("/full", 0.0)) > 50
 
 
-def hang(*, longest_ms: float = 1540.0, hang_s: float = 3.0, settled_s: float = 0.1) -> dict[str, object]:
-    during = {"longest_ms": longest_ms, "unanswered": 0, "rate": 10.0, "late_p99_ms": 1.0}
-    return {"at_once": 9, "hang_s": hang_s, "during": during, "settled_s": settled_s}
+def hang(*, longest_ms: float = 1540.0, opened: bool = False, settled_s: float = 0.1) -> dict[str, object]:
+    during = {"longest_ms": longest_ms, "unanswered": 0, "rate": 10.0, "late_p99_ms": 1.0, "left_alone": int(opened)}
+    return {"at_once": 9, "hang_s": 3.0, "during": during, "after": {"left_alone": 0}, "settled_s": settled_s}
 
 
 @pytest.mark.parametrize(
     ("hangs", "kept"),
     [
-        ([hang(), hang(hang_s=10.0, settled_s=5.5)], [True, True, True]),
-        ([hang(longest_ms=1551.0), hang(hang_s=10.0)], [False, True, True]),
-        ([hang(settled_s=2.1), hang(hang_s=10.0)], [True, False, True]),
-        ([hang(), hang(hang_s=10.0, settled_s=6.5)], [True, True, False]),
+        ([hang(), hang(opened=True, settled_s=5.5)], [True, True, True]),
+        ([hang(longest_ms=1551.0), hang(opened=True)], [False, True, True]),
+        ([hang(settled_s=2.1), hang(opened=True)], [True, False, True]),
+        ([hang(), hang(opened=True, settled_s=7.5)], [True, True, False]),
     ],
 )
 def test_of_hangs_the_slowest_answer_counts(hangs: list[object], kept: list[bool | None]) -> None:
-    found = {"overload": [{"wait_ms": 30, "rounds": [round_of()]}], "hang": hangs}
-    assert [one.kept for one in overload.aims(found)][5:] == kept
+    assert [one.kept for one in overload.aims(found([round_of()], hangs))][7:] == kept
 
 
-def round_of(*, share: float = 1.0, p99_ms: float = 60.0, late_ms: float = 1.0) -> dict[str, object]:
-    calm = {"p99_ms": 40.0}
+def round_of(
+    *, share: float = 1.0, p99_ms: float = 60.0, late_ms: float = 1.0, end_mb: float = 90.0, alone: int = 0
+) -> dict[str, object]:
     rush = {
         "goodput": 500.0 * share, "p99_ms": p99_ms, "refused_p99_ms": 9.0, "others": 0, "unanswered": 0,
-        "late_p99_ms": late_ms,
+        "left_alone": alone, "late_p99_ms": late_ms,
     }  # fmt: skip
-    return {"capacity": {"rps": 500.0}, "calm": calm, "rush": rush, "settled_s": 0.2}
+    capacity = {"rps": 500.0, "cpu_us": 2000.0}
+    return {"capacity": capacity, "rush": rush, "settled_s": 0.2, "memory_mb": [90.0, end_mb]}
+
+
+def found(rounds: list[dict[str, object]], hangs: list[object], times: float = 5.0) -> dict[str, object]:
+    case = {"wait_ms": 30, "times": times, "rounds": rounds}
+    return {"overload": [case], "hang": hangs, "refusal_us": 30.0}
 
 
 @pytest.mark.parametrize(
     ("rounds", "kept"),
     [
-        ([round_of()], [True] * 5),
-        ([round_of(share=0.4)], [False, True, True, True, True]),
-        ([round_of(p99_ms=610.0)], [True, False, True, True, True]),
-        ([round_of(), round_of(share=0.1, late_ms=20.0)], [True] * 5),
-        ([round_of(late_ms=20.0)], [None] * 5),
+        ([round_of()], [True] * 6),
+        ([round_of(share=0.4)], [False, True, True, True, True, True]),
+        ([round_of(p99_ms=610.0)], [True, False, True, True, True, True]),
+        ([round_of(alone=1)], [True, True, True, False, True, True]),
+        ([round_of(end_mb=93.0)], [True, True, True, True, True, False]),
+        ([round_of(), round_of(share=0.1, late_ms=20.0)], [True] * 6),
+        ([round_of(late_ms=20.0)], [None] * 6),
     ],
 )
-def test_rounds_of_a_late_client_are_not_judged(rounds: list[object], kept: list[bool | None]) -> None:
-    found = {"overload": [{"wait_ms": 30, "rounds": rounds}], "hang": []}
-    assert [one.kept for one in overload.aims(found)] == kept
+def test_rounds_of_a_late_client_are_not_judged(rounds: list[dict[str, object]], kept: list[bool | None]) -> None:
+    assert [one.kept for one in overload.aims(found(rounds, []))] == [*kept, True]
+
+
+@pytest.mark.parametrize(("times", "kept"), [(2.0, False), (5.0, True)])
+def test_the_smaller_rush_is_to_leave_more(times: float, kept: bool) -> None:
+    assert overload.aims(found([round_of(share=0.6)], [], times))[0].kept is kept

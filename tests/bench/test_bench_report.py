@@ -44,15 +44,20 @@ def full() -> dict[str, Any]:
 def phase(**others: float) -> dict[str, float]:
     return {
         "rate": 2500.0, "goodput": 490.0, "p50_ms": 50.0, "p99_ms": 66.0, "refused": 9, "refused_p99_ms": 7.5,
-        "others": 0, "unanswered": 0, "longest_ms": 1501.0, "late_p99_ms": 1.0, **others,
+        "shed": 3, "shed_p99_ms": 290.0, "left_alone": 0, "others": 0, "unanswered": 0, "longest_ms": 1501.0,
+        "late_p99_ms": 1.0, **others,
     }  # fmt: skip
 
 
 def overload() -> dict[str, Any]:
     calm, capacity = phase(p99_ms=40.0), {"rps": 500.0, "cpu_us": 2000.0}
-    one = {"capacity": capacity, "calm": calm, "rush": phase(), "after": calm, "settled_s": 0.3, "noise": 0.0}
+    one = {
+        "capacity": capacity, "calm": calm, "rush": phase(), "standing": phase(p99_ms=55.0), "after": calm,
+        "settled_s": 0.3, "memory_mb": [90.0, 90.5], "noise": 0.0,
+    }  # fmt: skip
     hang = {"at_once": 64, "hang_s": 3.0, "calm": calm, "during": phase(), "after": calm, "settled_s": 0.1}
-    return {**ABOUT, "overload": [{"wait_ms": 30, "rounds": [one]}], "points": [], "refusal_us": 50.0, "hang": [hang]}
+    rushes = [{"wait_ms": 30, "times": times, "rounds": [one]} for times in (2.0, 5.0)]
+    return {**ABOUT, "overload": rushes, "refusal_us": 50.0, "hang": [hang]}
 
 
 def memory() -> dict[str, Any]:
@@ -89,9 +94,10 @@ def test_every_section_that_was_measured_is_on_the_page_with_how_to_repeat_it(
     for text in (
         "Ready to serve after 0.45 [0.43 to 0.47] s",
         "| this service | 61 | 77 |",
-        "good answers beside capacity | 0.98 [0.98 to 0.98] | at least 0.50x | kept |",
-        "| 30 | 500 | 2500 | 490 | 50.0, 66.0 | 40.0 | 7.5 | 0.3 |",
-        "| 64; 3 s | 1501 | 9 | 0 | 0 | 0.1 |",
+        "2x what it can answer: good answers beside that | 0.98 [0.98 to 0.98] | at least 0.85x | kept |",
+        "5x what it can answer: good answers beside that | 0.98 [0.98 to 0.98] | at least 0.50x | kept |",
+        "| 5; 30 | 500 | 2500 | 490 | 50, 66 | 55 | 40 | 9; 8 | 3; 290 | 0.3 |",
+        "| 64; 3 s | 1501 | 9 | 3 | 0 | 0 | 0 | 0.1 |",
         "+1.00 MB from 60.1 MB",
         "SQLite 0.40 [0.40 to 0.40]",
         *("make overload", "make memory", "make consume", "make bench", "2030-01-02", "abc1234"),

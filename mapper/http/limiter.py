@@ -4,10 +4,10 @@ Nobody is refused who could be answered in time. How long a call would wait is t
 of a call, divided by how many are in flight; how long it may wait is its deadline less what a call takes.
 One exception (controlled delay; queue.acm.org, "Fail at Scale"): once a queue has not been empty for a second, nobody
 in it waits longer than a fifth of the deadline. It is no burst then, and every call would wait as long, for nothing.
-(A queue that has never held more calls than may be in flight is a crowd of which each only waits for its turn.)
 
 A call that waits for the engine needs no processor, so hundreds may be in flight. Calls that want the processor hold
 each other up, and the event loop with them: so a few begin in each of its turns, and the others wait in the queue, too.
+Measured at five times capacity: without that a refusal took 1.5 s, good answers 2.5 s; with it 0.02 and 0.4.
 """
 
 import asyncio
@@ -24,7 +24,9 @@ STANDING_S: Final = 1.0
 """A queue that has not been empty for as long is no burst."""
 STANDING_SHARE: Final = 0.2
 """Of the deadline: the longest wait in such a queue."""
-BATCH: Final = 5
+DOOR_SHARE: Final = 0.15
+"""The same at the door, while calls are shed from such a queue: who joins it then is meant to be answered."""
+BATCH: Final = 3
 """Calls that begin in one turn of the event loop."""
 
 
@@ -58,30 +60,26 @@ class Limiter:
         """First come, first served: each waits to hear whether it is admitted or shed."""
         self._queued_since = 0.0
         """When the queue last ceased to be empty."""
-        self._overfull = False
-        """Whether it has held more calls than there was room for since then: they waited for more than their turn."""
+        self._shed_at = float("-inf")
+        """When a call was last refused that had passed the door."""
         self._begun = 0
         """In this turn of the event loop."""
         self._turn_at = 0.0
         """When the first of them was."""
         self._pace_s = 0.0
-        """Between two calls of this queue that begin, in turns in which as many begin as may: a moving average."""
+        """Between two calls of this queue that begin, in turns in which as many begin as may: a moving average from 0.
+        So a burst's first turns, in which the whole burst is read, refuse nobody."""
         self._timer: asyncio.TimerHandle | None = None
 
     def is_full(self) -> bool:
-        """Whether one more call would be refused. A look that counts nothing."""
-        if self.in_flight_bytes >= self._max_bytes:
-            return True
-        room, ahead = self.capacity - self.admitted, len(self._queue) + 1
-        if room > 0 and not self._queue:
-            return False
-        now = self._clock()
-        wait_s = max(ahead * self._pace_s, (ahead - room) * self._service_s / self.capacity)
-        return now + wait_s > self._latest(now)
+        """Whether one more call is to be refused at the door. A look that counts nothing."""
+        shedding = self._clock() < self._shed_at + STANDING_S
+        return self._is_late(DOOR_SHARE if shedding else STANDING_SHARE)
 
     def check(self) -> None:
         """Raises `Overloaded` where one more call would be refused."""
-        if self.is_full():
+        if self._is_late(STANDING_SHARE):
+            self._shed_at = self._clock()
             raise Overloaded
 
     @contextmanager
@@ -107,16 +105,26 @@ class Limiter:
         self._queue[permit] = place = asyncio.get_running_loop().create_future()
         if len(self._queue) == 1:
             self._queued_since = permit.since
-        self._overfull = self._overfull or len(self._queue) > self.capacity - self.admitted
         self._advance()
         if not await place:
             raise Overloaded
 
-    def _latest(self, joined: float) -> float:
-        """Until when a call that joined the queue then may wait."""
-        fair = joined + STANDING_SHARE * self._deadline_s
+    def _is_late(self, share: float) -> bool:
+        """Whether one more call would wait too long. `share`: see `_latest`."""
+        if self.in_flight_bytes >= self._max_bytes:
+            return True
+        room, ahead = self.capacity - self.admitted, len(self._queue) + 1
+        if room > 0 and not self._queue:
+            return False
+        now = self._clock()
+        wait_s = max(ahead * self._pace_s, (ahead - room) * self._service_s / self.capacity)
+        return now + wait_s > self._latest(now, share)
+
+    def _latest(self, joined: float, share: float = STANDING_SHARE) -> float:
+        """Until when a call that joined the queue then may wait. `share`: of the deadline, once the queue stands."""
+        fair = joined + share * self._deadline_s
         latest = max(fair, joined + self._deadline_s - self._service_s - self._spread_s)
-        return min(latest, max(fair, self._queued_since + STANDING_S)) if self._overfull else latest
+        return min(latest, max(fair, self._queued_since + STANDING_S))
 
     def _release(self, permit: Permit) -> None:
         self.in_flight_bytes -= permit.held
@@ -148,8 +156,10 @@ class Limiter:
                     self._turn_at = now
                     loop.call_soon(self._on_turn)
                 self._begun += 1
+            else:
+                self._shed_at = now
             place.set_result(permit.admitted)
-        self._overfull, self._pace_s = False, 0.0
+        self._pace_s = 0.0
 
     def _on_turn(self) -> None:
         if self._begun >= BATCH:

@@ -247,7 +247,7 @@ def test_other_amounts_where_they_are_refused() -> None:
 def test_when_the_service_is_full(
     operation: str, environment: dict[str, str], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Limiter, "is_full", lambda _: True)
+    monkeypatch.setattr(Limiter, "_is_late", lambda *_: True)
     client = Client(**environment)
     with client.http:
         response = client.post(operation)

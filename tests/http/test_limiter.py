@@ -19,19 +19,33 @@ def limiter(capacity: int = 2, max_bytes: int = 1000) -> Limiter:
 
 
 class Crowd:
-    """Calls that each take a while, and what became of them: by name, when it was answered (None: shed), and when."""
+    """Calls that each take a while, and what became of them: by name, seconds from arrival.
 
-    def __init__(self, limited: Limiter, engine_s: float = 0.1, work_s: float = 0.0) -> None:
-        self.limited, self.engine_s, self.work_s = limited, engine_s, work_s
+    The event loop is busy for `read_s` with the head and body of each, and for `work_s` once it has begun.
+    """
+
+    def __init__(
+        self, limited: Limiter, engine_s: float = 0.1, work_s: float = 0.0, read_s: float = 0.0, *, door: bool = False
+    ) -> None:
+        """`door`: whether the limiter is looked at before, as the server does for all that it reads in one turn."""
+        self.limited, self.engine_s, self.work_s, self.read_s, self.door = limited, engine_s, work_s, read_s, door
         self.began: list[str] = []
         self.good: dict[str, float] = {}
         self.shed: dict[str, float] = {}
-        """Seconds from arrival."""
+        self.refused: list[str] = []
+        """At the door."""
 
     async def call(self, name: str) -> None:
+        if self.door and self.limited.is_full():
+            self.refused.append(name)
+        else:
+            await self.pass_door(name)
+
+    async def pass_door(self, name: str) -> None:
         arrived = virtual_time.now()
         try:
             with self.limited.permit() as permit:
+                virtual_time.the_loop().now += self.read_s
                 await self.limited.acquire(permit)
                 self.began.append(name)
                 virtual_time.the_loop().now += self.work_s  # the event loop is busy
@@ -46,7 +60,11 @@ class Crowd:
         for number, moment in enumerate(moments):
             if began + moment > virtual_time.now():
                 await asyncio.sleep(began + moment - virtual_time.now())
-            tasks.append(asyncio.create_task(self.call(f"{number:04}")))
+            name = f"{number:05}"
+            if self.door and self.limited.is_full():
+                self.refused.append(name)
+            else:
+                tasks.append(asyncio.create_task(self.pass_door(name)))
         await asyncio.gather(*tasks)
         assert (self.limited.admitted, self.limited.in_flight_bytes) == (0, 0)
 
@@ -97,7 +115,7 @@ def test_what_cannot_be_in_time_is_refused_at_once() -> None:
         await Crowd(limited, 0.6).arrive(number / 10 for number in range(64))
         crowd = Crowd(limited, 0.6)
         await crowd.arrive([0.0] * 8 + [0.1] * 20)
-        late = [waited for name, waited in crowd.shed.items() if name >= "0008"]
+        late = [waited for name, waited in crowd.shed.items() if name >= "00008"]
         assert len(late) > 5
         assert 0.0 in late
 
@@ -130,7 +148,7 @@ def test_in_a_queue_that_stands_nobody_waits_longer_than_a_fifth_of_the_deadline
             moment += dice.expovariate(times * capacity / engine_s)
         await crowd.arrive(moments)
         assert len(crowd.good) >= 0.95 * seconds * capacity / engine_s
-        standing = f"{sum(moment < 2 * STANDING_S for moment in moments):04}"
+        standing = f"{sum(moment < 2 * STANDING_S for moment in moments):05}"
         good = [waited for name, waited in crowd.good.items() if name >= standing]
         shed = [waited for name, waited in crowd.shed.items() if name >= standing]
         assert max(good) <= STANDING_SHARE * DEADLINE_S + engine_s + 0.001
@@ -142,6 +160,71 @@ def test_in_a_queue_that_stands_nobody_waits_longer_than_a_fifth_of_the_deadline
         after = Crowd(crowd.limited, engine_s)
         await after.arrive([0.0] * 10 * capacity)
         assert after.shed == {}
+
+    story(tell)
+
+
+@pytest.mark.parametrize("times", [2, 5])
+def test_a_queue_stands_although_each_waits_for_the_processor_alone(times: int) -> None:
+    """There is room for all of them, and never as many calls as there is room for."""
+    work_s, seconds = 0.002, 4.0
+
+    async def tell() -> None:
+        crowd = Crowd(limiter(1000), 0.03, work_s)
+        await crowd.arrive(number * work_s / times for number in range(int(times * seconds / work_s)))
+        standing = f"{int(times * 2 * STANDING_S / work_s):05}"
+        longest = max(waited for name, waited in [*crowd.good.items(), *crowd.shed.items()] if name >= standing)
+        assert longest <= STANDING_SHARE * DEADLINE_S + 0.03 + 10 * BATCH * work_s
+        assert len(crowd.good) * work_s >= 0.85 * seconds
+
+    story(tell)
+
+
+@pytest.mark.parametrize("times", [2, 5])
+def test_who_passes_the_door_of_a_queue_that_stands_is_answered(times: int) -> None:
+    """Although all that is read in one turn has looked at the same queue."""
+    work_s, seconds, at_once = 0.002, 6.0, 10
+
+    async def tell() -> None:
+        crowd = Crowd(limiter(256), 0.03, work_s, read_s=0.0002, door=True)
+        moments = [number // at_once * at_once * work_s / times for number in range(int(times * seconds / work_s))]
+        await crowd.arrive(moments)
+        standing = f"{int(times * 2 * STANDING_S / work_s):05}"
+        shed = sum(name >= standing for name in crowd.shed)
+        good = sum(name >= standing for name in crowd.good)
+        assert shed <= 0.15 * good
+        assert good * work_s >= 0.8 * (seconds - 2 * STANDING_S), "the processor has idled, or refused"
+
+    story(tell)
+
+
+def test_a_burst_that_is_read_in_one_turn_is_queued() -> None:
+    """The turn in which hundreds of calls are read is no measure of those in which they are answered: more may come."""
+
+    async def tell() -> None:
+        limited = limiter(256)
+        for _ in range(3):
+            crowd = Crowd(limited, 0.1, work_s=0.0015, read_s=0.0002, door=True)
+            await crowd.arrive([0.0] * 300 + [0.001] * 100)
+            assert (crowd.refused, crowd.shed) == ([], {})
+            await asyncio.sleep(0.5)
+
+    story(tell)
+
+
+def test_a_crowd_that_waits_less_than_a_queue_may_stand_is_never_refused() -> None:
+    """A closed loop: each asks again when it is answered, and waits a quarter of a second. The queue is never empty."""
+
+    async def tell() -> None:
+        crowd = Crowd(limiter(256), 0.0, work_s=0.002, door=True)
+
+        async def client(number: int) -> None:
+            for turn in range(20):
+                await crowd.call(f"{number} {turn}")
+
+        await asyncio.gather(*map(client, range(128)))
+        assert (crowd.refused, crowd.shed) == ([], {})
+        assert max(crowd.good.values()) > 0.9 * 128 * 0.002
 
     story(tell)
 

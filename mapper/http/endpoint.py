@@ -24,7 +24,7 @@ from mapper.engine import tape
 from mapper.engine.tape import Held
 from mapper.http import protocol
 from mapper.http.limiter import Limiter, Permit
-from mapper.http.protocol import PreparedResponse
+from mapper.http.protocol import RECEIVED, PreparedResponse
 from mapper.ops.telemetry import Telemetry
 from mapper.orders.rows import Answer
 from mapper.promotions import Call, Service
@@ -43,6 +43,10 @@ IN_FLIGHT_BYTES = 64 * 1024 * 1024
 
 LARGE_CAPACITY: Final = 8
 """Of carts that are worked on in a thread, one at a time: with more at once all would be late together."""
+
+ANSWER_S: Final = 0.0005
+"""Processor time of an answer. Where the engine hangs all calls in flight may have to be answered in the same moment:
+each that begins leaves those before it the time for that."""
 
 SECURITY_HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
@@ -145,10 +149,11 @@ class Endpoint:
                 if size >= LARGE_BYTES:
                     self._large.check()
                 body = await self._read(receive, permit)
-                deadline = self.service.clock() + self._deadline_s
+                deadline = self.service.clock() + self._deadline_s - _waited_s(scope)
                 if len(body) >= LARGE_BYTES:
                     await self._large.acquire(large)
                 await self._limiter.acquire(permit)
+                deadline -= ANSWER_S * self._limiter.admitted
                 answer = await self._answer(Call(body, headers, deadline, record), receive)
                 category = "ok" if answer.status == 200 else "promotion_codes"
                 response = _Response(answer.status, answer.reply, answer.reason, category)
@@ -221,6 +226,13 @@ class Endpoint:
             status = self._overload_status
         after = () if problem.retry_after is None else ((b"retry-after", b"%d" % problem.retry_after),)
         return _Response(status, errors.body(problem, self._operation), problem.reason, problem.category, after)
+
+
+def _waited_s(scope: Scope) -> float:
+    """How long the whole request has been here, as far as the server says so."""
+    now = time.monotonic()
+    received: float = scope.get("state", {}).get(RECEIVED, now)
+    return now - received
 
 
 def _check_head(first: Mapping[bytes, bytes], max_bytes: int) -> int:

@@ -8,6 +8,7 @@ known to the application alone (`mapper.http.app`).
 import asyncio
 import re
 import select
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -21,6 +22,9 @@ from uvicorn.server import ServerState
 
 LEAVING: Final = "leaving"
 """In the state of every scope: this process is going to stop; each answer is the last one of its connection."""
+
+RECEIVED: Final = "received"
+"""In the state of each request's scope: since when the whole request has been here, on the monotonic clock."""
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -153,6 +157,25 @@ class LingeringTransport:
             self._timer.cancel()
 
 
+class Arrival:
+    """When the event loop came to read: all that it reads in one turn was there by then, however long that takes.
+
+    Of all connections in one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._at: float | None = None
+
+    def moment(self, loop: asyncio.AbstractEventLoop) -> float:
+        if self._at is None:
+            self._at = time.monotonic()
+            loop.call_soon(self._forget)
+        return self._at
+
+    def _forget(self) -> None:
+        self._at = None
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """Requests may be pipelined; one is answered at a time. uvicorn's keep-alive timer holds every limit of time here.
 
@@ -163,11 +186,16 @@ class GuardedProtocol(HttpToolsProtocol):
     transport: LingeringTransport  # type: ignore[assignment]
 
     def __init__(
-        self, limits: Limits, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any]
+        self,
+        limits: Limits,
+        arrival: Arrival,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
     ) -> None:
         super().__init__(config, server_state, app_state)
         self.timeout_keep_alive = limits.keep_alive_s  # type: ignore[assignment] # uvicorn's are whole seconds
-        self._limits = limits
+        self._limits, self._arrival = limits, arrival
         self._shed: Shed | None = getattr(self.app, "shed", None)
         self._answering: RequestResponseCycle | None = None
         """The oldest request that is not answered, while `cycle` is the newest."""
@@ -321,6 +349,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._in_body, self._message_ended = False, True
+        if self.cycle is self._answering:
+            self.cycle.scope.setdefault("state", {})[RECEIVED] = self._arrival.moment(self.loop)
 
     # -- Answering -----------------------------------------------------------------------------------------------------
 

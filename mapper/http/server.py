@@ -17,7 +17,7 @@ from typing import Any, Final
 import uvicorn
 
 from mapper import threads
-from mapper.http.protocol import LEAVING, GuardedProtocol, Limits
+from mapper.http.protocol import LEAVING, Arrival, GuardedProtocol, Limits
 
 DRAINING: Final = "draining"
 """In the state of every scope: the whole service is going to stop, so that `/readyz` must say so."""
@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, limits: Limits, drain_s: float) -> None:
         super().__init__(config)
-        self._limits = limits
+        self._limits, self._arrival = limits, Arrival()
         self._drain_s = drain_s
         self._listeners: list[socket.socket] = []
         self._connecting: set[asyncio.Task[Any]] = set()
@@ -86,7 +86,8 @@ class Server(uvicorn.Server):
 
     async def _connect(self, peer: socket.socket) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: GuardedProtocol(self._limits, self.config, self.server_state, self.lifespan.state), peer
+            lambda: GuardedProtocol(self._limits, self._arrival, self.config, self.server_state, self.lifespan.state),
+            peer,
         )
 
     async def _stop_listening(self) -> None:

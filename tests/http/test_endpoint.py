@@ -1,19 +1,25 @@
 """One call from its head to its answer, with a limiter in between: without a server, over plain ASGI."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.types import Message
 
 from mapper import promotions
+from mapper.domain.errors import EngineUnavailable
 from mapper.http import app, endpoint
+from mapper.http.endpoint import Endpoint
+from mapper.http.protocol import RECEIVED
+from mapper.ops.telemetry import Telemetry
 from mapper.orders.rows import Answer
 from mapper.promotions import Call, Service
 from mapper.threads import LARGE_BYTES
-from tests import fakes
+from tests import fakes, virtual_time
 
 WHOLE = (b"x",)
 
@@ -28,6 +34,8 @@ class Callers:
         self.statuses: Counter[int] = Counter()
         self.left_s: list[float] = []
         """Of each call's deadline, when it began."""
+        self.state: dict[str, Any] = {}
+        """In the scope of each call: what the server says of it."""
         self.tasks: list[asyncio.Task[None]] = []
         patch.setattr(app, "VALIDATE_CAPACITY", 2)
         patch.setattr(app, "CONSUME_CAPACITY", 1)
@@ -58,7 +66,14 @@ class Callers:
             self.statuses[message.get("status", 0)] += 1
 
         path = f"/promotions/{operation}"
-        scope = {"type": "http", "method": "POST", "path": path, "query_string": query, "headers": []}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "query_string": query,
+            "headers": [],
+            "state": self.state,
+        }
         self.tasks.append(asyncio.ensure_future(self.service(scope, receive, send)))
         for _ in range(8):
             await asyncio.sleep(0)
@@ -169,6 +184,92 @@ def test_a_rush_of_validates_keeps_no_consume_waiting() -> None:
         assert callers.left_s[2] == pytest.approx(8.0, abs=0.1)
 
     tell(story)
+
+
+@pytest.mark.parametrize("operation", ["validate", "consume"])
+def test_the_time_to_answer_counts_from_when_the_event_loop_came_to_read_the_call(operation: str) -> None:
+    async def story(callers: Callers) -> None:
+        callers.state = {RECEIVED: time.monotonic() - 0.4}
+        await callers.come(operation, *WHOLE)
+        assert callers.left_s[0] <= {"validate": 1.5, "consume": 8.0}[operation] - 0.4
+
+    tell(story)
+
+
+def test_each_call_leaves_those_in_flight_the_time_to_be_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the engine hangs they give up one after the other, not all in the same moment."""
+    monkeypatch.setattr(endpoint, "ANSWER_S", 0.5)
+
+    async def story(callers: Callers) -> None:
+        for _ in range(2):
+            await callers.come("validate", *WHOLE)
+        assert callers.left_s[0] <= 1.0
+        assert callers.left_s[1] <= 0.5
+
+    tell(story)
+
+
+def test_a_burst_of_large_carts_is_queued() -> None:
+    async def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(endpoint, "LARGE_CAPACITY", 1)
+            callers = Callers(patch, 0.0, 2**20)
+            async with callers.service.router.lifespan_context(callers.service):
+                for _ in range(6):
+                    await callers.come("validate", b"x" * LARGE_BYTES)
+                assert callers.answered() == {}
+                callers.go.set()
+                await asyncio.gather(*callers.tasks)
+                assert callers.answered() == {200: 6}
+                await callers.leave()
+
+    asyncio.run(run())
+
+
+class Hanging:
+    """Validates that an engine keeps waiting until their deadline. Each takes its share of a virtual clock."""
+
+    READ_S, ANSWER_S = 0.0003, 0.0004
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        patch.setattr(time, "monotonic", virtual_time.now)
+        patch.setattr(promotions, "validate", self.validate)
+        configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger())
+        self.endpoint = Endpoint("validate", promotions.validate, 256, configured, Telemetry("fake"))
+        self.endpoint._limiter._clock = virtual_time.now
+        self.endpoint.service = SimpleNamespace(clock=virtual_time.now)  # type: ignore[assignment]
+        self.statuses: Counter[int] = Counter()
+        self.longest_s = 0.0
+
+    async def validate(self, service: Service, call: Call) -> Answer:
+        await asyncio.sleep(call.deadline - virtual_time.now())
+        raise EngineUnavailable("It hangs.", reason="timeout")
+
+    async def call(self, sent: float) -> None:
+        async def receive() -> Message:
+            virtual_time.the_loop().now += self.READ_S
+            return {"type": "http.request", "body": b"x"}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                virtual_time.the_loop().now += self.ANSWER_S
+                self.statuses[message["status"]] += 1
+                self.longest_s = max(self.longest_s, virtual_time.now() - sent)
+
+        await self.endpoint({"type": "http", "headers": [], "state": {RECEIVED: sent}}, receive, send)
+
+
+@pytest.mark.parametrize("at_once", [1, 64, 256, 600])
+def test_every_validate_is_answered_by_its_deadline_while_the_engine_hangs(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        hanging = Hanging(monkeypatch)
+        await asyncio.gather(*(hanging.call(virtual_time.now()) for _ in range(at_once)))
+        assert hanging.statuses == {422: at_once}
+        assert hanging.longest_s <= 1.5 + 0.05
+
+    virtual_time.run(run)
 
 
 def test_large_carts_wait_for_each_other_and_for_nobody_else() -> None:

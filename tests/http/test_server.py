@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mapper.commands import cli
 from mapper.domain.signature import SIGNATURE, sign
 from mapper.http import app, endpoint, server
-from mapper.http.protocol import Limits
+from mapper.http.protocol import RECEIVED, Limits
 from mapper.sandbox import host as sandbox
 from tests import fakes
 from tests.http import raw_http
@@ -1105,6 +1105,38 @@ def test_connections_that_come_at_once_are_accepted_at_once() -> None:
         assert all(converse(connection, expect=1).statuses == [200] for connection in others)
     assert len(came) == 200
     assert max(came) <= 10
+
+
+def test_what_is_read_in_one_turn_has_been_there_since_its_beginning() -> None:
+    """However long it takes to read it all: the deadline of the last counts from there as well."""
+    busy, go_on = threading.Event(), threading.Event()
+    came: list[float] = []
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await _lifespan(scope, receive, send)
+        if scope["type"] == "http":
+            if scope["path"] == "/block":
+                busy.set()
+                go_on.wait(5)
+            else:
+                await receive()
+                came.append(scope["state"][RECEIVED])
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body"})
+
+    with running(application, replace(SHORT, head_s=5)) as made, contextlib.ExitStack() as held:
+        first, *others = (held.enter_context(raw_http.connect(made.address)) for _ in range(51))
+        for connection in others:  # each is accepted
+            connection.sendall(LIVEZ)
+            assert converse(connection, expect=1).statuses == [200]
+        came.clear()
+        first.sendall(request("GET", "/block"))
+        assert busy.wait(5)
+        for connection in others:
+            connection.sendall(LIVEZ)
+        go_on.set()
+        assert all(converse(connection, expect=1).statuses == [200] for connection in others)
+    assert (len(came), len(set(came))) == (50, 1)
 
 
 def test_a_process_without_descriptors_waits_for_some(tmp_path: Path, engine: str) -> None:

@@ -59,6 +59,8 @@ _AT_ROOT: Final = frozenset(
      "id", "metadata", "payments", "phone", "price", "promotion", "promotions", "status", "subtotal", "tax_amount"}
 )  # fmt: skip
 """What a cart with `orders` has at its root, by Nacelle's model; the rest belongs to each order."""
+_AMOUNTS: Final = frozenset({"applied_discounts", "discounts", "price", "subtotal", "tax_amount"})
+"""Those of them that are of all orders together."""
 
 
 class Space(Table, frozen=True, kw_only=True):
@@ -71,6 +73,8 @@ class Space(Table, frozen=True, kw_only=True):
     """The optional authentication headers, such as `{"Secret": "…"}`."""
     family: Literal["as_sent", "A", "B", "C"] = "as_sent"
     """In which family of names the mapper is called, and answers."""
+    several: Literal["one_call", "each_order"] = "one_call"
+    """How the mapper is called for a cart with `orders`: once, or once for each of them. Nacelle documents neither."""
     deliveries: Annotated[int, msgspec.Meta(ge=1, le=10)] = 1
     """How often each order is delivered to consume, one after the other, whatever is answered."""
     retries: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
@@ -204,19 +208,43 @@ class NacelleSandbox:
     # -- Checkouts and orders ------------------------------------------------------------------------------------------
 
     async def _validate(self, request: Request) -> Response:
-        space = self._caller(request)
+        self._caller(request)
         body = await request.body()
         members = _members(body)
         wants = ("orders",) if "multicart" in request.url.path else ("items", "order_items")
         if not any(key in members for key in wants):
             raise _Refused(400, f"The checkout needs {' or '.join(wants)}.")
-        name = request.headers["x-nacelle-space-id"]
-        reply = await self._call(name, space, "validate", _spoken(members, body, space.family))
-        checkout = _subject(reply, "checkout")
-        return _handed_on(reply, "checkout") if checkout is None else _bytes(201, checkout)
+        checkout = await self._through(request, "validate", members, body)
+        return checkout if isinstance(checkout, Response) else _bytes(201, checkout)
+
+    async def _through(self, request: Request, step: str, members: Members, body: bytes) -> msgspec.Raw | Response:
+        """What the mapper makes of a checkout or an order; or its first error, which stops it."""
+        name, subject = request.headers["x-nacelle-space-id"], {"validate": "checkout", "consume": "order"}[step]
+        each = "orders" in members and self.options.spaces[name].several == "each_order"
+        orders = msgspec.json.decode(members["orders"], type=list[msgspec.Raw]) if each else []
+        parts = [_alone(members, _members(own), number) for number, own in enumerate(orders)] if each else [body]
+        answered = []
+        for part in parts:
+            reply = await self._asked(name, step, part)
+            if (found := _subject(reply, subject)) is None:
+                return _handed_on(reply, subject)
+            answered.append(found)
+        return msgspec.Raw(msgspec.json.encode(members | {"orders": answered})) if each else answered[0]
+
+    async def _asked(self, name: str, step: str, body: bytes) -> Reply:
+        """One checkout or order, as it is said in the space's family of names; an order as often as it is delivered."""
+        space = self.options.spaces[name]
+        spoken = _spoken(_members(body), body, space.family)
+        reply = await self._call(name, space, step, spoken)
+        for number in range(1, space.deliveries + space.retries if step == "consume" else 1):
+            if number >= space.deliveries and 0 < reply.status < 500:
+                break
+            again = _from_another_address(spoken, space.retry_ip) if space.retry_ip else spoken
+            reply = await self._call(name, space, step, again)
+        return reply
 
     async def _create(self, request: Request) -> Response:
-        space = self._caller(request)
+        self._caller(request)
         body = await request.body()
         members = _members(body)
         needs = MULTI_ORDER_NEEDS if "orders" in members else ORDER_NEEDS
@@ -225,19 +253,11 @@ class NacelleSandbox:
             absent.insert(0, "orders")
         if absent:
             raise _Refused(400, f"The order needs {', '.join(absent)}.", {"missing": absent})
-        spoken = _spoken(members, body, space.family)
-        name = request.headers["x-nacelle-space-id"]
-        reply = await self._call(name, space, "consume", spoken)
-        for number in range(1, space.deliveries + space.retries):
-            if number >= space.deliveries and 0 < reply.status < 500:
-                break
-            again = _from_another_address(spoken, space.retry_ip) if space.retry_ip else spoken
-            reply = await self._call(name, space, "consume", again)
-        order = _subject(reply, "order")
-        if order is None:
-            return _handed_on(reply, "order")
+        order = await self._through(request, "consume", members, body)
+        if isinstance(order, Response):
+            return order
         id_ = _id(members) or str(uuid.uuid4())
-        self._orders.append({"id": id_, "space": name, "order": order})
+        self._orders.append({"id": id_, "space": request.headers["x-nacelle-space-id"], "order": order})
         return _json(201, {"id": id_})
 
     async def _ingest(self, request: Request) -> Response:
@@ -321,6 +341,16 @@ def _spoken(members: Members, body: bytes, family: str) -> bytes:
     elif family in ("as_sent", came):
         return body
     return msgspec.json.encode(members)
+
+
+def _alone(members: Members, own: Members, number: int) -> bytes:
+    """One of several orders as an order of its own: what stands at the root is its, unless it has its own."""
+    root = {key: value for key, value in members.items() if key in _AT_ROOT and key not in _AMOUNTS}
+    if any(key in own for key in ("promotion", "promotions")):
+        root = {key: value for key, value in root.items() if key not in ("promotion", "promotions")}
+    if "id" in root:
+        root["id"] = msgspec.Raw(msgspec.json.encode(f"{_id(members)}-{number}"))
+    return msgspec.json.encode(root | own)
 
 
 def _renamed(members: Members, names: Mapping[str, str]) -> Members:

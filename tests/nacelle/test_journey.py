@@ -100,3 +100,23 @@ def test_in_each_family_the_cart_costs_the_same_and_its_code_is_redeemed_once(
         answer = told._nacelle("api/v1/multiorders", order)
         assert (answer.status, told._redeemed(CODE)) == (201, 1), answer.answer
         assert told._orders()[0]["order"] == order
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_several_orders_can_be_carts_of_their_own(tmp_path: Path, engine: str) -> None:
+    line, rate = {"sku": "SKU1234", "quantity": 1, "price": "140.00"}, {"shipping_rate": {"price": "15.00"}}
+    cart = {
+        "id": "1001",
+        "currency": "USD",
+        "orders": [{"order_items": [line], **rate}, {"order_items": [line | {"quantity": 2}], **rate}],
+        "promotion": {"coupon_codes": [CODE]},
+    }
+    with World({engine: f"sqlite:///{tmp_path}/ledger.db"}) as world:
+        world.connect(several="each_order", deliveries=2)
+        told = world.journey(engine)
+        told._get_token()
+        checkout = told._nacelle("api/v1/multicart/validate", cart).answer
+        assert [order["discounts"] for order in checkout["orders"]] == ["50.00", "85.00"]
+        answer = told._nacelle("api/v1/multiorders", {**checkout, **MULTI, "payments": [{"id": "p"}]})
+        # Delivered twice, redeemed once; the code stands in both orders, so it counts in both.
+        assert (answer.status, told._redeemed(CODE)) == (201, 2), answer.answer

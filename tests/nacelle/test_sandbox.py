@@ -182,6 +182,26 @@ def test_one_order_of_several_can_be_told_flat(mapper: Mapper, url: str) -> None
     assert (flat, len(whole["orders"])) == ({"id": "c", **C["orders"][0]}, 2)
 
 
+def test_each_of_several_orders_can_be_a_call_of_its_own(mapper: Mapper, url: str) -> None:
+    configure(url, mapper_url=_mapper_url(url), secret=SECRET, several="each_order", deliveries=2)
+    own = {"promotion": {"n": 2}, "id": "second"}
+    orders = [C["orders"][0], C["orders"][0] | own]
+    cart = C | {"orders": orders, "promotion": {"n": 1}, "discounts": "1.00"}
+    answer = send(f"{url}/api/v1/multicart/validate", cart)
+    sent = [{"id": "c-0", "promotion": {"n": 1}, **orders[0]}, orders[1]]
+    assert [json.loads(body) for _, _, body in mapper.calls] == sent
+    assert (answer.status, answer.json) == (201, cart | {"orders": sent})
+    mapper.calls.clear()
+    assert send(f"{url}/api/v1/multiorders", cart | PAID_MULTI).status == 201
+    assert [json.loads(body)["id"] for _, _, body in mapper.calls] == ["c-0", "c-0", "second", "second"]
+    assert len(books(url)["orders"]) == 1
+    # The first error stops it.
+    mapper.calls.clear()
+    mapper.next += [422]
+    assert send(f"{url}/api/v1/multicart/validate", cart).status == 422
+    assert len(mapper.calls) == 1
+
+
 def test_an_order_is_delivered_twice_and_from_another_address(mapper: Mapper, url: str) -> None:
     configure(url, mapper_url=_mapper_url(url), secret=SECRET, deliveries=2, retry_ip="203.0.113.7")
     order = B | PAID | {"promotions": {"identifiers": ["91.11.156.141", "device-1"], "n": 1}}

@@ -48,7 +48,8 @@ OPTIONS = (
     ),
     Option(
         "SESSION_LOCK_TTL",
-        "seconds for which validate reserves the codes for this checkout; `0`: not at all",
+        "seconds for which validate reserves the codes for this checkout; `0`: not at all. A code that leaves the cart"
+        " is freed where the checkout brings our last answer along, else with its time",
         "0",
         kind="int",
         choices=("0", "604800"),

@@ -152,6 +152,7 @@ async def _show(ledger: Ledger, chosen: argparse.Namespace) -> int:
         ("attempt", str(row.attempt)),
         ("look-ups", str(row.checks)),
         ("handle", row.handle or "none"),
+        *([("redeemed as", row.passed_from)] if row.passed_from else []),
         ("confirmed", _time(row.confirmed_at) if row.confirmed_at else "to nobody yet"),
         ("body", f"{len(row.order)} bytes" if row.order else "erased"),
     ]

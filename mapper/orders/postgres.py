@@ -61,7 +61,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             ADD COLUMN identity_version integer NOT NULL DEFAULT 1, ADD COLUMN digest bytea,
             ADD COLUMN attempt bigint NOT NULL DEFAULT 1, ADD COLUMN held text,
             ADD COLUMN customer text NOT NULL DEFAULT '', ADD COLUMN currency text NOT NULL DEFAULT '',
-            ADD COLUMN handle text NOT NULL DEFAULT '', ADD COLUMN notices bytea, ADD COLUMN confirmed_at float8""",
+            ADD COLUMN handle text NOT NULL DEFAULT '', ADD COLUMN notices bytea, ADD COLUMN confirmed_at float8,
+            ADD COLUMN cart text NOT NULL DEFAULT '', ADD COLUMN passed_from text NOT NULL DEFAULT ''""",
         "CREATE INDEX mapper_orders_session ON mapper_orders (space, engine, session)",
         # Of several that were redeemed in one session, the first holds it.
         """UPDATE mapper_orders SET held = session WHERE state NOT IN ('REJECTED', 'RETRYABLE') AND session <> ''
@@ -70,7 +71,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
                AND other.state NOT IN ('REJECTED', 'RETRYABLE')
                AND (other.created_at, other.order_key) < (mapper_orders.created_at, mapper_orders.order_key))""",
         "UPDATE mapper_orders SET confirmed_at = updated_at WHERE state IN ('DONE', 'REPAIRED')",
+        "UPDATE mapper_orders SET cart = session",
         "CREATE UNIQUE INDEX mapper_orders_held ON mapper_orders (space, engine, held)",
+        "CREATE INDEX mapper_orders_cart ON mapper_orders (space, engine, cart)",
+        """CREATE UNIQUE INDEX mapper_orders_held_cart ON mapper_orders (space, engine, cart)
+             WHERE held IS NOT NULL AND cart <> ''""",
+        "CREATE INDEX mapper_orders_passed_on ON mapper_orders (space, engine, passed_from) WHERE passed_from <> ''",
         "DROP INDEX mapper_orders_open",
         "DROP INDEX mapper_orders_with_reply",
         "DROP INDEX mapper_orders_finished",
@@ -94,6 +100,10 @@ _READ = f"""
     SELECT moment.now, found.* FROM (SELECT {_NOW} AS now) moment LEFT JOIN
     (SELECT {_ROW} FROM mapper_orders WHERE space = $2 AND engine = $3 AND order_key = $4) found ON true
 """  # noqa: S608 -- constants
+_OTHERS = " UNION ".join(
+    f"SELECT {_ROW} FROM mapper_orders WHERE space = $1 AND engine = $2 AND order_key <> $3 AND {which}"  # noqa: S608
+    for which in ("session = $4", "cart = $4", "passed_from = $3 AND passed_from <> ''")
+)
 _INSERT = f"""
     INSERT INTO mapper_orders ({_ROW}) VALUES ({", ".join(f"${n}" for n, _ in enumerate(COLUMNS, 1))})
     ON CONFLICT DO NOTHING
@@ -270,10 +280,7 @@ class PostgresStore:
         raise LedgerUnavailable("contended")
 
     async def of_session(self, key: Key, session: str) -> list[Row]:
-        query = f"""
-            SELECT {_ROW} FROM mapper_orders WHERE space = $1 AND engine = $2 AND session = $3 AND order_key <> $4
-        """  # noqa: S608 -- constants
-        found = await self._fetch(query, key.space, key.engine, session, key.order)
+        found = await self._fetch(_OTHERS, key.space, key.engine, key.order, session)
         return [row_of(list(values)) for values in found]
 
     async def remove(self, row: Row) -> None:

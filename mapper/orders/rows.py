@@ -23,7 +23,8 @@ Three things keep this true when processes pause and race. A *lease*: while it l
 *quarantine*: after a request whose outcome is unknown nothing is sent again before it is over, since the engine may
 still be working on the first.
 
-A session of the engine belongs to one order, from its first attempt until it is refused or cancelled.
+A session of the engine belongs to one order, from its first attempt until it is refused or cancelled. So does the cart
+that was validated, whichever session it is redeemed in: who takes the cart of a refused order over has it.
 
 Everything on this page that decides is a pure function from one row to the next. A `Store` only carries rows: it reads
 them, has a function say what follows, and writes that, all or nothing.
@@ -184,6 +185,10 @@ class Row:
     """What is said about the redemption beside the order, as a JSON array; None until it is redeemed."""
     confirmed_at: float | None
     """When the redemption was first answered to a caller who was still there."""
+    cart: str
+    """The session that validate named: `session`, unless that one had been another order's; "" as `session`."""
+    passed_from: str
+    """The id that the order was redeemed under, where the redemption has passed on from another one; else ""."""
 
 
 COLUMNS = (
@@ -191,6 +196,7 @@ COLUMNS = (
     *("sent_at", "lease_until", "unknown_since", "looked_at", "absent_since", "look_at", "looks"),
     *("status", "reply", "reason", "version", "created_at", "updated_at"),
     *("identity_version", "digest", "attempt", "held", "customer", "currency", "handle", "notices", "confirmed_at"),
+    *("cart", "passed_from"),
 )
 
 
@@ -332,7 +338,7 @@ def sessions_of(row: Row | None, ask: Ask) -> tuple[str, ...]:
     """The sessions whose other rows `decide` has to see; none where the row alone decides."""
     if row is not None and row.state not in (State.RETRYABLE, State.REJECTED, State.INTENT):
         return ()
-    return tuple({_session_for(row, ask), row.session if row else ""} - {""})
+    return tuple({_session_for(row, ask), _cart_for(row, ask), row.session if row else ""} - {""})
 
 
 def _session_for(row: Row | None, ask: Ask) -> str:
@@ -343,10 +349,24 @@ def _session_for(row: Row | None, ask: Ask) -> str:
     return terms.session if row is None or terms.from_receipt else row.session
 
 
+def _cart_for(row: Row | None, ask: Ask) -> str:
+    """The cart of a new attempt."""
+    terms = ask.terms
+    if isinstance(terms, Problem):
+        return ""
+    return terms.session if row is None or terms.from_receipt else cart_of(row)
+
+
+def cart_of(row: Row) -> str:
+    """The version before did not write it down."""
+    return row.cart or row.session
+
+
 def decide(row: Row | None, others: Sequence[Row], ask: Ask, at: Moment) -> Claim:
     """What the one who claims an order may do. Where the order is now theirs, the decision holds the row to write.
 
-    `others`: the rows of other orders with a session of `sessions_of`. Raises what `Ask.terms` says against an attempt.
+    `others`: the rows of other orders with a session, or a cart, of `sessions_of`, and those that a redemption of this
+    order has passed to. Raises what `Ask.terms` says against an attempt.
     """
     if row is not None and (known := _known(row, others, ask, at)) is not None:
         return known
@@ -355,14 +375,15 @@ def decide(row: Row | None, others: Sequence[Row], ask: Ask, at: Moment) -> Clai
     session = _session_for(row, ask)
     if not session:
         raise InvalidRequest("The order has no id, no source_id and no receipt to find its engine session by.", "/id")
-    taken = _taken_session(session, others, ask, at)
+    cart = _cart_for(row, ask)
+    taken = _taken_session(session, cart, others, ask, at)
     if taken is not None:
         return taken
     if row is None:
-        return New(_opened(ask, ask.terms, session, at))
+        return New(_opened(ask, ask.terms, session, cart, at))
     # A caller who does not wait uses up nothing of what the schedule still has for this order.
     is_early = row.next_check_at is not None and at.now < row.next_check_at
-    mine = _tried_anew(row, ask, ask.terms, session, at, counts=not is_early)
+    mine = _tried_anew(row, ask, ask.terms, session, cart, at, counts=not is_early)
     return Retry(mine, was_refused=row.state is State.REJECTED)
 
 
@@ -384,7 +405,10 @@ def _known(row: Row, others: Sequence[Row], ask: Ask, at: Moment) -> Decision | 
                 return LookUp(looking(_taken(row, ask.owner, ask.lease_s, at), at, ask.lease_s))
             return None  # `mark_sent` is on disk before the first byte goes out: nothing did, and now nothing can
         case State.RETRYABLE:
-            is_free = not any(other.session == row.session and holds_session(other) for other in others)
+            is_free = not any(
+                holds_session(other) and (other.session == row.session or cart_of(other) == cart_of(row))
+                for other in others
+            )
             if is_free and row.order and _may_have_come_late(row, at):
                 return LookUp(looking(_taken(row, ask.owner, ask.lease_s, at), at, ask.lease_s))
             return None
@@ -399,9 +423,12 @@ def _may_have_come_late(row: Row, at: Moment) -> bool:
     return row.sent_at is not None and (row.looked_at is None or at.now - row.looked_at > ABSENCE_FRESH_S)
 
 
-def _taken_session(session: str, others: Sequence[Row], ask: Ask, at: Moment) -> Claim | None:
-    """What stands against using a session; None where it is free."""
-    same = [other for other in others if other.session == session]
+def _taken_session(session: str, cart: str, others: Sequence[Row], ask: Ask, at: Moment) -> Claim | None:
+    """What stands against redeeming a cart in a session; None where both are free."""
+    for other in others:
+        if other.passed_from == ask.key.order:
+            return Conflict("session_of_another_order", other.key.order)
+    same = [other for other in others if other.session == session or cart_of(other) == cart]
     for other in sorted(same, key=lambda other: other.held is None):
         if not holds_session(other):
             continue
@@ -410,7 +437,7 @@ def _taken_session(session: str, others: Sequence[Row], ask: Ask, at: Moment) ->
         if other.confirmed_at is None and ask.is_same(other):
             return PassedOn(other, _passed_on(other, ask, at))
         return Conflict("session_of_another_order", other.key.order)
-    if any(other.state in (State.REJECTED, State.CANCELLED) for other in same):
+    if any(other.session == session and other.state in (State.REJECTED, State.CANCELLED) for other in same):
         return UsedSession(session)
     return None
 
@@ -433,7 +460,7 @@ def _left(row: Row, at: Moment) -> float:
     return max(row.lease_until, row.next_check_at or 0.0) - at.now
 
 
-def _opened(ask: Ask, terms: Terms, session: str, at: Moment) -> Row:
+def _opened(ask: Ask, terms: Terms, session: str, cart: str, at: Moment) -> Row:
     end = at.now + ask.lease_s
     return Row(
         key=ask.key, identity=_identity(ask, terms), state=State.INTENT, fence=1, attempts=1, session=session,
@@ -441,6 +468,7 @@ def _opened(ask: Ask, terms: Terms, session: str, at: Moment) -> Row:
         absent_since=None, next_check_at=end, checks=0, status=None, reply=None, reason="", version=1,
         created_at=at.wall, updated_at=at.wall, identity_version=ask.identity_version, digest=ask.digest, attempt=1,
         held=session, customer=terms.customer, currency=terms.currency, handle="", notices=None, confirmed_at=None,
+        cart=cart, passed_from="",
     )  # fmt: skip
 
 
@@ -450,12 +478,12 @@ def _identity(ask: Ask, terms: Terms) -> bytes:
     return identity
 
 
-def _tried_anew(row: Row, ask: Ask, terms: Terms, session: str, at: Moment, *, counts: bool) -> Row:
+def _tried_anew(row: Row, ask: Ask, terms: Terms, session: str, cart: str, at: Moment, *, counts: bool) -> Row:
     changed = not ask.is_same(row)
     mine = _taken(row, ask.owner, ask.lease_s, at)
     return _move(
         mine, at, State.INTENT, attempts=row.attempts + counts, attempt=row.attempt + changed, session=session,
-        held=session, order=ask.order, digest=ask.digest, identity=_identity(ask, terms),
+        held=session, cart=cart, order=ask.order, digest=ask.digest, identity=_identity(ask, terms),
         identity_version=ask.identity_version, customer=terms.customer, currency=terms.currency, status=None,
         reply=None, notices=None, handle="", unknown_since=None, absent_since=None,
     )  # fmt: skip
@@ -465,6 +493,7 @@ def _passed_on(other: Row, ask: Ask, at: Moment) -> Row:
     return _move(
         replace(other, key=ask.key, fence=other.fence + 1, owner=ask.owner), at, other.state, order=ask.order,
         digest=ask.digest, reply=None, notices=notices_of(other), confirmed_at=at.wall, reason="passed_on",
+        passed_from=other.key.order,
     )  # fmt: skip
 
 

@@ -72,6 +72,8 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
                 "handle TEXT NOT NULL DEFAULT ''",
                 "notices BLOB",
                 "confirmed_at REAL",
+                "cart TEXT NOT NULL DEFAULT ''",
+                "passed_from TEXT NOT NULL DEFAULT ''",
             )
         ),
         "CREATE INDEX orders_session ON orders (space, engine, session)",
@@ -81,7 +83,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
                AND other.engine = orders.engine AND other.session = orders.session
                AND other.state NOT IN ('REJECTED', 'RETRYABLE') AND other.rowid < orders.rowid)""",
         "UPDATE orders SET confirmed_at = updated_at WHERE state IN ('DONE', 'REPAIRED')",
+        "UPDATE orders SET cart = session",
         "CREATE UNIQUE INDEX orders_held ON orders (space, engine, held)",
+        "CREATE INDEX orders_cart ON orders (space, engine, cart)",
+        """CREATE UNIQUE INDEX orders_held_cart ON orders (space, engine, cart)
+             WHERE held IS NOT NULL AND cart <> ''""",
+        "CREATE INDEX orders_passed_on ON orders (space, engine, passed_from) WHERE passed_from <> ''",
         "DROP INDEX orders_open",
         "DROP INDEX orders_with_reply",
         "DROP INDEX orders_finished",
@@ -100,6 +107,11 @@ _UNCONFIRMED = "confirmed_at IS NULL AND state IN ('DONE', 'REPAIRED')"
 _ROW = ", ".join(COLUMNS)
 _HERE = "space = ? AND engine = ? AND order_key = ?"
 _SELECT = f"SELECT {_ROW} FROM orders"  # noqa: S608 -- a constant
+# Each by an index of its own: for an OR, SQLite would look through all that a space and an engine have.
+_OTHERS = " UNION ".join(
+    f"{_SELECT} WHERE space = ?1 AND engine = ?2 AND order_key <> ?3 AND {which}"
+    for which in ("session = ?4", "cart = ?4", "passed_from = ?3 AND passed_from <> ''")
+)
 _INSERT = f"INSERT INTO orders ({_ROW}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT DO NOTHING"  # noqa: S608
 _UPDATE = f"UPDATE orders SET ({_ROW}) = ({', '.join('?' * len(COLUMNS))}) WHERE {_HERE} AND fence = ? AND version = ?"  # noqa: S608
 
@@ -316,8 +328,7 @@ class SqliteStore:
                 change.error = LedgerUnavailable(word)
 
     def _others(self, key: Key, session: str, database: sqlite3.Connection | None = None) -> list[Row]:
-        query = f"{_SELECT} WHERE space = ? AND engine = ? AND session = ? AND order_key <> ?"
-        found = (database or self._open()).execute(query, (key.space, key.engine, session, key.order)).fetchall()
+        found = (database or self._open()).execute(_OTHERS, (*_place(key), session)).fetchall()
         return [row_of(values) for values in found]
 
     def _apply(self, database: sqlite3.Connection, change: "_Change") -> None:

@@ -20,14 +20,14 @@ class Store(Protocol):
         ...
 
     async def claim(self, key: Key, sessions: Callable[[Row | None], Sequence[str]], step: ClaimStep[T]) -> T:
-        """As `change`, with the rows of other orders of this space and engine that have one of these sessions.
+        """As `change`, with the rows of `of_session` for each of these.
 
-        No two rows ever hold (`Row.held`) the same session.
+        No two rows ever hold (`Row.held`) the same session, or are of the same cart while they hold one.
         """
         ...
 
     async def of_session(self, key: Key, session: str) -> list[Row]:
-        """The rows of other orders than `key.order` with a session."""
+        """The rows of other orders that have a session, are of a cart of this name, or have passed on from the key."""
         ...
 
     async def remove(self, row: Row) -> None:

@@ -252,7 +252,16 @@ NEIGHBOURS: list[tuple[Row, type]] = [
     (neighbour(State.RETRYABLE), New),
     (neighbour(State.RETRYABLE, held="session of order-1"), InProgress),
     (neighbour(State.DONE, held=None, reason="degraded"), New),
-    (neighbour(State.DONE, session="another", held="another"), New),
+    (neighbour(State.DONE, session="another", held="another", cart="another"), New),
+    # It was redeemed in the next session, since this one had been used.
+    (neighbour(State.DONE, session="next", held="next"), Conflict),
+    (neighbour(State.DONE, session="next", held="next", **UNTOLD), PassedOn),
+    (neighbour(State.UNKNOWN, session="next", held="next"), InProgress),
+    (neighbour(State.REJECTED, session="next"), New),
+    (neighbour(State.CANCELLED, session="next"), New),
+    # This order's redemption has passed on to that one.
+    (neighbour(State.DONE, passed_from="order-1"), Conflict),
+    (neighbour(State.CANCELLED, passed_from="order-1"), Conflict),
     # A row that a process of the version before has written.
     (neighbour(State.DONE, held=None, identity_version=1), Conflict),
     (neighbour(State.REJECTED, identity_version=1), UsedSession),
@@ -270,6 +279,7 @@ def test_what_a_claim_may_do_where_another_order_has_its_session(other: Row, exp
             assert holder == "order-0"
         case PassedOn(held_by, passed):
             assert (held_by, passed.key, passed.held, passed.notices) == (other, KEY, other.held, NOTICES)
+            assert (passed.cart, passed.passed_from) == (other.cart, "order-0")
             assert (passed.fence, passed.order, passed.confirmed_at) == (other.fence + 1, BODY, AT.wall)
 
 
@@ -1065,6 +1075,26 @@ def test_a_freed_session_is_not_used_again_by_another_order(home: Home) -> None:
     home.run(story)
 
 
+def test_no_two_orders_ever_hold_one_cart(home: Home) -> None:
+    """Not even at the same time, and in different sessions."""
+
+    async def story(ledger: Ledger) -> None:
+        names = ["a", "b", "c", "d"]
+        await ledger.rejected(await claimed(ledger, Key("", "engine", "a"), session="cart"), "used_up")
+        claims = [claim(ledger, Key("", "engine", name), session="cart") for name in names for _ in range(3)]
+        decisions = await asyncio.gather(*claims)
+        (mine,) = [decision.row for decision in decisions if isinstance(decision, New | Retry)]
+        assert (mine.cart, mine.session) == ("cart", "cart" if mine.key.order == "a" else "cart~2")
+        assert [row.key.order for row in await ledger.find() if row.held] == [mine.key.order]
+        await ledger.redeemed(mine, NOTICES, "", "redeemed", confirmed=True)
+        for name in set(names) - {mine.key.order}:
+            taken = await claim(ledger, Key("", "engine", name), session="cart")
+            assert taken == Conflict("session_of_another_order", mine.key.order)
+        assert await ledger.free_session(Key("", "engine", ""), "cart") not in ("cart", mine.session)
+
+    home.run(story)
+
+
 def test_a_redemption_that_nobody_was_told_of_moves_to_the_id_that_asks(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         old, new = Key("", "engine", "old"), Key("", "engine", "new")
@@ -1077,6 +1107,7 @@ def test_a_redemption_that_nobody_was_told_of_moves_to_the_id_that_asks(home: Ho
         assert isinstance(replay, Replay)
         assert (replay.row.key, replay.row.notices, replay.row.handle) == (new, NOTICES, "r_1")
         assert await ledger.show(old) is None
+        assert await claim(ledger, old, session="anything") == Conflict("session_of_another_order", "new")
         assert (await shown(ledger, new)).fence == told.fence + 1
         with pytest.raises(Fenced):
             await ledger.repair(told, "twice")
@@ -1201,6 +1232,7 @@ def test_a_ledger_of_the_version_before_opens_and_goes_on(home: Home, monkeypatc
             "INTENT": LookUp, "RETRYABLE": Retry, "UNKNOWN": LookUp, "MANUAL": NeedsOperator, "DONE": Replay,
             "REJECTED": Retry, "REPAIRED": Replay, "DONE 2": Replay, "UNKNOWN 2": LookUp,
         }  # fmt: skip
+        assert all(row.cart == row.session for row in await ledger.find())
         held = {row.key.order for row in await ledger.find() if row.held}
         assert held == {"INTENT", "UNKNOWN", "MANUAL", "DONE", "REPAIRED"}, "of two in one session the first holds it"
         assert await ledger.unconfirmed() == []
@@ -1232,6 +1264,20 @@ def test_a_migration_that_fails_leaves_nothing_behind(home: Home, monkeypatch: p
 
 
 # -- SQLite --------------------------------------------------------------------------------------------------------
+
+
+def test_other_orders_of_a_session_are_found_by_indexes_alone(sqlite_home: Home) -> None:
+    """However many rows there are: each validate asks for them."""
+
+    async def story(ledger: Ledger) -> list[str]:
+        explained = f"EXPLAIN QUERY PLAN {ledger_sqlite._OTHERS}"
+        plan = await in_thread(
+            ledger, lambda database: database.execute(explained, ("", "engine", "o", "s")).fetchall()
+        )
+        return [step[3] for step in plan if step[3].startswith(("SEARCH", "SCAN"))]
+
+    columns = [step.rpartition(" AND ")[2] for step in sqlite_home.run(story)]
+    assert sorted(columns) == ["cart=?)", "passed_from=?)", "session=?)"]
 
 
 def test_the_file_is_its_owner_s_alone(sqlite_home: Home) -> None:

@@ -348,7 +348,9 @@ def test_a_redemption_that_nobody_was_told_of_passes_to_the_new_id(house: House)
     assert house.refusal("consume", other).details["order"] == "o-1", "only the same cart"
     assert house("consume", {**order, "id": "o-2"})["order"]["id"] == "o-2"
     assert house.wire.sent == []
-    assert house.refusal("consume", {**order, "id": "o-1"}).details["order"] == "o-2", "it is that one's now"
+    for again in (order, {**order, "promotions": {"coupon_codes": ["TEN", "X"]}}, {**CHANGED, "id": "o-1"}):
+        assert house.refusal("consume", {**again, "id": "o-1"}).details["order"] == "o-2", "it is that one's now"
+    assert "redeem" not in house.wire.sent
     assert house("consume", {**order, "id": "o-2"})["order"]["id"] == "o-2"
 
 
@@ -396,6 +398,68 @@ def test_an_order_that_brings_a_freed_session_is_redeemed_in_a_new_one(house: Ho
     house("consume", {**order, "id": "o-2"})
     assert house.adapter.sessions[-2:] == [("check", "c-1~2"), ("redeem", "c-1~2")]
     assert house("consume", {**order, "id": "o-2"})["order"]["id"] == "o-2"
+
+
+def taken_over(house: House) -> dict[str, Any]:
+    """An order o-1 that is refused. Its cart is then free for another order."""
+    order = ordered(house, "o-1")
+    house.adapter.granted = REFUSED
+    house.refusal("consume", order)
+    house.adapter.granted, house.wire.sent = TEN_OFF, []
+    return order
+
+
+@pytest.mark.parametrize("receipt", [True, False])
+def test_a_refused_order_whose_cart_another_has_taken_over_is_not_redeemed_beside_it(
+    house: House, receipt: bool
+) -> None:
+    order = taken_over(house)
+    house("consume", {**order, "id": "o-2"})
+    again = order if receipt else {**order, "promotions": {"coupon_codes": ["TEN", "X"]}}
+    problem = house.refusal("consume", again)
+    assert problem.details == {"reason": "session_of_another_order", "order": "o-2"}
+    assert house.wire.sent.count("redeem") == 1
+
+
+def test_a_cart_that_was_taken_over_belongs_to_the_first_that_redeems_it(house: House) -> None:
+    order = taken_over(house)
+    bare = {**order, "id": "o-2", "promotions": {"coupon_codes": ["TEN", "X"]}}
+    fail(house, NotSent("connect"))
+    house.refusal("consume", {**order, "id": "o-2"})
+    mend(house)
+    house("consume", order)
+    for again in (bare, {**order, "id": "o-2"}):
+        assert house.refusal("consume", again).details["order"] == "o-1"
+    assert house.wire.sent.count("redeem") == 1
+
+
+@pytest.mark.parametrize("state", ["unknown", "unconfirmed", "refused"])
+def test_until_a_cart_that_was_taken_over_is_redeemed_for_a_caller_it_is_not_lost(house: House, state: str) -> None:
+    order = taken_over(house)
+    if state == "refused":
+        house.adapter.granted = REFUSED
+    else:
+        house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", {**order, "id": "o-2"})
+    house.adapter.granted, house.wire.sent = TEN_OFF, []
+    if state == "unknown":
+        assert house.refusal("consume", order).category == "outcome_pending"
+        return
+    if state == "unconfirmed":
+        house.adapter.found = LookedUp("redeemed", TEN_OFF)
+        house.reconcile(after_s=60)
+    assert house("consume", order)["order"]["id"] == "o-1"
+    assert house.wire.sent.count("redeem") == (state == "refused")
+    assert house.refusal("consume", {**order, "id": "o-2"}).details["order"] == "o-1"
+
+
+def test_a_refused_order_whose_cart_was_taken_over_may_bring_a_new_cart(house: House) -> None:
+    order = taken_over(house)
+    house("consume", {**order, "id": "o-2"})
+    receipt = to_order(house("validate", CHECKOUT))["promotions"]
+    assert receipt["meta"]["mapper"]["session"] == "c-1~3", "one that no order has finished with"
+    house("consume", {**order, "promotions": receipt})
+    assert house.adapter.sessions[-1] == ("redeem", "c-1~3")
 
 
 def test_the_rows_session_is_the_orders_whatever_a_later_try_brings(house: House) -> None:

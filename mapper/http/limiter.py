@@ -59,7 +59,8 @@ class Limiter:
         self._queue: OrderedDict[Permit, asyncio.Future[bool]] = OrderedDict()
         """First come, first served: each waits to hear whether it is admitted or shed."""
         self._queued_since = 0.0
-        """When the queue last ceased to be empty."""
+        """When the queue last ceased to be empty. Where all in it had to be shed, as when the whole process has paused,
+        what comes right after is no new queue."""
         self._shed_at = float("-inf")
         """When a call was last refused that had passed the door."""
         self._begun = 0
@@ -102,9 +103,9 @@ class Limiter:
         """Waits until the call may begin. Raises `Overloaded`."""
         self.check()
         permit.since = self._clock()
+        if not self._queue and permit.since >= self._fair(self._shed_at):
+            self._queued_since, self._pace_s = permit.since, 0.0
         self._queue[permit] = place = asyncio.get_running_loop().create_future()
-        if len(self._queue) == 1:
-            self._queued_since = permit.since
         self._advance()
         if not await place:
             raise Overloaded
@@ -122,9 +123,12 @@ class Limiter:
 
     def _latest(self, joined: float, share: float = STANDING_SHARE) -> float:
         """Until when a call that joined the queue then may wait. `share`: of the deadline, once the queue stands."""
-        fair = joined + share * self._deadline_s
+        fair = self._fair(joined, share)
         latest = max(fair, joined + self._deadline_s - self._service_s - self._spread_s)
         return min(latest, max(fair, self._queued_since + STANDING_S))
+
+    def _fair(self, joined: float, share: float = STANDING_SHARE) -> float:
+        return joined + share * self._deadline_s
 
     def _release(self, permit: Permit) -> None:
         self.in_flight_bytes -= permit.held
@@ -159,7 +163,6 @@ class Limiter:
             else:
                 self._shed_at = now
             place.set_result(permit.admitted)
-        self._pace_s = 0.0
 
     def _on_turn(self) -> None:
         if self._begun >= BATCH:

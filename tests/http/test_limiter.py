@@ -180,6 +180,27 @@ def test_a_queue_stands_although_each_waits_for_the_processor_alone(times: int) 
     story(tell)
 
 
+def test_a_queue_that_had_to_be_shed_as_a_whole_stands_all_the_same() -> None:
+    """The process was paused in the middle of a rush: what comes then is no burst on an idle service."""
+    work_s, seconds, times = 0.002, 5.0, 5
+
+    async def tell() -> None:
+        crowd = Crowd(limiter(256), 0.03, work_s, door=True)
+
+        async def pause() -> None:
+            await asyncio.sleep(2.5)
+            virtual_time.the_loop().now += 0.8
+
+        paused = asyncio.create_task(pause())
+        await crowd.arrive(number * work_s / times for number in range(int(times * seconds / work_s)))
+        await paused
+        late = f"{int(times * 3.5 / work_s):05}"
+        longest = max(waited for name, waited in [*crowd.good.items(), *crowd.shed.items()] if name >= late)
+        assert longest <= STANDING_SHARE * DEADLINE_S + 0.03 + 10 * BATCH * work_s
+
+    story(tell)
+
+
 @pytest.mark.parametrize("times", [2, 5])
 def test_who_passes_the_door_of_a_queue_that_stands_is_answered(times: int) -> None:
     """Although all that is read in one turn has looked at the same queue."""

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 
 from adapters.talon_one import codes
 from adapters.talon_one.options import Options
-from mapper.adapter import Checkout, Cost, InvalidRequest, Line, Notice, Reason, Rejection, money
+from mapper.adapter import Checkout, Cost, EngineRejected, InvalidRequest, Line, Notice, Reason, Rejection, money
 
 # https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2
 _MAX_IDENTIFIERS = 5
@@ -103,8 +103,7 @@ class SessionRequest:
         """How large the answer may be: an effect is half a kilobyte, and there is one for each unit and each rule that
         touches it (https://docs.talon.one/docs/product/rules/understanding-cart-item-flattening).
         """
-        units = min(sum([line.quantity for line in self.lines]), _MAX_UNITS)
-        return _REPLY_BYTES + units * _REPLY_BYTES_PER_UNIT
+        return _REPLY_BYTES + sum([line.quantity for line in self.lines]) * _REPLY_BYTES_PER_UNIT
 
     def without_card(self) -> "SessionRequest":
         """The same question, its loyalty card refused."""
@@ -124,9 +123,12 @@ def _with(session: CustomerSession, **changes: Any) -> CustomerSession:
 
 def session_request(checkout: Checkout, session: str, options: Options) -> SessionRequest:
     """Raises `InvalidRequest` where the body has something unusable at a configured place, and `EngineRejected` where
-    its currency is not served.
+    its currency is not served, or the cart has more units than the vendor takes.
     """
     account = options.account(checkout.currency)
+    if (units := sum([line.quantity for line in checkout.cart])) > _MAX_UNITS:
+        message = f"The cart has {units} units; Talon.One takes {_MAX_UNITS}."
+        raise EngineRejected(message, reason="too_many_units")
     sent, card, rejected = _codes(checkout, options)
     identifiers, cut = _identifiers(checkout, options)
     costs = _costs(checkout, options.additional_costs)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mapper.adapter import Diagnostic, Outcome
+from mapper.adapter import Diagnostic, EngineRejected, Outcome
 from mapper.domain.checkout import Checkout
 from tests.adapters.talon_one.emulated import Emulated
 from tests.adapters.talon_one.talk import adapter, cart, closed, effect, first, parse, reply, talk
@@ -110,6 +110,15 @@ def test_an_answer_may_be_as_large_as_what_was_asked() -> None:
 
 
 def test_a_small_cart_gets_a_small_answer_and_no_cart_an_endless_one() -> None:
-    small, huge = (first(adapter().validate(large(1, units), "s")).reply_bytes for units in (1, 1_000_000))
+    small, huge = (first(adapter().validate(large(1, units), "s")).reply_bytes for units in (1, 10_000))
     assert small < 2.1 * 1024 * 1024
     assert huge < 64 * 1024 * 1024
+
+
+@pytest.mark.parametrize("lines", [1, 1000])
+def test_a_cart_of_more_units_than_the_vendor_takes_is_refused_before_it_is_asked(lines: int) -> None:
+    checkout = large(lines, 10_000 // lines + 1)
+    for conversation in (adapter().validate, adapter().check, adapter().redeem):
+        with pytest.raises(EngineRejected) as caught:
+            next(conversation(checkout, "s"))
+        assert caught.value.reason == "too_many_units"

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -29,6 +29,9 @@ from mapper.domain.money import DIGITS
 from mapper.engine import clients
 from mapper.engine.conversation import Engine
 from mapper.engine.promotion_engine import PromotionEngine
+from mapper.engine.transport import NotSent, Transport, Unknown
+from mapper.nacelle.products import SourceFailed
+from mapper.nacelle.storefront import source_of
 from mapper.orders.ledger import open_ledger
 from mapper.orders.rows import LedgerUnavailable, State
 from mapper.recording import recorder
@@ -38,6 +41,8 @@ SLOW_S = 0.5
 """An engine that takes longer spoils a checkout."""
 CLOCK_S = 60.0
 """A clock that is wrong by more makes receipts expire too early or too late."""
+REACH_S = 5.0
+MAX_REACH_BYTES = 1024 * 1024
 SIGNS = {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "failed": "[red]FAILED[/]"}
 
 
@@ -64,6 +69,7 @@ def run(chosen: argparse.Namespace) -> int:
         configured = settings.load(os.environ)
     except settings.InvalidSettings as error:
         findings = [Finding(name, "failed", expected, "Set it so.") for name, expected in error.problems]
+        findings += [*_warned_of(error.warnings)]
         _show(findings, as_json=chosen.json)
         return 2
     findings = asyncio.run(_look(configured))
@@ -75,13 +81,18 @@ async def _look(configured: Settings) -> list[Finding]:
     findings = [*_settings(configured), *_record(configured), *_secrets(configured)]
     findings += [finding async for finding in _ledger(configured)]
     findings += [finding async for finding in _engine(configured)]
+    client = clients.create(configured.http_client, connections=2)
+    try:
+        findings += [finding async for finding in _products(configured, client)]
+        findings += [finding async for finding in _noms(client)]
+    finally:
+        await client.aclose()
     return findings
 
 
 def _settings(configured: Settings) -> Iterator[Finding]:
     yield Finding("settings", "ok", f"engine {configured.adapter.name}, all settings can be read")
-    for warning in configured.warnings:
-        yield Finding("settings", "warning", warning, "Correct the name or the value.")
+    yield from _warned_of(configured.warnings)
     if not configured.receipt_required:
         yield Finding(
             "receipts",
@@ -96,6 +107,11 @@ def _settings(configured: Settings) -> Iterator[Finding]:
             "an order without id and source_id is known by a digest of its body",
             "If your orders have neither, set MAPPER_ORDER_KEY_PATH and MAPPER_SESSION_ID_PATH.",
         )
+
+
+def _warned_of(warnings: Iterable[str]) -> Iterator[Finding]:
+    for warning in warnings:
+        yield Finding("settings", "warning", warning, "Correct the name or the value.")
 
 
 def _record(configured: Settings) -> Iterator[Finding]:
@@ -222,6 +238,45 @@ async def _account(configured: Settings, probe: _Probe, account: str) -> AsyncIt
         elif isinstance(problem, EngineRejected):
             mend = "Make it in the engine's console under this name, or take it out of the setting."
             yield Finding(what, "failed", f"the engine refuses a cart with {pointer}: {problem.message}", mend)
+
+
+async def _products(configured: Settings, client: Transport) -> AsyncIterator[Finding]:
+    if configured.products is None:
+        return
+    try:
+        await source_of(configured.products, client).read(["doctor"])
+    except (OSError, ValueError) as error:
+        text = f"the file cannot be used: {error}"
+        yield Finding("product data", "failed", text, "Mend the file that MAPPER_PRODUCT_DATA names.")
+    except SourceFailed as failure:
+        settings_to_look_at = "NACELLE_STOREFRONT_URL, NACELLE_STOREFRONT_TOKEN and the space's id, NOMS_SPACE_ID"
+        text = f"Nacelle's Storefront API gives none: {failure.reason}"
+        yield Finding("product data", "failed", text, f"Look at {settings_to_look_at}.")
+    else:
+        source = "the file can be read" if configured.products.file else "Nacelle's Storefront API answers"
+        yield Finding("product data", "ok", source)
+
+
+async def _noms(client: Transport) -> AsyncIterator[Finding]:
+    """Order ingestion, where it is set up. Its token is not tried: whatever asks for one creates an order."""
+    if not any(os.environ.get(name) for name in ("NOMS_TOKEN", "NOMS_TOKEN_FILE", "MAPPER_INGEST_TOKEN")):
+        return
+    try:
+        given = settings.load_ingest(os.environ)
+    except settings.InvalidSettings as error:
+        for name, expected in error.problems:
+            yield Finding(
+                name, "failed", expected, "Set it so, or take NOMS_TOKEN out: order ingestion needs all of them."
+            )
+        return
+    try:
+        reply = await client.send("GET", given.base_url, (), b"", REACH_S, MAX_REACH_BYTES)
+    except (NotSent, Unknown) as failure:
+        text = f"NOMS cannot be reached: {failure.reason}"
+        yield Finding("order ingestion", "failed", text, "Look at NOMS_BASE_URL, and at the network.")
+    else:
+        text = f"NOMS answers ({reply.status}); the token is not tried, since that would create an order"
+        yield Finding("order ingestion", "ok", text)
 
 
 def _pointers(configured: Settings) -> Iterator[tuple[str, str, bool]]:

@@ -151,6 +151,8 @@ class CodeNames:
 def request(record: Record, status: int, category: str, reason: str, seconds: float, names: CodeNames) -> None:
     """The line of one request, once it is answered."""
     level = LEVELS.get(category, logging.WARNING)
+    if record.drift or record.degraded:
+        level = max(level, logging.WARNING)  # it was answered, but not as it should have been
     if not log.isEnabledFor(level):
         return
     facts: dict[str, Any] = {

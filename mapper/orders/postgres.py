@@ -381,7 +381,7 @@ async def _migrate(connection: Any, *, create: bool) -> None:
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _MIGRATION_LOCK)
         if await connection.fetchval("SELECT to_regclass('mapper_schema') IS NULL"):
             if not create:
-                raise LedgerUnavailable("missing", "There is no ledger.")
+                raise LedgerUnavailable("missing", "There is no ledger in this database.")
             await connection.execute("CREATE TABLE mapper_schema (version integer NOT NULL)")
             await connection.execute("INSERT INTO mapper_schema VALUES (0)")
         found = await connection.fetchval("SELECT version FROM mapper_schema")

@@ -224,7 +224,7 @@ class OrderRedeemer:
 
         One process of all that share the ledger leads. Should two believe so, leases and fences keep them apart.
         """
-        prune_at = self.clock()
+        prune_at, away = self.clock(), ""
         try:
             while True:
                 try:
@@ -236,8 +236,11 @@ class OrderRedeemer:
                             prune_at = self.clock() + (0 if pruned >= PRUNE_AT_ONCE else PRUNE_EVERY_S)
                     if self.on_backlog is not None:
                         self.on_backlog(await self.ledger.backlog())
+                    away = ""
                 except LedgerUnavailable as problem:
-                    log.error("ledger unavailable", extra={"facts": {"reason": problem.reason}})  # noqa: TRY400 - the word says it all
+                    if problem.reason != away:  # once, and not twice a second until it is back
+                        away = problem.reason
+                        log.error("ledger unavailable", extra={"facts": {"reason": away}})  # noqa: TRY400 - the word says it all
                 except Exception:
                     log.exception("internal error")
                 await self.sleep(RECONCILE_EVERY_S)

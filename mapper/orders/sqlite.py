@@ -353,12 +353,12 @@ class SqliteStore:
 
     def _connect(self, *, create: bool) -> None:
         if not create and not Path(self._path).is_file():
-            raise LedgerUnavailable("missing", "There is no ledger.")
+            raise LedgerUnavailable("missing", f"There is no ledger at {self._path}.")
         try:
             # Orders are personal data. The files beside it (-wal, -shm) get the same mode from SQLite.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
-            message = f"The ledger's file cannot be opened for writing: {error.strerror}."
+            message = f"The ledger's file {self._path} cannot be opened for writing: {error.strerror}."
             raise LedgerUnusable("cannot_open", message) from error
         self._database = sqlite3.connect(Path(self._path), timeout=self._busy_s, isolation_level=None)
         try:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,6 +90,65 @@ def test_a_planted_misconfiguration_is_named_with_its_mend(
     assert one["check"] == check
     assert said in one["text"] + one["mend"]
     assert one["mend"]
+
+
+def test_a_start_that_fails_names_what_is_misspelt_and_in_quotes_as_well(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAPPER_RECIEPT", "required")
+    monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "'a secret in quotes'")
+    monkeypatch.setenv("TALON_ONE_BASE_URL", "https://x.talon.one/v2")
+    code, found = findings(capsys)
+    assert code == 2
+    assert [one["state"] for one in found] == ["failed", "warning", "warning"]
+    told = " ".join(one["text"] for one in found)
+    for expected in ("the deployment's address alone", "did you mean MAPPER_RECEIPT", "stands in quotes"):
+        assert expected in told
+
+
+def test_product_data_and_order_ingestion_are_looked_at(
+    sandbox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(check: str) -> list[tuple[str, str]]:
+        return [(one["state"], one["text"]) for one in findings(capsys)[1] if one["check"] == check]
+
+    assert told("product data") == told("order ingestion") == []
+    for name, value in {
+        "MAPPER_PRODUCT_DATA": "nacelle",
+        "NACELLE_STOREFRONT_URL": f"{sandbox}/nacelle/graphql/v1/spaces",
+        "NOMS_BASE_URL": f"{sandbox}/nacelle/api/v1",
+        "NOMS_TOKEN": "sandbox-token",
+        "NOMS_SPACE_ID": "sandbox",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert told("product data") == [("ok", "Nacelle's Storefront API answers")]
+    ((state, text),) = told("order ingestion")
+    assert (state, text[:13]) == ("ok", "NOMS answers ")
+    assert control(sandbox, "books")["nacelle"]["ingested"] == [], "looking creates nothing"
+    monkeypatch.setenv("NOMS_SPACE_ID", "another")
+    assert told("product data") == [("failed", "Nacelle's Storefront API gives none: http_404")]
+    monkeypatch.setenv("NOMS_SPACE_ID", "sandbox")
+    monkeypatch.setenv("NOMS_BASE_URL", "http://127.0.0.1:1")
+    assert told("order ingestion") == [("failed", "NOMS cannot be reached: connect")]
+    monkeypatch.setenv("NOMS_TOKEN", "two words")
+    assert [state for state, _ in told("NOMS_TOKEN")] == ["failed"]
+    file = tmp_path / "products.csv"
+    file.write_text("sku,category\nA\n")
+    monkeypatch.setenv("MAPPER_PRODUCT_DATA", str(file))
+    ((state, text),) = told("product data")
+    assert state == "failed"
+    assert "line 2" in text
+    file.write_text("sku,category\nA,shoes\n")
+    assert told("product data") == [("ok", "the file can be read")]
+
+
+def test_a_folder_for_records_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for folder, state in ((tmp_path / "records", "warning"), (tmp_path / "file", "failed")):
+        monkeypatch.setenv("MAPPER_RECORD", str(folder))
+        assert [one["state"] for one in findings(capsys)[1] if one["check"] == "records"] == [state]
 
 
 def test_a_key_that_the_engine_does_not_take_is_named(sandbox: str, capsys: pytest.CaptureFixture[str]) -> None:

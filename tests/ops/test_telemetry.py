@@ -20,6 +20,8 @@ from mapper.ops import logs
 from mapper.ops.logs import CodeNames, log
 from mapper.ops.metrics import TABLE
 from mapper.ops.telemetry import Telemetry
+from mapper.orders.rows import OPEN, Backlog
+from mapper.orders.rows import State as OrderState
 
 CALL = Call(operation="ask", account="EUR", method="PUT", status=200, failure=None, seconds=0.0123, attempt=2)
 EXPIRED = Rejection("XMAS", Reason.EXPIRED, "CouponExpired")
@@ -89,7 +91,7 @@ def test_a_request_and_an_engine_call_are_one_line_each_written_in_one_piece(std
             **ids,
         },
         {
-            "level": "info",
+            "level": "warning",
             "event": "request",
             "operation": "consume",
             "status": 200,
@@ -178,6 +180,14 @@ def test_no_text_can_forge_a_line(stderr: Stream) -> None:
     assert "".join(stderr.writes).count("\n") == 1
 
 
+@pytest.mark.parametrize("what", [{"drift": {"order": "5.00", "engine": "4.00"}}, {"degraded": True}])
+def test_an_answer_that_is_not_as_it_should_be_is_a_warning(stderr: Stream, what: dict[str, Any]) -> None:
+    told = telemetry()
+    told.request(Record("consume", "id-1", **what), 200, "ok", "redeemed", 0.1)
+    told.request(Record("consume", "id-1", **what), 500, "engine_rejected", "engine_key", 0.1)
+    assert [line["level"] for line in stderr.lines] == ["warning", "error"]
+
+
 def test_a_level_that_is_silent_stays_so(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stderr)
     logs.configure("error")
@@ -240,11 +250,19 @@ def test_counters_are_there_before_their_first_event() -> None:
         'mapper_rejected_codes_total{reason="expired"} 0.0',
         'mapper_events_total{event="drift"} 0.0',
         'mapper_shed_total{operation="consume",where="queue"} 0.0',
-        'mapper_ledger_orders{state="DONE"} 0.0',
+        'mapper_ledger_orders{state="UNKNOWN"} 0.0',
         'mapper_build_info{engine="talon_one"',
         "process_resident_memory_bytes",
     ):
         assert series in found
+
+
+def test_what_is_finished_has_no_gauge_that_is_always_zero() -> None:
+    """Finished orders are many, and counted by `mapper_requests_total`; the backlog is what is not finished."""
+    one = telemetry()
+    one.backlog(Backlog({OrderState.UNKNOWN: 2}, 3.0, 1))
+    found = re.findall(r'mapper_ledger_orders\{state="(\w+)"\} (\S+)', one.metrics.render().decode())
+    assert dict(found) == {state.value: "2.0" if state is OrderState.UNKNOWN else "0.0" for state in OPEN}
 
 
 def test_names_follow_prometheus_conventions() -> None:

@@ -740,6 +740,30 @@ def test_all_that_is_old_is_forgotten_in_time(house: House, monkeypatch: pytest.
     assert len(limits) == 3, "again and again while there is more, and then not for an hour"
 
 
+def test_a_ledger_that_is_away_is_told_once_and_not_twice_a_second(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = iter(["away", "away", "away", "", "away", "away", "hangs"])
+
+    async def lead(_self: Ledger, _for_s: float) -> bool:
+        reason = next(answers, "stop")
+        if reason == "stop":
+            raise asyncio.CancelledError
+        if reason:
+            raise LedgerUnavailable(reason)
+        return False
+
+    async def rounds(service: Service) -> None:
+        monkeypatch.setattr(Ledger, "lead", lead)
+        service.redeemer.sleep = lambda _: asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await service.redeemer.reconcile()
+
+    asyncio.run(house.within(rounds))
+    told = [entry.__dict__["facts"]["reason"] for entry in caplog.records if entry.levelname == "ERROR"]
+    assert told == ["ledger_away", "ledger_away", "ledger_hangs"]
+
+
 @pytest.mark.parametrize("notices", [(), (Notice("coupon", "A coupon", {"v": 1}),)])
 def test_the_answer_outlives_the_body(house: House, notices: tuple[Notice, ...]) -> None:
     house.adapter.granted = Outcome(discounts=TEN_OFF.discounts, notices=notices)

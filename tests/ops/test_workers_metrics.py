@@ -24,7 +24,7 @@ def engine() -> Iterator[str]:
 
 
 def test_the_metrics_are_those_of_all_workers_together(tmp_path: Path, engine: str) -> None:
-    with process(tmp_path, engine, "--workers", "2", "--drain", "0") as service:
+    with process(tmp_path, engine, "--workers", "2", "--drain", "0", MAPPER_VALIDATE_DEADLINE_MS="30000") as service:
         service.wait_for(lambda: service.logged("ready"))
 
         def call() -> None:

@@ -7,13 +7,14 @@ library: an event, and `extra={"facts": {...}}`. Each line carries the ids of th
 A line holds no secret, no code as it was typed, and nothing that could forge another line: everything is encoded.
 """
 
-import hashlib
 import hmac
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Final, Literal, TextIO
 
 import msgspec
@@ -56,12 +57,7 @@ def configure(level: str = "info", form: Format = "json") -> None:
         else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")]
     )
     global _lines  # noqa: PLW0603 - as logging's own handlers are: there is one standard error
-    _lines = structlog.wrap_logger(
-        _Line(sys.stderr),
-        processors=[*stamped, *rendering],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        context_class=dict,
-    ).bind()
+    _lines = _Lines(sys.stderr) if form == "json" else None
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -74,34 +70,32 @@ def configure(level: str = "info", form: Format = "json") -> None:
     log.setLevel(level.upper())
 
 
-_lines: structlog.typing.FilteringBoundLogger | None = None
-"""The process's own log, once it is set up."""
-
-
-class _Line:
-    """Writes a line in one piece. What cannot be written stops nothing else."""
+class _Lines:
+    """Writes the two lines of every call: encoded at once, they cost a tenth of what the standard library takes."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def msg(self, line: str) -> None:
-        with suppress(OSError, ValueError):
-            self._file.write(line + "\n")
+    def write(self, level: int, event: str, facts: Mapping[str, Any]) -> None:
+        """What cannot be spelled or written stops nothing else."""
+        line = {"time": datetime.now(UTC), "level": _LEVEL_NAMES[level], "event": event, **_ids(), **facts}
+        with suppress(Exception):
+            self._file.write(_json(line) + "\n")
             self._file.flush()
 
-    debug = info = warning = error = msg
+
+_lines: _Lines | None = None
+"""Once the log is set up, with JSON lines."""
+_LEVEL_NAMES: Final = {logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 
 
 def _told(level: int, event: str, facts: Mapping[str, Any]) -> None:
-    """A line of every request: structlog's own way is several times as fast as through the standard library.
-
-    Without a log that is set up (in tests) the standard library has it.
-    """
+    if not log.isEnabledFor(level):
+        return
     if _lines is None:
         log.log(level, event, extra={"facts": facts})
-        return
-    with suppress(Exception):  # such as a value that cannot be spelled
-        _lines.log(level, event, **facts)
+    else:
+        _lines.write(level, event, facts)
 
 
 def configure_from(environment: Mapping[str, str]) -> None:
@@ -118,9 +112,13 @@ def _with_facts(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> 
 
 def _with_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """The ids of the request during which it was logged; time, level and event first."""
-    current = records.current.get()
     first = {"time": event.pop("time"), "level": event.pop("level"), "event": event.pop("event")}
-    return {**first, **({} if current is None else current.ids()), **event}
+    return {**first, **_ids(), **event}
+
+
+def _ids() -> Mapping[str, str]:
+    current = records.current.get()
+    return {} if current is None else current.ids()
 
 
 def _json(event: Mapping[str, Any], **_options: Any) -> str:
@@ -144,8 +142,11 @@ class CodeNames:
         code = clean(code).encode("utf-8", "replace").decode()
         if self.mode == "short":
             return f"{code[:2]}…{code[-2:]}" if len(code) > 6 else f"{code[:1]}…"
-        key = hmac.digest(self.secret, _CODE_KEY, "sha256")
-        return hmac.new(key, code.casefold().encode(), hashlib.sha256).hexdigest()[:16]
+        return hmac.digest(self._key, code.casefold().encode(), "sha256").hex()[:16]
+
+    @cached_property
+    def _key(self) -> bytes:
+        return hmac.digest(self.secret, _CODE_KEY, "sha256")
 
 
 def request(record: Record, status: int, category: str, reason: str, seconds: float, names: CodeNames) -> None:
@@ -161,7 +162,7 @@ def request(record: Record, status: int, category: str, reason: str, seconds: fl
         "category": category,
         "reason": reason,
         "ms": round(seconds * 1000, 1),
-        **record.ids(),
+        **({} if record is records.current.get() else record.ids()),
         **record.facts,
     }
     if record.discount:

@@ -159,21 +159,36 @@ async def _ask(service: Service, checkout: Checkout, space: str, session: str, d
         return await service.engine.validate(checkout, session, deadline), session
     key = Key(space, service.adapter.name, "")
     for _ in range(MOST_SESSIONS):
-        # Both at once: almost always the session is open, and a ledger that is slow or away keeps nobody waiting.
-        looking = asyncio.create_task(_open_session(service, key, session))
         try:
-            outcome = await service.engine.validate(checkout, session, deadline)
-            await asyncio.wait({looking}, timeout=LEDGER_WAIT_S)
-            if not looking.done() or looking.result() == session:
-                return outcome, session
-            session = looking.result()
+            if service.redeemer.ledger.looks_at_once:
+                session = await _open_session(service, key, session)
+                return await service.engine.validate(checkout, session, deadline), session
+            outcome, free = await _ask_meanwhile(service, key, checkout, session, deadline)
         except EngineRejected as rejected:
             if rejected.reason != "session_closed":
                 raise
             session = next_session(session)
-        finally:
-            looking.cancel()
+        else:
+            if free == session:
+                return outcome, session
+            session = free
     raise EngineRejected("This order has been completed already; a new checkout is needed.", reason="session_closed")
+
+
+async def _ask_meanwhile(
+    service: Service, key: Key, checkout: Checkout, session: str, deadline: float
+) -> tuple[Outcome, str]:
+    """What the engine grants in this session, and the session that it should have been asked in.
+
+    Engine and ledger at once: almost always the session is open, and a ledger that is slow or away holds nobody up.
+    """
+    looking = asyncio.create_task(_open_session(service, key, session))
+    try:
+        outcome = await service.engine.validate(checkout, session, deadline)
+        await asyncio.wait({looking}, timeout=LEDGER_WAIT_S)
+        return outcome, looking.result() if looking.done() else session
+    finally:
+        looking.cancel()
 
 
 async def _open_session(service: Service, key: Key, session: str) -> str:

@@ -83,6 +83,8 @@ class Ledger:
     """Longer than anything the holder of a row does without writing to it."""
     local: Callable[[], float]
     """This process's clock, for `Permit`."""
+    looks_at_once: bool = False
+    """Whether `free_session` is a look at a file on this machine, and keeps nobody waiting."""
 
     async def claim(self, ask: Ask) -> Decision:
         """Asks for an order: one that comes in, or (with the row's own data) one that is due.
@@ -340,4 +342,4 @@ async def open_ledger(
         from mapper.orders.postgres import PostgresStore  # noqa: PLC0415 -- it imports this module
 
         store = await PostgresStore.open(url, clock, create=create, patient=patient)
-    return Ledger(store, owner, quarantine_s, lease_s, local.now)
+    return Ledger(store, owner, quarantine_s, lease_s, local.now, looks_at_once=url.startswith("sqlite:///"))

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Raw, UnsetType
 
 from adapters.talon_one import codes
 from adapters.talon_one.options import Options
@@ -43,10 +43,10 @@ class CartItem(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     name: str | UnsetType = UNSET
     category: str | UnsetType = UNSET
     product: Product | UnsetType = UNSET
-    weight: Decimal | UnsetType = UNSET
-    height: Decimal | UnsetType = UNSET
-    width: Decimal | UnsetType = UNSET
-    length: Decimal | UnsetType = UNSET
+    weight: Raw | UnsetType = UNSET
+    height: Raw | UnsetType = UNSET
+    width: Raw | UnsetType = UNSET
+    length: Raw | UnsetType = UNSET
     attributes: dict[str, Any] | UnsetType = UNSET
     additional_costs: dict[str, AdditionalCost] | UnsetType = UNSET
 
@@ -226,26 +226,46 @@ def _all_fields(checkout: Checkout, options: Options) -> tuple[list[dict[str, An
     reason to sell nothing.
     """
     unusable: list[str] = []
-    fields = [_fields(line, options, unusable) for line in checkout.cart]
+    compiled = _compiled(options.item_fields)
+    fields = [_fields(line, compiled, unusable) for line in checkout.cart]
     if not unusable:
         return fields, ()
     text = f"{len(unusable)} values of the cart's lines are not what Talon.One takes there; they were not sent."
     return fields, (Notice("item_fields_not_sent", text, {"pointers": unusable}),)
 
 
-def _fields(line: Line, options: Options, unusable: list[str]) -> dict[str, Any]:
+class _Field(NamedTuple):
+    """One of the vendor's own fields, and where a line may have it."""
+
+    name: str
+    pointer: str
+    key: str
+    beyond: tuple[str, ...]
+    """The pointer's tokens: the first, and the others."""
+    read: Callable[[Any], Any]
+    """The field's value; "" for a blank one, None for what cannot be one."""
+
+
+@cache
+def _compiled(item_fields: tuple[tuple[str, str], ...]) -> tuple[_Field, ...]:
+    """The setting, made ready to be read from line after line."""
+    tokens = [[token.replace("~1", "/").replace("~0", "~") for token in at[1:].split("/")] for _, at in item_fields]
+    return tuple(
+        _Field(name, pointer, key, tuple(beyond), _FIELDS[name])
+        for (name, pointer), (key, *beyond) in zip(item_fields, tokens, strict=True)
+    )
+
+
+def _fields(line: Line, compiled: tuple[_Field, ...], unusable: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    line_fields = line.decoded
-    for name, pointer in options.item_fields:
-        tokens = _tokens(pointer)
-        value: Any = line_fields.get(tokens[0])  # quick: a weight may be as exact as the engine's own double
-        if value is None:
-            continue
-        for token in tokens[1:]:
+    get = line.decoded.get  # quick: a weight may be as exact as the engine's own double
+    for name, pointer, key, beyond, read in compiled:
+        value = get(key)
+        for token in beyond:
             value = value.get(token) if isinstance(value, dict) else None
         if value is None or value == "" or name in found:
             continue
-        field = _FIELDS[name](value)
+        field = read(value)
         if field is None:
             unusable.append(line.pointer + pointer)
         elif field != "":
@@ -253,16 +273,11 @@ def _fields(line: Line, options: Options, unusable: list[str]) -> dict[str, Any]
     return found
 
 
-@cache
-def _tokens(pointer: str) -> tuple[str, ...]:
-    return tuple(token.replace("~1", "/").replace("~0", "~") for token in pointer[1:].split("/"))
-
-
 def _label(value: Any) -> str | None:
     """A name or a category; "" for a blank one, None where it is none."""
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return None
-    return str(value).strip()
+    if isinstance(value, str):
+        return value.strip()
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _product(value: Any) -> Product | str | None:
@@ -270,10 +285,10 @@ def _product(value: Any) -> Product | str | None:
     return Product(name) if name else name
 
 
-def _measure(value: Any) -> Decimal | None:
-    """A weight (grams) or a length (mm), from a number or a text."""
-    text = "" if isinstance(value, bool | list | dict) else str(value)
-    return Decimal(text) if _MEASURE.fullmatch(text) else None
+def _measure(value: Any) -> Raw | None:
+    """A weight (grams) or a length (mm), from a number or a text: its digits, to be sent as they are."""
+    text = value if isinstance(value, str) else str(value)  # True, lists and objects spell no number
+    return Raw(text.encode()) if _MEASURE.fullmatch(text) else None
 
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {

@@ -110,7 +110,7 @@ def to_minor(value: Decimal, digits: int) -> int:
 
 def to_major(minor: int, digits: int) -> Decimal:
     """Minor units as the exact decimal an engine expects."""
-    return Decimal(minor).scaleb(-digits, _EXACT)
+    return Decimal(f"{minor}e-{digits}")
 
 
 def total(values: Sequence[Decimal]) -> Decimal:

@@ -120,10 +120,14 @@ class _Rule(NamedTuple):
     name: str
 
 
-def _rule(told: tuple[Any, ...], name: str) -> _Rule:
-    """`told`: what the effects of a rule have in common, as it came."""
-    ids = [-1 if number is None else number for number in told[:4]]
-    effect_type, rule_name, scope, cost, bundle = told[4:]
+_EFFECT_TYPE = 4
+"""Where the effect's type stands among what effects have in common."""
+
+
+def _rule(told: tuple[Any, ...]) -> _Rule:
+    """`told`: what the effects of a rule have in common, as it came, and the discount's name."""
+    ids = [-1 if number is None else number for number in told[:_EFFECT_TYPE]]
+    effect_type, rule_name, scope, cost, bundle, name = told[_EFFECT_TYPE:]
     return _Rule(
         ids[0], ids[1], ids[2], ids[3],
         effect_type, (rule_name or "").strip(), scope or "", cost or "", bundle or "", name,
@@ -147,7 +151,7 @@ class _Answer:
 
     state: replies.State
     request: SessionRequest
-    rules: dict[tuple[tuple[Any, ...], str], _Shares] = field(default_factory=dict)
+    rules: dict[tuple[Any, ...], _Shares] = field(default_factory=dict)
     """By what a `_Rule` is made of."""
     others: list[tuple[int, replies.Effect | None, Problem | None]] = field(default_factory=list)
     """What is no discount, or one that cannot be read: its place in the answer, and why."""
@@ -215,27 +219,27 @@ def _add_up(answer: _Answer) -> None:
     """Sorts the discounts by rule and line. Looks at each unit of each line: the part that must be quick."""
     lines: dict[tuple[Any, ...], tuple[_Shares, list[Decimal], int]] = {}
     """By all that the effects of one line's units have in common, as it came."""
-    number = replies.NUMBER.decode
+    number, others = replies.NUMBER.decode, answer.others
     for place, effect in enumerate(answer.state.effects or ()):
         if effect is None or effect.effect_type not in _MONEY:
-            answer.others.append((place, effect, None))
+            others.append((place, effect, None))
             continue
         try:
             if (props := effect.props) is None:
                 raise _unreadable()
             amount, position = money.from_engine(number(props.value)), props.position
-            rule = (
+            told = (
                 effect.campaign_id, effect.ruleset_id, effect.rule_index, effect.triggered_by_coupon,
                 effect.effect_type, effect.rule_name, props.scope, props.additional_cost, props.bundle_name,
+                props.name, position if type(position) is int else _whole_number(position),
             )  # fmt: skip
-            same = (rule, props.name, position if type(position) is int else _whole_number(position))
-            if (line := lines.get(same)) is None:
-                line = lines[same] = _line(*same, answer)
+            if (line := lines.get(told)) is None:
+                line = lines[told] = _line(told, answer)
         except replies.UNREADABLE:  # money.NotMoney among them
-            answer.others.append((place, effect, _unreadable()))
+            others.append((place, effect, _unreadable()))
             continue
         except Problem as problem:
-            answer.others.append((place, effect, problem))
+            others.append((place, effect, problem))
             continue
         shares, of_line, position = line
         of_line.append(amount)
@@ -246,14 +250,14 @@ def _add_up(answer: _Answer) -> None:
             _note_price(effect.selected_price, position, answer)
 
 
-def _line(
-    rule: tuple[Any, ...], name: str | None, position: int | None, answer: _Answer
-) -> tuple[_Shares, list[Decimal], int]:
-    """Where the shares of a rule are put, those on one line, and its position."""
-    position = _position(rule[4], position, answer.request)
+def _line(told: tuple[Any, ...], answer: _Answer) -> tuple[_Shares, list[Decimal], int]:
+    """Where the shares of a rule are put, those on one line, and its position. `told`: as in `_add_up`."""
+    *rule, name, position = told
+    position = _position(told[_EFFECT_TYPE], position, answer.request)
     name = (name or "").strip().removesuffix(f"#{position}").strip()
-    if (shares := answer.rules.get((rule, name))) is None:
-        shares = answer.rules[rule, name] = _Shares()
+    key = (*rule, name)
+    if (shares := answer.rules.get(key)) is None:
+        shares = answer.rules[key] = _Shares()
     return shares, shares.values.setdefault(position, []), position
 
 
@@ -415,17 +419,16 @@ def _discounts(answer: _Answer) -> tuple[Discount, ...]:
     """By line, and what stands beside the lines last; at one place by rule."""
     request = answer.request
     found: list[tuple[bool, int, int, Discount]] = []
-    rules = sorted([(_rule(*told), shares) for told, shares in answer.rules.items()], key=lambda one: one[0])
+    rules = sorted([(_rule(told), shares) for told, shares in answer.rules.items()], key=lambda one: one[0])
     for place, (rule, shares) in enumerate(rules):
+        amounts = _amounts(shares, request.digits)
         label = _label(rule, answer.state.campaigns.get(rule.campaign), answer.coupons)
-        nothing = False
-        for position, amount in _amounts(shares, request.digits):
+        beside = label.scope == "costs"
+        for position, amount in amounts:
             if amount > 0:
                 line = request.lines[position].index if position >= 0 else None
-                found.append((label.scope == "costs" or line is None, position, place, label.discount(amount, line)))
-            else:
-                nothing = True
-        if nothing:
+                found.append((beside or line is None, position, place, label.discount(amount, line)))
+        if any(amount <= 0 for _, amount in amounts):
             answer.notices.append(_nothing_off(rule, shares, answer.state))
     found.sort()  # no two are equal in the first three
     return tuple([discount for *_, discount in found])
@@ -441,23 +444,23 @@ def _nothing_off(rule: _Rule, shares: _Shares, state: replies.State) -> Notice:
 
 def _amounts(shares: _Shares, digits: int) -> list[tuple[int, int]]:
     """(position, minor units) of a rule's discounts."""
-    sums = {
-        position: values[0] if len(values) == 1 else money.total(values)
+    sums = [
+        (position, values[0] if len(values) == 1 else money.total(values))
         for position, values in sorted(shares.values.items())
-    }
-    if not shares.announced or min(sums.values()) < 0:
-        return [(position, money.to_minor(value, digits)) for position, value in sums.items()]
-    whole = money.to_minor(_whole(sums, shares, digits), digits)
+    ]
+    if not shares.announced or min([value for _, value in sums]) < 0:
+        return [(position, money.to_minor(value, digits)) for position, value in sums]
+    whole = money.to_minor(_whole([value for _, value in sums], shares, digits), digits)
     if whole == 0:
-        return [(next(iter(sums)), 0)]
+        return [(sums[0][0], 0)]
     # One sum that was spread over lines (pro rata) is rounded as a whole, then split so that not a cent is lost.
-    parts = money.split(whole, list(sums.values()))
-    return [(position, part) for position, part in zip(sums, parts, strict=True) if part]
+    parts = money.split(whole, [value for _, value in sums])
+    return [(position, part) for (position, _), part in zip(sums, parts, strict=True) if part]
 
 
-def _whole(sums: dict[int, Decimal], shares: _Shares, digits: int) -> Decimal:
+def _whole(sums: list[Decimal], shares: _Shares, digits: int) -> Decimal:
     """The sum of a pro-rata discount's shares: the announced one, if they add up to it but for their own rounding."""
-    added = money.total(list(sums.values()))
+    added = money.total(sums)
     announced = next(iter(shares.announced))
     half_cents = sum(map(len, shares.values.values())) * Decimal(5).scaleb(-digits - 1)
     return announced if len(shares.announced) == 1 and abs(announced - added) <= half_cents else added

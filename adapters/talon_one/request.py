@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -23,7 +23,7 @@ _REPLY_BYTES = 2 * 1024 * 1024
 _REPLY_BYTES_PER_UNIT = 6 * 1024
 REPLY_BYTES_AT_MOST = _REPLY_BYTES + _MAX_UNITS * _REPLY_BYTES_PER_UNIT
 _CARD = re.compile(r"[A-Za-z0-9._%+@-]{4,108}", re.ASCII)
-_MEASURE = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?", re.ASCII)
+_MEASURE = re.compile(rb"[0-9]{1,12}(\.[0-9]{1,6})?")
 
 
 class AdditionalCost(msgspec.Struct, frozen=True):
@@ -234,16 +234,10 @@ def _all_fields(checkout: Checkout, options: Options) -> tuple[list[dict[str, An
     return fields, (Notice("item_fields_not_sent", text, {"pointers": unusable}),)
 
 
-class _Field(NamedTuple):
-    """One of the vendor's own fields, and where a line may have it."""
-
-    name: str
-    pointer: str
-    key: str
-    beyond: tuple[str, ...]
-    """The pointer's tokens: the first, and the others."""
-    read: Callable[[Any], Any]
-    """The field's value; "" for a blank one, None for what cannot be one."""
+_Field = tuple[str, str, str, tuple[str, ...], Callable[[Any], Any]]
+"""One of the vendor's own fields: its name, the pointer, its first token, the others, and what reads the value there:
+"" for a blank one, None for what cannot be one.
+"""
 
 
 @cache
@@ -251,7 +245,7 @@ def _compiled(item_fields: tuple[tuple[str, str], ...]) -> tuple[_Field, ...]:
     """The setting, made ready to be read from line after line."""
     tokens = [[token.replace("~1", "/").replace("~0", "~") for token in at[1:].split("/")] for _, at in item_fields]
     return tuple(
-        _Field(name, pointer, key, tuple(beyond), _FIELDS[name])
+        (name, pointer, key, tuple(beyond), _FIELDS[name])
         for (name, pointer), (key, *beyond) in zip(item_fields, tokens, strict=True)
     )
 
@@ -287,8 +281,8 @@ def _product(value: Any) -> Product | str | None:
 
 def _measure(value: Any) -> Raw | None:
     """A weight (grams) or a length (mm), from a number or a text: its digits, to be sent as they are."""
-    text = value if isinstance(value, str) else str(value)  # True, lists and objects spell no number
-    return Raw(text.encode()) if _MEASURE.fullmatch(text) else None
+    digits = value.encode() if isinstance(value, str) else encode(value)  # true, lists and objects have none
+    return Raw(digits) if _MEASURE.fullmatch(digits) else None
 
 
 _FIELDS: dict[str, Callable[[Any], Any]] = {

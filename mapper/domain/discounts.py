@@ -75,8 +75,8 @@ def settle(checkout: Checkout, outcome: Outcome) -> Settled:
     return Settled(by_line=by_line, line_totals=line_totals, root=tuple(root), root_total=root_total, clamped=clamped)
 
 
-def _total(discounts: Iterable[Discount]) -> int:
-    return sum([discount.amount for discount in discounts])
+def _total(discounts: Sequence[Discount]) -> int:
+    return discounts[0].amount if len(discounts) == 1 else sum([discount.amount for discount in discounts])
 
 
 def _within(discounts: Iterable[Discount], limit: int) -> list[Discount]:
@@ -114,7 +114,9 @@ def _thing(discount: Discount) -> _Thing:
 
 
 def _scope(discount: Discount) -> Scope:
-    return discount.scope or ("costs" if discount.cost else "total" if discount.line is None else "goods")
+    if discount.scope is not None:
+        return discount.scope
+    return "costs" if discount.cost else "total" if discount.line is None else "goods"
 
 
 @dataclass(slots=True)
@@ -237,20 +239,21 @@ def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any], *, rece
     somebody: consume, with a required receipt, or a person.
     """
     digits, always = checkout.digits, checkout.family.writes_empty_lists
-    changes: dict[Path, Changes] = {}
+    changes: dict[Path, dict[str, Any]] = {}
     lines: dict[Path, list[Changes]] = {}
     for order in checkout.orders:
         if order.path:
-            total = sum([settled.line_total(line.index) for line in order.lines])
-            changes[order.path] = _fields({}, order.names, total, [], digits, always=always)
+            total = money.text(sum([settled.line_total(line.index) for line in order.lines]), digits)
+            _set_discounts(changes.setdefault(order.path, {}), order.names, total, [], always=always)
         lines[*order.path, checkout.family.lines] = [
             _line(line, settled, digits, always=always) for line in order.lines
         ]
     listed = [_entry(discount, digits) for discount in settled.root]
-    changes[()] = _fields({}, checkout.names, settled.total, listed, digits, always=always)
+    total = money.text(settled.total, digits)
+    _set_discounts(changes.setdefault((), {}), checkout.names, total, listed, always=always)
     if checkout.promotions_at or receipt_required or note.get("notices") or note.get("degraded"):
         for path, members in _note(checkout, note).items():
-            changes[path] = {**changes.get(path, {}), **members}
+            changes.setdefault(path, {}).update(members)
     return checkout.source.replace(changes, lines)
 
 
@@ -271,33 +274,30 @@ def _note(checkout: Checkout, note: Mapping[str, Any]) -> dict[Path, Changes]:
 
 
 def _line(line: Line, settled: Settled, digits: int, *, always: bool) -> Changes:
-    off = settled.line_total(line.index)
-    list_price = price = line.list_price
+    changes: dict[str, Any] = {}
     entries: list[_Entry] = []
+    off = settled.line_totals.get(line.index, 0)
+    list_price = price = line.list_price
     if off:
         price = money.unit_price(line.gross - off, line.quantity)
         mark = money.text(list_price, digits)
         entries = [_entry(discount, digits, mark) for discount in settled.by_line[line.index]]
-    changes: dict[str, Any] = {}
     if price != line.price:
         text = money.text(price, digits)
         for key in line.price_keys:
             changes[key] = text if isinstance(line.decoded[key], str) else Raw(text.encode())
-    return _fields(changes, line.names, off, entries, digits, always=always)
+    _set_discounts(changes, line.names, money.text(off, digits), entries, always=always)
+    return changes
 
 
-def _fields(
-    changes: dict[str, Any], names: Names, total: int, entries: list["_Entry"], digits: int, *, always: bool
-) -> Changes:
-    """With total and list of discounts. An empty list is left out where Nacelle's model wants at least one entry."""
-    text = money.text(total, digits)
+def _set_discounts(changes: dict[str, Any], names: Names, total: str, entries: list["_Entry"], *, always: bool) -> None:
+    """The total and the list of discounts. An empty list is left out where Nacelle's model wants at least one entry."""
     for key in names.totals:
-        changes[key] = text
+        changes[key] = total
     if entries or always:
         changes[names.list] = entries
     elif names.came:
         changes[names.list] = None
-    return changes
 
 
 class _Entry(msgspec.Struct):

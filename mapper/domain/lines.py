@@ -13,6 +13,7 @@ from mapper.domain.families import Family, Names
 
 MAX_LINES = 1000
 MAX_QUANTITY = 1_000_000
+_PRICE = ("price",)
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
@@ -91,17 +92,38 @@ class Lines(msgspec.Struct, frozen=True):
     def read_typed(self, decoded: list[Any]) -> tuple[Line, ...]:
         """Lines of the usual JSON types. Raises whatever it meets where a line is not one of these."""
         typed = msgspec.convert(decoded, list[_TypedLine])
+        fresh = self.family.names({}, self.pointer)
         return tuple(
             [
-                self._line(position, line, plain)
+                self._fresh_line(position, line, plain, fresh)
+                if line.is_fresh and "price_amount" not in plain
+                else self._line(position, line, plain)
                 for position, (line, plain) in enumerate(zip(typed, decoded, strict=True))
             ]
         )
 
+    def _fresh_line(self, position: int, typed: "_TypedLine", decoded: Mapping[str, Any], names: Names) -> Line:
+        """A line with a price of the one name, and nothing taken off: what nearly all lines are."""
+        price = _amount(typed.price, self.digits)
+        return Line(
+            self.first + position,
+            self,
+            position,
+            typed.sku or "",
+            typed.variant_id or "",
+            typed.product_id or "",
+            typed.quantity,
+            price,
+            price,
+            0,
+            decoded,
+            names,
+            _PRICE,
+        )
+
     def _line(self, position: int, typed: "_TypedLine", decoded: Mapping[str, Any]) -> Line:
         digits = self.digits
-        sku, variant_id, product_id = typed.sku or "", typed.variant_id or "", typed.product_id or ""
-        if not (sku or variant_id or product_id):
+        if not typed.has_name:
             raise _NotTyped
         price_keys = self.family.prices if len(self.family.prices) == 1 else typed.price_keys
         text = getattr(typed, price_keys[0]) if price_keys else None
@@ -124,9 +146,9 @@ class Lines(msgspec.Struct, frozen=True):
             self.first + position,
             self,
             position,
-            sku,
-            variant_id,
-            product_id,
+            typed.sku or "",
+            typed.variant_id or "",
+            typed.product_id or "",
             typed.quantity,
             price,
             list_price,
@@ -167,6 +189,19 @@ class _TypedLine(msgspec.Struct, gc=False):
     discounts: str | list[_TypedEntry] | None = None
     discounts_amount: str | None = None
     applied_discounts: list[_TypedEntry] | None = None
+
+    @property
+    def has_name(self) -> bool:
+        return bool(self.sku or self.variant_id or self.product_id)
+
+    @property
+    def is_fresh(self) -> bool:
+        return (
+            self.price is not None
+            and self.price_amount is self.total_discount is self.discounts is None
+            and self.discounts_amount is self.applied_discounts is None
+            and self.has_name
+        )
 
     @property
     def price_keys(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ at the request to the last byte of the reply. What an engine computes may have a
 import re
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Context, Decimal, Inexact, InvalidOperation
+from functools import lru_cache
 from typing import Final
 
 # ISO 4217, list one (SIX, 2026-01-01): the active codes by the number of their minor-unit digits. Codes without a minor
@@ -40,10 +41,15 @@ _EXACT = Context(prec=_PRECISION)
 _ADDING = Context(prec=_PRECISION, traps=[Inexact, InvalidOperation])
 
 
+_REMEMBERED: Final = 2048
+"""A shop has so many prices, and the same ones in cart after cart: to look one up takes a fifth of reading it."""
+
+
 class NotMoney(ValueError):
     """The text is no amount of this currency; the message says why, as the end of a sentence."""
 
 
+@lru_cache(_REMEMBERED)
 def parse(text: str, digits: int) -> int:
     """The minor units of a decimal text such as "140.00".
 
@@ -68,6 +74,7 @@ def parse(text: str, digits: int) -> int:
     return -minor if sign else minor
 
 
+@lru_cache(_REMEMBERED)
 def text(minor: int, digits: int) -> str:
     """The decimal text of an amount, with all digits of its currency: 14000 at 2 digits is "140.00"."""
     if digits == 0:
@@ -108,6 +115,7 @@ def to_minor(value: Decimal, digits: int) -> int:
     return int(value.scaleb(digits, _EXACT).to_integral_value(ROUND_HALF_UP, _EXACT))
 
 
+@lru_cache(_REMEMBERED)
 def to_major(minor: int, digits: int) -> Decimal:
     """Minor units as the exact decimal an engine expects."""
     return Decimal(f"{minor}e-{digits}")

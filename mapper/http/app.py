@@ -25,12 +25,12 @@ from mapper import __version__, promotions, settings
 from mapper.adapter import Adapter
 from mapper.engine import clients, transport
 from mapper.engine.conversation import Engine
-from mapper.http import ingest, openapi, protocol, server, workers
+from mapper.http import openapi, protocol, server, workers
 from mapper.http.endpoint import SECURITY_HEADERS, Endpoint, error_body
 from mapper.http.protocol import PreparedResponse
 from mapper.http.readiness import DRAINING, Readiness
 from mapper.nacelle.database import Database
-from mapper.nacelle.journal import journal_in
+from mapper.nacelle.journal import Journal, journal_in
 from mapper.nacelle.products import Products, remembered_in
 from mapper.nacelle.storefront import source_of
 from mapper.ops import tracing
@@ -165,11 +165,7 @@ def create(
         Route("/promotions/validate", validate, methods=["POST"]),
         Route("/promotions/consume", consume, methods=["POST"]),
         *([Route("/promotions/cancel", cancel, methods=["POST"])] if cancels else []),
-        *(
-            ingest.routes(configured.ingest, configured, lambda: app.state.client, journal, telemetry.metrics.ingested)
-            if configured.ingest
-            else ()
-        ),
+        *(_ingest_routes(configured, lambda: app.state.client, journal, telemetry) if configured.ingest else ()),
     ]
     operating = [
         Route("/livez", _alive),
@@ -193,6 +189,15 @@ def create(
 
 def _unnamed(_code: str) -> str:
     return ""
+
+
+def _ingest_routes(
+    configured: Settings, client: Callable[[], transport.Transport], journal: Journal, telemetry: Telemetry
+) -> list[Route]:
+    from mapper.http import ingest  # noqa: PLC0415 - what it takes is loaded only where orders are ingested
+
+    assert configured.ingest is not None, "without a token there is no such route"
+    return ingest.routes(configured.ingest, configured, client, journal, telemetry.metrics.ingested)
 
 
 def _explain_routes(configured: Settings, client: Callable[[], transport.Transport]) -> list[Route]:

@@ -1,6 +1,6 @@
 """The log: one line for each request, one for each engine call, and what else is worth knowing, on standard error.
 
-Lines are JSON objects (or text, for a person at a terminal), rendered by structlog. Other modules log with the standard
+Lines are JSON objects, or text (by structlog) for a person at a terminal. Other modules log with the standard
 library: an event, and `extra={"facts": {...}}`. Each line carries the ids of the request that it belongs to
 (`mapper.domain.record.current`), so that one request can be read from the log alone.
 
@@ -18,8 +18,6 @@ from functools import cached_property
 from typing import Any, Final, Literal, TextIO
 
 import msgspec
-import structlog
-from structlog.typing import Processor
 
 from mapper.domain import money
 from mapper.domain import record as records
@@ -46,28 +44,45 @@ _CODE_KEY: Final = b"promotions-mapper code 1"
 
 def configure(level: str = "info", form: Format = "json") -> None:
     """Sets logging up for the process. Libraries speak only when something is wrong: at debug they print headers."""
-    stamped: list[Processor] = [
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-        _with_ids,
-    ]
-    rendering: list[Processor] = (
-        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(serializer=_json)]
-        if form == "json"
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time")]
-    )
     global _lines  # noqa: PLW0603 - as logging's own handlers are: there is one standard error
     _lines = _Lines(sys.stderr) if form == "json" else None
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[_with_facts, *stamped],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
-        )
-    )
+    handler.setFormatter(_JsonFormatter() if form == "json" else _text_formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.raiseExceptions = False  # what cannot be logged stops nothing else, and prints nothing
     log.setLevel(level.upper())
+
+
+class _JsonFormatter(logging.Formatter):
+    """Of what is logged through the standard library."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time, level = datetime.fromtimestamp(record.created, UTC), record.levelname.lower()
+        line = _line(time, level, record.getMessage(), getattr(record, "facts", {}))
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return _json(line)
+
+
+def _text_formatter() -> logging.Formatter:
+    """For a person at a terminal."""
+    import structlog  # noqa: PLC0415 - takes a while to load, and most do without
+
+    def with_facts(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        record: logging.LogRecord = event["_record"]
+        return {**_line(event["time"], event["level"], event["event"], getattr(record, "facts", {})), **event}
+
+    return structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            with_facts,
+        ],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="time"),
+        ],
+    )
 
 
 class _Lines:
@@ -78,8 +93,8 @@ class _Lines:
 
     def write(self, level: int, event: str, facts: Mapping[str, Any]) -> None:
         """What cannot be spelled or written stops nothing else."""
-        line = {"time": datetime.now(UTC), "level": _LEVEL_NAMES[level], "event": event, **_ids(), **facts}
         with suppress(Exception):
+            line = _line(datetime.now(UTC), _LEVEL_NAMES[level], event, facts)
             self._file.write(_json(line) + "\n")
             self._file.flush()
 
@@ -104,25 +119,15 @@ def configure_from(environment: Mapping[str, str]) -> None:
     configure(environment.get("MAPPER_LOG_LEVEL") or "info", form)
 
 
-def _with_facts(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """What stands beside the event of a line that was logged through the standard library."""
-    event.update(getattr(event["_record"], "facts", {}))
-    return event
-
-
-def _with_ids(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """The ids of the request during which it was logged; time, level and event first."""
-    first = {"time": event.pop("time"), "level": event.pop("level"), "event": event.pop("event")}
-    return {**first, **_ids(), **event}
-
-
-def _ids() -> Mapping[str, str]:
+def _line(time: object, level: str, event: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """With the ids of the request during which it is logged."""
     current = records.current.get()
-    return {} if current is None else current.ids()
+    ids = {} if current is None else current.ids()
+    return {"time": time, "level": level, "event": event, **ids, **facts}
 
 
-def _json(event: Mapping[str, Any], **_options: Any) -> str:
-    return msgspec.json.encode(event, enc_hook=repr).decode()
+def _json(line: Mapping[str, Any]) -> str:
+    return msgspec.json.encode(line, enc_hook=repr).decode()
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class Service:
     """Writes down what was filled in (space, session, checkout), for the order that the checkout becomes."""
     warned_of: set[str] = field(default_factory=set)
     """Settings that were warned of already."""
+    _receipts: dict[str, Receipts] = field(default_factory=dict)
+    """Of the spaces that have called; only those that are served get so far."""
 
     @property
     def adapter(self) -> Adapter:
@@ -68,6 +70,11 @@ class Service:
 
     def receipts(self, space: str) -> Receipts:
         """Those of a space ("" where spaces are not told apart)."""
+        if space not in self._receipts:
+            self._receipts[space] = self._receipts_of(space)
+        return self._receipts[space]
+
+    def _receipts_of(self, space: str) -> Receipts:
         configured, credentials = self.settings, self.settings.credentials
         signing = credentials.of(space) if space else credentials.all_secrets
         values = tuple(value for _, value in credentials.headers)

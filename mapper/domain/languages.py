@@ -187,6 +187,8 @@ def language_of(body: Mapping[str, Any], accepted: str = "") -> Language:
     for key in LOCALE_KEYS:
         if isinstance(value := body.get(key), str) and (known := _known(value)):
             return known
+    if not accepted:
+        return "en"
     weighted = sorted((_weight(part), -place, part) for place, part in enumerate(accepted[:400].split(",")))
     for weight, _, part in reversed(weighted):
         if weight > 0 and (known := _known(part.partition(";")[0])):

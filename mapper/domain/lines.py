@@ -196,10 +196,14 @@ class _TypedLine(msgspec.Struct, gc=False):
 
     @property
     def is_fresh(self) -> bool:
+        """Whether it has a price by the one name, and no discount."""
         return (
             self.price is not None
-            and self.price_amount is self.total_discount is self.discounts is None
-            and self.discounts_amount is self.applied_discounts is None
+            and self.price_amount is None
+            and self.total_discount is None
+            and self.discounts is None
+            and self.discounts_amount is None
+            and self.applied_discounts is None
             and self.has_name
         )
 

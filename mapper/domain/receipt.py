@@ -14,6 +14,7 @@ import hmac
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -69,7 +70,7 @@ class Receipts:
     retired: Sequence[bytes] = field(repr=False, default=())
 
     def write(self, session: str, customer: str, degraded: bool, content: bytes, now: float) -> str:
-        key = _Key(self.secrets[0])
+        key = self._keys[0]
         signed = ".".join(
             ("2", key.id, self.engine, _quoted(self.space), str(int(now)), _quoted(customer), content.hex())
         )
@@ -112,8 +113,11 @@ class Receipts:
         address = _ADDRESS.match(token)
         if address is None or (address[2], unquote(address[3])) != (self.engine, self.space):
             return None
-        keys = map(_Key, (*self.secrets, *self.retired))
-        return next((key for key in keys if key.id == address[1]), None)
+        return next((key for key in self._keys if key.id == address[1]), None)
+
+    @cached_property
+    def _keys(self) -> Sequence["_Key"]:
+        return [_Key(secret) for secret in (*self.secrets, *self.retired)]
 
     def _read_1(
         self, match: "re.Match[str]", session: str, degraded: bool, checkout: Checkout, now: float
@@ -147,7 +151,7 @@ class _Key:
 
     def mac(self, signed: str, session: str, degraded: bool) -> str:
         message = msgspec.json.encode([signed, session, degraded])
-        return hmac.new(self._key, message, hashlib.sha256).hexdigest()
+        return hmac.digest(self._key, message, "sha256").hex()
 
 
 def _quoted(text: str) -> str:

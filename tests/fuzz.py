@@ -16,6 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
+
+from adapters.talon_one import replies
 from mapper.adapter import EngineReply
 from mapper.domain import document
 from mapper.domain.errors import InvalidRequest
@@ -89,10 +92,29 @@ SEEDS: list[dict[str, Any]] = [
     {"id": "m-1", "orders": [_ORDER, {"order_items": []}], "promotion": _PROMOTIONS, "customer": {"id": "cust"}},
     {"id": 77, "order_items": [_LINE, {**_LINE, "price": 19.99, "discounts_amount": 0}], "promotions": _PROMOTIONS},
     {"id": "n", "items": [_REDUCED, {**_LINE, "quantity": 0}, {**_LINE, "sku": 5, "discounts": [{"amount": 1}]}]},
+    {"order_items": [{**_LINE, "price_amount": None}, {**_LINE, "sku": None, "discounts": None}]},
     {
         **_ORDER,
         "source_id": "s",
         "promotions": {**_PROMOTIONS, "meta": {"mapper": {"session": "x", "receipt": "1.1.a.b"}}},
+    },
+]
+
+_SESSION: dict[str, Any] = {
+    "state": "open",
+    "cartItems": [{"sku": "S", "quantity": 2, "price": 19.99}],
+    "couponCodes": ["A"],
+    "updateCount": 1,
+}
+REPLIES: list[dict[str, Any]] = [
+    _STATE,
+    {"effects": [], "triggeredCampaigns": None, "customerSession": _SESSION},
+    {
+        "effects": [{**_ENVELOPE, **_EFFECTS[0], "selectedPrice": 1.5}, {**_ENVELOPE, **_EFFECTS[2]}],
+        "triggeredCampaigns": [{"id": 1, "name": "Ten", "description": "Ten off"}],
+        "customerSession": _SESSION,
+        "coupons": [{"id": 3, "value": "A"}],
+        "ruleFailureReasons": [{"campaignID": 1, "couponValue": "A", "details": "too late"}],
     },
 ]
 
@@ -123,13 +145,13 @@ class _Wire:
         pass
 
 
-def mutate(rng: random.Random) -> bytes:
+def mutate(rng: random.Random, seeds: Sequence[dict[str, Any]] = SEEDS) -> bytes:
     """A body: a real one with a few things wrong, or no body at all."""
     kind = rng.random()
     if kind < 0.05:
         return rng.randbytes(rng.randrange(200))
     text = json.dumps(
-        rng.choice(SEEDS), ensure_ascii=rng.random() < 0.5, separators=rng.choice([(",", ":"), (", ", ": ")])
+        rng.choice(seeds), ensure_ascii=rng.random() < 0.5, separators=rng.choice([(",", ":"), (", ", ": ")])
     )
     if kind < 0.3:
         # Other prices and quantities: what a shop might send.
@@ -258,6 +280,27 @@ def _read(read: Callable[[list[Any]], tuple[Line, ...]], lines: list[Any]) -> tu
         return repr(error)
 
 
+def compare_replies(count: int, seed: int) -> Report:
+    """Reads so many of Talon.One's answers in both ways: what is read in one pass is the same one by one."""
+    rng, report = random.Random(seed), Report()
+    for _ in range(count):
+        body = mutate(rng, REPLIES)
+        typed, sure = replies.read_in_one_pass(body), replies.read_one_by_one(body)
+        report.sent += 1
+        report.statuses["typed" if typed else "one by one" if sure else "refused"] += 1
+        if typed and (sure is None or _told(typed) != _told(sure)):
+            report.faults.append(f"{body!r}: {_told(typed)!r}, {sure and _told(sure)!r}"[:600])
+    return report
+
+
+def _told(state: replies.State) -> bytes:
+    """All that is read from an answer, spelled out: a NaN equals nothing, not even itself."""
+    places = range(len(state.effects or ()))
+    props = [state.props(place) for place in places]
+    found = (state.effects, props, state.campaigns, state.session, state.coupons, state.rule_failures, state.told)
+    return msgspec.json.encode(found)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=100_000)
@@ -266,8 +309,10 @@ def main() -> int:
     log.setLevel(logging.CRITICAL)
     readers = compare_readers(chosen.count, chosen.seed)
     print(f"{readers.sent} lists of lines read in both ways: {dict(readers.statuses)}")
+    answers = compare_replies(chosen.count, chosen.seed)
+    print(f"{answers.sent} answers of the engine read in both ways: {dict(answers.statuses)}")
     report = asyncio.run(fuzz(chosen.count, chosen.seed))
-    report.faults += readers.faults
+    report.faults += [*readers.faults, *answers.faults]
     print(
         f"{report.sent} bodies, seed {chosen.seed}; slowest {', '.join(f'{s * 1000:.1f}' for s in report.slowest)} ms"
     )

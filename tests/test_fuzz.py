@@ -1,6 +1,9 @@
 import asyncio
+from collections.abc import Callable
 
-from tests.fuzz import fuzz
+import pytest
+
+from tests.fuzz import Report, compare_readers, compare_replies, fuzz
 
 
 def test_no_body_brings_the_service_out_of_its_contract() -> None:
@@ -11,3 +14,11 @@ def test_no_body_brings_the_service_out_of_its_contract() -> None:
         assert report.statuses[expected] > 20
     for expected in ("validate 401 signature", "validate 403 forbidden", "validate 413"):
         assert report.statuses[expected] > 0
+
+
+@pytest.mark.parametrize("compare", [compare_readers, compare_replies])
+def test_what_is_read_in_one_pass_is_the_same_one_by_one(compare: Callable[[int, int], Report]) -> None:
+    report = compare(5000, 20_261_127)
+    assert report.faults == []
+    for way in ("typed", "one by one", "refused"):
+        assert report.statuses[way] > 100, "each way must have been gone"

@@ -266,9 +266,17 @@ class State:
 
 def read(body: bytes) -> State | None:
     """The answer, read in one pass where all of it is as it should be, else each thing by itself."""
-    if (state := decode(_STATE, body)) is not None:
-        stored = state.customer_session or StoredSession()
-        return State(body, state.effects, state.triggered_campaigns or (), stored, state)
+    return read_in_one_pass(body) or read_one_by_one(body)
+
+
+def read_in_one_pass(body: bytes) -> State | None:
+    if (state := decode(_STATE, body)) is None:
+        return None
+    stored = state.customer_session or StoredSession()
+    return State(body, state.effects, state.triggered_campaigns or (), stored, state)
+
+
+def read_one_by_one(body: bytes) -> State | None:
     if (raw := decode(_RAW_STATE, body)) is None:
         return None
     session = StoredSession() if bytes(raw.customer_session) == b"null" else decode(_SESSION, raw.customer_session)

@@ -167,7 +167,7 @@ def request(record: Record, status: int, category: str, reason: str, seconds: fl
         "category": category,
         "reason": reason,
         "ms": round(seconds * 1000, 1),
-        **({} if record is records.current.get() else record.ids()),
+        **record.ids(),
         **record.facts,
     }
     if record.discount:

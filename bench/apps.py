@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from bench import carts
+from bench.libraries import validate
 from mapper.adapter import EngineReply
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -29,6 +30,17 @@ def echo() -> Starlette:
 
 async def own(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
     """The same on this service's own server, and without Starlette."""
+    await _answered(scope, receive, send, lambda body: body)
+
+
+async def libraries(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    """There, the least that a validate can cost: `bench.libraries`."""
+    await _answered(scope, receive, send, validate)
+
+
+async def _answered(
+    scope: MutableMapping[str, Any], receive: Receive, send: Send, answer: Callable[[bytes], bytes]
+) -> None:
     if scope["type"] == "lifespan":
         for step in ("startup", "shutdown"):
             await receive()
@@ -39,6 +51,7 @@ async def own(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> 
         message = await receive()
         body += message.get("body", b"")
         more = message.get("more_body", False)
+    body = answer(body)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
@@ -86,13 +99,16 @@ def _plainly(app: Any, port: int) -> None:
 
 
 def main(name: str, port: int) -> None:
-    if name in ("canned", "own", "full"):
+    if name in ("canned", "own", "libraries", "full"):
         # As `promotions-mapper serve` does.
         from mapper.http import server  # noqa: PLC0415 - likewise
         from mapper.ops import logs  # noqa: PLC0415 - likewise
 
         logs.configure()
-        server.run(server.create(globals()[name], factory=name != "own"), [server.listening("127.0.0.1", port)])
+        server.run(
+            server.create(globals()[name], factory=name not in ("own", "libraries")),
+            [server.listening("127.0.0.1", port)],
+        )
     else:
         _plainly({"echo": echo, "sdk": sdk}[name](), port)
 

@@ -151,6 +151,88 @@ def _campaign(number: int, name: str, description: str) -> dict[str, Any]:
     }
 
 
+TIER = "promo_bench1s4ummer5a1e"
+"""Voucherify's name for the discount on every line."""
+
+
+@cache
+def voucherify_reply(lines: int) -> bytes:
+    """Voucherify's answer to the same cart: a promotion on all lines, a code on the whole; each repeats the order."""
+    off = [cents(position) // 10 * quantity(position) for position in range(lines)]
+    nothing = [0] * lines
+    rules = {"redeemables_limit": 30, "applicable_redeemables_limit": 5, "redeemables_application_mode": "ALL"}
+    shares = [
+        _redeemable("promotion_tier", TIER, "APPLY_TO_ITEMS", {"type": "PERCENT", "percent_off": 10}, off, 0, off, 0),
+        _redeemable("voucher", CODE, "APPLY_TO_ORDER", {"type": "AMOUNT", "amount_off": 500}, nothing, 500, off, 500),
+    ]
+    state = {
+        "valid": True,
+        "redeemables": shares,
+        "order": _order(off, 500, off, 500),
+        "tracking_id": "track_bench",
+        "stacking_rules": rules,
+    }
+    return json.dumps(state, separators=(",", ":")).encode()
+
+
+def _redeemable(kind: str, name: str, effect: str, discount: dict[str, Any], *amounts: Any) -> dict[str, Any]:
+    empty = {"data": [], "total": 0, "data_ref": "data", "object": "list"}
+    return {
+        "status": "APPLICABLE",
+        "id": name,
+        "object": kind,
+        "order": _order(*amounts),
+        "applicable_to": empty,
+        "inapplicable_to": empty,
+        "result": {"discount": {**discount, "effect": effect, "is_dynamic": False}},
+        "metadata": {},
+        "categories": [],
+        "campaign_name": _CAMPAIGNS[71 if kind == "promotion_tier" else 72][0],
+        "campaign_id": "camp_bench",
+        "name": _CAMPAIGNS[71 if kind == "promotion_tier" else 72][0],
+    }
+
+
+def _order(off: list[int], off_whole: int, off_before: list[int], off_whole_before: int) -> dict[str, Any]:
+    """An order in an answer: what its own redeemable takes off, and what is off by then."""
+    amounts = [cents(position) * quantity(position) for position in range(len(off))]
+    total, before = sum(off) + off_whole, sum(off_before) + off_whole_before
+    return {
+        "amount": sum(amounts),
+        "discount_amount": off_whole_before,
+        "applied_discount_amount": off_whole,
+        "items_discount_amount": sum(off_before),
+        "items_applied_discount_amount": sum(off),
+        "total_discount_amount": before,
+        "total_applied_discount_amount": total,
+        "total_amount": sum(amounts) - before,
+        "items": [_ordered(position, *both) for position, both in enumerate(zip(off, off_before, strict=True))],
+        "metadata": {},
+        "customer_id": None,
+        "referrer_id": None,
+        "object": "order",
+    }
+
+
+def _ordered(position: int, off: int, off_before: int) -> dict[str, Any]:
+    amount = cents(position) * quantity(position)
+    return {
+        "object": "order_item",
+        "source_id": f"SKU-{position:05d}",
+        "related_object": "sku",
+        "product_id": f"prod_{position:018d}",
+        "sku_id": f"sku_{position:018d}",
+        "quantity": quantity(position),
+        "amount": amount,
+        "discount_amount": off_before,
+        "applied_discount_amount": off,
+        "price": cents(position),
+        "subtotal_amount": amount - off_before,
+        "product": {"id": f"prod_{position:018d}", "source_id": f"gid://shop/Product/{7_000_000 + position}"},
+        "sku": {"id": f"sku_{position:018d}", "source_id": f"SKU-{position:05d}", "price": cents(position)},
+    }
+
+
 def expected(lines: int) -> dict[str, Any]:
     """What a right answer says: the total, and each line's new unit price and total discount."""
     off = [cents(position) // 10 * quantity(position) for position in range(lines)]

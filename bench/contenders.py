@@ -40,10 +40,15 @@ class Contender:
 
 
 def _is_checkout(lines: int, body: bytes) -> bool:
+    items = json.loads(body)["checkout"]["items"]
+    return _is_reckoned(lines, body) and all(item["discounts"][0]["meta"]["campaignId"] == 71 for item in items)
+
+
+def _is_reckoned(lines: int, body: bytes) -> bool:
+    """Whether the total, and each line's price and discount, are right."""
     checkout, expected = json.loads(body)["checkout"], carts.expected(lines)
     found = [(item["price"], item["total_discount"]) for item in checkout["items"]]
-    listed = all(item["discounts"][0]["meta"]["campaignId"] == 71 for item in checkout["items"])
-    return bool(checkout["total_discount"] == expected["total"] and found == expected["lines"] and listed)
+    return bool(checkout["total_discount"] == expected["total"] and found == expected["lines"])
 
 
 def _is_echo(lines: int, body: bytes) -> bool:
@@ -62,7 +67,24 @@ CONTENDERS = (
     Contender("own", "echo, this service's server", ("-m", "bench.apps", "own", "{port}"), _is_echo, asks_engine=False),
     Contender("nginx", "nginx, passing through", (), _is_reply, path="/v2/customer_sessions/{session}"),
     Contender("sdk", "FastAPI + vendor's SDK", ("-m", "bench.apps", "sdk", "{port}"), _is_checkout),
+    Contender(
+        "voucherify",
+        "this service, Voucherify",
+        _SERVE,
+        _is_reckoned,
+        (
+            ("MAPPER_ENGINE", "voucherify"),
+            ("VOUCHERIFY_APP_ID", "bench"),
+            ("VOUCHERIFY_APP_TOKEN", "bench"),
+            ("VOUCHERIFY_BASE_URL", "http://127.0.0.1:{engine}"),
+            ("VOUCHERIFY_PROMOTIONS", carts.TIER),
+            ("VOUCHERIFY_ORDER_METADATA", "cart=/id"),
+        ),
+    ),
     Contender("httpx", "this service, httpx", _SERVE, _is_checkout, (("MAPPER_HTTP_CLIENT", "httpx"),)),
+    Contender(
+        "libraries", "the libraries alone", ("-m", "bench.apps", "libraries", "{port}"), _is_reckoned, asks_engine=False
+    ),
     Contender(
         "canned", "this service, canned", ("-m", "bench.apps", "canned", "{port}"), _is_checkout, asks_engine=False
     ),
@@ -112,7 +134,7 @@ def free_port() -> int:
 
 def environment(engine_port: int, folder: str, contender: Contender) -> dict[str, str]:
     """Its settings. Nothing of this shell's own: with PYTHONDONTWRITEBYTECODE it would be compiled at each start."""
-    own = ("MAPPER_", "NACELLE_", "TALON_", "PYTHON")
+    own = ("MAPPER_", "NACELLE_", "TALON_", "VOUCHERIFY_", "PYTHON")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own)}
     return {
         **kept,
@@ -121,7 +143,7 @@ def environment(engine_port: int, folder: str, contender: Contender) -> dict[str
         "MAPPER_LEDGER_URL": f"sqlite:///{folder}/{contender.key}.db",
         "TALON_ONE_BASE_URL": f"http://127.0.0.1:{engine_port}",
         "TALON_ONE_API_KEY": "bench",
-        **dict(contender.environment),
+        **{name: value.format(engine=engine_port) for name, value in contender.environment},
     }
 
 

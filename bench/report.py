@@ -1,12 +1,20 @@
 """From figures to words: the table on the screen, the aims, docs/performance.md."""
 
 from collections.abc import Callable, Iterator, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Final
 
 from bench.contenders import BY_KEY
 from bench.results import Judged, Results, aims_table, table, verdicts
-from bench.rounds import REFUSED_PAUSE_S, middle, quartiles
+from bench.rounds import middle, quartiles
 
 Series = dict[str, list[float]]
+
+MOST_BUSY: Final = 0.7
+"""Of a worker: beyond, calls begin to wait for each other."""
+WHERE: Final = Path(__file__).with_name("where.md")
+"""What the time is spent on, and what was tried: written by people."""
 
 
 def case(results: Results, lines: int, wait_ms: int, in_flight: int) -> dict[str, Series]:
@@ -21,9 +29,9 @@ def case(results: Results, lines: int, wait_ms: int, in_flight: int) -> dict[str
 def ratio(one: Series | None, other: Series | None, what: str) -> tuple[float, float, float] | None:
     """The medians' ratio, and the quartiles of the ratios round by round; None where it cannot be told.
 
-    Of two cases, which are no pairs, as many rounds as both have.
+    Where an answer was refused it is no figure. Of two cases, which are no pairs, as many rounds as both have.
     """
-    if not one or not other or not middle(other[what]) or not (middle(one["rps"]) or what == "rps"):
+    if not one or not other or max([*one["refused"], *other["refused"]]) > 0 or not middle(other[what]):
         return None
     pairs = [a / b for a, b in zip(one[what], other[what], strict=False) if b]
     return middle(one[what]) / middle(other[what]), *quartiles(pairs)
@@ -72,6 +80,15 @@ def aims(results: Results) -> list[Judged]:
     def rps(found: dict[str, Series], key: str, other: str) -> tuple[float, float, float] | None:
         return ratio(found.get(key), found.get(other), "rps")
 
+    def local(lines: int, in_flight: int) -> tuple[float, float, float] | None:
+        """What is left of both without the server that both have."""
+        found = case(results, lines, 0, in_flight)
+        if not {"canned", "libraries", "own"} <= found.keys():
+            return None
+        service, floor, server = (found[key]["cpu_us"] for key in ("canned", "libraries", "own"))
+        pairs = [(a - c) / (b - c) for a, b, c in zip(service, floor, server, strict=True) if b > c]
+        return (middle(service) - middle(server)) / (middle(floor) - middle(server)), *quartiles(pairs)
+
     longest = sorted(results["holds_ms"])
     nearly = longest[int(0.95 * (len(longest) - 1))]
     waits = ratio(alone.get("service"), alone.get("nginx"), "p50_ms")
@@ -86,6 +103,10 @@ def aims(results: Results) -> list[Judged]:
             for in_flight, least in ((8, 4), (32, 5.5), (128, 5))
         ),
         _least("Requests a second, 100 lines, 8 in flight, beside FastAPI + SDK", rps(hundred, "service", "sdk"), 6, 1),
+        *(
+            _most(f"Own processor time beside the libraries alone, {lines} lines", local(lines, 8), 2.2, 1)
+            for lines in (20, 100)
+        ),
         _most("Engine at 30 ms, 150 requests a second: median beyond nginx", over_nginx("p50_ms"), 1.5, 2, " ms"),
         _most("The same, 99th percentile beyond nginx", over_nginx("p99_ms"), 4, 2, " ms"),
         _most("One request at a time: median time beside nginx", waits, 3.5),
@@ -97,7 +118,7 @@ def aims(results: Results) -> list[Judged]:
 
 
 def _of_lines(results: Results) -> tuple[float, float, float] | None:
-    many, few = (case(results, lines, 0, 32).get("service") for lines in (1000, 10))
+    many, few = (case(results, lines, 0, 8).get("service") for lines in (1000, 10))
     return ratio(many, few, "cpu_us")
 
 
@@ -139,10 +160,9 @@ def _columns(contenders: dict[str, Series]) -> Iterator[str]:
 _PAGE = """\
 # How fast it is
 
-<!-- Written by `make bench`; the words stand in bench/report.py. -->
+<!-- Written by `make bench`; the words stand in bench/report.py and bench/where.md. -->
 
-On the same machine, with the same cart, this service answers **{faster} times** as many checkouts as the usual way to
-write it: FastAPI with the promotion engine's own Python SDK.
+{shop}
 
 {setting}
 
@@ -150,20 +170,22 @@ write it: FastAPI with the promotion engine's own Python SDK.
 
 {aims}
 
-## Requests a second
+{where}
+## Good answers a second
 
-Beside an echo on the usual stack (1 = as many as it), with an engine that answers at once. Good answers count;
-"refused" is the share of those that were told at once that the service is full, which keeps the others fast (such a
-connection asks again after {pause:.0f} ms). Rounds of less than a second are short for carts of 1,000 lines with many
-in flight, whose good answers take longer than that:
+An engine that answers at once. Nobody was refused: a row in which anybody is says so, and is no figure.
 
-{beside_echo}
+{absolute}
 
 Beside FastAPI with the vendor's SDK (1 = as many as it):
 
 {beside_sdk}
 
-Beside nginx passing through, with an engine that takes 30 ms (1 = as many as if nothing stood in between):
+Beside an echo on the usual stack:
+
+{beside_echo}
+
+20 lines and an engine that takes 30 ms, beside nginx passing through (1 = as many as if nothing stood in between):
 
 {beside_nginx}
 
@@ -193,7 +215,7 @@ end of this run, after carts of up to 1,000 lines:
 
 ## To repeat it
 
-`make bench` measures all of this on Linux in about 25 minutes, best with nothing else running (it measures that, too,
+`make bench` measures all of this on Linux in about 15 minutes, best with nothing else running (it measures that, too,
 and says so). It writes this page and `bench/results/full.json`, which holds every round. `make bench-quick` takes a
 minute and prints the aims alone. The sections on overload, memory and consume say which target repeats them;
 `make figures` does it all. Absolute figures belong to one machine; what carries over is the ratios.
@@ -204,6 +226,8 @@ _GLOSSARY = {
     "echo": "Starlette and uvicorn, answering with the body they were sent: the most that the usual stack can do",
     "own": "the same without Starlette, on the server that this service brings with it: the most that it could do",
     "nginx": "hands the same bytes to the engine, and the engine's answer back: what a hop costs",
+    "libraries": "what msgspec and decimal need for such a cart, on that server, with no check: `bench/libraries.py`",
+    "voucherify": "a promotion on every line, a code on the whole; Voucherify's answer repeats the order three times",
     "sdk": "`talon-one-sdk` in the thread pool, no receipt, no deadline, no logs: `bench/sdk_app.py`",
     "httpx": "with `MAPPER_HTTP_CLIENT=httpx`",
     "canned": "with the engine's answer from memory: all of its own work, no HTTP call",
@@ -212,19 +236,17 @@ _GLOSSARY = {
 
 def page(results: Results, more: Sequence[str] = ()) -> str:
     """docs/performance.md. `more`: sections of other measurements."""
-    usual = case(results, 20, 0, 32)
-    faster = ratio(usual["service"], usual["sdk"], "rps")
-    assert faster is not None, "both take part in every run"
     held: dict[str, dict[str, float]] = results["memory_mb"]
     return _PAGE.format(
-        faster=f"{faster[0]:.0f}" if faster[0] >= 10 else f"{faster[0]:.1f}",
+        shop=_shop(results),
+        where=WHERE.read_text("utf-8"),
+        absolute=_grid(results, 0, lambda found, key: _plain(found[key]["rps"]) if key in found else None),
         setting=_setting(results),
         aims=aims_table(aims(results)),
         beside_echo=_grid(results, 0, lambda found, key: ratio(found.get(key), found.get("echo"), "rps")),
         beside_sdk=_grid(results, 0, lambda found, key: ratio(found.get(key), found.get("sdk"), "rps")),
         beside_nginx=_grid(results, 30, lambda found, key: ratio(found.get(key), found.get("nginx"), "rps")),
         rate=results["open"]["rate"],
-        pause=REFUSED_PAUSE_S * 1000,
         open=_open_table(results),
         growth=_growth(results),
         ready=_spread(_figures(results["start"]["ready_s"])),
@@ -237,6 +259,23 @@ def page(results: Results, more: Sequence[str] = ()) -> str:
         more="".join(f"{section}\n" for section in more),
         glossary="\n".join(f"- **{BY_KEY[key].name}**: {text}" for key, text in _GLOSSARY.items()),
     )
+
+
+def _shop(results: Results) -> str:
+    """What to expect, in two sentences."""
+    usual, steady = case(results, 20, 0, 32), results["open"]["contenders"]["service"]
+    each_s = middle(usual["service"]["cpu_us"]) / 1e6
+    workers = ceil(1000 * each_s / MOST_BUSY)
+    sdk = ratio(usual["service"], usual["sdk"], "rps")
+    faster = f"{sdk[0]:.1f}" if sdk else "?"
+    wait_ms = middle(steady["p50_ms"]) - 30
+    ten, hundred = 10 * each_s, 100 * each_s
+    return f"""\
+On a processor like this one, 10 checkouts of 20 lines a second keep one worker {ten:.0%} busy, and 100 keep it
+{hundred:.0%} busy, each answered about {wait_ms:.0f} ms after the engine has. 1,000 a second want {workers} workers
+(`--workers {workers}`), each with a processor of its own, and an engine that keeps up.
+
+It answers {faster} times as many as FastAPI with the promotion engine's own SDK does, on the same machine."""
 
 
 def _setting(results: Results) -> str:
@@ -270,12 +309,14 @@ def _grid(
 
 
 def _cell(figures: tuple[float, float, float] | None, series: Series | None) -> str:
-    if figures is None or series is None:
+    if series is None:
         return ""
-    value, lower, upper = (f"{figure:.2g}" if figure < 10 else f"{figure:.0f}" for figure in figures)
-    spread = "" if figures == (1, 1, 1) else f" [{lower} to {upper}]"
     refused = middle(series["refused"])
-    return f"{value}{spread}" + (f", {refused:.0%} refused" if refused >= 0.005 else "")
+    if figures is None:
+        return f"{refused:.1%} refused" if max(series["refused"]) else ""
+    value, lower, upper = (f"{figure:.2g}" if figure < 10 else f"{figure:,.0f}" for figure in figures)
+    spread = "" if figures == (1, 1, 1) else f" [{lower} to {upper}]"
+    return f"{value}{spread}"
 
 
 def _open_table(results: Results) -> str:
@@ -289,8 +330,8 @@ def _open_table(results: Results) -> str:
 
 
 def _growth(results: Results) -> str:
-    cases = [found for found in results["cases"] if found["wait_ms"] == 0 and found["in_flight"] == 32]
-    few = case(results, 10, 0, 32)
+    cases = [found for found in results["cases"] if found["wait_ms"] == 0 and found["in_flight"] == 8]
+    few = case(results, 10, 0, 8)
     rows = []
     for found in cases:
         own = found["contenders"]

@@ -251,7 +251,7 @@ JUDGED: dict[tuple[int, int], tuple[str, ...]] = {
     (10, 8): COMPARED,
     (1000, 8): ("service", "echo"),  # a round of the SDK's would take a minute
 }
-"""By lines and calls in flight, with an engine that answers at once: the cases that aims are about, and who takes part."""
+"""By lines and calls in flight, with an engine that answers at once: what an aim is about, and who takes part."""
 
 
 def full() -> list[Case]:

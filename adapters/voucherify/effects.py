@@ -79,7 +79,8 @@ def outcome(
     if not exact:
         text = "Voucherify's amounts have more digits than the currency; they were rounded, their sum once."
         notices.append(Notice("rounded", text, {"engine_total": sum(share.amount for share in shares)}))
-    discounts = [_discount(*one) for one in found]
+    metas = {id(one): _meta(one) for one in answer.applied}
+    discounts = [_discount(one, line, amount, metas[id(one)]) for one, line, amount in found]
     shipping, told = _free_shipping(answer.applied, checkout, settings)
     for one, of_one in zip(answer.applied, growth, strict=True):
         notices += _notices(one, units.to_add(one, of_one, checkout.cart))
@@ -118,7 +119,8 @@ def _shares(
                     # Of a stored order, which tells no redeemable from another, what was added may be free, or what
                     # was in the cart: the order carries what validate told.
                     off = min(max(off, settings.about(line.discount, checkout.digits)), item.discount)
-                shares.append(_Share(one, line, off))
+                if off:
+                    shares.append(_Share(one, line, off))
     return shares
 
 
@@ -135,7 +137,7 @@ def _minor(units: Sequence[int], digits: int, exponent: int) -> tuple[list[int],
     return money.split((2 * sum(units) + size) // (2 * size), [Decimal(unit) for unit in units]), False
 
 
-def _discount(applied: Applied, line: Line | None, amount: int) -> Discount:
+def _discount(applied: Applied, line: Line | None, amount: int, meta: dict[str, Any]) -> Discount:
     effect = _effect(applied, APPLY_TO_ITEMS if line else APPLY_TO_ORDER)
     return Discount(
         name=_name(applied),
@@ -144,7 +146,7 @@ def _discount(applied: Applied, line: Line | None, amount: int) -> Discount:
         effect_type=effect,
         line=line.index if line else None,
         scope="goods",  # it is told of no shipping and no other cost
-        meta=_meta(applied),
+        meta=meta,
     )
 
 

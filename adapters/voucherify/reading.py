@@ -11,6 +11,8 @@ import msgspec
 
 from mapper.adapter import EngineReply, EngineUnavailable, money
 
+_SURELY_MONEY = 10**12
+
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
@@ -34,6 +36,8 @@ def amount(holder: Mapping[str, Any], key: str, *, signed: bool = False) -> int:
     value = holder.get(key)
     if value is None:
         return 0
+    if type(value) is int and 0 <= value < _SURELY_MONEY:
+        return value  # what nearly all are
     try:
         found = money.from_engine(value)
     except money.NotMoney as error:

@@ -169,23 +169,26 @@ def read_amounts(order: dict[str, Any], off: str) -> Amounts:
 
 
 def _item(item: dict[str, Any], off: str) -> Item:
-    price, units = amount(item, "price"), amount(item, "applied_quantity", signed=True)
-    worth = amount(item, "applied_quantity_amount", signed=True)
+    price = amount(item, "price")
+    added, added_worth = _added(item, price)
+    return Item(
+        text(item.get("source_id")), amount(item, "quantity"), price, amount(item, off), added, added_worth, item
+    )
+
+
+def _added(item: dict[str, Any], price: int) -> tuple[int | None, int]:
+    """`Item.added` and `added_worth`."""
     # Null is as good as absent: it says nothing. A zero says that nothing was added.
     says_units, says_worth = item.get("applied_quantity") is not None, item.get("applied_quantity_amount") is not None
-    if says_units and not says_worth:
+    if not says_units and not says_worth:
+        return None, 0
+    units = amount(item, "applied_quantity", signed=True)
+    worth = amount(item, "applied_quantity_amount", signed=True)
+    if not says_worth:
         worth = units * price
-    elif says_worth and not says_units:
+    elif not says_units:
         units = worth // price if price else (worth > 0) - (worth < 0)
-    return Item(
-        source_id=text(item.get("source_id")),
-        quantity=amount(item, "quantity"),
-        price=price,
-        discount=amount(item, off),
-        added=units if says_units or says_worth else None,
-        added_worth=worth,
-        raw=item,
-    )
+    return units, worth
 
 
 # --- Which are refused -----------------------------------------------------------------------------------------------

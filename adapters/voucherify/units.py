@@ -61,6 +61,8 @@ def to_add(one: Applied, growth: Sequence[Grown], cart: Sequence[Line]) -> list[
     """The lines to which this redeemable grants units that the cart does not hold, as its answer shows them."""
     found = []
     for index, (item, added) in enumerate(zip(one.amounts.items, growth, strict=True)):
+        if not added.units:
+            continue
         here = cart[index].quantity if index < len(cart) and _effect_on(one, item) == ADD_NEW_ITEMS else 0
         if added.units > here:
             found.append(item.raw)

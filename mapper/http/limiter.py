@@ -26,8 +26,8 @@ STANDING_SHARE: Final = 0.2
 """Of the deadline: the longest wait in such a queue."""
 DOOR_SHARE: Final = 0.15
 """The same at the door, while calls are shed from such a queue: who joins it then is meant to be answered."""
-BATCH: Final = 3
-"""Calls that begin in one turn of the event loop."""
+BATCH: Final = 2
+"""Calls that begin in one turn of the event loop. With 5 a refusal at the door took twice as long."""
 
 
 @dataclass(eq=False)

@@ -625,6 +625,18 @@ def crowd(address: Address, count: int) -> Counter[int]:
     return asyncio.run(all_of_them())
 
 
+def test_two_hundred_new_connections_at_once_are_all_answered() -> None:
+    """On an idle service. How long each may take is left to the machine: only that nobody is refused."""
+    wire = fakes.FakeTransport()
+    wire.pause = 0.1
+    configured = fakes.settings(
+        fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger(), MAPPER_VALIDATE_DEADLINE_MS="30000"
+    )
+    with running(app.create(configured, engine_transport=wire), replace(SHORT, head_s=10)) as made:
+        for _ in range(2):
+            assert crowd(made.address, 200) == {200: 200}
+
+
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -1,6 +1,8 @@
 """Replies that are hard to read: every field of a good one changed, in turn, and its arrays in another order."""
 
-from collections.abc import Container, Iterator
+import re
+from collections.abc import Callable, Container, Iterator
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -22,6 +24,7 @@ GARBAGE: dict[str, bytes] = {
 
 _VALUES: tuple[Any, ...] = (None, True, -1, 10**30, "", "x", [], {}, [None], {"x": 1})
 _NUMBERS = (b"1e400", b"-0.005", b"0.1234567890123456789")
+_AMOUNT = re.compile(r"[0-9]+\.[0-9]+")
 MOST_FIELDS = 40
 """Of one reply: a large one is changed at so many places, spread over it."""
 
@@ -44,18 +47,36 @@ def changed(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
             yield f"{where} = {number.decode()}", _with_body(reply, body)
 
 
-def with_numbers(reply: EngineReply, number: bytes) -> Iterator[tuple[str, EngineReply]]:
-    """Each number of the reply replaced, in turn; with its place."""
-    document = msgspec.json.decode(reply.body)
+def with_amounts(reply: EngineReply, number: bytes) -> Iterator[tuple[str, EngineReply]]:
+    """Each number of the reply replaced, in turn, be it a JSON number or a text such as "12.50"; with its place."""
+    try:
+        document = msgspec.json.decode(reply.body)
+    except msgspec.DecodeError:  # an answer without a body
+        return
     for path in _paths(document, ()):
         value: Any = document
         for key in path:
             value = value[key]
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            yield (
-                "/".join(map(str, path)),
-                _with_body(reply, msgspec.json.encode(_put(document, path, msgspec.Raw(number)))),
-            )
+        spelled: Any = None
+        if isinstance(value, str):
+            spelled = number.decode() if _AMOUNT.fullmatch(value) else None
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            spelled = msgspec.Raw(number)
+        if spelled is not None:
+            yield "/".join(map(str, path)), _with_body(reply, msgspec.json.encode(_put(document, path, spelled)))
+
+
+def with_effect(reply: EngineReply, unknown: Callable[[Any], Any]) -> EngineReply | None:
+    """The same with what an emulator's `unknown_effect` puts into it; None where it puts nothing into this one."""
+    decode = msgspec.json.Decoder(float_hook=Decimal).decode
+    try:
+        other = unknown(decode(reply.body))
+    except msgspec.DecodeError:
+        return None
+    if other == decode(reply.body):
+        return None
+    body = msgspec.json.Encoder(decimal_format="number").encode(other)
+    return msgspec.structs.replace(reply, status=200, headers={}, body=body)
 
 
 def reordered(reply: EngineReply, ordered: Container[str]) -> EngineReply:

@@ -150,6 +150,10 @@ class Wire:
     async def aclose(self) -> None:
         """Nothing is open."""
 
+    def operation(self, place: int) -> str:
+        """What the request at this place is, for whoever reads of a fault in it."""
+        return f"request {place} ({self.exchanges[place].request.operation})"
+
     def books(self) -> Any:
         """A copy of what the emulator holds."""
         return msgspec.json.decode(msgspec.json.encode(self.emulator.books(), enc_hook=str))
@@ -227,11 +231,18 @@ class Observed:
             conversation.close()
 
 
+def no_stock(emulator: Application, checkout: Checkout) -> None:
+    """An engine that is told prices has no catalogue to fill."""
+
+
 class Lab:
     """One case: an emulator with empty books, and an adapter. `close` it."""
 
-    def __init__(self, adapter: Adapter, emulator: Application) -> None:
-        self.adapter, self.emulator = adapter, emulator
+    def __init__(
+        self, adapter: Adapter, emulator: Application, stock: Callable[[Application, Checkout], None] = no_stock
+    ) -> None:
+        """`stock` puts the products of a cart into the emulator's catalogue, where it has one."""
+        self.adapter, self.emulator, self.stock = adapter, emulator, stock
         self.wire = Wire(emulator, [account.base_url.rstrip("/") for account in adapter.accounts.values()])
         self._observed = cast("Adapter", Observed(adapter, self.wire))
         self._runner = asyncio.Runner()
@@ -267,6 +278,8 @@ class Lab:
         course = Redemption(_always) if method == "redeem" else None
         lines = _CARTLESS if order is None else len(order.cart)
         self.wire.expected.clear()
+        if order is not None:
+            self.stock(self.emulator, order)
         try:
             conversation = getattr(self._observed, method)(order, *given, **named)
             if not isinstance(conversation, Generator):
@@ -296,6 +309,7 @@ class Lab:
         return self._runner.run(together())
 
     async def _verdict(self, order: Checkout, session: str, attempt: str) -> Verdict:
+        self.stock(self.emulator, order)
         engine = PromotionEngine(self._observed, self._engine())
         verdict = await engine.redeem(replace(order, attempt=attempt), session, _now() + DEADLINE_S, _always)
         if isinstance(verdict, NotDone | InDoubt) and isinstance(verdict.problem, AdapterFault):

@@ -50,6 +50,7 @@ from mapper.conformance.lab import (
     find,
     installed_emulator,
     make,
+    no_stock,
     outcome_of,
     problem_text,
 )
@@ -149,6 +150,8 @@ class Conformance:
     """Arrays of the engine's replies, by name, whose order means something."""
     most_requests: ClassVar[int] = 10
     """Of one conversation, in a good case, for a cart of whatever size."""
+    requests_per_line: ClassVar[int] = 0
+    """And so many more for each line of the cart."""
     seconds: ClassVar[float] = 0.5
     """CPU time of the adapter itself for a cart of 1,000 lines."""
     exempt: ClassVar[Mapping[str, str]] = {}
@@ -157,6 +160,12 @@ class Conformance:
     def emulator(self) -> Application:
         """A new emulator of the engine, its books empty. By default the installed sandbox, on the default rule book."""
         return installed_emulator(self.entry_point)
+
+    def stock(self, emulator: Any, checkout: Checkout) -> None:
+        """For an engine with prices of its own: puts the products of this cart into its catalogue, at list prices.
+
+        Called before each conversation on a cart. An engine that is told prices needs none of it.
+        """
 
     def redeemed(self, books: Any, session: str) -> int:
         """How many redemptions of this session's order stand in the emulator's `books()`."""
@@ -170,7 +179,7 @@ class Conformance:
         opened: list[Lab] = []
 
         def new() -> Lab:
-            opened.append(Lab(self._adapter(), self.emulator()))
+            opened.append(Lab(self._adapter(), self.emulator(), self.stock))
             return opened[-1]
 
         try:
@@ -217,6 +226,9 @@ class Conformance:
         if method == "undo":
             return order, (SESSION, handle), {"final": False}
         return order, (SESSION, handle) if method == "look_up" else (SESSION,), {}
+
+    def _is_told_prices(self) -> bool:
+        return type(self).stock is Conformance.stock
 
     def _methods(self, lab: Lab) -> list[str]:
         able = lab.adapter.capabilities
@@ -377,7 +389,8 @@ class Conformance:
         with cases.of("a line of quantity 0 last"):
             assert _amounts(labs().validate(longer, SESSION)) == _amounts(want), "it changes what others earn"
         name = self.lines[0][0]
-        twice, apart = ([(name, 1, "10.00"), (other, 3, "7.00")] for other in (name, f"{name}-B"))
+        price = "7.00" if self._is_told_prices() else "10.00"  # in a catalogue, one sku has one price
+        twice, apart = ([(name, 1, "10.00"), (other, 3, price)] for other in (name, f"{name}-B"))
         with cases.of("one sku twice"):
             one, two = (self._order(*self.accepted, lines=lines) for lines in (twice, apart))
             got, want = labs().validate(one, SESSION), labs().validate(two, SESSION)
@@ -395,6 +408,12 @@ class Conformance:
                 assert _amounts(labs().validate(again, SESSION)) == _amounts(first), (
                     "a checkout that was discounted before earns something else: use `line.list_price`"
                 )
+        if not self._is_told_prices():
+            lab, (sku, quantity, price) = labs(), self.lines[0]
+            lab.validate(self._order(), SESSION)
+            lab.stock = no_stock
+            with cases.must_refuse("a price that is not the catalogue's"):
+                lab.validate(self._order(*self.accepted, lines=[(sku, quantity, f"1{price}")]), SESSION)
         cases.settle()
 
     @at("bronze")
@@ -551,7 +570,8 @@ class Conformance:
             with cases.may_refuse(f"{count} lines"):
                 lab.validate(order, SESSION)
                 came = [_there(exchange.reply) for exchange in lab.wire.exchanges]
-                assert len(came) <= self.most_requests, f"{len(came)} requests, and {self.most_requests} are allowed"
+                allowed = self.most_requests + self.requests_per_line * count
+                assert len(came) <= allowed, f"{len(came)} requests, and {allowed} are allowed"
                 started = time.process_time()
                 _replayed(lab.adapter, order, came)
                 took, most = time.process_time() - started, max(self.seconds * count / 1000, 0.05)

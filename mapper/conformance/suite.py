@@ -807,7 +807,10 @@ class Conformance:
     def test_two_processes_at_once_redeem_once(self, labs: Labs) -> None:
         lab, order = labs(), self._order()
         lab.validate(order, SESSION)
-        lab.verdicts(order, SESSION, 3)
+        verdicts = lab.verdicts(order, SESSION, 3)
+        if all(isinstance(one, NotDone) for one in verdicts):  # in each other's way: whoever comes next is alone
+            assert self._count(lab) == 0, "they say that nothing is redeemed, and something is"
+            lab.verdict(order, SESSION, "order/2")
         self._mend(lab, order)
         assert self._count(lab) == 1, f"{self._count(lab)} redemptions stand"
 
@@ -999,7 +1002,8 @@ class Conformance:
         lab.wire.fault = None
         if isinstance(verdict, NotDone):
             assert not self._count(lab), "it says that nothing is redeemed, and something is"
-            assert not lab.wire.late, "it says that nothing is redeemed, and something is on its way"
+            on_its_way = [one.operation for one in lab.wire.late if one.effect == "redeems"]
+            assert not on_its_way, f"it says that nothing is redeemed, and {on_its_way} is on its way"
         if isinstance(verdict, Done) and not dies:
             assert self._count(lab) == 1, "it says that it is redeemed, and that is not so"
             return

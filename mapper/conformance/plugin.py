@@ -117,7 +117,7 @@ def _result(report: pytest.TestReport, *, exempt: bool) -> Result:
     if report.passed:
         return "passed"
     if report.skipped:
-        return "exempt" if exempt else "not run"
+        return "exempt" if exempt else "skipped"
     return "failed"
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 Level = Literal["bronze", "silver", "gold"]
-Result = Literal["passed", "exempt", "failed", "not run"]
+Result = Literal["passed", "exempt", "failed", "skipped", "not run"]
 LEVELS: tuple[Level, ...] = ("bronze", "silver", "gold")
 
 
@@ -41,7 +41,7 @@ class Scorecard(msgspec.Struct, kw_only=True):
 
     def left(self, level: Level) -> list[str]:
         """The tests of a level that are neither passed nor exempt."""
-        return [test for test in self.of(level) if self.results.get(test, "not run") in ("failed", "not run")]
+        return [test for test in self.of(level) if self.results.get(test, "not run") not in ("passed", "exempt")]
 
     def of(self, level: Level) -> list[str]:
         return [test for test, belongs in self.levels.items() if belongs == level]
@@ -55,6 +55,8 @@ class Scorecard(msgspec.Struct, kw_only=True):
             exempt = sum(self.results.get(test) == "exempt" for test in tests)
             lines.append(f"  {level:7} {good} of {len(tests)} passed" + (f", {exempt} exempt" if exempt else ""))
             lines += [f"          {self.results.get(test, 'not run')}: {test}" for test in self.left(level)]
+            if any(self.results.get(test) == "skipped" for test in self.left(level)):
+                lines.append("          what was skipped counts once `exempt` says why the engine cannot")
         lines += [f"  exempt  {test}: {reason}" for test, reason in self.exempt.items()]
         return lines
 

@@ -843,7 +843,7 @@ class Conformance:
                     lab = labs()
                     self._ready(lab, method)
                     _with_reply(lab, number, fault)
-                    with cases.may_refuse(method, f"request {number}", what):
+                    with cases.may_refuse(method, good.wire.operation(number), what):
                         # Once: a request that may be repeated is, and then it goes well.
                         got = _amounts_of(lab.hold(method, order, *given, **named))
                         assert got == want, "is taken for an answer"
@@ -911,7 +911,7 @@ class Conformance:
                     lab = labs()
                     self._ready(lab, "undo")
                     _with_reply(lab, number, instead(EngineReply(status=status, headers={}, body=b"{}")))
-                    with cases.may_refuse(f"final={final}", f"request {number}", status):
+                    with cases.may_refuse(f"final={final}", good.wire.operation(number), status):
                         lab.undo(order, SESSION, given[1], final=final)
                         # It came to its end without a word: then it must be done.
                         assert self._count(lab) == 0 or status == 404, "is silent, and the redemption stands"
@@ -935,7 +935,7 @@ class Conformance:
                 lab = labs()
                 self._ready(lab, "undo")
                 _with_reply(lab, number, fault)
-                with cases.of(f"request {number}", what):
+                with cases.of(good.wire.operation(number), what):
                     with suppress(*PROBLEMS):
                         lab.undo(order, SESSION, given[1])
                     lab.wire.fault = None
@@ -951,7 +951,7 @@ class Conformance:
 
     def _skip_without(self, means: str) -> None:
         if not getattr(self._adapter().capabilities, means):
-            pytest.skip(f"{means} is not declared")
+            pytest.skip(f"{means} is not declared: for gold, `exempt` says why")
 
     def _stands_any_reply(self, labs: Labs, method: str) -> None:
         """Each reply of a good run, changed in every way: a result that fits the contract, or one of its problems."""
@@ -986,7 +986,7 @@ class Conformance:
                     lab = labs()
                     self._ready(lab, "redeem")
                     _with_reply(lab, number, fault)
-                    with cases.of(f"request {number}", what, "dies" if dies else "goes on"):
+                    with cases.of(good.wire.operation(number), what, "dies" if dies else "goes on"):
                         try:
                             self._recover(lab, order, lab.verdict(order, SESSION), dies=dies)
                         except PROBLEMS as problem:

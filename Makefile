@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume figures fuzz matrix restarts security audit secrets sbom lint format lock clean
+.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume figures fuzz matrix restarts security example audit secrets sbom lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ fuzz: $(VENV)/.dev ## throw 100,000 bodies at the service; ARGS="--count 2000000
 
 security: $(VENV)/.dev ## run the security checks, by id: docs/security.md
 	$(BIN)/python -m tests.security
+
+example: ## a third engine, django-oscar, with all standard tests and a real shop: examples/oscar, in a .venv of its own
+	$(MAKE) -C examples/oscar test
 
 audit: $(VENV)/.tools ## look the locked packages up among known faults; needs the network
 	scripts/audit.sh

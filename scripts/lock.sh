@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes the four locks from pyproject.toml: for every supported Python and platform, with hashes, and without the name of
+# Writes the locks from pyproject.toml: for every supported Python and platform, with hashes, and without the name of
 # any registry, so that they install from whichever one pip or uv is set up to use.
 #
 #   requirements.txt        what the service runs with, and what builds it
@@ -21,3 +21,6 @@ lock requirements.txt pyproject.toml --group build "$@"
 lock requirements-dev.txt pyproject.toml --all-extras --group build --group dev --constraints requirements.txt "$@"
 lock requirements-bench.txt pyproject.toml --group build --group bench --constraints requirements-dev.txt "$@"
 lock requirements-tools.txt --group tools --constraints requirements-dev.txt "$@"
+# The example's engine is a lock of its own: nothing of it is the project's.
+lock examples/oscar/requirements.txt pyproject.toml --extra conformance --group build examples/oscar/shop/requirements.in \
+    --constraints requirements-dev.txt "$@"

@@ -1,0 +1,56 @@
+"""The example in `examples/oscar`: an engine with baskets and prices of its own, built on `mapper.adapter` alone.
+
+Here in short, over its emulator and on what was recorded. `make example` is the long form: all standard tests, and a
+real shop, for which it makes a `.venv` of its own; where that is there, the shop is tried here, too.
+"""
+
+import ast
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conformance.acme import describe
+from tests.conformance.test_new_adapter import run
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "oscar"
+QUICK = (
+    "cassettes or readme or installed or earns or every_code or told_apart or list_prices or read_is_refused"
+    " or does_not_know or the_story or other_codes or another_cart or refused_at or used_up or at_once"
+)
+
+
+def test_the_example_passes_standard_tests_and_its_recordings(tmp_path: Path) -> None:
+    folder = tmp_path / "oscar"
+    shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns(".venv", "*.egg-info"))
+    describe(folder)
+    done = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"({QUICK}) and not shop")
+    assert done.returncode == 0, done.stdout
+    passed = int(done.stdout.splitlines()[-1].split(" passed")[0])
+    assert passed >= 18, done.stdout
+
+
+def test_the_real_shop_answers_as_the_example_says() -> None:
+    python = EXAMPLE / ".venv" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("the example's shop is not installed, and so NOT tried here: make example")
+    done = subprocess.run(
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_shop.py", "-k", "found_again or emulator"],
+        cwd=EXAMPLE, env={"OSCAR_SHOP": "required"}, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_example_imports_the_contract_alone() -> None:
+    for file in sorted((EXAMPLE / "promotions_oscar").glob("*.py")):
+        may = {"mapper.adapter"}
+        if file.stem == "sandbox":
+            may = {"mapper.sandbox.emulator", "mapper.sandbox.rulebook"}
+        found = {
+            node.module
+            for node in ast.walk(ast.parse(file.read_text("utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.module
+        }
+        beyond = {module for module in found if module.split(".")[0] in ("mapper", "adapters")} - may
+        assert not beyond, f"{file.name} imports {sorted(beyond)}"

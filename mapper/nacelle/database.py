@@ -24,9 +24,9 @@ class Database(Protocol):
 class LazyDatabase:
     """A database that is opened when it is first needed, and again where that failed: nobody waits for it at start."""
 
-    def __init__(self, url: str, *tables: str) -> None:
-        """`tables`: the statements that make them."""
-        self._url, self._tables = url, tables
+    def __init__(self, url: str, *tables: str, outlives_power: bool = True) -> None:
+        """`tables`: the statements that make them. `outlives_power`: see `open_database`."""
+        self._url, self._tables, self._outlives_power = url, tables, outlives_power
         self._opened: Database | None = None
         self._opening = asyncio.Lock()
 
@@ -36,7 +36,7 @@ class LazyDatabase:
     async def _open(self) -> Database:
         async with self._opening:
             if self._opened is None:
-                database = await open_database(self._url)
+                database = await open_database(self._url, outlives_power=self._outlives_power)
                 try:
                     for table in self._tables:
                         await database.run(table)
@@ -51,19 +51,23 @@ class LazyDatabase:
             await self._opened.close()
 
 
-async def open_database(url: str) -> Database:
-    """The database at `sqlite:///<path>` or `postgresql://…`. Raises `DatabaseUnavailable`."""
+async def open_database(url: str, *, outlives_power: bool = True) -> Database:
+    """The database at `sqlite:///<path>` or `postgresql://…`. Raises `DatabaseUnavailable`.
+
+    `outlives_power`: what is written survives the machine's end, too, not just the process's: SQLite then waits for
+    the disk at each statement.
+    """
     if url.startswith("sqlite:///"):
-        return await asyncio.to_thread(_Sqlite, url.removeprefix("sqlite:///"))
+        return await asyncio.to_thread(_Sqlite, url.removeprefix("sqlite:///"), "FULL" if outlives_power else "NORMAL")
     return await _Postgres.open(url)
 
 
 class _Sqlite:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, synchronous: str) -> None:
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
             self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
-            self._connection.execute("PRAGMA synchronous = FULL")
+            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
         except sqlite3.Error as error:
             raise DatabaseUnavailable(str(error)) from error
 

@@ -8,7 +8,7 @@ a file, or Nacelle's Storefront API (`mapper.nacelle.storefront`). `Products` st
 - **Stale rather than nothing.** What validate filled in is written to the ledger's database, by checkout and by
   product. Consume takes it from there first, however old, on any worker and after a restart: a category that is gone or
   changed after payment would take the discount with it.
-- **In time.** A call waits `BUDGET_S` at most. Then the engine is asked without, and a notice says so.
+- **In time.** A call waits `BUDGET_S` at most for the source. Then the engine is asked without, and a notice says so.
 """
 
 import asyncio
@@ -34,6 +34,8 @@ log = logging.getLogger("mapper")
 
 TTL_S: Final = 300.0
 BUDGET_S: Final = 0.25
+RECALL_S: Final = 1.0
+"""How long a consume waits for what validate wrote down: it is the ledger's own database, and an order is paid for."""
 READING_SHARE: Final = 0.7
 """Of the budget: the rest is for what the database remembers."""
 MOST: Final = 20_000
@@ -121,6 +123,7 @@ class Products:
         """What is being read now, by key: nobody asks for the same product twice at once."""
         self._last: OrderedDict[tuple[str, str], bytes] = OrderedDict()
         """What was written down last, by space and session: a checkout is validated again and again."""
+        self._writing: set[asyncio.Task[None]] = set()
         self._written = 0
 
     async def at_validate(self, checkout: Checkout) -> Checkout:
@@ -131,26 +134,31 @@ class Products:
     async def keep(self, space: str, session: str, checkout: Checkout) -> None:
         """Writes down what a checkout's lines were filled in with, for its own order.
 
-        Where that takes too long or fails, what was last filled in by product has to do.
+        Where that fails, what was last filled in by product has to do.
         """
         data = _ENCODER.encode({_name(line): checkout.product_data[index] for index, line in _known(checkout)})
         if self._database is None or self._last.get((space, session)) == data:
             return
-        with suppress(DatabaseUnavailable, TimeoutError):
-            async with asyncio.timeout(KEEPING_S):
-                await self._database.run(_KEEP_CHECKOUT, f"{space}\n{session}", data, time.time())
+        writing = asyncio.create_task(self._write(self._database, space, session, data))
+        self._writing.add(writing)
+        writing.add_done_callback(self._writing.discard)
+        await asyncio.wait({writing}, timeout=KEEPING_S)  # it goes on where the time is up
+
+    async def _write(self, database: Database, space: str, session: str, data: bytes) -> None:
+        with suppress(DatabaseUnavailable):
+            await database.run(_KEEP_CHECKOUT, f"{space}\n{session}", data, time.time())
             self._last[space, session] = data
             while len(self._last) > MOST:
                 self._last.popitem(last=False)
             self._written += 1
             if self._written % FORGETTING == 0:
-                await self._database.run(_FORGET, time.time() - KEPT_S)
+                await database.run(_FORGET, time.time() - KEPT_S)
 
     async def at_consume(self, order: Checkout, space: str, session: str) -> Checkout:
         """The same of an order, as validate filled it in: for this session, else, for any, each product last."""
-        kept = await self._of_checkout(space, session, BUDGET_S / 2)
+        kept = await self._of_checkout(space, session)
         known = {line.index: kept[name] for line in order.cart if (name := _name(line)) in kept}
-        found = await self.fill(order, BUDGET_S / (2 if known else 1), as_before=True, without=known.keys())
+        found = await self.fill(order, as_before=True, without=known.keys())
         return _filled(order, Filled({**found.by_line, **known}, found.notice))
 
     async def fill(
@@ -163,15 +171,15 @@ class Products:
     ) -> Filled:
         """What the lines of a checkout lack. It never raises, and never waits longer than `budget_s`.
 
-        `as_before`: what was filled in last, by any process, comes before what the source says now. `without`: the
-        lines (`Line.index`) that need nothing.
+        `as_before`: what was filled in last, by any process, comes before what the source says now; for that it may
+        take `RECALL_S`. `without`: the lines (`Line.index`) that need nothing.
         """
         lines = [line for line in checkout.cart if line.index not in without]
         keys = {line.index: key for line in lines if (key := self._source.key(line))}
         wanted = set(keys.values())
-        give_up = time.monotonic() + budget_s
         if as_before:
-            await self._recall(wanted, budget_s / 2)
+            await self._recall(wanted, RECALL_S)
+        give_up = time.monotonic() + budget_s
         now = self._clock()
         known = {key for key in wanted if key in self._kept}
         stale = {key for key in known if now > self._kept[key].at + TTL_S}
@@ -265,10 +273,10 @@ class Products:
                     for key, data in await self._database.run(f"{_FIND} ({places})", *some):
                         self._keep(key, _DECODER.decode(data), self._clock() - TTL_S - 1)
 
-    async def _of_checkout(self, space: str, session: str, budget_s: float) -> Mapping[str, Fields]:
+    async def _of_checkout(self, space: str, session: str) -> Mapping[str, Fields]:
         """What the lines of a checkout were filled in with, by their names."""
         with suppress(DatabaseUnavailable, TimeoutError):
-            async with asyncio.timeout(budget_s):
+            async with asyncio.timeout(RECALL_S):
                 for (data,) in (
                     await self._database.run(_FIND_CHECKOUT, f"{space}\n{session}") if self._database else ()
                 ):
@@ -303,7 +311,7 @@ _CHECKOUT_DECODER: Final = msgspec.json.Decoder(dict[str, dict[str, Any]], float
 
 def remembered_in(url: str) -> Database:
     """The ledger's database, with the tables of what was filled in."""
-    return LazyDatabase(url, *_TABLES)
+    return LazyDatabase(url, *_TABLES, outlives_power=False)  # a validate waits for it
 
 
 def _filled(checkout: Checkout, found: Filled) -> Checkout:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -273,3 +274,36 @@ def test_the_storefront_is_asked_by_product_and_the_variant_is_found(product: st
 def test_a_storefront_that_fails_says_why_in_one_word(wire: Wire, reason: str) -> None:
     with pytest.raises(SourceFailed, match=f"^{reason}$"):
         run(lambda: Storefront("https://s.test", "", wire).read(["a"]))
+
+
+class Books:
+    """A database that remembers what was run."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, tuple[Any, ...]]] = []
+
+    async def run(self, statement: str, *values: Any) -> list[Any]:
+        self.ran.append((statement.split(maxsplit=1)[0], values))
+        return []
+
+    async def close(self) -> None: ...
+
+
+def test_what_a_checkout_was_filled_in_with_is_written_once_and_forgotten_after_a_week(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "FORGETTING", 2)
+    books = Books()
+
+    async def story() -> None:
+        products = Products(Shelf(), books)
+        filled = await products.at_validate(cart("a", "none-1"))
+        books.ran.clear()
+        for session in ("s", "s", "t"):
+            await products.keep("", session, filled)
+
+    run(story)
+    assert [(verb, values[0]) for verb, values in books.ran[:2]] == [("INSERT", "\ns"), ("INSERT", "\nt")]
+    assert json.loads(books.ran[0][1][1]) == {"of a\n\na": {"category": "a-1"}, "of none-1\n\nnone-1": {}}
+    [(verb, (before,))] = books.ran[2:]
+    assert (verb, abs(time.time() - before - 7 * 86_400) < 60) == ("DELETE", True)

@@ -29,7 +29,7 @@ bench: $(VENV)/.bench ## measure the service beside what it is compared with, an
 bench-quick: $(VENV)/.bench ## the same in a minute, on the screen alone
 	$(BIN)/python -m bench --quick $(ARGS)
 
-overload: $(VENV)/.bench ## send five times what the service can answer, and let the engine hang; ARGS=--quick
+overload: $(VENV)/.bench ## send two and five times what the service can answer, and let the engine hang; ARGS=--quick
 	$(BIN)/python -m bench.overload $(ARGS)
 
 memory: $(VENV)/.bench ## watch what the service holds, under ten minutes of load; ARGS="--seconds 60 --warm 20"

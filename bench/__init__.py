@@ -11,7 +11,7 @@ machine does hits all of them alike. What counts are ratios of the same round; m
 
 Beside that, each a command of its own with a section on that page:
 
-- `overload`: five times too much, and an engine that hangs; `flood`: the client for it
+- `overload`: two and five times too much, and an engine that hangs; `flood`: the client for it
 - `memory`: what is held under load that repeats nothing; `consume`: what redeeming once costs
 - `results`: the files they write, and when not to measure; `publish`: puts the page together
 """

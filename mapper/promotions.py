@@ -1,8 +1,8 @@
 """START HERE. The three things this service does, each told from top to bottom: validate, consume, cancel.
 
 Everything that matters happens in this order: who calls, what do they bring, what does the engine say, what is
-answered. How an order is redeemed once is told in `mapper.orders.redeem`; what its row says is to be done next, and when,
-in `mapper.orders.rows`; how a checkout becomes an order at Nacelle, in `mapper.nacelle.convert`.
+answered. How an order is redeemed once is told in `mapper.orders.redeem`; what its row says is to be done next, and
+when, in `mapper.orders.rows`; how a checkout becomes an order at Nacelle, in `mapper.nacelle.convert`.
 """
 
 import asyncio

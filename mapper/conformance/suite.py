@@ -123,7 +123,7 @@ class Cases:
 
 
 class Conformance:
-    """To be adopted; see the module. Amounts are texts, as in a checkout."""
+    """The standard tests, to be adopted by a class of an adapter's tests. Amounts are texts, as in a checkout."""
 
     is_the_standard = True
 
@@ -142,6 +142,7 @@ class Conformance:
     once: ClassVar[str] = ""
     """A code that can be redeemed once, by whomever."""
     lines: ClassVar[Sequence[carts.Line]] = (("SKU-1", 2, "20.00"), ("SKU-2", 1, "9.99"))
+    """Of an ordinary cart: name (sku), quantity, list price of one."""
     carts: ClassVar[Sequence[Mapping[str, Any]]] = ()
     """Further bodies, as Nacelle sends them, that must come to an answer."""
     currencies: ClassVar[Sequence[str]] = ("USD", "JPY", "KWD")

@@ -41,5 +41,5 @@ class Emulator(Protocol):
         ...
 
     def unknown_effect(self, reply: Any) -> Any:
-        """A reply with an effect in it that no integration knows."""
+        """A reply with an effect in it that no integration knows; one that has no place for effects as it is."""
         ...

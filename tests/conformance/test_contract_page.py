@@ -34,6 +34,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "Reasons": ("mapper/domain/reasons.py", ("Reason",)),
     "An emulator": ("mapper/sandbox/emulator.py", ("Emulator",)),
+    "A conformance test": ("mapper/conformance/suite.py", ("Conformance",)),
 }  # fmt: skip
 """By heading: where it is defined, and what of it."""
 
@@ -41,7 +42,8 @@ HEAD = """\
 # The adapter contract, version {version}
 
 What an adapter sees of the mapper, name by name. All of it is imported from `mapper.adapter` (an emulator's part: from
-`mapper.sandbox.emulator`). [Writing an adapter](../adapters/README.md) is the guide.
+`mapper.sandbox.emulator`; its test's: from `mapper.conformance.suite`). [Writing an adapter](../adapters/README.md) is
+the guide.
 
 Generated from the docstrings: `python -m tests.conformance.test_contract_page`.
 """
@@ -76,7 +78,10 @@ def described(node: Named) -> str:
 
 
 def shown(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    return bool(ast.get_docstring(method)) and (not method.name.startswith("_") or method.name == "__init__")
+    hidden = (method.name.startswith(("_", "test_")) and method.name != "__init__") or any(
+        ast.unparse(one) in ("contextmanager", "pytest.fixture") for one in method.decorator_list
+    )
+    return bool(ast.get_docstring(method)) and not hidden
 
 
 def signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:

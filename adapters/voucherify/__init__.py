@@ -62,7 +62,8 @@ class Voucherify(Adapter):
         settled = yield from self._earned(checkout, session, coded)
         yield from self._release(checkout, session, settled)
         outcome = self._outcome(settled, checkout, refused)
-        return _with(outcome, *effects.left_out(settled.refused))
+        unasked = () if checkout.cart else map(effects.not_asked, coded)
+        return _with(outcome, *unasked, *effects.left_out(settled.refused))
 
     def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
         """A validation of what the shopper was shown: without effect, and the question that `redeem` asks."""

@@ -258,6 +258,12 @@ def left_out(refused: Mapping[Redeemable, str]) -> list[Notice]:
     return [Notice("promotions_left_out", text, {"promotions": named})] if named else []
 
 
+def not_asked(code: Redeemable) -> Notice:
+    """Voucherify judges a code by an order, and there is none: nothing says whether it is good."""
+    text = f"The cart is empty, so that nobody was asked about the code {code.code}."
+    return Notice("code_not_answered", text, {"value": code.code})
+
+
 def refused_promotions(refused: Mapping[Redeemable, str]) -> list[Notice]:
     """Promotions the shopper was shown at validate that Voucherify refuses at consume."""
     text = "A promotion shown in the checkout does not apply any more."

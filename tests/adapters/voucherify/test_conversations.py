@@ -468,6 +468,17 @@ def test_an_order_that_was_redeemed_in_part_says_what_is_missing(
     assert refused == told
 
 
+@pytest.mark.parametrize("lines", [(), (("A", 0, "1.00"),)])
+def test_of_a_code_in_an_empty_cart_it_is_said_that_nobody_was_asked(lines: tuple[Any, ...]) -> None:
+    outcome, requests = held(engine().validate(cart(*lines, codes=["A", "B"]), ORDER))
+    assert (requests, outcome.rejected) == ([], ())
+    assert [(one.type, one.payload) for one in outcome.notices] == [
+        ("code_not_answered", {"value": "A"}),
+        ("code_not_answered", {"value": "B"}),
+    ]
+    assert not held(engine().validate(cart(*lines), ORDER))[0].notices
+
+
 VOUCHER = {"date": "1", "related_object_type": "voucher", "related_object_id": "v_1"}
 
 

@@ -102,7 +102,7 @@ async def validate(service: Service, call: Call) -> Answer:
     checkout = await _parse(service, call, "validate")
     receipts = service.receipts(space)
     session = _session(service, checkout, space, receipts.read_if_ours(checkout, service.now()))
-    _note(call, checkout, space, checkout.id or checkout.source_id, session)
+    _note(service, call, checkout, space, checkout.id or checkout.source_id, session)
     _warn_of_missing_costs(service, checkout)
     checkout = await service.fill(checkout)
     degraded = False
@@ -145,7 +145,7 @@ async def consume(service: Service, call: Call) -> Answer:
     given = _receipt(service, order, space)
     key = Key(space, service.adapter.name, _order_key(service, order, given))
     terms = _terms(service, order, space, given)
-    _note(call, order, space, key.order, terms.session if isinstance(terms, Terms) else "")
+    _note(service, call, order, space, key.order, terms.session if isinstance(terms, Terms) else "")
     call.record.receipt = _fate(given, order)
     job = service.redeemer.job(key, order, terms, call.record, call.has_hung_up)
     return await service.redeemer.consume(job, call.deadline)
@@ -214,12 +214,14 @@ async def _parse(service: Service, call: Call, operation: Operation) -> Checkout
     )
 
 
-def _note(call: Call, checkout: Checkout, space: str, key: str, session: str) -> None:
+def _note(service: Service, call: Call, checkout: Checkout, space: str, key: str, session: str) -> None:
     """What the log tells of the call, whatever becomes of it; and the shopper's language."""
     record = call.record
     accepted = next((value.decode("latin-1") for name, value in call.headers if name == b"accept-language"), "")
     record.language = language_of(checkout.source.decoded, accepted)
-    record.space, record.id, record.session = space, key, session
+    served = service.settings.credentials.spaces
+    record.space = space or (next(iter(served)) if len(served) == 1 else "")  # one alone is no part of keys
+    record.id, record.session = key, session
     record.codes, record.currency = checkout.promotions.codes, checkout.currency
 
 

@@ -154,7 +154,9 @@ class CodeNames:
         return hmac.digest(self.secret, _CODE_KEY, "sha256")
 
 
-def request(record: Record, status: int, category: str, reason: str, seconds: float, names: CodeNames) -> None:
+def request(
+    record: Record, status: int, category: str, reason: str, seconds: float, names: CodeNames, engine: str = ""
+) -> None:
     """The line of one request, once it is answered."""
     level = LEVELS.get(category, logging.WARNING)
     if record.drift or record.degraded:
@@ -167,6 +169,7 @@ def request(record: Record, status: int, category: str, reason: str, seconds: fl
         "category": category,
         "reason": reason,
         "ms": round(seconds * 1000, 1),
+        "engine": engine,
         **record.ids(),
         **record.facts,
     }
@@ -194,9 +197,9 @@ def request(record: Record, status: int, category: str, reason: str, seconds: fl
     _told(level, "request", facts)
 
 
-def call(made: Call) -> None:
+def call(made: Call, engine: str = "") -> None:
     """The line of one call to the engine."""
-    facts = {"call": made.operation, "result": result_of(made), "ms": round(made.seconds * 1000, 1)}
+    facts = {"engine": engine, "call": made.operation, "result": result_of(made), "ms": round(made.seconds * 1000, 1)}
     if made.attempt > 1:
         facts["attempt"] = made.attempt
     if made.account:

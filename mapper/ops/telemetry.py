@@ -19,18 +19,19 @@ class Telemetry:
     def __init__(self, engine: str = "", names: CodeNames | None = None, traces: Tracing | None = None) -> None:
         self.metrics = Metrics(engine)
         self.traces = traces or PassThrough()
+        self._engine = engine
         self._names = names or CodeNames("none", b"")
         self.backlog = self.metrics.backlog
 
     def request(self, record: Record, status: int, category: str, reason: str, seconds: float) -> None:
         self.metrics.request(record, status, category, reason, seconds)
         self.traces.answered(status, reason)
-        logs.request(record, status, category, reason, seconds, self._names)
+        logs.request(record, status, category, reason, seconds, self._names, self._engine)
 
     def call(self, made: Call) -> None:
         self.metrics.call(made)
         self.traces.tried(made)
-        logs.call(made)
+        logs.call(made, self._engine)
 
     def breaker(self, account: str, state: BreakerState) -> None:
         self.metrics.breaker(account, state)

@@ -13,6 +13,7 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from mapper import settings
 from mapper.ops.metrics import TABLE
 from tests.test_house import known_settings
 
@@ -100,6 +101,25 @@ def test_a_slow_probe_restarts_nobody() -> None:
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert probes[name]["timeoutSeconds"] >= 2, name
     assert probes["livenessProbe"]["failureThreshold"] * probes["livenessProbe"]["periodSeconds"] >= 30
+
+
+def test_the_operators_routes_are_where_no_customer_gets() -> None:
+    (config,) = (one["data"] for one in manifests() if one["kind"] == "ConfigMap")
+    ports = {port["name"]: str(port["containerPort"]) for port in container()["ports"]}
+    assert config["MAPPER_ADMIN_PORT"] == ports["admin"]
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container()[name]["httpGet"]["port"] == "admin", name
+    (deployment,) = (one for one in manifests() if one["kind"] == "Deployment")
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/port"] == ports["admin"]
+    (service,) = (one for one in manifests() if one["kind"] == "Service")
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == ["http"]
+
+
+def test_the_compose_files_settings_start_a_service() -> None:
+    mapper = load("compose.yaml")["services"]["mapper"]
+    configured = settings.load(mapper["environment"])
+    assert f":{configured.admin_port}/readyz" in mapper["healthcheck"]["test"][-1]
 
 
 def test_the_unit_writes_to_its_own_folder_alone() -> None:

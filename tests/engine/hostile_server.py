@@ -8,33 +8,23 @@ import contextlib
 import socket
 import ssl
 import struct
-import tempfile
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache
 
-# Made for these tests, of worth to nobody: for 127.0.0.1 alone, until 2120, its own authority.
-KEY = """\
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgK6RH0WviTRN1G3nV
-h98lu2EzBlgRsyH+L1OYwUMM/YahRANCAAS5jw4al4af1HIILuEUXQO8Ycl11cfl
-r830z2klS2zeuOLVZ7RDAnq4+RwhfhtY7VwZsJlKMpo8Tma8cUyfCDsj
------END PRIVATE KEY-----
-"""
-CERTIFICATE = """\
------BEGIN CERTIFICATE-----
-MIIBljCCATugAwIBAgIBATAKBggqhkjOPQQDAjAYMRYwFAYDVQQDDA1hIHRlc3Qg
-c2VydmVyMCAXDTIwMDEwMTAwMDAwMFoYDzIxMjAwMTAxMDAwMDAwWjAYMRYwFAYD
-VQQDDA1hIHRlc3Qgc2VydmVyMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEuY8O
-GpeGn9RyCC7hFF0DvGHJddXH5a/N9M9pJUts3rji1We0QwJ6uPkcIX4bWO1cGbCZ
-SjKaPE5mvHFMnwg7I6N0MHIwDwYDVR0RBAgwBocEfwAAATAPBgNVHRMBAf8EBTAD
-AQH/MB0GA1UdDgQWBBRFv5jWx1hZqOcCh/ADnXhalX7amzAfBgNVHSMEGDAWgBRF
-v5jWx1hZqOcCh/ADnXhalX7amzAOBgNVHQ8BAf8EBAMCAoQwCgYIKoZIzj0EAwID
-SQAwRgIhAOgJSVpju3/dzs7Np2LSFd696x0GizMCsBQxtl9SqaAeAiEA+uImbVRY
-r0arDTx/908cP+bHhoT3cYPotdtj1IiYuBg=
------END CERTIFICATE-----
-"""
+import trustme
+
+
+@cache
+def _authority() -> trustme.CA:
+    """Of this run of the tests alone."""
+    return trustme.CA()
+
+
+def certificate() -> str:
+    """That of the authority which the server's own is from."""
+    return _authority().cert_pem.bytes().decode()
 
 
 @dataclass(frozen=True)
@@ -148,11 +138,9 @@ async def _receive(peer: Peer) -> Received:
 
 
 def _context() -> ssl.SSLContext:
+    """For 127.0.0.1 and no other name."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "both.pem")
-        path.write_text(KEY + CERTIFICATE)
-        context.load_cert_chain(path)
+    _authority().issue_cert("127.0.0.1").configure_cert(context)
     return context
 
 

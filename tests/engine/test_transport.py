@@ -362,7 +362,7 @@ def test_certificates_are_verified_before_anything_is_sent(rim: Rim, authority: 
         assert (await call(client, server.url("/ok"))).status == 200
 
     assert rim.run(refused, tls=True).requests == []
-    authority.write_text(hostile_server.CERTIFICATE)
+    authority.write_text(hostile_server.certificate())
     assert rim.run(wrong_name, tls=True).requests == []
     assert len(rim.run(accepted, tls=True).requests) == 1
 

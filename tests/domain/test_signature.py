@@ -88,6 +88,16 @@ def test_every_other_signature_is_refused_in_one_and_the_same_words(given_: list
     assert (refusal.value.message, refusal.value.details) == (BadSignature("x").message, {})
 
 
+def test_a_secret_is_good_until_it_is_taken_out() -> None:
+    """While it is rotated both are; then the old one is a wrong one."""
+    for secret in (SECRET, OLD):
+        verify(BODY, headers(sign(BODY, secret)), Credentials("signature", (SECRET, OLD)))
+    verify(BODY, headers(sign(BODY, SECRET)), Credentials("signature", (SECRET,)))
+    with pytest.raises(BadSignature) as refusal:
+        verify(BODY, headers(sign(BODY, OLD)), Credentials("signature", (SECRET,)))
+    assert refusal.value.reason == "wrong"
+
+
 @given(st.binary(max_size=200), st.integers(0, 255), st.data())
 def test_one_changed_byte_is_enough(body: bytes, other: int, data: st.DataObject) -> None:
     signed = sign(body, SECRET)

@@ -6,12 +6,18 @@ import logging
 import sys
 
 import pytest
+from starlette.testclient import TestClient
 
 from mapper.adapter import Outcome, Reason, Rejection
+from mapper.http import app
 from mapper.ops import logs
 from mapper.ops.logs import log
-from tests.fakes import SECRET
+from mapper.sandbox import host as sandbox
+from mapper.settings import load
+from tests.domain.test_document import JSON_TEXTS, NOT_JSON
+from tests.fakes import SECRET, new_ledger, signed
 from tests.http.test_app import BODIES, BOTH, Client, check_error, check_security_headers
+from tests.sandbox.live import control
 
 CODE = "CANARY-CODE-7"
 
@@ -40,6 +46,73 @@ def test_odd_codes(operation: str, code: str) -> None:
             made.post(operation, text.encode()), operation, 422 if operation == "validate" else 500, "promotion_codes"
         )
     assert details["codes"][0]["reason"] == "malformed"
+
+
+UNDEFINED = (
+    b'{"v": 1e400}', b'{"v": -1e400}', b'{"v": 1E-400}', b'{"v": 0.%s}' % (b"1" * 5000), b'{"v": %s}' % (b"9" * 5000),
+    b'{"v": "\\ud800"}', b'{"v": "\\udfff\\ud800"}', b'{"v": "\\ud800a"}',
+    b'{"\\ud800": 1}', b'{"v": "\\uffff\\u0000"}',
+    b'{"v": "\xff"}', b'{"v": "\xed\xa0\x80"}', b'{"v": "\xc0\xaf"}', b'{"v": "\xf4\xbf\xbf\xbf"}', b'{"v": "\xe9"}',
+    b'\xef\xbb\xbf{"v": 1}', b"\xff\xfe", b"\xef\xbb\xbf",
+    '{"v": 1}'.encode("utf-16"), '{"v": 1}'.encode("utf-16-be"),
+    b"[" * 500 + b"]" * 500, b'{"v": ' + b"[" * 100_000, b'{"v": ' + b"[" * 3000 + b"]" * 3000 + b"}",
+    b'{"a": ' * 3000 + b"1" + b"}" * 3000, b"[[],[[]]]", b"1", b"null", b'"{}"', b" ", b"\0", b"{}{}", b"{} #",
+)  # fmt: skip
+"""Bodies that a parser may take or leave, or that are no object: as a whole, from the categories of JSONTestSuite."""
+
+
+@BOTH
+def test_the_json_grammar_holds_for_signed_calls(operation: str) -> None:
+    """A table of our own, by the categories of JSONTestSuite: a body that is JSON comes back, and none is a fault."""
+    made = Client()
+    usual = json.dumps(BODIES[operation])[:-1].encode()
+    with made.http:
+        for text in JSON_TEXTS:
+            member = f'"v": {text.strip()}'.encode()
+            response = made.post(operation, usual + b", " + member + b"}")
+            assert response.status_code == 200, text
+            assert member in response.content, text
+        for text in NOT_JSON:
+            assert made.post(operation, usual + f', "v": {text}}}'.encode()).status_code == 400, text
+        for body in UNDEFINED:
+            assert made.post(operation, body).status_code == 400, body[:50]
+            response = made.post(operation, usual + b", " + body.strip()[1:])
+            assert response.status_code in (200, 400), body[:50]
+
+
+@BOTH
+@pytest.mark.parametrize("price", ["NaN", "Infinity", "-Infinity", "1e400", '"NaN"', '"sNaN"', '"Infinity"', '"1e400"'])
+def test_a_price_that_is_no_number_is_refused(operation: str, price: str) -> None:
+    made = Client()
+    with made.http:
+        body = json.dumps(BODIES[operation]).replace('"140.00"', price).encode()
+        assert check_error(made.post(operation, body), operation, 400, "invalid_request")["pointer"] in (
+            "",
+            f"/{'items' if operation == 'validate' else 'order_items'}/0/price",
+        )
+    assert made.wire.sent == []
+
+
+def test_a_validate_after_consume_leaves_the_engines_session_closed() -> None:
+    """However often a captured checkout is sent again."""
+    with sandbox.running(sandbox.create()) as url:
+        environment = {
+            "MAPPER_ENGINE": "talon_one",
+            "TALON_ONE_BASE_URL": f"{url}/talon_one",
+            "TALON_ONE_API_KEY": "key",
+            "NACELLE_SIGNING_SECRETS": SECRET.decode(),
+            "MAPPER_LEDGER_URL": new_ledger(),
+            "MAPPER_VALIDATE_DEADLINE_MS": "30000",
+            "MAPPER_CONSUME_DEADLINE_MS": "60000",
+        }
+        cart = {**BODIES["consume"], "promotion": {"coupon_codes": ["SINGLE-0001"]}}
+        with TestClient(app.create(load(environment))) as http:
+            for operation in ("validate", "consume", "validate", "validate"):
+                body, headers = signed(cart)
+                named = [(name.decode(), value.decode()) for name, value in headers]
+                assert http.post(f"/promotions/{operation}", content=body, headers=named).status_code in (200, 422)
+        sessions = control(url, "books")["talon_one"]["sessions"]
+    assert (sessions["c-1"]["state"], sessions["c-1"]["closes"]) == ("closed", 1)
 
 
 @pytest.mark.parametrize("form", ["json", "text"])

@@ -128,7 +128,7 @@ class Products:
 
     async def at_validate(self, checkout: Checkout) -> Checkout:
         """The checkout with what its lines lack."""
-        found = await self.fill(checkout)
+        found = await self.fill(checkout, BUDGET_S)
         return _filled(checkout, found)
 
     async def keep(self, space: str, session: str, checkout: Checkout) -> None:
@@ -158,7 +158,7 @@ class Products:
         """The same of an order, as validate filled it in: for this session, else, for any, each product last."""
         kept = await self._of_checkout(space, session)
         known = {line.index: kept[name] for line in order.cart if (name := _name(line)) in kept}
-        found = await self.fill(order, as_before=True, without=known.keys())
+        found = await self.fill(order, BUDGET_S, as_before=True, without=known.keys())
         return _filled(order, Filled({**found.by_line, **known}, found.notice))
 
     async def fill(

@@ -13,6 +13,7 @@ from mapper import settings
 from mapper.commands import cli
 from mapper.domain import signature
 from mapper.http import app
+from mapper.nacelle import products
 from mapper.sandbox import host, rulebook
 from mapper.sandbox.nacelle import NacelleSandbox
 from mapper.sandbox.storefront import Storefront, default_products
@@ -41,6 +42,7 @@ class Shop:
             "TALON_ONE_ITEM_ATTRIBUTES": "vendor=/vendor",
             "MAPPER_LEDGER_URL": self.ledger,
             "MAPPER_PRODUCT_DATA": "nacelle",
+            "MAPPER_VALIDATE_DEADLINE_MS": "20000",
             "NACELLE_STOREFRONT_URL": f"{self.url}/nacelle/graphql/v1/spaces",
             **more,
         }
@@ -68,6 +70,14 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
     sandbox = host.create()
     with host.running(sandbox) as url:
         yield Shop(url, sandbox.state.sandbox.nacelle, Home(request.param, tmp_path).url)
+
+
+@pytest.fixture(autouse=True)
+def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long the service waits is tried by one test alone; for the others a busy machine is no matter."""
+    if "cannot_be_read" not in request.node.name:
+        monkeypatch.setattr(products, "BUDGET_S", 10.0)
+        monkeypatch.setattr(products, "KEEPING_S", 10.0)
 
 
 def call(url: str, operation: str, body: object) -> Answer:

@@ -150,6 +150,9 @@ async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
         if problem.reason == "ledger_missing" and _can_be_made(configured.ledger_url):
             yield Finding("ledger", "ok", f"{name}, none yet: `serve` makes it")
             return
+        if problem.reason == "ledger_too_old":
+            yield Finding("ledger", "warning", f"{name}: {problem.message}", "Back it up first (docs/operations.md).")
+            return
         yield Finding(
             "ledger", "failed", f"{name}: {problem.message} ({problem.reason})", "Mend MAPPER_LEDGER_URL or its server."
         )

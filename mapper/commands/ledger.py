@@ -75,8 +75,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     pruning.set_defaults(act=_prune)
     backing_up = verbs.add_parser("backup", help="copy a SQLite ledger, also while it is in use")
     backing_up.add_argument("file", metavar="FILE", help="the copy; must not exist")
-    backing_up.set_defaults(act=_backup)
     parser.set_defaults(run=_run)
+    backing_up.set_defaults(run=_backup)
 
 
 def _run(chosen: argparse.Namespace) -> int:
@@ -220,20 +220,23 @@ async def _prune(ledger: Ledger, chosen: argparse.Namespace) -> int:
     return 0
 
 
-async def _backup(ledger: Ledger, chosen: argparse.Namespace) -> int:
-    path = _file(settings.Reader(os.environ).text("MAPPER_LEDGER_URL"))
-    copy = Path(chosen.file)
+def _backup(chosen: argparse.Namespace) -> int:
+    """A copy to go back to: the ledger is read as it is, whatever version of the service wrote it."""
+    path, copy = _file(settings.Reader(os.environ).text("MAPPER_LEDGER_URL")), Path(chosen.file)
     if path is None:
         return _fail("This ledger is a PostgreSQL database; copy it with pg_dump.")
-    return await asyncio.to_thread(_copy, path, copy)
-
-
-def _copy(path: Path, copy: Path) -> int:
-    if copy.exists():
-        return _fail(f"{copy} exists.")
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
-        copy.chmod(0o600)  # orders are personal data
-        source.backup(target)
+    if not path.is_file():
+        return _fail(f"There is no ledger at {path}. MAPPER_LEDGER_URL says where it is.")
+    try:
+        os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # orders are personal data
+    except OSError as error:
+        return _fail(f"{copy} cannot be made: {error.strerror}.")
+    try:
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+    except sqlite3.Error as error:
+        copy.unlink()
+        return _fail(f"{path} cannot be copied: {error}.")
     print(f"Copied to {copy}.")
     return 0
 

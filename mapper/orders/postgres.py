@@ -25,6 +25,7 @@ from mapper.orders.rows import (
     Clock,
     Key,
     LedgerTooNew,
+    LedgerTooOld,
     LedgerUnavailable,
     LedgerUnusable,
     Moment,
@@ -387,6 +388,8 @@ async def _migrate(connection: Any, *, create: bool) -> None:
         found = await connection.fetchval("SELECT version FROM mapper_schema")
         if found > len(MIGRATIONS):
             raise LedgerTooNew(found, len(MIGRATIONS))
+        if not create and found < len(MIGRATIONS):
+            raise LedgerTooOld(found, len(MIGRATIONS))
         for version, statements in enumerate(MIGRATIONS[found:], found + 1):
             for statement in statements:
                 await connection.execute(statement)

@@ -91,6 +91,15 @@ class LedgerTooNew(LedgerUnusable):
         super().__init__("too_new", f"The ledger's schema has version {found}; this program knows up to {known}.")
 
 
+class LedgerTooOld(LedgerUnusable):
+    """Only `serve` changes a schema: whoever just looks, or makes a copy to go back to, leaves it as it is."""
+
+    def __init__(self, found: int, known: int) -> None:
+        super().__init__(
+            "too_old", f"The ledger's schema has version {found}; `serve` of this version brings it to {known}."
+        )
+
+
 class Fenced(OutcomePending):
     """Somebody else has taken the order over: whoever holds this row must stop and write nothing more."""
 

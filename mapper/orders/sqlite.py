@@ -26,6 +26,7 @@ from mapper.orders.rows import (
     Clock,
     Key,
     LedgerTooNew,
+    LedgerTooOld,
     LedgerUnavailable,
     LedgerUnusable,
     Moment,
@@ -353,7 +354,7 @@ class SqliteStore:
 
     def _connect(self, *, create: bool) -> None:
         if not create and not Path(self._path).is_file():
-            raise LedgerUnavailable("missing", f"There is no ledger at {self._path}.")
+            raise self._missing()
         try:
             # Orders are personal data. The files beside it (-wal, -shm) get the same mode from SQLite.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -362,7 +363,7 @@ class SqliteStore:
             raise LedgerUnusable("cannot_open", message) from error
         self._database = sqlite3.connect(Path(self._path), timeout=self._busy_s, isolation_level=None)
         try:
-            self._prepare(self._database)
+            self._prepare(self._database, create=create)
         except BaseException as error:
             self._database.close()
             self._database = None
@@ -370,14 +371,30 @@ class SqliteStore:
                 raise LedgerUnusable(word, _UNUSABLE[word]) from error
             raise
 
-    def _prepare(self, database: sqlite3.Connection) -> None:
+    def _prepare(self, database: sqlite3.Connection, *, create: bool) -> None:
         if self._use_wal() != "wal":
             raise LedgerUnusable("without_wal", "The ledger's file system cannot carry SQLite's write-ahead log.")
         database.execute("PRAGMA synchronous = FULL")
         with self._transaction():
-            _migrate(database)
+            self._migrate(database, create=create)
             self._forget_other_boots(database)
         self._reader = sqlite3.connect(Path(self._path), timeout=0, isolation_level=None, check_same_thread=False)
+
+    def _migrate(self, database: sqlite3.Connection, *, create: bool) -> None:
+        found = database.execute("PRAGMA user_version").fetchone()[0]
+        if found > len(MIGRATIONS):
+            raise LedgerTooNew(found, len(MIGRATIONS))
+        if not create and found == 0:
+            raise self._missing()
+        if not create and found < len(MIGRATIONS):
+            raise LedgerTooOld(found, len(MIGRATIONS))
+        for version, statements in enumerate(MIGRATIONS[found:], found + 1):
+            for statement in statements:
+                database.execute(statement)
+            database.execute(f"PRAGMA user_version = {version}")
+
+    def _missing(self) -> LedgerUnavailable:
+        return LedgerUnavailable("missing", f"There is no ledger at {self._path}.")
 
     def _disconnect(self) -> None:
         self._reopen = False
@@ -423,16 +440,6 @@ class _Change:
 
 def _place(key: Key) -> tuple[str, str, str]:
     return key.space, key.engine, key.order
-
-
-def _migrate(database: sqlite3.Connection) -> None:
-    found = database.execute("PRAGMA user_version").fetchone()[0]
-    if found > len(MIGRATIONS):
-        raise LedgerTooNew(found, len(MIGRATIONS))
-    for version, statements in enumerate(MIGRATIONS[found:], found + 1):
-        for statement in statements:
-            database.execute(statement)
-        database.execute(f"PRAGMA user_version = {version}")
 
 
 def _word(error: sqlite3.Error) -> str:

@@ -1,8 +1,10 @@
 """The commands, as a person types them: what is printed, and the exit code."""
 
 import asyncio
+import contextlib
 import io
 import re
+import sqlite3
 import stat
 import sys
 import time
@@ -14,6 +16,7 @@ import pytest
 from mapper.commands import cli
 from mapper.domain.signature import sign
 from mapper.orders import ledger as ledger_module
+from mapper.orders import sqlite as ledger_sqlite
 from mapper.orders.ledger import Ledger, open_ledger
 from mapper.orders.rows import Clock, Key, LookUp, New, Retry, State
 from tests.orders import ledgers
@@ -210,6 +213,44 @@ def test_a_body_is_forgotten_unless_it_is_still_needed(ledger_url: str, capsys: 
     assert run("ledger", "forget", "order-2") == 0
     assert run("ledger", "show", "order-2") == 0
     assert "erased" in capsys.readouterr().out
+
+
+def test_only_serve_changes_a_schema(
+    ledger_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that is made before an upgrade, with whichever version, is one that the version before opens."""
+
+    def version(file: Path) -> int:
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            return int(database.execute("PRAGMA user_version").fetchone()[0])
+
+    file = Path(ledger_url.removeprefix("sqlite:///"))
+    with monkeypatch.context() as before:
+        before.setattr(ledger_sqlite, "MIGRATIONS", ledger_sqlite.MIGRATIONS[:1])
+        prepare(ledger_url, nothing)
+    copy = tmp_path / "copy.db"
+    assert run("ledger", "backup", str(copy)) == 0
+    assert run("ledger", "list") == 1
+    assert f"`serve` of this version brings it to {len(ledger_sqlite.MIGRATIONS)}" in capsys.readouterr().err
+    assert (version(file), version(copy)) == (1, 1)
+    prepare(ledger_url, nothing)
+    assert run("ledger", "list") == 0
+    assert version(file) == len(ledger_sqlite.MIGRATIONS)
+
+
+def test_what_is_no_ledger_is_not_made_one_and_not_copied(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty, text, copy = tmp_path / "empty.db", tmp_path / "text.db", tmp_path / "copy.db"
+    empty.write_bytes(b"")
+    text.write_text("no database, and longer than the head of one, which has a hundred bytes" * 3)
+    monkeypatch.setenv("MAPPER_LEDGER_URL", f"sqlite:///{empty}")
+    assert run("ledger", "list") == 1
+    assert f"There is no ledger at {empty}." in capsys.readouterr().err
+    for url in (f"sqlite:///{text}", f"sqlite:///{tmp_path}/missing.db"):
+        monkeypatch.setenv("MAPPER_LEDGER_URL", url)
+        assert run("ledger", "backup", str(copy)) == 1
+        assert not copy.exists()
 
 
 def test_a_ledger_is_copied_while_it_is_in_use(

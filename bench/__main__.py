@@ -43,7 +43,8 @@ def measure(*, quick: bool, patient: bool) -> dict[str, Any]:
         say("Starting the service, and stopping it.")
         start = rounds.starts("service", port, 3 if quick else 9)
         say(f"Starting {', '.join(contenders.BY_KEY[key].name for key in keys)}; checking their answers.")
-        with contenders.all_running(keys, port, sorted({case.lines for case in cases})) as running:
+        sizes = {key: sorted({case.lines for case in cases if key in case.contenders}) for key in keys}
+        with contenders.all_running(sizes, port) as running:
             bench = rounds.Bench(running, engine, patient=patient)
             say("Warming up.")
             bench.closed(rounds.Case(20, 0, 32, 1, 0.5, rounds.ALL))

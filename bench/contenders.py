@@ -7,7 +7,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,16 +211,16 @@ def engine() -> Iterator[tuple[int, "subprocess.Popen[bytes]"]]:
 
 
 @contextmanager
-def all_running(keys: list[str], engine_port: int, sizes: list[int]) -> Iterator[dict[str, Running]]:
-    """Every contender, started and checked with carts of these sizes."""
+def all_running(sizes: Mapping[str, Iterable[int]], engine_port: int) -> Iterator[dict[str, Running]]:
+    """Contenders by key, started and checked with carts of these sizes."""
     running: dict[str, Running] = {}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            for key in keys:
+            for key in sizes:
                 running[key] = start(BY_KEY[key], engine_port, folder)
-            for one in running.values():
+            for key, one in running.items():
                 wait(one)
-                for lines in sizes:
+                for lines in sizes[key]:
                     asyncio.run(check(one, lines))
             yield running
         finally:

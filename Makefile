@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume figures fuzz matrix restarts security example audit secrets sbom lint format lock clean
+.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume figures fuzz matrix restarts security example first-adapter types audit secrets sbom lint format lock clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.runtime ## show both endpoints at work with each engine, nothing needed but this checkout
 	$(BIN)/python -m mapper demo
@@ -58,6 +58,12 @@ security: $(VENV)/.dev ## run the security checks, by id: docs/security.md
 
 example: ## a third engine, django-oscar, with all standard tests and a real shop: examples/oscar, in a .venv of its own
 	$(MAKE) -C examples/oscar test
+
+first-adapter: $(VENV)/.tools ## write an adapter from an empty folder as a stranger does, against the clock
+	scripts/first_adapter.sh
+
+types: $(VENV)/.tools ## see that mypy and pyright find the mapper's types, from its wheel and from an editable install
+	scripts/types.sh
 
 audit: $(VENV)/.tools ## look the locked packages up among known faults; needs the network
 	scripts/audit.sh

@@ -1,12 +1,15 @@
 """Adapters of other packages: what is wrong with one is said when the service starts, and whose it is."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from sysconfig import get_path
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
+import mapper
 from mapper import settings
 from mapper.adapter import Account, Conversation, Misconfigured, Option, Outcome
 from mapper.commands import cli
@@ -217,3 +220,10 @@ def test_what_the_settings_ask_for_and_the_engine_cannot_do_is_warned_about(
     assert warning.startswith(setting)
     install(monkeypatch, acme=Acme)
     assert load({**GOOD, setting: value}).warnings == ()
+
+
+def test_an_editable_install_is_a_path_that_type_checkers_follow() -> None:
+    """A hook they do not follow. `make types` tries it with both of them, and with the wheel."""
+    root = Path(mapper.__file__).parents[1]
+    found = [line for file in Path(get_path("purelib")).glob("*.pth") for line in file.read_text("utf-8").splitlines()]
+    assert str(root) in found, "make test installs it anew"

@@ -108,7 +108,6 @@ def _serve(chosen: argparse.Namespace) -> int:
     from mapper.nacelle.products import FileSource
     from mapper.ops import logs
     from mapper.orders.rows import LedgerUnusable
-    from mapper.recording import recorder
 
     if configured.products and configured.products.file:
         try:
@@ -116,6 +115,8 @@ def _serve(chosen: argparse.Namespace) -> int:
         except (ValueError, OSError) as error:
             return _tell_wrong(settings.InvalidSettings([("MAPPER_PRODUCT_DATA", f"the file cannot be used: {error}")]))
     if configured.record is not None:
+        from mapper.recording import recorder
+
         try:
             recorder.prepare(configured.record)
         except OSError as error:

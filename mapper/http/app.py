@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from starlette.applications import Starlette
@@ -40,8 +40,10 @@ from mapper.ops.tracing import Tracing
 from mapper.orders.ledger import open_ledger
 from mapper.orders.redeem import OrderRedeemer, as_it_came
 from mapper.promotions import Service
-from mapper.recording.recorder import Recorder
 from mapper.settings import Settings
+
+if TYPE_CHECKING:
+    from mapper.recording.recorder import Recorder
 
 VALIDATE_CAPACITY = 256
 CONSUME_CAPACITY = 64
@@ -99,10 +101,7 @@ def create(
     traces = traces or tracing.from_environment(os.environ, configured.adapter.name)
     names_of_codes = CodeNames(configured.log_codes, configured.code_secret)
     telemetry = Telemetry(configured.adapter.name, names_of_codes, traces)
-    recorder = None
-    if configured.record is not None:
-        named = names_of_codes if configured.log_codes == "hash" else _unnamed
-        recorder = Recorder(configured.record, configured, named, telemetry.metrics.record)
+    recorder = _recorder(configured, names_of_codes, telemetry) if configured.record is not None else None
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -185,6 +184,14 @@ def create(
     if admin is not None:
         admin.application.state = app.state
     return app
+
+
+def _recorder(configured: Settings, names_of_codes: CodeNames, telemetry: Telemetry) -> "Recorder":
+    from mapper.recording.recorder import Recorder  # noqa: PLC0415 - most do without
+
+    assert configured.record is not None, "the caller has looked"
+    named = names_of_codes if configured.log_codes == "hash" else _unnamed
+    return Recorder(configured.record, configured, named, telemetry.metrics.record)
 
 
 def _unnamed(_code: str) -> str:

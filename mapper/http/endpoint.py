@@ -9,9 +9,9 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -28,8 +28,6 @@ from mapper.http.protocol import RECEIVED, PreparedResponse
 from mapper.ops.telemetry import Telemetry
 from mapper.orders.rows import Answer
 from mapper.promotions import Call, Service
-from mapper.recording.recorder import Recorder
-from mapper.recording.records import Answer as RecordedAnswer
 from mapper.settings import Settings
 from mapper.threads import LARGE_BYTES
 
@@ -59,6 +57,12 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
 _MEDIA_TYPE = re.compile(rb"application/(json|[\w.-]+\+json)\s*(;\s*charset=\"?utf-8\"?\s*)?", re.IGNORECASE)
 
 Handler = Callable[[Service, Call], Awaitable[Answer]]
+
+
+class Keeper(Protocol):
+    """What keeps the calls that were answered: `mapper.recording.recorder.Recorder`, where they are recorded."""
+
+    def keep(self, call: Record, status: int, category: str, reason: str, tape: Iterable[Held]) -> None: ...
 
 
 class _Response(NamedTuple):
@@ -104,7 +108,7 @@ class Endpoint:
         capacity: int,
         configured: Settings,
         telemetry: Telemetry,
-        recorder: Recorder | None = None,
+        recorder: Keeper | None = None,
     ) -> None:
         """`capacity`: calls at once."""
         self._operation: Operation = operation
@@ -171,9 +175,7 @@ class Endpoint:
                 record, response.status, response.category, response.reason, time.monotonic() - started
             )
             if self._recorder is not None:
-                self._recorder.keep(
-                    record, RecordedAnswer(response.status, response.category, response.reason), overheard
-                )
+                self._recorder.keep(record, response.status, response.category, response.reason, overheard)
         await response.send(send, (b"x-request-id", record.request_id.encode()))
 
     async def _answer(self, call: Call, receive: Receive) -> Answer:

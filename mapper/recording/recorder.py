@@ -77,7 +77,7 @@ class Recorder:
         self._thread: threading.Thread | None = None
         self._has_warned = False
 
-    def keep(self, call: Call, answer: Answer, tape: Iterable[Held]) -> None:
+    def keep(self, call: Call, status: int, category: str, reason: str, tape: Iterable[Held]) -> None:
         """Records a call that has been answered. It never waits and never raises."""
         over = tuple(held for held in tape if held.is_over)
         if not over:
@@ -86,7 +86,7 @@ class Recorder:
             self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
             self._thread.start()
         try:
-            self._waiting.put_nowait(_Answered(call, answer, over, datetime.now(UTC)))
+            self._waiting.put_nowait(_Answered(call, Answer(status, category, reason), over, datetime.now(UTC)))
         except queue.Full:
             self._count("dropped")
 

@@ -353,9 +353,8 @@ def test_each_fate_is_counted(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(recorder, "MOST_WAITING", 1)
     keeper = recorder.Recorder(shop.folder, shop.configured, str, fates.append)
     tape = [Held("validate", None, (), {}, is_over=True)]
-    answer = records.Answer(200, "ok", "ok")
     for _ in range(3):  # one is being written, one waits, so one more is too many at the latest
-        keeper.keep(Call("validate", "r-1"), answer, tape)
+        keeper.keep(Call("validate", "r-1"), 200, "ok", "ok", tape)
     assert "dropped" in fates
     held.set()
     keeper.close()

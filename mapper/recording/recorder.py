@@ -116,12 +116,11 @@ class Recorder:
         return "written"
 
     def _warn(self, problem: str, error: Exception) -> None:
-        """Once: a checkout a second would fill the log, too."""
+        """Once: a checkout a second would fill the log, too. Of what an adapter raises only its name: it may say more."""
         if not self._has_warned:
             self._has_warned = True
-            log.warning(
-                "not recorded", exc_info=error, extra={"facts": {"problem": problem, "cause": type(error).__name__}}
-            )
+            cause = error.strerror if isinstance(error, OSError) else type(error).__name__
+            log.warning("not recorded", extra={"facts": {"problem": problem, "cause": cause}})
 
     def _without_secrets(self, data: bytes) -> bytes:
         """None should be in it. An engine may echo its key."""

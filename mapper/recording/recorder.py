@@ -116,7 +116,7 @@ class Recorder:
         return "written"
 
     def _warn(self, problem: str, error: Exception) -> None:
-        """Once: a checkout a second would fill the log, too. Of what an adapter raises only its name: it may say more."""
+        """Once, or a rush would fill the log. Of what an adapter raises its name alone: its words may hold data."""
         if not self._has_warned:
             self._has_warned = True
             cause = error.strerror if isinstance(error, OSError) else type(error).__name__

@@ -129,11 +129,14 @@ class Redaction:
 
     def _text_of_body(self, value: str, key: str, *, personal: bool, kept: bool) -> str:
         cleaned = clean(value)
-        if key in CODES and cleaned and cleaned.casefold() not in self._codes:
-            return f"{self.name(value)}\0"  # it can be no code, and must not become one by its name
+        if key in CODES and cleaned:
+            # What can be no code must not become one by its name.
+            return self._codes.get(cleaned.casefold()) or f"{self.name(value)}\0"
         if key in VOCABULARY and _WORD.fullmatch(value):
             return value
-        if _AMOUNT.fullmatch(value):
+        if key == "code" and cleaned.casefold() in self._codes:
+            return self.name(cleaned)
+        if _AMOUNT.fullmatch(value):  # also where a code is spelled so
             return "0" if personal else value
         if personal or cleaned.casefold() in self._codes:
             return self.name(cleaned)

@@ -102,11 +102,16 @@ def _truth(engine: str, books: Json) -> dict[str, Truth]:
 
 
 def _at_most_once(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
-    """I1: also what was redeemed twice and taken back again counts, and asking for it again after it was done."""
+    """I1: also what was redeemed twice and taken back again counts, and asking for it again after it was done.
+
+    What a proxy has sent twice is redeemed before anybody can know of it: in the end it stands once.
+    """
+    redeeming = _redeeming(evidence)
     for key, order in truth.items():
-        if order.redeemed > 1 or order.stands > 1:
+        doubled = sum("twice" in request["faults"] for request in redeeming.get(key, ()))
+        if order.redeemed > 1 + doubled or order.stands > 1:
             yield f"I1 double: {key} was redeemed {order.redeemed} times, taken back {order.taken_back} times"
-    for key, requests in _redeeming(evidence).items():
+    for key, requests in redeeming.items():
         acted = [index for index, request in enumerate(requests) if not DID_NOTHING & set(request["faults"])]
         if acted and acted[0] < len(requests) - 1:
             yield f"I1 sent again: {key}, {len(requests) - 1 - acted[0]} times after a request that was carried out"

@@ -90,6 +90,7 @@ class Behaviour:
     """Whether that request is carried out."""
     lookups_fail: int = 0
     rollbacks_fail: int = 0
+    rollback_fault: str = "status=503"
     is_doubled: bool = False
     """A proxy on the way sends it twice."""
     codes: tuple[str, ...] = (MANY,)
@@ -124,6 +125,18 @@ GARBLED: dict[str, Behaviour] = {
 DOUBLED = "doubled on the way"
 """No part of the matrix: what to expect is different."""
 
+ALWAYS = 1_000_000
+DENIED: dict[str, Behaviour] = {
+    "surplus stays": Behaviour(is_doubled=True, rollbacks_fail=ALWAYS, rollback_fault="status=403"),
+    "part stays": Behaviour(codes=(MANY, SINGLE), rollbacks_fail=ALWAYS, rollback_fault="status=403"),
+}
+"""What must not stand cannot be taken back: the engine says 403 to that. A proxy has sent the request twice, or only a
+part of the codes was redeemed. No part of the matrix either."""
+
+CHANGES = ("currency", "identity")
+"""What may be different when a process starts anew: the default currency; or the rules of identity, the rows being of
+other ones (`Case.changed`)."""
+
 
 @dataclass(frozen=True)
 class FollowUp:
@@ -148,19 +161,22 @@ class Case:
     follow_up: str
     pause: bool = False
     """Nobody dies: the process stands still for a while, and then goes on as if nothing had been."""
+    changed: str = ""
+    """What has changed when a process starts anew: one of `CHANGES`."""
 
     @property
     def played(self) -> Behaviour:
         if self.behaviour == DOUBLED:
             return Behaviour("reset_after", rollbacks_fail=2, is_doubled=True)
-        behaviour = (BEHAVIOURS | GARBLED)[self.behaviour]
+        behaviour = (BEHAVIOURS | GARBLED | DENIED)[self.behaviour]
         if self.point != "r4 rolled back":
             return behaviour
         # Something has to be rolled back: one of two codes is used up in the last moment.
         return replace(behaviour, codes=(MANY, SINGLE))
 
     def __str__(self) -> str:
-        return f"{self.point} / {self.behaviour} / {self.follow_up}" + (" / paused" if self.pause else "")
+        more = [*(["paused"] if self.pause else []), *([self.changed] if self.changed else [])]
+        return " / ".join([self.point, self.behaviour, self.follow_up, *more])
 
 
 def cases(
@@ -169,8 +185,9 @@ def cases(
     *,
     pause: bool = False,
     behaviours: Iterable[str] = BEHAVIOURS,
+    changed: str = "",
 ) -> list[Case]:
-    return [Case(p, b, f, pause) for p in points for b in behaviours for f in follow_ups]
+    return [Case(p, b, f, pause, changed) for p in points for b in behaviours for f in follow_ups]
 
 
 # -- What all cases of an engine and a store share -----------------------------------------------------------------
@@ -518,8 +535,8 @@ class Process:
         lab = world.lab
         ledger = Ledger(Door(self), f"replica {place}, {now()}", lab.quarantine_s, LEASE_S, now)
         engine = Engine(Wire(self), lab.settings.adapter.accounts, clock=now, wall_clock=now, random=lambda: 0.5)
-        self.redeemer = OrderRedeemer(lab.settings, engine, ledger, now, self.sleep)
-        self.service = Service(lab.settings, engine, self.redeemer, now, now)
+        self.redeemer = OrderRedeemer(world.settings, engine, ledger, now, self.sleep)
+        self.service = Service(world.settings, engine, self.redeemer, now, now)
         self.reconciling = world.spawn(self.redeemer.reconcile())
 
     async def lives(self) -> None:
@@ -562,6 +579,8 @@ class World:
     def __init__(self, lab: Lab, case: Case, body: bytes) -> None:
         self.lab, self.case, self.body = lab, case, body
         self.after = FOLLOW_UPS[case.follow_up]
+        self.settings = lab.settings
+        """Of processes that start now."""
         self.plan = deque(POINTS.get(case.point, (case.point,)))
         self.over = False
         self.writes: list[Write] = []
@@ -621,8 +640,24 @@ class World:
         self.spawn(self._restart(process))
 
     async def _restart(self, process: Process) -> None:
+        if self.case.changed == "currency":
+            self.settings = replace(self.settings, default_currency="JPY")
+        elif self.case.changed == "identity" and self.row is not None:
+            await self._written_by_another_version(self.row)
         await asyncio.sleep(self.after.restart_s)
         self.replicas[process.place] = Process(self, process.place)
+
+    async def _written_by_another_version(self, row: Row) -> None:
+        """The row's identity is made by rules that nobody here knows."""
+
+        def step(found: Row | None, at: Moment) -> tuple[Row, Row]:
+            assert found is not None
+            foreign = replace(found, identity=b"by other rules", identity_version=99, version=found.version + 1)
+            return foreign, foreign
+
+        async with self.lab.turn:
+            with the_loop().real():
+                await self.lab.ledger.store.change(row.key, step)
 
     async def _wake(self, process: Process) -> None:
         """After a while; or at the worst moment, when somebody else has just sent the order."""
@@ -641,17 +676,18 @@ class World:
         self, process: Process, kind: str, request: Request, connection: Connection
     ) -> EngineReply | None:
         await asyncio.sleep(TRAVEL_S)
-        fault = ""
+        fault, is_doubled = "", False
         if kind == "redeem":
+            is_doubled = self.case.played.is_doubled and self.faults_left > 0
             fault = await self._redeem(process)
         elif kind == "look-up" and self.lookups_left and self.sent_by:
             self.lookups_left -= 1
             fault = "status=503"
         elif kind == "undo" and self.rollbacks_left:
             self.rollbacks_left -= 1
-            fault = "status=503"
+            fault = self.case.played.rollback_fault
         reply = await at_engine(self.lab, request, connection, fault)
-        if fault and self.case.played.is_doubled and kind == "redeem":
+        if is_doubled:
             await asyncio.sleep(TRAVEL_S)
             await at_engine(self.lab, request, Connection())
         if fault:
@@ -793,6 +829,26 @@ async def play_cancel(lab: Lab, point: str) -> tuple[list[str], bool]:
         net, _ = _counts(lab.redeemed())
         stands = any(net.values()) or lab.is_closed()
         return told + ([] if died else [NOT_REACHED]), stands
+    finally:
+        await world.clear_away()
+
+
+async def play_denied(lab: Lab, case: Case) -> tuple[list[str], int, list[str]]:
+    """What must not stand cannot be taken back for ten minutes, and then it can.
+
+    What the callers were told meanwhile, how often the order was sent in all, and the invariants broken in the end.
+    """
+    await lab.empty()
+    world = World(lab, case, await lab.order(case.played.codes))
+    try:
+        await asyncio.sleep(0.1)
+        for _ in range(10):
+            await world.ask(0)
+            await asyncio.sleep(60)
+        told = [reply.category for reply in world.replies]
+        world.rollbacks_left = 0
+        await world.tell()
+        return told, len(world.sent_by), await violations(world)
     finally:
         await world.clear_away()
 

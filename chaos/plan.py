@@ -155,13 +155,19 @@ _WORST: tuple[tuple[str, int | None, float], ...] = (
     ("late_commit", 5000, 0.06),
     ("reset_after", None, 0.04),
     ("status_after", 503, 0.04),
+    ("twice", 1, 0.02),
+    ("twice", 2, 0.02),
 )
+UNDOING = {"talon_one": "reopen", "voucherify": "rollback"}
+"""Likewise, what takes a redemption back. It is refused at times, so that what must not stand stays for a while."""
+_REFUSED_ROLLBACK = ("status", 403, 0.3)
 
 
 def faults(seed: int, engine: str, turn: int = 0, *, slow: bool = False) -> list[dict[str, Any]]:
     """What the sandbox is told. Each turn draws anew; with `slow` it answers late whatever redeems."""
     operation = REDEEMING[engine]
     given = [(*fault, "") for fault in _FAULTS] + [(*fault, operation) for fault in _WORST]
+    given.append((*_REFUSED_ROLLBACK, UNDOING[engine]))
     if slow:
         given.append(("late_answer", 900, 1.0, operation))
     return [

@@ -24,7 +24,7 @@ from chaos.plan import SECRET, TOKEN_RULES, Profile
 from mapper.commands.journey import ENGINES
 from mapper.sandbox import rulebook
 
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 180.0
 ATTACKS = (("pause", "kill", "kill"), ("kill", "pause", "kill"))
 """On each replica, in this order, over and over."""
 STOP_WITHIN_S = 40.0

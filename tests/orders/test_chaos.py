@@ -125,12 +125,18 @@ def test_what_is_as_it_should_be_passes(engine: str) -> None:
 
 Spoil = Callable[[Evidence], Json]
 
+DOUBLED = [request("redeem", 0.4, "twice")]
 _GRANTED_B = event("ok", 3, order="o-1", variant="b", reply="x")
 
 VIOLATIONS: list[tuple[str, str, Spoil]] = [
     ("talon_one", "I1 double", lambda _: {"books": closed(2)}),
     ("voucherify", "I1 double", lambda _: {"books": log("redeemed", "redeemed")}),
     ("voucherify", "I1 double", lambda _: {"books": log("redeemed", "redeemed", "rolled back")}),
+    ("voucherify", "I1 double", lambda _: {"books": log("redeemed", "redeemed"), "requests": DOUBLED}),
+    (
+        "voucherify", "I1 double",
+        lambda _: {"books": log("redeemed", "redeemed", "redeemed", "rolled back", "rolled back"), "requests": DOUBLED},
+    ),
     ("talon_one", "I1 sent again", lambda e: {"requests": [*e.requests, request("close", 9.0)]}),
     ("voucherify", "I1 sent again", lambda e: {"requests": [*e.requests, request("redeem", 9.0, "reset")]}),
     ("talon_one", "I2", lambda _: {"books": {"sessions": {}}}),
@@ -184,6 +190,11 @@ def test_a_code_that_works_once_is_redeemed_once_and_by_somebody() -> None:
     assert any(line.startswith("I1 double: the code SINGLE-0001") for line in found)
     found = checker.check(replace(evidence, plan=both, rows=rows, books={"sessions": {}}))
     assert any("nobody got the code SINGLE-0001" in line for line in found)
+
+
+def test_what_a_proxy_has_sent_twice_may_be_taken_back() -> None:
+    books = log("redeemed", "redeemed", "rolled back")
+    assert checker.check(replace(healthy("voucherify"), books=books, requests=DOUBLED)) == []
 
 
 def test_what_the_engine_did_not_act_on_may_be_sent_again() -> None:

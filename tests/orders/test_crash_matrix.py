@@ -179,6 +179,37 @@ def test_a_2xx_that_nobody_can_read_is_a_redemption_wherever_the_process_dies(tm
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("changed", crash.CHANGES)
+def test_the_same_bytes_are_the_same_order_whatever_has_changed_when_a_process_starts_anew(
+    tmp_path: Path, engine: str, changed: str
+) -> None:
+    behaviours = BEHAVIOURS if EVERYTHING else ["ok", "drop after", "late commit", "code refused", "look-up fails"]
+    follow_ups = ["same replica", "both at once"]
+    wanted = cases(["c1 claimed", "c3 reply received", "r1 taken over", "r4 rolled back"], follow_ups,
+                   behaviours=behaviours, changed=changed)  # fmt: skip
+    assert play(Home("sqlite", tmp_path), engine, wanted) == {}
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("denied", crash.DENIED)
+@pytest.mark.parametrize("point", ["nowhere", "received", "rolled_back"])
+def test_what_the_engine_does_not_take_back_is_pending_and_never_sent_again(
+    tmp_path: Path, engine: str, denied: str, point: str
+) -> None:
+    async def story() -> tuple[list[str], int, list[str]]:
+        async with Lab.open(engine, Home("sqlite", tmp_path)) as lab:
+            return await crash.play_denied(lab, Case(point, denied, "same replica"))
+
+    told, sent_times, broken = virtual_time.run(story)
+    # Talon.One closes a session once, however often it is asked: there is no surplus.
+    is_done = (engine, denied) == ("talon_one", "surplus stays")
+    assert set(told) == ({""} if is_done else {"outcome_pending"})
+    assert sent_times == 1
+    # A surplus stands until it may be taken back; what is refused is checked anew, and the words may be others (I3).
+    assert set(broken) <= ({"I1 for a moment"} if denied == "surplus stays" else {"I3"})
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("point", ["cancelling", "rolled_back", "cancelled"])
 def test_a_cancel_that_dies_half_way_is_finished(home: Home, engine: str, point: str) -> None:
     async def story() -> tuple[list[str], bool]:

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos chaos-teeth record bench bench-quick overload memory consume figures fuzz matrix restarts security example first-adapter types audit secrets sbom lint format lock clean
+.PHONY: help demo test chaos chaos-teeth mutants record bench bench-quick overload memory consume figures fuzz matrix restarts security example first-adapter types audit secrets sbom lint format lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ chaos: $(VENV)/.dev ## kill, pause and fill the disk of two replicas under load:
 
 chaos-teeth: $(VENV)/.dev ## take one protection after the other away, and see that each run fails for it
 	$(BIN)/python -m chaos --teeth --profile ci $(ARGS)
+
+mutants: $(VENV)/.tools ## break the core in small ways and see whether the tests notice: long; ARGS="--sample 100 --seed 1"
+	nice $(BIN)/python -m chaos.mutants $(ARGS)
 
 bench: $(VENV)/.bench ## measure the service beside what it is compared with, and write docs/performance.md: long
 	$(BIN)/python -m bench $(ARGS)

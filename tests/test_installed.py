@@ -201,6 +201,20 @@ def test_the_name_of_an_engine_makes_the_prefix_of_its_settings(name: str, monke
     assert "a name is [a-z][a-z0-9_]*" in problems({**GOOD, "MAPPER_ENGINE": name})["MAPPER_ENGINE"]
 
 
+def test_the_settings_of_an_engine_whose_name_goes_on_are_nothing_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ACME_API_KEY_EUR` is of `acme_api_key`, where there is such an engine, although `acme` has such keys, too."""
+    install(monkeypatch, acme=Acme)
+    given = {**GOOD, "ACME_API_KEY_EUR": "another"}
+    adapter = load(given).adapter
+    assert isinstance(adapter, Acme)
+    assert adapter.given["API_KEY_EUR"] == "another"
+    install(monkeypatch, acme=Acme, acme_api_key=Acme)
+    loaded = load(given)
+    assert isinstance(loaded.adapter, Acme)
+    assert "API_KEY_EUR" not in {name for name, value in loaded.adapter.given.items() if value}
+    assert not any("ACME_API_KEY_EUR" in warning for warning in loaded.warnings)
+
+
 @pytest.mark.parametrize("method", ["check", "undo", "repair"])
 def test_what_is_not_declared_need_not_be_there(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     factory = with_capabilities(**{method: False})

@@ -411,6 +411,23 @@ def test_a_difference_is_reported(house: House) -> None:
     assert house.record.drift
 
 
+@pytest.mark.parametrize(("granted", "carried"), [(1000, "7.00"), (None, "7.00"), (1000, "0.00")])
+def test_a_difference_in_what_is_off_the_whole_order_is_reported(
+    house: House, granted: int | None, carried: str
+) -> None:
+    off = Discount(name="All", description="d", amount=granted or 0, effect_type="off")
+    house.adapter.granted = Outcome(discounts=(off,) if granted else ())
+    order = {**ORDER, "discounts": carried}
+    if carried != "0.00":
+        order["applied_discounts"] = [{"name": "All", "amount": carried}]
+    (notice,) = house("consume", order)["order"]["promotions"]["meta"]["mapper"]["notices"]
+    assert notice["payload"] == {"order": carried, "engine": "10.00" if granted else "0.00", "lines": []}
+    house.adapter.granted = Outcome(discounts=(msgspec.structs.replace(off, amount=700),))
+    agreed = house("consume", {**ORDER, "id": "c-2", "discounts": "7.00",
+                               "applied_discounts": [{"name": "All", "amount": "7.00"}]})["order"]  # fmt: skip
+    assert "meta" not in agreed["promotions"]
+
+
 @pytest.mark.parametrize(("amount", "clamped"), [(14_000, False), (14_001, True)])
 def test_what_exceeds_a_price_is_said_at_both_calls(house: House, amount: int, *, clamped: bool) -> None:
     off = Discount(name="n", description="d", amount=amount, effect_type="off", line=0)

@@ -101,6 +101,7 @@ def test_what_needs_a_person_is_not_cancelled(house: House) -> None:
         "outcome_pending",
         {"reason": "manual"},
     )
+    assert problem.retry_after == 3600
 
 
 def test_what_never_came_cannot_be_cancelled(house: House) -> None:
@@ -129,7 +130,7 @@ def test_an_undo_whose_outcome_is_unknown_is_finished_in_the_background(house: H
     house("consume", ORDERED)
     house.wire.script["undo"] = [failure] * 4
     problem = house.cancel_refusal()
-    assert (problem.status("cancel"), problem.category) == (500, "outcome_pending")
+    assert (problem.status("cancel"), problem.category, problem.retry_after) == (500, "outcome_pending", 5)
     assert house.row().state is State.CANCELLING
     assert house.refusal("consume", ORDERED).category == "outcome_pending"
     house.wire.script = {}
@@ -149,6 +150,19 @@ def test_a_cancel_that_dies_half_way_is_finished_by_another(house: House) -> Non
     house.reconcile(after_s=40)
     assert house.row().state is State.CANCELLED
     assert house.wire.sent == ["check", "redeem", "undo"]
+
+
+def test_an_undo_that_is_refused_after_one_whose_outcome_is_unknown_goes_on(house: House) -> None:
+    """Somebody has been told already that the order will be cancelled."""
+    house("consume", ORDERED)
+    house.wire.script["undo"] = [Unknown("timeout"), Unknown("timeout"), 403]
+    house.cancel_refusal()
+    house.reconcile(after_s=60)
+    while house.wire.script["undo"]:
+        house.reconcile(after_s=60)
+    assert (house.row().state, house.row().reason) == (State.CANCELLING, "engine_key")
+    house.reconcile(after_s=3600)
+    assert house.row().state is State.CANCELLED
 
 
 def test_a_cancel_that_cannot_be_finished_for_a_day_needs_a_person(house: House) -> None:

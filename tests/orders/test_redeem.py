@@ -23,7 +23,7 @@ from mapper.domain.checkout import Checkout
 from mapper.domain.errors import EngineRejected, EngineUnavailable, OrderMismatch, OutcomePending
 from mapper.engine.transport import NotSent, Unknown
 from mapper.orders.ledger import Ledger
-from mapper.orders.rows import Key, LedgerUnavailable, Row, State, Terms
+from mapper.orders.rows import Answer, Key, LedgerUnavailable, Moment, Row, State, Terms
 from mapper.promotions import Call, Service
 from tests.fakes import SECRET, FakeAdapter, settings, signed
 from tests.house import CHECKOUT, REFUSED, TEN_OFF, House, carrying, reconcile, to_order
@@ -66,7 +66,7 @@ def test_what_was_certainly_not_done_happens_with_its_caller_or_not_at_all(
     fail(house, failure)
     problem = house.refusal("consume", ORDERED)
     assert (problem.status("consume"), problem.category in ("engine_unavailable", "engine_rejected")) == (500, True)
-    assert problem.retry_after is not None
+    assert problem.retry_after == 1
     assert house.row().state is State.RETRYABLE
     mend(house)
     for _ in range(30):
@@ -106,6 +106,32 @@ def test_an_order_whose_process_died_before_it_was_sent_waits_too(house: House) 
     hold(house)
     house.reconcile(after_s=40)
     assert (house.row().state, house.wire.sent) == (State.RETRYABLE, [])
+    assert (house.row().reason, house.row().attempt) == ("caller_gone", 1)
+
+
+@pytest.mark.parametrize(("policy", "end", "times"), [("wait", State.RETRYABLE, 1), ("redeem_later", State.DONE, 2)])
+def test_what_the_engine_does_not_know_after_the_quarantine_is_sent_again_for_whom_the_settings_say(
+    policy: str, end: State, times: int
+) -> None:
+    house = House(MAPPER_AFTER_FAILURE=policy)
+    house.adapter.granted = TEN_OFF
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", ORDERED)
+    for after_s in (61, 2, 2, 2):
+        house.reconcile(after_s=after_s)
+    assert (house.row().state, house.wire.sent.count("redeem")) == (end, times)
+
+
+def test_a_caller_who_runs_out_of_time_is_told_when_the_quarantine_ends(house: House) -> None:
+    house.wire.pause = 0.1
+
+    async def call(service: Service) -> None:
+        data, headers = signed(ORDERED)
+        await promotions.consume(service, Call(data, headers, house.time + 0.15))
+
+    with pytest.raises(OutcomePending) as raised:
+        asyncio.run(house.within(call))
+    assert (raised.value.reason, raised.value.retry_after) == ("still_working", 60)
 
 
 # -- A refusal is no stored answer ---------------------------------------------------------------------------------
@@ -657,6 +683,28 @@ def test_a_caller_whose_look_up_gives_up_after_a_day_is_told_that_a_person_has_t
     problem = house.refusal("consume", ORDERED)
     assert (problem.category, problem.reason, problem.retry_after) == ("outcome_pending", f"manual_{found}", 3600)
     assert house.row().state is State.MANUAL
+
+
+def test_a_surplus_that_is_found_where_nothing_was_said_to_be_redeemed_is_taken_back(house: House) -> None:
+    house.adapter.on_redeem = NotRedeemed(REFUSED.rejected)
+    house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
+    assert house("consume", ORDERED)["order"] == ORDERED
+    assert (house.row().state, house.wire.sent[-1]) == (State.REPAIRED, "repair")
+
+
+def test_an_answer_that_the_version_before_has_stored_is_given_as_it_is(house: House) -> None:
+    house("consume", ORDERED)
+    stored = b'{"order":{"id":"c-1","was":"stored"}}'
+
+    async def store(service: Service) -> None:
+        def step(found: Row | None, at: Moment) -> tuple[None, Row | None]:
+            assert found is not None
+            return None, dataclasses.replace(found, reply=stored)
+
+        await service.redeemer.ledger.store.change(Key("", "fake", "c-1"), step)
+
+    asyncio.run(house.within(store))
+    assert house.answer("consume", ORDERED) == Answer(200, stored, "replayed")
 
 
 # -- The reconciler ------------------------------------------------------------------------------------------------

@@ -144,6 +144,9 @@ class Conformance:
     lines: ClassVar[Sequence[carts.Line]] = (("SKU-1", 2, "20.00"), ("SKU-2", 1, "9.99"))
     """Of an ordinary cart: name (sku), quantity, list price of one."""
     carts: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    granted: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """For each declared one of `referral`, `loyalty` and `gift_cards`: fields of a checkout, such as `promotions`, of
+    which the emulator makes something on `lines`."""
     """Further bodies, as Nacelle sends them, that must come to an answer."""
     currencies: ClassVar[Sequence[str]] = ("USD", "JPY", "KWD")
     """In which the emulator prices a cart."""
@@ -335,6 +338,26 @@ class Conformance:
     @at("bronze")
     def test_money_is_exact_in_every_currency(self, labs: Labs) -> None:
         if self.percent is None:
+    @at("bronze")
+    def test_what_it_can_do_is_granted(self, labs: Labs) -> None:
+        """Referrals, loyalty and gift cards: something comes of them, and redeeming them grants the same."""
+        able, cases = self._adapter().capabilities, Cases()
+        plain = labs().validate(carts.parse(carts.body(self.lines)), SESSION)
+        for means in ("referral", "loyalty", "gift_cards"):
+            if not getattr(able, means):
+                continue
+            with cases.of(means):
+                assert means in self.granted, "is declared: `granted` must say of what something comes"
+                lab, order = labs(), carts.parse(carts.body(self.lines, **self.granted[means]))
+                told = lab.validate(order, SESSION)
+                assert not told.rejected, f"is refused: {told.rejected}"
+                more = _amounts(told) != _amounts(plain) or len(told.notices) > len(plain.notices)
+                assert more, "is accepted, and nothing comes of it"
+                done = lab.redeem(order, SESSION)
+                assert isinstance(done, Redeemed), f"is not redeemed: {done}"
+                assert _amounts(done.outcome) == _amounts(told), "redeeming grants something else than validating"
+        cases.settle()
+
             pytest.skip("no code takes a percentage off everything")
         code, percent = self.percent
         cases = Cases()

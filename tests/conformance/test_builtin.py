@@ -13,6 +13,11 @@ REFUSED = {
 }
 
 
+FRIEND = {"promotions": {"referral_code": "FRIEND-OF-JANE"}, "customer": {"id": "john"}}
+CARD = {"promotions": {"loyalty_card": "CARD-SPEND"}, "customer": {"id": "john"}}
+GIFT = {"promotions": {"coupon_codes": ["GIFT-50"]}}
+
+
 class TestTalonOne(Conformance):
     entry_point = "talon_one"
     options: ClassVar[Mapping[str, str]] = {
@@ -24,6 +29,7 @@ class TestTalonOne(Conformance):
     refused = REFUSED
     percent = ("TEN-PERCENT", 10)
     once = "SINGLE-0001"
+    granted: ClassVar[Mapping[str, Mapping[str, Any]]] = {"referral": FRIEND, "loyalty": CARD}
 
     def redeemed(self, books: Any, session: str) -> int:
         """To close the session is to redeem it."""
@@ -36,11 +42,13 @@ class TestVoucherify(Conformance):
         "APP_ID": "the-secret-id-of-voucherify",
         "APP_TOKEN": "the-secret-token-of-voucherify",
         "PROMOTIONS": "qualify",
+        "REWARD_ID": "rew_51",  # pays with points
     }
     accepted = ("TEN-PERCENT", "GOOD-5")
     refused = REFUSED
     percent = ("TEN-PERCENT", 10)
     once = "SINGLE-0001"
+    granted: ClassVar[Mapping[str, Mapping[str, Any]]] = {"referral": FRIEND, "loyalty": CARD, "gift_cards": GIFT}
     currencies = ("USD", "JPY")  # a project has one exponent, here 2
     ordered = frozenset({"items"})  # of an order: its lines, as they were sent
 

@@ -22,6 +22,7 @@ MAIN, OPTIONS, REQUEST, REPLIES, REASONS = "__init__", "options", "request", "re
 MUTANTS: dict[str, tuple[str, str, str, str]] = {
     "is written for another contract": (MAIN, "contract = 1", "contract = 2", "it_is_installed"),
     "does what it does not declare": (MAIN, "undo=True", "undo=False", "it_is_installed"),
+    "declares what it cannot do": (MAIN, "referral=False", "referral=True", "what_it_can_do"),
     "has a key that is no secret": (OPTIONS, "None, secret=True, kind", "None, kind", "it_is_installed"),
     "logs its options": (
         MAIN,

@@ -1,5 +1,6 @@
 """The whole service over a lab's wire: its story of consume, its ledger in a file, and time that passes at once."""
 
+import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -45,6 +46,10 @@ class Shop:
                 return (await promotions.consume(service, Call(body, headers, self.now + _DEADLINE_S))).status
             except Problem as problem:
                 return problem.status("consume")
+
+    async def consume_at_once(self, body: bytes, count: int) -> list[int]:
+        """So many processes are sent the order at the same time."""
+        return list(await asyncio.gather(*(self.consume(body) for _ in range(count))))
 
     async def consume_until_done(self, body: bytes) -> int:
         """Nacelle asks again and again, in its time."""

@@ -15,6 +15,8 @@ Which of them run follows from the adapter's declared capabilities: what is decl
 refuse loudly. None may be removed or overridden; what an adapter cannot pass is named in `exempt`, with a reason.
 """
 
+import itertools
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +57,7 @@ from mapper.conformance.lab import (
     problem_text,
 )
 from mapper.conformance.scorecard import Level
+from mapper.conformance.service import Shop
 from mapper.domain import money, options
 from mapper.engine.conversation import replay
 from mapper.engine.promotion_engine import Declined, Done, NotDone, Verdict
@@ -141,12 +144,12 @@ class Conformance:
     """A code that takes so many percent off everything: for exact amounts in every currency."""
     once: ClassVar[str] = ""
     """A code that can be redeemed once, by whomever."""
-    lines: ClassVar[Sequence[carts.Line]] = (("SKU-1", 2, "20.00"), ("SKU-2", 1, "9.99"))
-    """Of an ordinary cart: name (sku), quantity, list price of one."""
-    carts: ClassVar[Sequence[Mapping[str, Any]]] = ()
     granted: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """For each declared one of `referral`, `loyalty` and `gift_cards`: fields of a checkout, such as `promotions`, of
     which the emulator makes something on `lines`."""
+    lines: ClassVar[Sequence[carts.Line]] = (("SKU-1", 2, "20.00"), ("SKU-2", 1, "9.99"))
+    """Of an ordinary cart: name (sku), quantity, list price of one."""
+    carts: ClassVar[Sequence[Mapping[str, Any]]] = ()
     """Further bodies, as Nacelle sends them, that must come to an answer."""
     currencies: ClassVar[Sequence[str]] = ("USD", "JPY", "KWD")
     """In which the emulator prices a cart."""
@@ -336,9 +339,6 @@ class Conformance:
         cases.settle()
 
     @at("bronze")
-    def test_money_is_exact_in_every_currency(self, labs: Labs) -> None:
-        if self.percent is None:
-    @at("bronze")
     def test_what_it_can_do_is_granted(self, labs: Labs) -> None:
         """Referrals, loyalty and gift cards: something comes of them, and redeeming them grants the same."""
         able, cases = self._adapter().capabilities, Cases()
@@ -358,6 +358,9 @@ class Conformance:
                 assert _amounts(done.outcome) == _amounts(told), "redeeming grants something else than validating"
         cases.settle()
 
+    @at("bronze")
+    def test_money_is_exact_in_every_currency(self, labs: Labs) -> None:
+        if self.percent is None:
             pytest.skip("no code takes a percentage off everything")
         code, percent = self.percent
         cases = Cases()
@@ -805,19 +808,35 @@ class Conformance:
 
     @at("silver")
     def test_the_whole_service_redeems_an_order_once(self, labs: Labs, tmp_path: Path) -> None:
-        """With its own ledger: a process suffers a fault and is gone; later ones are sent the same order."""
+        """With its own ledger: a process suffers a fault and is gone; later ones are sent the same order.
+
+        The fault befalls the first request that redeems. With CRASH_MATRIX=all: any request, and whoever comes next
+        does so after what was late, before it, or twice at once.
+        """
         cases, body = Cases(), carts.body(self.lines, self.accepted)
         order, data = carts.parse(body), msgspec.json.encode(body)
-        for number, (what, fault) in enumerate(FAULTS.items()):
-            lab, folder = labs(), tmp_path / str(number)
-            folder.mkdir()
-            shop = lab.shop(self.options, folder)
+
+        def shop_in(place: str) -> tuple[Lab, Shop]:
+            lab = labs()
+            (tmp_path / place).mkdir()
             lab.validate(order, order.id)
-            left = [fault]
-            lab.wire.fault = lambda request, _, left=left: left.pop() if left and request.effect == "redeems" else None
-            with cases.of(what):
+            lab.wire.exchanges.clear()
+            return lab, lab.shop(self.options, tmp_path / place)
+
+        good, shop = shop_in("good")
+        assert good.run(shop.consume(data)) == 200, "the order is not done, and nothing is in its way"
+        redeeming = [place for place, one in enumerate(good.wire.exchanges) if one.request.effect == "redeems"]
+        assert redeeming, "no request redeems"
+        everything = os.environ.get("CRASH_MATRIX") == "all"
+        struck = range(len(good.wire.exchanges)) if everything else redeeming[:1]
+        come_next = ("after", "before", "twice") if everything else ("after",)
+        for place, (what, fault), then in itertools.product(struck, FAULTS.items(), come_next):
+            lab, shop = shop_in(f"{place} {what} {then}")
+            _with_reply(lab, place, fault)
+            with cases.of(good.wire.operation(place), what, then):
                 lab.run(shop.consume(data))
-                assert not left, "no request redeems"
+                if then != "after":
+                    lab.run(shop.consume_at_once(data, {"before": 1, "twice": 2}[then]))
                 lab.deliver_late()
                 status = lab.run(shop.consume_until_done(data))
                 assert status == 200, f"the order is never done: {status}"

@@ -48,7 +48,7 @@ def measure(*, quick: bool, patient: bool) -> dict[str, Any]:
             bench = rounds.Bench(running, engine, patient=patient)
             say("Warming up.")
             bench.closed(rounds.Case(20, 0, 32, 1, 0.5, rounds.ALL))
-            steady = bench.open(20, 30, *((3, 3.0) if quick else (10, 5.0)), rounds.ASKING[: 2 if quick else None])
+            steady = bench.open(20, 30, *((3, 3.0) if quick else (8, 4.0)), rounds.ASKING[: 2 if quick else None])
             say("Holding the loop.")
             holds = bench.holds("service", 1000, 20 if quick else 100)
             measured = []

@@ -252,10 +252,9 @@ def _add_up(answer: _Answer) -> None:
 
 def _line(told: tuple[Any, ...], answer: _Answer) -> tuple[_Shares, list[Decimal], int]:
     """Where the shares of a rule are put, those on one line, and its position. `told`: as in `_add_up`."""
-    *rule, name, position = told
-    position = _position(told[_EFFECT_TYPE], position, answer.request)
-    name = (name or "").strip().removesuffix(f"#{position}").strip()
-    key = (*rule, name)
+    position = _position(told[_EFFECT_TYPE], told[-1], answer.request)
+    name = (told[-2] or "").strip().removesuffix(f"#{position}").strip()
+    key = (*told[:-2], name)
     if (shares := answer.rules.get(key)) is None:
         shares = answer.rules[key] = _Shares()
     return shares, shares.values.setdefault(position, []), position
@@ -431,7 +430,7 @@ def _discounts(answer: _Answer) -> tuple[Discount, ...]:
         if any(amount <= 0 for _, amount in amounts):
             answer.notices.append(_nothing_off(rule, shares, answer.state))
     found.sort()  # no two are equal in the first three
-    return tuple([discount for *_, discount in found])
+    return tuple([one[-1] for one in found])
 
 
 def _nothing_off(rule: _Rule, shares: _Shares, state: replies.State) -> Notice:

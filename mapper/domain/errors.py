@@ -5,7 +5,7 @@ stands in the log, in the metric and in the tests. Its message is a sentence for
 carries text of the engine, since that may hold other customers' data.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 
@@ -13,6 +13,9 @@ Operation = Literal["validate", "consume", "cancel"]
 
 # The name under which each endpoint returns its document; empty beside an error.
 SUBJECT: dict[Operation, str] = {"validate": "checkout", "consume": "order", "cancel": "order"}
+
+# Reasons of `EngineRejected` that tell of our key, address or settings: for the log. The caller reads `configuration`.
+CONFIGURATION: Final = frozenset({"engine_key", "not_found_at_engine", "request_rejected"})
 
 # Nacelle's own status codes, per category: (validate, consume).
 STATUS: dict[str, tuple[int, int]] = {
@@ -48,6 +51,11 @@ class Problem(Exception):
         self.details: dict[str, Any] = details
         self.own_status: int | None = None
         """Instead of the category's."""
+
+    @property
+    def public_details(self) -> dict[str, Any]:
+        """The details that the caller is told."""
+        return self.details
 
     def status(self, operation: Operation) -> int:
         if self.own_status is not None:
@@ -128,6 +136,10 @@ class EngineRejected(Problem):
         super().__init__(message, reason=reason)
         self.details = {"reason": reason, **details}
 
+    @property
+    def public_details(self) -> dict[str, Any]:
+        return {"reason": "configuration"} if self.reason in CONFIGURATION else self.details
+
 
 class EngineUnavailable(Problem):
     """Unreachable, slow, broken or over quota. Whether something was sent is for `mapper.engine` to know."""
@@ -172,5 +184,9 @@ def body(problem: Problem, operation: Operation) -> bytes:
 
     Nacelle hands it on to the storefront: keys, settings, addresses and an engine's console are for the log alone.
     """
-    error = {"error": problem.storefront or problem.message, "category": problem.category, "details": problem.details}
+    error = {
+        "error": problem.storefront or problem.message,
+        "category": problem.category,
+        "details": problem.public_details,
+    }
     return msgspec.json.encode({SUBJECT[operation]: {}, "error": error})

@@ -213,9 +213,12 @@ def test_a_failing_engine(client: Client, operation: str, status: int, failure: 
 
 @pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
 def test_an_engine_that_rejects_our_request_or_key(client: Client, operation: str, status: int) -> None:
-    refusal = EngineRejected("The engine does not accept the key.", reason="engine_key")
+    refusal = EngineRejected(
+        "The engine does not accept the key.", reason="engine_key", engine_pointers=["/attributes"]
+    )
     client.wire.script = {"validate": [refusal], "check": [refusal]}
-    check_error(client.post(operation), operation, status, "engine_rejected")
+    details = check_error(client.post(operation), operation, status, "engine_rejected")
+    assert details == {"reason": "configuration"}, "keys and settings are for the log"
 
 
 def test_same_order_other_content(client: Client) -> None:

@@ -137,9 +137,9 @@ TEETH = [
     ("voucherify", "no fence", {"I8"}),
     ("voucherify", "claim after the call", {"I1", "I2", "I4"}),
     ("talon_one", "no look-up", {"I9"}),
-    ("talon_one", "no quarantine", {"I9"}),
+    ("talon_one", "no quarantine", {"I2", "end"}),
     ("talon_one", "no fence", {"I8"}),
-    ("talon_one", "claim after the call", {"I4", "I9"}),
+    ("talon_one", "claim after the call", {"I2", "I4", "end"}),
 ]
 
 

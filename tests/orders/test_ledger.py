@@ -71,6 +71,7 @@ from mapper.orders.rows import (
     next_check,
     next_session,
     not_cancelled,
+    postponed,
     redeemed,
     rejected,
     reopened,
@@ -509,6 +510,34 @@ def test_look_ups_follow_the_schedule_and_the_end_of_the_quarantine() -> None:
     assert times == [0.2, 0.5, 1, 2, 5, 15, 30, 59, 60, 300, 1800, 7200, 43_200, 86_400]
     seen = replace(base, absent_since=70.0)
     assert next_check(seen, 70.2, 60) == 71
+
+
+def test_a_new_attempt_knows_nothing_of_the_last_one() -> None:
+    stale = row(
+        State.REJECTED, was_sent=False, status=500, reply=b"{}", notices=NOTICES, handle="r_1", unknown_since=1.0,
+        absent_since=2.0,
+    )  # fmt: skip
+    retry = decide(stale, (), MINE, AT)
+    assert isinstance(retry, Retry)
+    mine = retry.row
+    assert (mine.status, mine.reply, mine.notices, mine.handle) == (None, None, None, "")
+    assert (mine.unknown_since, mine.absent_since) == (None, None)
+
+
+def test_what_a_person_has_looked_up_again_has_a_day_again() -> None:
+    again = reopened(row(State.MANUAL, unknown_since=NOW - 90_000), AT)
+    assert (again.state, again.unknown_since, again.next_check_at) == (State.UNKNOWN, NOW, NOW)
+
+
+def test_what_cannot_be_worked_on_is_tried_again_by_the_schedule_from_half_a_minute_on() -> None:
+    assert postponed(row(State.UNKNOWN, unknown_since=None), AT, "internal").next_check_at == NOW + 30
+    assert postponed(row(State.UNKNOWN, unknown_since=NOW - 30), AT, "internal").next_check_at == NOW + 30
+
+
+def test_how_long_to_wait_for_the_next_undo_is_said() -> None:
+    after = after_failed_undo(row(State.CANCELLING, unknown_since=NOW - 3), AT, "timeout")
+    assert isinstance(after, Wait)
+    assert (after.wait_s, after.row.next_check_at) == (2, NOW + 2)
 
 
 def test_a_row_survives_the_way_through_the_database_s_columns() -> None:

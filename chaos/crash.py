@@ -478,6 +478,9 @@ class Door:
     async def backlog(self) -> Backlog:
         return await self._through(self._store.backlog)
 
+    async def finished(self) -> dict[State, int]:
+        return await self._through(self._store.finished)
+
     async def prune(self, before: float, limit: int) -> int:
         return 0
 

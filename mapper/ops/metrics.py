@@ -19,7 +19,7 @@ from mapper.domain.record import EVENTS, RECEIPT_FATES, Record
 from mapper.engine.breaker import State as BreakerState
 from mapper.engine.conversation import Call
 from mapper.ops.logs import result_of
-from mapper.orders.rows import OPEN, Backlog
+from mapper.orders.rows import Backlog, State
 
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # twice the series, of no use to anybody
 
@@ -103,7 +103,7 @@ TABLE: Final = (
         "mapper_ledger_orders",
         "gauge",
         ("state",),
-        "orders in the ledger that are not finished; `RETRYABLE` ones wait for their caller",
+        "orders in the ledger; `RETRYABLE` ones wait for their caller",
         "livemostrecent",
     ),
     Row(
@@ -158,7 +158,7 @@ class Metrics:
             self._series("mapper_ingested_orders_total", fate)
         for fate in RECORD_FATES:
             self._series("mapper_records_total", fate)
-        for state in OPEN:
+        for state in State:
             self._series("mapper_ledger_orders", state.value)
 
     def request(self, record: Record, status: int, category: str, reason: str, seconds: float) -> None:
@@ -200,7 +200,7 @@ class Metrics:
         self._series("mapper_records_total", fate).inc()
 
     def backlog(self, backlog: Backlog) -> None:
-        for state in OPEN:
+        for state in State:
             self._series("mapper_ledger_orders", state.value).set(backlog.counts.get(state, 0))
         self._oldest.set(backlog.oldest_s)
         self._unconfirmed.set(backlog.unconfirmed)

@@ -244,6 +244,10 @@ class Ledger:
     async def backlog(self) -> Backlog:
         return await self.store.backlog()
 
+    async def finished(self) -> dict[State, int]:
+        """How many finished orders there are, per state. It takes longer the more there are."""
+        return await self.store.finished()
+
     async def prune(self, keep_bodies_s: float = KEEP_BODIES_S, limit: int = 500) -> int:
         """Forgets what is old: first the bodies, then the rows. Call it until it returns 0."""
         wall = (await self.moment()).wall

@@ -19,6 +19,7 @@ import asyncpg  # type: ignore[import-untyped]
 
 from mapper.orders.rows import (
     COLUMNS,
+    FINISHED,
     OPEN,
     Backlog,
     ClaimStep,
@@ -331,6 +332,11 @@ class PostgresStore:
         found = await self._fetch(open_ones, [state.value for state in OPEN])
         unconfirmed = await self._fetch(f"SELECT count(*) FROM mapper_orders WHERE {_UNCONFIRMED}")  # noqa: S608
         return backlog_of([tuple(row) for row in found], unconfirmed[0][0], (await self.moment()).wall)
+
+    async def finished(self) -> dict[State, int]:
+        query = "SELECT state, count(*) FROM mapper_orders WHERE state = ANY($1) GROUP BY state"
+        found = await self._fetch(query, [state.value for state in FINISHED])
+        return {State(state): count for state, count in found}
 
     async def with_body(self, before: float, limit: int) -> list[Row]:
         query = f"""

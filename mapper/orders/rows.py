@@ -857,7 +857,7 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What is not finished: how many rows per state, and how long ago (seconds) the oldest was created.
+    """How many rows per state (finished ones where they were counted), and how long ago the oldest open was created.
 
     Orders that wait for their caller are not counted for the oldest: nobody works on them.
     """

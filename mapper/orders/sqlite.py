@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from mapper.orders.rows import (
     COLUMNS,
+    FINISHED,
     OPEN,
     Backlog,
     ClaimStep,
@@ -237,6 +238,12 @@ class SqliteStore:
 
         found, untold = await self._run(work)
         return backlog_of(found, untold, self._moment().wall)
+
+    async def finished(self) -> dict[State, int]:
+        states = ", ".join(f"'{state}'" for state in FINISHED)
+        query = f"SELECT state, count(*) FROM orders WHERE state IN ({states}) GROUP BY state"  # noqa: S608
+        found = await self._run(lambda: self._open().execute(query).fetchall())
+        return {State(state): count for state, count in found}
 
     async def with_body(self, before: float, limit: int) -> list[Row]:
         return await self._rows(

@@ -56,6 +56,10 @@ class Store(Protocol):
 
     async def backlog(self) -> Backlog: ...
 
+    async def finished(self) -> dict[State, int]:
+        """How many finished rows there are, per state. It reads an entry of an index for each."""
+        ...
+
     async def with_body(self, before: float, limit: int) -> list[Row]:
         """Finished and waiting rows that still have their body and were last changed before a Unix time."""
         ...

@@ -468,3 +468,13 @@ def test_a_line_in_the_log_says_what_happened_and_no_secret(client: Client, capl
     )
     assert "bad" not in facts["request_id"]
     assert not any("SECRETCODE" in str(record.__dict__) for record in caplog.records)
+
+
+def test_an_order_that_is_done_is_counted() -> None:
+    client = Client()
+    with client.http:
+        assert client.post("consume").status_code == 200
+        until = time.monotonic() + 30
+        while 'mapper_ledger_orders{state="DONE"} 1.0' not in client.http.get("/metrics").text:
+            assert time.monotonic() < until, "it has never been counted"
+            time.sleep(0.05)

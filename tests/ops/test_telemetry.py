@@ -20,7 +20,7 @@ from mapper.ops import logs
 from mapper.ops.logs import CodeNames, log
 from mapper.ops.metrics import TABLE
 from mapper.ops.telemetry import Telemetry
-from mapper.orders.rows import OPEN, Backlog
+from mapper.orders.rows import Backlog
 from mapper.orders.rows import State as OrderState
 
 CALL = Call(operation="ask", account="EUR", method="PUT", status=200, failure=None, seconds=0.0123, attempt=2)
@@ -259,12 +259,13 @@ def test_counters_are_there_before_their_first_event() -> None:
         assert series in found
 
 
-def test_what_is_finished_has_no_gauge_that_is_always_zero() -> None:
-    """Finished orders are many, and counted by `mapper_requests_total`; the backlog is what is not finished."""
+def test_orders_are_counted_in_every_state() -> None:
     one = telemetry()
-    one.backlog(Backlog({OrderState.UNKNOWN: 2}, 3.0, 1))
+    one.backlog(Backlog({OrderState.UNKNOWN: 2, OrderState.DONE: 5}, 3.0, 1))
     found = re.findall(r'mapper_ledger_orders\{state="(\w+)"\} (\S+)', one.metrics.render().decode())
-    assert dict(found) == {state.value: "2.0" if state is OrderState.UNKNOWN else "0.0" for state in OPEN}
+    assert dict(found) == {
+        state.value: {"UNKNOWN": "2.0", "DONE": "5.0"}.get(state.value, "0.0") for state in OrderState
+    }
 
 
 def test_names_follow_prometheus_conventions() -> None:

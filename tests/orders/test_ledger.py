@@ -1017,6 +1017,7 @@ def test_the_backlog_counts_what_is_not_finished(home: Home) -> None:
         found = await ledger.backlog()
         assert (found.counts, found.unconfirmed) == ({State.INTENT: 2, State.RETRYABLE: 1}, 1)
         assert round(found.oldest_s, 3) == 6
+        assert await ledger.finished() == {State.DONE: 2}
         (untold,) = await ledger.unconfirmed()
         await ledger.confirm(untold)
         assert (await ledger.backlog()).unconfirmed == 0

@@ -25,12 +25,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 
 def _run(chosen: argparse.Namespace) -> int:
-    try:
-        configured = settings.load(os.environ)
-    except settings.InvalidSettings as error:
-        for name, expected in error.problems:
-            print(f"{name}: {expected}", file=sys.stderr)
-        return 2
+    configured = settings.load(os.environ)
     spaces = configured.credentials.spaces
     if configured.credentials.tells_spaces_apart and chosen.space not in spaces:
         print(f"Name the space: --space, one of {', '.join(sorted(spaces))}.", file=sys.stderr)

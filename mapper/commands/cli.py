@@ -24,7 +24,11 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.command is None:
         parser.print_help()
         sys.exit(2)
-    sys.exit(chosen.run(chosen))
+    try:
+        code = chosen.run(chosen)
+    except settings.InvalidSettings as error:
+        code = _tell_wrong(error)
+    sys.exit(code)
 
 
 def _is_command(given: Sequence[str]) -> bool:
@@ -100,10 +104,7 @@ def _seconds(text: str) -> float:
 
 
 def _serve(chosen: argparse.Namespace) -> int:
-    try:
-        configured = settings.load(os.environ)
-    except settings.InvalidSettings as error:
-        return _tell_wrong(error)
+    configured = settings.load(os.environ)
     from mapper.http import app, server
     from mapper.nacelle.products import FileSource
     from mapper.ops import logs
@@ -113,7 +114,8 @@ def _serve(chosen: argparse.Namespace) -> int:
         try:
             FileSource(configured.products.file)
         except (ValueError, OSError) as error:
-            return _tell_wrong(settings.InvalidSettings([("MAPPER_PRODUCT_DATA", f"the file cannot be used: {error}")]))
+            wrong = f"the file cannot be used: {error}"
+            raise settings.InvalidSettings([("MAPPER_PRODUCT_DATA", wrong)]) from None
     if configured.record is not None:
         from mapper.recording import recorder
 
@@ -121,7 +123,7 @@ def _serve(chosen: argparse.Namespace) -> int:
             recorder.prepare(configured.record)
         except OSError as error:
             wrong = f"the folder {configured.record} cannot be written: {error.strerror}"
-            return _tell_wrong(settings.InvalidSettings([("MAPPER_RECORD", wrong)]))
+            raise settings.InvalidSettings([("MAPPER_RECORD", wrong)]) from None
     logs.configure(configured.log_level, configured.log_format)
     try:
         asyncio.run(app.check_ledger(configured))
@@ -157,10 +159,7 @@ def _demo(chosen: argparse.Namespace) -> int:
 def _hash(chosen: argparse.Namespace) -> int:
     from mapper.ops.logs import CodeNames
 
-    try:
-        configured = settings.load(os.environ)
-    except settings.InvalidSettings as error:
-        return _tell_wrong(error)
+    configured = settings.load(os.environ)
     print(CodeNames("hash", configured.code_secret)(chosen.code.strip()))
     return 0
 
@@ -171,7 +170,7 @@ def _sign(chosen: argparse.Namespace) -> int:
     shared, by_space = reader.secrets("NACELLE_SIGNING_SECRETS", spaces, needed=True)
     secrets = (*shared, *(secret for secrets in by_space.values() for secret in secrets))
     if reader.problems:
-        return _tell_wrong(settings.InvalidSettings(reader.problems))
+        raise settings.InvalidSettings(reader.problems)
     try:
         body = Path(chosen.file).read_bytes() if chosen.file else sys.stdin.buffer.read()
     except OSError as error:

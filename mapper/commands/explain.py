@@ -27,13 +27,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 
 def run(chosen: argparse.Namespace) -> int:
     """Exit code 0: explained; 1: the engine did not answer, or the body cannot be read; 2: wrong settings or file."""
+    configured = settings.load(os.environ)
     try:
-        configured = settings.load(os.environ)
         body = sys.stdin.buffer.read() if chosen.file == "-" else Path(chosen.file).read_bytes()
-    except settings.InvalidSettings as error:
-        for name, expected in error.problems:
-            print(f"{name}: {expected}", file=sys.stderr)
-        return 2
     except OSError as error:
         print(f"{chosen.file}: {error.strerror}", file=sys.stderr)
         return 2

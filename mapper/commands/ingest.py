@@ -49,13 +49,9 @@ def _settled(text: str) -> tuple[str, bool]:
 
 def run(chosen: argparse.Namespace) -> int:
     """Exit code 0: all created; 1: some are not; 2: wrong settings or arguments."""
+    given = settings.load_ingest(os.environ)
     try:
-        given = settings.load_ingest(os.environ)
         bodies = [] if chosen.open or chosen.settle else _bodies(chosen.path)
-    except settings.InvalidSettings as error:
-        for name, expected in error.problems:
-            print(f"{name}: {expected}", file=sys.stderr)
-        return 2
     except OSError as error:
         print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2

@@ -110,9 +110,10 @@ def test_wrong_settings_are_told_all_at_once(
     monkeypatch.delenv("NOMS_TOKEN", raising=False)
     monkeypatch.delenv("NOMS_SPACE_ID", raising=False)
     assert run("x.json") == 2
-    assert [line.split(":")[0] for line in capsys.readouterr().err.splitlines()] == [
-        "NOMS_BASE_URL", "NOMS_TOKEN", "NOMS_SPACE_ID",
-    ]  # fmt: skip
+    first, *places, last = capsys.readouterr().err.splitlines()
+    assert first == "The settings are wrong in 3 place(s):"
+    assert [line.split(":")[0].strip() for line in places] == ["NOMS_BASE_URL", "NOMS_TOKEN", "NOMS_SPACE_ID"]
+    assert last == "docs/settings.md lists every setting."
 
 
 def test_a_file_that_is_not_there_is_told(nacelle: Nacelle, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,9 +102,7 @@ async def stored(url: str) -> dict[str, float]:
     """What the ledger takes: orders in it, bytes of the whole store, and of what was sent and answered in it."""
     if url.startswith("sqlite"):
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
-            orders, content = database.execute(
-                f"SELECT count(*), {_CONTENT} FROM orders"  # noqa: S608 -- a constant
-            ).fetchone()
+            orders, content = database.execute(f"SELECT count(*), {_CONTENT} FROM orders").fetchone()
             (pages,), (page,) = (database.execute(f"PRAGMA page_{what}").fetchone() for what in ("count", "size"))
             return {"orders": orders, "bytes": pages * page, "content_bytes": content}
     import asyncpg  # type: ignore[import-untyped]  # noqa: PLC0415 - only here
@@ -112,7 +110,7 @@ async def stored(url: str) -> dict[str, float]:
     connection = await asyncpg.connect(url)
     try:
         row = await connection.fetchrow(
-            f"SELECT count(*), pg_total_relation_size('mapper_orders'), {_CONTENT} FROM mapper_orders"  # noqa: S608
+            f"SELECT count(*), pg_total_relation_size('mapper_orders'), {_CONTENT} FROM mapper_orders"
         )
         return {"orders": row[0], "bytes": row[1], "content_bytes": int(row[2])}
     finally:

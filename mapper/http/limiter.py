@@ -4,6 +4,8 @@ Nobody is refused who could be answered in time. How long a call would wait is t
 of a call, divided by how many are in flight; how long it may wait is its deadline less what a call takes.
 One exception (controlled delay; queue.acm.org, "Fail at Scale"): once a queue has not been empty for a second, nobody
 in it waits longer than a fifth of the deadline. It is no burst then, and every call would wait as long, for nothing.
+The first hundred or so may wait twice that: clients who each wait for their answer before they ask again are no
+overload. Were a few of them refused they would come back at once, and refusals would take the time of answers.
 
 A call that waits for the engine needs no processor, so hundreds may be in flight. Calls that want the processor hold
 each other up, and the event loop with them: so a few begin in each of its turns, and the others wait in the queue, too.
@@ -24,6 +26,10 @@ STANDING_S: Final = 1.0
 """A queue that has not been empty for as long is no burst."""
 STANDING_SHARE: Final = 0.2
 """Of the deadline: the longest wait in such a queue."""
+CROWD: Final = 128
+"""So many in a queue may be clients of whom each waits for its answer before it asks again."""
+CROWD_SHARE: Final = 0.4
+"""Of the deadline: the longest wait of those, however long the queue stands."""
 DOOR_SHARE: Final = 0.15
 """The same at the door, while calls are shed from such a queue: who joins it then is meant to be answered."""
 BATCH: Final = 2
@@ -37,6 +43,8 @@ class Permit:
     since: float = 0.0
     """When it was admitted; before that, when it joined the queue."""
     admitted: bool = False
+    ahead: int = 0
+    """Calls that waited before it when it joined the queue."""
     held: int = 0
     """Bytes of its body."""
 
@@ -49,6 +57,9 @@ class Limiter:
     ) -> None:
         """`capacity`: the most calls at once. `max_bytes`: of the bodies of all calls that are not answered."""
         self.capacity = capacity
+        self._crowd = min(CROWD, capacity // 2)
+        self._passed = self._crowd * 5 // 4
+        """So many may have passed the door before it closes: heads that are read in one turn all pass one look."""
         self.admitted = 0
         self.in_flight_bytes = 0
         self._deadline_s, self._max_bytes, self._clock = deadline_s, max_bytes, clock
@@ -75,11 +86,11 @@ class Limiter:
     def is_full(self) -> bool:
         """Whether one more call is to be refused at the door. A look that counts nothing."""
         shedding = self._clock() < self._shed_at + STANDING_S
-        return self._is_late(DOOR_SHARE if shedding else STANDING_SHARE)
+        return self._is_late(self._crowd, DOOR_SHARE if shedding else STANDING_SHARE)
 
     def check(self) -> None:
         """Raises `Overloaded` where one more call would be refused."""
-        if self._is_late(STANDING_SHARE):
+        if self._is_late(self._passed, STANDING_SHARE):
             self._shed_at = self._clock()
             raise Overloaded
 
@@ -102,7 +113,7 @@ class Limiter:
     async def acquire(self, permit: Permit) -> None:
         """Waits until the call may begin. Raises `Overloaded`."""
         self.check()
-        permit.since = self._clock()
+        permit.since, permit.ahead = self._clock(), len(self._queue)
         if not self._queue and permit.since >= self._fair(self._shed_at):
             self._queued_since, self._pace_s = permit.since, 0.0
         self._queue[permit] = place = asyncio.get_running_loop().create_future()
@@ -110,8 +121,8 @@ class Limiter:
         if not await place:
             raise Overloaded
 
-    def _is_late(self, share: float) -> bool:
-        """Whether one more call would wait too long. `share`: see `_latest`."""
+    def _is_late(self, crowd: int, share: float) -> bool:
+        """Whether one more call would wait too long. `share`: see `_latest`; of a queue longer than `crowd`."""
         if self.in_flight_bytes >= self._max_bytes:
             return True
         room, ahead = self.capacity - self.admitted, len(self._queue) + 1
@@ -119,9 +130,9 @@ class Limiter:
             return False
         now = self._clock()
         wait_s = max(ahead * self._pace_s, (ahead - room) * self._service_s / self.capacity)
-        return now + wait_s > self._latest(now, share)
+        return now + wait_s > self._latest(now, CROWD_SHARE if ahead <= crowd else share)
 
-    def _latest(self, joined: float, share: float = STANDING_SHARE) -> float:
+    def _latest(self, joined: float, share: float) -> float:
         """Until when a call that joined the queue then may wait. `share`: of the deadline, once the queue stands."""
         fair = self._fair(joined, share)
         latest = max(fair, joined + self._deadline_s - self._service_s - self._spread_s)
@@ -145,7 +156,7 @@ class Limiter:
         loop, now = asyncio.get_running_loop(), self._clock()
         while self._queue:
             permit, place = next(iter(self._queue.items()))
-            latest = self._latest(permit.since)
+            latest = self._latest(permit.since, CROWD_SHARE if permit.ahead < self._passed else STANDING_SHARE)
             if now < latest and (self.admitted >= self.capacity or self._begun >= BATCH):
                 if self._timer is None:
                     self._timer = loop.call_later(latest - now, self._on_time)

@@ -72,7 +72,7 @@ def results(meta: Path) -> dict[str, int | None]:
 
 
 def tell(drawn: list[str], named: dict[str, Path]) -> int:
-    """Prints what was noticed, per room; 1 where it is too little."""
+    """Prints what was noticed, per room; 1 where it is too little, or where mutants have not run."""
     ended = {name: code for path in set(named.values()) for name, code in results(path).items()}
     total: Counter[str] = Counter()
     noticed: Counter[str] = Counter()
@@ -85,7 +85,7 @@ def tell(drawn: list[str], named: dict[str, Path]) -> int:
         noticed[room] += ended[name] not in UNNOTICED
         if ended[name] in UNNOTICED:
             print(f"\n{name}{' (no test comes by)' if ended[name] == NOT_RUN else ''}\n{difference(name, named[name])}")
-    failed = False
+    failed = None in (ended[name] for name in drawn)
     for room, least in ROOMS.items():
         if total[room]:
             share = noticed[room] / total[room]

@@ -290,8 +290,12 @@ def test_what_waited_is_not_looked_up_in_a_session_that_is_anothers_now() -> Non
 
 
 @pytest.mark.parametrize(
-    ("session", "following"), [("c", "c~2"), ("c~2", "c~3"), ("c~9", "c~10"), ("c~x", "c~x~2"), ("c~٣", "c~٣~2")]
-)
+    ("session", "following"),
+    [
+        ("c", "c~2"), ("c~2", "c~3"), ("c~9", "c~10"), ("c~x", "c~x~2"), ("c~٣", "c~٣~2"), ("c~99999", "c~100000"),
+        ("c~100000", "c~100000~2"),
+    ],
+)  # fmt: skip
 def test_sessions_are_counted(session: str, following: str) -> None:
     assert next_session(session) == following
 
@@ -517,9 +521,10 @@ def test_a_new_attempt_knows_nothing_of_the_last_one() -> None:
         State.REJECTED, was_sent=False, status=500, reply=b"{}", notices=NOTICES, handle="r_1", unknown_since=1.0,
         absent_since=2.0,
     )  # fmt: skip
-    retry = decide(stale, (), MINE, AT)
+    retry = decide(stale, (), replace(MINE, identity_version=7), AT)
     assert isinstance(retry, Retry)
     mine = retry.row
+    assert mine.identity_version == 7
     assert (mine.status, mine.reply, mine.notices, mine.handle) == (None, None, None, "")
     assert (mine.unknown_since, mine.absent_since) == (None, None)
 

@@ -120,6 +120,7 @@ def test_what_the_engine_does_not_know_after_the_quarantine_is_sent_again_for_wh
     for after_s in (61, 2, 2, 2):
         house.reconcile(after_s=after_s)
     assert (house.row().state, house.wire.sent.count("redeem")) == (end, times)
+    assert end is not State.RETRYABLE or house.row().reason == "absent"
 
 
 def test_a_caller_who_runs_out_of_time_is_told_when_the_quarantine_ends(house: House) -> None:
@@ -251,6 +252,14 @@ def test_where_there_is_no_undo_a_partly_refused_redemption_is_done_with_a_notic
     assert house.row().state is State.DONE
 
 
+def test_what_the_engine_says_beside_a_refusal_is_told() -> None:
+    house = House(MAPPER_ON_REJECTED="apply_rest")
+    house.adapter.granted = Outcome(rejected=REFUSED.rejected)
+    house.adapter.on_redeem = NotRedeemed(REFUSED.rejected, (Notice("campaign", "It ends today.", {}),))
+    notices = house("consume", ORDERED)["order"]["promotions"]["meta"]["mapper"]["notices"]
+    assert [notice["type"] for notice in notices] == ["campaign", "amount_mismatch"]
+
+
 def test_with_every_code_refused_the_rest_is_done_and_the_difference_is_drift() -> None:
     house = House(MAPPER_ON_REJECTED="apply_rest")
     house.adapter.granted = Outcome(rejected=REFUSED.rejected)
@@ -373,6 +382,7 @@ def test_a_redemption_that_nobody_was_told_of_passes_to_the_new_id(house: House)
     other = {**order, "order_items": [{**order["order_items"][0], "quantity": 2}], "id": "o-2"}
     assert house.refusal("consume", other).details["order"] == "o-1", "only the same cart"
     assert house("consume", {**order, "id": "o-2"})["order"]["id"] == "o-2"
+    assert house.row("o-2").reason == "passed_on"
     assert house.wire.sent == []
     for again in (order, {**order, "promotions": {"coupon_codes": ["TEN", "X"]}}, {**CHANGED, "id": "o-1"}):
         assert house.refusal("consume", {**again, "id": "o-1"}).details["order"] == "o-2", "it is that one's now"
@@ -753,6 +763,33 @@ def _spoiled(row: Row | None) -> Row:
     return dataclasses.replace(row, order=b"{}", version=row.version + 1)
 
 
+def test_each_order_that_is_taken_up_without_a_caller_is_a_line_of_the_log(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", ORDERED)
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+    caplog.set_level("INFO")
+    house.reconcile(after_s=60)
+    (line,) = [entry for entry in caplog.records if entry.getMessage() == "reconcile"]
+    assert line.__dict__["facts"] == {"order": "c-1", "was": "UNKNOWN", "result": "waiting"}
+    assert house.row().state is State.DONE
+
+
+def test_a_leader_whose_ledger_is_away_says_that_it_could_not_hand_over(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def lead(_self: Ledger, for_s: float) -> bool:
+        if not for_s:
+            raise LedgerUnavailable("away")
+        return False
+
+    monkeypatch.setattr(Ledger, "lead", lead)
+    house.reconcile()
+    (line,) = [entry for entry in caplog.records if entry.levelname == "WARNING"]
+    assert (line.getMessage(), line.__dict__["facts"]) == ("ledger unavailable", {"reason": "hand_over"})
+
+
 def test_a_leader_that_stops_hands_over_at_once(house: House) -> None:
     async def story(service: Service) -> bool:
         await reconcile(service)
@@ -801,15 +838,21 @@ def test_a_ledger_that_is_away_is_told_once_and_not_twice_a_second(
             raise LedgerUnavailable(reason)
         return False
 
+    pauses: set[float] = set()
+
+    async def sleep(seconds: float) -> None:
+        pauses.add(seconds)
+
     async def rounds(service: Service) -> None:
         monkeypatch.setattr(Ledger, "lead", lead)
-        service.redeemer.sleep = lambda _: asyncio.sleep(0)
+        service.redeemer.sleep = sleep
         with pytest.raises(asyncio.CancelledError):
             await service.redeemer.reconcile()
 
     asyncio.run(house.within(rounds))
     told = [entry.__dict__["facts"]["reason"] for entry in caplog.records if entry.levelname == "ERROR"]
     assert told == ["ledger_away", "ledger_away", "ledger_hangs"]
+    assert pauses == {0.5}
 
 
 @pytest.mark.parametrize("notices", [(), (Notice("coupon", "A coupon", {"v": 1}),)])
@@ -817,6 +860,7 @@ def test_the_answer_outlives_the_body(house: House, notices: tuple[Notice, ...])
     house.adapter.granted = Outcome(discounts=TEN_OFF.discounts, notices=notices)
     body = {**ORDERED, "promotions": {"meta": {"mapper": {"notices": ["as it came"]}}}}
     first = house.bytes("consume", body)
+    assert house.answer("consume", body) == Answer(200, first, "replayed")
 
     async def prune(service: Service) -> int:
         return await service.redeemer.ledger.prune(60)

@@ -69,11 +69,21 @@ def documents(text: str) -> Iterator[Any]:
         text = text[end:]
 
 
+def listen_to_ctrl_c() -> None:
+    """A shell's background jobs, and so all that the tests start there, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the printed commands need curl")
 def test_the_commands_that_keep_prints_work_as_printed(tmp_path: Path) -> None:
     output = tmp_path / "screen"
     with output.open("wb") as screen:
-        kept = subprocess.Popen([sys.executable, "-m", "mapper", "demo", "--keep"], cwd=tmp_path, stdout=screen)
+        kept = subprocess.Popen(
+            [sys.executable, "-m", "mapper", "demo", "--keep"],
+            cwd=tmp_path,
+            stdout=screen,
+            preexec_fn=listen_to_ctrl_c,  # noqa: PLW1509 - no thread of the tests' runs here
+        )
     try:
         give_up = time.monotonic() + 60
         while "/_sandbox/books\n" not in output.read_text("utf-8"):

@@ -558,7 +558,7 @@ def test_whatever_an_application_does_the_connection_is_in_step(
 def full_service(**environment: str) -> Any:
     """There is no time for a validate."""
     made = service(**environment)
-    made._endpoints[b"/promotions/validate"]._limiter._is_late = lambda _: True
+    made._endpoints[b"/promotions/validate"]._limiter._is_late = lambda *_: True
     return made
 
 
@@ -1174,7 +1174,7 @@ def test_a_worker_that_dies_is_replaced_and_none_outlives_its_supervisor(tmp_pat
         before = service.workers()
         victim = min(before)
         os.kill(victim, signal.SIGKILL)
-        service.wait_for(lambda: len(service.workers()) == 2 and victim not in service.workers())
+        service.wait_for(lambda: len(service.workers() - {victim}) == 2)
         assert service.logged("worker died") == 1
         left = service.workers()
         service.popen.kill()

@@ -173,8 +173,8 @@ _PAGE = """\
 {where}
 ## Good answers a second
 
-An engine that answers at once. Where anybody was refused in any round it says so, and there is no figure: calls that
-would wait for 300 ms in a queue that stands are refused, and 128 at once wait that long where a worker answers 400.
+An engine that answers at once. Where anybody was refused in any round it says so, and there is no figure:
+[operations](operations.md) says who is.
 
 {absolute}
 

@@ -204,7 +204,7 @@ def test_the_name_of_an_engine_makes_the_prefix_of_its_settings(name: str, monke
 def test_the_settings_of_an_engine_whose_name_goes_on_are_nothing_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ACME_API_KEY_EUR` is of `acme_api_key`, where there is such an engine, although `acme` has such keys, too."""
     install(monkeypatch, acme=Acme)
-    given = {**GOOD, "ACME_API_KEY_EUR": "another"}
+    given = {**GOOD, "ACME_API_KEY_EUR": "another"}  # pragma: allowlist secret
     adapter = load(given).adapter
     assert isinstance(adapter, Acme)
     assert adapter.given["API_KEY_EUR"] == "another"

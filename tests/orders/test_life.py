@@ -430,7 +430,7 @@ def test_each_of_these_faults_is_found_when_it_is_put_back_in(
 
 def finds(machine: type[Machine]) -> bool:
     try:
-        run(machine, 400, phases=(Phase.generate,))
+        run(machine, 1500, phases=(Phase.generate,))
     except (AssertionError, ExceptionGroup):
         return True
     return False

@@ -2,7 +2,8 @@
 # Oscar, emulated, and the service in front of it. Prints sample calls that are signed; ends with Ctrl-C.
 set -eu
 cd "$(dirname "$0")"
-mapper="${PYTHON:-python} -m mapper"
+python=${PYTHON:-python}
+mapper="$python -m mapper"
 sandbox=${SANDBOX_PORT:-8090}
 port=${PORT:-8080}
 
@@ -18,6 +19,17 @@ emulator=$!
 $mapper serve --port "$port" &
 service=$!
 trap 'kill $emulator $service 2>/dev/null' EXIT INT TERM
+
+# wait_for PORT PROCESS: until the process listens there; ends with it where it dies
+wait_for() {
+    until "$python" -c "import socket; socket.create_connection(('127.0.0.1', $1), 1)" 2>/dev/null; do
+        kill -0 "$2"
+        sleep 0.1
+    done
+}
+
+wait_for "$sandbox" "$emulator"
+wait_for "$port" "$service"
 
 for call in "validate checkout" "consume order"; do
     set -- $call

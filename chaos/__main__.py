@@ -29,6 +29,9 @@ TEETH = {
     "quarantine": ("double", "sent_again"),
     "fence": ("stale_steps",),
     "claim": ("no_intent",),
+    "same": ("other_content",),
+    "caller": ("unasked",),
+    "undo": ("not_cancelled",),
 }
 assert TEETH.keys() == sabotage.KINDS.keys()
 

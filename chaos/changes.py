@@ -81,8 +81,8 @@ async def open_orders(url: str) -> int:
 
 
 async def waiting(url: str) -> list[str]:
-    """The orders that wait for their caller, and for nobody else."""
-    where = "look_at IS NULL AND state = 'RETRYABLE'"
+    """The orders that wait for their caller, or for their time to be sent again."""
+    where = "state = 'RETRYABLE'"
     return [row["order_key"] for row in await _read(url, f"SELECT order_key FROM {_table(url)} WHERE {where}")]
 
 

@@ -7,11 +7,12 @@
     books       what the sandbox's engine has redeemed and taken back
     plan        what was to be expected of each order
 
-`check` returns the violations, each a line that begins with its invariant (I1 to I10 of docs/exactly_once.md).
+`check` returns the violations, each a line that begins with its invariant (I1 to I12 of docs/chaos.md).
 """
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -22,7 +23,7 @@ import msgspec
 Json = dict[str, Any]
 
 REDEEMED = ("DONE", "REPAIRED")
-FINAL = (*REDEEMED, "REJECTED")
+FINAL = (*REDEEMED, "REJECTED", "CANCELLED")
 NOTHING_STANDS = ("REJECTED", "RETRYABLE")
 """From these an order may be tried anew, with other content."""
 REDEEMING = {"talon_one": "close", "voucherify": "redeem"}
@@ -36,11 +37,12 @@ LAST_WORD_S = 1.0
 
 @dataclass(frozen=True)
 class Expected:
-    """Of one order: its code, what is to become of it, and what each variant costs in cents."""
+    """Of one order: its code, what is to become of it, what each variant costs in cents."""
 
     code: str
     expect: str
     amounts: dict[str, int]
+    is_cancelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def check(evidence: Evidence) -> list[str]:
     return [
         *_at_most_once(evidence, truth),
         *_answers(evidence, truth),
+        *_same_order(evidence, truth),
+        *_cancelled(evidence, truth),
+        *_asked_for(evidence),
         *_intent_first(evidence),
         *_ledger(evidence),
         *_all_settled(evidence),
@@ -126,6 +131,7 @@ def _at_most_once(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
 def _answers(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
     """I2, I3, I5: what the clients were told is true, always the same, and of one content only."""
     granted: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    cancelled = _cancels(evidence)
     for event in evidence.history:
         if event["type"] == "ok":
             granted[event["order"]].add((event["variant"], event["reply"]))
@@ -136,10 +142,89 @@ def _answers(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
         elif len(answers) > 1:
             yield f"I3 differing: {key} was answered with {len(answers)} different 200s"
         found = truth.get(key, _NONE)
-        if found.stands != 1:
+        if found.stands != 1 and key not in cancelled:
             yield f"I2 not redeemed: {key} was answered with 200, but stands {found.stands} times at the engine"
         elif found.amount not in {evidence.plan[key].amounts[variant] for variant in variants}:
             yield f"I5 other content: the engine has redeemed another cart of {key} than was granted"
+
+
+def _same_order(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
+    """I5: what is redeemed is the same order whenever it comes, and what is not redeemed is no other order."""
+    for event in evidence.history:
+        key = event.get("order", "")
+        if event.get("category") != "order_mismatch" or evidence.plan[key].is_cancelled:
+            continue
+        found = truth.get(key, _NONE)
+        if not found.stands or evidence.plan[key].amounts[event["variant"]] == found.amount:
+            yield f"I5 taken for another: {key}, variant {event['variant']}, which stands {found.stands} times"
+
+
+def _cancels(evidence: Evidence) -> dict[str, float]:
+    """When the merchant was told that an order is cancelled."""
+    found = [event for event in evidence.history if event["type"] == "cancel" and event["status"] == 200]
+    return {event["order"]: event["at"] for event in reversed(found)}
+
+
+def _cancelled(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
+    """I11: every cancel is answered in the end; then nothing stands, and nobody is granted the order any more."""
+    cancelled = _cancels(evidence)
+    rows = {row["order_key"]: row["state"] for row in evidence.rows}
+    invoked = {event["send"]: event["at"] for event in evidence.history if event["type"] == "invoke"}
+    for key, state in rows.items():
+        if evidence.plan[key].is_cancelled and (key not in cancelled or state != "CANCELLED"):
+            yield f"I11 not cancelled: {key} is {state}"
+    for key in cancelled:
+        if truth.get(key, _NONE).stands:
+            yield f"I11 cancelled but redeemed: {key}"
+    for event in evidence.history:
+        if event["type"] == "ok" and invoked[event["send"]] > cancelled.get(event["order"], math.inf):
+            yield f"I11 granted: {event['order']} was cancelled before"
+
+
+def _asked_for(evidence: Evidence) -> Iterator[str]:
+    """I12: while no process is to redeem without a caller, what redeems an order arrives while somebody asks for it.
+
+    A request is worked on for its deadline, and where its process stood still, for its deadline after that.
+    """
+    unasked = _windows(evidence.history, lambda start: start["after_failure"] == "redeem_later")
+    stood_still = {replica: _pauses(evidence.history, replica) for replica in (0, 1)}
+    asked: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for event in evidence.history:
+        if event["type"] == "invoke":
+            end = event["at"] + evidence.deadline_s
+            for paused, resumed in stood_still[event["replica"]]:
+                if paused < end and event["at"] < resumed:
+                    end = max(end, resumed + evidence.deadline_s)
+            asked[event["order"]].append((event["at"], end))
+    for key, requests in _redeeming(evidence).items():
+        for request in requests:
+            moments = [*asked[key], *unasked]
+            if not any(
+                start <= request["time"] + CLOCK_S and request["time"] < end + LAST_WORD_S for start, end in moments
+            ):
+                yield f"I12 unasked: {key} was redeemed while nobody asked for it"
+
+
+def _windows(history: list[Json], chosen: Callable[[Json], bool]) -> list[tuple[float, float]]:
+    """From when to when processes lived whose start is one of the chosen."""
+    starts = _starts(history)
+    found = []
+    for start in filter(chosen, starts):
+        later = [e["at"] for e in starts if e["replica"] == start["replica"] and e["at"] > start["at"]]
+        found.append((start["at"], min(later, default=math.inf)))
+    return found
+
+
+def _starts(history: list[Json]) -> list[Json]:
+    return [event for event in history if event["type"] == "nemesis" and event["what"] == "start"]
+
+
+def _pauses(history: list[Json], replica: int) -> list[tuple[float, float]]:
+    at = {
+        what: [e["at"] for e in history if e["type"] == "nemesis" and e["what"] == what and e["replica"] == replica]
+        for what in ("pause", "resume")
+    }
+    return list(zip(at["pause"], at["resume"], strict=True))
 
 
 def _intent_first(evidence: Evidence) -> Iterator[str]:
@@ -167,7 +252,9 @@ def _ledger(evidence: Evidence) -> Iterator[str]:
         if not may_differ and change["fingerprint"] != prints[key]:
             yield f"I5 two contents: {key} got other content as {old}"
         prints[key] = change["fingerprint"]
-        if old in REDEEMED and not (new in REDEEMED and change["same_answer"]):
+        stays = new in REDEEMED and change["same_answer"]
+        goes = new == "CANCELLING" and evidence.plan[key].is_cancelled
+        if (old in REDEEMED and not (stays or goes)) or (old == "CANCELLED" != new):
             yield f"I7 changed: {key} went from {old} to {new}"
         if old is not None and new != "DELETED" and change["fence"] < change["old_fence"]:
             yield f"I8 fence: that of {key} fell from {change['old_fence']} to {change['fence']}"
@@ -297,6 +384,8 @@ def count(evidence: Evidence) -> Json:
         "kills": attacks["kill"],
         "pauses": attacks["pause"],
         "disk_full": attacks["full"],
+        "manners": len({(e["currency"], e["after_failure"], e["is_next_version"]) for e in _starts(evidence.history)}),
+        "cancelled": len(_cancels(evidence)),
         "not_answered_while_full": len(refused),
         "states": dict(states),
         "settled_after_s": round(max([0.0, *(row["updated_at"] - calm for row in evidence.rows)]), 1),
@@ -310,12 +399,14 @@ KINDS = {
     "not_redeemed": "I2",
     "differing": "I3",
     "no_intent": "I4",
-    "mismatches_accepted": "I5",
+    "other_content": "I5",
     "unresolved": "I6",
     "final_changed": "I7",
     "stale_steps": "I8",
     "refused_but_redeemed": "I9",
     "sent_while_full": "I10",
+    "not_cancelled": "I11",
+    "unasked": "I12",
 }
 
 

@@ -2,10 +2,11 @@
 
 The history is one JSON object per line, as Jepsen writes it: `invoke`, then `ok` (200), `fail` (a final refusal) or
 `info` (nobody knows yet). An order is sent until its answer is final, each time to either replica. `waits`: when all
-is over the ledger says that an order waits for its caller, who comes once more.
+is over the ledger says that an order waits for its caller, who comes once more. `cancel`: the merchant was answered.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import random
@@ -16,7 +17,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from chaos.plan import SECRET, Order
+from chaos.plan import CANCEL_SECRET, SECRET, Order
 from mapper.domain.signature import sign
 
 FINAL_REFUSALS = {(400, "order_mismatch"), (500, "promotion_codes")}
@@ -68,6 +69,8 @@ class Client:
                 if time.monotonic() > started + within_s:
                     break  # a slow machine
                 group.create_task(self._until_final(session, order, "a", order.replica, 0.0))
+                if order.cancel_after_s is not None:
+                    group.create_task(self._cancel(session, order, order.cancel_after_s))
                 if order.twin:
                     variant = "b" if order.twin == "other" else "a"
                     await self._open.acquire()
@@ -102,6 +105,25 @@ class Client:
         for wait_s in itertools.chain(BACK_OFF_S, itertools.repeat(BACK_OFF_S[-1])):
             await asyncio.sleep(wait_s * (0.5 + self._dice.random()))
             if self.over or await self._send(session, order, variant, self._dice.randrange(2)):
+                return
+
+    async def _cancel(self, session: aiohttp.ClientSession, order: Order, after_s: float) -> None:
+        """Cancels it until that is done; then it comes once more."""
+        body = msgspec.json.encode({"cancel": {"id": order.key}})
+        headers = {"x-nacelle-signature-sha256": sign(body, CANCEL_SECRET), "content-type": "application/json"}
+        status = None
+        for wait_s in itertools.chain((after_s,), BACK_OFF_S, itertools.repeat(BACK_OFF_S[-1])):
+            await asyncio.sleep(wait_s)
+            if self.over:
+                return
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError, OSError):
+                url = f"{self._urls[self._dice.randrange(2)]}/promotions/cancel"
+                async with session.post(url, data=body, headers=headers) as response:
+                    await response.read()
+                    status = response.status
+                self._history.add("cancel", order=order.key, status=status)
+            if status == 200:
+                await self._send(session, order, "a", order.replica)
                 return
 
     async def _send(self, session: aiohttp.ClientSession, order: Order, variant: str, replica: int) -> bool:

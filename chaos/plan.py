@@ -7,11 +7,13 @@ from typing import Any, Literal
 import msgspec
 
 SECRET = b"the signing secret of the chaos runs"
+CANCEL_SECRET = b"the secret that cancels in the chaos runs"
 TOKEN_RULES = ("idempotency_keys = true", "idempotency_keys = false")
 """Talon.One's key for repeated requests is switched off: older deployments do not have it."""
 
 Expect = Literal["granted", "refused", "either"]
 Patience = Literal["patient", "returns", "gone"]
+AfterFailure = Literal["wait", "redeem_later"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,22 @@ PROFILES = {
 
 
 @dataclass(frozen=True)
+class Manner:
+    """What may be different each time that a process starts."""
+
+    currency: str = "USD"
+    """Of orders that name none."""
+    after_failure: AfterFailure = "wait"
+    is_next_version: bool = False
+    """Whether its rules of identity are of a version that the others do not know."""
+
+
+def manner(dice: random.Random) -> Manner:
+    later: AfterFailure = "redeem_later" if dice.random() < 0.25 else "wait"
+    return Manner(dice.choice(("USD", "EUR")), later, dice.random() < 0.3)
+
+
+@dataclass(frozen=True)
 class Order:
     key: str
     code: str
@@ -62,6 +80,9 @@ class Order:
     """After an answer that is not final: asks on; comes back when the faults are over; or when all is settled."""
     twin: Literal["", "same", "other"]
     twin_after_s: float
+    names_currency: bool
+    cancel_after_s: float | None
+    """When its merchant cancels it, counted from its first sending; None where it is wanted."""
 
     def quantities(self, variant: str) -> tuple[int, ...]:
         first, *rest = self.lines
@@ -75,8 +96,9 @@ class Order:
         """The order as a shop sends it, after ten percent off each unit of 100.00. Variant b buys one more."""
         lines = [_line(number, quantity) for number, quantity in enumerate(self.quantities(variant), 1)]
         promotions = {"coupon_codes": [self.code], "referral_code": "", "loyalty_card": "", "meta": {}}
+        currency = {"currency": "USD"} if self.names_currency else {}
         return msgspec.json.encode(
-            {"id": self.key, "currency": "USD", "order_items": lines, "discounts": "0.00", "promotions": promotions}
+            {"id": self.key, **currency, "order_items": lines, "discounts": "0.00", "promotions": promotions}
         )
 
 
@@ -92,7 +114,7 @@ def _line(number: int, quantity: int) -> dict[str, Any]:
 
 
 def orders(seed: int, profile: Profile) -> list[Order]:
-    """A third are sent twice, half of those with other content; a few bring codes that are refused."""
+    """A third are sent twice, half of those with other content; a few bring refused codes, or are cancelled."""
     dice = random.Random(seed)
     pairs = 0
     planned: list[Order] = []
@@ -115,6 +137,8 @@ def orders(seed: int, profile: Profile) -> list[Order]:
                 patience=dice.choices(("patient", "returns", "gone"), (80, 15, 5))[0],
                 twin=dice.choices(("", "same", "other"), (4, 1, 1))[0],
                 twin_after_s=dice.choice((0.0, 0.0, dice.random() * 3)),
+                names_currency=dice.random() < 0.6,
+                cancel_after_s=dice.random() * 4 if dice.random() < 0.06 and expect == "granted" else None,
             )
         )
     return sorted(planned, key=lambda order: order.at_s)

@@ -1,6 +1,7 @@
 """The processes of a run, and the attacks on them. Only those that were started here are ever touched."""
 
 import asyncio
+import dataclasses
 import itertools
 import os
 import random
@@ -20,7 +21,7 @@ import msgspec
 
 from chaos import plan
 from chaos.client import History
-from chaos.plan import SECRET, TOKEN_RULES, Profile
+from chaos.plan import CANCEL_SECRET, SECRET, TOKEN_RULES, Manner, Profile
 from mapper.commands.journey import ENGINES
 from mapper.sandbox import rulebook
 
@@ -98,7 +99,9 @@ async def sandbox(folder: Path, session: aiohttp.ClientSession) -> AsyncIterator
 class Replica:
     """One process of the service, which dies and comes back on the same port."""
 
-    def __init__(self, number: int, environment: dict[str, str], lease_s: float, sabotage: str) -> None:
+    def __init__(
+        self, number: int, environment: dict[str, str], lease_s: float, sabotage: str, history: History
+    ) -> None:
         self.number = number
         self.port = free_port()
         self.attack = asyncio.Lock()
@@ -109,7 +112,9 @@ class Replica:
         """Tracebacks in its log."""
         self.steps = 0
         self._environment = environment
-        self._arguments = [str(self.port), str(lease_s), *filter(None, [sabotage])]
+        self._lease_s = lease_s
+        self._broken = [sabotage] if sabotage else []
+        self._history = history
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
 
@@ -122,11 +127,14 @@ class Replica:
         assert self._process is not None
         return self._process
 
-    async def start(self, session: aiohttp.ClientSession) -> None:
+    async def start(self, session: aiohttp.ClientSession, manner: Manner) -> None:
         started = time.monotonic()
+        self._history.add("nemesis", what="start", replica=self.number, **dataclasses.asdict(manner))
+        version = "next" if manner.is_next_version else "ours"
+        changed = {"MAPPER_DEFAULT_CURRENCY": manner.currency, "MAPPER_AFTER_FAILURE": manner.after_failure}
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "chaos.replica", *self._arguments),
-            env=self._environment,
+            *(sys.executable, "-m", "chaos.replica", str(self.port), str(self._lease_s), version, *self._broken),
+            env=self._environment | changed,
             stderr=asyncio.subprocess.PIPE,
             limit=1 << 20,
         )
@@ -188,6 +196,7 @@ def replica_environment(engine: str, sandbox_url: str, ledger_url: str, profile:
     return environment | {
         "MAPPER_ENGINE": engine,
         "NACELLE_SIGNING_SECRETS": SECRET.decode(),
+        "MAPPER_CANCEL_SECRETS": CANCEL_SECRET.decode(),
         "MAPPER_LEDGER_URL": ledger_url,
         "MAPPER_CONSUME_DEADLINE_MS": str(round(profile.deadline_s * 1000)),
         "MAPPER_QUARANTINE_MS": str(round(profile.quarantine_s * 1000)),
@@ -209,15 +218,15 @@ class Stage:
 
 
 async def torment(replica: Replica, stage: Stage) -> None:
-    """Kills and pauses one replica, again and again; it runs when this returns."""
+    """Kills and pauses one replica, again and again, and starts it in another manner; it runs when this returns."""
     dice = random.Random(stage.seed * 10 + replica.number)
     attacks = itertools.cycle(ATTACKS[replica.number])
     while not await _within(0.3 + 0.7 * dice.random(), stage.enough):
         async with replica.attack:
-            await _attack(replica, stage, next(attacks), dice.uniform(*stage.profile.pause_s))
+            await _attack(replica, stage, next(attacks), dice)
 
 
-async def _attack(replica: Replica, stage: Stage, attack: str, pause_s: float) -> None:
+async def _attack(replica: Replica, stage: Stage, attack: str, dice: random.Random) -> None:
     """In the midst of redeeming: for half a second before, the engine has been slow to answer what redeems."""
     await stage.sandbox.hostile(stage.seed, stage.engine, slow=True)
     await asyncio.sleep(0.5)
@@ -228,9 +237,9 @@ async def _attack(replica: Replica, stage: Stage, attack: str, pause_s: float) -
         replica.signal(signal.SIGSTOP)
     await stage.sandbox.hostile(stage.seed, stage.engine)
     if attack == "kill":
-        await replica.start(stage.control)
+        await replica.start(stage.control, plan.manner(dice))
         return
-    await asyncio.sleep(pause_s)
+    await asyncio.sleep(dice.uniform(*stage.profile.pause_s))
     replica.signal(signal.SIGCONT)
     stage.history.add("nemesis", what="resume", replica=replica.number)
 

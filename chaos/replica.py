@@ -1,21 +1,25 @@
 """`python -m mapper serve` with two changes: shorter leases, and a line in the log for each step of a holder.
 
-    python -m chaos.replica PORT LEASE_S [SABOTAGE]
+    python -m chaos.replica PORT LEASE_S ours|next [SABOTAGE]
 
 A lease of 30 s would outlast every pause. What the lines say cannot be seen in the ledger: under which fence somebody
-believed to hold the row whose next state they were allowed to decide.
+believed to hold the row whose next state they were allowed to decide. `next`: a version to come, which has been tried
+and taken back; it makes the identity of orders by rules of its own.
 """
 
+import hashlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from chaos import sabotage
 from mapper.commands import cli
+from mapper.domain.checkout import Checkout
 from mapper.http import app
 from mapper.ops.logs import log
+from mapper.orders import identity, redeem
 from mapper.orders.ledger import Ledger
-from mapper.orders.rows import Moment, Row
+from mapper.orders.rows import Key, Moment, Row
 
 
 def _log_steps() -> None:
@@ -38,9 +42,23 @@ def _log_steps() -> None:
     Ledger._change = logged  # type: ignore[method-assign]
 
 
+def _identify_by_other_rules() -> None:
+    known = identity.identity
+    theirs = identity.VERSION + 1
+
+    def by_rules(order: Checkout, key: Key, costs: tuple[str, ...], customer: str, version: int) -> bytes | None:
+        if version != theirs:
+            return known(order, key, costs, customer, version)
+        return hashlib.sha256(order.source.text).digest()
+
+    redeem.__dict__.update(VERSION=theirs, identity=by_rules)
+
+
 def main() -> None:
-    port, lease_s, *broken = sys.argv[1:]
+    port, lease_s, version, *broken = sys.argv[1:]
     app.LEASE_S = float(lease_s)
+    if version == "next":
+        _identify_by_other_rules()
     for kind in broken:
         sabotage.KINDS[kind]()
     _log_steps()

@@ -14,7 +14,7 @@ import msgspec
 from chaos import changes, checker, plan, processes
 from chaos.checker import Evidence, Expected
 from chaos.client import Client, History
-from chaos.plan import Profile
+from chaos.plan import Manner, Profile
 from chaos.processes import Replica, Sandbox, Stage
 from mapper.orders.ledger import open_ledger
 
@@ -44,11 +44,11 @@ async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed
     await changes.install(ledger_url)
     async with aiohttp.ClientSession() as control, processes.sandbox(folder, control) as sandbox:
         environment = processes.replica_environment(engine, sandbox.url, ledger_url, profile)
-        replicas = [Replica(number, environment, profile.lease_s, sabotage) for number in range(2)]
+        replicas = [Replica(number, environment, profile.lease_s, sabotage, history) for number in range(2)]
         with contextlib.ExitStack() as ending:
             for replica in replicas:
                 ending.callback(replica.end)
-            await asyncio.gather(*(replica.start(control) for replica in replicas))
+            await asyncio.gather(*(replica.start(control, Manner()) for replica in replicas))
             client = Client([replica.url for replica in replicas], history, profile.deadline_s, seed)
             stage = Stage(engine, seed, profile, sandbox, control, history, asyncio.Event())
             collecting = asyncio.create_task(sandbox.collect_on())
@@ -137,7 +137,10 @@ async def _evidence(
         changes=log,
         requests=[request for request in sandbox.requests if request["engine"] == engine],
         books=books,
-        plan={o.key: Expected(o.code, o.expect, {v: o.amount(v) for v in "ab"}) for o in orders},
+        plan={
+            o.key: Expected(o.code, o.expect, {v: o.amount(v) for v in "ab"}, o.cancel_after_s is not None)
+            for o in orders
+        },
         stale_steps=[step for replica in replicas for step in replica.stale_steps],
         deadline_s=profile.deadline_s,
         settle_s=profile.settle_s,

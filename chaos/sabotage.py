@@ -6,11 +6,11 @@ from typing import Any
 
 from mapper.adapter import LookedUp, Outcome
 from mapper.domain.checkout import Checkout
-from mapper.engine.promotion_engine import Declined, Done, InDoubt, NotDone
+from mapper.engine.promotion_engine import Declined, Done, InDoubt, NotDone, PromotionEngine
 from mapper.http import app
 from mapper.orders.ledger import Ledger
 from mapper.orders.redeem import Job, Later, OrderRedeemer, judge
-from mapper.orders.rows import Answer, LookUp, Moment, New, Retry, Row
+from mapper.orders.rows import Answer, Ask, LookUp, Moment, New, Retry, Row
 from mapper.settings import Settings
 
 
@@ -70,4 +70,35 @@ def claim() -> None:
     OrderRedeemer._advance = late  # type: ignore[method-assign]
 
 
-KINDS: dict[str, Callable[[], None]] = {"look-up": look_up, "quarantine": quarantine, "fence": fence, "claim": claim}
+def same() -> None:
+    """What comes again is the same order only where its identity is, by the settings and rules of today."""
+
+    def is_same(self: Ask, row: Row) -> bool:
+        return self.identity(row.identity_version, row.customer) == row.identity
+
+    Ask.is_same = is_same  # type: ignore[method-assign]
+
+
+def caller() -> None:
+    """What was certainly not done is redeemed in the background, whatever the settings say."""
+    create = app.create
+
+    def later(configured: Settings, **more: Any) -> Any:
+        return create(replace(configured, after_failure="redeem_later"), **more)
+
+    app.create = later
+
+
+def undo() -> None:
+    """Nothing is ever taken back: an order counts as cancelled without the engine being told."""
+
+    async def nothing(self: PromotionEngine, *_: Any, final: bool) -> None:
+        pass
+
+    PromotionEngine.undo = nothing  # type: ignore[assignment,method-assign]
+
+
+KINDS: dict[str, Callable[[], None]] = {
+    "look-up": look_up, "quarantine": quarantine, "fence": fence, "claim": claim, "same": same, "caller": caller,
+    "undo": undo,
+}  # fmt: skip

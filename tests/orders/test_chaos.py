@@ -28,7 +28,8 @@ def test_whatever_breaks_each_order_is_redeemed_once(engine: str, profile: str) 
     # A run in which nothing happened would prove nothing.
     assert told["orders"] > plan.PROFILES[profile].orders / 4
     assert told["kinds_of_fault"] >= 12
-    for attack in ("kills", "pauses", "disk_full", "not_answered_while_full"):
+    assert told["manners"] >= 4
+    for attack in ("kills", "pauses", "disk_full", "not_answered_while_full", "cancelled"):
         assert told[attack] > 0, (attack, told)
 
 
@@ -60,6 +61,11 @@ def event(type_: str, seconds: float, **facts: Any) -> Json:
     return {"type": type_, "at": NOW + seconds, **facts}
 
 
+def start(seconds: float, replica: int, after_failure: str = "wait") -> Json:
+    about = {"currency": "USD", "after_failure": after_failure, "is_next_version": False}
+    return event("nemesis", seconds, what="start", replica=replica, **about)
+
+
 def change(old: str | None, new: str, seconds: float, version: int, sent_at: float | None, fence: int = 1) -> Json:
     return {
         "order_key": "o-1", "fingerprint": "f", "old_state": old, "state": new, "old_fence": fence, "fence": fence,
@@ -86,10 +92,12 @@ def healthy(engine: str) -> Evidence:
     return Evidence(
         engine=engine,
         history=[
-            event("invoke", 0.0, order="o-1", variant="a"),
-            event("invoke", 0.1, order="o-1", variant="b"),
+            start(-5.0, 0),
+            start(-5.0, 1),
+            event("invoke", 0.0, order="o-1", variant="a", send=1, replica=0),
+            event("invoke", 0.1, order="o-1", variant="b", send=2, replica=1),
             event("fail", 0.2, order="o-1", variant="b", category="order_mismatch"),
-            event("ok", 1.0, order="o-1", variant="a", reply="sha"),
+            event("ok", 1.0, order="o-1", variant="a", reply="sha", send=1),
             event("nemesis", 10.0, what="full"),
             event("nemesis", 14.0, what="space"),
             event("calm", 20.0),
@@ -126,7 +134,10 @@ def test_what_is_as_it_should_be_passes(engine: str) -> None:
 Spoil = Callable[[Evidence], Json]
 
 DOUBLED = [request("redeem", 0.4, "twice")]
-_GRANTED_B = event("ok", 3, order="o-1", variant="b", reply="x")
+_GRANTED_B = event("ok", 3, order="o-1", variant="b", reply="x", send=2)
+_TO_BE_CANCELLED = {"o-1": replace(healthy("talon_one").plan["o-1"], is_cancelled=True)}
+_CANCELLED = event("cancel", 2, order="o-1", status=200)
+_A_AGAIN = event("invoke", 3, order="o-1", variant="a", send=3, replica=0)
 
 VIOLATIONS: list[tuple[str, str, Spoil]] = [
     ("talon_one", "I1 double", lambda _: {"books": closed(2)}),
@@ -142,12 +153,20 @@ VIOLATIONS: list[tuple[str, str, Spoil]] = [
     ("talon_one", "I2", lambda _: {"books": {"sessions": {}}}),
     ("talon_one", "I2", lambda _: {"books": closed(1, "open")}),
     ("voucherify", "I2", lambda _: {"books": log("redeemed", "rolled back")}),
-    ("talon_one", "I3", lambda e: {"history": [*e.history, event("ok", 3, order="o-1", variant="a", reply="other")]}),
+    (
+        "talon_one", "I3",
+        lambda e: {"history": [*e.history, event("ok", 3, order="o-1", variant="a", reply="other", send=1)]},
+    ),
     ("talon_one", "I4", lambda _: {"requests": [request("close", 0.2)]}),
     ("talon_one", "I4", lambda _: {"changes": [change(None, "DONE", 0.1, 1, None)]}),
     ("talon_one", "I4", lambda _: {"requests": [request("close", 0.4, "reset"), request("close", 0.6)]}),
     ("talon_one", "I5 mismatch", lambda e: {"history": [*e.history, _GRANTED_B]}),
     ("talon_one", "I5 other content", lambda _: {"books": closed(1, total=300.0)}),
+    (
+        "talon_one", "I5 taken for another",
+        lambda e: {"history": [*e.history, event("fail", 3, order="o-1", variant="a", category="order_mismatch")]},
+    ),
+    ("talon_one", "I5 taken for another", lambda _: {"books": {"sessions": {}}}),
     ("talon_one", "I5 two contents", lambda e: {"changes": [*e.changes[:-1], {**e.changes[-1], "fingerprint": "g"}]}),
     ("talon_one", "I6 unresolved", lambda e: {"rows": [{**e.rows[0], "state": "UNKNOWN"}]}),
     ("talon_one", "I6 unresolved", lambda e: {"rows": [{**e.rows[0], "state": "MANUAL"}]}),
@@ -162,6 +181,14 @@ VIOLATIONS: list[tuple[str, str, Spoil]] = [
     ("talon_one", "I9", lambda e: {"rows": [{**e.rows[0], "state": "REJECTED"}]}),
     ("talon_one", "I10", lambda e: {"requests": [*e.requests, request("close", 11.5, "reset")]}),
     ("talon_one", "I10", lambda e: {"requests": [*e.requests, request("dry", 13.0)]}),
+    ("talon_one", "I11 not cancelled", lambda _: {"plan": _TO_BE_CANCELLED}),
+    ("talon_one", "I11 not cancelled", lambda e: {"plan": _TO_BE_CANCELLED, "history": [*e.history, _CANCELLED]}),
+    ("talon_one", "I11 cancelled but", lambda e: {"history": [*e.history, _CANCELLED]}),
+    (
+        "talon_one", "I11 granted",
+        lambda e: {"history": [*e.history, _CANCELLED, _A_AGAIN, {**_A_AGAIN, "type": "ok", "reply": "sha"}]},
+    ),
+    ("talon_one", "I12", lambda _: {"requests": [request("close", 2.5)]}),
     ("talon_one", "lost", lambda e: {"history": [one for one in e.history if one["type"] != "ok"]}),
     ("talon_one", "lost", lambda e: {"history": [one for one in e.history if one["type"] != "fail"]}),
     ("talon_one", "lost", lambda e: {"plan": {"o-1": replace(e.plan["o-1"], expect="refused")}}),
@@ -178,7 +205,7 @@ def test_each_violation_is_seen_and_named(engine: str, expected: str, spoil: Spo
 
 
 def test_every_invariant_has_a_violation_that_shows_it() -> None:
-    assert {spoilt.split()[0] for _, spoilt, _ in VIOLATIONS} == {"lost", *(f"I{number}" for number in range(1, 11))}
+    assert {spoilt.split()[0] for _, spoilt, _ in VIOLATIONS} == {"lost", *(f"I{number}" for number in range(1, 13))}
 
 
 def test_a_code_that_works_once_is_redeemed_once_and_by_somebody() -> None:
@@ -202,3 +229,37 @@ def test_what_the_engine_did_not_act_on_may_be_sent_again() -> None:
     twice = [request("close", 0.4, "status"), request("close", 2.0)]
     changes = [*evidence.changes[:-1], change("INTENT", "INTENT", 1.9, 3, 57.0), change("INTENT", "DONE", 2.1, 4, 57.0)]
     assert checker.check(replace(evidence, requests=twice, changes=changes)) == []
+
+
+LATER = {
+    "asked for": ([], 1.5),
+    "its process stood still": (
+        [event("nemesis", 0.5, what="pause", replica=0), event("nemesis", 4.0, what="resume", replica=0)], 4.5
+    ),
+    "a process may redeem it later": ([start(2.0, 1, "redeem_later")], 2.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("more", "seconds"), LATER.values(), ids=LATER)
+def test_what_is_redeemed_later_may_have_been_asked_for(more: list[Json], seconds: float) -> None:
+    evidence = healthy("talon_one")
+    later = replace(evidence, history=[*more, *evidence.history], requests=[request("close", seconds)])
+    assert checker.check(later) == []
+
+
+def test_a_cancelled_order_is_granted_to_nobody_and_does_not_stand() -> None:
+    evidence = healthy("talon_one")
+    mismatch = event("fail", 3.5, order="o-1", variant="a", category="order_mismatch", send=3)
+    cancelled = replace(
+        evidence,
+        plan=_TO_BE_CANCELLED,
+        history=[*evidence.history, _CANCELLED, _A_AGAIN, mismatch],
+        rows=[{**evidence.rows[0], "state": "CANCELLED"}],
+        changes=[
+            *evidence.changes,
+            change("DONE", "CANCELLING", 1.5, 4, 55.5),
+            change("CANCELLING", "CANCELLED", 1.9, 5, None),
+        ],
+        books=closed(1, "cancelled"),
+    )  # fmt: skip
+    assert checker.check(cancelled) == []

@@ -251,7 +251,7 @@ def compare_readers(count: int, seed: int) -> Report:
         body = mutate(rng)
         try:
             source = document.parse(body)
-            family = family_of(source.decoded)
+            family = family_of(source.decoded, "validate")
         except InvalidRequest:
             continue
         for path, order in family.orders(source.decoded):

@@ -136,14 +136,14 @@ class Checkout:
 def parse(body: bytes, operation: Operation, default_currency: str = "", customer_path: str = "") -> Checkout:
     """The checked view over a body. `customer_path`: a JSON pointer. Raises `InvalidRequest`, which names the place."""
     source = document.parse(body)
-    family = family_of(source.decoded)
+    family = family_of(source.decoded, operation)
     if operation == "consume" and not family.is_order:
         raise InvalidRequest(
             "This is a checkout; an order has its lines in order_items or orders.",
             f"/{family.told_by}",
             reason="checkout_at_consume",
         )
-    currency, digits = _currency(source, default_currency)
+    currency, digits = _currency(source.decoded, family, default_currency)
     names = family.names(source.decoded, "")
     orders = tuple(_orders(source, family, digits))
     count = sum(len(order.lines) for order in orders)
@@ -166,13 +166,22 @@ def parse(body: bytes, operation: Operation, default_currency: str = "", custome
     )
 
 
-def _currency(source: Document, default: str) -> tuple[str, int]:
-    code = source.decoded.get("currency")
-    if code in (None, ""):
-        return default, money.DIGITS[default] if default else money.DEFAULT_DIGITS
-    if not isinstance(code, str) or code.upper() not in money.DIGITS:
-        raise InvalidRequest('The currency is no ISO 4217 code such as "USD".', "/currency")
-    return code.upper(), money.DIGITS[code.upper()]
+def _currency(decoded: Mapping[str, Any], family: Family, default: str) -> tuple[str, int]:
+    """The code and its digits: the body's own, else that of its orders, which have one for all, else the default."""
+    currency = ""
+    parts = [((), decoded), *(family.orders(decoded) if family.has_orders else ())]
+    for path, part in parts:
+        code = part.get("currency") if isinstance(part, dict) else None
+        if code in (None, ""):
+            continue
+        pointer = document.pointer_of("", *path, "currency")
+        if not isinstance(code, str) or code.upper() not in money.DIGITS:
+            raise InvalidRequest('The currency is no ISO 4217 code such as "USD".', pointer)
+        if code.upper() != (currency or code.upper()):
+            raise InvalidRequest("The cart has two currencies.", pointer, reason="two_currencies")
+        currency = code.upper()
+    currency = currency or default
+    return currency, money.DIGITS[currency] if currency else money.DEFAULT_DIGITS
 
 
 def _orders(source: Document, family: Family, digits: int) -> Iterator[Order]:

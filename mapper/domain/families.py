@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Literal
 
 from mapper.domain.document import Path, pointer_of
-from mapper.domain.errors import InvalidRequest
+from mapper.domain.errors import InvalidRequest, Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +111,18 @@ C = Family(
 )
 
 
-def family_of(decoded: Mapping[str, Any]) -> Family:
-    """The family that a body belongs to. Raises `InvalidRequest`."""
+def family_of(decoded: Mapping[str, Any], operation: Operation) -> Family:
+    """The family that a body belongs to: that of the list that has something in it. Raises `InvalidRequest`.
+
+    Lines in two lists are a cart that nobody can price. An order that still has its checkout's lines is an order.
+    """
     families = (C, B, A)
-    for family in families:
-        if isinstance(decoded.get(family.told_by), list):
-            return family
+    listed = [family for family in families if isinstance(decoded.get(family.told_by), list)]
+    told = [family for family in listed if decoded[family.told_by]]
+    if len(told) > 1 and operation == "validate":
+        raise InvalidRequest("Lines stand in two lists.", f"/{told[0].told_by}", reason="two_lists_of_lines")
+    if listed:
+        return (told or listed)[0]
     for family in families:
         if family.told_by in decoded:
             raise InvalidRequest("The list of lines is not an array.", f"/{family.told_by}")

@@ -52,10 +52,32 @@ def one_line(family: str, **members: Any) -> checkout.Line:
         ({"items": [], "order_items": []}, "B"),
         ({"items": [], "orders": []}, "C"),
         ({"items": [], "order_items": None, "orders": "x"}, "A"),
+        ({"items": [line()], "order_items": [], "orders": []}, "A"),
+        ({"items": [], "order_items": [line()], "orders": []}, "B"),
+        ({"items": [], "order_items": [], "orders": [{"order_items": []}]}, "C"),
     ],
 )
 def test_the_list_of_lines_tells_the_family(root: Members, family: str) -> None:
     assert parse(json.dumps(root).encode()).family.name == family
+
+
+LISTS: Members = {"items": [line()], "order_items": [line()], "orders": [{"order_items": [line()]}]}
+
+
+@pytest.mark.parametrize(
+    ("lists", "place", "at_consume"),
+    [
+        (("items", "order_items"), "/order_items", "B"),
+        (("items", "orders"), "/orders", "C"),
+        (("order_items", "orders"), "/orders", "C"),
+    ],
+)
+def test_lines_in_two_lists_are_no_cart_and_an_order_may_have_its_checkouts(
+    lists: tuple[str, ...], place: str, at_consume: str
+) -> None:
+    body = json.dumps({key: LISTS[key] for key in lists})
+    assert refuse(body, place).reason == "two_lists_of_lines"
+    assert parse(body.encode(), "consume").family.name == at_consume
 
 
 A_LINE = [
@@ -240,6 +262,27 @@ def test_the_body_tells_the_currency_else_the_settings_do(
 ) -> None:
     found = parse(body_of("A", line(price="10"), **root), default_currency=default)
     assert (found.currency, found.digits, found.lines[0].price) == (currency, digits, 10 * 10**digits)
+
+
+def of_orders(*currencies: str | None, **root: Any) -> str:
+    """A cart of several orders, each in a currency of its own."""
+    return json.dumps({"orders": [{"order_items": [line()], "currency": each} for each in currencies], **root})
+
+
+@pytest.mark.parametrize(
+    ("root", "orders", "currency"),
+    [({}, ("JPY", None, "jpy"), "JPY"), ({"currency": "JPY"}, ("", "jpy"), "JPY"), ({}, (None,), "USD")],
+)
+def test_the_orders_of_a_cart_tell_its_currency_where_the_cart_does_not(
+    root: Members, orders: tuple[str | None, ...], currency: str
+) -> None:
+    assert parse(of_orders(*orders, **root).encode(), default_currency="USD").currency == currency
+
+
+def test_a_cart_of_two_currencies_is_refused() -> None:
+    assert refuse(of_orders("USD", "EUR"), "/orders/1/currency").reason == "two_currencies"
+    assert refuse(of_orders("JPY", currency="USD"), "/orders/0/currency", "consume").reason == "two_currencies"
+    refuse(of_orders("USD", "XYZ"), "/orders/1/currency")
 
 
 @pytest.mark.parametrize(

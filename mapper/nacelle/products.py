@@ -13,6 +13,7 @@ a file, or Nacelle's Storefront API (`mapper.nacelle.storefront`). `Products` st
 
 import asyncio
 import csv
+import io
 import json
 import logging
 import time
@@ -372,13 +373,12 @@ class FileSource:
 
 def _rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """Each row with its place."""
-    text = path.read_text("utf-8-sig")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 (byte {error.start})") from None
     if path.suffix.lower() == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        for row in reader:
-            if None in row or None in row.values():
-                raise ValueError(f"{path.name}, line {reader.line_num}: it has not as many columns as the header")
-            yield f"{path.name}, line {reader.line_num}", row
+        yield from _csv_rows(path.name, text)
         return
     try:
         rows: Any = json.loads(text)
@@ -389,3 +389,18 @@ def _rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
         if not isinstance(row, dict):
             raise ValueError(f"{path.name}, item {number}: the file is no list of objects")  # noqa: TRY004 - a wrong file
         yield f"{path.name}, item {number}", {k: str(v) if k in FileSource.NAMES else v for k, v in row.items()}
+
+
+def _csv_rows(name: str, text: str) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """Cells may hold line ends, and are trimmed."""
+    reader = csv.reader(io.StringIO(text, newline=""))
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # a product's description may be long
+    header: list[str] = []
+    for cells in reader:
+        row = [cell.strip() for cell in cells]
+        if not header:
+            header = row
+        elif row and len(row) != len(header):
+            raise ValueError(f"{name}, line {reader.line_num}: it has not as many columns as the header")
+        elif row:
+            yield f"{name}, line {reader.line_num}", dict(zip(header, row, strict=True))

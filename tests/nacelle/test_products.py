@@ -185,11 +185,12 @@ def test_what_validate_filled_in_outlives_the_process(store: str, tmp_path: Path
     [
         ("p.csv", "sku,category,weight\nA,shoes,\nB,hats,2\n"),
         ("p.json", '[{"sku": "A", "category": "shoes"}, {"sku": "B", "category": "hats", "weight": "2"}]'),
+        ("p.csv", "\ufeff\r\nsku, category ,weight\r\n\r\nA ,shoes,\r\nB,\u2028hats,2"),
     ],
 )
 def test_a_file_is_a_source(tmp_path: Path, name: str, text: str) -> None:
     file = tmp_path / name
-    file.write_text(text)
+    file.write_bytes(text.encode())
     lines = [{"sku": sku, "quantity": 1, "price": "1"} for sku in ("B", "A", "C")]
     checkout = parse(json.dumps({"items": lines}).encode(), "validate")
     found = run(lambda: Products(FileSource(file)).fill(checkout))
@@ -197,9 +198,17 @@ def test_a_file_is_a_source(tmp_path: Path, name: str, text: str) -> None:
     assert found.notice is None
 
 
+def test_a_cell_may_be_long_and_have_lines_of_any_kind(tmp_path: Path) -> None:
+    told = "x" * 200_000 + '\n\u2028\x0b\x85\r\n.".'
+    file = tmp_path / "p.csv"
+    file.write_bytes('sku,told,category\nA,"{}",shoes\n'.format(told.replace('"', '""')).encode())
+    assert run(lambda: FileSource(file).read(["sku:A"]))["sku:A"].fields == {"told": told, "category": "shoes"}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
+        ("p.csv", b"sku,category\nA,sh\xf6es\n", r"p.csv is not UTF-8 \(byte 17\)"),
         ("p.csv", "sku,category\nA\n", "p.csv, line 2"),
         ("p.csv", "sku,category\nA,b,c\n", "p.csv, line 2"),
         ("p.csv", "name\nA\n", "p.csv, line 2: a row needs one of"),
@@ -208,9 +217,11 @@ def test_a_file_is_a_source(tmp_path: Path, name: str, text: str) -> None:
         ("p.json", "[1]", "p.json, item 0"),
     ],
 )
-def test_what_is_wrong_with_the_file_is_told_with_its_place(tmp_path: Path, name: str, text: str, told: str) -> None:
+def test_what_is_wrong_with_the_file_is_told_with_its_place(
+    tmp_path: Path, name: str, text: str | bytes, told: str
+) -> None:
     file = tmp_path / name
-    file.write_text(text)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=told):
         FileSource(file)
 

@@ -15,8 +15,22 @@ from mapper.domain.money import NotMoney
 
 REQUIRED: Final = ("currency", "payments")
 """What an order needs beside its lines. Nacelle's page shows `currency`, and is about paid orders; it has no list."""
-REQUIRED_MULTI: Final = ("billing_address", "currency", "email", "payments", "price", "subtotal", "tax_amount")
-"""What the reference of "Create a multi-order" marks as required, beside `orders`."""
+REQUIRED_MULTI: Final = (
+    "billing_address",
+    "currency",
+    "email",
+    "orders",
+    "payments",
+    "price",
+    "subtotal",
+    "tax_amount",
+)
+"""What the reference of "Create a multi-order" marks as required."""
+MAX_ORDERS: Final = 100
+OBJECTS: Final = ("billing_address", "shipping_address", "customer")
+AMOUNTS: Final = ("price", "subtotal", "tax_amount")
+"""What they are made of is not documented, and neither is how exact they are: they have to be amounts, no more."""
+_FINEST: Final = 12
 TOTALS: Final = ("discounts", "discounts_amount", "total_discount")
 LISTS: Final = ("applied_discounts", "discounts")
 PRICES: Final = ("price", "price_amount")
@@ -39,49 +53,74 @@ class NotAnOrder(Exception):
         self.faults = tuple(faults)
 
 
-def faults_of(order: Any, default_currency: str = "") -> Iterator[Fault]:
+def faults_of(order: Any) -> Iterator[Fault]:
     """Everything that is wrong with an order, decoded with exact numbers."""
     if not isinstance(order, dict):
         yield Fault("", "The order is not an object.")
         return
-    multi = "orders" in order
+    multi = "orders" in order and not order.get("order_items")
+    if order.get("orders") and not multi:
+        yield Fault("/orders", "Lines stand in order_items and in orders; an order has one of them.")
     for key in REQUIRED_MULTI if multi else REQUIRED:
-        if order.get(key) in (None, "", []) and not (key == "currency" and default_currency):
+        if order.get(key) in (None, "", []):
             yield Fault(f"/{key}", f"An order needs {key}.")
-    if not isinstance(order.get("payments", []), list):
-        yield Fault("/payments", "The payments are not an array.")
-    currency = order.get("currency") or default_currency
+    currency = order.get("currency")
     if not isinstance(currency, str) or currency.upper() not in money.DIGITS:
         if currency:
             yield Fault("/currency", 'The currency is no ISO 4217 code such as "USD".')
         return  # without it no amount can be judged
-    yield from _Checker(money.DIGITS[currency.upper()]).order(order, multi=multi)
+    yield from _Checker(currency.upper()).order(order, multi=multi)
 
 
 class _Checker:
     """Checks amounts of one currency. Amounts that cannot be read are faults, and count as absent."""
 
-    def __init__(self, digits: int) -> None:
-        self.digits = digits
+    def __init__(self, currency: str) -> None:
+        self.currency = currency
+        self.digits = money.DIGITS[currency]
         self.faults: list[Fault] = []
 
     def order(self, order: Mapping[str, Any], *, multi: bool) -> list[Fault]:
-        parts = self._objects(order.get("orders"), "/orders") if multi else [("", order)]
-        lines_total = sum(self._part(part, pointer, alone=not multi) for pointer, part in parts)
+        list(self._objects(order.get("payments", []), "/payments"))
+        self._details(order, "")
+        if not multi:
+            lines_total = self._lines(order, "")
+        else:
+            parts = list(self._objects(order.get("orders"), "/orders"))
+            if len(parts) > MAX_ORDERS:
+                self._fault("/orders", f"There are {len(parts)} orders; Nacelle takes {MAX_ORDERS}.")
+            lines_total = sum(self._part(part, pointer) for pointer, part in parts)
         listed, _ = self._listed(order, "")
         self._compare(order, "", lines_total + listed)
         return self.faults
 
-    def _part(self, part: Mapping[str, Any], pointer: str, *, alone: bool) -> int:
-        lines = [
-            self._line(line, place) for place, line in self._objects(part.get("order_items"), f"{pointer}/order_items")
-        ]
-        total = sum(lines)
-        if not alone:
-            listed, _ = self._listed(part, pointer)
-            self._compare(part, pointer, total + listed)
-            total += listed
+    def _part(self, part: Mapping[str, Any], pointer: str) -> int:
+        """What is off one of several orders."""
+        currency = part.get("currency")
+        if currency and not (isinstance(currency, str) and currency.upper() == self.currency):
+            self._fault(f"{pointer}/currency", f"The currency is not {self.currency}, which the whole is in.")
+        self._details(part, pointer)
+        listed, _ = self._listed(part, pointer)
+        total = self._lines(part, pointer) + listed
+        self._compare(part, pointer, total)
         return total
+
+    def _details(self, part: Mapping[str, Any], pointer: str) -> None:
+        """What has to be of a kind, where it is there."""
+        for key in OBJECTS:
+            if not isinstance(part.get(key), dict | None):
+                self._fault(f"{pointer}/{key}", "This is not an object.")
+        if not isinstance(part.get("email"), str | None):
+            self._fault(f"{pointer}/email", "The email is not a string.")
+        for key in AMOUNTS:
+            if part.get(key) is not None:
+                self._amount(part[key], f"{pointer}/{key}", _FINEST)
+
+    def _lines(self, part: Mapping[str, Any], pointer: str) -> int:
+        """What is off the lines."""
+        return sum(
+            self._line(line, place) for place, line in self._objects(part.get("order_items"), f"{pointer}/order_items")
+        )
 
     def _line(self, line: Mapping[str, Any], pointer: str) -> int:
         """What is off the line."""
@@ -97,6 +136,8 @@ class _Checker:
         price = self._amount(line[price_key], f"{pointer}/{price_key}") if price_key else None
         listed, list_price = self._listed(line, pointer)
         told = self._compare(line, pointer, listed) if listed or self._has_list(line) else self._total(line, pointer)
+        if told and quantity == 0:
+            self._fault(f"{pointer}/quantity", "Something is off a line of no units.")
         if price_key and price is not None and quantity and list_price is not None:
             self._unit_price(f"{pointer}/{price_key}", price, list_price * quantity - told, quantity)
         return told
@@ -143,10 +184,10 @@ class _Checker:
             self._fault(f"{pointer}/{TOTALS[0]}", "Discounts are listed, but no total.")
         return listed
 
-    def _amount(self, value: Any, pointer: str) -> int | None:
+    def _amount(self, value: Any, pointer: str, digits: int | None = None) -> int | None:
         readable = isinstance(value, str | int | Decimal) and not isinstance(value, bool)
         try:
-            amount = money.parse(str(value) if readable else "", self.digits)
+            amount = money.parse(str(value) if readable else "", self.digits if digits is None else digits)
         except NotMoney as error:
             self._fault(pointer, f"The amount {error}.")
             return None

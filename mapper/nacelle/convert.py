@@ -8,22 +8,20 @@ Bodies that already are orders (`order_items`, `orders`) keep their names. What 
 Source: the ingestion, the promotions mapper and the multi-order pages of docs.nacelle.com.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from mapper.domain import checkout as documents
 from mapper.domain import document
 from mapper.domain.checkout import Checkout
-from mapper.domain.document import Object, Unreadable, encode
+from mapper.domain.document import Document, Object, Path, Unreadable, encode
 from mapper.domain.errors import InvalidRequest
 from mapper.nacelle.check import Fault, NotAnOrder, faults_of
 
 # From the names of the validate page to those of the order pages, at the root and in each line.
 _ROOT: Final = {"items": "order_items", "total_discount": "discounts", "discounts": "applied_discounts"}
 _LINE: Final = {"price": "price_amount", "total_discount": "discounts_amount", "discounts": "applied_discounts"}
-_LISTS: Final = ("applied_discounts",)
-"""Left out where they are empty: Nacelle's order model wants at least one entry."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +44,11 @@ def order_of(body: bytes, default_currency: str = "") -> Order:
     into the order's root. Raises `NotAnOrder` with every fault.
     """
     try:
-        converted = _converted(*_parts(document.parse(body).root))
-        if faults := list(faults_of(document.parse(converted).at(""), default_currency)):
+        checkout, beside = _parts(document.parse(body).root)
+        converted = _completed(document.parse(_converted(checkout, beside)), default_currency)
+        if faults := list(faults_of(document.parse(converted).at(""))):
             raise NotAnOrder(faults)
-        order = documents.parse(converted, "consume", default_currency)
+        order = documents.parse(converted, "consume")
     except InvalidRequest as problem:
         raise NotAnOrder([Fault(str(problem.details.get("pointer", "")), problem.message)]) from None
     except Unreadable as error:
@@ -63,6 +62,8 @@ def _parts(root: Object) -> tuple[Object, dict[str, bytes]]:
     inner = root.object("checkout")
     if inner is None:
         return root, {}
+    if root.value("error"):
+        raise InvalidRequest("The checkout comes with an error: it was not validated.", "/error")
     return inner, {key: root.raw(key) for key in root.members if key not in ("checkout", "error")}
 
 
@@ -92,9 +93,32 @@ def _renamed(members: Mapping[str, bytes], names: Mapping[str, str], pointer: st
         taken = next(key for key, name in names.items() if key in members and name in members and name not in names)
         message = f"{taken} and {names[taken]} mean the same; an order has one of them."
         raise InvalidRequest(message, f"{pointer}/{names[taken]}")
-    kept = (
-        (names.get(key, key), value)
-        for key, value in members.items()
-        if not (names.get(key) in _LISTS and value.strip(b"[] \t\r\n") == b"")
-    )
-    return b"{" + b",".join(encode(key) + b":" + value for key, value in kept) + b"}"
+    renamed = (encode(names.get(key, key)) + b":" + value for key, value in members.items())
+    return b"{" + b",".join(renamed) + b"}"
+
+
+def _completed(order: Document, default_currency: str) -> bytes:
+    """With a currency, which Nacelle requires, and without empty lists of discounts: it wants at least one entry."""
+    things = list(_things(order.decoded))
+    changes: dict[Path, dict[str, Any]] = {
+        path: {"applied_discounts": None} for path, thing in things if thing.get("applied_discounts") == []
+    }
+    currencies = [thing.get("currency") for path, thing in things if path[-2:-1] != ("order_items",)]
+    if not currencies[0] and (currency := next(filter(None, currencies), default_currency)):
+        changes.setdefault((), {})["currency"] = currency
+    return order.replace(changes)
+
+
+def _things(order: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """The order, the orders in it, and the lines of each; whatever else stands in their places is left out."""
+    parts = [((), order), *_objects(order, (), "orders")]
+    yield from parts
+    for path, part in parts:
+        yield from _objects(part, path, "order_items")
+
+
+def _objects(above: Mapping[str, Any], path: Path, key: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    found = above.get(key)
+    for index, value in enumerate(found if isinstance(found, list) else ()):
+        if isinstance(value, dict):
+            yield (*path, key, index), value

@@ -33,6 +33,17 @@ VALIDATED: dict[str, Any] = {
     "discounts": [{"name": "S", "description": "", "amount": "15.00", "effect_type": "e", "meta": {}}],
     "promotions": {"coupon_codes": ["X"], "meta": {"mapper": {"receipt": "r"}}},
 }
+LINE = {"sku": "A", "quantity": 1, "price": "1.00"}
+MULTI: dict[str, Any] = {
+    "orders": [{"order_items": [LINE]}],
+    "currency": "USD",
+    "email": "a@b.c",
+    "billing_address": {"x": 1},
+    "payments": PAYMENTS,
+    "price": "1.00",
+    "subtotal": "1.0000",
+    "tax_amount": 0,
+}
 
 
 def body(value: object) -> bytes:
@@ -70,6 +81,7 @@ def test_what_stands_beside_the_checkout_goes_into_the_order() -> None:
     root = json.loads(order.body)
     assert (root["payments"], root["customer"]) == (PAYMENTS, {"id": "u"})
     assert "error" not in root
+    assert faults({"checkout": VALIDATED, "payments": PAYMENTS, "error": {"category": "x"}})[0][0] == "/error"
     assert faults({"checkout": VALIDATED, "currency": "EUR"})[0][0] == "/currency"
 
 
@@ -85,19 +97,19 @@ def test_every_other_value_keeps_its_bytes(spelling: str) -> None:
 def test_orders_keep_their_names_and_go_to_their_own_path() -> None:
     single = {**json.loads(order_of(body({**VALIDATED, "payments": PAYMENTS})).body)}
     assert json.loads(order_of(body(single)).body) == single
-    multi = {
-        "orders": [{key: single[key] for key in ("order_items",)} | {"discounts": "35.00"}],
-        "discounts": "35.00",
-        "currency": "USD",
-        "email": "a@b.c",
-        "billing_address": {"x": 1},
-        "payments": PAYMENTS,
-        "price": "1.00",
-        "subtotal": "1.00",
-        "tax_amount": "0.00",
-    }
+    multi = {**MULTI, "orders": [{"order_items": single["order_items"], "discounts": "35.00"}], "discounts": "35.00"}
     order = order_of(body(multi))
     assert (order.path, json.loads(order.body)) == ("/multiorders", multi)
+
+
+def test_what_nacelle_would_refuse_is_left_out_or_filled_in() -> None:
+    empty: dict[str, Any] = {"applied_discounts": []}
+    part = {"order_items": [{**LINE, **empty}], "currency": "EUR", **empty}
+    multi = {**MULTI, "orders": [part], "currency": None, **empty}
+    wanted = {**MULTI, "orders": [{"order_items": [LINE], "currency": "EUR"}], "currency": "EUR"}
+    assert json.loads(order_of(body(multi), "USD").body) == wanted
+    single = b'{"order_items":[],"payments":[{"amount":1.10}]}'
+    assert order_of(single, "USD").body == single[:-1] + b',"currency":"USD"}'
 
 
 def test_every_fault_is_told_at_once_with_its_place() -> None:
@@ -130,10 +142,34 @@ def test_every_fault_is_told_at_once_with_its_place() -> None:
         ({"items": [1]}, "/items/0"),
         ({"discounts": [{"name": "S"}]}, "/applied_discounts/0/amount"),
         ({"order_items": []}, "/order_items"),
+        ({"orders": [{"order_items": [LINE]}]}, "/orders"),
+        ({"payments": [None]}, "/payments/0"),
+        ({"shipping_address": "Berlin"}, "/shipping_address"),
+        ({"customer": ["u-1"]}, "/customer"),
+        ({"email": 5}, "/email"),
+        ({"tax_amount": "1,00"}, "/tax_amount"),
+        ({"subtotal": "-1.00"}, "/subtotal"),
+        ({"items": [{**VALIDATED["items"][0], "quantity": 0}]}, "/order_items/0/quantity"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_place(change: dict[str, Any], pointer: str) -> None:
     assert pointer in [place for place, _ in faults({**VALIDATED, "payments": PAYMENTS, **change})]
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        *(({key: None}, f"/{key}") for key in MULTI),
+        ({"orders": []}, "/orders"),
+        ({"orders": MULTI["orders"] * 101}, "/orders"),
+        ({"orders": [*MULTI["orders"], {"order_items": [LINE], "currency": "EUR"}]}, "/orders/1/currency"),
+        ({"orders": [{"order_items": [LINE], "shipping_address": []}]}, "/orders/0/shipping_address"),
+        ({"orders": [{"order_items": [LINE], "price": "x"}]}, "/orders/0/price"),
+        ({"billing_address": [1]}, "/billing_address"),
+    ],
+)
+def test_what_is_wrong_with_several_orders_is_told_with_its_place(change: dict[str, Any], pointer: str) -> None:
+    assert pointer in [place for place, _ in faults({**MULTI, **change})]
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b'{"a":1}', b'{"items":[],"items":[]}', b"\xff"])

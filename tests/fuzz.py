@@ -297,7 +297,15 @@ def _told(state: replies.State) -> bytes:
     """All that is read from an answer, spelled out: a NaN equals nothing, not even itself."""
     places = range(len(state.effects or ()))
     props = [state.props(place) for place in places]
-    found = (state.effects, props, state.campaigns, state.session, state.coupons, state.rule_failures, state.told)
+    found = (
+        state.effects,
+        props,
+        state.campaigns,
+        state.session,
+        state.coupons,
+        state.rule_failures,
+        state.requested_content,
+    )
     return msgspec.json.encode(found)
 
 

@@ -54,7 +54,7 @@ BECOMES = {
     "cost": "cost",
     "item_cost": "cost, with the line's position",
     "accept": "notice; its code earned what it triggered",
-    "refuse": "a refused code",
+    "reject": "a refused code",
     "notice": "notice",
 }
 

@@ -1,12 +1,12 @@
-"""Talon.One: carts are customer sessions, promotions come as effects, closing the session redeems.
+"""Talon.One: a cart is a customer session, promotions come as effects, closing the session redeems them.
 
-- `validate` puts the session, state `open`: https://docs.talon.one/docs/dev/tutorials/integrating-talon-one
-- `check` puts it with `dry=true`, state `closed`: https://docs.talon.one/docs/dev/integration-api/dry-requests
-- `redeem` puts it, state `closed`; `look_up` reads it; `undo` reopens it, or for good cancels it
+- `validate` updates the session in state `open`: https://docs.talon.one/docs/dev/tutorials/integrating-talon-one
+- `check` sends the close as a dry request: https://docs.talon.one/docs/dev/integration-api/dry-requests
+- `redeem` closes the session, `look_up` reads it, `undo` reopens it, or cancels it for good
 
-Here are the conversations; `options` reads the settings, `request` writes the question, `replies` and `effects` read
-the answer, `held` compares what the engine holds with what it is told. Every answer is the complete set of effects, so
-nothing is ever accumulated.
+This module holds the conversations. `options` reads the settings, `request` builds the customer session, `replies` and
+`effects` read the reply, and `stored` compares the session that Talon.One stores with the one that is sent. Each reply
+holds the complete set of effects, so the adapter keeps nothing between two calls.
 """
 
 import hashlib
@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 import msgspec
 
-from adapters.talon_one import effects, held, replies
+from adapters.talon_one import effects, replies, stored
 from adapters.talon_one import options as settings
-from adapters.talon_one.request import REPLY_BYTES_AT_MOST, SessionRequest, session_request
+from adapters.talon_one.request import MAX_REPLY_BYTES, SessionRequest, session_request
 from mapper.adapter import (
     Account,
     Adapter,
@@ -39,12 +39,12 @@ from mapper.adapter import (
 
 _JSON = ("Content-Type", "application/json")
 _PATH = "/v2/customer_sessions/"
-_CANCELLED = b'{"customerSession":{"state":"cancelled"},"responseContent":["customerSession"]}'
+_CANCEL_BODY = b'{"customerSession":{"state":"cancelled"},"responseContent":["customerSession"]}'
 _CLOSED = ("closed", "partially_returned")
-_NOT_THERE = replies.StoredSession()
-_USED = (Reason.USED_UP, Reason.CUSTOMER_LIMIT_REACHED)
-# How many sessions of one order are looked at: each new one was needed because the last held what must not count.
-_MOST_SESSIONS = 3
+_NO_SESSION = replies.StoredSession()
+_LIMIT_REASONS = (Reason.USED_UP, Reason.CUSTOMER_LIMIT_REACHED)
+# An order moves to another session only where the last one holds stale values; more than two moves are not tried.
+_MAX_SESSIONS = 3
 
 
 class TalonOne(Adapter):
@@ -69,103 +69,107 @@ class TalonOne(Adapter):
         self.cost_pointers: tuple[str, ...] = tuple(self._options.additional_costs.values())
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
-        """Opens the session, or updates it. PUT replaces what it names, so it may be sent any number of times.
+        """Creates or updates the open session. The PUT replaces every field that it names, so it is repeatable.
 
-        `EngineRejected` with the reason `session_closed` asks for another session: this one is closed, or holds what
-        must not count any more.
+        Raises `EngineRejected` with the reason `session_closed` where the caller must use another session: this one is
+        closed, or holds stale values that would count.
         """
         request = session_request(checkout, session, self._options)
-        reply, request = yield from _put(session, request, "open session", state="open")
-        if replies.cannot_move_from(reply) is not None:
+        reply, request = yield from _update_session(session, request, "open session", state="open")
+        if replies.blocking_state(reply) is not None:
             raise _session_closed()
         state = replies.state_of(reply)
-        if state.session is not None and held.left_by_update(state.session, request):
+        if state.session is not None and stored.stale_after_update(state.session, request):
             raise _session_closed()
-        return effects.read(_with_effects(state), request, strict=True)
+        return effects.read(_require_effects(state), request, strict=True)
 
     def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
-        """Asks what closing would grant: a dry request considers its own payload alone, and stores nothing.
+        """Asks what closing would grant. A dry request reads its own payload alone and stores nothing.
 
-        So it refuses a code that this very order has used up, where the ledger that would know has been lost.
+        It therefore rejects a code that this order itself has used up. That happens where the ledger was lost, so the
+        session is looked up then.
         """
         request = session_request(order, session, self._options)
-        reply, request = yield from _put(session, request, "check session", state="closed", dry=True)
-        if replies.cannot_move_from(reply) is not None:
-            return (yield from _redeemed_before(session, request)).outcome
-        outcome = effects.read(_with_effects(replies.state_of(reply)), request, strict=False)
-        if any(one.reason in _USED for one in outcome.rejected):
-            before = yield from self.look_up(order, session)
-            if before.state == "redeemed":
-                return msgspec.structs.replace(before.outcome, redeemed=True)
+        reply, request = yield from _update_session(session, request, "check session", state="closed", dry=True)
+        if replies.blocking_state(reply) is not None:
+            return (yield from _already_redeemed(session, request)).outcome
+        outcome = effects.read(_require_effects(replies.state_of(reply)), request, strict=False)
+        if any(rejection.reason in _LIMIT_REASONS for rejection in outcome.rejected):
+            looked_up = yield from self.look_up(order, session)
+            if looked_up.state == "redeemed":
+                return msgspec.structs.replace(looked_up.outcome, redeemed=True)
         return outcome
 
     def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
-        """Closes the session: the rules run once more, on list prices, and what they accept is redeemed.
+        """Closes the session. Talon.One runs the rules once more, on list prices, and redeems what they accept.
 
-        Not repeatable, although an idempotency key is sent: the key is honoured since August 2026, and a deployment
-        that does not know it ignores it. Then only `look_up` can tell what happened.
+        The request is not repeatable, although it carries an idempotency key: Talon.One honours the key since August
+        2026, and an older deployment ignores it. `look_up` tells what happened.
         """
         request = session_request(order, session, self._options)
-        session = yield from _clean_session(session, request)
-        reply, request = yield from _put(session, request, "close session", state="closed", attempt=order.attempt)
-        if replies.cannot_move_from(reply) is not None:
-            return (yield from _redeemed_before(session, request))
-        state = replies.state_of(reply)
-        stored = state.session or _NOT_THERE
-        if stored.state not in _CLOSED:
-            # A stored answer, an answer to something else, or one that does not say: only the session itself can.
-            stored = (yield from _read(session, request.account)).session or _NOT_THERE
-        if stored.state not in _CLOSED:
-            raise EngineUnavailable("Talon.One has not closed the session.", reason="not_closed")
-        outcome = effects.read(_with_effects(state), request, strict=False)
-        return Redeemed(
-            _with_leftovers(outcome, held.left_by_update(stored, request)), _handle(request.account, session)
+        session = yield from _session_to_close(session, request)
+        reply, request = yield from _update_session(
+            session, request, "close session", state="closed", attempt=order.attempt
         )
+        if replies.blocking_state(reply) is not None:
+            return (yield from _already_redeemed(session, request))
+        state = replies.state_of(reply)
+        current = state.session or _NO_SESSION
+        if current.state not in _CLOSED:
+            # The reply may be a stored one, or one without the session: read the session itself.
+            current = yield from _read_session(session, request.account)
+        if current.state not in _CLOSED:
+            raise EngineUnavailable("Talon.One has not closed the session.", reason="not_closed")
+        outcome = effects.read(_require_effects(state), request, strict=False)
+        stale = stored.stale_after_update(current, request)
+        return Redeemed(_with_stale_notice(outcome, stale), _handle(request.account, session))
 
     def look_up(self, order: Checkout, session: str, handle: str = "") -> Conversation[LookedUp]:
         """Reads the session. Raises `OrderMismatch` where it was closed with another cart or other codes."""
         request = session_request(order, session, self._options)
         for name in _sessions(session, handle, request):
-            if (found := (yield from _look_up(name, request))).state != "absent":
-                return found
+            looked_up = yield from _look_up(name, request)
+            if looked_up.state != "absent":
+                return looked_up
         return LookedUp("absent")
 
     def undo(
         self, order: Checkout | None, session: str, handle: str = "", *, final: bool = False
     ) -> Conversation[None]:
-        """Reopens the session, which rolls the redemption back, or cancels it; one that is not closed has nothing to
-        undo.
+        """Reopens the session, or cancels it if `final`. Both roll the redemption back.
 
-        https://docs.talon.one/integration-api#tag/Customer-sessions/operation/reopenCustomerSession. Without an
-        idempotency key: the stored answer would keep a later undo of the same order from happening.
+        https://docs.talon.one/integration-api#tag/Customer-sessions/operation/reopenCustomerSession. No idempotency key
+        is sent: Talon.One would answer a later undo of the same order from its store, without doing it.
         """
+        undo = _cancel if final else _reopen
         if handle:
             account, name = handle.split("/", 1)
-            yield from _undo(account, name, final=final)
-        elif order is None:  # nobody knows which Application it was: there is one for each currency
+            yield from undo(account, name)
+        elif order is None:  # the currency, which names the Application, is not known: try all
             for account in self.accounts:
-                yield from _undo(account, session, final=final)
+                yield from undo(account, session)
         else:
             request = session_request(order, session, self._options)
             for name in _sessions(session, handle, request):
-                yield from _undo(request.account, name, final=final)
+                yield from undo(request.account, name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Requests
 
 
-def _put(
+def _update_session(
     session: str, request: SessionRequest, operation: str, *, state: str, dry: bool = False, attempt: str = ""
 ) -> Conversation[tuple[EngineReply, SessionRequest]]:
-    """The answer, and to what: a loyalty card that the engine refuses is left out, and the rest asked again.
+    """Sends the session; returns the reply and the request that it answers.
 
-    https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2. So what is checked,
-    what is closed and what is shown before is the same question.
+    https://docs.talon.one/integration-api#tag/Customer-sessions/operation/updateCustomerSessionV2. A rejected loyalty
+    card fails the whole request, so the session is sent once more without the card. Open, check and close all do this,
+    hence the check predicts the close.
     """
     reply = yield _update(session, request, operation, state, dry=dry, attempt=attempt)
-    if request.card and replies.refuses_card(reply):
-        request = request.without_card()
+    if request.loyalty_card and replies.rejects_loyalty_card(reply):
+        request = request.without_loyalty_card()
         reply = yield _update(session, request, operation, state, dry=dry, attempt=attempt)
     return reply, request
 
@@ -177,8 +181,8 @@ def _update(
     closing = state == "closed" and not dry
     headers: list[tuple[str, str]] = [_JSON]
     if closing:
-        # It names the attempt, so that the session can be closed again once it has been reopened; and the content,
-        # since the answer to another question must not come back.
+        # The key covers the attempt, so that a reopened session can be closed again, and the body, so that Talon.One
+        # never answers with the reply to other content.
         key = hashlib.sha256(b"\0".join((session.encode(), attempt.encode(), body))).hexdigest()
         headers.append(("Idempotency-Key", key))
     return EngineRequest(
@@ -199,7 +203,7 @@ def _path(session: str) -> str:
 
 
 def _read(session: str, account: str) -> Conversation[replies.State]:
-    """The session as it is stored; an empty one where there is none."""
+    """The stored session and its effects; empty where Talon.One has no such session."""
     reply = yield EngineRequest(
         operation="read session",
         method="GET",
@@ -207,63 +211,67 @@ def _read(session: str, account: str) -> Conversation[replies.State]:
         account=account,
         effect="none",
         repeatable=True,
-        reply_bytes=REPLY_BYTES_AT_MOST,  # it may hold another cart than the one that is asked for
+        reply_bytes=MAX_REPLY_BYTES,  # the stored cart may be another one
     )
-    if reply.status == 404:  # not in the specification; an unknown session may as well come as an empty one
-        return replies.State(b"", [], (), _NOT_THERE)
+    if reply.status == 404:  # not in the specification, which does not say how an unknown session is answered
+        return replies.State(b"", [], (), _NO_SESSION)
     state = replies.state_of(reply)
     if state.session is None:
-        raise replies.bad_reply()
+        raise replies.unreadable_reply()
     return state
 
 
-def _with_effects(state: replies.State) -> replies.State:
-    """Without effects it is no answer to a question."""
+def _read_session(session: str, account: str) -> Conversation[replies.StoredSession]:
+    return (yield from _read(session, account)).session or _NO_SESSION
+
+
+def _require_effects(state: replies.State) -> replies.State:
+    """Raises `EngineUnavailable` where the reply has no effects that can be read."""
     if state.effects is None:
-        raise replies.bad_reply()
+        raise replies.unreadable_reply()
     return state
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# In which session?
+# Which session
 
 
 def _sessions(session: str, handle: str, request: SessionRequest) -> Iterator[str]:
-    """The sessions that `redeem` may have closed, in its own order."""
+    """The sessions that `redeem` may have closed, in the order in which it tries them."""
     if handle:
         yield handle.split("/", 1)[1]
         return
     yield session
-    if held.may_be_left(request):
-        yield from (f"{session}~clean{number}" for number in range(1, _MOST_SESSIONS))
+    if stored.may_hold_stale_values(request):
+        yield from (f"{session}~clean{number}" for number in range(1, _MAX_SESSIONS))
 
 
-def _clean_session(session: str, request: SessionRequest) -> Conversation[str]:
-    """The session to close: the first that holds nothing but what this order tells.
+def _session_to_close(session: str, request: SessionRequest) -> Conversation[str]:
+    """The first session without stale values, so that the close grants what the check granted.
 
-    The check was asked without a session; what is closed must be the same question. Where the order tells all that is
-    configured, as it mostly does, nothing can be left over and nothing is read.
+    Most orders send every configured field. Then no stale value can remain, and no session is read.
     """
-    if not held.may_be_left(request):
+    if not stored.may_hold_stale_values(request):
         return session
     name = session
     for name in _sessions(session, "", request):
-        stored = (yield from _read(name, request.account)).session or _NOT_THERE
-        if stored.state in _CLOSED or not held.leftovers(stored, request):
-            break  # of a closed one the close itself says what it means
+        current = yield from _read_session(name, request.account)
+        # The reply to the close tells whether a closed session is this order's.
+        if current.state in _CLOSED or not stored.stale_fields(current, request):
+            break
     return name
 
 
 def _handle(account: str, session: str) -> str:
-    """Where an order was redeemed. Names of accounts are currencies, or nothing."""
+    """Names a redemption. The account is a currency or empty, so the first slash ends it."""
     return f"{account}/{session}"
 
 
-def _with_leftovers(outcome: Outcome, names: list[str]) -> Outcome:
-    if not names:
+def _with_stale_notice(outcome: Outcome, fields: list[str]) -> Outcome:
+    if not fields:
         return outcome
     text = "Talon.One's session held values that this order does not have; they may have counted."
-    notice = Notice("held_by_session", text, {"fields": names})
+    notice = Notice("held_by_session", text, {"fields": fields})
     return msgspec.structs.replace(outcome, notices=(*outcome.notices, notice))
 
 
@@ -272,64 +280,61 @@ def _session_closed() -> EngineRejected:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Did it happen? And back.
+# Look-up and undo
 
 
 def _look_up(session: str, request: SessionRequest) -> Conversation[LookedUp]:
     state = yield from _read(session, request.account)
-    stored = state.session or _NOT_THERE
-    if stored.state in (None, "", "open"):
+    current = state.session or _NO_SESSION
+    if current.state in (None, "", "open"):
         return LookedUp("absent")
-    if stored.state == "cancelled":
-        # Nothing is redeemed by it, and it can never be closed again.
+    if current.state == "cancelled":
+        # It redeems nothing and cannot be closed again.
         raise EngineRejected("The Talon.One session of this order has been cancelled.", reason="session_cancelled")
-    if stored.state not in _CLOSED:
-        raise replies.bad_reply()
-    if not held.same(stored, request):
+    if current.state not in _CLOSED:
+        raise replies.unreadable_reply()
+    if not stored.has_same_content(current, request):
         raise OrderMismatch(
             "The Talon.One session of this order was closed with another cart or other codes.", reason="other_content"
         )
     return LookedUp("redeemed", effects.read(state, request, strict=False))
 
 
-def _redeemed_before(session: str, request: SessionRequest) -> Conversation[Redeemed]:
-    """After "cannot move": the session is closed already. By this very order, if it has the same content."""
-    found = yield from _look_up(session, request)
-    if found.state != "redeemed":
+def _already_redeemed(session: str, request: SessionRequest) -> Conversation[Redeemed]:
+    """The outcome of a session that was closed before. Raises `OrderMismatch` where another order closed it."""
+    looked_up = yield from _look_up(session, request)
+    if looked_up.state != "redeemed":
         raise EngineUnavailable("Talon.One contradicts itself about the session's state.", reason="session_state")
-    outcome = msgspec.structs.replace(found.outcome, redeemed=True)
+    outcome = msgspec.structs.replace(looked_up.outcome, redeemed=True)
     return Redeemed(outcome, _handle(request.account, session))
 
 
-def _undo(account: str, session: str, *, final: bool) -> Conversation[None]:
-    return (yield from (_cancel if final else _reopen)(account, session))
-
-
 def _reopen(account: str, session: str) -> Conversation[None]:
-    reply = yield _change(f"{_path(session)}/reopen", account, "reopen session")
+    reply = yield _state_change(f"{_path(session)}/reopen", account, "reopen session")
     if reply.status in (400, 404):
-        stored = (yield from _read(session, account)).session or _NOT_THERE
-        if stored.state not in _CLOSED:
+        current = yield from _read_session(session, account)
+        if current.state not in _CLOSED:
             return
-    replies.insist(reply)
+    replies.require_success(reply)
 
 
 def _cancel(account: str, session: str) -> Conversation[None]:
-    """https://docs.talon.one/docs/dev/concepts/entities/customer-sessions: what is cancelled is never opened again.
+    """Cancels the session, which can then never be opened again.
 
-    Read first: to cancel a session that is not there would make one.
+    https://docs.talon.one/docs/dev/concepts/entities/customer-sessions. The session is read first, because a PUT to an
+    unknown session creates it.
     """
-    stored = (yield from _read(session, account)).session or _NOT_THERE
-    if stored.state in (None, "", "cancelled"):
+    current = yield from _read_session(session, account)
+    if current.state in (None, "", "cancelled"):
         return
-    reply = yield _change(_path(session), account, "cancel session", _CANCELLED)
-    if replies.cannot_move_from(reply) != "cancelled":
-        stored = replies.state_of(reply).session or _NOT_THERE
-        if stored.state != "cancelled":
+    reply = yield _state_change(_path(session), account, "cancel session", _CANCEL_BODY)
+    if replies.blocking_state(reply) != "cancelled":
+        current = replies.state_of(reply).session or _NO_SESSION
+        if current.state != "cancelled":
             raise EngineUnavailable("Talon.One has not cancelled the session.", reason="not_cancelled")
 
 
-def _change(path: str, account: str, operation: str, body: bytes = b"") -> EngineRequest:
+def _state_change(path: str, account: str, operation: str, body: bytes = b"") -> EngineRequest:
     return EngineRequest(
         operation=operation,
         method="PUT",

@@ -1,7 +1,7 @@
-"""Codes: which are sent, and which of these an answer means.
+"""The codes of a request, and which of them a reply names.
 
-Whether codes that differ by case are two is a setting of the Application, and the engine may answer a code in another
-case than the one that it was sent: https://docs.talon.one/docs/product/applications/manage-general-settings
+Whether case distinguishes codes is a setting of the Application, and Talon.One may return a code in another case than
+it was sent: https://docs.talon.one/docs/product/applications/manage-general-settings
 """
 
 import unicodedata
@@ -10,12 +10,13 @@ from typing import Literal
 
 import msgspec
 
-Kind = Literal["coupon", "referral"]
+CodeKind = Literal["coupon", "referral"]
 
 
-def folded(code: str) -> str:
-    """The code without its case, by anybody's rules: in Turkish the i with a dot and the one without are no pair, and
-    elsewhere they are, so that "İNDİRİM10" may come back as "indirim10" or as "INDIRIM10".
+def fold_case(code: str) -> str:
+    """The code without its case. The four Turkish letters i count as one.
+
+    "İNDİRİM10" may come back as "indirim10" or as "INDIRIM10", depending on the language of the conversion.
     """
     return (
         unicodedata.normalize("NFC", code.casefold())
@@ -24,16 +25,16 @@ def folded(code: str) -> str:
     )
 
 
-def as_written(code: str) -> str:
+def _unchanged(code: str) -> str:
     return code
 
 
 def unique(codes: Iterable[str], *, case: str) -> tuple[str, ...]:
-    """Each code once, as it was spelled first. `case`: the setting."""
-    same = as_written if case == "sensitive" else str.casefold
+    """Each code once, in its first spelling. `case`: the setting `CODE_CASE`."""
+    key = _unchanged if case == "sensitive" else str.casefold
     first: dict[str, str] = {}
     for code in codes:
-        first.setdefault(same(code), code)
+        first.setdefault(key(code), code)
     return tuple(first.values())
 
 
@@ -43,20 +44,18 @@ class SentCodes(msgspec.Struct, frozen=True):
     coupons: tuple[str, ...] = ()
     referral: str = ""
 
-    def __iter__(self) -> Iterator[tuple[Kind, str]]:
+    def __iter__(self) -> Iterator[tuple[CodeKind, str]]:
         for code in self.coupons:
             yield "coupon", code
         if self.referral:
             yield "referral", self.referral
 
-    def of(self, kind: Kind) -> tuple[str, ...]:
-        return tuple(code for one, code in self if one == kind)
-
-    def meant(self, kind: Kind, answered: str) -> str | None:
-        """The code that an answer means: the one spelled like that, else the only one that differs by case alone."""
-        ways: tuple[Callable[[str], str], ...] = (as_written, str.casefold, folded)
-        for same in ways:
-            found = [code for code in self.of(kind) if same(code) == same(answered)]
-            if found:
-                return found[0] if len(found) == 1 else None
+    def match(self, kind: CodeKind, value: str) -> str | None:
+        """The sent code that a reply names: the same spelling first, else the only one that differs in case alone."""
+        sent = [code for other, code in self if other == kind]
+        keys: tuple[Callable[[str], str], ...] = (_unchanged, str.casefold, fold_case)
+        for key in keys:
+            matches = [code for code in sent if key(code) == key(value)]
+            if matches:
+                return matches[0] if len(matches) == 1 else None
         return None

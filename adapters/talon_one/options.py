@@ -1,6 +1,6 @@
-"""The adapter's options: read once, every fault reported at once.
+"""The adapter's options. All problems are reported at once.
 
-An Application of Talon.One has one currency and its own API keys, hence one (base URL, key) pair per currency.
+A Talon.One Application has one currency and its own API keys, so there is one pair of base URL and key per currency.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from mapper.adapter import Account, EngineRejected, Misconfigured, Option, money
 
 _CURRENCIES = tuple(money.DIGITS)
 
-# Costs and attributes must exist in the Campaign Manager first: Talon.One refuses the whole cart over an unknown name.
+# Talon.One refuses the whole session over a cost or an attribute that the Campaign Manager does not have.
 OPTIONS = (
     Option(
         "BASE_URL",
@@ -83,7 +83,7 @@ OPTIONS = (
     ),
 )
 
-# https://docs.talon.one/docs/dev/concepts/entities/customer-sessions; the vendor takes weights in grams, sizes in mm.
+# https://docs.talon.one/docs/dev/concepts/entities/customer-sessions: weights in grams, sizes in mm.
 _ITEM_FIELDS = ("name", "category", "product", "weight", "height", "width", "length")
 _DEFAULT_ITEM_FIELDS = (("name", "/name"), ("name", "/title"), ("category", "/category"), ("weight", "/weight"))
 _RESPONSE_CONTENT = ("ruleFailureReasons", "coupons", "customerProfile", "loyalty")
@@ -91,11 +91,11 @@ _RESPONSE_CONTENT = ("ruleFailureReasons", "coupons", "customerProfile", "loyalt
 
 @dataclass(frozen=True)
 class Options:
-    """Names in maps are the engine's, values are JSON pointers into the body (or, for items, into a line)."""
+    """The options as read. A map has Talon.One's names and JSON pointers into the body, or for items into the line."""
 
     accounts: dict[str, Account]
     by_currency: dict[str, str]
-    """Currency to account name; empty where the one Application takes any currency."""
+    """The account name by currency; empty where one Application serves every currency."""
     profile_prefix: str
     guests: str
     code_case: str
@@ -108,16 +108,16 @@ class Options:
     session_attributes: dict[str, str]
     item_attributes: dict[str, str]
     item_fields: tuple[tuple[str, str], ...]
-    """Pairs of field and pointer; where a field has several, the first that a line has something at."""
+    """Pairs of field and pointer. Of several pointers for one field, the first with a value counts."""
 
     def account(self, currency: str) -> str:
-        """The account for this currency. Raises `EngineRejected`: an amount must never be read in another currency."""
+        """The name of the account for this currency. Raises `EngineRejected` where no Application serves it."""
         if not self.by_currency:
             return ""
         if currency not in self.by_currency:
-            served, asked = ", ".join(sorted(self.by_currency)), currency or "a cart that names no currency"
+            served, requested = ", ".join(sorted(self.by_currency)), currency or "a cart that names no currency"
             raise EngineRejected(
-                f"No Talon.One Application is configured for {asked}; served: {served}.",
+                f"No Talon.One Application is configured for {requested}; served: {served}.",
                 reason="currency_not_served",
                 served=sorted(self.by_currency),
             )
@@ -130,8 +130,8 @@ def read(options: Mapping[str, str]) -> Options:
 
 
 class _Reader:
-    def __init__(self, given: Mapping[str, str]) -> None:
-        self.options, self.problems = adapter.read(OPTIONS, given)
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self.options, self.problems = adapter.read(OPTIONS, options)
 
     def read(self) -> Options:
         accounts, by_currency = self._accounts()
@@ -158,7 +158,7 @@ class _Reader:
     def _get(self, name: str) -> str:
         return self.options.get(name, "")
 
-    def _wrong(self, name: str, expected: str) -> None:
+    def _report(self, name: str, expected: str) -> None:
         if all(name != other for other, _ in self.problems):
             self.problems.append((name, expected))
 
@@ -175,36 +175,36 @@ class _Reader:
         return accounts, by_currency
 
     def _currency(self, taken: Mapping[str, str]) -> str:
-        """The currency of the pair without suffix; it must be told where there are others."""
+        """The currency of the pair without a suffix, which is required beside pairs with one."""
         own = self._get("CURRENCY").upper()
         if own and own not in money.DIGITS:
-            self._wrong("CURRENCY", "an ISO 4217 code such as USD")
+            self._report("CURRENCY", "an ISO 4217 code such as USD")
         elif own in taken:
-            self._wrong(
+            self._report(
                 "CURRENCY", f"a currency that has no pair of its own: API_KEY_{own} or BASE_URL_{own} is set too"
             )
         elif taken and not own:
-            self._wrong("CURRENCY", "the currency of API_KEY's Application, since other keys are given per currency")
+            self._report("CURRENCY", "the currency of API_KEY's Application, since other keys are given per currency")
         return own
 
     def _account(self, url_name: str, key_name: str) -> Account:
         key, url_from = self._get(key_name), url_name if self._get(url_name) else "BASE_URL"
         if not key:
-            self._wrong(key_name, "an Integration API key (Campaign Manager: Settings, Developer settings, API keys)")
+            self._report(key_name, "an Integration API key (Campaign Manager: Settings, Developer settings, API keys)")
         if not self._get(url_from):
-            self._wrong(url_from, "the deployment's address, such as https://yourbaseurl.talon.one")
+            self._report(url_from, "the deployment's address, such as https://yourbaseurl.talon.one")
         if self._get(url_from).rstrip("/").endswith(("/v1", "/v2")):
-            self._wrong(url_from, "the deployment's address alone: the paths of its API begin with /v1 and /v2")
+            self._report(url_from, "the deployment's address alone: the paths of its API begin with /v1 and /v2")
         return Account(self._get(url_from), (("Authorization", f"ApiKey-v1 {key}"),))
 
     def _item_fields(self) -> tuple[tuple[str, str], ...]:
         fields = adapter.pairs(self._get("ITEM_FIELDS"))
         if unknown := [name for name in fields if name not in _ITEM_FIELDS]:
-            self._wrong("ITEM_FIELDS", f"fields of {', '.join(_ITEM_FIELDS)}; {unknown[0]!r} is none")
+            self._report("ITEM_FIELDS", f"fields of {', '.join(_ITEM_FIELDS)}; {unknown[0]!r} is none")
         return tuple(fields.items()) or _DEFAULT_ITEM_FIELDS
 
     def _response_content(self) -> tuple[str, ...]:
         content = tuple(filter(None, map(str.strip, self._get("RESPONSE_CONTENT").split(","))))
         if not set(content) <= set(_RESPONSE_CONTENT):
-            self._wrong("RESPONSE_CONTENT", f"some of {', '.join(_RESPONSE_CONTENT)}, comma-separated")
+            self._report("RESPONSE_CONTENT", f"some of {', '.join(_RESPONSE_CONTENT)}, comma-separated")
         return tuple(dict.fromkeys(content))

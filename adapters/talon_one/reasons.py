@@ -1,8 +1,8 @@
-"""Talon.One's reasons for refusing a code, in the words of `mapper.domain.reasons`.
+"""Maps Talon.One's reasons for rejecting a code to the reasons of `mapper.domain.reasons`.
 
 https://docs.talon.one/docs/dev/integration-api/api-effects#rejectcoupon and #rejectreferral, as of August 2026. The
-vendor types them as free text and adds to them, and its own examples use words that its lists do not have: a word that
-is not listed here is `other`, and is passed on as it came.
+vendor types them as free text, adds to them, and uses words in its examples that its lists do not have. A word that is
+not listed here becomes `other` and is passed on.
 """
 
 import re
@@ -53,12 +53,12 @@ EXCLUSION = {
     "CampaignNotInEvaluationSet": "not_active",  # for example archived
 }
 
-# The engine's word goes to the shopper's browser; a word is passed on, a text that may say anything is not.
+# The engine's word goes to the shopper's browser, so free text, which may hold private data, is dropped.
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9 _.:-]{0,63}", re.ASCII)
 
 
 def reason(table: dict[str, str], word: str | None, exclusion: str | None) -> Reason:
-    """The engine-neutral word for a refusal."""
+    """The reason for a rejection. `word`: `rejectionReason`; `exclusion`: `campaignExclusionReason`."""
     known = table.get(word or "", "other")
     if known == "not_combinable":
         known = EXCLUSION.get(exclusion or "", known)
@@ -66,5 +66,5 @@ def reason(table: dict[str, str], word: str | None, exclusion: str | None) -> Re
 
 
 def word(engine_reason: str | None) -> str:
-    """The engine's own word; "" where it is none."""
+    """Talon.One's own word; "" for free text."""
     return engine_reason if engine_reason and _WORD.fullmatch(engine_reason) else ""

@@ -1,19 +1,19 @@
-"""Talon.One's answers: only the fields that are used here, in the vendor's own words; and what a refusal means.
+"""Reads Talon.One's replies: the fields that the adapter uses, and what an error means.
 
-Written after the Integration API's specification of August 2026 (https://docs.talon.one/integration-api). What is not
-listed may come, go or change without harm. Answers are read leniently:
+The structs follow the Integration API's specification of August 2026 (https://docs.talon.one/integration-api). Fields
+that are not listed are ignored. Decoding is lenient:
 
-- the whole answer is read in one pass; where anything in it is not as it should be, each effect and each campaign by
-  itself, so that one which cannot be read loses nothing but itself;
-- a `number` may come as 1, 1.0 or "1", and its digits stay exact (`Decimal`): 9.999 stays 9.999;
-- a list that is null counts as empty.
+- A reply is decoded in one pass. Where that fails, each effect and each campaign is decoded by itself, so that one
+  malformed effect does not lose the others.
+- A number may come as 1, 1.0 or "1" and keeps its exact digits (`Decimal`).
+- A list that is null is empty.
 """
 
 import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from functools import cached_property
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -22,25 +22,25 @@ from mapper.adapter import EngineRejected, EngineReply, EngineUnavailable
 
 T = TypeVar("T")
 
-# The one message that is switched on; the vendor's own Salesforce cartridge does the same.
+# Talon.One has no error code for this, so its message is matched, as in the vendor's own Salesforce cartridge.
 _CANNOT_MOVE = re.compile(r"cannot move session to state\W+\w+\W+from state\W+(\w+)", re.IGNORECASE)
 _LOYALTY_CARD = re.compile(r"loyalty\W?cards?", re.IGNORECASE)
-# A place in our own request. What is longer or stranger is not passed on.
+# A JSON pointer into the request. Any other text of the engine's is not passed on.
 _POINTER = re.compile(r"(/[A-Za-z0-9_.-]{1,64}){1,8}", re.ASCII)
 
 ABSENT = Raw(b"null")
-"""Stands, itself, for a value that is not there."""
+"""Marks an absent value; compared by identity."""
 
 
 class MoneyProps(msgspec.Struct, frozen=True, rename="camel", gc=False):
-    """The props of all four effects that take money off.
+    """The props of the four discount effects.
 
     https://docs.talon.one/docs/dev/integration-api/api-effects#setdiscount, #setdiscountperitem,
     #setdiscountperadditionalcost, #setdiscountperadditionalcostperitem
     """
 
     value: Raw = ABSENT
-    """For `NUMBER`: a text in the props of a code, which must not keep the others from being read in one pass."""
+    """Decoded with `NUMBER`. It stays raw here because the effects of codes have a string in its place."""
     name: str | None = None
     scope: str | None = None
     position: int | Decimal | None = None
@@ -50,7 +50,7 @@ class MoneyProps(msgspec.Struct, frozen=True, rename="camel", gc=False):
 
 
 class EffectIds(msgspec.Struct, frozen=True, kw_only=True, rename="camel", gc=False):
-    """What all effects have in common: https://docs.talon.one/docs/dev/integration-api/api-effects"""
+    """The fields that all effects have: https://docs.talon.one/docs/dev/integration-api/api-effects"""
 
     campaign_id: int | None = None
     ruleset_id: int | None = None
@@ -63,18 +63,18 @@ class EffectIds(msgspec.Struct, frozen=True, kw_only=True, rename="camel", gc=Fa
 class Effect(EffectIds, frozen=True, kw_only=True, rename="camel", gc=False):
     effect_type: str
     props: MoneyProps | None = None
-    """As far as they concern money; None where they cannot be read as such."""
+    """The props of a discount; None where they cannot be decoded as such."""
 
 
 class _Envelope(msgspec.Struct, frozen=True, rename="camel"):
-    """An effect as far as nothing can be wrong with it: what it does, and how that is said."""
+    """An effect with its props left raw."""
 
     effect_type: str
     props: Raw = Raw(b"{}")
 
 
 class CodeProps(msgspec.Struct, frozen=True, rename="camel"):
-    """acceptCoupon, rejectCoupon and the same of referrals: .../api-effects#rejectcoupon"""
+    """The props of acceptCoupon, rejectCoupon, acceptReferral and rejectReferral: .../api-effects#rejectcoupon"""
 
     value: str
     rejection_reason: str | None = None
@@ -98,11 +98,11 @@ class StoredCost(msgspec.Struct, frozen=True):
 
 
 class StoredSession(msgspec.Struct, frozen=True, rename="camel"):
-    """What the engine holds: https://docs.talon.one/integration-api#tag/Customer-sessions/operation/getCustomerSession"""
+    """The stored session: https://docs.talon.one/integration-api#tag/Customer-sessions/operation/getCustomerSession"""
 
     state: str | None = None
     cart_items: Raw = ABSENT
-    """For `items` below; only a look-up needs them."""
+    """Decoded by `items`, for a look-up alone."""
     coupon_codes: list[str] | None = None
     referral_code: str | None = None
     loyalty_cards: list[str] | None = None
@@ -112,7 +112,7 @@ class StoredSession(msgspec.Struct, frozen=True, rename="camel"):
     attributes: dict[str, Raw] | None = None
     additional_costs: dict[str, StoredCost] | None = None
     update_count: int | None = None
-    """1 where the session has just been created."""
+    """1 where the request created the session."""
 
 
 class RuleFailure(msgspec.Struct, frozen=True):
@@ -135,7 +135,7 @@ class Coupon(msgspec.Struct, frozen=True):
 
 
 class _Extras(msgspec.Struct, frozen=True, rename="camel"):
-    """What is answered only where it is asked for (`RESPONSE_CONTENT`)."""
+    """The parts of a reply that come only where `RESPONSE_CONTENT` asks for them."""
 
     coupons: Raw = ABSENT
     customer_profile: Raw = ABSENT
@@ -144,7 +144,7 @@ class _Extras(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class _State(_Extras, frozen=True, kw_only=True, rename="camel"):
-    """The answer to a PUT or a GET of a session, all of it as it should be."""
+    """The reply to a PUT or a GET of a session, well formed throughout."""
 
     effects: list[Effect]
     triggered_campaigns: list[Campaign] | None = None
@@ -152,7 +152,7 @@ class _State(_Extras, frozen=True, kw_only=True, rename="camel"):
 
 
 class _RawState(_Extras, frozen=True, kw_only=True, rename="camel"):
-    """The same, each thing by itself."""
+    """The same reply with effects, campaigns and session left raw, each to be decoded by itself."""
 
     effects: Raw | UnsetType = UNSET
     triggered_campaigns: list[Raw] | None = None
@@ -162,7 +162,7 @@ class _RawState(_Extras, frozen=True, kw_only=True, rename="camel"):
 _NO_EXTRAS = _Extras()
 
 
-class _Texts(msgspec.Struct, frozen=True):
+class _RawEffects(msgspec.Struct, frozen=True):
     effects: list[Raw]
 
 
@@ -193,8 +193,8 @@ _SESSION = _lenient(StoredSession)
 _ITEMS = _lenient(list[StoredItem])
 CODE = _lenient(CodeProps)
 ERROR = _lenient(ErrorReply)
-PLAIN: "msgspec.json.Decoder[Any]" = msgspec.json.Decoder(float_hook=Decimal)
-_TEXTS = _lenient(_Texts)
+JSON: "msgspec.json.Decoder[Any]" = msgspec.json.Decoder(float_hook=Decimal)
+_RAW_EFFECTS = _lenient(_RawEffects)
 _LIST = _lenient(list[Raw])
 _EFFECT = _lenient(Effect)
 _ENVELOPE = _lenient(_Envelope)
@@ -207,11 +207,11 @@ _RULE_FAILURE = _lenient(RuleFailure)
 
 
 UNREADABLE = (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError)
-"""What a decoder raises where the text is something else: other JSON, no JSON, no UTF-8, absurdly deep or large."""
+"""What a decoder raises where the text is not of its type, not JSON, not UTF-8, or too deep or large."""
 
 
 def decode(decoder: "msgspec.json.Decoder[T]", text: bytes | Raw) -> T | None:
-    """The value, or None where the text is something else."""
+    """The decoded value; None where the text does not fit the decoder."""
     try:
         return decoder.decode(text)
     except UNREADABLE:
@@ -219,7 +219,7 @@ def decode(decoder: "msgspec.json.Decoder[T]", text: bytes | Raw) -> T | None:
 
 
 class State:
-    """The answer to a PUT or a GET of a session."""
+    """The reply to a PUT or a GET of a session."""
 
     def __init__(
         self,
@@ -232,40 +232,40 @@ class State:
         self._body = body
         self._extras = extras
         self.effects = effects
-        """None stands for what is no effect at all; no list, for none that can be read."""
+        """One entry per effect, None for an entry that is no effect; None where the list itself cannot be read."""
         self.campaigns = {campaign.id: campaign for campaign in campaigns if campaign is not None}
         self.session = session
-        """What the engine holds; empty where the answer does not say, None where that cannot be read."""
+        """The stored session; empty where the reply has none, None where it cannot be read."""
 
     @property
     def coupons(self) -> dict[int, str]:
-        """Codes by the engine's number for the coupon, where they were asked for."""
-        return {coupon.id: coupon.value for coupon in _each(_COUPON, self._extras.coupons)}
+        """Coupon codes by Talon.One's coupon id, where `RESPONSE_CONTENT` asks for them."""
+        return {coupon.id: coupon.value for coupon in _decode_each(_COUPON, self._extras.coupons)}
 
     @property
     def rule_failures(self) -> list[RuleFailure]:
-        return _each(_RULE_FAILURE, self._extras.rule_failure_reasons)
+        return _decode_each(_RULE_FAILURE, self._extras.rule_failure_reasons)
 
     @property
-    def told(self) -> list[tuple[str, Any]]:
-        """What else was asked for, by its name."""
+    def requested_content(self) -> list[tuple[str, Any]]:
+        """The name and the JSON of what else `RESPONSE_CONTENT` asks for."""
         extras = self._extras
         named = (("coupons", extras.coupons), ("customerProfile", extras.customer_profile), ("loyalty", extras.loyalty))
-        return [(name, decode(PLAIN, text)) for name, text in named if text is not ABSENT]
+        return [(name, decode(JSON, text)) for name, text in named if text is not ABSENT]
 
-    def props(self, place: int) -> Raw:
-        """The props of the effect at that place of the list, as they came; the whole of what is no effect."""
-        envelope = decode(_ENVELOPE, self._texts[place])
-        return envelope.props if envelope else self._texts[place]
+    def props(self, index: int) -> Raw:
+        """The raw props of the effect at that index; the whole entry where it is no effect."""
+        envelope = decode(_ENVELOPE, self._raw_effects[index])
+        return envelope.props if envelope else self._raw_effects[index]
 
     @cached_property
-    def _texts(self) -> list[Raw]:
-        found = decode(_TEXTS, self._body)
-        return found.effects if found else []
+    def _raw_effects(self) -> list[Raw]:
+        reply = decode(_RAW_EFFECTS, self._body)
+        return reply.effects if reply else []
 
 
 def read(body: bytes) -> State | None:
-    """The answer, read in one pass where all of it is as it should be, else each thing by itself."""
+    """Decodes a reply: in one pass, or part by part where that fails. None where it is no reply of this kind."""
     return read_in_one_pass(body) or read_one_by_one(body)
 
 
@@ -284,23 +284,23 @@ def read_one_by_one(body: bytes) -> State | None:
     return State(body, None if raw.effects is UNSET else _effects(raw.effects), campaigns, session, raw)
 
 
-def _each(decoder: "msgspec.json.Decoder[T]", text: Raw) -> list[T]:
-    """Those of a list that can be read."""
-    found = [decode(decoder, one) for one in decode(_LIST, text) or ()]
-    return [one for one in found if one is not None]
+def _decode_each(decoder: "msgspec.json.Decoder[T]", text: Raw) -> list[T]:
+    """The items of a list that can be decoded."""
+    items = [decode(decoder, item) for item in decode(_LIST, text) or ()]
+    return [item for item in items if item is not None]
 
 
 def _effects(text: Raw) -> list[Effect | None] | None:
     if bytes(text) == b"null":
         return []
     texts = decode(_LIST, text)
-    return None if texts is None else [_effect(one) for one in texts]
+    return None if texts is None else [_effect(text) for text in texts]
 
 
 def _effect(text: Raw) -> Effect | None:
-    """One effect; without its props or its ids where those cannot be read; None where it is no effect at all."""
-    if (found := decode(_EFFECT, text)) is not None:
-        return found
+    """One effect, without its props or its ids where those cannot be decoded; None where it is no effect."""
+    if (effect := decode(_EFFECT, text)) is not None:
+        return effect
     if (envelope := decode(_ENVELOPE, text)) is None:
         return None
     ids = decode(_IDS, text) or EffectIds()
@@ -313,32 +313,32 @@ def items(text: Raw) -> list[StoredItem] | None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Refusals: https://docs.talon.one/docs/dev/getting-started/errors
+# Errors: https://docs.talon.one/docs/dev/getting-started/errors
 
 
 def _errors(reply: EngineReply) -> ErrorReply:
     return decode(ERROR, reply.body) or ErrorReply()
 
 
-def cannot_move_from(reply: EngineReply) -> str | None:
-    """The state that keeps the session from being opened, closed or cancelled; None where that is not the trouble."""
+def blocking_state(reply: EngineReply) -> str | None:
+    """The session's state where it forbids the requested change of state; None for any other reply."""
     match = _CANNOT_MOVE.search(_errors(reply).message or "") if reply.status == 400 else None
     return match[1].lower() if match else None
 
 
-def refuses_card(reply: EngineReply) -> bool:
-    """Whether the loyalty card is the trouble: there is no effect that refuses one, so it comes as an error."""
+def rejects_loyalty_card(reply: EngineReply) -> bool:
+    """Whether the error is about the loyalty card. Talon.One has no effect that rejects one."""
     if reply.status not in (400, 404):
         return False
-    found = _errors(reply)
-    texts = [found.message]
-    for error in found.errors or ():
+    errors = _errors(reply)
+    texts = [errors.message]
+    for error in errors.errors or ():
         texts += [error.title, error.details, error.source.pointer if error.source else None]
     return any(_LOYALTY_CARD.search(text) for text in texts if text)
 
 
-def insist(reply: EngineReply) -> None:
-    """Raises unless the answer is 2xx. The engine's text is not passed on: it may tell what is nobody's business."""
+def require_success(reply: EngineReply) -> None:
+    """Raises a `Problem` unless the status is 2xx. Engine text may hold private data, so no message quotes it."""
     if 200 <= reply.status < 300:
         return
     if reply.status in (401, 403):
@@ -349,25 +349,25 @@ def insist(reply: EngineReply) -> None:
     if reply.status == 404:
         raise EngineRejected("Talon.One does not know this address: check the base URL.", reason="not_found_at_engine")
     if 400 <= reply.status < 500:
-        _refused(reply)
-    raise bad_reply()
+        raise _rejected(reply)
+    raise unreadable_reply()
 
 
 def state_of(reply: EngineReply) -> State:
-    """What a 2xx answer says of the session; whether it says so with effects is the reader's to ask."""
-    insist(reply)
+    """The session state in a 2xx reply. It may lack effects or session. Raises a `Problem` for any other reply."""
+    require_success(reply)
     state = read(reply.body)
     if state is None:
-        raise bad_reply()
+        raise unreadable_reply()
     return state
 
 
-def _refused(reply: EngineReply) -> NoReturn:
+def _rejected(reply: EngineReply) -> EngineRejected:
     pointers = [error.source.pointer for error in _errors(reply).errors or () if error.source and error.source.pointer]
     safe = [pointer for pointer in pointers if _POINTER.fullmatch(pointer)][:5]
     if not safe:
-        raise EngineRejected("Talon.One refuses the request.", reason="request_rejected")
-    raise EngineRejected(
+        return EngineRejected("Talon.One refuses the request.", reason="request_rejected")
+    return EngineRejected(
         f"Talon.One refuses the request at {', '.join(safe)}."
         " Attributes and additional costs must exist in the Campaign Manager before they are sent.",
         reason="request_rejected",
@@ -375,5 +375,5 @@ def _refused(reply: EngineReply) -> NoReturn:
     )
 
 
-def bad_reply() -> EngineUnavailable:
+def unreadable_reply() -> EngineUnavailable:
     return EngineUnavailable("Talon.One's answer cannot be read.", reason="bad_reply")

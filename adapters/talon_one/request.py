@@ -1,4 +1,4 @@
-"""A checkout as a customer session of Talon.One: what is asked, and what must be remembered to read the answer."""
+"""Builds the customer session that Talon.One is sent, and keeps what is needed to read the reply."""
 
 import hashlib
 import hmac
@@ -21,7 +21,7 @@ _MAX_IDENTIFIERS = 5
 _MAX_UNITS = 10_000
 _REPLY_BYTES = 2 * 1024 * 1024
 _REPLY_BYTES_PER_UNIT = 6 * 1024
-REPLY_BYTES_AT_MOST = _REPLY_BYTES + _MAX_UNITS * _REPLY_BYTES_PER_UNIT
+MAX_REPLY_BYTES = _REPLY_BYTES + _MAX_UNITS * _REPLY_BYTES_PER_UNIT
 _CARD = re.compile(r"[A-Za-z0-9._%+@-]{4,108}", re.ASCII)
 _MEASURE = re.compile(rb"[0-9]{1,12}(\.[0-9]{1,6})?")
 
@@ -52,7 +52,7 @@ class CartItem(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class CustomerSession(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A PUT merges: a field that is left out keeps its old value. So what may have gone is always sent, if empty."""
+    """The body of a PUT, which merges: a field that is left out keeps its stored value. An empty one clears it."""
 
     profile_id: str
     store_integration_id: str | UnsetType = UNSET
@@ -68,88 +68,84 @@ class CustomerSession(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
 
 class IntegrationRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     customer_session: CustomerSession
-    # Without it the answer is effects alone; with it come the campaigns' names and descriptions, for shoppers, and what
-    # the engine holds of the session, to be compared with what it was told.
     response_content: tuple[str, ...]
+    """What the reply shall have beside the effects."""
 
 
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
-# ---------------------------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class SessionRequest:
-    """One question to the engine. `lines` are the lines it is told about: its positions count in this list."""
+    """One request, and what is needed to read its reply. The positions in the reply are indexes of `lines`."""
 
     account: str
     digits: int
     lines: tuple[Line, ...]
     session: CustomerSession
     costs: tuple[Cost, ...]
-    """The additional costs that are configured, with their prices: 0 where the cart or a line has none."""
+    """Every configured additional cost with its price; 0 where the cart or the line has none."""
     codes: codes.SentCodes
     rejected: tuple[Rejection, ...]
-    """Codes that cannot be sent at all."""
+    """Codes that were rejected without being sent."""
     notices: tuple[Notice, ...]
     options: Options
 
     @property
-    def card(self) -> str:
+    def loyalty_card(self) -> str:
         return self.session.loyalty_cards[0] if self.session.loyalty_cards else ""
 
     @property
     def reply_bytes(self) -> int:
-        """How large the answer may be: an effect is half a kilobyte, and there is one for each unit and each rule that
-        touches it (https://docs.talon.one/docs/product/rules/understanding-cart-item-flattening).
+        """The limit on the reply. It has an effect of about 500 bytes per unit and rule.
+
+        https://docs.talon.one/docs/product/rules/understanding-cart-item-flattening
         """
         return _REPLY_BYTES + sum([line.quantity for line in self.lines]) * _REPLY_BYTES_PER_UNIT
 
-    def without_card(self) -> "SessionRequest":
-        """The same question, its loyalty card refused."""
-        refused = Rejection(self.card, Reason.NOT_FOUND, "")
-        session = _with(self.session, loyalty_cards=())
-        return replace(self, session=session, rejected=(*self.rejected, refused))
+    def without_loyalty_card(self) -> "SessionRequest":
+        """The same request with its loyalty card rejected."""
+        rejection = Rejection(self.loyalty_card, Reason.NOT_FOUND, "")
+        session = msgspec.structs.replace(self.session, loyalty_cards=())
+        return replace(self, session=session, rejected=(*self.rejected, rejection))
 
     def body(self, state: str) -> bytes:
         content = ("customerSession", "triggeredCampaigns", *self.options.response_content)
-        session = _with(self.session, state=state)
+        session = msgspec.structs.replace(self.session, state=state)
         return encode(IntegrationRequest(customer_session=session, response_content=content))
 
 
-def _with(session: CustomerSession, **changes: Any) -> CustomerSession:
-    return msgspec.structs.replace(session, **changes)
-
-
 def session_request(checkout: Checkout, session: str, options: Options) -> SessionRequest:
-    """Raises `InvalidRequest` where the body has something unusable at a configured place, and `EngineRejected` where
-    its currency is not served, or the cart has more units than the vendor takes.
+    """The request for a checkout or an order.
+
+    Raises `InvalidRequest` where the value at a configured pointer cannot be used, and `EngineRejected` where no
+    Application serves the currency or the cart has more units than Talon.One takes.
     """
     account = options.account(checkout.currency)
     if (units := sum([line.quantity for line in checkout.cart])) > _MAX_UNITS:
         message = f"The cart has {units} units; Talon.One takes {_MAX_UNITS}."
         raise EngineRejected(message, reason="too_many_units")
     sent, card, rejected = _codes(checkout, options)
-    identifiers, cut = _identifiers(checkout, options)
+    identifiers, identifier_notices = _identifiers(checkout, options)
     costs = _costs(checkout, options.additional_costs)
-    own_costs = options.item_additional_costs
-    line_costs = [_costs(checkout, own_costs, line) for line in checkout.cart] if own_costs else []
-    fields, unusable = _all_fields(checkout, options)
+    item_costs = options.item_additional_costs
+    line_costs = [_costs(checkout, item_costs, line) for line in checkout.cart] if item_costs else []
+    fields, field_notices = _item_fields(checkout, options)
     items = tuple(
         [
-            _item(checkout, line, line_costs[position] if own_costs else None, fields[position], options)
+            _item(checkout, line, line_costs[position] if item_costs else None, fields[position], options)
             for position, line in enumerate(checkout.cart)
         ]
     )
     content = CustomerSession(
         profile_id=_profile(checkout, session, options),
-        store_integration_id=_text(checkout, options.store_path) or UNSET,
+        store_integration_id=_id_at(checkout, options.store_path) or UNSET,
         coupon_codes=sent.coupons,
         referral_code=sent.referral,
         loyalty_cards=(card,) if card else (),
         state="open",
         cart_items=items,
-        additional_costs=_priced(costs, checkout.digits) if options.additional_costs else UNSET,
+        additional_costs=_additional_costs(costs, checkout.digits) if options.additional_costs else UNSET,
         identifiers=identifiers,
         attributes=_attributes(checkout, options.session_attributes),
     )
@@ -158,29 +154,32 @@ def session_request(checkout: Checkout, session: str, options: Options) -> Sessi
         digits=checkout.digits,
         lines=checkout.cart,
         session=content,
-        costs=_all_costs(checkout, costs, line_costs, options),
+        costs=_outcome_costs(checkout, costs, line_costs, options),
         codes=sent,
         rejected=rejected,
-        notices=(*cut, *unusable),
+        notices=(*identifier_notices, *field_notices),
         options=options,
     )
 
 
 def _codes(checkout: Checkout, options: Options) -> tuple[codes.SentCodes, str, tuple[Rejection, ...]]:
-    """What can be sent, and the refusal of a card that would cost the whole cart an error."""
-    given = checkout.promotions
-    sent = codes.SentCodes(codes.unique(given.coupon_codes, case=options.code_case), given.referral_code)
-    if not given.loyalty_card or _CARD.fullmatch(given.loyalty_card):
-        return sent, given.loyalty_card, ()
-    return sent, "", (Rejection(given.loyalty_card, Reason.MALFORMED, ""),)
+    """The codes and the loyalty card to send. A malformed card is rejected here: it would fail the whole request."""
+    promotions = checkout.promotions
+    sent = codes.SentCodes(codes.unique(promotions.coupon_codes, case=options.code_case), promotions.referral_code)
+    card = promotions.loyalty_card
+    if not card or _CARD.fullmatch(card):
+        return sent, card, ()
+    return sent, "", (Rejection(card, Reason.MALFORMED, ""),)
 
 
 def _identifiers(checkout: Checkout, options: Options) -> tuple[tuple[str, ...], tuple[Notice, ...]]:
-    """The vendor advises hashes (https://docs.talon.one/docs/dev/tutorials/using-identifiers); a plain hash of an IP
-    address is undone in minutes, hence a keyed one.
+    """The identifiers to send, hashed where a key is configured.
+
+    Talon.One advises hashes: https://docs.talon.one/docs/dev/tutorials/using-identifiers. The hash is keyed, since all
+    IP addresses can be tried against a plain hash within minutes.
     """
-    given = checkout.promotions.identifiers
-    sent, dropped = given[:_MAX_IDENTIFIERS], len(given[_MAX_IDENTIFIERS:])
+    identifiers = checkout.promotions.identifiers
+    sent, dropped = identifiers[:_MAX_IDENTIFIERS], len(identifiers[_MAX_IDENTIFIERS:])
     if options.identifiers_key:
         sent = tuple(hmac.new(options.identifiers_key, text.encode(), hashlib.sha256).hexdigest() for text in sent)
     if not dropped:
@@ -190,9 +189,11 @@ def _identifiers(checkout: Checkout, options: Options) -> tuple[tuple[str, ...],
 
 
 def _profile(checkout: Checkout, session: str, options: Options) -> str:
-    """The customer; or a guest of this checkout's own, since under one shared guest id all anonymous shoppers would
-    wait for each other (https://docs.talon.one/docs/dev/getting-started/integration-tutorial#managing-parallel-requests);
-    or nobody, as the vendor allows and advises against: per-customer limits do not hold for nobody.
+    """The id of the customer profile. A guest gets a profile per session, or (`anonymous`) none: "".
+
+    Talon.One handles the requests of one profile one at a time, so guests must not share a profile:
+    https://docs.talon.one/docs/dev/getting-started/integration-tutorial#managing-parallel-requests. It advises against
+    sessions without a profile, because limits per customer do not apply to them.
     """
     if not checkout.customer and options.guests == "anonymous":
         return ""
@@ -200,7 +201,7 @@ def _profile(checkout: Checkout, session: str, options: Options) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Lines
+# Cart items
 
 
 def _item(
@@ -214,61 +215,63 @@ def _item(
         quantity=line.quantity,
         price=money.to_major(line.list_price, checkout.digits),
         attributes=_attributes(checkout, options.item_attributes, line),
-        additional_costs=UNSET if costs is None else _priced(costs, checkout.digits),
+        additional_costs=UNSET if costs is None else _additional_costs(costs, checkout.digits),
         **fields,
     )
 
 
-def _all_fields(checkout: Checkout, options: Options) -> tuple[list[dict[str, Any]], tuple[Notice, ...]]:
-    """The vendor's own fields of each line: https://docs.talon.one/docs/dev/concepts/entities/customer-sessions
+def _item_fields(checkout: Checkout, options: Options) -> tuple[list[dict[str, Any]], tuple[Notice, ...]]:
+    """Talon.One's own fields of each cart item, by `CartItem` field, and a notice of the values that do not fit.
 
-    What cannot be one is left out and told: most shops have something of these names, and a weight of "10 kg" is no
-    reason to sell nothing.
+    https://docs.talon.one/docs/dev/concepts/entities/customer-sessions. A value that does not fit, such as the weight
+    "10 kg", is left out: it must not stop the sale.
     """
-    unusable: list[str] = []
+    invalid: list[str] = []
     compiled = _compiled(options.item_fields)
-    fields = [_fields(line, compiled, unusable) for line in checkout.cart]
-    if not unusable:
+    fields = [_fields_of(line, compiled, invalid) for line in checkout.cart]
+    if not invalid:
         return fields, ()
-    text = f"{len(unusable)} values of the cart's lines are not what Talon.One takes there; they were not sent."
-    return fields, (Notice("item_fields_not_sent", text, {"pointers": unusable}),)
+    text = f"{len(invalid)} values of the cart's lines are not what Talon.One takes there; they were not sent."
+    return fields, (Notice("item_fields_not_sent", text, {"pointers": invalid}),)
 
 
 _Field = tuple[str, str, str, tuple[str, ...], Callable[[Any], Any]]
-"""One of the vendor's own fields: its name, the pointer, its first token, the others, and what reads the value there:
-"" for a blank one, None for what cannot be one.
+"""A configured field: name, JSON pointer, the pointer's first token, its other tokens, and the converter.
+
+A converter returns "" for a blank value and None for one that does not fit.
 """
 
 
 @cache
 def _compiled(item_fields: tuple[tuple[str, str], ...]) -> tuple[_Field, ...]:
-    """The setting, made ready to be read from line after line."""
+    """The setting with its pointers split, once for all lines."""
     tokens = [[token.replace("~1", "/").replace("~0", "~") for token in at[1:].split("/")] for _, at in item_fields]
     return tuple(
-        (name, pointer, key, tuple(beyond), _FIELDS[name])
-        for (name, pointer), (key, *beyond) in zip(item_fields, tokens, strict=True)
+        (name, pointer, key, tuple(rest), _CONVERTERS[name])
+        for (name, pointer), (key, *rest) in zip(item_fields, tokens, strict=True)
     )
 
 
-def _fields(line: Line, compiled: tuple[_Field, ...], unusable: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    get = line.decoded.get  # quick: a weight may be as exact as the engine's own double
-    for name, pointer, key, beyond, read in compiled:
+def _fields_of(line: Line, compiled: tuple[_Field, ...], invalid: list[str]) -> dict[str, Any]:
+    """The fields of one line. Adds the pointers of values that do not fit to `invalid`."""
+    fields: dict[str, Any] = {}
+    get = line.decoded.get  # may hold floats, which are exact enough for a weight
+    for name, pointer, key, rest, convert in compiled:
         value = get(key)
-        for token in beyond:
+        for token in rest:
             value = value.get(token) if isinstance(value, dict) else None
-        if value is None or value == "" or name in found:
+        if value is None or value == "" or name in fields:
             continue
-        field = read(value)
+        field = convert(value)
         if field is None:
-            unusable.append(line.pointer + pointer)
+            invalid.append(line.pointer + pointer)
         elif field != "":
-            found[name] = field
-    return found
+            fields[name] = field
+    return fields
 
 
 def _label(value: Any) -> str | None:
-    """A name or a category; "" for a blank one, None where it is none."""
+    """A name or a category."""
     if isinstance(value, str):
         return value.strip()
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
@@ -280,12 +283,12 @@ def _product(value: Any) -> Product | str | None:
 
 
 def _measure(value: Any) -> Raw | None:
-    """A weight (grams) or a length (mm), from a number or a text: its digits, to be sent as they are."""
-    digits = value.encode() if isinstance(value, str) else encode(value)  # true, lists and objects have none
+    """A weight (grams) or a length (mm), from a number or a string. Its digits are sent unchanged."""
+    digits = value.encode() if isinstance(value, str) else encode(value)
     return Raw(digits) if _MEASURE.fullmatch(digits) else None
 
 
-_FIELDS: dict[str, Callable[[Any], Any]] = {
+_CONVERTERS: dict[str, Callable[[Any], Any]] = {
     "name": _label,
     "category": _label,
     "product": _product,
@@ -294,38 +297,41 @@ _FIELDS: dict[str, Callable[[Any], Any]] = {
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What stands at the configured places
+# Values at configured pointers
 
 
 def _costs(checkout: Checkout, names: dict[str, str], line: Line | None = None) -> dict[str, int]:
-    found = ((name, checkout.amount_at(pointer, line)) for name, pointer in names.items())
-    return {name: amount for name, amount in found if amount is not None}
+    """The additional costs that the cart or the line has, in minor units by name."""
+    amounts = ((name, checkout.amount_at(pointer, line)) for name, pointer in names.items())
+    return {name: amount for name, amount in amounts if amount is not None}
 
 
-def _all_costs(
+def _outcome_costs(
     checkout: Checkout, costs: dict[str, int], line_costs: list[dict[str, int]], options: Options
 ) -> tuple[Cost, ...]:
-    own = (
-        Cost(name, told.get(name, 0) * line.quantity, line.index)
-        for line, told in zip(checkout.cart, line_costs, strict=False)
+    of_lines = (
+        Cost(name, amounts.get(name, 0) * line.quantity, line.index)
+        for line, amounts in zip(checkout.cart, line_costs, strict=False)
         for name in options.item_additional_costs
     )
-    return (*(Cost(name, costs.get(name, 0)) for name in options.additional_costs), *own)
+    return (*(Cost(name, costs.get(name, 0)) for name in options.additional_costs), *of_lines)
 
 
-def _priced(costs: dict[str, int], digits: int) -> dict[str, AdditionalCost]:
+def _additional_costs(costs: dict[str, int], digits: int) -> dict[str, AdditionalCost]:
     return {name: AdditionalCost(money.to_major(price, digits)) for name, price in costs.items()}
 
 
 def _attributes(checkout: Checkout, names: dict[str, str], line: Line | None = None) -> dict[str, Any] | UnsetType:
-    """Only what is configured: one attribute that the account does not have makes the engine refuse the whole cart."""
+    """The configured attributes. Talon.One refuses the whole session over an attribute that it does not know."""
     if not names:
         return UNSET
-    found = {name: checkout.at_line(line, pointer) if line else checkout.at(pointer) for name, pointer in names.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {
+        name: checkout.at_line(line, pointer) if line else checkout.at(pointer) for name, pointer in names.items()
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _text(checkout: Checkout, pointer: str) -> str:
+def _id_at(checkout: Checkout, pointer: str) -> str:
     value = checkout.at(pointer) if pointer else None
     if value is None:
         return ""

@@ -56,6 +56,8 @@ class Evidence:
     plan: dict[str, Expected]
     stale_steps: list[Json]
     """What was decided about an order by somebody who held it under an old fence."""
+    asked: list[Json]
+    """When which replica began to work on a call for an order."""
     deadline_s: float
     settle_s: float
 
@@ -184,18 +186,18 @@ def _cancelled(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
 def _asked_for(evidence: Evidence) -> Iterator[str]:
     """I12: while no process is to redeem without a caller, what redeems an order arrives while somebody asks for it.
 
-    A request is worked on for its deadline, and where its process stood still, for its deadline after that.
+    A request is worked on for its deadline from when it was read (it may lie in the socket of a process that starts),
+    and where the process stood still, for as long after that.
     """
     unasked = _windows(evidence.history, lambda start: start["after_failure"] == "redeem_later")
     stood_still = {replica: _pauses(evidence.history, replica) for replica in (0, 1)}
     asked: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for event in evidence.history:
-        if event["type"] == "invoke":
-            end = event["at"] + evidence.deadline_s
-            for paused, resumed in stood_still[event["replica"]]:
-                if paused < end and event["at"] < resumed:
-                    end = max(end, resumed + evidence.deadline_s)
-            asked[event["order"]].append((event["at"], end))
+    for call in evidence.asked:
+        end = call["at"] + evidence.deadline_s
+        for paused, resumed in stood_still[call["replica"]]:
+            if paused < end and call["at"] < resumed:
+                end = max(end, resumed + evidence.deadline_s)
+        asked[call["order"]].append((call["at"], end))
     for key, requests in _redeeming(evidence).items():
         for request in requests:
             moments = [*asked[key], *unasked]
@@ -279,9 +281,14 @@ def _all_settled(evidence: Evidence) -> Iterator[str]:
         if row["state"] not in FINAL:
             yield f"I6 unresolved: {row['order_key']} is still {row['state']}"
     calm = next(event["at"] for event in evidence.history if event["type"] == "calm")
+    asked: dict[str, float] = {}
     for event in evidence.history:
-        if event["type"] == "info" and event["at"] > calm + evidence.settle_s:
-            yield f"I6 late: {event['order']} had no answer {event['at'] - calm:.1f} s after the last fault"
+        if event["type"] == "invoke" and event["at"] > calm:
+            asked.setdefault(event["order"], event["at"])
+        elif event["type"] == "info" and event["at"] > calm:
+            waited_s = event["at"] - asked.setdefault(event["order"], calm)
+            if waited_s > evidence.settle_s:
+                yield f"I6 late: {event['order']} had no answer {waited_s:.1f} s after its first call without faults"
 
 
 def _refused_means_nothing(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:

@@ -56,6 +56,7 @@ class Client:
         self._dice = random.Random(seed + 1)
         self._sends = 0
         self._open = asyncio.Semaphore(OPEN_AT_ONCE)
+        self._coming_back = asyncio.Semaphore(OPEN_AT_ONCE)
 
     async def drive(self, orders: list[Order], within_s: float) -> None:
         """Sends them at their time, or as many as there is time for; returns when all have their final answer."""
@@ -99,7 +100,8 @@ class Client:
         finally:
             self._open.release()
         await (self.settled if order.patience == "gone" else self.calm).wait()
-        await self._again_and_again(session, order, variant)
+        async with self._coming_back:
+            await self._again_and_again(session, order, variant)
 
     async def _again_and_again(self, session: aiohttp.ClientSession, order: Order, variant: str) -> None:
         for wait_s in itertools.chain(BACK_OFF_S, itertools.repeat(BACK_OFF_S[-1])):

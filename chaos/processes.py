@@ -108,6 +108,7 @@ class Replica:
         """Held by whoever attacks it."""
         self.starts_s: list[float] = []
         self.stale_steps: list[dict[str, Any]] = []
+        self.asked: list[dict[str, Any]] = []
         self.errors: list[str] = []
         """Tracebacks in its log."""
         self.steps = 0
@@ -157,6 +158,8 @@ class Replica:
                 self.steps += 1
                 if entry["held"] != entry["found"]:
                     self.stale_steps.append(entry)
+            elif entry["event"] == "asked":
+                self.asked.append({"order": entry["order"], "at": entry["at"], "replica": self.number})
             elif "traceback" in entry:
                 self.errors.append(entry["traceback"])
 

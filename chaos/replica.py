@@ -1,4 +1,4 @@
-"""`python -m mapper serve` with two changes: shorter leases, and a line in the log for each step of a holder.
+"""`python -m mapper serve` with two changes: shorter leases, and lines in the log for each call and a holder's steps.
 
     python -m chaos.replica PORT LEASE_S ours|next [SABOTAGE]
 
@@ -9,6 +9,7 @@ and taken back; it makes the identity of orders by rules of its own.
 
 import hashlib
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,8 @@ from mapper.http import app
 from mapper.ops.logs import log
 from mapper.orders import identity, redeem
 from mapper.orders.ledger import Ledger
-from mapper.orders.rows import Key, Moment, Row
+from mapper.orders.redeem import Job, OrderRedeemer
+from mapper.orders.rows import Answer, Key, Moment, Row
 
 
 def _log_steps() -> None:
@@ -42,6 +44,16 @@ def _log_steps() -> None:
     Ledger._change = logged  # type: ignore[method-assign]
 
 
+def _log_calls() -> None:
+    consume = OrderRedeemer.consume
+
+    async def logged(self: OrderRedeemer, job: Job, deadline: float) -> Answer:
+        log.info("asked", extra={"facts": {"order": job.ask.key.order, "at": time.time()}})
+        return await consume(self, job, deadline)
+
+    OrderRedeemer.consume = logged  # type: ignore[method-assign]
+
+
 def _identify_by_other_rules() -> None:
     known = identity.identity
     theirs = identity.VERSION + 1
@@ -62,6 +74,7 @@ def main() -> None:
     for kind in broken:
         sabotage.KINDS[kind]()
     _log_steps()
+    _log_calls()
     cli.main(["serve", "--port", port])
 
 

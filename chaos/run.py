@@ -21,7 +21,9 @@ from mapper.orders.ledger import open_ledger
 LAST_ORDERS_S = 45.0
 """How long orders nobody asks for any more may stay open, at the most: the reconciler's schedule grows."""
 LATE_CLIENTS_S = 30.0
-"""How long those may ask who come back when all is settled."""
+LATE_CLIENT_S = 0.03
+"""How long those may ask who come back when the faults are over, and how much longer for each order of the plan: on a
+busy machine two thousand of them take minutes."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed
             await sandbox.set_faults([])
             history.add("calm")
             client.calm.set()
-            await _settle(client, driving, ledger_url, profile)
-            await _come_back(client, orders, ledger_url)
+            patience_s = LATE_CLIENTS_S + LATE_CLIENT_S * len(orders)
+            await _settle(client, driving, ledger_url, profile.settle_s, patience_s)
+            await _come_back(client, orders, ledger_url, patience_s)
             collecting.cancel()
             await asyncio.wait({collecting})
             await sandbox.collect()
@@ -93,18 +96,20 @@ async def _attack(replicas: list[Replica], stage: Stage, client: Client) -> None
         stage.enough.set()
 
 
-async def _settle(client: Client, driving: "asyncio.Task[None]", ledger_url: str, profile: Profile) -> None:
+async def _settle(
+    client: Client, driving: "asyncio.Task[None]", ledger_url: str, settle_s: float, patience_s: float
+) -> None:
     """Waits until nothing is open any more; then those come back who had asked once only."""
-    give_up = time.monotonic() + max(profile.settle_s, LAST_ORDERS_S)
+    give_up = time.monotonic() + max(settle_s, LAST_ORDERS_S)
     while time.monotonic() < give_up and await changes.open_orders(ledger_url):  # noqa: ASYNC110 - another process's
         await asyncio.sleep(0.3)
     client.settled.set()
-    await asyncio.wait({driving}, timeout=LATE_CLIENTS_S)
+    await asyncio.wait({driving}, timeout=patience_s)
     client.over = True
     await driving
 
 
-async def _come_back(client: Client, orders: list[plan.Order], ledger_url: str) -> None:
+async def _come_back(client: Client, orders: list[plan.Order], ledger_url: str, patience_s: float) -> None:
     """The callers of orders that still wait for them come once more.
 
     A request that outlived its caller (in a process that stood still) may leave an order so of which the caller has
@@ -113,7 +118,7 @@ async def _come_back(client: Client, orders: list[plan.Order], ledger_url: str) 
     waiting = set(await changes.waiting(ledger_url))
     client.over = False
     coming = asyncio.create_task(client.come_back([order for order in orders if order.key in waiting]))
-    await asyncio.wait({coming}, timeout=LATE_CLIENTS_S)
+    await asyncio.wait({coming}, timeout=patience_s)
     client.over = True
     await coming
 
@@ -142,6 +147,7 @@ async def _evidence(
             for o in orders
         },
         stale_steps=[step for replica in replicas for step in replica.stale_steps],
+        asked=[call for replica in replicas for call in replica.asked],
         deadline_s=profile.deadline_s,
         settle_s=profile.settle_s,
     )

@@ -112,6 +112,7 @@ def healthy(engine: str) -> Evidence:
         books=books[engine],
         plan={"o-1": Expected("TEN-PERCENT", "granted", {"a": 20_000, "b": 30_000})},
         stale_steps=[],
+        asked=[{"order": "o-1", "at": NOW, "replica": 0}, {"order": "o-1", "at": NOW + 0.1, "replica": 1}],
         deadline_s=1.0,
         settle_s=15.0,
     )

@@ -5,8 +5,11 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import kubernetes_validate  # type: ignore[import-untyped]
@@ -62,9 +65,25 @@ def test_promtool_accepts_the_rules(arguments: tuple[str, ...]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("version", ["1.29", "1.37"])
 @pytest.mark.parametrize("manifest", manifests(), ids=lambda manifest: str(manifest["kind"]))
-def test_manifests_are_valid(manifest: dict[str, Any]) -> None:
-    kubernetes_validate.validate(manifest, "1.29", strict=True)
+def test_manifests_are_valid(manifest: dict[str, Any], version: str) -> None:
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_what_a_manifest_names_is_there() -> None:
+    """A schema does not look; a cluster does, or waits for ever."""
+    named = {(one["kind"], one["metadata"]["name"]) for one in manifests()}
+    (deployment,) = (one["spec"] for one in manifests() if one["kind"] == "Deployment")
+    labels, pod = deployment["template"]["metadata"]["labels"], deployment["template"]["spec"]
+    assert {
+        ("ConfigMap", one["configMapRef"]["name"]) for one in container()["envFrom"] if "configMapRef" in one
+    } <= named
+    assert {("Secret", one["secretRef"]["name"]) for one in container()["envFrom"] if "secretRef" in one} <= named
+    assert {one["name"] for one in container()["volumeMounts"]} == {one["name"] for one in pod["volumes"]}
+    for one in manifests():
+        if selector := one.get("spec", {}).get("selector"):
+            assert selector.get("matchLabels", selector).items() <= labels.items(), one["kind"]
 
 
 def container() -> dict[str, Any]:
@@ -119,7 +138,34 @@ def test_the_operators_routes_are_where_no_customer_gets() -> None:
 def test_the_compose_files_settings_start_a_service() -> None:
     mapper = load("compose.yaml")["services"]["mapper"]
     configured = settings.load(mapper["environment"])
-    assert f":{configured.admin_port}/readyz" in mapper["healthcheck"]["test"][-1]
+    assert f"127.0.0.1:{configured.admin_port}:{configured.admin_port}" in mapper["ports"]
+
+
+def test_what_is_not_the_service_is_not_asked_whether_it_is_well() -> None:
+    """The image's own health check asks the service. What has no network of its own starts after what it shares."""
+    services = load("compose.yaml")["services"]
+    for name, service in services.items():
+        if service["image"] == "promotions-mapper":
+            assert ("serve" in service["command"]) == ("healthcheck" not in service), name
+        if shared := service.get("network_mode", "").removeprefix("service:"):
+            assert shared in service["depends_on"], name
+
+
+@pytest.mark.parametrize(("path", "is_well"), [("/livez", True), ("/elsewhere", False)])
+def test_the_images_health_check_asks_the_operators_port_and_no_proxy(path: str, *, is_well: bool) -> None:
+    class Routes(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == path else 404)
+            self.end_headers()
+
+    text = (DEPLOY.parent / "Dockerfile").read_text("utf-8").replace("\\\n", "")
+    _python, *arguments = json.loads(re.findall(r"^HEALTHCHECK .* CMD (.*)$", text, re.MULTILINE)[0])
+    with ThreadingHTTPServer(("127.0.0.1", 0), Routes) as server:
+        Thread(target=server.serve_forever).start()
+        environment = {"MAPPER_ADMIN_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:1"}
+        done = subprocess.run([sys.executable, *arguments], env=environment, timeout=30, check=False)
+        server.shutdown()
+    assert (done.returncode == 0) == is_well
 
 
 def test_the_unit_writes_to_its_own_folder_alone() -> None:

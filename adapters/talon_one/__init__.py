@@ -113,6 +113,8 @@ class TalonOne(Adapter):
         )
         if replies.blocking_state(reply) is not None:
             return (yield from _already_redeemed(session, request))
+        if replies.is_mute(reply):
+            raise replies.unreadable_reply()  # the request may have been delivered twice
         state = replies.state_of(reply)
         current = state.session or _NO_SESSION
         if current.state not in _CLOSED:

@@ -320,6 +320,11 @@ def _errors(reply: EngineReply) -> ErrorReply:
     return decode(ERROR, reply.body) or ErrorReply()
 
 
+def is_mute(reply: EngineReply) -> bool:
+    """Whether it is a refusal that does not say why; such as that the session has that state already."""
+    return reply.status == 400 and _errors(reply) == ErrorReply()
+
+
 def blocking_state(reply: EngineReply) -> str | None:
     """The session's state where it forbids the requested change of state; None for any other reply."""
     match = _CANNOT_MOVE.search(_errors(reply).message or "") if reply.status == 400 else None

@@ -56,6 +56,7 @@ from mapper.orders.rows import (
     looking,
     next_session,
     not_cancelled,
+    not_seen_again,
     postponed,
     quarantine_left_s,
     redeemed,
@@ -63,6 +64,7 @@ from mapper.orders.rows import (
     reopened,
     repaired,
     retryable,
+    seen_again,
     sent,
     sessions_of,
     trimmed,
@@ -153,9 +155,27 @@ class Ledger:
         """The engine certainly did not act: it waits for its caller, or for so many seconds."""
         return await self._write(row, lambda mine, at: retryable(mine, at, delay_s, reason, answered=answered))
 
-    async def redeemed(self, row: Row, notices: bytes, handle: str, reason: str, *, confirmed: bool) -> Row:
-        """It is redeemed. `confirmed`: a caller waits for the answer."""
-        return await self._write(row, lambda mine, at: redeemed(mine, at, notices, handle, reason, confirmed=confirmed))
+    async def redeemed(
+        self, row: Row, notices: bytes, handle: str, reason: str, *, confirmed: bool, may_double: bool = False
+    ) -> Row:
+        """It is redeemed. `confirmed`: a caller waits for the answer.
+
+        `may_double`: the engine redeems as often as it is asked.
+        """
+        again_after_s = self.quarantine_s if may_double else 0
+
+        def move(mine: Row, at: Moment) -> Row:
+            return redeemed(mine, at, notices, handle, reason, confirmed=confirmed, again_after_s=again_after_s)
+
+        return await self._write(row, move)
+
+    async def seen_again(self, row: Row, *, repaired: bool) -> Row:
+        """A redeemed order was looked for once more. It is nobody's."""
+        return await self._change_any(row, lambda mine, at: (moved := seen_again(mine, at, repaired=repaired), moved))
+
+    async def not_seen_again(self, row: Row) -> Row:
+        """A redeemed order could not be looked for once more. It is nobody's."""
+        return await self._change_any(row, lambda mine, at: (moved := not_seen_again(mine, at), moved))
 
     async def degraded(self, row: Row, notices: bytes, *, confirmed: bool) -> Row:
         """It is done, with nothing redeemed."""

@@ -42,6 +42,7 @@ from mapper.orders.identity import VERSION, identity
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import (
     DEGRADED,
+    REDEEMED,
     Absence,
     Absent,
     AfterLookUp,
@@ -270,6 +271,8 @@ class OrderRedeemer:
         try:
             if row.state is State.CANCELLING:
                 result = (await self._cancel(row.key, deadline)).reason
+            elif row.state in REDEEMED:
+                result = await self._look_again(row, deadline)
             else:
                 step = await self._advance(self._job_of(row), deadline)
                 result = step.reason if isinstance(step, Answer) else "waiting"
@@ -281,6 +284,26 @@ class OrderRedeemer:
                 log.exception("internal error", extra={"facts": {"order": row.key.order}})
             await self._make_room(row, result)
         log.info("reconcile", extra={"facts": {"order": row.key.order, "was": row.state.value, "result": result}})
+
+    async def _look_again(self, row: Row, deadline: float) -> str:
+        """Takes back what a request that was delivered twice has redeemed since the order was found redeemed."""
+        if not row.order:  # erased by a person
+            await self.ledger.seen_again(row, repaired=False)
+            return "erased"
+        try:
+            order = self._order_of(row)
+            found = await self.promotion_engine.look_up(order, row.session, row.handle, deadline)
+            if found.extra:
+                await self.promotion_engine.repair(order, row.session, found.extra, deadline)
+        except Problem as problem:
+            await self.ledger.not_seen_again(row)
+            return problem.reason
+        if found.extra:
+            self._log_repair(row, found.extra)
+        return (await self.ledger.seen_again(row, repaired=bool(found.extra))).state.lower()
+
+    def _log_repair(self, row: Row, extra: tuple[str, ...]) -> None:
+        log.error("repaired", extra={"facts": {"order": row.key.order, "rolled_back": len(extra)}})
 
     async def _make_room(self, row: Row, reason: str) -> None:
         with contextlib.suppress(Fenced):  # it has been written since, and so it has moved on
@@ -503,13 +526,14 @@ class OrderRedeemer:
         answer = await self._record(job, row, order, judged, handle)
         if repairs:
             await self.ledger.repair(row, "redeemed_twice")
-            log.error("repaired", extra={"facts": {"order": row.key.order, "rolled_back": len(extra)}})
+            self._log_repair(row, extra)
         return answer
 
     async def _record(self, job: Job, row: Row, order: Checkout, judged: Judged, handle: str) -> Answer:
         job.record.drift, job.record.clamped = _drifted(judged), judged.is_clamped
         notices = _notices(judged)
-        await self.ledger.redeemed(row, notices, handle, "redeemed", confirmed=job.is_waited_for)
+        may_double = self.adapter.capabilities.repair
+        await self.ledger.redeemed(row, notices, handle, "redeemed", confirmed=job.is_waited_for, may_double=may_double)
         return Answer(200, _document(order, notices), "redeemed")
 
     async def _take_back(

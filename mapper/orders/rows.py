@@ -15,6 +15,7 @@ the engine. What may be done next depends on that row, and on the other rows of 
     UNKNOWN    nobody could tell for a day                      -> MANUAL
     MANUAL     somebody settles it, or has it looked up again   -> DONE, REJECTED, CANCELLED | UNKNOWN
     DONE       it is found twice and one is taken back          -> REPAIRED
+    DONE       it was unknown: looked for once more after the quarantine, for a second one that came late
     DONE, REPAIRED       somebody cancels it                    -> CANCELLING -> CANCELLED
     RETRYABLE, REJECTED  somebody cancels it                    -> CANCELLED
 
@@ -557,8 +558,14 @@ def looking(row: Row, at: Moment, lease_s: float) -> Row:
     return _leased(unknown, at, lease_s)
 
 
-def redeemed(row: Row, at: Moment, notices: bytes, handle: str, reason: str, *, confirmed: bool) -> Row:
-    """It is redeemed. `notices` as in the row; `confirmed`: a caller waits for the answer."""
+def redeemed(
+    row: Row, at: Moment, notices: bytes, handle: str, reason: str, *, confirmed: bool, again_after_s: float = 0
+) -> Row:
+    """It is redeemed. `notices` as in the row; `confirmed`: a caller waits for the answer.
+
+    `again_after_s`: a request whose outcome was unknown may have been delivered twice, and be carried out once more
+    until so long after it was sent.
+    """
     if row.state in REDEEMED and row.notices == notices:
         return row  # the write was confirmed too late, and has been tried again
     _only(row, State.INTENT, State.UNKNOWN, State.MANUAL)
@@ -566,7 +573,25 @@ def redeemed(row: Row, at: Moment, notices: bytes, handle: str, reason: str, *, 
         row, at, State.DONE, notices=notices, handle=handle or row.handle, reason=reason,
         confirmed_at=at.wall if confirmed else None,
     )  # fmt: skip
-    return _released(done, None)
+    if row.state is not State.UNKNOWN or row.sent_at is None or row.looked_at is None:
+        return _released(done, None)
+    again_at = row.sent_at + again_after_s
+    return _released(done, again_at if row.looked_at < again_at else None)
+
+
+def seen_again(row: Row, at: Moment, *, repaired: bool) -> Row:
+    """It was looked for once more: nothing was found that must not stay, or that has been taken back."""
+    _only(row, *REDEEMED)
+    seen = _move(row, at, State.REPAIRED, reason="redeemed_twice") if repaired else _move(row, at, row.state)
+    return _released(seen, None)
+
+
+def not_seen_again(row: Row, at: Moment) -> Row:
+    """It could not be looked for once more: that is tried again for a day."""
+    _only(row, *REDEEMED)
+    since = at.now if row.unknown_since is None else row.unknown_since
+    times = [since + after for after in SCHEDULE if after >= 30]
+    return _released(_move(row, at, row.state, unknown_since=since), next((t for t in times if t > at.now), None))
 
 
 def degraded(row: Row, at: Moment, notices: bytes, *, confirmed: bool) -> Row:

@@ -25,7 +25,7 @@ from mapper.engine.transport import NotSent, Unknown
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import Answer, Key, LedgerUnavailable, Moment, Row, State, Terms
 from mapper.promotions import Call, Service
-from tests.fakes import SECRET, FakeAdapter, settings, signed
+from tests.fakes import CAPABILITIES, SECRET, FakeAdapter, settings, signed
 from tests.house import CHECKOUT, REFUSED, TEN_OFF, House, carrying, reconcile, to_order
 
 ORDERED = carrying("10.00")
@@ -665,6 +665,71 @@ def test_a_repair_that_fails_is_made_again_before_anybody_is_answered(house: Hou
     house.reconcile(after_s=100)
     assert house.row().state is State.REPAIRED
     assert house.wire.sent.count("redeem") == 1
+
+
+def found_after_an_unknown_outcome(house: House) -> bytes:
+    """An order whose request was not answered, and that a look-up found redeemed once; a second one comes late."""
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+    answer = house.bytes("consume", ORDERED)
+    house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
+    house.wire.sent.clear()
+    return answer
+
+
+def test_what_a_request_that_was_delivered_twice_redeems_late_is_taken_back(house: House) -> None:
+    answer = found_after_an_unknown_outcome(house)
+    house.reconcile(after_s=58)
+    assert (house.row().state, house.wire.sent) == (State.DONE, []), "the engine may still be working on it"
+    house.reconcile(after_s=3)
+    assert (house.row().state, house.wire.sent) == (State.REPAIRED, ["look_up", "repair"])
+    house.reconcile(after_s=90_000)
+    assert (house.bytes("consume", ORDERED), len(house.wire.sent)) == (answer, 2)
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ({"look_up": [503] * 9}, None),
+        ({"repair": [403]}, None),
+        ({"repair": [Unknown("timeout")] * 2}, None),
+        ({}, LookedUp("redeemed", TEN_OFF)),
+    ],
+)
+def test_it_is_looked_for_until_that_is_known(
+    house: House, script: dict[str, list[int | Exception]], found: LookedUp | None
+) -> None:
+    found_after_an_unknown_outcome(house)
+    house.wire.script = script
+    double, house.adapter.found = house.adapter.found, found or house.adapter.found
+    house.reconcile(after_s=61)
+    assert (house.row().state, house.row().next_check_at is None) == (State.DONE, not script)
+    house.wire.script, house.adapter.found = {}, double
+    house.reconcile(after_s=300)
+    assert (house.row().state, house.row().next_check_at) == (State.REPAIRED if script else State.DONE, None)
+
+
+def test_a_redeemed_order_that_cannot_be_looked_for_is_left_alone_after_a_day(house: House) -> None:
+    found_after_an_unknown_outcome(house)
+    house.wire.script["look_up"] = [503] * 99
+    house.reconcile(after_s=90_000)
+    assert (house.row().state, house.row().next_check_at) == (State.DONE, None)
+
+
+@pytest.mark.parametrize("case", ["answered", "engine redeems once", "erased"])
+def test_what_cannot_have_been_redeemed_twice_is_not_looked_for_again(house: House, case: str) -> None:
+    if case == "answered":
+        house("consume", ORDERED)
+    if case == "engine redeems once":
+        house.adapter.capabilities = msgspec.structs.replace(CAPABILITIES, repair=False)
+    if case != "answered":
+        found_after_an_unknown_outcome(house)
+    if case == "erased":
+        row = house.row()
+        asyncio.run(house.within(lambda service: service.redeemer.ledger.forget(row)))
+    house.wire.sent.clear()
+    house.reconcile(after_s=61)
+    assert (house.row().state, house.row().next_check_at, house.wire.sent) == (State.DONE, None, [])
 
 
 def test_a_redemption_may_use_a_share_of_what_is_left_of_the_deadline(house: House) -> None:

@@ -104,6 +104,25 @@ def test_a_card_that_the_engine_does_not_know_is_refused_and_the_rest_of_the_car
         assert (result.rejected, amounts(result)) == ((Rejection("card-1", Reason.NOT_FOUND, ""),), [(0, 500)])
 
 
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"", EngineUnavailable),
+        (b"<html>", EngineUnavailable),
+        (b'{"status": "ok", "data": [1, null]}', EngineUnavailable),
+        (b'{"message": "Cannot move session to state "closed" from st', EngineUnavailable),
+        (b'{"message": "The submitted data was invalid"}', EngineRejected),
+        (b'{"errors": [{"title": "wrong"}]}', EngineRejected),
+    ],
+)
+def test_a_close_that_is_refused_without_a_reason_may_have_been_closed_by_the_same_request(
+    body: bytes, problem: type[Problem]
+) -> None:
+    with pytest.raises(Problem) as caught:
+        talk(adapter().redeem(CART, "s"), reply(body, 400))
+    assert type(caught.value) is problem
+
+
 @pytest.mark.parametrize("state", ["closed", "partially_returned"])
 @pytest.mark.parametrize("conversation", ["check", "redeem"])
 def test_an_order_that_was_closed_before_is_redeemed_and_not_closed_again(conversation: str, state: str) -> None:

@@ -1,6 +1,9 @@
-"""Voucherify as conversations: validate, check, redeem, look up, undo.
+"""Voucherify: a cart is an order, its codes and promotion tiers are redeemables, a redemption redeems them.
 
-https://docs.voucherify.io. Built on the stackable endpoints: one call for all codes of a cart.
+This module holds the conversations, on the API for stackable discounts, which takes all codes of a cart in one request:
+https://docs.voucherify.io/guides/manage-stackable-discounts. `redeemables` reads what the cart brings, `request` builds
+the requests, `stacking` finds the redeemables that apply together, `replies`, `errors`, `stored` and `effects` read the
+replies.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from adapters.voucherify import effects, reasons, redeemables, replies, request, stored
+from adapters.voucherify.errors import inapplicable_by_error, read_error
 from adapters.voucherify.options import MAX_REDEEMABLES, OPTIONS, read
 from adapters.voucherify.redeemables import Redeemable
-from adapters.voucherify.refusals import error, read_refusal
-from adapters.voucherify.settle import Ask, Settled, ask_once, settle, settle_in_turn
+from adapters.voucherify.stacking import BuildValidation, Selection, retry_if_busy, select, select_within
 from mapper.adapter import (
     Account,
     Adapter,
@@ -36,7 +39,7 @@ __all__ = ["Voucherify"]
 
 
 class Voucherify(Adapter):
-    """The adapter for Voucherify. The order's `source_id` in Voucherify is the session id."""
+    """The session id is the order's `source_id` in Voucherify."""
 
     name = "voucherify"
     contract = 1
@@ -53,247 +56,260 @@ class Voucherify(Adapter):
         most_codes=MAX_REDEEMABLES,
     )
 
-    def __init__(self, given: Mapping[str, str]) -> None:
-        account, self.settings = read(given)
+    def __init__(self, options: Mapping[str, str]) -> None:
+        account, self.settings = read(options)
         self.accounts: Mapping[str, Account] = {"": account}
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
-        coded, refused = redeemables.codes(checkout, self.settings, frozenset())
-        settled = yield from self._earned(checkout, session, coded)
-        yield from self._release(checkout, session, settled)
-        outcome = self._outcome(settled, checkout, refused)
-        unasked = () if checkout.cart else map(effects.not_asked, coded)
-        return _with(outcome, *unasked, *effects.left_out(settled.refused))
+        """Validates the codes of the cart and the promotion tiers of the settings."""
+        vouchers, rejected = redeemables.vouchers(checkout, self.settings, frozenset())
+        selection = yield from self._select_with_promotions(checkout, session, vouchers)
+        yield from self._release_unused(checkout, session, selection)
+        outcome = self._outcome(selection, checkout, rejected)
+        not_validated = () if checkout.cart else map(effects.not_validated_notice, vouchers)
+        return _with_notices(outcome, *not_validated, *effects.left_out_notices(selection.inapplicable))
 
     def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
-        """A validation of what the shopper was shown: without effect, and the question that `redeem` asks."""
-        asked, refused = self._shown(order)
-        settled = yield from self._settle(order, session, asked)
-        before = yield from self._redeemed_before(order, session, settled.refused.values())
-        if before is not None:
-            return before
-        yield from self._release(order, session, settled)
-        outcome = self._outcome(settled, order, refused)
-        return _with(outcome, *effects.refused_promotions(settled.refused))
+        """Validates the redeemables that `redeem` redeems: those that validate showed the shopper."""
+        requested, rejected = self._shown(order)
+        selection = yield from self._select(order, session, requested)
+        redeemed_before = yield from self._redeemed_before(order, session, selection.inapplicable.values())
+        if redeemed_before is not None:
+            return redeemed_before
+        yield from self._release_unused(order, session, selection)
+        outcome = self._outcome(selection, order, rejected)
+        return _with_notices(outcome, *effects.refused_promotion_notices(selection.inapplicable))
 
     def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
-        """Redeems what the shopper was shown; what is refused is left out, as `check` has told.
+        """Redeems what validate showed the shopper, without what does not apply any more.
 
-        Another request that redeems is made only after the one before was refused, and so has redeemed nothing.
+        A second redemption is requested only after an error reply to the first, which has then redeemed nothing.
         """
-        asked, refused = self._shown(order)
-        out: dict[Redeemable, str] = {}
-        if len({one.object for one in asked}) > 1:
-            # Codes beside promotions: the redemption must not cost a code what `check` has granted it.
-            settled = yield from self._settle(order, session, asked)
-            asked, out = settled.question, settled.refused
-        before = yield from self._redeemed_before(order, session, out.values())
-        while asked and before is None:
-            reply = yield request.redemption(order, session, asked, self.settings)
+        requested, rejected = self._shown(order)
+        inapplicable: dict[Redeemable, str] = {}
+        if len({one.object for one in requested}) > 1:
+            # A promotion tier must not cost a code that `check` has granted.
+            selection = yield from self._select(order, session, requested)
+            requested, inapplicable = selection.redeemables, selection.inapplicable
+        redeemed_before = yield from self._redeemed_before(order, session, inapplicable.values())
+        while requested and redeemed_before is None:
+            reply = yield request.redemption(order, session, requested, self.settings)
             if reply.status == 200:
-                return (yield from self._redeemed(reply, order, session, asked, refused, out))
-            meant, key = read_refusal(reply, asked, several_may_be_too_many=True)
-            asked, gone = yield from self._without_refused(order, session, asked, meant, key)
-            out = {**out, **gone}
-            before = yield from self._redeemed_before(order, session, [key, *gone.values()])
-        if before is not None:
-            return Redeemed(before)
-        rejected = _in_order([*refused, *_rejections(out)], order)
-        return NotRedeemed(tuple(rejected), tuple(effects.refused_promotions(out)))
+                return (yield from self._redeemed(reply, order, session, requested, rejected, inapplicable))
+            named, key = inapplicable_by_error(reply, requested, may_exceed_limit=True)
+            requested, dropped = yield from self._after_error(order, session, requested, named, key)
+            inapplicable = {**inapplicable, **dropped}
+            redeemed_before = yield from self._redeemed_before(order, session, [key, *dropped.values()])
+        if redeemed_before is not None:
+            return Redeemed(redeemed_before)
+        rejected = _in_order([*rejected, *_rejections(inapplicable)], order)
+        return NotRedeemed(tuple(rejected), tuple(effects.refused_promotion_notices(inapplicable)))
 
     def look_up(self, order: Checkout, session: str, handle: str = "") -> Conversation[LookedUp]:
-        """Reads the order. Raises `OrderMismatch` where it was redeemed with another cart, or with a code that this
-        order does not bring.
+        """Reads the stored order and its redemptions.
 
-        Codes that the redemption left out (application mode PARTIAL) are rejected. Of several redemptions, the one
-        that `redeem` told of counts, else the first.
+        Codes that the redemption left out (application mode PARTIAL) are rejected. Of several redemptions, the one of
+        `handle` counts, else the oldest. Raises `OrderMismatch` where another cart was redeemed, or a code that this
+        order does not have.
         """
-        found = yield from self._stored(session)
-        live = stored.live_redemptions(found) if found else ()
-        if found is None or not live:
-            # An order without redemptions has merely been synchronised.
+        stored_order = yield from self._stored(session)
+        live = stored.live_redemptions(stored_order) if stored_order else ()
+        if stored_order is None or not live:
             return LookedUp("absent")
-        if not stored.same_cart(found, order, self.settings):
+        if not stored.same_cart(stored_order, order, self.settings):
             message = "Voucherify has redeemed this order's promotions with another cart."
             raise OrderMismatch(message, reason="other_content")
         first = handle if handle in live else live[0]
         try:
-            outcome = effects.outcome(stored.granted(found, session, order), order, self.settings, binding=False)
+            validation = stored.granted(stored_order, session, order)
+            outcome = effects.outcome(validation, order, self.settings, binding=False)
         except EngineUnavailable as problem:
-            # That it happened is certain, even where its amounts cannot be read.
+            # The order is redeemed, even where its amounts cannot be read.
             outcome = Outcome(notices=(Notice(problem.reason, problem.message, None),))
-        missing = yield from self._missing(found, stored.parts(found, first), order)
-        outcome = msgspec.structs.replace(outcome, rejected=_left_out(missing))
-        notices = effects.refused_promotions(dict.fromkeys(missing, ""))
-        extra = tuple(one for one in live if one != first)
-        return LookedUp("redeemed", _with(outcome, *notices, _redemptions((first, *extra))), extra)
+        missing = yield from self._missing(stored_order, stored.parts(stored_order, first), order)
+        outcome = msgspec.structs.replace(outcome, rejected=_not_applied(missing))
+        notices = effects.refused_promotion_notices(dict.fromkeys(missing, ""))
+        extra = tuple(redemption for redemption in live if redemption != first)
+        return LookedUp("redeemed", _with_notices(outcome, *notices, _ids_notice((first, *extra))), extra)
 
     def undo(
         self, order: Checkout | None, session: str, handle: str = "", *, final: bool = False
     ) -> Conversation[None]:
-        """Rolls back every redemption of the session that stands. Doing it again changes nothing."""
-        found = yield from self._stored(session)
-        live = stored.live_redemptions(found) if found else ()
-        # The handle counts alone where Voucherify does not find the order that it names.
-        yield from _roll_back(live if found is not None or not handle else [handle])
-        if not final and found is not None:
-            yield from _set_aside(found, session)
+        """Rolls back all redemptions of the session. Unless `final`, renames the order, to free its name."""
+        stored_order = yield from self._stored(session)
+        live = stored.live_redemptions(stored_order) if stored_order else ()
+        # Where Voucherify does not find the order, the handle is all that is known.
+        yield from _roll_back(live if stored_order is not None or not handle else [handle])
+        if not final and stored_order is not None:
+            yield from _rename(stored_order, session)
         if final and order is not None and self.settings.lock_ttl:
-            yield from _release_all(order.promotions.codes, session)
+            yield from _release(order.promotions.codes, session)
 
     def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None]:
-        """Rolls back redemptions beyond the first. Doing it again changes nothing."""
+        """Rolls back the redemptions beyond the first."""
         yield from _roll_back(extra)
 
     # --- Parts of conversations --------------------------------------------------------------------------------------
 
-    def _earned(self, checkout: Checkout, session: str, coded: Sequence[Redeemable]) -> Conversation[Settled]:
-        """What the codes and the promotions beside them come to; promotions wait where there is no room for them."""
+    def _select_with_promotions(
+        self, checkout: Checkout, session: str, vouchers: Sequence[Redeemable]
+    ) -> Conversation[Selection]:
+        """Selects among the vouchers and the promotion tiers to try. Tiers beyond the project's limit wait."""
         if not checkout.cart:
-            return Settled()
-        tiers, room = yield from self._promotions(checkout, MAX_REDEEMABLES - len(coded))
-        wanted = redeemables.arrange(coded, tiers, self.settings)
-        waiting = [one for one in wanted if not one.code][room:]
-        asked = [one for one in wanted if one not in waiting]
-        ask = self._validation(checkout, session)
-        return (yield from settle_in_turn(asked, waiting, len(coded) + room, ask))
+            return Selection()
+        tiers, places = yield from self._promotions(checkout, MAX_REDEEMABLES - len(vouchers))
+        candidates = redeemables.arrange(vouchers, tiers, self.settings)
+        waiting = [one for one in candidates if not one.code][places:]
+        requested = [one for one in candidates if one not in waiting]
+        return (
+            yield from select_within(
+                requested, waiting, len(vouchers) + places, self._build_validation(checkout, session)
+            )
+        )
 
-    def _promotions(self, checkout: Checkout, room: int) -> Conversation[tuple[Sequence[str], int]]:
-        """The promotions to try, since Voucherify applies none by itself, and for how many of them there is room.
+    def _promotions(self, checkout: Checkout, places: int) -> Conversation[tuple[Sequence[str], int]]:
+        """The promotion tiers to try, and how many of `places` the project's limit leaves for them.
 
-        How many redeemables the project takes stands in the qualification's answer.
+        Voucherify applies no tier by itself. The reply to a qualification has the project's limit.
         """
         if self.settings.promotions == "listed":
-            return tuple(dict.fromkeys(self.settings.tiers)), room
-        if self.settings.promotions == "off" or room == 0:
+            return tuple(dict.fromkeys(self.settings.tiers)), places
+        if self.settings.promotions == "off" or places == 0:
             return (), 0
-        reply = yield from ask_once(request.qualification(checkout, room, self.settings))
+        reply = yield from retry_if_busy(request.qualification(checkout, places, self.settings))
         if reply.status != 200:
-            raise reasons.problem(reply.status, error(reply).key)
-        offer = replies.read_offer(reply)
-        beyond = MAX_REDEEMABLES - (replies.limit_in(offer.rules, "redeemables_limit") or MAX_REDEEMABLES)
-        return offer.tiers, max(room - beyond, 0)
+            raise reasons.problem(reply.status, read_error(reply).key)
+        qualification = replies.read_qualification(reply)
+        limit = replies.limit_in(qualification.rules, "redeemables_limit") or MAX_REDEEMABLES
+        return qualification.tiers, max(places - (MAX_REDEEMABLES - limit), 0)
 
-    def _settle(self, checkout: Checkout, session: str, asked: Sequence[Redeemable]) -> Conversation[Settled]:
-        return settle(asked, self._validation(checkout, session))
+    def _select(self, checkout: Checkout, session: str, requested: Sequence[Redeemable]) -> Conversation[Selection]:
+        return select(requested, self._build_validation(checkout, session))
 
-    def _validation(self, checkout: Checkout, session: str) -> Ask:
+    def _build_validation(self, checkout: Checkout, session: str) -> BuildValidation:
         return lambda some: request.validation(checkout, session, some, self.settings)
 
-    def _release(self, checkout: Checkout, session: str, settled: Settled) -> Conversation[None]:
-        """Frees the codes that this checkout's lock may hold from before, and that do not apply any more."""
+    def _release_unused(self, checkout: Checkout, session: str, selection: Selection) -> Conversation[None]:
+        """Unlocks the codes that an earlier validate may have locked and that do not apply any more."""
         if self.settings.lock_ttl:
-            held = {one.code for one in settled.applies}
-            gone = [code for code in redeemables.applied_before(checkout) if code not in held]
-            yield from _release_all(gone, session)
+            applicable = {one.code for one in selection.applicable}
+            unused = [code for code in redeemables.applied_before(checkout) if code not in applicable]
+            yield from _release(unused, session)
 
-    def _outcome(self, settled: Settled, checkout: Checkout, refused: Sequence[Rejection]) -> Outcome:
-        """The outcome of a validation; refused codes in the order in which the shopper gave them."""
-        rejected = _in_order([*refused, *_rejections(settled.refused)], checkout)
-        if settled.answer is None:
+    def _outcome(self, selection: Selection, checkout: Checkout, rejected: Sequence[Rejection]) -> Outcome:
+        """The outcome of a selection, rejected codes in the order in which the shopper entered them."""
+        rejected = _in_order([*rejected, *_rejections(selection.inapplicable)], checkout)
+        if selection.validation is None:
             return Outcome(rejected=tuple(rejected))
-        return effects.outcome(settled.answer, checkout, self.settings, rejected=rejected)
+        return effects.outcome(selection.validation, checkout, self.settings, rejected=rejected)
 
     def _shown(self, order: Checkout) -> tuple[Sequence[Redeemable], list[Rejection]]:
-        """What the shopper was shown at validate, which is what consume has to redeem."""
+        """The redeemables that validate showed the shopper, which consume redeems, and codes rejected unsent."""
         if not order.cart:
             return [], []
         shown = redeemables.shown(order, self.settings)
-        coded, refused = redeemables.codes(order, self.settings, shown.refused)
-        return redeemables.arrange(coded, shown.tiers[: MAX_REDEEMABLES - len(coded)], self.settings), refused
+        vouchers, rejected = redeemables.vouchers(order, self.settings, shown.rejected)
+        tiers = shown.tiers[: MAX_REDEEMABLES - len(vouchers)]
+        return redeemables.arrange(vouchers, tiers, self.settings), rejected
 
     def _redeemed_before(self, order: Checkout, session: str, keys: Iterable[str]) -> Conversation[Outcome | None]:
-        """A code that is used up may have been used up by this very order: the ledger may have been lost."""
+        """The outcome of this order, if it has been redeemed. Looked up where a code is used up.
+
+        The order itself may have used the code up. That happens where the ledger was lost.
+        """
         if not any(reasons.reason(key) == Reason.USED_UP for key in keys):
             return None
-        known = yield from self.look_up(order, session)
-        return msgspec.structs.replace(known.outcome, redeemed=True) if known.state == "redeemed" else None
+        looked_up = yield from self.look_up(order, session)
+        return msgspec.structs.replace(looked_up.outcome, redeemed=True) if looked_up.state == "redeemed" else None
 
-    def _without_refused(
-        self, order: Checkout, session: str, asked: Sequence[Redeemable], meant: dict[Redeemable, str], key: str
+    def _after_error(
+        self, order: Checkout, session: str, requested: Sequence[Redeemable], named: dict[Redeemable, str], key: str
     ) -> Conversation[tuple[Sequence[Redeemable], dict[Redeemable, str]]]:
-        """What to redeem after a redemption was refused, and what is given up.
+        """The redeemables to request after an error reply to a redemption, and those that are dropped.
 
-        One may be named where several are in the way: a validation tells, without effect, what applies.
+        The error names one redeemable, or none, where several do not apply. A validation finds all.
         """
-        has_codes = any(one.code for one in asked)
-        if has_codes and meant.keys() >= {*asked}:
-            return (), meant
-        settled = yield from self._settle(order, session, asked)
-        if settled.answer is None or len(settled.question) < len(asked):
-            return settled.question, settled.refused
-        if settled.refused:
-            return settled.applies, settled.refused
+        has_codes = any(one.code for one in requested)
+        if has_codes and named.keys() >= {*requested}:
+            return (), named
+        selection = yield from self._select(order, session, requested)
+        if selection.validation is None or len(selection.redeemables) < len(requested):
+            return selection.redeemables, selection.inapplicable
+        if selection.inapplicable:
+            return selection.applicable, selection.inapplicable
         if not has_codes:
             message = "Voucherify refuses to redeem the promotions of this order, and does not say which."
             raise EngineRejected(message, reason="promotion_refused")
-        gone = meant or dict.fromkeys(asked, key)
-        return [one for one in asked if one not in gone], gone
+        dropped = named or dict.fromkeys(requested, key)
+        return [one for one in requested if one not in dropped], dropped
 
     def _redeemed(
         self,
         reply: EngineReply,
         order: Checkout,
         session: str,
-        asked: Sequence[Redeemable],
-        refused: Sequence[Rejection],
-        out: Mapping[Redeemable, str],
+        requested: Sequence[Redeemable],
+        rejected: Sequence[Rejection],
+        inapplicable: Mapping[Redeemable, str],
     ) -> Conversation[Redeemed | NotRedeemed]:
-        """What a redemption did: perhaps less than was asked for.
+        """The result of a redemption, which may have redeemed less than was requested.
 
-        Raises `EngineUnavailable` where it is not the only one. Nothing in Voucherify keeps an order to one redemption,
-        and a request may be delivered twice, or come late: so the order is read once more. The look-up that follows
-        tells which one counts, and the others are rolled back.
+        Voucherify does not limit an order to one redemption, and a request may be delivered twice or late. So the order
+        is read again. `EngineUnavailable` where it has another redemption: the look-up that follows names the one that
+        counts, and the others are rolled back.
         """
-        found = replies.read_redemption(reply, asked)
-        now = (yield from self._stored(session)) or found.order
-        live = {*stored.live_redemptions(found.order), *stored.live_redemptions(now)}
-        if found.ids and live - {*found.ids, *found.children}:
+        redemptions = replies.read_redemption(reply, requested)
+        stored_order = (yield from self._stored(session)) or redemptions.order
+        live = {*stored.live_redemptions(redemptions.order), *stored.live_redemptions(stored_order)}
+        if redemptions.ids and live - {*redemptions.ids, *redemptions.children}:
             raise EngineUnavailable("The order has been redeemed more than once.", reason="redeemed_twice")
-        if stored.is_reused(now) and not stored.same_cart(now, order, self.settings):
-            yield from _roll_back(found.ids)
-            yield from _set_aside(now, session)
+        if stored.is_reused(stored_order) and not stored.same_cart(stored_order, order, self.settings):
+            yield from _roll_back(redemptions.ids)
+            yield from _rename(stored_order, session)
             raise EngineUnavailable("Voucherify has redeemed the cart of an earlier attempt.", reason="earlier_cart")
-        gone = {**out, **found.answer.refused}
-        rejected = _in_order([*refused, *_rejections(gone)], order)
-        if not found.answer.applied:
-            return NotRedeemed(tuple(rejected), tuple(effects.refused_promotions(gone)))
-        outcome = effects.outcome(found.answer, order, self.settings, binding=False, rejected=rejected)
-        notices = [*effects.refused_promotions(gone), *([_redemptions(found.ids)] if found.ids else [])]
-        return Redeemed(_with(outcome, *notices), handle=found.ids[0] if found.ids else "")
+        result = redemptions.result
+        inapplicable = {**inapplicable, **result.inapplicable}
+        rejected = _in_order([*rejected, *_rejections(inapplicable)], order)
+        notices = effects.refused_promotion_notices(inapplicable)
+        if not result.applied:
+            return NotRedeemed(tuple(rejected), tuple(notices))
+        outcome = effects.outcome(result, order, self.settings, binding=False, rejected=rejected)
+        if not redemptions.ids:
+            return Redeemed(_with_notices(outcome, *notices))
+        return Redeemed(_with_notices(outcome, *notices, _ids_notice(redemptions.ids)), handle=redemptions.ids[0])
 
     def _missing(
-        self, found: stored.StoredOrder, parts: Sequence[str], order: Checkout
+        self, stored_order: stored.StoredOrder, parts: Sequence[str], order: Checkout
     ) -> Conversation[list[Redeemable]]:
-        """What the order asked for and these redemptions do not have.
+        """The redeemables that the order should have redeemed and that these redemptions do not have.
 
-        Raises `OrderMismatch` where they have a code that the order does not bring, and `EngineUnavailable` where they
-        are too few and one cannot be read: a guess may take back a paid order.
+        Raises `OrderMismatch` where they have a code that the order does not have. Raises `EngineUnavailable` where
+        they are too few and one cannot be read, since a wrong guess may undo a paid order.
         """
-        asked, _ = self._shown(order)
-        brought = [Redeemable("voucher", code) for code in order.promotions.codes]
-        if not brought and stored.has_voucher(found, parts):
+        requested, _ = self._shown(order)
+        vouchers = [Redeemable("voucher", code) for code in order.promotions.codes]
+        if not vouchers and stored.has_voucher(stored_order, parts):
             raise _other_codes()
-        if not brought and len(parts) >= len(asked):
+        if not vouchers and len(parts) >= len(requested):
             return []
         redeemed, unread = [], False
-        for part in parts:
-            reply = yield from ask_once(request.stored_redemption(part))
+        for redemption in parts:
+            reply = yield from retry_if_busy(request.stored_redemption(redemption))
             try:
-                one = stored.read_part(reply)
+                part = stored.read_part(reply)
             except EngineUnavailable:
-                if len(parts) < len(asked):
+                if len(parts) < len(requested):
                     raise
                 unread = True
                 continue
-            if one is not None:
-                if one.object == "voucher" and redeemables.named(brought, one.names) is None:
+            if part is not None:
+                if part.object == "voucher" and redeemables.find(vouchers, part.names) is None:
                     raise _other_codes()
-                redeemed.append(redeemables.named(asked, one.names))
-        return [] if unread else [one for one in asked if one not in redeemed]
+                redeemed.append(redeemables.find(requested, part.names))
+        return [] if unread else [one for one in requested if one not in redeemed]
 
     def _stored(self, session: str) -> Conversation[stored.StoredOrder | None]:
-        return stored.read_order((yield from ask_once(request.stored_order(session))))
+        return stored.read_order((yield from retry_if_busy(request.stored_order(session))))
 
 
 def _other_codes() -> OrderMismatch:
@@ -301,43 +317,44 @@ def _other_codes() -> OrderMismatch:
 
 
 def _roll_back(ids: Sequence[str]) -> Conversation[None]:
-    for one in ids:
-        reply = yield from ask_once(request.rollback(one))
-        key = "" if reply.status == 200 else error(reply).key
+    for redemption in ids:
+        reply = yield from retry_if_busy(request.rollback(redemption))
+        key = "" if reply.status == 200 else read_error(reply).key
         if reply.status != 200 and key != "already_rolled_back":
             raise reasons.problem(reply.status, key)
 
 
-def _set_aside(order: stored.StoredOrder, session: str) -> Conversation[None]:
-    """Makes room for another order of this session: else Voucherify redeems what it has stored, whatever it is sent.
+def _rename(order: stored.StoredOrder, session: str) -> Conversation[None]:
+    """Frees the session for the next attempt: Voucherify would redeem the cart that it has stored under it.
 
-    Where that fails, the same cart can be redeemed again all the same, and another one is noticed.
+    A failure is harmless. The same cart can still be redeemed, and `_redeemed` detects another one.
     """
-    yield request.rename_order(session, stored.name_aside(order, session))
+    yield request.rename_order(session, stored.undone_name(order, session))
 
 
-def _release_all(codes: Sequence[str], session: str) -> Conversation[None]:
+def _release(codes: Sequence[str], session: str) -> Conversation[None]:
     if codes:
         yield from together(*(request.release(code, session) for code in codes))
 
 
-def _rejections(refused: Mapping[Redeemable, str]) -> list[Rejection]:
-    return [Rejection(one.code, reasons.reason(key), key) for one, key in refused.items() if one.code]
+def _rejections(inapplicable: Mapping[Redeemable, str]) -> list[Rejection]:
+    return [Rejection(one.code, reasons.reason(key), key) for one, key in inapplicable.items() if one.code]
 
 
 def _in_order(rejected: Sequence[Rejection], checkout: Checkout) -> list[Rejection]:
-    place = {code: index for index, code in enumerate(checkout.promotions.codes)}
-    return sorted(rejected, key=lambda one: place.get(one.code, len(place)))
+    """In the order in which the shopper entered the codes."""
+    places = {code: index for index, code in enumerate(checkout.promotions.codes)}
+    return sorted(rejected, key=lambda rejection: places.get(rejection.code, len(places)))
 
 
-def _left_out(missing: Iterable[Redeemable]) -> tuple[Rejection, ...]:
-    """Why, the stored order does not say."""
+def _not_applied(missing: Iterable[Redeemable]) -> tuple[Rejection, ...]:
+    """The rejections of codes that were not redeemed. The stored order does not say why."""
     return tuple(Rejection(one.code, Reason.NOT_APPLIED, "") for one in missing if one.code)
 
 
-def _redemptions(ids: Sequence[str]) -> Notice:
+def _ids_notice(ids: Sequence[str]) -> Notice:
     return Notice("redemption", "Redeemed in Voucherify under these ids.", {"redemptions": list(ids)})
 
 
-def _with(outcome: Outcome, *notices: Notice) -> Outcome:
+def _with_notices(outcome: Outcome, *notices: Notice) -> Outcome:
     return msgspec.structs.replace(outcome, notices=(*outcome.notices, *notices))

@@ -1,8 +1,8 @@
-"""From Voucherify's answer to discounts, refused codes and notices.
+"""Turns a validation into discounts, rejections and notices.
 
-One rule serves every effect, those of tomorrow included: each redeemable's own share is what `applied_discount_amount`
-says of the order and of each line. (`discount_amount` beside it grows from redeemable to redeemable.) The effect's name
-only decides how a discount is called, and whether units were added that are not in the shopper's cart.
+All effects are read alike, unknown ones included: `applied_discount_amount` has what one redeemable takes off the order
+and off each line. (`discount_amount` has what all redeemables up to it take off.) The name of the effect decides the
+description of the discount, and whether units were added that are not in the shopper's cart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from typing import Any
 from adapters.voucherify import reasons, units
 from adapters.voucherify.options import Settings
 from adapters.voucherify.redeemables import Redeemable
-from adapters.voucherify.replies import SHIPPING, Answer, Applied
+from adapters.voucherify.replies import SHIPPING, Applied, Validation
 from adapters.voucherify.request import line_name
-from adapters.voucherify.units import Grown
+from adapters.voucherify.units import AddedUnits
 from mapper.adapter import Checkout, Cost, Discount, EngineUnavailable, Line, Notice, Outcome, Reason, Rejection, money
 
 GIFT_CARD = "GIFT_CARD"
@@ -25,9 +25,8 @@ SHIPPING_COST = "shipping"
 APPLY_TO_ORDER = "APPLY_TO_ORDER"
 APPLY_TO_ITEMS = "APPLY_TO_ITEMS"
 
-# What a discount of each effect is, for the shopper. The names are Voucherify's, save for the three above, which it
-# tells by the kind of the voucher or by the product.
-# https://docs.voucherify.io/build/discount-types-and-effects
+# The description of each effect for the shopper. The names are Voucherify's, save for the last three: Voucherify marks
+# these by the type of the voucher or by the product. https://docs.voucherify.io/build/discount-types-and-effects
 EFFECTS: dict[str, str] = {
     APPLY_TO_ORDER: "Discount on the whole order",
     APPLY_TO_ITEMS: "Discount on selected items",
@@ -52,6 +51,8 @@ _NOT_FOR_THIS_CART = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Share:
+    """What one redeemable takes off one line, or off the order (None)."""
+
     applied: Applied
     line: Line | None
     amount: int
@@ -59,82 +60,90 @@ class _Share:
 
 
 def outcome(
-    answer: Answer, checkout: Checkout, settings: Settings, *, binding: bool = True, rejected: Sequence[Rejection] = ()
+    validation: Validation,
+    checkout: Checkout,
+    settings: Settings,
+    *,
+    binding: bool = True,
+    rejected: Sequence[Rejection] = (),
 ) -> Outcome:
-    """What a valid answer means for this cart.
+    """The outcome of a valid validation for this cart.
 
-    binding: prices will be set by it, so an answer whose amounts do not add up raises `EngineUnavailable`. Otherwise
-    (something has been redeemed already) it is pointed out in a notice.
+    A validation that contradicts the cart or itself raises `EngineUnavailable`. Where it is not `binding`, because the
+    order is redeemed already, it gets a notice instead.
     """
     notices: list[Notice] = []
-    fault, text = _fault(answer, checkout, settings)
-    if fault and binding:
-        raise EngineUnavailable(text, reason=fault)
-    if fault:
-        notices.append(Notice(fault, text, None))
-    growth = units.grown(answer.applied, checkout.cart)
-    shares = _shares(answer.applied, growth, checkout, settings) if fault != "lines_differ" else []
+    contradiction, text = _contradiction(validation, checkout, settings)
+    if contradiction and binding:
+        raise EngineUnavailable(text, reason=contradiction)
+    if contradiction:
+        notices.append(Notice(contradiction, text, None))
+    added = units.added_units(validation.applied, checkout.cart)
+    shares = _shares(validation.applied, added, checkout, settings) if contradiction != "lines_differ" else []
     amounts, exact = _minor([share.amount for share in shares], checkout.digits, settings.exponent)
-    found = [(share.applied, share.line, amount) for share, amount in zip(shares, amounts, strict=True) if amount]
     if not exact:
         text = "Voucherify's amounts have more digits than the currency; they were rounded, their sum once."
         notices.append(Notice("rounded", text, {"engine_total": sum(share.amount for share in shares)}))
-    metas = {id(one): _meta(one) for one in answer.applied}
-    discounts = [_discount(one, line, amount, metas[id(one)]) for one, line, amount in found]
-    shipping, told = _free_shipping(answer.applied, checkout, settings)
-    for one, of_one in zip(answer.applied, growth, strict=True):
-        notices += _notices(one, units.to_add(one, of_one, checkout.cart))
+    metas = {id(one): _meta(one) for one in validation.applied}
+    discounts = [
+        _discount(share.applied, share.line, amount, metas[id(share.applied)])
+        for share, amount in zip(shares, amounts, strict=True)
+        if amount
+    ]
+    shipping, shipping_notices = _free_shipping(validation.applied, checkout, settings)
+    for one, added_by_one in zip(validation.applied, added, strict=True):
+        notices += _notices(one, units.missing_items(one, added_by_one, checkout.cart))
     return Outcome(
         discounts=tuple(_in_order([*discounts, *shipping])),
         rejected=tuple(rejected),
-        notices=(*notices, *told),
-        costs=tuple(Cost(SHIPPING_COST, one.amount) for one in shipping),
+        notices=(*notices, *shipping_notices),
+        costs=tuple(Cost(SHIPPING_COST, discount.amount) for discount in shipping),
     )
 
 
-def _fault(answer: Answer, checkout: Checkout, settings: Settings) -> tuple[str, str]:
-    """What keeps the answer from being trusted with money: a word ("" for nothing) and a sentence."""
+def _contradiction(validation: Validation, checkout: Checkout, settings: Settings) -> tuple[str, str]:
+    """Why the amounts cannot be trusted: a reason ("" for none) and a sentence."""
     names = [line_name(line, settings)[0] for line in checkout.cart]
-    for applied in answer.applied:
+    for applied in validation.applied:
         for name, item in zip(names, applied.amounts.items, strict=False):
             if item.source_id and item.source_id != name:
                 return "lines_differ", "Voucherify's answer is about other lines than the cart has."
-    shares = sum(applied.amounts.sum for applied in answer.applied)
-    if shares != answer.total:
-        text = f"The discounts in Voucherify's answer add up to {shares}, its total is {answer.total}."
+    shares = sum(applied.amounts.sum for applied in validation.applied)
+    if shares != validation.total:
+        text = f"The discounts in Voucherify's answer add up to {shares}, its total is {validation.total}."
         return "amounts_differ", text
     return "", ""
 
 
 def _shares(
-    applied: Sequence[Applied], growth: Sequence[Sequence[Grown]], checkout: Checkout, settings: Settings
+    applied: Sequence[Applied], added: Sequence[Sequence[AddedUnits]], checkout: Checkout, settings: Settings
 ) -> list[_Share]:
     shares = [_Share(one, None, one.amounts.discount) for one in applied]
     for index, line in enumerate(checkout.cart):
-        for one, of_one in zip(applied, growth, strict=True):
-            if index < len(of_one):
-                item, added = one.amounts.item(index), of_one[index]
-                off = units.own_share(one, item, added, line)
-                if added.units and one.asked.object == "order":
-                    # Of a stored order, which tells no redeemable from another, what was added may be free, or what
-                    # was in the cart: the order carries what validate told.
-                    off = min(max(off, settings.about(line.discount, checkout.digits)), item.discount)
-                if off:
-                    shares.append(_Share(one, line, off))
+        for one, added_by_one in zip(applied, added, strict=True):
+            if index < len(added_by_one):
+                item, units_added = one.amounts.item(index), added_by_one[index]
+                share = units.cart_discount(one, item, units_added, line)
+                if units_added.count and one.redeemable.object == "order":
+                    # A stored order does not say whether the added units are free or those in the cart. So the discount
+                    # that the order carries from validate counts, as far as the stored discount covers it.
+                    share = min(max(share, settings.to_engine_floor(line.discount, checkout.digits)), item.discount)
+                if share:
+                    shares.append(_Share(one, line, share))
     return shares
 
 
-def _minor(units: Sequence[int], digits: int, exponent: int) -> tuple[list[int], bool]:
-    """The engine's units as minor units of the currency, and whether all of them were exact.
+def _minor(amounts: Sequence[int], digits: int, exponent: int) -> tuple[list[int], bool]:
+    """Amounts in the engine's units as minor units, and whether the conversion is exact.
 
-    Where they are not, the sum is rounded once and split by largest remainder.
+    Where it is not, the sum is rounded once and split by largest remainder.
     """
     if exponent <= digits:
-        return [unit * 10 ** (digits - exponent) for unit in units], True
+        return [amount * 10 ** (digits - exponent) for amount in amounts], True
     size = 10 ** (exponent - digits)
-    if all(unit % size == 0 for unit in units):
-        return [unit // size for unit in units], True
-    return money.split((2 * sum(units) + size) // (2 * size), [Decimal(unit) for unit in units]), False
+    if all(amount % size == 0 for amount in amounts):
+        return [amount // size for amount in amounts], True
+    return money.split((2 * sum(amounts) + size) // (2 * size), [Decimal(amount) for amount in amounts]), False
 
 
 def _discount(applied: Applied, line: Line | None, amount: int, meta: dict[str, Any]) -> Discount:
@@ -145,7 +154,7 @@ def _discount(applied: Applied, line: Line | None, amount: int, meta: dict[str, 
         amount=amount,
         effect_type=effect,
         line=line.index if line else None,
-        scope="goods",  # it is told of no shipping and no other cost
+        scope="goods",  # Voucherify is sent no shipping and no other cost
         meta=meta,
     )
 
@@ -160,12 +169,12 @@ def _effect(applied: Applied, default: str) -> str:
 
 
 def _name(applied: Applied) -> str:
-    return applied.name or applied.asked.id
+    return applied.name or applied.redeemable.id
 
 
 def _meta(applied: Applied) -> dict[str, Any]:
-    """The engine's ids, and what consume needs to redeem the same promotions in the same order."""
-    one = applied.asked
+    """Voucherify's ids. Consume reads `redeemable`, `object` and `position` to redeem the same promotions again."""
+    one = applied.redeemable
     kind = applied.discount.get("type")
     meta = {
         "redeemable": one.id,
@@ -179,8 +188,8 @@ def _meta(applied: Applied) -> dict[str, Any]:
 
 
 def _in_order(discounts: list[Discount]) -> list[Discount]:
-    """As they were applied; within one redeemable the order first, then the lines from top to bottom."""
-    return sorted(discounts, key=lambda one: (one.meta["position"], -1 if one.line is None else one.line))
+    """Discounts by redeemable, in the order in which these were applied; each first on the order, then by line."""
+    return sorted(discounts, key=lambda each: (each.meta["position"], -1 if each.line is None else each.line))
 
 
 # --- Free shipping ---------------------------------------------------------------------------------------------------
@@ -189,7 +198,7 @@ def _in_order(discounts: list[Discount]) -> list[Discount]:
 def _free_shipping(
     applied: Sequence[Applied], checkout: Checkout, settings: Settings
 ) -> tuple[list[Discount], list[Notice]]:
-    """Free shipping as a discount of what the checkout itself asks for shipping: Voucherify is not told that price."""
+    """A discount of the checkout's whole shipping price, which Voucherify is not sent."""
     granted = [one for one in applied if units.targets(one) & SHIPPING]
     if not granted:
         return [], []
@@ -211,7 +220,7 @@ def _free_shipping(
 
 
 def _shipping_price(checkout: Checkout, settings: Settings) -> int:
-    """At the root, or per order where the body has several."""
+    """The price at the root, else the sum over the orders. 0 where there is none."""
     price = checkout.amount_at(settings.shipping_path)
     return (price if price is not None else checkout.amount_at(f"/orders/*{settings.shipping_path}")) or 0
 
@@ -219,14 +228,14 @@ def _shipping_price(checkout: Checkout, settings: Settings) -> int:
 # --- Notices ---------------------------------------------------------------------------------------------------------
 
 
-def _notices(applied: Applied, to_add: Sequence[Mapping[str, Any]]) -> list[Notice]:
-    """What a redeemable grants beside money off: passed on with the engine's own words."""
+def _notices(applied: Applied, missing_items: Sequence[Mapping[str, Any]]) -> list[Notice]:
+    """What a redeemable grants that is not a discount."""
     payload = {**_meta(applied), "result": applied.result}
     effect = _effect(applied, "")
     notices: list[Notice] = []
-    if units.gives_units(applied):
+    if units.grants_units(applied):
         text = "Voucherify grants free or other units; those that are not in the cart are not added to it."
-        notices.append(Notice("units", text, {**payload, "items": list(to_add)}))
+        notices.append(Notice("units", text, {**payload, "items": list(missing_items)}))
     if effect == PAY_WITH_POINTS and not applied.amounts.sum:
         notices.append(Notice("loyalty_reward", "The loyalty card earns a reward that takes no money off.", payload))
     elif effect and effect not in EFFECTS:
@@ -238,37 +247,37 @@ def _notices(applied: Applied, to_add: Sequence[Mapping[str, Any]]) -> list[Noti
         not notices
         and not applied.amounts.sum
         and not units.targets(applied) & SHIPPING
-        and applied.asked.object != "order"
+        and applied.redeemable.object != "order"
     ):
         notices.append(Notice("no_effect", "This applies, but takes nothing off this cart.", payload))
     return notices
 
 
-def left_out(refused: Mapping[Redeemable, str]) -> list[Notice]:
-    """The promotions that were tried and are left out, and Voucherify's word for why.
+def left_out_notices(inapplicable: Mapping[Redeemable, str]) -> list[Notice]:
+    """The promotion tiers that were tried and do not apply, with Voucherify's error key.
 
-    Not those that are simply not for this cart or this shopper: of these, every shop has some in every cart.
+    Those that are not meant for this cart or this shopper are not mentioned: most carts have some.
     """
-    named = [
+    promotions = [
         {"redeemable": one.id, "engine_reason": key}
-        for one, key in refused.items()
+        for one, key in inapplicable.items()
         if not one.code and reasons.reason(key) not in _NOT_FOR_THIS_CART
     ]
     text = "These promotions were tried and are left out."
-    return [Notice("promotions_left_out", text, {"promotions": named})] if named else []
+    return [Notice("promotions_left_out", text, {"promotions": promotions})] if promotions else []
 
 
-def not_asked(code: Redeemable) -> Notice:
-    """Voucherify judges a code by an order, and there is none: nothing says whether it is good."""
+def not_validated_notice(code: Redeemable) -> Notice:
+    """Says that a code was not validated: Voucherify needs an order with items for that."""
     text = f"The cart is empty, so that nobody was asked about the code {code.code}."
     return Notice("code_not_answered", text, {"value": code.code})
 
 
-def refused_promotions(refused: Mapping[Redeemable, str]) -> list[Notice]:
-    """Promotions the shopper was shown at validate that Voucherify refuses at consume."""
+def refused_promotion_notices(inapplicable: Mapping[Redeemable, str]) -> list[Notice]:
+    """The promotion tiers that applied at validate and no longer apply at consume."""
     text = "A promotion shown in the checkout does not apply any more."
     return [
         Notice("promotion_refused", text, {"object": one.object, "redeemable": one.id, "engine_reason": key})
-        for one, key in refused.items()
+        for one, key in inapplicable.items()
         if not one.code
     ]

@@ -1,4 +1,4 @@
-"""The adapter's options: read once, every fault reported at once."""
+"""The adapter's options. All problems are reported at once."""
 
 import re
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ OPTIONS = (
 MAX_REDEEMABLES = 30
 TIER_ID = re.compile(r"promo_[0-9A-Za-z]{1,64}", re.ASCII)
 
-# What their kinds do not say.
+# What these options may be, beyond their kinds.
 _PATTERNS = {
     "PROMOTIONS": (
         re.compile(rf"off|qualify|{TIER_ID.pattern}(\s*,\s*{TIER_ID.pattern}){{0,{MAX_REDEEMABLES - 1}}}", re.ASCII),
@@ -94,7 +94,7 @@ MetadataList = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The options of the account, read. Paths are JSON pointers."""
+    """The options as read. Paths are JSON pointers."""
 
     exponent: int = 2
     promotions: Literal["off", "qualify", "listed"] = "off"
@@ -115,56 +115,58 @@ class Settings:
     customer_metadata: MetadataList = ()
     redemption_metadata: MetadataList = ()
 
-    def about(self, minor: int, digits: int) -> int:
-        """Minor units of the currency in the engine's units, rounded down: to be compared, not to be sent."""
+    def to_engine_floor(self, minor: int, digits: int) -> int:
+        """Minor units as the engine's units, rounded down; for comparisons only."""
         return int(minor * 10**self.exponent // 10**digits)
 
     def to_engine(self, minor: int, digits: int) -> int:
-        """Minor units of the currency as the engine's units; an amount that the engine cannot express is refused."""
+        """Minor units as the engine's units. Raises `EngineRejected` where the project's exponent is too small."""
         if self.exponent >= digits:
             return int(minor * 10 ** (self.exponent - digits))
-        units, rest = divmod(minor, 10 ** (digits - self.exponent))
-        if rest:
+        units, remainder = divmod(minor, 10 ** (digits - self.exponent))
+        if remainder:
             message = f"An amount has more digits than the {self.exponent} of the Voucherify project."
             raise EngineRejected(message, reason="inexact_amount")
         return int(units)
 
 
 def read(options: Mapping[str, str]) -> tuple[Account, Settings]:
-    """The options as account and settings. Raises `Misconfigured` with everything that is wrong."""
-    given, problems = adapter.read(OPTIONS, options)
-    problems += [(name, expected) for name, (right, expected) in _PATTERNS.items() if not right.fullmatch(given[name])]
+    """The account and the settings. Raises `Misconfigured` with all problems."""
+    values, problems = adapter.read(OPTIONS, options)
+    problems += [
+        (name, expected) for name, (pattern, expected) in _PATTERNS.items() if not pattern.fullmatch(values[name])
+    ]
     if problems:
         raise Misconfigured(problems)
     account = Account(
-        given["BASE_URL"],
+        values["BASE_URL"],
         (
-            ("X-App-Id", given["APP_ID"]),
-            ("X-App-Token", given["APP_TOKEN"]),
+            ("X-App-Id", values["APP_ID"]),
+            ("X-App-Token", values["APP_TOKEN"]),
             ("X-Voucherify-API-Version", "v2018-08-01"),
-            ("X-Voucherify-Channel", given["CHANNEL"]),
+            ("X-Voucherify-Channel", values["CHANNEL"]),
         ),
     )
-    chosen = given["PROMOTIONS"]
-    listed = chosen not in ("off", "qualify")
-    item_id, _, related_object = given["ITEM_ID"].partition(":")
+    promotions = values["PROMOTIONS"]
+    listed = promotions not in ("off", "qualify")
+    item_id, _, related_object = values["ITEM_ID"].partition(":")
     return account, Settings(
-        exponent=int(given["EXPONENT"]),
-        promotions="listed" if listed else "qualify" if chosen == "qualify" else "off",
-        tiers=tuple(tier.strip() for tier in chosen.split(",")) if listed else (),
-        promotions_first=given["PROMOTIONS_ORDER"] == "promotions_first",
-        ignores_case=given["CODE_CASE"] == "insensitive",
-        lock_ttl=int(given["SESSION_LOCK_TTL"]),
+        exponent=int(values["EXPONENT"]),
+        promotions="listed" if listed else "qualify" if promotions == "qualify" else "off",
+        tiers=tuple(tier.strip() for tier in promotions.split(",")) if listed else (),
+        promotions_first=values["PROMOTIONS_ORDER"] == "promotions_first",
+        ignores_case=values["CODE_CASE"] == "insensitive",
+        lock_ttl=int(values["SESSION_LOCK_TTL"]),
         item_id=item_id,
         related_object=related_object or ("product" if item_id == "product_id" else "sku"),
-        customer_id_path=given["CUSTOMER_ID_PATH"],
-        shipping_path=given["SHIPPING_PATH"],
-        gift_credits=given["GIFT_CREDITS"],
-        reward_id=given["REWARD_ID"],
-        order_metadata=_metadata(given["ORDER_METADATA"]),
-        item_metadata=_metadata(given["ITEM_METADATA"]),
-        customer_metadata=_metadata(given["CUSTOMER_METADATA"]),
-        redemption_metadata=_metadata(given["REDEMPTION_METADATA"]),
+        customer_id_path=values["CUSTOMER_ID_PATH"],
+        shipping_path=values["SHIPPING_PATH"],
+        gift_credits=values["GIFT_CREDITS"],
+        reward_id=values["REWARD_ID"],
+        order_metadata=_metadata(values["ORDER_METADATA"]),
+        item_metadata=_metadata(values["ITEM_METADATA"]),
+        customer_metadata=_metadata(values["CUSTOMER_METADATA"]),
+        redemption_metadata=_metadata(values["REDEMPTION_METADATA"]),
     )
 
 

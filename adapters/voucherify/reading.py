@@ -1,6 +1,6 @@
-"""How an answer is read: by hand and leniently.
+"""Decodes replies leniently.
 
-Unknown fields and unknown words never cost an answer; an amount that cannot be read always does: `EngineUnavailable`.
+Unknown fields and values of an unexpected type are ignored. An amount that cannot be read raises `EngineUnavailable`.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,13 @@ import msgspec
 
 from mapper.adapter import EngineReply, EngineUnavailable, money
 
-_SURELY_MONEY = 10**12
+_SAFE_AMOUNT = 10**12
 
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
 def document(reply: EngineReply) -> dict[str, Any]:
+    """The reply's JSON object, numbers exact."""
     try:
         body = _decode(reply.body)
     except (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError):
@@ -31,20 +32,20 @@ def not_understood(why: str) -> NoReturn:
     raise EngineUnavailable(message, reason="reply_not_understood")
 
 
-def amount(holder: Mapping[str, Any], key: str, *, signed: bool = False) -> int:
-    """An amount or a count; Voucherify leaves zeros out."""
-    value = holder.get(key)
+def amount(parent: Mapping[str, Any], key: str, *, signed: bool = False) -> int:
+    """An amount or a count, 0 where it is absent: Voucherify leaves zeros out."""
+    value = parent.get(key)
     if value is None:
         return 0
-    if type(value) is int and 0 <= value < _SURELY_MONEY:
-        return value  # what nearly all are
+    if type(value) is int and 0 <= value < _SAFE_AMOUNT:
+        return value  # the fast path
     try:
-        found = money.from_engine(value)
+        number = money.from_engine(value)
     except money.NotMoney as error:
         not_understood(f"{key} {error}")
-    if found != found.to_integral_value() or (found < 0 and not signed):
+    if number != number.to_integral_value() or (number < 0 and not signed):
         not_understood(f"{key} is no whole amount")
-    return int(found)
+    return int(number)
 
 
 def text(value: object) -> str:

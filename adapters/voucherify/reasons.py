@@ -1,7 +1,7 @@
-"""Voucherify's error keys, in one table: whose matter each is, and the word we use for it.
+"""Voucherify's error keys: what each is about, and its engine-neutral reason.
 
-The keys are those of https://docs.voucherify.io/api-reference/errors. The same key may stand beside one redeemable of
-an answer with status 200, or be the whole answer with status 4xx.
+The keys are those of https://docs.voucherify.io/api-reference/errors. A key may be that of one redeemable in a reply
+with status 200, or that of a reply with status 4xx.
 """
 
 from typing import Literal, NamedTuple
@@ -13,13 +13,18 @@ Kind = Literal["code", "request", "account", "busy"]
 
 class Fault(NamedTuple):
     kind: Kind
-    """code: this code does not apply. request: we asked wrongly. account: the keys, rights or plan do not allow it.
-    busy: another request for the same order or voucher is under way; nothing is known about ours."""
+    """What the error is about.
+
+    - `code`: a code does not apply
+    - `request`: the request is malformed
+    - `account`: the keys, their rights or the plan do not allow the request
+    - `busy`: another request for the same order or voucher is in progress, so this one had no result
+    """
     reason: str
-    """A word of `mapper.domain.reasons` for a code; otherwise the word for log and metric."""
+    """For `code` a `Reason`; for the others the reason in log and metric."""
 
 
-# The code's own matter: no other code and no promotion beside it has anything to do with it.
+# Independent of the other redeemables of the request.
 _OWN = {
     "not_found": "not_found",
     "resource_not_found": "not_found",
@@ -30,7 +35,7 @@ _OWN = {
     "promotion_inactive": "not_active",
     "promotion_not_active_now": "not_active",
     "campaign_not_active": "not_active",
-    # Also what a stranger's session lock looks like, and what our own earlier redemption looks like.
+    # Also where another session has locked the code, and where this order has redeemed it before.
     "quantity_exceeded": "used_up",
     "customer_rules_violated": "customer_not_eligible",
     "referrer_not_permitted_to_redeem": "own_referral",
@@ -43,7 +48,7 @@ _OWN = {
     "missing_amount": "data_missing",
 }
 
-# What was applied before it may have changed the order: its total, its items, what is left to pay.
+# May depend on the redeemables that were applied before: they change the order's total, items and remaining amount.
 _AFTER_OTHERS = {
     "gift_amount_exceeded": "balance_too_low",
     "loyalty_card_points_exceeded": "balance_too_low",
@@ -51,7 +56,7 @@ _AFTER_OTHERS = {
     "redemption_rules_violated": "conditions_not_met",
 }
 
-# Status SKIPPED: nothing is wrong with the code, the project's stacking rules leave it out beside the others.
+# Status SKIPPED: the project's stacking rules leave the redeemable out.
 # https://docs.voucherify.io/orchestrate/stacking-rules (2026-08)
 _SKIPPED = {
     "applicable_redeemables_limit_exceeded": "too_many_codes",
@@ -66,7 +71,7 @@ _SKIPPED = {
 LIMIT_EXCEEDED = "applicable_redeemables_limit_exceeded"
 PRECEDING_FAILED = "preceding_validation_failed"
 NONE_APPLIES = "no_applicable_redeemables"
-"""A project in mode PARTIAL, of a redemption in which nothing would be redeemed."""
+"""A redemption, in mode PARTIAL, in which no redeemable applies."""
 
 _CODES = {**_OWN, **_AFTER_OTHERS, **_SKIPPED, NONE_APPLIES: "not_applied"}
 
@@ -85,7 +90,7 @@ FAULTS: dict[str, Fault] = {
     "multiple_requests": Fault("busy", "multiple_requests"),
 }
 
-# Where the answer names no key we know, its status decides.
+# For replies without a known key.
 _BY_STATUS: dict[int, Fault] = {
     401: Fault("account", "unauthorized"),
     402: Fault("account", "missing_required_feature"),
@@ -97,23 +102,23 @@ _BY_STATUS: dict[int, Fault] = {
 
 
 def reason(key: str) -> Reason:
-    """The engine-neutral word for why a code does not apply."""
+    """The reason why a code does not apply."""
     fault = FAULTS.get(key)
     return Reason(fault.reason) if fault and fault.kind == "code" else Reason.OTHER
 
 
 def is_own(key: str) -> bool:
-    """Whether a redeemable that is refused for this would be refused alone, too."""
+    """Whether the redeemable would not apply on its own either."""
     return key in _OWN
 
 
 def is_skipped(key: str) -> bool:
-    """Whether it is refused for what stands beside it, wherever in the request that stands."""
+    """Whether the stacking rules left the redeemable out."""
     return key in _SKIPPED and key != PRECEDING_FAILED
 
 
 def fault(status: int, key: str) -> Fault:
-    """What an answer with this status (not 200) and this key is about."""
+    """The fault of a reply with this status (not 200) and this error key."""
     return FAULTS.get(key) or _BY_STATUS.get(status) or Fault("request", "unexpected_error")
 
 
@@ -125,7 +130,7 @@ _MESSAGES: dict[Kind, str] = {
 
 
 def problem(status: int, key: str) -> Problem:
-    """The problem behind an answer that is no matter of a code. The engine's own text is left out on purpose."""
+    """The problem for an error that is not about a code. It never quotes the engine's text, which may be private."""
     found = fault(status, key)
     if found.kind == "busy":
         message = "Voucherify is working on another request for the same order."

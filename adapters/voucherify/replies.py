@@ -1,14 +1,14 @@
-"""What Voucherify answers to a qualification, a validation, a redemption. Amounts stay in the engine's units."""
+"""Reads the replies to qualifications, validations and redemptions. Amounts stay in the engine's units."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adapters.voucherify.naming import LISTS, Entry, Naming, applies, read_names
+from adapters.voucherify.matching import LISTS, Entry, Matcher, applies, matcher_for
 from adapters.voucherify.options import TIER_ID
 from adapters.voucherify.reading import amount, document, mapping, not_understood, objects, text
-from adapters.voucherify.redeemables import Redeemable, looks_internal, named
+from adapters.voucherify.redeemables import Redeemable, find, may_be_internal_id
 from mapper.adapter import EngineReply
 
 # The product by which a unit discount means the order's shipping.
@@ -19,15 +19,15 @@ _WORD = re.compile(r"[a-z0-9_.-]{1,100}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A line in an answer. Amounts in the engine's units."""
+    """An order item of a reply."""
 
     source_id: str
     quantity: int
     price: int
     discount: int
     added: int | None
-    """How many units the engine added (below zero: took away); None where the answer does not say."""
-    added_worth: int
+    """How many units the engine added (negative: took away); None where the reply does not say."""
+    added_value: int
     raw: dict[str, Any]
 
 
@@ -36,9 +36,10 @@ NO_ITEM = Item("", 0, 0, 0, None, 0, {})
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """An order in an answer: what is off the order as a whole, and off each line."""
+    """The discounts of an order in a reply."""
 
     discount: int
+    """On the order as a whole."""
     items: tuple[Item, ...]
     total: int
     """The engine's own sum."""
@@ -53,9 +54,9 @@ class Amounts:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """A redeemable that applies, with its share alone."""
+    """A redeemable that applies, with the amounts that it alone takes off."""
 
-    asked: Redeemable
+    redeemable: Redeemable
     name: str
     campaign_id: str
     result: dict[str, Any]
@@ -67,198 +68,204 @@ class Applied:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of the redeemables that were asked for. `refused`: why, by Voucherify's key ("" where it says none)."""
+class Validation:
+    """The result of a validation. A redemption and a stored order are read into the same shape."""
 
     valid: bool
     applied: tuple[Applied, ...] = ()
-    refused: dict[Redeemable, str] = field(default_factory=dict)
+    inapplicable: dict[Redeemable, str] = field(default_factory=dict)
+    """Redeemables that do not apply, with Voucherify's error key; "" where it gives none."""
     total: int = 0
-    fine: tuple[Redeemable, ...] = ()
-    """Those that apply, or would but for another one: an answer that is not valid names them, too."""
+    applicable: tuple[Redeemable, ...] = ()
+    """Redeemables that Voucherify calls applicable, in a validation that is not valid too."""
     rules: Mapping[str, Any] = field(default_factory=dict)
     """The project's stacking rules."""
 
 
 @dataclass(frozen=True, slots=True)
 class Redemptions:
-    """An answer to a redemption."""
+    """The reply to a redemption."""
 
-    answer: Answer
+    result: Validation
     ids: tuple[str, ...]
-    """What to roll back: the parent if there is one, else each redemption."""
+    """The redemptions to roll back: the parent if there is one, else each."""
     children: tuple[str, ...]
     order: dict[str, Any]
-    """As it is stored now."""
+    """The stored order."""
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
-    """What a qualification says: the promotions that may apply, best first, and the project's stacking rules."""
+class Qualification:
+    """The promotion tiers that may apply, best first, and the project's stacking rules."""
 
     tiers: tuple[str, ...]
     rules: Mapping[str, Any] = field(default_factory=dict)
 
 
 def limit_in(rules: Mapping[str, Any], *names: str) -> int | None:
-    """The least of these limits among stacking rules; None where none is told."""
-    found = [value for name in names if isinstance(value := rules.get(name), int) and value > 0]
-    return min(found, default=None)
+    """The lowest of these limits in the stacking rules; None where there is none."""
+    limits = [value for name in names if isinstance(value := rules.get(name), int) and value > 0]
+    return min(limits, default=None)
 
 
 # --- Qualification ---------------------------------------------------------------------------------------------------
 
 
-def read_offer(reply: EngineReply) -> Offer:
-    """What a qualification offers beside promotions is not asked for, and left alone."""
+def read_qualification(reply: EngineReply) -> Qualification:
     body = document(reply)
-    found = objects(mapping(body.get("redeemables")).get("data"))
-    ids = (text(entry.get("id")) for entry in found if entry.get("object") == "promotion_tier")
-    return Offer(tuple(tier for tier in ids if TIER_ID.fullmatch(tier)), mapping(body.get("stacking_rules")))
+    entries = objects(mapping(body.get("redeemables")).get("data"))
+    ids = (text(entry.get("id")) for entry in entries if entry.get("object") == "promotion_tier")
+    return Qualification(tuple(tier for tier in ids if TIER_ID.fullmatch(tier)), mapping(body.get("stacking_rules")))
 
 
 # --- Validation ------------------------------------------------------------------------------------------------------
 
 
-def read_validation(reply: EngineReply, asked: Sequence[Redeemable]) -> Answer:
-    """The answer to a validation with status 200. Raises `EngineUnavailable` where it cannot be understood."""
+def read_validation(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Validation:
+    """The reply to a validation, with status 200. Raises `EngineUnavailable` where it cannot be understood."""
     body = document(reply)
     valid, rules = body.get("valid"), mapping(body.get("stacking_rules"))
     if not isinstance(valid, bool):
         not_understood("valid is missing")
-    naming = read_names(body, asked)
+    matcher = matcher_for(body, redeemables)
     entries = [entry for entry in objects(body.get("redeemables")) if applies(entry)]
-    fine = tuple(one for entry in entries if (one := naming.one(entry)))
+    applicable = tuple(found for entry in entries if (found := matcher.match(entry)))
     if not valid:
-        # Voucherify leaves orders in the redeemables of an invalid answer: they must not be looked at.
-        return Answer(False, refused=refused_in(body, naming, fine), fine=fine, rules=rules)
-    if internal := _by_internal_id(entries, naming, fine):
-        return Answer(valid=False, refused=dict.fromkeys(internal, "not_found"), fine=fine, rules=rules)
+        # The orders that an invalid reply holds do not count.
+        inapplicable = read_inapplicable(body, matcher, applicable)
+        return Validation(False, inapplicable=inapplicable, applicable=applicable, rules=rules)
+    if internal := _by_internal_id(entries, matcher, applicable):
+        return Validation(False, inapplicable=dict.fromkeys(internal, "not_found"), applicable=applicable, rules=rules)
     order = mapping(body.get("order"))
-    applied = tuple(_applied(entry, naming, order if len(entries) == 1 else {}) for entry in entries)
+    applied = tuple(_applied(entry, matcher, order if len(entries) == 1 else {}) for entry in entries)
     total = amount(order, "total_applied_discount_amount")
-    return Answer(True, applied, _others(body, naming, applied), total, fine, rules)
+    return Validation(True, applied, _not_applied(body, matcher, applied), total, applicable, rules)
 
 
-def _by_internal_id(entries: Iterable[dict[str, Any]], naming: Naming, fine: Sequence[Redeemable]) -> list[Redeemable]:
-    """What was asked for by a voucher's internal id, where the answer gives its code: no code that one may use."""
-    strange = [entry for entry in entries if entry.get("object") == "voucher" and naming.one(entry) is None]
-    return [one for one in naming.asked if looks_internal(one.code) and one not in fine] if strange else []
+def _by_internal_id(
+    entries: Iterable[dict[str, Any]], matcher: Matcher, applicable: Sequence[Redeemable]
+) -> list[Redeemable]:
+    """The codes that are a voucher's internal id, where the reply has the voucher's code. Shoppers may not use ids."""
+    unmatched = [entry for entry in entries if entry.get("object") == "voucher" and matcher.match(entry) is None]
+    if not unmatched:
+        return []
+    return [one for one in matcher.redeemables if may_be_internal_id(one.code) and one not in applicable]
 
 
-def _applied(entry: dict[str, Any], naming: Naming, whole: dict[str, Any]) -> Applied:
-    one = naming.one(entry)
-    if one is None:
-        # Nothing we asked for, such as the tiers of a stack: it is what the engine applied, all the same.
+def _applied(entry: dict[str, Any], matcher: Matcher, order: dict[str, Any]) -> Applied:
+    """`order`: the order of the whole reply, which has the entry's amounts where the entry is the only one."""
+    redeemable = matcher.match(entry)
+    if redeemable is None:
+        # Not requested by this id, such as the tiers of a stack. Voucherify applied it, so it counts.
         is_tier = entry.get("object") == "promotion_tier"
-        one = Redeemable("promotion_tier" if is_tier else "voucher", text(entry.get("id")), len(naming.asked))
-    # With one redeemable alone, the order of the whole answer is as good as its own.
+        id_, position = text(entry.get("id")), len(matcher.redeemables)
+        redeemable = Redeemable("promotion_tier" if is_tier else "voucher", id_, position)
     return Applied(
-        asked=one,
+        redeemable=redeemable,
         name=text(entry.get("name")) or text(entry.get("campaign_name")),
         campaign_id=text(entry.get("campaign_id")),
         result=mapping(entry.get("result")),
-        amounts=read_amounts(mapping(entry.get("order")) or whole, "applied_discount_amount"),
+        amounts=read_amounts(mapping(entry.get("order")) or order, "applied_discount_amount"),
     )
 
 
-def read_amounts(order: dict[str, Any], off: str) -> Amounts:
-    """The amounts of an order. `off`: which discount is meant, this request's share or what is off in all."""
-    items = tuple(_item(item, off) for item in objects(order.get("items")))
-    return Amounts(amount(order, off), items, amount(order, f"total_{off}"))
+def read_amounts(order: dict[str, Any], key: str) -> Amounts:
+    """`key`: `applied_discount_amount` (by this redeemable) or `discount_amount` (by all up to it)."""
+    items = tuple(_item(item, key) for item in objects(order.get("items")))
+    return Amounts(amount(order, key), items, amount(order, f"total_{key}"))
 
 
-def _item(item: dict[str, Any], off: str) -> Item:
+def _item(item: dict[str, Any], key: str) -> Item:
     price = amount(item, "price")
-    added, added_worth = _added(item, price)
+    added, added_value = _added(item, price)
     return Item(
-        text(item.get("source_id")), amount(item, "quantity"), price, amount(item, off), added, added_worth, item
+        text(item.get("source_id")), amount(item, "quantity"), price, amount(item, key), added, added_value, item
     )
 
 
 def _added(item: dict[str, Any], price: int) -> tuple[int | None, int]:
-    """`Item.added` and `added_worth`."""
-    # Null is as good as absent: it says nothing. A zero says that nothing was added.
-    says_units, says_worth = item.get("applied_quantity") is not None, item.get("applied_quantity_amount") is not None
-    if not says_units and not says_worth:
+    """`Item.added` and `Item.added_value`. Null means the same as absent; 0 means that nothing was added."""
+    has_units, has_value = item.get("applied_quantity") is not None, item.get("applied_quantity_amount") is not None
+    if not has_units and not has_value:
         return None, 0
     units = amount(item, "applied_quantity", signed=True)
-    worth = amount(item, "applied_quantity_amount", signed=True)
-    if not says_worth:
-        worth = units * price
-    elif not says_units:
-        units = worth // price if price else (worth > 0) - (worth < 0)
-    return units, worth
+    value = amount(item, "applied_quantity_amount", signed=True)
+    if not has_value:
+        value = units * price
+    elif not has_units:
+        units = value // price if price else (value > 0) - (value < 0)
+    return units, value
 
 
-# --- Which are refused -----------------------------------------------------------------------------------------------
+# --- Redeemables that do not apply -----------------------------------------------------------------------------------
 
 
-def refused_in(body: Entry, naming: Naming, fine: Sequence[Redeemable] = ()) -> dict[Redeemable, str]:
-    """Why those that an answer names do not apply, merged from the three lists that may name them, in our order."""
+def read_inapplicable(body: Entry, matcher: Matcher, applicable: Sequence[Redeemable] = ()) -> dict[Redeemable, str]:
+    """The redeemables that do not apply, with the error key, from all lists of the reply, in the request's order."""
     keys: dict[Redeemable, str] = {}
-    for place in LISTS:
-        for entry in objects(body.get(place)):
-            if not applies(entry) and (one := naming.one(entry)) is not None:
-                keys[one] = keys.get(one) or _key_of(entry)
-    return {one: keys[one] for one in naming.asked if one in keys and one not in fine}
+    for name in LISTS:
+        for entry in objects(body.get(name)):
+            if not applies(entry) and (found := matcher.match(entry)) is not None:
+                keys[found] = keys.get(found) or _key_of(entry)
+    return {one: keys[one] for one in matcher.redeemables if one in keys and one not in applicable}
 
 
-def _others(body: Entry, naming: Naming, applied: Iterable[Applied]) -> dict[Redeemable, str]:
-    """Why each redeemable that a valid answer has not applied was left out; "" where it does not say."""
-    done = tuple(one.asked for one in applied)
-    keys = refused_in(body, naming, done)
-    return {one: keys.get(one, "") for one in naming.asked if one not in done}
+def _not_applied(body: Entry, matcher: Matcher, applied: Iterable[Applied]) -> dict[Redeemable, str]:
+    """The redeemables that a valid reply did not apply, with the error key; "" where it gives none."""
+    done = tuple(one.redeemable for one in applied)
+    keys = read_inapplicable(body, matcher, done)
+    return {one: keys.get(one, "") for one in matcher.redeemables if one not in done}
 
 
 def _key_of(entry: Mapping[str, Any]) -> str:
     result = mapping(entry.get("result"))
-    return key_in(mapping(result.get("error"))) or key_in(mapping(result.get("details")))
+    return error_key(mapping(result.get("error"))) or error_key(mapping(result.get("details")))
 
 
-def key_in(holder: Mapping[str, Any]) -> str:
-    """Voucherify's word; it goes to the shopper's browser, so a text that may say anything is not passed on."""
-    key = text(holder.get("key"))
+def error_key(error: Mapping[str, Any]) -> str:
+    """Voucherify's error key; "" for free text. It goes to the shopper's browser, and free text may hold anything."""
+    key = text(error.get("key"))
     return key if _WORD.fullmatch(key) else ""
 
 
 # --- Redemption ------------------------------------------------------------------------------------------------------
 
 
-def read_redemption(reply: EngineReply, asked: Sequence[Redeemable]) -> Redemptions:
-    """The answer to a redemption with status 200, which may have redeemed less than was asked for."""
+def read_redemption(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Redemptions:
+    """The reply to a redemption, with status 200. It may have redeemed less than was requested."""
     body = document(reply)
     if not isinstance(body.get("redemptions"), list):
         not_understood("redemptions is missing")
     entries = [entry for entry in objects(body["redemptions"]) if entry.get("result") == "SUCCESS"]
     order = mapping(body.get("order"))
     whole = order if len(entries) == 1 else {}
-    # Where a redemption does not name its voucher, its place does, if as many came back as were asked for.
-    places = asked if len(entries) == len(asked) else [None] * len(entries)
+    # A redemption that does not name its voucher is matched by its place, if as many came back as were requested.
+    by_place = redeemables if len(entries) == len(redeemables) else [None] * len(entries)
     applied = tuple(
-        _applied(_as_validated(entry, asked, place), Naming(asked), whole)
-        for entry, place in zip(entries, places, strict=True)
+        _applied(_as_validated(entry, redeemables, place), Matcher(redeemables), whole)
+        for entry, place in zip(entries, by_place, strict=True)
     )
-    refused = _others({**body, "redeemables": None}, _of_the_rest(body, asked, applied), applied)
+    body = {**body, "redeemables": None}
     children = tuple(filter(None, (text(entry.get("id")) for entry in entries)))
     parent = text(mapping(body.get("parent_redemption")).get("id"))
+    inapplicable = _not_applied(body, _matcher_of_rest(body, redeemables, applied), applied)
     return Redemptions(
-        answer=Answer(True, applied, refused, amount(order, "total_applied_discount_amount")),
+        result=Validation(True, applied, inapplicable, amount(order, "total_applied_discount_amount")),
         ids=(parent,) if parent else children,
         children=children,
         order=order,
     )
 
 
-def _of_the_rest(body: Entry, asked: Sequence[Redeemable], applied: Iterable[Applied]) -> Naming:
-    """How those are called that were not redeemed."""
-    done = {one.asked for one in applied}
-    rest = read_names({**body, "redeemables": None}, [one for one in asked if one not in done])
-    return Naming(asked, rest.by_id)
+def _matcher_of_rest(body: Entry, redeemables: Sequence[Redeemable], applied: Iterable[Applied]) -> Matcher:
+    """The matcher for the entries that were not redeemed."""
+    done = {one.redeemable for one in applied}
+    rest = matcher_for(body, [one for one in redeemables if one not in done])
+    return Matcher(redeemables, rest.by_internal_id)
 
 
-def _as_validated(entry: dict[str, Any], asked: Sequence[Redeemable], place: Redeemable | None) -> dict[str, Any]:
-    """A redemption in the words of a validation."""
+def _as_validated(entry: dict[str, Any], redeemables: Sequence[Redeemable], place: Redeemable | None) -> dict[str, Any]:
+    """A redemption in the shape of a validation's entry."""
     voucher, tier = mapping(entry.get("voucher")), mapping(entry.get("promotion_tier"))
     discount = voucher.get("discount") or tier.get("discount") or mapping(tier.get("action")).get("discount")
     results = {
@@ -266,12 +273,12 @@ def _as_validated(entry: dict[str, Any], asked: Sequence[Redeemable], place: Red
         "LOYALTY_CARD": {"loyalty_card": {"points": mapping(entry.get("loyalty_card")).get("points")}},
     }
     campaign = mapping(tier.get("campaign"))
-    own = [text(tier.get("id"))] if tier else [text(voucher.get("code")), text(voucher.get("id"))]
-    one = named(asked, own) or place
+    ids = [text(tier.get("id"))] if tier else [text(voucher.get("code")), text(voucher.get("id"))]
+    redeemable = find(redeemables, ids) or place
     return {
         "status": "APPLICABLE",
         "object": "promotion_tier" if tier else "voucher",
-        "id": one.id if one else next(filter(None, own), ""),
+        "id": redeemable.id if redeemable else next(filter(None, ids), ""),
         "name": tier.get("name") or voucher.get("campaign") or campaign.get("name"),
         "campaign_id": voucher.get("campaign_id") or tier.get("campaign_id") or campaign.get("id"),
         "result": results.get(text(voucher.get("type")), {"discount": discount}),

@@ -1,7 +1,6 @@
-"""What Voucherify is asked: about which cart, in which requests.
+"""Builds the requests to Voucherify.
 
-Amounts are sent in whole units of the project's smallest amount (`Settings.exponent`, usually cents), and always at
-list prices.
+Amounts are whole numbers of the project's smallest unit (`Settings.exponent`, usually cents). Prices are list prices.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,35 +21,37 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 Effect = Literal["none", "session", "redeems"]
 
-# An answer repeats the order for each redeemable and twice more (as a whole, and as stored). A line in it has what was
-# sent and, of Voucherify's own, some thirty fields; a redeemable has the merchant's metadata beside it.
+# A reply has a copy of the order for each redeemable and two more. Each copy repeats what was sent; Voucherify adds
+# about thirty fields to a line, and the merchant's metadata to a redeemable.
 _LINE_BYTES, _REDEEMABLE_BYTES = 2048, 64 * 1024
-REPLY_BYTES_AT_MOST = 64 * 1024 * 1024
+MAX_REPLY_BYTES = 64 * 1024 * 1024
 
 FAILURES = frozenset({409, 429, 500, 502, 503, 504})
 
 
-def validation(checkout: Checkout, session: str, asked: Sequence[Redeemable], settings: Settings) -> EngineRequest:
-    """Without effect but for the session lock, which the same key overwrites."""
-    # No order.source_id: if Voucherify knew it, it would price the order it has stored, not the one it is sent.
-    body = _body(checkout, asked, settings)
+def validation(
+    checkout: Checkout, session: str, redeemables: Sequence[Redeemable], settings: Settings
+) -> EngineRequest:
+    """Validates, and locks the vouchers where a lock is configured. The same session replaces its own lock."""
+    # Without order.source_id: Voucherify would price the order that it has stored under it instead of this one.
+    body = _body(checkout, redeemables, settings)
     if settings.lock_ttl:
         body["session"] = {**_lock(session), "ttl": settings.lock_ttl, "ttl_unit": "SECONDS"}
     effect: Effect = "session" if settings.lock_ttl else "none"
-    return _post("validate", "/v1/validations", body, effect=effect, copies=len(asked))
+    return _post("validate", "/v1/validations", body, effect=effect, copies=len(redeemables))
 
 
-def redemption(order: Checkout, session: str, asked: Sequence[Redeemable], settings: Settings) -> EngineRequest:
-    """For good. Voucherify knows no idempotency key: sent twice, it may redeem twice."""
-    body = _body(order, asked, settings)
+def redemption(order: Checkout, session: str, redeemables: Sequence[Redeemable], settings: Settings) -> EngineRequest:
+    """Redeems. Voucherify has no idempotency keys: a request that is sent twice may redeem twice."""
+    body = _body(order, redeemables, settings)
     body["order"] = {"source_id": session, "status": "PAID", **body["order"]}
     if settings.lock_ttl:
         body["session"] = _lock(session)
-    return _post("redeem", "/v1/redemptions", body, effect="redeems", copies=len(asked))
+    return _post("redeem", "/v1/redemptions", body, effect="redeems", copies=len(redeemables))
 
 
 def qualification(checkout: Checkout, count: int, settings: Settings) -> EngineRequest:
-    """Which promotions may suit this cart. Candidates only: Voucherify ignores several limits here and caches."""
+    """Asks for promotion tiers that may apply. Voucherify caches the reply and ignores some limits in it."""
     body: dict[str, Any] = {
         "scenario": "ALL",
         **_customer(checkout, settings),
@@ -77,9 +78,9 @@ def stored_redemption(redemption_id: str) -> EngineRequest:
 
 
 def release(code: str, session: str) -> EngineRequest:
-    """Frees a code that this checkout's lock holds. That it could not be freed harms nobody: the lock ends by itself.
+    """Unlocks a voucher of this session. A failure is harmless, because the lock expires.
 
-    https://docs.voucherify.io/guides/locking-validation-session (2026-08): for vouchers alone, one call for each.
+    https://docs.voucherify.io/guides/locking-validation-session (2026-08): one request per voucher; not for tiers.
     """
     path = f"/v1/vouchers/{quote(code, safe='')}/sessions/{quote(_lock_key(session), safe='')}"
     return EngineRequest(
@@ -88,7 +89,10 @@ def release(code: str, session: str) -> EngineRequest:
 
 
 def rename_order(session: str, name: str) -> EngineRequest:
-    """https://docs.voucherify.io/api-reference/orders/update-order (2026-08). Not verified against a live account."""
+    """Gives the stored order another `source_id`. Not verified against a live account.
+
+    https://docs.voucherify.io/api-reference/orders/update-order (2026-08)
+    """
     path, body = f"/v1/orders/{quote(session, safe='')}", _encode({"source_id": name})
     return EngineRequest(
         operation="rename order",
@@ -103,7 +107,7 @@ def rename_order(session: str, name: str) -> EngineRequest:
 
 
 def rollback(redemption_id: str) -> EngineRequest:
-    """Takes back a redemption, with all its children if it is a parent. A second time changes nothing more."""
+    """Rolls back a redemption and its children. Repeatable."""
     path = f"/v1/redemptions/{quote(redemption_id, safe='')}/rollbacks"
     return _post("roll back", path, {"reason": "Not wanted by the order"}, effect="session")
 
@@ -115,7 +119,7 @@ def _get(operation: str, path: str) -> EngineRequest:
         path=path,
         effect="none",
         repeatable=True,
-        reply_bytes=REPLY_BYTES_AT_MOST,  # it may hold another cart than the one that is asked for
+        reply_bytes=MAX_REPLY_BYTES,  # the stored cart may be another one
     )
 
 
@@ -130,13 +134,13 @@ def _post(operation: str, path: str, body: Mapping[str, Any], *, effect: Effect,
         headers=_JSON,
         effect=effect,
         repeatable=effect != "redeems",
-        reply_bytes=min((copies + 2) * copy, REPLY_BYTES_AT_MOST),
+        reply_bytes=min((copies + 2) * copy, MAX_REPLY_BYTES),
     )
 
 
-def _body(checkout: Checkout, asked: Sequence[Redeemable], settings: Settings) -> dict[str, Any]:
+def _body(checkout: Checkout, redeemables: Sequence[Redeemable], settings: Settings) -> dict[str, Any]:
     body: dict[str, Any] = {
-        "redeemables": [one.body() for one in asked],
+        "redeemables": [redeemable.body() for redeemable in redeemables],
         "order": _order(checkout, settings),
         **_customer(checkout, settings),
         "options": _EXPAND,
@@ -175,7 +179,7 @@ def _item(checkout: Checkout, line: Line, settings: Settings) -> dict[str, Any]:
         "price": price,
         "amount": price * line.quantity,
     }
-    # The other name too, so that rules on products and rules on SKUs both match.
+    # With both ids, rules on products and rules on SKUs match.
     if related_object == "sku" and line.product_id:
         item["product"] = {"source_id": line.product_id}
     elif related_object == "product" and (other := line.sku or line.variant_id):
@@ -186,15 +190,15 @@ def _item(checkout: Checkout, line: Line, settings: Settings) -> dict[str, Any]:
 
 
 def line_name(line: Line, settings: Settings) -> tuple[str, str]:
-    """What the merchant's catalogue in Voucherify calls this line: (source_id, related_object)."""
-    chosen = {"sku": line.sku, "variant_id": line.variant_id, "product_id": line.product_id}[settings.item_id]
-    if chosen:
-        return chosen, settings.related_object
+    """(`source_id`, `related_object`): the id of the line's product or SKU in Voucherify."""
+    configured = {"sku": line.sku, "variant_id": line.variant_id, "product_id": line.product_id}[settings.item_id]
+    if configured:
+        return configured, settings.related_object
     return line.name, "sku" if line.sku or line.variant_id else "product"
 
 
 def _customer(checkout: Checkout, settings: Settings) -> dict[str, Any]:
-    """The shopper by the merchant's own id. Voucherify's `customer.id` means its own ids, so it is never sent."""
+    """The customer by the merchant's id. It is never sent as `customer.id`, which is Voucherify's own id."""
     value = checkout.customer or checkout.at(settings.customer_id_path)
     source_id = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
     if not source_id.strip():
@@ -205,6 +209,6 @@ def _customer(checkout: Checkout, settings: Settings) -> dict[str, Any]:
     return {"customer": customer}
 
 
-def _metadata(at: Callable[[str], Any], allowed: MetadataList) -> dict[str, Any]:
-    found = {name: at(pointer) for name, pointer in allowed}
-    return {name: value for name, value in found.items() if value is not None}
+def _metadata(at: Callable[[str], Any], configured: MetadataList) -> dict[str, Any]:
+    values = {name: at(pointer) for name, pointer in configured}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,8 +1,7 @@
-"""Units that come and go: what Voucherify adds to an order, takes away or replaces is not in the shopper's cart.
+"""Units that Voucherify adds to an order, takes away or replaces, and that the shopper's cart does not have.
 
-Voucherify adds free units to the order and takes their price off again. What was taken off for units that are not in
-the cart must not make the others cheaper; a promotion's discount on the units that are in it stays, whatever another
-promotion adds, replaces, or takes away.
+Voucherify adds free units to the order and discounts their price. A discount on added units must not reduce the price
+of the units in the cart; the discount on the units in the cart stays.
 https://docs.voucherify.io/build/discount-types-and-effects (2026-08)
 """
 
@@ -19,65 +18,65 @@ REPLACE_ITEMS = "REPLACE_ITEMS"
 
 
 @dataclass(frozen=True, slots=True)
-class Grown:
-    """What one redeemable has added to one line."""
+class AddedUnits:
+    """The units that one redeemable has added to one line."""
 
-    units: int = 0
-    worth: int = 0
+    count: int = 0
+    value: int = 0
     """At list price, in the engine's units."""
 
 
-def grown(applied: Sequence[Applied], cart: Sequence[Line]) -> list[list[Grown]]:
-    """For each redeemable, for each line of its answer, what it alone has added."""
-    before = {index: line.quantity for index, line in enumerate(cart)}
-    told = {index for one in applied for index, item in enumerate(one.amounts.items) if item.added is not None}
-    found: list[list[Grown]] = []
+def added_units(applied: Sequence[Applied], cart: Sequence[Line]) -> list[list[AddedUnits]]:
+    """What each redeemable has added to each line of its order."""
+    quantities = {index: line.quantity for index, line in enumerate(cart)}
+    stated = {index for one in applied for index, item in enumerate(one.amounts.items) if item.added is not None}
+    result: list[list[AddedUnits]] = []
     for one in applied:
-        of_one = []
+        added = []
         for index, item in enumerate(one.amounts.items):
-            if index in told:
-                of_one.append(Grown(max(item.added or 0, 0), max(item.added_worth, 0)))
+            if index in stated:
+                added.append(AddedUnits(max(item.added or 0, 0), max(item.added_value, 0)))
                 continue
-            # Older answers do not say what was added; the quantity does, which grows from redeemable to redeemable.
-            units = max(item.quantity - before.get(index, 0), 0)
-            before[index] = max(before.get(index, 0), item.quantity)
-            of_one.append(Grown(units, units * item.price))
-        found.append(of_one)
-    return found
+            # Older replies do not state the added units, but the quantity grows from redeemable to redeemable.
+            count = max(item.quantity - quantities.get(index, 0), 0)
+            quantities[index] = max(quantities.get(index, 0), item.quantity)
+            added.append(AddedUnits(count, count * item.price))
+        result.append(added)
+    return result
 
 
-def own_share(one: Applied, item: Item, added: Grown, line: Line) -> int:
-    """What a redeemable takes off the units of a line that are in the cart."""
-    beyond = max(item.discount - added.worth, 0)
-    if not added.units or _effect_on(one, item) != ADD_NEW_ITEMS:
-        return beyond
-    # ADD_NEW_ITEMS adds units whatever the cart holds. Where the storefront has put them in already, they are the free
-    # ones: otherwise nothing that a shopper could do would make the gift free.
-    here = min(line.quantity, added.units)
-    return max(beyond, item.discount * here // added.units)
+def cart_discount(applied: Applied, item: Item, added: AddedUnits, line: Line) -> int:
+    """The part of a line's discount that is on units in the cart."""
+    beyond_added = max(item.discount - added.value, 0)
+    if not added.count or _effect_on(applied, item) != ADD_NEW_ITEMS:
+        return beyond_added
+    # ADD_NEW_ITEMS adds units even where the cart has them already. The storefront puts the gift into the cart, so the
+    # units in the cart are the free ones.
+    free = min(line.quantity, added.count)
+    return max(beyond_added, item.discount * free // added.count)
 
 
-def to_add(one: Applied, growth: Sequence[Grown], cart: Sequence[Line]) -> list[dict[str, Any]]:
-    """The lines to which this redeemable grants units that the cart does not hold, as its answer shows them."""
-    found = []
-    for index, (item, added) in enumerate(zip(one.amounts.items, growth, strict=True)):
-        if not added.units:
+def missing_items(applied: Applied, added: Sequence[AddedUnits], cart: Sequence[Line]) -> list[dict[str, Any]]:
+    """The items, as in the reply, of which this redeemable grants more units than the cart has."""
+    missing = []
+    for index, (item, units) in enumerate(zip(applied.amounts.items, added, strict=True)):
+        if not units.count:
             continue
-        here = cart[index].quantity if index < len(cart) and _effect_on(one, item) == ADD_NEW_ITEMS else 0
-        if added.units > here:
-            found.append(item.raw)
-    return found
+        in_cart = cart[index].quantity if index < len(cart) and _effect_on(applied, item) == ADD_NEW_ITEMS else 0
+        if units.count > in_cart:
+            missing.append(item.raw)
+    return missing
 
 
-def gives_units(one: Applied) -> bool:
-    return bool(targets(one) - SHIPPING) or one.discount.get("effect") == REPLACE_ITEMS
+def grants_units(applied: Applied) -> bool:
+    return bool(targets(applied) - SHIPPING) or applied.discount.get("effect") == REPLACE_ITEMS
 
 
-def targets(one: Applied) -> set[str]:
-    """The products (or SKUs) that a unit discount gives away, by every id the answer has for them."""
-    if one.discount.get("type") != "UNIT":
+def targets(applied: Applied) -> set[str]:
+    """Every id of the products (or SKUs) that a unit discount gives away."""
+    if applied.discount.get("type") != "UNIT":
         return set()
-    return {name for unit in (one.discount, *objects(one.discount.get("units"))) for name in _ids(unit)}
+    return {name for unit in (applied.discount, *objects(applied.discount.get("units"))) for name in _ids(unit)}
 
 
 def _ids(unit: Mapping[str, Any]) -> Iterator[str]:
@@ -86,17 +85,17 @@ def _ids(unit: Mapping[str, Any]) -> Iterator[str]:
     yield from _texts([sku.get("id"), sku.get("source_id")])
 
 
-def _effect_on(one: Applied, item: Item) -> str:
-    """The effect by which units came to this line: with ADD_MANY_ITEMS, each kind of unit has its own."""
-    units, raw = objects(one.discount.get("units")), item.raw
+def _effect_on(applied: Applied, item: Item) -> str:
+    """The effect that added units to this item. With ADD_MANY_ITEMS each kind of unit has an effect of its own."""
+    units, raw = objects(applied.discount.get("units")), item.raw
     product, sku = mapping(raw.get("product")), mapping(raw.get("sku"))
-    called = {*_texts([raw.get("source_id"), raw.get("product_id"), raw.get("sku_id")])}
-    called |= {*_texts([product.get("id"), product.get("source_id"), sku.get("id"), sku.get("source_id")])}
+    ids = {*_texts([raw.get("source_id"), raw.get("product_id"), raw.get("sku_id")])}
+    ids |= {*_texts([product.get("id"), product.get("source_id"), sku.get("id"), sku.get("source_id")])}
     for unit in units:
-        if called & {*_ids(unit)}:
+        if ids & {*_ids(unit)}:
             return text(unit.get("effect"))
     effects = {text(unit.get("effect")) for unit in units}
-    return effects.pop() if len(effects) == 1 else text(one.discount.get("effect"))
+    return effects.pop() if len(effects) == 1 else text(applied.discount.get("effect"))
 
 
 def _texts(values: Iterable[object]) -> Iterator[str]:

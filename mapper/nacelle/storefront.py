@@ -113,6 +113,9 @@ class Storefront:
         try:
             reply = await self.transport.send("POST", self.url, headers, body, TIMEOUT_S, MAX_ANSWER_BYTES)
         except (NotSent, Unknown) as failure:
+            if failure.reason == "too_large" and len(ids) > 1:  # products of many variants, with long metafields
+                half = len(ids) // 2
+                return {**await self.read(ids[:half]), **await self.read(ids[half:])}
             raise SourceFailed(failure.reason) from None
         if reply.status != 200:
             raise SourceFailed(f"http_{reply.status}")
@@ -120,7 +123,7 @@ class Storefront:
             answer = msgspec.json.decode(reply.body, type=_Answer)
         except msgspec.DecodeError:
             raise SourceFailed("unreadable") from None
-        if answer.data is None or answer.errors:
+        if answer.data is None or answer.errors or (answer.data.by_entry is None and answer.data.by_source is None):
             raise SourceFailed("graphql_error")
         return dict(_products(answer.data))
 

@@ -279,12 +279,31 @@ def test_the_storefront_is_asked_by_product_and_the_variant_is_found(product: st
         (Wire(500, b""), "http_500"),
         (Wire(200, b"<html>"), "unreadable"),
         (Wire(200, {"errors": [{"message": "secret"}]}), "graphql_error"),
+        (Wire(200, {"data": {"byEntry": None}}), "graphql_error"),
         (Wire(200, b"", Unknown("timeout")), "timeout"),
     ],
 )
 def test_a_storefront_that_fails_says_why_in_one_word(wire: Wire, reason: str) -> None:
     with pytest.raises(SourceFailed, match=f"^{reason}$"):
         run(lambda: Storefront("https://s.test", "", wire).read(["a"]))
+
+
+def test_products_that_are_too_much_for_one_answer_are_asked_for_in_parts() -> None:
+    asked = []
+
+    class Large(Wire):
+        async def send(self, *given: Any) -> EngineReply:
+            ids = json.loads(given[3])["variables"]["ids"]
+            asked.append(ids)
+            self.failure = Unknown("too_large") if len(ids) > 1 or ids == ["c"] else None
+            self.body = {"data": {"byEntry": {"edges": [{"node": {**NODE, "nacelleEntryId": ids[0]}}]}}}
+            return await super().send(*given)
+
+    wire = Large(200, b"")
+    found = run(lambda: Storefront("https://s.test", "", wire).read(["a", "b"]))
+    assert (asked, {"a", "b"} <= found.keys()) == ([["a", "b"], ["a"], ["b"]], True)
+    with pytest.raises(SourceFailed, match="too_large"):
+        run(lambda: Storefront("https://s.test", "", wire).read(["c"]))
 
 
 class Books:

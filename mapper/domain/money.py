@@ -40,6 +40,10 @@ _PRECISION: Final = 80
 _EXACT = Context(prec=_PRECISION)
 _ADDING = Context(prec=_PRECISION, traps=[Inexact, InvalidOperation])
 
+# Of a minor unit. A percentage of four decimal places is exact to it, and what doubles leave behind is far below, with
+# a thousand units of 10,000.00 added up.
+_FINEST = Decimal("0.000001")
+
 
 _REMEMBERED: Final = 2048
 """A shop has so many prices, and the same ones in cart after cart: to look one up takes a fifth of reading it."""
@@ -111,8 +115,12 @@ def _is_out_of_range(value: Decimal) -> bool:
 
 
 def to_minor(value: Decimal, digits: int) -> int:
-    """Rounds an engine's amount (major units) half up to whole minor units. The one rounding rule."""
-    return int(value.scaleb(digits, _EXACT).to_integral_value(ROUND_HALF_UP, _EXACT))
+    """Rounds an engine's amount (major units) half up to whole minor units. The one rounding rule.
+
+    The rests of an engine's binary arithmetic do not count: 10 % of 1.15 comes as 0.11499999999999999, and is 0.115.
+    """
+    exact = value.scaleb(digits, _EXACT).quantize(_FINEST, ROUND_HALF_UP, _EXACT)
+    return int(exact.to_integral_value(ROUND_HALF_UP, _EXACT))
 
 
 @lru_cache(_REMEMBERED)

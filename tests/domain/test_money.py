@@ -106,7 +106,11 @@ def test_whatever_is_read_is_what_decimal_says(text: str, digits: int) -> None:
     [
         ("0.004", 2, 0),
         ("0.005", 2, 1),
-        ("0.0049999999999999999999", 2, 0),
+        ("0.0049999", 2, 0),
+        ("0.11499999999999999", 2, 12),
+        ("0.115", 2, 12),
+        ("2.49999999999999997", 0, 3),
+        ("0.00499999", 2, 0),
         ("1.115", 2, 112),
         ("9.995", 2, 1000),
         ("-0.005", 2, -1),
@@ -120,8 +124,18 @@ def test_whatever_is_read_is_what_decimal_says(text: str, digits: int) -> None:
         ("33.333333333333336", 2, 3333),
     ],
 )
-def test_an_engines_amount_is_rounded_half_up(number: str, digits: int, minor: int) -> None:
+def test_an_engines_amount_is_rounded_half_up_whatever_its_doubles_leave_behind(
+    number: str, digits: int, minor: int
+) -> None:
     assert money.to_minor(Decimal(number), digits) == minor
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 1000))
+def test_an_engine_that_computes_with_doubles_costs_no_cent(price: int, percent: int, units: int) -> None:
+    """`price` in cents, `percent` in ten-thousandths: what is off each unit comes as the double next to it."""
+    each = Decimal(repr(price / 100 * (percent / 10_000 / 100)))
+    exact = Fraction(price * percent * units, 10**6)
+    assert money.to_minor(money.total([each] * units), 2) == int(exact + Fraction(1, 2))
 
 
 @unhurried

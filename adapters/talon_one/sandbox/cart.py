@@ -11,14 +11,18 @@ from mapper.sandbox.rulebook import Items
 Json = dict[str, Any]
 
 ZERO: Final = Decimal(0)
-# Talon.One computes with doubles and does not round: 10 % of 99.99 is 9.999, a third of 10 has 16 digits.
-DOUBLE: Final = Context(prec=16)
+# Talon.One computes with doubles and does not round: 10 % of 99.99 is 9.999, but 10 % of 1.15 is 0.11499999999999999.
+DOUBLE: Final = Context(prec=17)
 
 
 def number_of(value: Decimal) -> int | Decimal:
-    """A number as the API writes it: with the digits of a double, without trailing zeros."""
-    rounded = DOUBLE.plus(value)
-    return int(rounded) if rounded == rounded.to_integral_value() else rounded.normalize()
+    """A number as the API writes it: a double, with as many digits as tell it from others."""
+    double = float(value)
+    return int(double) if double.is_integer() else Decimal(repr(double))
+
+
+def percent_of(percent: Decimal, value: Decimal) -> Decimal:
+    return Decimal(repr(float(value) * (float(percent) / 100)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, NoReturn
 
-from adapters.talon_one.sandbox.cart import ZERO, Left, Unit, number_of
+from adapters.talon_one.sandbox.cart import ZERO, Left, Unit, number_of, percent_of
 from adapters.talon_one.sandbox.context import Context
 from mapper.sandbox import rulebook
 from mapper.sandbox.rulebook import Campaign
@@ -102,6 +102,8 @@ class Trial:
 
     def off(self, discount: rulebook.Discount, value: Decimal) -> Decimal:
         """What a discount takes off something worth `value`: no more than that, unless the Application lets it."""
+        if discount.percent is not None:
+            return min(value, percent_of(discount.percent, value))
         is_beyond = self.context.options.discounts_beyond_price and value > 0
         return discount.amount if is_beyond and discount.amount is not None else discount.of(value)
 

@@ -98,7 +98,8 @@ def test_positions_count_the_lines_that_were_sent() -> None:
         (["9.999"], "USD", 1000),  # 10 % of 99.99 as the engine sends it
         (["0.004"] * 3, "USD", 1),  # added first, rounded once
         (["0.005"], "USD", 1),
-        (["0.0049999999999999999999"], "USD", 0),
+        (["0.00499999"], "USD", 0),
+        (["0.11499999999999999"], "USD", 12),  # 10 % of 1.15, as doubles have it
         (["1.115"], "USD", 112),  # as a double it is 1.1149999999999999911
         (["35.000000001"], "USD", 3500),
         (["3.3333333333333335"] * 3, "USD", 1000),

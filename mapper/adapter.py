@@ -1,14 +1,14 @@
-"""What the author of an engine adapter implements, and nothing else.
+"""The adapter contract: all that the author of an engine adapter imports and implements.
 
-**An adapter is a conversation.** It is handed a checkout, *yields engine requests, is handed engine replies, and
-returns what came of it*:
+**An adapter is a conversation.** Each method takes a checkout, *yields engine requests, receives the engine's replies,
+and returns the result*:
 
     def validate(self, checkout, session):
         reply = yield EngineRequest(operation="open session", method="PUT", path=..., effect="session", repeatable=True)
         return outcome_of(reply)
 
-It owns no socket, clock, environment, log or retry. `mapper.engine` holds every conversation over HTTP, so deadline,
-retry, size limit, metrics and recording exist once. `adapters/README.md` shows how to add an engine.
+It has no socket, clock, environment, log or retry. `mapper.engine` sends the requests of every conversation, so
+deadline, retry, size limit, metrics and recording exist once. `adapters/README.md` shows how to add an engine.
 """
 
 from collections.abc import Generator, Mapping
@@ -66,45 +66,45 @@ __all__ = [
 ]
 
 CONTRACT = 1
-"""The version of this contract; an adapter says which one it is written for (`contract = 1`)."""
+"""The version of this contract. An adapter declares the one it is written for (`contract = 1`)."""
 
 T = TypeVar("T")
 Conversation = Generator["EngineRequest", "EngineReply", T]
-"""Yields requests, is sent their replies. See `together` for several at once."""
+"""Yields requests and is sent their replies; `together` yields several at once."""
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One HTTP request to the engine. It carries no secret: the account's credentials are added when it is sent.
 
-    One conversation may make 100 of them, and 4 more for each line of the cart.
+    A conversation may make 100 requests, and 4 more for each line of the cart.
     """
 
     operation: str
     """A short constant name for logs and metrics, such as "close session"."""
     method: str
     path: str
-    """Below the account's base URL, starting with "/", all data in it percent-encoded; a query may follow."""
+    """Relative to the account's base URL; starts with "/", all data in it percent-encoded; a query may follow."""
     body: bytes = b""
     headers: tuple[tuple[str, str], ...] = ()
     account: str = ""
-    """Which of the adapter's accounts it is for."""
+    """The name of one of the adapter's `accounts`."""
     effect: Literal["none", "session", "redeems"]
-    """What it does at the engine: nothing; change the session (the cart, a reservation), redeeming nothing; or redeem.
+    """What it changes at the engine: nothing; the session (a cart, a reservation), redeeming nothing; or it redeems.
 
-    The mapper builds exactly-once on this: only a request that redeems makes an outcome unknown.
+    Exactly-once rests on this: only a request that redeems can leave an outcome unknown.
     """
     repeatable: bool
-    """Whether sending it twice does no more than sending it once. Nothing else decides about repeating."""
+    """Whether sending it twice does no more than sending it once. Others are retried only if nothing was sent."""
     answers: frozenset[int] = frozenset()
-    """Those of 409, 429 and 5xx that the adapter reads itself; all others are failures of the call."""
+    """Statuses among 409, 429 and 5xx that the adapter handles itself; the others fail the call."""
     reply_bytes: int = 2 * 1024 * 1024
-    """How large an answer to this question may be; what is larger is not read. At the most 64 MiB."""
+    """The largest reply body, in bytes; a larger one fails the call. At most 64 MiB."""
 
 
 class EngineReply(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine answered: any status but 409, 429 and 5xx, which `mapper.engine` deals with itself.
+    """The engine's reply: any status but 3xx, 409, 429 and 5xx, which `mapper.engine` handles.
 
-    A request can ask for some of these, too (`EngineRequest.answers`).
+    `EngineRequest.answers` asks for some of these.
     """
 
     status: int
@@ -114,7 +114,7 @@ class EngineReply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def together(*requests: EngineRequest) -> Conversation[tuple[EngineReply, ...]]:
-    """Several requests at once, none of which redeems and none of which needs another's answer: `yield (a, b)`, typed.
+    """Sends several independent requests at once, none of which redeems: a typed `yield (a, b)`.
 
     The replies come in the order of the requests.
 
@@ -124,7 +124,7 @@ def together(*requests: EngineRequest) -> Conversation[tuple[EngineReply, ...]]:
 
 
 class Account(msgspec.Struct, frozen=True):
-    """Where requests go and what proves that they may. Its `repr` shows no secret."""
+    """A base URL and the headers that authenticate requests there. Its `repr` shows no secret."""
 
     base_url: str
     headers: tuple[tuple[str, str], ...]
@@ -134,17 +134,17 @@ class Account(msgspec.Struct, frozen=True):
 
 
 class Redeemed(msgspec.Struct, frozen=True):
-    """The engine has redeemed the order: now, or (`outcome.redeemed`) before. `outcome.rejected` has codes left out."""
+    """The engine has redeemed the order, now or earlier (`outcome.redeemed`). `outcome.rejected`: codes left out."""
 
     outcome: Outcome
     handle: str = ""
-    """What the engine calls the redemption; kept with the order, and handed to `look_up` and `undo`."""
+    """The engine's id of the redemption; stored with the order and passed to `look_up` and `undo`."""
 
 
 class NotRedeemed(msgspec.Struct, frozen=True):
     """Nothing of the order is redeemed, and nothing will be.
 
-    `rejected`: the codes that were refused; empty where the order brought nothing to redeem.
+    `rejected`: the refused codes; empty where the order has nothing to redeem.
     """
 
     rejected: tuple[Rejection, ...]
@@ -152,100 +152,101 @@ class NotRedeemed(msgspec.Struct, frozen=True):
 
 
 class LookedUp(msgspec.Struct, frozen=True):
-    """What the engine knows of an order: `redeemed` (with what it granted), `absent`, or `unclear`: ask again later."""
+    """The engine's state of an order: `redeemed` (with what it granted), `absent`, or `unclear` (ask again later)."""
 
     state: Literal["redeemed", "absent", "unclear"]
     outcome: Outcome = Outcome()
     extra: tuple[str, ...] = ()
-    """The engine's ids of further redemptions of the same order, which must be rolled back; never the first."""
+    """The engine's ids of duplicate redemptions of the order, to be rolled back by `repair`; never the first one."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What this engine can do. `check`, `undo` and `repair` are called only where they are declared."""
+    """What this engine supports. `check`, `undo` and `repair` are called only where they are declared."""
 
     check: bool
-    """It says what redeeming would grant, without effect."""
+    """It can tell what redeeming would grant, without effect."""
     undo: bool
-    """It takes a redemption back."""
+    """It can undo a redemption."""
     repair: bool
-    """It may redeem an order more than once, and takes back what is too much."""
+    """It may redeem an order more than once, and can roll back the duplicates."""
     referral: bool
     """Referral codes."""
     loyalty: bool
     """Loyalty cards."""
     gift_cards: bool
-    """Gift cards, of which an amount is taken."""
+    """Gift cards, whose balance is spent."""
     automatic: bool
-    """Promotions that no code stands for."""
+    """Promotions that apply without a code."""
     currencies: Literal["one", "many"]
     """Whether one configuration serves carts of several currencies."""
     most_codes: int | None
-    """Codes in one cart; None: no limit is known."""
+    """The most codes in one cart; None if no limit is known."""
 
 
 class Adapter(Protocol):
-    """An engine. Each method starts one conversation.
+    """One engine. Each method starts one conversation.
 
-    `session` is the id that validate and consume share: the adapter's name for cart and order at the engine. An order
-    is redeemed at most once in a session. `order` and `session` are all that a conversation knows: an adapter keeps
-    nothing between two of them.
+    `session` identifies the cart, and later its order, at the engine: validate and consume use the same one. An order
+    is redeemed at most once in a session. An adapter keeps no state between two conversations: each knows its arguments
+    and nothing else.
 
     A conversation raises `EngineRejected` where the engine says that the request or the key is wrong,
     `EngineUnavailable` where a reply cannot be understood, `OrderMismatch` where the session was redeemed with another
-    cart, and `InvalidRequest` for a body that this engine cannot be told of. Refused codes are no errors: they are
-    returned.
+    cart, and `InvalidRequest` for a body that cannot be expressed to this engine. Refused codes are returned, not
+    raised.
 
-    It may have `cost_pointers`, a tuple of JSON pointers to the order's additional costs that it tells the engine of:
-    one that finds nothing is warned of.
+    An adapter may have `cost_pointers`, a tuple of JSON pointers to the additional costs that it sends to the engine.
+    The service warns of a pointer that finds nothing.
     """
 
     name: str
-    """The name it is installed under: `[a-z][a-z0-9_]*`. Its settings have it as their prefix, in capitals."""
+    """The entry point's name: `[a-z][a-z0-9_]*`. In capitals it is the prefix of the adapter's settings."""
     contract: int
-    """`CONTRACT` as it was when the adapter was written."""
+    """The version of the contract that the adapter is written for, see `CONTRACT`."""
     capabilities: Capabilities
     options: tuple[Option, ...]
     accounts: Mapping[str, Account]
-    """Where its requests go, by the name that a request gives; "" for the only one."""
+    """By the name that a request gives in `account`; "" for a single one."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
-        """`options`: the values of all options by name, checked by their kinds, defaults in place.
+        """`options`: the values of all options by name, checked against their kinds, with defaults filled in.
 
-        Raises `Misconfigured`, all faults at once, for what their kinds cannot say.
+        Raises `Misconfigured`, with all faults at once, for what the kinds cannot check.
         """
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
-        """What this cart earns. Repeatable: as often as the shopper changes the cart."""
+        """Returns what this cart earns. It is called each time the shopper changes the cart."""
         ...
 
     def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
-        """What redeeming this order would grant, without effect."""
+        """Returns what redeeming this order would grant, without effect."""
         raise AssertionError("called only where it is declared")
 
     def redeem(self, order: Checkout, session: str) -> Conversation[Redeemed | NotRedeemed]:
-        """Redeems for good, at list prices.
+        """Redeems the order for good, at list prices.
 
-        A refused code is left out and is in `Redeemed.outcome.rejected`; where nothing is redeemed: `NotRedeemed`. An
-        answer that does not say redeemed is `EngineUnavailable`: the order will be looked up.
+        Returns `Redeemed`, with the refused codes in `outcome.rejected`, or `NotRedeemed` where nothing is redeemed.
+        Raises `EngineUnavailable` for a reply that does not confirm the redemption: the order is then looked up.
         """
         ...
 
     def look_up(self, order: Checkout, session: str, handle: str) -> Conversation[LookedUp]:
-        """Did it happen? Asked after an unknown outcome; reads only. `handle`: what `redeem` gave; "" if it gave none.
+        """Finds out, after an unknown outcome, whether the order is redeemed. Reads only.
 
-        `unclear` where the engine cannot tell.
+        `handle`: the one that `redeem` returned, "" if there is none. Returns `unclear` where the engine cannot tell.
         """
         ...
 
     def undo(self, order: Checkout | None, session: str, handle: str, *, final: bool) -> Conversation[None]:
-        """Takes back what was redeemed in this session, repeatably.
+        """Undoes what was redeemed in this session; safe to repeat.
 
-        `order` is None where it has been erased. `final`: for good; else so that the session can be redeemed again.
+        `order` is None once its body has been erased. `final`: for good; otherwise so that the session can be redeemed
+        again.
         """
         raise AssertionError("called only where it is declared")
 
     def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None]:
-        """Rolls back the further redemptions that `look_up` found, repeatably."""
+        """Rolls back the duplicate redemptions that `look_up` found in `extra`; safe to repeat."""
         raise AssertionError("called only where it is declared")
 
 
@@ -254,5 +255,5 @@ SANDBOXES = "promotions_mapper.sandboxes"
 
 
 def known(group: str = ADAPTERS) -> dict[str, EntryPoint]:
-    """The installed adapters (or sandboxes) by name, as entry points that have not been loaded yet."""
+    """Returns the installed adapters (or sandboxes) by name, as entry points that are not loaded yet."""
     return {point.name: point for point in entry_points(group=group)}

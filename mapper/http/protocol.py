@@ -1,8 +1,8 @@
-"""One connection: uvicorn's own protocol, with the limits that it lacks.
+"""One HTTP connection: uvicorn's protocol, with the limits that it lacks.
 
-httptools parses strictly, but does not limit how long a head may take or how large it may be, and some of what it lets
-through has no business here. `docs/operations.md` lists what was measured without these limits. What a body may cost is
-known to the application alone (`mapper.http.app`).
+httptools parses strictly, but limits neither the size of a head nor the time that it may take, and accepts some
+requests that this service must refuse. `docs/operations.md` lists what was measured without these limits. The
+application limits the body (`mapper.http.endpoint`).
 """
 
 import asyncio
@@ -21,63 +21,64 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 LEAVING: Final = "leaving"
-"""In the state of every scope: this process is going to stop; each answer is the last one of its connection."""
+"""A key of every scope's state: the process is stopping, so that each response is the last one of its connection."""
 
 RECEIVED: Final = "received"
-"""In the state of each request's scope: since when the whole request has been here, on the monotonic clock."""
+"""A key of a request's scope state: when the whole request was received, on the monotonic clock."""
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 
 class PreparedResponse(NamedTuple):
-    """A response that is bytes before it is asked for."""
+    """An encoded response. The server writes its own header fields between the two parts."""
 
     status_line: bytes
     rest: bytes
-    """From the header fields on; those that the server adds go between."""
+    """The header fields and the body."""
 
 
-def _lines(headers: Headers) -> bytes:
+def _header_lines(headers: Headers) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def prepared(status: int, headers: Headers, body: bytes) -> PreparedResponse:
-    """`headers` hold the content's length."""
-    return PreparedResponse(STATUS_LINE[status], _lines(headers) + b"\r\n" + body)
+    """Encodes a response. `headers` must include the content's length."""
+    return PreparedResponse(STATUS_LINE[status], _header_lines(headers) + b"\r\n" + body)
 
 
 Shed = Callable[[bytes, bytes], PreparedResponse | None]
-"""An application may have this as its attribute `shed`: for a method and a target the response that needs no call."""
+"""The type of an application's optional method `shed`. It takes the method and target of a request, and returns the
+response with which the protocol refuses the request at once, or None."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one process grants. `docs/operations.md` says why each is what it is."""
+    """The limits of each connection, and of their number per process. `docs/operations.md` gives the reasons."""
 
     head_s: float = 5.0
-    """From connecting, or from the first byte of a further request, until its head is complete."""
+    """From connecting, or from the first byte of a later request, to the end of its head."""
     rest_s: float = 5.0
-    """For the rest of a body that nobody waits for any more, since it has been answered already."""
+    """For the rest of a body whose request has been answered already."""
     keep_alive_s: float = 75.0
-    """Between an answer and the next request."""
+    """From a response to the next request."""
     unread_s: float = 10.0
-    """For the peer to read on, once what is written to it piles up."""
+    """For a peer that has stopped reading to read on."""
     linger_s: float = 1.0
-    """For the peer to read the last answer, before the connection is closed for good."""
+    """For the peer to read the last response before the connection is aborted."""
     grace_s: float = 1.0
-    """A process that stops closes a connection that has been idle for this long: its next request is not on its way."""
+    """A process that stops closes connections that have been idle this long; a request may be on its way on others."""
     head_bytes: int = 16 * 1024
     target_bytes: int = 8 * 1024
     headers: int = 100
     pipelined: int = 8
-    """Further requests that may have been sent on a connection while one is answered."""
+    """Requests that may wait on a connection while one is answered."""
     connections: int = 1000
 
 
-_NOT_EVEN_REFUSED = 256
-"""So many connections above the limit are refused; those beyond are aborted."""
+_REFUSED_CONNECTIONS = 256
+"""Connections above the limit that get a response; any more are aborted."""
 _HOST = re.compile(rb"[\w.:\[\]-]+", re.ASCII)
-# No percent sign: there is no path here that needs one, and `%2f` must not lead where `/` leads.
+# No percent sign in the path: no route needs one, and `%2f` must not work as `/`.
 _TARGET = re.compile(rb"/[\w.~/-]*(\?[!-~]*)?", re.ASCII)
 
 
@@ -106,18 +107,18 @@ _TOO_MANY = _refusal(503, "Too many connections; try again shortly.", (b"retry-a
 _WRONG_VERSION = _refusal(505, "This service speaks HTTP/1.1 only.")
 
 _SHED = cast("RequestResponseCycle", SimpleNamespace(response_complete=True, message_event=asyncio.Event()))
-"""The cycle of each request that was shed: it is answered, and what is left of its body is thrown away."""
+"""The cycle of every request that was shed: complete, so that uvicorn discards the rest of its body."""
 
 
 class _Refused(Exception):
-    """Raised in the parser's callbacks, to stop it."""
+    """Stops the parser when it is raised in a callback."""
 
 
 class LingeringTransport:
-    """What uvicorn writes to and closes. Closed, it ends our side and reads on for a moment.
+    """uvicorn's transport, with a lingering close (RFC 9112, 9.6).
 
-    Else the connection would be reset where something is still coming, and the peer might never read what was written
-    (RFC 9112, 9.6).
+    `close` ends our side and reads on for a moment. Closing at once would reset the connection if the peer is still
+    sending, and the peer might lose the last response.
     """
 
     def __init__(self, transport: asyncio.Transport, limits: Limits, loop: asyncio.AbstractEventLoop) -> None:
@@ -138,7 +139,7 @@ class LingeringTransport:
             self._timer = self._loop.call_later(self._limits.linger_s, self._end)
 
     def close_if_quiet(self) -> None:
-        """Closes, unless something has arrived that the event loop has not come to read."""
+        """Closes, unless the socket holds data that the event loop has not read yet."""
         if not self.is_closing():
             poll = select.poll()
             poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
@@ -146,40 +147,40 @@ class LingeringTransport:
                 self.close()
 
     def _end(self) -> None:
-        """What is still to be sent gets its time, and no more."""
-        if self._transport.get_write_buffer_size():
+        if self._transport.get_write_buffer_size():  # unsent data gets a time limit of its own
             self._timer = self._loop.call_later(self._limits.unread_s, self.abort)
         else:
             self.abort()
 
-    def lost(self) -> None:
+    def connection_lost(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
 
 
-class Arrival:
-    """When the event loop came to read: all that it reads in one turn was there by then, however long that takes.
+class ReadTime:
+    """When the event loop began to read in its present turn; shared by all connections.
 
-    Of all connections in one event loop.
+    All data that is read in a turn had arrived by then, even if reading it takes long.
     """
 
     def __init__(self) -> None:
-        self._at: float | None = None
+        self._started: float | None = None
 
-    def moment(self, loop: asyncio.AbstractEventLoop) -> float:
-        if self._at is None:
-            self._at = time.monotonic()
-            loop.call_soon(self._forget)
-        return self._at
+    def get(self, loop: asyncio.AbstractEventLoop) -> float:
+        if self._started is None:
+            self._started = time.monotonic()
+            loop.call_soon(self._end_turn)
+        return self._started
 
-    def _forget(self) -> None:
-        self._at = None
+    def _end_turn(self) -> None:
+        self._started = None
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """Requests may be pipelined; one is answered at a time. uvicorn's keep-alive timer holds every limit of time here.
+    """uvicorn's protocol with `Limits`. Requests may be pipelined; they are answered one at a time.
 
-    While a request is answered there is no such limit but the application's own.
+    uvicorn's keep-alive timer enforces all time limits of a connection. While a request is being answered, only the
+    application limits the time.
     """
 
     parser: httptools.HttpRequestParser
@@ -188,28 +189,28 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(
         self,
         limits: Limits,
-        arrival: Arrival,
+        read_time: ReadTime,
         config: uvicorn.Config,
         server_state: ServerState,
         app_state: dict[str, Any],
     ) -> None:
         super().__init__(config, server_state, app_state)
         self.timeout_keep_alive = limits.keep_alive_s  # type: ignore[assignment] # uvicorn's are whole seconds
-        self._limits, self._arrival = limits, arrival
+        self._limits, self._read_time = limits, read_time
         self._shed: Shed | None = getattr(self.app, "shed", None)
         self._answering: RequestResponseCycle | None = None
-        """The oldest request that is not answered, while `cycle` is the newest."""
+        """The oldest request without a complete response; `cycle` is the newest request."""
         self._since = self.loop.time()
-        """Of the connection's start, of a request's first byte or of the last answer: what came last."""
+        """When the present time limit began: at the connection's start, a request's first byte or the last response."""
         self._in_head = self._in_body = False
         self._head_bytes = 0
-        """Received of a head that is not complete, as far as it is known."""
+        """Bytes received of an incomplete head; a lower bound."""
         self._fields_bytes = 0
-        """Names and values of its header fields."""
+        """Bytes of the names and values of its header fields."""
         self._message_ended = False
-        """In the data that is being parsed."""
+        """Whether a request has ended in the data that is being parsed."""
         self._discarding = False
-        """Whatever else comes is thrown away."""
+        """Whether all further data is discarded."""
         self._refusal = _MALFORMED
         self._unread: asyncio.TimerHandle | None = None
 
@@ -219,7 +220,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         lingering = LingeringTransport(transport, self._limits, self.loop)
         self.transport = lingering  # pyright: ignore[reportIncompatibleVariableOverride]
-        if len(self.connections) > self._limits.connections + _NOT_EVEN_REFUSED:
+        if len(self.connections) > self._limits.connections + _REFUSED_CONNECTIONS:
             self.transport.abort()
         elif len(self.connections) > self._limits.connections:
             self._refuse(_TOO_MANY)
@@ -228,16 +229,16 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.transport.lost()
+        self.transport.connection_lost()
         self._unset_keepalive_if_required()
-        # Requests that have not begun hold this object, which holds them.
+        # Break the reference cycle between this object and pipelined requests.
         self.cycle = self._answering = None  # type: ignore[assignment]
         self.pipeline.clear()
         if self._unread is not None:
             self._unread.cancel()
 
     def shutdown(self) -> None:
-        """The process stops: whatever is being answered is the last, and a connection that is idle for long closes."""
+        """The process is stopping: makes the present response the last one, and closes a connection that is idle."""
         if self.cycle is not None and not self.cycle.response_complete:
             if not self.cycle.response_started:
                 self.cycle.keep_alive = False
@@ -281,7 +282,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._message_ended = False
         super().data_received(data)
         if self._in_head and not self._message_ended:
-            # Where a request has ended in `data`, nobody knows how much of it belongs to the next: count from here on.
+            # If a request has ended in `data`, it is unknown how much of it is the next head: that part is not counted.
             self._head_bytes += len(data)
             if self._head_bytes > self._limits.head_bytes and not self._discarding:
                 self._refuse(_LARGE_HEAD)
@@ -308,11 +309,11 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         version, upgrade = self.parser.get_http_version(), self.parser.should_upgrade()
-        self._judge_head(version, upgrade=upgrade)
+        self._check_head(version, upgrade=upgrade)
         if len(self.pipeline) >= self._limits.pipelined:
             self._stop_parsing(_TOO_MANY)
         self._in_body = True
-        # After a request to upgrade the parser takes nothing any more.
+        # The parser accepts no request after one to upgrade.
         last = upgrade or version == "1.0" or not self.parser.should_keep_alive() or LEAVING in self.app_state
         answering = self.cycle is not None and not self.cycle.response_complete
         if self._shed and not (last or answering or self.expect_100_continue or self.flow.write_paused):
@@ -325,11 +326,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _send_at_once(self, response: PreparedResponse) -> None:
         self.cycle = _SHED
-        self.transport.write(response.status_line + _lines(self.server_state.default_headers) + response.rest)
+        self.transport.write(response.status_line + _header_lines(self.server_state.default_headers) + response.rest)
         self.server_state.total_requests += 1
 
-    def _judge_head(self, version: str, *, upgrade: bool) -> None:
-        """Refuses what other parsers might understand in another way, and what no route must ever see."""
+    def _check_head(self, version: str, *, upgrade: bool) -> None:
+        """Refuses heads that other parsers may read differently, and those that no route accepts."""
         if version not in ("1.1", "1.0"):
             self._stop_parsing(_WRONG_VERSION)
         if not _TARGET.fullmatch(self.url):
@@ -341,7 +342,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if codings and ([coding.lower() for coding in codings] != [b"chunked"] or lengths or version == "1.0"):
             self._stop_parsing(_WRONG_FRAMING)
         if upgrade and (codings or any(length != b"0" for length in lengths)):
-            self._stop_parsing(_NO_UPGRADE)  # the parser would lose the body
+            self._stop_parsing(_NO_UPGRADE)  # the parser would drop the body
 
     def _values(self, field: bytes) -> list[bytes]:
         return [value for name, value in self.headers if name == field]
@@ -350,7 +351,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
         self._in_body, self._message_ended = False, True
         if self.cycle is self._answering:
-            self.cycle.scope.setdefault("state", {})[RECEIVED] = self._arrival.moment(self.loop)
+            self.cycle.scope.setdefault("state", {})[RECEIVED] = self._read_time.get(self.loop)
 
     # -- Answering -----------------------------------------------------------------------------------------------------
 
@@ -368,7 +369,7 @@ class GuardedProtocol(HttpToolsProtocol):
     # -- Refusing ------------------------------------------------------------------------------------------------------
 
     def _stop_parsing(self, refusal: bytes) -> None:
-        """From within the parser: it stops, and `send_400_response` is called."""
+        """Stops the parser from within a callback; uvicorn then calls `send_400_response`."""
         self._refusal = refusal
         raise _Refused
 
@@ -376,7 +377,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refuse(self._refusal)
 
     def _refuse(self, refusal: bytes) -> None:
-        """Answers what came last with a refusal and closes; what came before it on the connection is answered first."""
+        """Refuses the newest request and closes the connection, once the requests before it are answered."""
         if self.transport.is_closing():
             return
         self._discarding = True
@@ -387,7 +388,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
         elif not self._in_body:
             newest.keep_alive = False
-        elif self.pipeline:  # the newest will never be complete: the one before it is the last
+        elif self.pipeline:  # the newest request will never be complete; the one before it is the last
             self.pipeline.popleft()
             self.cycle = self.pipeline[0][0] if self.pipeline else cast("RequestResponseCycle", self._answering)
             self.cycle.keep_alive = False

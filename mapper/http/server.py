@@ -1,7 +1,7 @@
-"""How uvicorn serves the service: how it accepts connections, and how a process ends without losing a request.
+"""uvicorn's server, changed in how it accepts connections, and in how it stops without losing a request.
 
-uvicorn's own end closes idle connections while their next request is on its way, resets those that wait to be accepted,
-and has the signal's exit code instead of 0. The event loop's own server accepts one connection in each of its turns.
+By itself uvicorn, when it stops, closes idle connections whose next request is on its way, resets connections that wait
+to be accepted, and exits with the signal's code instead of 0. And the event loop accepts one connection per turn.
 """
 
 import asyncio
@@ -17,43 +17,43 @@ from typing import Any, Final
 import uvicorn
 
 from mapper import threads
-from mapper.http.protocol import LEAVING, Arrival, GuardedProtocol, Limits
+from mapper.http.protocol import LEAVING, GuardedProtocol, Limits, ReadTime
 
 DRAINING: Final = "draining"
-"""In the state of every scope: the whole service is going to stop, so that `/readyz` must say so."""
+"""A key of every scope's state: the whole service is stopping, and `/readyz` must say so."""
 
 BACKLOG: Final = 2048
 """Connections that may wait to be accepted."""
 
-PATIENCE_S: Final = 25.0
-"""How long a process that stops waits for the answers it owes."""
+FINISH_S: Final = 25.0
+"""How long a process that stops waits for its last responses."""
 
 _TICK_S = 0.02
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 _NO_DESCRIPTORS_S = 1.0
-"""The pause before connections are accepted again. Without one the event loop would ask without end."""
+"""The pause before connections are accepted again. Without it the event loop would spin."""
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; raises `OSError`. "::" listens on every address, of IPv4 as well."""
+    """Returns a listening socket. "::" listens on all addresses, IPv4 as well. Raises `OSError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both = host == "::" and socket.has_dualstack_ipv6()
     return socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
 
 
 def inherited(fd: int) -> socket.socket:
-    """The socket that the parent process has opened; raises `OSError`."""
-    handed_over = socket.socket(fileno=fd)
-    handed_over.set_inheritable(False)
-    return handed_over
+    """Returns the socket that the parent process has opened. Raises `OSError`."""
+    listener = socket.socket(fileno=fd)
+    listener.set_inheritable(False)
+    return listener
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which accepts all connections that wait at once, and ends so that nobody notices."""
+    """uvicorn's server. It accepts all waiting connections at once, and answers everything before it stops."""
 
     def __init__(self, config: uvicorn.Config, limits: Limits, drain_s: float) -> None:
         super().__init__(config)
-        self._limits, self._arrival = limits, Arrival()
+        self._limits, self._read_time = limits, ReadTime()
         self._drain_s = drain_s
         self._listeners: list[socket.socket] = []
         self._connecting: set[asyncio.Task[Any]] = set()
@@ -79,19 +79,19 @@ class Server(uvicorn.Server):
                 task = loop.create_task(self._connect(listener.accept()[0]))
                 self._connecting.add(task)
                 task.add_done_callback(self._connecting.discard)
-        except OSError as error:  # nobody waits any more, or who waited has gone
+        except OSError as error:  # no connection is waiting, or one has been aborted
             if error.errno in _NO_DESCRIPTORS:
                 loop.remove_reader(listener)
                 loop.call_later(_NO_DESCRIPTORS_S, self._listen, listener)
 
     async def _connect(self, peer: socket.socket) -> None:
         await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: GuardedProtocol(self._limits, self._arrival, self.config, self.server_state, self.lifespan.state),
+            lambda: GuardedProtocol(self._limits, self._read_time, self.config, self.server_state, self.lifespan.state),
             peer,
         )
 
     async def _stop_listening(self) -> None:
-        """Takes the connections that wait to be accepted: they would be reset when the last listener is closed."""
+        """Accepts the waiting connections first, since closing the last listener would reset them."""
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener)
             self._accept(listener)
@@ -99,22 +99,22 @@ class Server(uvicorn.Server):
             listener.close()
         await asyncio.gather(*self._connecting)
 
-    # -- Ending --------------------------------------------------------------------------------------------------------
+    # -- Stopping ------------------------------------------------------------------------------------------------------
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         stopping = self.should_exit
-        super().handle_exit(sig, frame)  # a second Ctrl-C waits for nothing any more
+        super().handle_exit(sig, frame)  # a second Ctrl-C stops at once
         if not stopping:
-            self.drain(0.0 if sig == signal.SIGINT else None)  # somebody at a keyboard does not want to wait
+            self.drain(0.0 if sig == signal.SIGINT else None)  # no pause for a person at a keyboard
 
     def drain(self, drain_s: float | None = None) -> None:
-        """The whole service is going to stop: not ready from now on, though it answers for `drain_s` as before."""
+        """Stops the whole service: it reports itself as not ready, serves as before for `drain_s`, then stops."""
         if self.started:
             self.lifespan.state[DRAINING] = True
         self.retire(self._drain_s if drain_s is None else drain_s)
 
     def retire(self, drain_s: float = 0.0) -> None:
-        """Only this process is going to stop; others go on."""
+        """Stops this process alone; the other workers go on."""
         if self.started:
             self.lifespan.state[LEAVING] = True
         self._drain_s = drain_s
@@ -124,15 +124,15 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         with super().capture_signals():
             yield
-            self._captured_signals.clear()  # raised again, they would decide about the exit code
+            self._captured_signals.clear()  # else uvicorn raises them again, and they set the exit code
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answers what is on its way, tells each client with its answer to go elsewhere, ends when all have gone."""
+        """Serves for `drain_s` with `Connection: close`, then stops accepting, and waits for the last responses."""
         self.lifespan.state[LEAVING] = True
         async for _ in self._ticks(self._drain_s):
             pass
         await self._stop_listening()
-        async for _ in self._ticks(PATIENCE_S):
+        async for _ in self._ticks(FINISH_S):
             for connection in list(self.server_state.connections):
                 connection.shutdown()
             if not self.server_state.connections:
@@ -151,7 +151,7 @@ class Server(uvicorn.Server):
 
 
 def create(app: Any, limits: Limits | None = None, *, factory: bool = False, drain_s: float = 0.0) -> Server:
-    """A server for an ASGI application (or, with `factory`, for the name of what makes one)."""
+    """Returns a server for an ASGI application; with `factory`, for the import path of a function that returns one."""
     config = uvicorn.Config(
         app,
         factory=factory,
@@ -168,18 +168,18 @@ def create(app: Any, limits: Limits | None = None, *, factory: bool = False, dra
 
 
 def run(server: Server, listeners: Sequence[socket.socket]) -> None:
-    """Serves until told to stop."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it asks the supervisor to renew its workers; here it must not kill
+    """Serves until a signal stops it."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # meant for a supervisor; its default action would kill this process
     server.config.load()
-    _spare_the_collector()
+    _tune_garbage_collector()
     threads.switch_often()
     server.run(list(listeners))
 
 
-def _spare_the_collector() -> None:
-    """All that is needed has been loaded, and stays; a request leaves no cycles behind, nor does a connection.
+def _tune_garbage_collector() -> None:
+    """Makes collections rare, and excludes all objects that exist so far.
 
-    So Python's search for garbage is left with what has come since, and comes rarely.
+    The loaded code stays for good, and neither a request nor a connection leaves reference cycles behind.
     """
     gc.freeze()
     gc.set_threshold(10_000, 10, 10)

@@ -1,11 +1,11 @@
-"""Several processes on one listening socket: uvicorn's supervisor, which starts, replaces and renews them (SIGHUP).
+"""Several worker processes on one listening socket, under uvicorn's supervisor. SIGHUP renews them one by one.
 
-All of them accept from one socket, which this process has opened and they inherit. Connections that wait in its queue
-belong to none of them, so none is lost when one goes. (With SO_REUSEPORT each process would have a queue of its own,
-and what waits in it is reset when its process ends.)
+The workers inherit the socket that this process has opened. Connections that wait in its queue belong to no worker, so
+that none is lost when a worker stops. (With SO_REUSEPORT each process would have a queue of its own, whose connections
+are reset when the process ends.)
 
-What uvicorn's own lacks: a worker retires without the service being called not ready; a worker that dies at once is
-started again after a pause; all others are looked after while an old one ends; and none outlives its supervisor.
+Unlike uvicorn's own supervisor, this one renews workers without reporting the service as not ready, pauses before it
+restarts a worker that died at once, watches all workers while an old one finishes, and leaves none behind if it dies.
 """
 
 import logging
@@ -28,34 +28,36 @@ from mapper.ops import logs
 log = logging.getLogger("mapper")
 
 START_S = 30.0
-"""How long a worker may take until it is ready to serve."""
+"""How long a worker may take to become ready."""
 PAUSE_S = 1.0
-"""Between two starts where the first one did not last even that long."""
+"""The pause before a restart if the worker lived for a shorter time than this."""
 
 _RETIRE = b"retire"
 
 
 class Worker(Process):
-    """A new program, not a fork. Its pipe carries uvicorn's pings and the order to retire, and ends with the parent."""
+    """A worker process, spawned and not forked. Its pipe carries uvicorn's pings and the message to retire."""
 
-    def __init__(self, made: server.Server, listeners: Sequence[socket.socket]) -> None:
-        super().__init__(made.config, list(listeners))
-        self._made = made
+    def __init__(self, web_server: server.Server, listeners: Sequence[socket.socket]) -> None:
+        super().__init__(web_server.config, list(listeners))
+        self._web_server = web_server
 
     # -- In the supervisor ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         super().start()
-        self.child_conn.close()  # the child has its own: from now on the pipe ends with either process
+        self.child_conn.close()  # so that the pipe closes when either process ends
         self.started = time.monotonic()
 
-    def tell(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         with suppress(ProcessLookupError):
             if self.pid is not None and self.exitcode is None:
                 os.kill(self.pid, number)
 
     def terminate(self) -> None:
-        self.tell(signal.SIGTERM)  # and leave the pipe open: its end would be heard before the signal
+        self.send_signal(
+            signal.SIGTERM
+        )  # the pipe stays open: its closing would stop the worker before the signal does
 
     def retire(self) -> None:
         with suppress(OSError):
@@ -64,49 +66,49 @@ class Worker(Process):
     # -- In the worker -------------------------------------------------------------------------------------------------
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
-        os.setsid()  # Ctrl-C is for the supervisor, which passes it on once
+        os.setsid()  # a terminal's Ctrl-C reaches the supervisor only, which passes it on
         self.parent_conn.close()
         logs.configure_from(os.environ)
         threading.Thread(target=self.always_pong, daemon=True).start()
-        server.run(self._made, sockets or [])
+        server.run(self._web_server, sockets or [])
 
     def always_pong(self) -> None:
         try:
             super().always_pong()
-        except (OSError, EOFError):  # the supervisor has gone
-            self._made.drain()
+        except (OSError, EOFError):  # the supervisor has died
+            self._web_server.drain()
 
     def pong(self) -> None:
         if self.child_conn.recv() == _RETIRE:
-            self._made.retire()
+            self._web_server.retire()
         else:
-            self.child_conn.send(self._made.started)
+            self.child_conn.send(self._web_server.started)
 
 
 class Supervisor(Multiprocess):
-    """Its signals are TERM and INT, which it passes on at once, and HUP."""
+    """Handles SIGTERM and SIGINT, which it passes on to the workers, and SIGHUP."""
 
     processes: list[Worker]  # type: ignore[assignment]
 
-    def __init__(self, made: server.Server, listeners: Sequence[socket.socket], count: int) -> None:
-        super().__init__(made.config, list(listeners))
+    def __init__(self, web_server: server.Server, listeners: Sequence[socket.socket], count: int) -> None:
+        super().__init__(web_server.config, list(listeners))
         self.processes_num = count
         self.failed = False
-        self._made = made
+        self._web_server = web_server
         self._listeners = listeners
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
-        for number in (signal.SIGTTIN, signal.SIGTTOU):  # uvicorn's way to have more workers, or fewer
+        for number in (signal.SIGTTIN, signal.SIGTTOU):  # uvicorn would change the number of workers
             signal.signal(number, signal.SIG_IGN)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         for worker in self.processes:
-            worker.tell(number)
-        # By a thread, since this one may be holding the event's lock.
+            worker.send_signal(number)
+        # In a thread, since the interrupted code may hold the event's lock.
         threading.Thread(target=self.should_exit.set).start()
 
     def _start(self) -> Worker:
-        worker = Worker(self._made, self._listeners)
+        worker = Worker(self._web_server, self._listeners)
         worker.start()
         return worker
 
@@ -120,7 +122,7 @@ class Supervisor(Multiprocess):
             self.should_exit.set()
 
     def keep_subprocess_alive(self) -> None:
-        """A worker that has died, or that does not react, is started again."""
+        """Replaces workers that have died or do not respond."""
         for index, worker in enumerate(self.processes):
             if worker.is_alive(START_S) or self.should_exit.is_set():
                 continue
@@ -133,7 +135,7 @@ class Supervisor(Multiprocess):
             self.processes[index] = self._start()
 
     def restart_all(self) -> None:
-        """One by one: the new worker is ready before the old one goes. Where a new one fails, the old ones stay."""
+        """Replaces each worker once its successor is ready. If a successor fails, the remaining workers stay."""
         for index, old in enumerate(self.processes):
             if self.should_exit.is_set():
                 return
@@ -152,10 +154,10 @@ class Supervisor(Multiprocess):
         log.info("renewed", extra={"facts": {"workers": self.processes_num}})
 
 
-def supervise(made: server.Server, listeners: Sequence[socket.socket], count: int) -> int:
-    """Runs `count` workers; returns the exit code. Their metrics are kept together in a folder of their own."""
+def supervise(web_server: server.Server, listeners: Sequence[socket.socket], count: int) -> int:
+    """Runs `count` workers, whose metrics share a temporary folder. Returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="promotions-mapper-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-        supervisor = Supervisor(made, listeners, count)
+        supervisor = Supervisor(web_server, listeners, count)
         supervisor.run()
     return 1 if supervisor.failed else 0

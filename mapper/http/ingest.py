@@ -1,6 +1,6 @@
-"""`POST /orders/ingest`: a validated checkout with its payment becomes an order at Nacelle: `mapper.nacelle` does it.
+"""`POST /orders/ingest`: creates an order at Nacelle from a validated checkout with its payment (`mapper.nacelle`).
 
-Off unless `MAPPER_INGEST_TOKEN` is set; the caller is the merchant, and shows it as a bearer token.
+Off unless `MAPPER_INGEST_TOKEN` is set. The caller is the merchant, who sends it as a bearer token.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from mapper.nacelle.noms import Noms
 from mapper.settings import IngestSettings, Settings
 
 STATUS: Final = {"created": 200, "other_content": 409, "refused": 422, "unknown": 502, "not_sent": 503}
-"""What the caller gets for what became of the order."""
+"""The HTTP status for the state of the order."""
 SENTENCES: Final = {
     "other_content": "Another order came under this id; nothing was sent.",
     "refused": "Nacelle refused the order; mend it, then send it again.",
@@ -39,7 +39,7 @@ def routes(
     journal: Journal,
     count: Callable[[str], None] = lambda _fate: None,
 ) -> list[Route]:
-    """`client`: the HTTP client, once the service runs. `count` is told what became of each order."""
+    """`client` returns the HTTP client once the service runs. `count` is called with the fate of each order."""
 
     async def ingest(request: Request) -> Response:
         if not is_one_of(_bearer(request), (given.token,)):
@@ -62,41 +62,41 @@ def routes(
             count("no_journal")
             return _later(_problem(503, "The journal cannot be written; nothing was sent."))
         count("again" if done.again and done.state == "created" else done.state)
-        return _told(done)
+        return _response(done)
 
     return [Route("/orders/ingest", ingest, methods=["POST"])]
 
 
 def _bearer(request: Request) -> bytes:
-    """The token of the one `Authorization` header; b"" where there is none, or two."""
+    """Returns the bearer token; b"" unless there is exactly one `Authorization` header."""
     values = request.headers.getlist("authorization")
     scheme, _, token = values[0].partition(" ") if len(values) == 1 else ("", "", "")
     return token.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
 
 
-async def _body(request: Request, most: int) -> bytes | None:
-    """The body; None where it is too large."""
+async def _body(request: Request, max_bytes: int) -> bytes | None:
+    """Returns the body; None if it is too large."""
     body = b""
     try:
         async for part in request.stream():
             body += part
-            if len(body) > most:
+            if len(body) > max_bytes:
                 return None
     except ClientDisconnect:
         return b""
     return body
 
 
-def _told(done: Ingested) -> Response:
+def _response(done: Ingested) -> Response:
     order: dict[str, Any] = {"id": done.key, "state": done.state, "again": done.again}
     if done.state == "created":
         return _json(200, {"order": order | {"answer": _json_or_none(done.answer)}})
-    told = _problem(STATUS[done.state], SENTENCES[done.state], order=order | {"reason": done.reason})
-    return _later(told) if done.state == "not_sent" else told
+    problem = _problem(STATUS[done.state], SENTENCES[done.state], order=order | {"reason": done.reason})
+    return _later(problem) if done.state == "not_sent" else problem
 
 
 def _json_or_none(answer: bytes) -> msgspec.Raw | None:
-    """Nacelle's answer as it came, where it is JSON."""
+    """Returns Nacelle's answer unchanged; None if it is not JSON."""
     try:
         msgspec.json.decode(answer)
     except msgspec.DecodeError:

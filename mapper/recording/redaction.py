@@ -1,19 +1,20 @@
-"""What must not stand in a record is replaced by a name for it: the same value by the same name, within one record.
+"""Replaces personal data in a record by names. Within one record the same value always gets the same name.
 
 Prices, quantities, ids of carts and products, and the engine's vocabulary stay, since they decide what a cart costs.
-Everything else that a shopper or a merchant wrote is replaced, whatever its key:
+Everything else that a shopper or a merchant wrote is replaced:
 
 | in the body | becomes |
 |---|---|
-| codes, referral codes, loyalty cards | the name that they have in the log, or `code-1` |
-| texts under keys that are not among `KEPT`, and not below `OURS` | `redacted-1` |
+| codes, referral codes, loyalty cards | their hash as in the log, or `code-1` |
+| texts, unless their key is in `KEPT` or they are below a key of `OURS` | `redacted-1` |
 | anything below a key of `PERSONAL`, such as `customer` or `shipping_address` | `redacted-1`, numbers 0 |
-| whole numbers of 7 digits and more, such as a phone number without quotes | 0 |
-| members whose key says secret, token, password, key, signature or receipt | nothing: they go |
+| whole numbers of 7 digits or more, such as a phone number without quotes | 0 |
+| members whose key says secret, token, password, key, signature or receipt | removed |
 
-An engine's reply keeps its texts, but for what was replaced in the body, which has the same name here, what stands
-below a personal key, and what looks like an e-mail or IP address or an international phone number. A single word, such
-as "voucher", may be the engine's own; so a word of the body is looked for here only where it was personal, or was sent.
+In an engine's reply, texts are kept except values that were replaced in the body (they get the same name), values below
+a personal key, and whatever looks like an e-mail address, an IP address or an international phone number. A single word
+of the body, such as "voucher", may also be the engine's own word: it is replaced in replies only if it was personal or
+was sent to the engine.
 """
 
 import json
@@ -29,11 +30,11 @@ KEPT: Final = frozenset(
         "id", "source_id", "sku", "variant_id", "product_id", "currency", "currency_code", "category", "cost", "scope",
     }
 )  # fmt: skip
-"""Keys whose texts stay as they are, unless they are or look personal."""
+"""Keys whose texts are kept, unless they are or look personal."""
 VOCABULARY: Final = frozenset({"object", "type", "effect_type", "status", "state"})
-"""Keys whose texts, where they are single words, are a program's own, wherever they stand."""
+"""Keys whose texts are a program's own words if they are single words."""
 OURS: Final = frozenset({"discounts", "applied_discounts", "mapper"})
-"""Keys below which everything stays likewise: we wrote it, in the engine's words."""
+"""Keys below which texts are kept likewise: the mapper wrote them, in the engine's words."""
 PERSONAL: Final = frozenset(
     {
         "customer", "customers", "customerprofile", "profile", "recipient", "holder", "buyer", "shopper", "user",
@@ -44,7 +45,7 @@ PERSONAL: Final = frozenset(
         "identifiers", "profileid", "profileintegrationid", "recipientintegrationid", "customerid",
     }
 )  # fmt: skip
-"""Keys (in lower case, without `_` and `-`) below which nothing stays."""
+"""Keys (in lower case, without `_` and `-`) below which everything is replaced."""
 CODES: Final = frozenset({"coupon_codes", "referral_code", "loyalty_card"})
 
 _SECRET: Final = re.compile(
@@ -60,26 +61,26 @@ _WORD: Final = re.compile(r"[A-Za-z][A-Za-z_-]*")
 _AMOUNT: Final = re.compile(r"-?\d{1,6}|-?\d{1,15}\.\d{1,6}")
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?")
 _LONG_NUMBER: Final = 1_000_000
-_LEAST_FOUND_WITHIN: Final = 4
-"""Shorter values are found where they are the whole of a text, and not within one."""
+_MIN_LENGTH_WITHIN: Final = 4
+"""Shorter values are replaced only if they are the whole text, not within a longer one."""
 
 
 class Redaction:
-    """Of one record."""
+    """The names of one record."""
 
     def __init__(self, codes: Iterable[str], name_of_code: Callable[[str], str]) -> None:
-        """`codes`: all that the shopper brought, clean. `name_of_code`: "" where a code has no name in the log."""
+        """`codes`: the shopper's codes, cleaned. `name_of_code`: the hash for the log, "" if codes are not hashed."""
         self._codes: dict[str, str] = {}
         for number, code in enumerate(codes, 1):
             self._codes.setdefault(code.casefold(), name_of_code(code) or f"code-{number}")
         self._names: dict[str, str] = {}
-        """Of every value of the body. Values in small letters: engines spell codes and addresses as they like."""
+        """By each value of the body, in lower case, since an engine may change the case of codes and addresses."""
         self._sought: dict[str, str] = {**self._codes}
-        """Of those that are looked for in texts of the engine."""
+        """By each value that is replaced in the engine's texts, in lower case."""
         self._within: re.Pattern[str] | None = None
 
     def name(self, value: str, *, personal: bool = True) -> str:
-        """The name that stands for a value from now on, wherever it stands."""
+        """Returns the name of a value, and replaces the value from now on."""
         key = value.casefold()
         if not value or key in self._codes:
             return self._codes.get(key, value)
@@ -89,27 +90,27 @@ class Redaction:
         return name
 
     def learn(self, value: str, name: str) -> None:
-        """That this name stands for a value in the engine's texts: also for what an adapter makes of one."""
+        """Replaces a value in the engine's texts from now on, such as one that the adapter derives from another."""
         self._sought[value.casefold()] = name
         self._within = None
 
     def text(self, text: str) -> str:
-        """A text of the engine's or of ours, such as a session's id."""
+        """Redacts a text of the engine or of the mapper, such as a session's id."""
         if (whole := self._sought.get(text.casefold())) is not None:
             return whole
         if self._within is None:
-            values = sorted((one for one in self._sought if len(one) >= _LEAST_FOUND_WITHIN), key=len, reverse=True)
+            values = sorted((one for one in self._sought if len(one) >= _MIN_LENGTH_WITHIN), key=len, reverse=True)
             any_of = "|".join(map(re.escape, values)) or "(?!)"
             self._within = re.compile(rf"(?<!\w)(?:{any_of})(?!\w)", re.IGNORECASE)
         text = self._within.sub(lambda found: self._sought[found[0].casefold()], text)
         return _LOOKS_PERSONAL.sub(lambda found: self.name(found[0]), text)
 
     def body(self, body: bytes) -> Any:
-        """A call's body. Raises `ValueError` where Python does not read it."""
+        """Redacts a call's body. Raises `ValueError` if Python cannot read it."""
         return self._of_body(json.loads(body, parse_float=Decimal), "", personal=False, kept=False)
 
     def reply(self, value: Any) -> Any:
-        """What an engine answered, decoded."""
+        """Redacts the decoded body of an engine's reply."""
         return self._of_reply(value, "", personal=False)
 
     def _of_body(self, value: Any, key: str, *, personal: bool, kept: bool) -> Any:
@@ -130,13 +131,13 @@ class Redaction:
     def _text_of_body(self, value: str, key: str, *, personal: bool, kept: bool) -> str:
         cleaned = clean(value)
         if key in CODES and cleaned:
-            # What can be no code must not become one by its name.
+            # An invalid code must stay invalid when it is replayed.
             return self._codes.get(cleaned.casefold()) or f"{self.name(value)}\0"
         if key in VOCABULARY and _WORD.fullmatch(value):
             return value
         if key == "code" and cleaned.casefold() in self._codes:
             return self.name(cleaned)
-        if _AMOUNT.fullmatch(value):  # also where a code is spelled so
+        if _AMOUNT.fullmatch(value):  # even if a code is a number
             return "0" if personal else value
         if personal or cleaned.casefold() in self._codes:
             return self.name(cleaned)
@@ -145,7 +146,7 @@ class Redaction:
         return value if _DATE.fullmatch(value) else self.name(value, personal=False)
 
     def _key(self, key: str) -> str:
-        """A key may be data: amounts by code, attributes by address."""
+        """Redacts a key, which may be data: amounts by code, attributes by address."""
         return self._codes.get(key.casefold()) or _LOOKS_PERSONAL.sub(lambda found: self.name(found[0]), _unicode(key))
 
     def _of_reply(self, value: Any, key: str, *, personal: bool) -> Any:
@@ -164,7 +165,7 @@ def _plain(key: str) -> str:
 
 
 def _unicode(text: str) -> str:
-    """Half a surrogate pair is JSON, but no Unicode."""
+    """Replaces lone surrogates, which JSON may hold and UTF-8 may not."""
     return text.encode("utf-8", "replace").decode()
 
 

@@ -1,8 +1,8 @@
-"""What a checkout would earn, and why: what was asked, what came back, which effect became which cent on which line.
+"""Explains what a checkout earns: the engine's requests and replies, and which effect takes how much off which line.
 
-It asks as validate does, redeems nothing, and answers nobody: `promotions-mapper explain` prints it, the page
-`/explain` shows it. Amounts are in minor units. Every discount that the engine grants is accounted for, and the sum is
-checked.
+The engine is asked as by validate, and nothing is redeemed. `promotions-mapper explain` prints the explanation, the
+page `/explain` shows it. Amounts are in minor units. `adds_up` checks that every discount of the engine is accounted
+for.
 """
 
 import time
@@ -19,7 +19,7 @@ from mapper.domain.checkout import Checkout
 from mapper.domain.discounts import Settled
 from mapper.domain.errors import InvalidRequest, Problem
 from mapper.domain.outcome import Diagnostic, Discount, Notice, Outcome, Rejection
-from mapper.engine.conversation import Call, Engine
+from mapper.engine.conversation import Attempt, Engine
 from mapper.engine.promotion_engine import PromotionEngine
 from mapper.engine.transport import Transport
 from mapper.nacelle.products import Products
@@ -44,18 +44,18 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Step:
-    """One discount on its way from the list price to the net price."""
+    """One discount on a line or on the order."""
 
     name: str
     effect_type: str
     granted: int
     taken: int
-    """What is taken off here: less than granted where the thing costs no more, or where the rest lies elsewhere."""
+    """What is taken off here. Less than `granted` if the price is lower, or if the rest is taken off elsewhere."""
     code: str = ""
 
 
 @dataclass(frozen=True)
-class LineStory:
+class LineExplanation:
     pointer: str
     name: str
     quantity: int
@@ -72,51 +72,51 @@ class Explanation:
     digits: int
     engine: str
     session: str
-    lines: tuple[LineStory, ...] = ()
+    lines: tuple[LineExplanation, ...] = ()
     root: tuple[Step, ...] = ()
     total: int = 0
     clamped: int = 0
-    """Granted beyond the price of the thing that it lies on."""
+    """What the engine granted in excess of the prices."""
     rejected: tuple[Rejection, ...] = ()
     notices: tuple[Notice, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
     exchanges: tuple[Exchange, ...] = ()
     ms: Mapping[str, float] = field(default_factory=dict)
-    """Time per step: reading, asking, settling."""
+    """Milliseconds by step: reading, asking, settling."""
     problem: str = ""
-    """Why there is no outcome, as the log would say it."""
+    """Why there is no outcome, in the words of the log."""
 
     def text(self, amount: int) -> str:
         return money.text(amount, self.digits)
 
     @property
     def adds_up(self) -> bool:
-        """Whether everything that was granted is found again: on a line, at the root, or cut."""
+        """Whether the steps add up to the total, and the list prices less the steps to the net prices."""
         taken = sum(step.taken for line in self.lines for step in line.steps) + sum(step.taken for step in self.root)
         nets = all(line.gross - sum(step.taken for step in line.steps) == line.net for line in self.lines)
         return nets and taken == self.total
 
 
 async def explain(configured: Settings, transport: Transport, body: bytes) -> Explanation:
-    """Asks the engine about a checkout or an order; of a record (`MAPPER_RECORD`) tells what was answered then.
+    """Explains a checkout, an order, or a record of one (`MAPPER_RECORD`), which is replayed without the engine.
 
-    Raises `InvalidRequest` for what cannot be read.
+    Raises `InvalidRequest` for a body that cannot be read.
     """
     if records.is_record(body):
-        return _recorded(configured, body)
+        return _explain_record(configured, body)
     exchanges: list[Exchange] = []
-    calls: list[Call] = []
+    attempts: list[Attempt] = []
 
     def on_exchange(request: EngineRequest, reply: EngineReply) -> None:
-        told = _json(request.body), _json(reply.body)
-        exchanges.append(Exchange(request.operation, request.method, request.path, reply.status, 0.0, *told))
+        bodies = _json(request.body), _json(reply.body)
+        exchanges.append(Exchange(request.operation, request.method, request.path, reply.status, 0.0, *bodies))
 
     started = time.perf_counter()
     checkout = documents.parse(body, "validate", configured.default_currency, configured.customer_path)
     if configured.products is not None:
         checkout = await Products(source_of(configured.products, transport)).at_validate(checkout)
     read = time.perf_counter()
-    engine = Engine(transport, configured.adapter.accounts, on_call=calls.append, on_exchange=on_exchange)
+    engine = Engine(transport, configured.adapter.accounts, on_attempt=attempts.append, on_exchange=on_exchange)
     session = checkout.id or checkout.source_id or "explain"
     deadline = time.monotonic() + configured.consume_deadline_s
     problem, outcome = "", Outcome()
@@ -129,43 +129,43 @@ async def explain(configured: Settings, transport: Transport, body: bytes) -> Ex
     settled = discounts.settle(checkout, outcome)
     done = time.perf_counter()
     ms = {"reading": 1000 * (read - started), "asking": 1000 * (asked - read), "settling": 1000 * (done - asked)}
-    answered = [call.seconds for call in calls if call.failure is None]
-    timed = tuple(replace(exchange, ms=1000 * seconds) for exchange, seconds in zip(exchanges, answered, strict=False))
-    return _told(configured.adapter.name, session, checkout, outcome, settled, timed, ms, problem)
+    times = [attempt.seconds for attempt in attempts if attempt.failure is None]
+    timed = tuple(replace(exchange, ms=1000 * seconds) for exchange, seconds in zip(exchanges, times, strict=False))
+    return _explanation(configured.adapter.name, session, checkout, outcome, settled, timed, ms, problem)
 
 
-def _recorded(rules: Rules, data: bytes) -> Explanation:
-    """The call of a record, as this version makes of it what the engine answered then."""
+def _explain_record(rules: Rules, data: bytes) -> Explanation:
+    """Explains the call of a record, as this version prices it with the recorded replies."""
     try:
         record = records.read(data)
         findings = replay.replay(rules, record)
     except records.Unusable as unusable:
         raise InvalidRequest(str(unusable), "", reason="unusable_record") from None
-    of_carts = [told for told in record.conversations if told.method in ("validate", "check", "redeem", "look_up")]
-    runs = [(told, replay.run(rules, record, told)) for told in of_carts]
-    # A redemption that was made, else what was to be had.
+    of_carts = [one for one in record.conversations if one.method in ("validate", "check", "redeem", "look_up")]
+    runs = [(recorded, replay.run(rules, record, recorded)) for recorded in of_carts]
+    # The last one with amounts, which is the redemption if there was one.
     priced = [each for each in runs if each[1].result.amounts] or runs
     if not priced or priced[-1][1].cart is None:
         raise InvalidRequest("This version cannot read the recorded call.", "", reason="unusable_record")
-    told, run = priced[-1]
-    assert run.cart is not None, "it has been read"
+    recorded, run = priced[-1]
+    assert run.cart is not None, "checked above"
     exchanges = tuple(
-        Exchange(one.operation, one.method, one.path, one.status, 0.0, _said(one.sent), _said(one.reply))
+        Exchange(one.operation, one.method, one.path, one.status, 0.0, _raw_json(one.sent), _raw_json(one.reply))
         for each in record.conversations
         for one in each.exchanges
     )
     other = next((finding for finding in findings if finding.kind == "asks differently"), None)
     problem = f"This version asks something else than was recorded: {other.place}." if other else run.result.problem
     settled = discounts.settle(run.cart, run.outcome)
-    session = told.arguments[0] if told.arguments else ""
-    return _told(record.engine, str(session), run.cart, run.outcome, settled, exchanges, {}, problem)
+    session = recorded.arguments[0] if recorded.arguments else ""
+    return _explanation(record.engine, str(session), run.cart, run.outcome, settled, exchanges, {}, problem)
 
 
-def _said(body: msgspec.Raw | msgspec.UnsetType) -> Any:
+def _raw_json(body: msgspec.Raw | msgspec.UnsetType) -> Any:
     return _json(bytes(body)) if isinstance(body, msgspec.Raw) else None
 
 
-def _told(
+def _explanation(
     engine: str,
     session: str,
     checkout: Checkout,
@@ -177,10 +177,9 @@ def _told(
 ) -> Explanation:
     lines = []
     for line in checkout.lines:
-        off = settled.line_total(line.index)
-        net = line.gross - off
+        net = line.gross - settled.line_total(line.index)
         lines.append(
-            LineStory(
+            LineExplanation(
                 pointer=line.pointer,
                 name=line.name,
                 quantity=line.quantity,
@@ -210,7 +209,7 @@ def _told(
 
 
 def _step(outcome: Outcome, discount: Discount) -> Step:
-    """With what the engine granted in the first place: the discount may have been cut since."""
+    # `discount` may have been cut to the price since the engine granted it.
     whole = next(
         (one for one in outcome.discounts if one.meta is discount.meta and one.name == discount.name), discount
     )

@@ -1,8 +1,8 @@
-"""START HERE. The three things this service does, each told from top to bottom: validate, consume, cancel.
+"""START HERE: the three operations of this service, validate, consume and cancel, each from request to answer.
 
-Everything that matters happens in this order: who calls, what do they bring, what does the engine say, what is
-answered. How an order is redeemed once is told in `mapper.orders.redeem`; what its row says is to be done next, and
-when, in `mapper.orders.rows`; how a checkout becomes an order at Nacelle, in `mapper.nacelle.convert`.
+Each one verifies the signature, parses the body, asks the engine, and builds the answer, in this order.
+`mapper.orders.redeem` redeems an order once; `mapper.orders.rows` decides from an order's row what to do next, and
+when; `mapper.nacelle.convert` turns a checkout into an order at Nacelle.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ from urllib.parse import quote
 
 from mapper.adapter import Adapter
 from mapper.domain import checkout as documents
-from mapper.domain import discounts, document, receipt, signature
+from mapper.domain import discounts, document, signature
 from mapper.domain import notices as notes
 from mapper.domain.checkout import Checkout
 from mapper.domain.discounts import Settled
 from mapper.domain.errors import EngineRejected, EngineUnavailable, Forbidden, InvalidRequest, Operation, Problem
 from mapper.domain.languages import Language, language_of
 from mapper.domain.outcome import Outcome
-from mapper.domain.receipt import Receipt, Receipts
+from mapper.domain.receipt import Receipt, Receipts, digest
 from mapper.domain.record import Record
 from mapper.domain.signature import Headers
 from mapper.engine.conversation import Engine
@@ -35,31 +35,31 @@ from mapper.threads import run_in_thread
 
 log = logging.getLogger("mapper")
 
-# How many sessions of one id are tried: carts live on after their order, but not after so many.
-MOST_SESSIONS = 5
-# How long a validate waits for the ledger after the engine has answered.
+MAX_SESSIONS = 5
+"""Sessions (`c-1`, `c-1~2`, …) that validate tries for one cart: each order made from the cart uses one up."""
 LEDGER_WAIT_S = 0.1
+"""How long validate waits for the ledger once the engine has answered."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """What all three need, built once. The engines hold the calls; clocks and ids are handed in for the tests."""
+    """What the three operations share, built once per process. Tests replace the clocks and ids."""
 
     settings: Settings
     validating: Engine
     redeemer: OrderRedeemer
     clock: Callable[[], float] = time.monotonic
-    """What deadlines are counted on; the engines' own."""
+    """The monotonic clock of all deadlines; `validating` and `redeemer` use the same one."""
     now: Callable[[], float] = time.time
     new_id: Callable[[], str] = lambda: f"checkout-{uuid.uuid4()}"
-    fill: Callable[[Checkout], Awaitable[Checkout]] = as_it_came
-    """Fills in what the lines of a checkout lack of product data, where a source is configured."""
-    keep: Callable[[str, str, Checkout], Awaitable[None]] | None = None
-    """Writes down what was filled in (space, session, checkout), for the order that the checkout becomes."""
-    warned_of: set[str] = field(default_factory=set)
-    """Settings that were warned of already."""
+    add_product_data: Callable[[Checkout], Awaitable[Checkout]] = as_it_came
+    """Adds product data that the lines lack (`MAPPER_PRODUCT_DATA`)."""
+    save_product_data: Callable[[str, str, Checkout], Awaitable[None]] | None = None
+    """Stores the added data by space and session, so that consume sends the engine the same."""
+    warned_pointers: set[str] = field(default_factory=set)
+    """Cost pointers that have been warned of."""
     _receipts: dict[str, Receipts] = field(default_factory=dict)
-    """Of the spaces that have called; only those that are served get so far."""
+    """By space. A caller cannot make it grow: it is read after the signature and the space are verified."""
 
     @property
     def adapter(self) -> Adapter:
@@ -70,12 +70,12 @@ class Service:
         return PromotionEngine(self.adapter, self.validating)
 
     def receipts(self, space: str) -> Receipts:
-        """Those of a space ("" where spaces are not told apart)."""
+        """Reads and writes the receipts of a space; "" where spaces are not told apart."""
         if space not in self._receipts:
-            self._receipts[space] = self._receipts_of(space)
+            self._receipts[space] = self._create_receipts(space)
         return self._receipts[space]
 
-    def _receipts_of(self, space: str) -> Receipts:
+    def _create_receipts(self, space: str) -> Receipts:
         configured, credentials = self.settings, self.settings.credentials
         signing = credentials.of(space) if space else credentials.all_secrets
         values = tuple(value for _, value in credentials.headers)
@@ -85,31 +85,32 @@ class Service:
 
 @dataclass(frozen=True)
 class Call:
-    """One request as it came: the body's bytes, the headers (names in lower case), and when it must be answered."""
+    """One request from Nacelle or, to cancel, from the merchant."""
 
     body: bytes
     headers: Headers
+    """Names in lower case."""
     deadline: float
-    """On the service's clock, which is monotonic."""
+    """When it must be answered, on the service's monotonic clock."""
     record: Record = field(default_factory=lambda: Record("", ""))
     has_hung_up: Callable[[], bool] = lambda: False
-    """Whether the caller is gone."""
+    """Whether the caller has disconnected."""
 
 
 async def validate(service: Service, call: Call) -> Answer:
-    """The checkout with everything on it that the engine grants. Raises `Problem`."""
+    """Returns the checkout with the discounts that the engine grants. Raises `Problem`."""
     space = signature.verify(call.body, call.headers, service.settings.credentials)
     checkout = await _parse(service, call, "validate")
     receipts = service.receipts(space)
-    session = _session(service, checkout, space, receipts.read_if_ours(checkout, service.now()))
-    _note(service, call, checkout, space, checkout.id or checkout.source_id, session)
+    session = _session_id(service, checkout, space, receipts.read_if_ours(checkout, service.now()))
+    _start_record(service, call, checkout, space, checkout.id or checkout.source_id, session)
     _warn_of_missing_costs(service, checkout)
-    checkout = await service.fill(checkout)
+    checkout = await service.add_product_data(checkout)
     degraded = False
     try:
-        outcome, session = await _ask(service, checkout, space, session, call.deadline)
+        outcome, session = await _ask_engine(service, checkout, space, session, call.deadline)
     except EngineUnavailable:
-        if not _may_go_without(service, checkout):
+        if not _may_answer_without_engine(service, checkout):
             raise
         outcome, session, degraded = Outcome(), session or service.new_id(), True
     outcome = notes.as_entered(checkout, outcome)
@@ -117,11 +118,11 @@ async def validate(service: Service, call: Call) -> Answer:
     if outcome.rejected and service.settings.on_rejected == "refuse":
         raise notes.refused(outcome.rejected, call.record.language)
     call.record.degraded, call.record.session = degraded, session
-    if service.keep is not None:
-        await service.keep(space, session, checkout)
+    if service.save_product_data is not None:
+        await service.save_product_data(space, session, checkout)
     answer, settled = await run_in_thread(
         len(call.body),
-        _granted,
+        _build_answer,
         receipts,
         checkout,
         outcome,
@@ -136,42 +137,44 @@ async def validate(service: Service, call: Call) -> Answer:
 
 
 async def consume(service: Service, call: Call) -> Answer:
-    """The order as it came, its promotions redeemed for good, once. Raises `Problem`."""
+    """Redeems the order's promotions, once, and returns the order unchanged, byte for byte. Raises `Problem`."""
     space = signature.verify(call.body, call.headers, service.settings.credentials)
     order = await _parse(service, call, "consume")
     if (paid := service.settings.consume_requires) and order.at(paid) is None:
         raise InvalidRequest("This is no paid order.", paid, reason="not_paid")
-    # A receipt is judged only before a new attempt: what is redeemed is answered the same ever after.
-    given = _receipt(service, order, space)
-    key = Key(space, service.adapter.name, _order_key(service, order, given))
-    terms = _terms(service, order, space, given)
-    _note(service, call, order, space, key.order, terms.session if isinstance(terms, Terms) else "")
-    call.record.receipt = _fate(given, order)
+    # A bad receipt is not raised here: an order that has been redeemed is answered from the ledger whatever it brings.
+    receipt = _read_receipt(service, order, space)
+    key = Key(space, service.adapter.name, _order_key(service, order, receipt))
+    terms = _terms(service, order, space, receipt)
+    _start_record(service, call, order, space, key.order, terms.session if isinstance(terms, Terms) else "")
+    call.record.receipt = _receipt_status(receipt, order)
     job = service.redeemer.job(key, order, terms, call.record, call.has_hung_up)
     return await service.redeemer.consume(job, call.deadline)
 
 
 async def cancel(service: Service, call: Call) -> Answer:
-    """The order as it was stored, its redemption taken back for good. Raises `Problem`."""
+    """Undoes an order's redemption for good and returns the order as it was stored. Raises `Problem`."""
     credentials = service.settings.cancel_credentials
     assert credentials is not None, "without secrets there is no such route"
     space = signature.verify(call.body, call.headers, credentials)
-    key = Key(space, service.adapter.name, _cancelled_id(call.body))
+    key = Key(space, service.adapter.name, _order_to_cancel(call.body))
     return await service.redeemer.cancel(key, call.deadline)
 
 
-async def _ask(service: Service, checkout: Checkout, space: str, session: str, deadline: float) -> tuple[Outcome, str]:
-    """What the engine grants, and in which session: not in one that an order has finished with."""
+async def _ask_engine(
+    service: Service, checkout: Checkout, space: str, session: str, deadline: float
+) -> tuple[Outcome, str]:
+    """Returns what the engine grants, and the session it was asked in. A session that an order has used is skipped."""
     if not session:
         session = service.new_id()
         return await service.engine.validate(checkout, session, deadline), session
     key = Key(space, service.adapter.name, "")
-    for _ in range(MOST_SESSIONS):
+    for _ in range(MAX_SESSIONS):
         try:
             if service.redeemer.ledger.looks_at_once:
-                session = await _open_session(service, key, session)
+                session = await _free_session(service, key, session)
                 return await service.engine.validate(checkout, session, deadline), session
-            outcome, free = await _ask_meanwhile(service, key, checkout, session, deadline)
+            outcome, free = await _ask_engine_and_ledger(service, key, checkout, session, deadline)
         except EngineRejected as rejected:
             if rejected.reason != "session_closed":
                 raise
@@ -183,24 +186,24 @@ async def _ask(service: Service, checkout: Checkout, space: str, session: str, d
     raise EngineRejected("This order has been completed already; a new checkout is needed.", reason="session_closed")
 
 
-async def _ask_meanwhile(
+async def _ask_engine_and_ledger(
     service: Service, key: Key, checkout: Checkout, session: str, deadline: float
 ) -> tuple[Outcome, str]:
-    """What the engine grants in this session, and the session that it should have been asked in.
+    """Returns what the engine grants in this session, and the session that the ledger says to use.
 
-    Engine and ledger at once: almost always the session is open, and a ledger that is slow or away holds nobody up.
+    Both are asked at once: the session is almost always free, and validate must not wait for a slow ledger.
     """
-    looking = asyncio.create_task(_open_session(service, key, session))
+    look_up = asyncio.create_task(_free_session(service, key, session))
     try:
         outcome = await service.engine.validate(checkout, session, deadline)
-        await asyncio.wait({looking}, timeout=LEDGER_WAIT_S)
-        return outcome, looking.result() if looking.done() else session
+        await asyncio.wait({look_up}, timeout=LEDGER_WAIT_S)
+        return outcome, look_up.result() if look_up.done() else session
     finally:
-        looking.cancel()
+        look_up.cancel()
 
 
-async def _open_session(service: Service, key: Key, session: str) -> str:
-    """The session; or the next, where the ledger says that an order has finished with it."""
+async def _free_session(service: Service, key: Key, session: str) -> str:
+    """Returns the session, or the next free one if an order has used it. The ledger's failure counts as free."""
     try:
         return await service.redeemer.ledger.free_session(key, session)
     except LedgerUnavailable:
@@ -208,24 +211,26 @@ async def _open_session(service: Service, key: Key, session: str) -> str:
 
 
 async def _parse(service: Service, call: Call, operation: Operation) -> Checkout:
-    given = service.settings
+    settings = service.settings
     return await run_in_thread(
-        len(call.body), documents.parse, call.body, operation, given.default_currency, given.customer_path
+        len(call.body), documents.parse, call.body, operation, settings.default_currency, settings.customer_path
     )
 
 
-def _note(service: Service, call: Call, checkout: Checkout, space: str, key: str, session: str) -> None:
-    """What the log tells of the call, whatever becomes of it; and the shopper's language."""
+def _start_record(service: Service, call: Call, checkout: Checkout, space: str, key: str, session: str) -> None:
+    """Puts into the record what is known before the engine is asked, so that the log has it however the call ends."""
     record = call.record
     accepted = next((value.decode("latin-1") for name, value in call.headers if name == b"accept-language"), "")
     record.language = language_of(checkout.source.decoded, accepted)
     served = service.settings.credentials.spaces
-    record.space = space or (next(iter(served)) if len(served) == 1 else "")  # one alone is no part of keys
+    record.space = space or (
+        next(iter(served)) if len(served) == 1 else ""
+    )  # keys hold no space where only one is served
     record.id, record.session = key, session
     record.codes, record.currency = checkout.promotions.codes, checkout.currency
 
 
-def _granted(
+def _build_answer(
     receipts: Receipts,
     checkout: Checkout,
     outcome: Outcome,
@@ -235,7 +240,7 @@ def _granted(
     now: float,
     language: Language,
 ) -> tuple[Answer, Settled]:
-    """The checkout with everything on it, and what was granted."""
+    """Returns validate's answer, and the discounts as they were settled over the lines."""
     settled = discounts.settle(checkout, outcome)
     note = {
         "engine": receipts.engine,
@@ -243,7 +248,7 @@ def _granted(
         "rejected": [notes.rejection(rejected, language) for rejected in outcome.rejected],
         "notices": [notes.notice(notice) for notice in outcome.notices],
         "degraded": degraded,
-        "receipt": receipts.write(session, checkout.customer, degraded, _content(checkout, settled), now),
+        "receipt": receipts.write(session, checkout.customer, degraded, _receipt_digest(checkout, settled), now),
     }
     answer = Answer(
         200, b'{"checkout":' + discounts.write(checkout, settled, note, receipt_required=receipt_required) + b"}", "ok"
@@ -251,10 +256,10 @@ def _granted(
     return answer, settled
 
 
-def _session(service: Service, checkout: Checkout, space: str, given: Receipt | None) -> str:
-    """The engine session's id: that of the receipt, else the body's own id, which is another in each space; or ""."""
-    if given is not None:
-        return given.session
+def _session_id(service: Service, checkout: Checkout, space: str, receipt: Receipt | None) -> str:
+    """Returns the engine session's id: the receipt's, else the body's own id with the space before it, else ""."""
+    if receipt is not None:
+        return receipt.session
     own = checkout.id or checkout.source_id
     if not own and (path := service.settings.session_id_path):
         own = documents.id_at(checkout.source, path)
@@ -262,10 +267,10 @@ def _session(service: Service, checkout: Checkout, space: str, given: Receipt | 
 
 
 def _warn_of_missing_costs(service: Service, checkout: Checkout) -> None:
-    """Says once of each pointer that it finds no cost: the engine is told of none, so it takes nothing off it."""
+    """Warns, once per pointer, of a cost pointer that finds nothing: the engine cannot discount a cost it never got."""
     for pointer in getattr(service.adapter, "cost_pointers", ()):
-        if pointer not in service.warned_of and checkout.amount_at(pointer) is None:
-            service.warned_of.add(pointer)
+        if pointer not in service.warned_pointers and checkout.amount_at(pointer) is None:
+            service.warned_pointers.add(pointer)
             problem = "a pointer to an additional cost finds nothing in this checkout"
             log.warning("setting", extra={"facts": {"problem": problem, "pointer": pointer}})
 
@@ -274,65 +279,65 @@ def _carries_discounts(order: Checkout) -> bool:
     return order.root_discount > 0 or any(line.discount for line in order.lines)
 
 
-def _may_go_without(service: Service, checkout: Checkout) -> bool:
+def _may_answer_without_engine(service: Service, checkout: Checkout) -> bool:
     policy = service.settings.on_engine_failure
     entered = checkout.promotions.codes_as_entered
     return policy == "no_discount" or (policy == "no_discount_without_codes" and not entered)
 
 
-def _content(checkout: Checkout, settled: Settled) -> bytes:
-    """What a receipt vouches for, as it will be read back from the answer."""
+def _receipt_digest(checkout: Checkout, settled: Settled) -> bytes:
+    """Returns the digest of the content that a receipt signs. Consume computes the same one from the order."""
     lines = sorted(
         (line.name, line.quantity, line.list_price, settled.line_total(line.index)) for line in checkout.lines
     )
-    return receipt.digest(checkout.currency, lines, settled.root_total)
+    return digest(checkout.currency, lines, settled.root_total)
 
 
-def _receipt(service: Service, order: Checkout, space: str) -> Receipt | Forbidden | None:
-    """The order's receipt, or that it is forged."""
+def _read_receipt(service: Service, order: Checkout, space: str) -> Receipt | Forbidden | None:
+    """Returns the order's receipt, None without one, or the error for a forged one."""
     try:
         return service.receipts(space).read(order, service.now())
     except Forbidden as forged:
         return forged
 
 
-def _fate(given: Receipt | Forbidden | None, order: Checkout) -> str:
-    """What became of the receipt, for the log: one of `RECEIPT_FATES`."""
-    if isinstance(given, Forbidden):
+def _receipt_status(receipt: Receipt | Forbidden | None, order: Checkout) -> str:
+    """One of `RECEIPT_FATES`, for log and metric."""
+    if isinstance(receipt, Forbidden):
         return "forged"
-    if given is None:
+    if receipt is None:
         return "absent"
-    return "good" if given.matches(order.customer) else "stale"
+    return "good" if receipt.matches(order.customer) else "stale"
 
 
-def _terms(service: Service, order: Checkout, space: str, given: Receipt | Forbidden | None) -> Terms | Problem:
-    """What a new attempt at this order would be made with; or why there must be none."""
-    if isinstance(given, Forbidden):
-        return given
-    if service.settings.receipt_required and not (given and given.matches(order.customer)):
+def _terms(service: Service, order: Checkout, space: str, receipt: Receipt | Forbidden | None) -> Terms | Problem:
+    """Returns the terms of a new attempt to redeem this order, or the error that forbids one."""
+    if isinstance(receipt, Forbidden):
+        return receipt
+    if service.settings.receipt_required and not (receipt and receipt.matches(order.customer)):
         message = "The order has no receipt, or not that of these lines, prices and discounts, or an old one."
         return InvalidRequest(message, _receipt_pointer(order), reason="no_receipt")
     return Terms(
-        session=_session(service, order, space, given),
-        from_receipt=given is not None,
-        customer=order.customer or (given.customer if given else ""),
+        session=_session_id(service, order, space, receipt),
+        from_receipt=receipt is not None,
+        customer=order.customer or (receipt.customer if receipt else ""),
         currency=order.currency,
-        degraded=given is not None and given.degraded and not _carries_discounts(order),
+        degraded=receipt is not None and receipt.degraded and not _carries_discounts(order),
     )
 
 
-def _order_key(service: Service, order: Checkout, given: Receipt | Forbidden | None) -> str:
-    """What makes an order the same order when it comes again."""
+def _order_key(service: Service, order: Checkout, receipt: Receipt | Forbidden | None) -> str:
+    """Returns the key by which the ledger recognises an order that is sent again."""
     key = order.id or order.source_id
     if not key and (path := service.settings.order_key_path):
         key = documents.id_at(order.source, path)
-    if not key and isinstance(given, Receipt):
-        key = given.session
+    if not key and isinstance(receipt, Receipt):
+        key = receipt.session
     return key or "sha256:" + hashlib.sha256(order.source.text).hexdigest()
 
 
-def _cancelled_id(body: bytes) -> str:
-    """The order's key. The body names it and nothing else, so that no order that was captured is a cancel."""
+def _order_to_cancel(body: bytes) -> str:
+    """Returns the order's key. The body may hold nothing else, so that a captured order cannot be sent as a cancel."""
     root = document.parse(body)
     cancelled = root.decoded.get("cancel")
     if set(root.decoded) != {"cancel"} or not isinstance(cancelled, dict) or set(cancelled) != {"id"}:

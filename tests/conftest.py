@@ -11,4 +11,4 @@ settings.load_profile("mapper")
 
 def pytest_runtest_teardown() -> None:
     """A test in which this process has served leaves its log lines to nobody: the next one reads them from pytest."""
-    logs._lines = None
+    logs._writer = None

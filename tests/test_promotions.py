@@ -61,7 +61,7 @@ def test_a_large_cart_is_worked_on_where_it_holds_nobody_up(
         monkeypatch.setattr(module, name, watched)
 
     watch(documents, "parse")
-    watch(engine, "_step")
+    watch(engine, "_resume")
     watch(discounts, "write")
 
     def story(lines: int) -> dict[str, set[str]]:
@@ -74,9 +74,9 @@ def test_a_large_cart_is_worked_on_where_it_holds_nobody_up(
 
     small, large = story(10), story(900)
     here = threading.current_thread().name
-    assert small["parse"] == small["_step"] == {here}
+    assert small["parse"] == small["_resume"] == {here}
     assert large["parse"] == {"AnyIO"}
-    assert large["_step"] == {here, "AnyIO"}  # the question is quickly asked
+    assert large["_resume"] == {here, "AnyIO"}  # the question is quickly asked
     if operation == "validate":
         assert (small["write"], large["write"]) == ({here}, {"AnyIO"})
 

@@ -1,22 +1,21 @@
-"""Holds an adapter's conversation over HTTP: the only place that repeats or gives up.
+"""Runs an adapter's conversation over HTTP. Deadlines, retries and the circuit breaker are here and nowhere else.
 
-An adapter yields requests and is handed replies (`mapper.adapter`). What happens in between is the same for every
-engine and stands here once: one deadline for the whole conversation, repeats where a request says that it may be
-repeated, and where it is wanted a circuit breaker for each account. It knows no log and no
-metric: `on_call` is told of every attempt, `on_breaker` of every change.
+An adapter yields requests and receives replies (`mapper.adapter`). One deadline covers the whole conversation. A
+request is retried if it says that it may be repeated. Each account may have a circuit breaker. This module neither logs
+nor counts: it reports every attempt to `on_attempt`, and every change of a breaker to `on_breaker`.
 
-**What a redemption came to is told by the requests that redeem, never by the exception that an adapter chooses.** A
-conversation that may redeem is held with a `Redemption`, which lets these requests out and notes what they came to.
+**The requests that redeem decide what came of a redemption, not the exception that an adapter raises.** A conversation
+that may redeem runs with a `Redemption`, which allows these requests and records their outcomes:
 
-| the redeeming requests | when something goes wrong then |
+| the redeeming requests | what an error means then |
 |---|---|
-| none went out (no connection, no time, no permit) | certainly not done |
-| all were refused (4xx but 408; 409 and 429 are never carried out) | not done, if that is what the refusal was for |
-| one was answered otherwise (2xx, 3xx, 5xx, 408), or not at all | in doubt: only the engine knows |
+| none was sent (no connection, no time, not allowed) | certainly not done |
+| all were refused (4xx but 408; 409 and 429 are never executed) | not done, if the error is about that refusal |
+| one got another reply (2xx, 3xx, 5xx, 408), or none | in doubt: only the engine knows |
 
-A redeeming request is sent again only where the attempt before was certainly not carried out, `repeatable` or not.
-The verdicts that this comes to, `Done | Declined | NotDone | InDoubt`, are those of
-`mapper.engine.promotion_engine.PromotionEngine.redeem`, which is what the rest of the mapper calls.
+A redeeming request is retried only if the attempt before was certainly not executed, `repeatable` or not.
+`mapper.engine.promotion_engine.PromotionEngine.redeem` turns this into a verdict, and is what the rest of the mapper
+calls.
 """
 
 import asyncio
@@ -40,25 +39,25 @@ from mapper.engine.transport import NotSent, Transport, Unknown
 from mapper.threads import run_in_thread
 
 RETRIES = {"conflict": 2, "redirect": 0, "too_large": 0, "breaker_open": 0}
-"""How often a failure of this reason is tried again; others once. Where trying again changes nothing: never."""
+"""Retries by the reason of the failure; 1 for all others."""
 JITTER_S = (0.020, 0.080)
 MIN_LEFT_S = 0.050
-"""With less time than this an attempt is not worth starting."""
+"""No retry starts with less time left than this."""
 BUDGET_PER_CALL, BUDGET_MAX = 0.1, 10.0
-"""A repeat costs 1: when the engine is down, repeats add a tenth to the load, and not a multiple."""
+"""The retry budget: each request adds a tenth, each retry takes 1. So an engine that is down gets a tenth more load."""
 BASE_REQUESTS, REQUESTS_PER_LINE = 100, 4
-"""Of one conversation: above what any adapter needs, code by code or line by line; what asks for more is a loop."""
-AT_ONCE = 8
-"""Of several requests that an adapter yields together, so many are on their way at a time."""
+"""The limit of one conversation. No adapter needs more, even with a request per code or line: more is a loop."""
+MAX_CONCURRENT = 8
+"""How many of the requests that an adapter yields together are in flight at a time."""
 MAX_REPLY_BYTES = 64 * 1024 * 1024
-"""Whatever a request says that its answer may have."""
+"""The upper limit of `EngineRequest.reply_bytes`."""
 MAX_RETRY_AFTER_S = 3600.0
 
 NOT_EXECUTED = {409: "conflict", 429: "rate_limited"}
-"""Statuses whose documentation says that the request was not carried out."""
+"""Statuses that both vendors document as "not executed"."""
 
 DOWN = frozenset({"timeout", "connect", "dns", "tls", "reset", "truncated", "server_error"})
-"""The failures that tell the circuit breaker that the engine is in trouble. In all others it has answered."""
+"""The failures that the circuit breaker counts against the engine. In all others the engine has answered."""
 
 MESSAGES = {
     "connect": "The promotion engine could not be reached: no connection to its address",
@@ -78,7 +77,7 @@ MESSAGES = {
     "paused": "This service was paused just before it could ask the promotion engine",
 }
 
-# A path is data from an adapter, and may hold data of a shopper: it must not lead anywhere but below the base URL.
+# A path may hold a shopper's data. It must not lead out of the base URL.
 _PLAIN, _ENCODED = r"A-Za-z0-9\-._~!$&'()*+,;=:@", r"%[0-9A-Fa-f]{2}"
 _SEGMENT = rf"(?:[{_PLAIN}]++|{_ENCODED})++"
 _PATH = re.compile(rf"/(?:{_SEGMENT}(?:/{_SEGMENT})*+/?)?(?:\?(?:[{_PLAIN}/?\[\]]++|{_ENCODED})*+)?")
@@ -88,81 +87,82 @@ _DIGITS = re.compile(r"[0-9]{1,12}")
 
 
 Headers = tuple[tuple[str, str], ...]
-Asked = EngineRequest | tuple[EngineRequest, ...]
-Answered = EngineReply | tuple[EngineReply, ...]
+Requests = EngineRequest | tuple[EngineRequest, ...]
+"""What a conversation yields: one request, or several at once."""
+Replies = EngineReply | tuple[EngineReply, ...]
 
 
-class Call(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt at one request, for logs and metrics: no data of a shopper, no secret."""
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt at one request, for logs and metrics. It holds no shopper's data and no secret."""
 
     operation: str
     account: str
     method: str
     status: int | None
-    """None where no reply came."""
+    """None without a reply."""
     failure: str | None
-    """The reason, a key of `MESSAGES`; None for a reply that went to the adapter."""
+    """A key of `MESSAGES`; None for a reply that went to the adapter."""
     seconds: float
-    attempt: int
+    number: int
     """1 for the first."""
 
 
-def _nothing_around(request: EngineRequest) -> AbstractContextManager[Headers]:
+def _no_trace(request: EngineRequest) -> AbstractContextManager[Headers]:
     return nullcontext(())
 
 
 class BrokenContract(Exception):
-    """An adapter does what the contract does not allow. The message names no data of a shopper."""
+    """An adapter violates the contract. The message holds no shopper's data."""
 
 
 class Redemption:
-    """The redeeming requests of one conversation: who lets them out, and what they came to.
+    """Gates the redeeming requests of one conversation, and records what came of them.
 
-    `permit` is awaited right before each attempt; the request goes out only if it says True, and what it raises is
-    passed on (and is `stopped_by`).
+    `may_send` is awaited before each attempt, which is made only if it returns True. An exception of it ends the
+    conversation and is kept in `stopped_by`.
     """
 
-    def __init__(self, permit: Callable[[], Awaitable[bool]]) -> None:
-        self._permit = permit
+    def __init__(self, may_send: Callable[[], Awaitable[bool]]) -> None:
+        self._may_send = may_send
         self.sent = False
         """Whether any attempt may have reached the engine."""
-        self.may_stand = False
-        """Whether something may be redeemed by one."""
+        self.maybe_redeemed = False
+        """Whether the engine may have redeemed something."""
         self.stopped_by: Exception | None = None
-        self.not_carried_out: EngineUnavailable | None = None
-        """The failure of a redeeming request of which every attempt was certainly not carried out."""
+        self.not_executed: EngineUnavailable | None = None
+        """The last redeeming request's error, if all attempts so far were certainly not executed."""
 
-    async def let_out(self) -> bool:
+    async def may_send(self) -> bool:
         try:
-            return await self._permit()
+            return await self._may_send()
         except Exception as error:
             self.stopped_by = error
             raise
 
-    def answered(self, status: int) -> None:
+    def record_reply(self, status: int) -> None:
         self.sent = True
-        self.may_stand |= not 400 <= status <= 499 or status == 408
+        self.maybe_redeemed |= not 400 <= status <= 499 or status == 408
 
-    def failed(self, failure: "_Failed") -> None:
-        """Without an answer for the adapter; a status of 409 or 429 says that it was not carried out."""
-        self.sent |= failure.sent or failure.status is not None
-        self.may_stand |= failure.sent
+    def record_failure(self, failure: "_AttemptFailed") -> None:
+        """A failure with a status (409, 429) reached the engine, which did not execute it."""
+        self.sent |= failure.maybe_executed or failure.status is not None
+        self.maybe_redeemed |= failure.maybe_executed
 
 
-class _Line:
-    """The way to one account: what all requests to it have in common."""
+class _Target:
+    """One account's base URL, and the headers of the requests to it."""
 
     def __init__(self, account: Account) -> None:
         self.base_url = account.base_url.rstrip("/")
         self._account = account
-        self._reading, self._writing = self._with((), body=False), self._with((), body=True)
+        self._without_body, self._with_body = self._merge((), body=False), self._merge((), body=True)
 
     def headers(self, request: EngineRequest) -> Headers:
         if request.headers:
-            return self._with(request.headers, body=bool(request.body))
-        return self._writing if request.body else self._reading
+            return self._merge(request.headers, body=bool(request.body))
+        return self._with_body if request.body else self._without_body
 
-    def _with(self, own: Headers, *, body: bool) -> Headers:
+    def _merge(self, own: Headers, *, body: bool) -> Headers:
         headers = (*self._account.headers, *own)
         given = {name.lower() for name, _ in headers}
         if "accept" not in given:
@@ -172,14 +172,16 @@ class _Line:
         return headers
 
 
-class _Failed(Exception):
-    """An attempt that brought no reply for the adapter. `retry_after` in seconds, 0 where none is known."""
+class _AttemptFailed(Exception):
+    """An attempt without a reply for the adapter. `retry_after` is in seconds, 0 if unknown."""
 
-    def __init__(self, reason: str, *, sent: bool, retry_after: float = 0.0, status: int | None = None) -> None:
+    def __init__(
+        self, reason: str, *, maybe_executed: bool, retry_after: float = 0.0, status: int | None = None
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.sent, self.retry_after, self.status = reason, sent, retry_after, status
+        self.reason, self.maybe_executed, self.retry_after, self.status = reason, maybe_executed, retry_after, status
 
-    def final(self, request: EngineRequest) -> EngineUnavailable:
+    def problem(self, request: EngineRequest) -> EngineUnavailable:
         return EngineUnavailable(
             f"{MESSAGES[self.reason]} ({request.operation}).",
             reason=self.reason,
@@ -188,7 +190,7 @@ class _Failed(Exception):
 
 
 class Engine:
-    """The engine's end of the telephone. Several may share one transport."""
+    """Sends the requests of conversations to the engine. Several may share one transport."""
 
     def __init__(
         self,
@@ -196,33 +198,33 @@ class Engine:
         accounts: Mapping[str, Account],
         *,
         breaker: bool = False,
-        on_call: Callable[[Call], object] | None = None,
+        on_attempt: Callable[[Attempt], object] | None = None,
         on_exchange: Callable[[EngineRequest, EngineReply], object] | None = None,
-        around: Callable[[EngineRequest], AbstractContextManager[Headers]] = _nothing_around,
+        trace: Callable[[EngineRequest], AbstractContextManager[Headers]] = _no_trace,
         on_breaker: Callable[[str, State], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         random: Callable[[], float] = random.random,
     ) -> None:
-        """`breaker`: whether to stop asking an account that is down (`mapper.engine.breaker`), for a while.
+        """`breaker`: whether each account gets a circuit breaker (`mapper.engine.breaker`).
 
-        `random` gives numbers from 0 to 1. `on_exchange` sees every reply, for recording; `on_breaker` is told the
-        account and the new state of its breaker; each attempt is made within `around`, which says what headers are sent
-        along (a trace's); no hook may raise.
+        Hooks, none of which may raise: `on_attempt` receives every attempt, `on_exchange` every request with its reply,
+        `on_breaker` an account and the new state of its breaker. `trace` is entered around each attempt, and returns
+        headers to add to it. `random` returns numbers from 0 to 1.
         """
         self._transport = transport
-        self._lines = {name: _Line(account) for name, account in accounts.items()}
-        self._on_call = on_call
+        self._targets = {name: _Target(account) for name, account in accounts.items()}
+        self._on_attempt = on_attempt
         self._on_exchange = on_exchange
-        self._around = around
+        self._trace = trace
         self._clock, self._wall_clock, self._sleep, self._random = clock, wall_clock, sleep, random
         self._budget = BUDGET_MAX
         self._breakers: dict[str, Breaker] = {}
         if breaker:
             for name in accounts:
-                told = None if on_breaker is None else partial(on_breaker, name)
-                self._breakers[name] = Breaker(clock, random, told)
+                on_change = None if on_breaker is None else partial(on_breaker, name)
+                self._breakers[name] = Breaker(clock, random, on_change)
 
     async def converse(
         self,
@@ -232,45 +234,41 @@ class Engine:
         *,
         most: int = BASE_REQUESTS,
     ) -> T:
-        """What the conversation returns. `deadline` is a moment on `clock`, for the conversation as a whole.
+        """Runs the conversation and returns its result.
 
-        Without a `redemption`, a request that redeems is not sent. `most`: so many requests it may make (`limit`).
+        `deadline` is a time on `clock`. Without a `redemption`, a request that redeems is not sent. `most`: how many
+        requests the conversation may make (`max_requests`).
 
-        Raises `EngineUnavailable`, `BrokenContract` for a request that no adapter should make (it is not sent), and
+        Raises `EngineUnavailable`, `BrokenContract` for a request that the contract forbids (it is not sent), and
         whatever the adapter raises.
         """
+        replies: Replies | None = None
+        count = 0
         try:
-            return await self._hold(conversation, deadline, redemption, most)
+            while True:
+                step = await run_in_thread(_body_bytes(replies), _resume, conversation, replies)
+                if isinstance(step, _Returned):
+                    return step.value
+                count += len(_checked(step, self._targets, may_redeem=redemption is not None))
+                if count > most:
+                    raise BrokenContract(f"more than {most} requests in one conversation")
+                if isinstance(step, EngineRequest):
+                    replies = await self._send_with_retries(step, deadline, redemption)
+                else:
+                    replies = await self._send_together(step, deadline)
         finally:
-            with suppress(ValueError):  # it runs in a thread, for a call that has been cancelled meanwhile
+            with suppress(ValueError):  # cancelled while the generator runs in a thread, it cannot be closed
                 conversation.close()
 
-    async def _hold(
-        self, conversation: Conversation[T], deadline: float, redemption: Redemption | None, most: int
-    ) -> T:
-        answered: Answered | None = None
-        asked = 0
-        while True:
-            step = await run_in_thread(_size(answered), _step, conversation, answered)
-            if isinstance(step, _Returned):
-                return step.value
-            asked += len(_check(step, self._lines, may_redeem=redemption is not None))
-            if asked > most:
-                raise BrokenContract(f"more than {most} requests in one conversation")
-            if isinstance(step, EngineRequest):
-                answered = await self._ask(step, deadline, redemption)
-            else:
-                answered = await self._ask_together(step, deadline)
+    async def _send_together(self, requests: Sequence[EngineRequest], deadline: float) -> tuple[EngineReply, ...]:
+        """Returns the replies in the order of the requests. The first failure cancels the other requests."""
+        slots = asyncio.Semaphore(MAX_CONCURRENT)
 
-    async def _ask_together(self, requests: Sequence[EngineRequest], deadline: float) -> tuple[EngineReply, ...]:
-        """The replies in the order of the requests. One that fails is the failure of all."""
-        room = asyncio.Semaphore(AT_ONCE)
+        async def send(request: EngineRequest) -> EngineReply:
+            async with slots:
+                return await self._send_with_retries(request, deadline, None)
 
-        async def ask(request: EngineRequest) -> EngineReply:
-            async with room:
-                return await self._ask(request, deadline, None)
-
-        tasks = [asyncio.ensure_future(ask(request)) for request in requests]
+        tasks = [asyncio.ensure_future(send(request)) for request in requests]
         try:
             return tuple(await asyncio.gather(*tasks))
         finally:
@@ -278,50 +276,53 @@ class Engine:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _ask(self, request: EngineRequest, deadline: float, redemption: Redemption | None) -> EngineReply:
-        """The reply to one request, after as many attempts as it may have."""
-        line = self._lines[request.account]
-        url, headers = line.base_url + request.path, line.headers(request)
-        watched = redemption if request.effect == "redeems" else None
+    async def _send_with_retries(
+        self, request: EngineRequest, deadline: float, redemption: Redemption | None
+    ) -> EngineReply:
+        """Sends one request, and returns the first reply that is for the adapter. Raises `EngineUnavailable`."""
+        target = self._targets[request.account]
+        url, headers = target.base_url + request.path, target.headers(request)
+        if request.effect != "redeems":
+            redemption = None
         self._budget = min(BUDGET_MAX, self._budget + BUDGET_PER_CALL)
-        attempt = 1
+        number = 1
         while True:
             try:
-                if watched is not None and not await watched.let_out():
-                    raise _Failed("paused", sent=False)  # noqa: TRY301 - a failed attempt like any other
-                reply = await self._attempt(request, url, headers, deadline, attempt)
-            except _Failed as failed:
-                if watched is not None:
-                    watched.failed(failed)
-                pause = self._pause(request, failed, attempt, deadline)
+                if redemption is not None and not await redemption.may_send():
+                    raise _AttemptFailed("paused", maybe_executed=False)  # noqa: TRY301 - a failed attempt like any other
+                reply = await self._attempt(request, url, headers, deadline, number)
+            except _AttemptFailed as failed:
+                if redemption is not None:
+                    redemption.record_failure(failed)
+                pause = self._pause(request, failed, number, deadline)
                 if pause is None:
-                    raise self._failure(request, failed, watched) from None
+                    raise self._give_up(request, failed, redemption) from None
             except BrokenContract:
                 raise
             except BaseException:
-                # Cancelled on its way, or a fault of ours: it may have gone out.
-                if watched is not None and watched.stopped_by is None:
-                    watched.failed(_Failed("reset", sent=True))
+                # Cancelled, or a bug of ours: the request may have been sent.
+                if redemption is not None and redemption.stopped_by is None:
+                    redemption.record_failure(_AttemptFailed("reset", maybe_executed=True))
                 raise
             else:
-                if watched is not None:
-                    watched.answered(reply.status)
+                if redemption is not None:
+                    redemption.record_reply(reply.status)
                 return reply
             await self._sleep(pause)
-            attempt += 1
+            number += 1
 
     @staticmethod
-    def _failure(request: EngineRequest, failed: _Failed, watched: Redemption | None) -> EngineUnavailable:
-        failure = failed.final(request)
-        if watched is not None and not watched.may_stand:
-            watched.not_carried_out = failure
-        return failure
+    def _give_up(request: EngineRequest, failed: _AttemptFailed, redemption: Redemption | None) -> EngineUnavailable:
+        problem = failed.problem(request)
+        if redemption is not None and not redemption.maybe_redeemed:
+            redemption.not_executed = problem
+        return problem
 
-    def _pause(self, request: EngineRequest, failed: _Failed, attempt: int, deadline: float) -> float | None:
-        """How long to wait before the next attempt; None where there is to be none."""
-        never_sent = not failed.sent and failed.status is None
-        harmless = request.repeatable and not (request.effect == "redeems" and failed.sent)
-        if not (harmless or never_sent) or attempt > RETRIES.get(failed.reason, 1):
+    def _pause(self, request: EngineRequest, failed: _AttemptFailed, number: int, deadline: float) -> float | None:
+        """Returns the seconds to wait before the next attempt, or None if there must be none."""
+        never_sent = not failed.maybe_executed and failed.status is None
+        harmless = request.repeatable and not (request.effect == "redeems" and failed.maybe_executed)
+        if not (harmless or never_sent) or number > RETRIES.get(failed.reason, 1):
             return None
         shortest, longest = JITTER_S
         pause = max(failed.retry_after, shortest + (longest - shortest) * self._random())
@@ -331,52 +332,52 @@ class Engine:
         return pause
 
     async def _attempt(
-        self, request: EngineRequest, url: str, headers: Headers, deadline: float, attempt: int
+        self, request: EngineRequest, url: str, headers: Headers, deadline: float, number: int
     ) -> EngineReply:
-        """One attempt, if there is time for it and the circuit breaker lets it through."""
+        """Makes one attempt, if there is time left and the circuit breaker allows it."""
         left_s = deadline - self._clock()
         if left_s <= 0:
-            raise _Failed("timeout", sent=False)
+            raise _AttemptFailed("timeout", maybe_executed=False)
         breaker = self._breakers.get(request.account)
         if breaker is None:
-            return await self._timed(request, url, headers, left_s, attempt)
+            return await self._traced(request, url, headers, left_s, number)
         entered = breaker.enter()
         if entered is None:
-            raise _Failed("breaker_open", sent=False, retry_after=breaker.wait_s())
+            raise _AttemptFailed("breaker_open", maybe_executed=False, retry_after=breaker.wait_s())
         good: bool | None = None
         try:
-            reply = await self._timed(request, url, headers, left_s, attempt)
+            reply = await self._traced(request, url, headers, left_s, number)
             good = True
-        except _Failed as failed:
+        except _AttemptFailed as failed:
             good = failed.reason not in DOWN
             raise
         finally:
             breaker.leave(entered, good=good)
         return reply
 
-    async def _timed(
-        self, request: EngineRequest, url: str, headers: Headers, timeout_s: float, attempt: int
+    async def _traced(
+        self, request: EngineRequest, url: str, headers: Headers, timeout_s: float, number: int
     ) -> EngineReply:
         started = self._clock()
-        with self._around(request) as along:
+        with self._trace(request) as more:
             try:
-                reply = await self._send(request, url, (*headers, *along) if along else headers, timeout_s)
-            except _Failed as failed:
-                self._tell(request, attempt, started, failed.status, failed.reason)
+                reply = await self._send(request, url, (*headers, *more) if more else headers, timeout_s)
+            except _AttemptFailed as failed:
+                self._report(request, number, started, failed.status, failed.reason)
                 raise
-            self._tell(request, attempt, started, reply.status, None)
+            self._report(request, number, started, reply.status, None)
             return reply
 
     async def _send(self, request: EngineRequest, url: str, headers: Headers, timeout_s: float) -> EngineReply:
         try:
-            most = min(request.reply_bytes, MAX_REPLY_BYTES)
-            reply = await self._transport.send(request.method, url, headers, request.body, timeout_s, most)
+            max_bytes = min(request.reply_bytes, MAX_REPLY_BYTES)
+            reply = await self._transport.send(request.method, url, headers, request.body, timeout_s, max_bytes)
         except NotSent as error:
-            raise _Failed(error.reason, sent=False) from None
+            raise _AttemptFailed(error.reason, maybe_executed=False) from None
         except Unknown as error:
-            raise _Failed(error.reason, sent=True) from None
+            raise _AttemptFailed(error.reason, maybe_executed=True) from None
         except TimeoutError:
-            raise _Failed("timeout", sent=True) from None
+            raise _AttemptFailed("timeout", maybe_executed=True) from None
         except ValueError as error:  # nothing was sent
             raise BrokenContract(f"the request {request.operation!r} cannot be sent: {error}") from None
         if self._on_exchange is not None:
@@ -385,58 +386,58 @@ class Engine:
             raise failed
         return reply
 
-    def _tell(
-        self, request: EngineRequest, attempt: int, started: float, status: int | None, failure: str | None
+    def _report(
+        self, request: EngineRequest, number: int, started: float, status: int | None, failure: str | None
     ) -> None:
-        if self._on_call is not None:
-            call = Call(
+        if self._on_attempt is not None:
+            attempt = Attempt(
                 operation=request.operation,
                 account=request.account,
                 method=request.method,
                 status=status,
                 failure=failure,
                 seconds=self._clock() - started,
-                attempt=attempt,
+                number=number,
             )
-            self._on_call(call)
+            self._on_attempt(attempt)
 
 
 @dataclass(frozen=True)
 class _Returned(Generic[T]):
-    """What a conversation has returned. (A `StopIteration` does not get out of a thread.)"""
+    """A conversation's result. (A `StopIteration` cannot leave a thread.)"""
 
     value: T
 
 
-def _step(conversation: Conversation[T], answered: Answered | None) -> Asked | _Returned[T]:
-    """The adapter's next request, or its result. To the type checker a conversation asks one at a time (`together`)."""
+def _resume(conversation: Conversation[T], replies: Replies | None) -> Requests | _Returned[T]:
+    """Returns the adapter's next requests, or its result. The cast: `Conversation` is typed for one at a time."""
     try:
-        return next(conversation) if answered is None else conversation.send(cast("EngineReply", answered))
+        return next(conversation) if replies is None else conversation.send(cast("EngineReply", replies))
     except StopIteration as stop:
         return _Returned(stop.value)
 
 
-def _size(answered: Answered | None) -> int:
-    if answered is None:
+def _body_bytes(replies: Replies | None) -> int:
+    if replies is None:
         return 0
-    return len(answered.body) if isinstance(answered, EngineReply) else sum(len(reply.body) for reply in answered)
+    return len(replies.body) if isinstance(replies, EngineReply) else sum(len(reply.body) for reply in replies)
 
 
-def limit(lines: int) -> int:
+def max_requests(lines: int) -> int:
     """How many requests a conversation about a cart of so many lines may make."""
     return BASE_REQUESTS + REQUESTS_PER_LINE * lines
 
 
-def _check(asked: object, accounts: Container[str], *, may_redeem: bool) -> tuple[EngineRequest, ...]:
-    """The requests that an adapter yields at a time. Raises `BrokenContract`, which names no data."""
-    requests: tuple[object, ...] = asked if isinstance(asked, tuple) else (asked,)
+def _checked(step: object, accounts: Container[str], *, may_redeem: bool) -> tuple[EngineRequest, ...]:
+    """Returns what an adapter has yielded as a tuple of valid requests. Raises `BrokenContract`."""
+    requests: tuple[object, ...] = step if isinstance(step, tuple) else (step,)
     checked: list[EngineRequest] = []
     for request in requests:
         if not isinstance(request, EngineRequest):
             raise BrokenContract(
                 f"a conversation yields EngineRequest, or a tuple of them, not {type(request).__name__}"
             )
-        if fault := _fault(request, accounts, may_redeem=may_redeem and not isinstance(asked, tuple)):
+        if fault := _fault(request, accounts, may_redeem=may_redeem and not isinstance(step, tuple)):
             raise BrokenContract(f"the request {request.operation!r} {fault}")
         checked.append(request)
     return tuple(checked)
@@ -456,19 +457,23 @@ def _fault(request: EngineRequest, accounts: Container[str], *, may_redeem: bool
     return ""
 
 
-def _failure(request: EngineRequest, reply: EngineReply, now: float) -> _Failed | None:
-    """What is wrong with a reply that is not for the adapter."""
+def _failure(request: EngineRequest, reply: EngineReply, now: float) -> _AttemptFailed | None:
+    """Returns the failure that a reply's status means; None for a reply that goes to the adapter."""
     if 300 <= reply.status <= 399:
-        return _Failed("redirect", sent=True, status=reply.status)
+        return _AttemptFailed("redirect", maybe_executed=True, status=reply.status)
     if reply.status in request.answers or not (reply.status in NOT_EXECUTED or reply.status >= 500):
         return None
     reason = NOT_EXECUTED.get(reply.status, "server_error")
-    wait = _retry_after(reply.headers, now)
-    return _Failed(reason, sent=reply.status not in NOT_EXECUTED, retry_after=wait, status=reply.status)
+    return _AttemptFailed(
+        reason,
+        maybe_executed=reply.status not in NOT_EXECUTED,
+        retry_after=_retry_after(reply.headers, now),
+        status=reply.status,
+    )
 
 
 def _retry_after(headers: Mapping[str, str], now: float) -> float:
-    """Seconds until the engine wants to be asked again, 0 where it does not say."""
+    """Seconds from the headers `Retry-After` and `X-Rate-Limit-Retry`; 0 without them."""
     after, at = headers.get("retry-after", "").strip(), headers.get("x-rate-limit-retry", "").strip()
     seconds = 0.0
     if _DIGITS.fullmatch(after):
@@ -477,42 +482,41 @@ def _retry_after(headers: Mapping[str, str], now: float) -> float:
         with suppress(ValueError, OverflowError):
             seconds = parsedate_to_datetime(after).timestamp() - now
     elif _DIGITS.fullmatch(at):
-        seconds = float(at) - now  # Voucherify: a moment, in unix seconds
+        seconds = float(at) - now  # Voucherify: Unix time
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_S)
 
 
 class RepliesDiffer(ValueError):
-    """A conversation asks for more or less than there are replies at hand."""
+    """A replayed conversation makes more or fewer requests than there are replies."""
 
 
 def replay(
     conversation: Conversation[T], replies: Iterable[EngineReply], *, accounts: Container[str] = ("",), lines: int = 0
 ) -> tuple[T, list[EngineRequest]]:
-    """Holds a conversation with replies at hand, without HTTP: its result, and what it asked.
+    """Runs a conversation with given replies, without HTTP. Returns its result, and the requests it made.
 
-    As strict as the engine: requests must be proper ones for the adapter's `accounts`, no more than a cart of so many
-    `lines` may need, and what is no answer for the adapter (409, 429, 5xx, redirects) fails as it does at the engine.
-    What the adapter raises comes out as it is. Raises `BrokenContract`, `EngineUnavailable`, and `RepliesDiffer` where
-    the conversation asks for more or less than there are replies.
+    It is as strict as `Engine`: the requests must be valid for the adapter's `accounts`, their number must fit a cart
+    of so many `lines`, and a reply that is not for the adapter (409, 429, 5xx, a redirect) fails as it does there.
+    Raises `BrokenContract`, `EngineUnavailable`, `RepliesDiffer`, and whatever the adapter raises.
     """
     requests: list[EngineRequest] = []
-    left = list(replies)
-    answered: Answered | None = None
+    remaining = list(replies)
+    sent_back: Replies | None = None
     try:
-        while not isinstance(step := _step(conversation, answered), _Returned):
-            asked = _check(step, accounts, may_redeem=True)
+        while not isinstance(step := _resume(conversation, sent_back), _Returned):
+            asked = _checked(step, accounts, may_redeem=True)
             requests += asked
-            if len(requests) > limit(lines):
-                raise BrokenContract(f"more than {limit(lines)} requests in one conversation")
-            if len(left) < len(asked):
+            if len(requests) > max_requests(lines):
+                raise BrokenContract(f"more than {max_requests(lines)} requests in one conversation")
+            if len(remaining) < len(asked):
                 raise RepliesDiffer(f"there is no reply to request {len(requests)}, {requests[-1].operation!r}")
-            came, left = left[: len(asked)], left[len(asked) :]
+            came, remaining = remaining[: len(asked)], remaining[len(asked) :]
             for request, reply in zip(asked, came, strict=True):
                 if failed := _failure(request, reply, 0.0):
-                    raise failed.final(request)
-            answered = tuple(came) if isinstance(step, tuple) else came[0]
+                    raise failed.problem(request)
+            sent_back = tuple(came) if isinstance(step, tuple) else came[0]
     finally:
         conversation.close()
-    if left:
-        raise RepliesDiffer(f"{len(left)} replies were not asked for")
+    if remaining:
+        raise RepliesDiffer(f"{len(remaining)} replies were not asked for")
     return step.value, requests

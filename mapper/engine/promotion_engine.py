@@ -1,19 +1,18 @@
-"""The promotion engine as the rest of the mapper sees it: an adapter that is held to its contract.
+"""The promotion engine as the rest of the mapper uses it: an adapter whose results and errors are checked.
 
-Here a conversation begins and ends. What the adapter returns is checked (`mapper.engine.results`), what it raises that
-it may not raise is a fault of ours (`AdapterFault`, category `internal`) and stands in the log with its traceback. So a
-bug in an adapter is never taken for an engine that is away, and nothing is ever sold at list prices because of one.
+What an adapter returns is checked (`mapper.engine.results`). An exception that the contract does not allow is a bug of
+the adapter: it is logged with its traceback and becomes `AdapterFault` (category `internal`). So a bug is never taken
+for an engine that is away, and no cart is sold at list prices because of one.
 
-`redeem` does not raise what became of an order, it returns a verdict:
+`redeem` returns what came of the order as a verdict, and raises nothing but what `may_send` raised:
 
-    match await promotion_engine.redeem(order, session, deadline, permit):
-        case Done(redeemed): ...                # it is redeemed; record it, with redeemed.handle
-        case Declined(declined, confirm): ...   # nothing is redeemed; if `confirm`, look up once before it is believed
-        case NotDone(problem): ...              # certainly not done: the problem is for the caller, who may come again
-        case InDoubt(problem): ...              # something may be redeemed: look it up, never send again on a guess
+    match await promotion_engine.redeem(order, session, deadline, may_send):
+        case Done(redeemed): ...                # redeemed: record it, with redeemed.handle
+        case Declined(declined, confirm): ...   # nothing is redeemed; if `confirm`, verify it by one look-up
+        case NotDone(problem): ...              # certainly not done: the problem goes to the caller, who may try again
+        case InDoubt(problem): ...              # something may be redeemed: look it up before anything is sent again
 
-Nothing that an adapter does after a redeeming request was answered, or may have been acted on, leads to `NotDone`. What
-the permit raises comes out as it is.
+Once a redeeming request may have been executed, no error of the adapter can lead to `NotDone`.
 """
 
 import logging
@@ -32,12 +31,14 @@ from mapper.domain.errors import (
 )
 from mapper.domain.lines import MAX_LINES
 from mapper.domain.record import current
-from mapper.engine import results, tape
-from mapper.engine.conversation import BrokenContract, Engine, Redemption, limit
+from mapper.engine import results, transcript
+from mapper.engine.conversation import BrokenContract, Engine, Redemption, max_requests
 from mapper.engine.results import BadResult
-from mapper.engine.tape import Held
 
 log = logging.getLogger("mapper")
+
+ALLOWED = (EngineRejected, EngineUnavailable, OrderMismatch, InvalidRequest)
+"""The exceptions that an adapter may raise."""
 
 T = TypeVar("T")
 Read = Callable[[Any, Any], tuple[T, list[str]]]
@@ -56,7 +57,7 @@ class Declined:
 
     declined: NotRedeemed
     confirm: bool
-    """A redeeming request went out: one look-up says whether it is true."""
+    """A redeeming request was sent: one look-up must verify that nothing is redeemed."""
 
 
 @dataclass(frozen=True)
@@ -78,74 +79,54 @@ Verdict = Done | Declined | NotDone | InDoubt
 
 @dataclass(frozen=True)
 class PromotionEngine:
-    """Deadlines are moments on the engine's clock. Each method raises `Problem`, and nothing but what is said there."""
+    """Deadlines are times on the engine's clock. The methods raise `Problem`."""
 
     adapter: Adapter
     engine: Engine
 
     async def validate(self, checkout: Checkout, session: str, deadline: float) -> Outcome:
-        """What this cart earns."""
-        return await self._hold("validate", deadline, checkout, results.outcome, checkout, session)
+        """Returns what this cart earns."""
+        return await self._converse("validate", deadline, checkout, results.outcome, checkout, session)
 
     async def check(self, order: Checkout, session: str, deadline: float) -> Outcome | None:
-        """What redeeming would grant; None where the engine cannot be asked."""
+        """Returns what redeeming would grant; None where the engine cannot tell."""
         if not self.adapter.capabilities.check:
             return None
-        return await self._hold("check", deadline, order, results.outcome, order, session)
+        return await self._converse("check", deadline, order, results.outcome, order, session)
 
     async def redeem(
-        self, order: Checkout, session: str, deadline: float, permit: Callable[[], Awaitable[bool]]
+        self, order: Checkout, session: str, deadline: float, may_send: Callable[[], Awaitable[bool]]
     ) -> Verdict:
-        """Redeems. `permit` is awaited before each attempt at a redeeming request, which goes out only at True."""
-        course = Redemption(permit)
+        """Redeems. `may_send` is awaited before each attempt at a redeeming request; False prevents the attempt."""
+        redemption = Redemption(may_send)
         try:
-            result = await self._hold("redeem", deadline, order, results.redemption, order, session, course=course)
+            result = await self._converse(
+                "redeem", deadline, order, results.redemption, order, session, redemption=redemption
+            )
         except Problem as problem:
-            if problem is course.stopped_by:
+            if problem is redemption.stopped_by:
                 raise
-            return _verdict(problem, course)
+            return _verdict(problem, redemption)
         if isinstance(result, NotRedeemed):
-            return Declined(result, confirm=course.sent)
-        if course.may_stand or result.outcome.redeemed:
+            return Declined(result, confirm=redemption.sent)
+        if redemption.maybe_redeemed or result.outcome.redeemed:
             return Done(result)
-        # It was refused, or the request that redeems was not declared as one.
+        # The redeeming request was refused, or it was not declared as one.
         return InDoubt(self._fault("redeem", BadResult("redeemed, although no request that redeems was carried out")))
 
     async def look_up(self, order: Checkout, session: str, handle: str, deadline: float) -> LookedUp:
-        """Did it happen?"""
-        return await self._hold("look_up", deadline, order, results.looked_up, order, session, handle)
+        """Returns whether the order is redeemed at the engine."""
+        return await self._converse("look_up", deadline, order, results.looked_up, order, session, handle)
 
     async def undo(self, order: Checkout | None, session: str, handle: str, deadline: float, *, final: bool) -> None:
-        """Takes it back. Raises `EngineRejected` (`no_undo`) where the engine cannot."""
+        """Undoes a redemption. Raises `EngineRejected` (`no_undo`) where the engine cannot."""
         if not self.adapter.capabilities.undo:
             raise EngineRejected("The promotion engine cannot take a redemption back.", reason="no_undo")
-        await self._hold("undo", deadline, order, results.nothing, order, session, handle, final=final)
+        await self._converse("undo", deadline, order, results.nothing, order, session, handle, final=final)
 
     async def repair(self, order: Checkout, session: str, extra: tuple[str, ...], deadline: float) -> None:
-        """Takes back what was redeemed too much; to be called only where `Capabilities.repair` is declared."""
-        await self._hold("repair", deadline, order, results.nothing, order, session, extra)
-
-    async def _hold(
-        self,
-        method: str,
-        deadline: float,
-        cart: Checkout | None,
-        read: Read[T],
-        *arguments: Any,
-        course: Redemption | None = None,
-        **named: Any,
-    ) -> T:
-        """One conversation, overheard where the call is recorded."""
-        held = tape.begin(method, cart, arguments[1:], named)
-        if held is None:
-            return await self._converse(method, deadline, cart, read, *arguments, course=course, **named)
-        try:
-            result = await self._converse(method, deadline, cart, read, *arguments, course=course, held=held, **named)
-        except Problem as problem:
-            held.end(problem=problem.reason)
-            raise
-        held.end(result)
-        return result
+        """Rolls back duplicate redemptions. Call it only where `Capabilities.repair` is declared."""
+        await self._converse("repair", deadline, order, results.nothing, order, session, extra)
 
     async def _converse(
         self,
@@ -154,36 +135,47 @@ class PromotionEngine:
         cart: Checkout | None,
         read: Read[T],
         *arguments: Any,
-        course: Redemption | None = None,
-        held: Held | None = None,
+        redemption: Redemption | None = None,
         **named: Any,
     ) -> T:
+        """Runs one conversation, with a transcript where calls are recorded, and returns its result, checked."""
+        script = transcript.begin(method, cart, arguments[1:], named)
         try:
             conversation = _conversation(getattr(self.adapter, method)(*arguments, **named))
-            if held is not None:
-                conversation = held.listen(conversation)
-            most = limit(MAX_LINES if cart is None else len(cart.cart))  # erased: it may have been the largest
-            value, faults = read(await self.engine.converse(conversation, deadline, course, most=most), cart)
-            if faults and not _has_happened(value):
-                raise BadResult("; ".join(faults))  # noqa: TRY301 - a fault like what the adapter itself raises
-        except (EngineRejected, EngineUnavailable, OrderMismatch, InvalidRequest) as problem:
-            if results.encodes(problem.details):
-                raise
-            raise self._fault(method, problem) from problem
+            if script is not None:
+                conversation = script.transcribe(conversation)
+            # An erased order may have been the largest.
+            most = max_requests(MAX_LINES if cart is None else len(cart.cart))
+            value, faults = read(await self.engine.converse(conversation, deadline, redemption, most=most), cart)
+            if faults and not _engine_has_acted(value):
+                raise BadResult("; ".join(faults))  # noqa: TRY301 - a bug like an exception of the adapter
         except Exception as error:
-            if course is not None and error is course.stopped_by:
+            problem = self._allowed(method, error, redemption)
+            if script is not None and isinstance(problem, Problem):
+                script.end(problem=problem.reason)
+            if problem is error:
                 raise
-            raise self._fault(method, error) from error
+            raise problem from error
         if faults:
-            self._tell(method, BadResult("; ".join(faults)))
-        _diagnose(value)
+            self._log(method, BadResult("; ".join(faults)))
+        _record_diagnostics(value)
+        if script is not None:
+            script.end(value)
         return value
 
+    def _allowed(self, method: str, error: Exception, redemption: Redemption | None) -> Exception:
+        """Returns the error itself if it is the caller's or the contract allows it, else `AdapterFault`."""
+        if redemption is not None and error is redemption.stopped_by:
+            return error
+        if isinstance(error, ALLOWED) and results.encodes(error.details):
+            return error
+        return self._fault(method, error)
+
     def _fault(self, method: str, error: Exception) -> AdapterFault:
-        self._tell(method, error)
+        self._log(method, error)
         return AdapterFault()
 
-    def _tell(self, method: str, error: Exception) -> None:
+    def _log(self, method: str, error: Exception) -> None:
         facts = {"adapter": self.adapter.name, "method": method}
         log.error("adapter error", exc_info=error, extra={"facts": facts})
 
@@ -194,22 +186,22 @@ def _conversation(started: object) -> Conversation[Any]:
     return started
 
 
-def _diagnose(value: object) -> None:
-    """Puts what the merchant should know on the line of the request."""
+def _record_diagnostics(value: object) -> None:
+    """Adds the adapter's diagnostics to the call's record, for the merchant to read in the log."""
     outcome = value.outcome if isinstance(value, Redeemed | LookedUp) else value
     if isinstance(outcome, Outcome) and outcome.diagnostics and (record := current.get()) is not None:
         record.diagnostics = outcome.diagnostics
 
 
-def _has_happened(value: object) -> bool:
-    """Whether the engine has acted: what it granted then is told, as far as it can be read."""
+def _engine_has_acted(value: object) -> bool:
+    """Whether the order is redeemed or looked up. The valid part of such a result is used, whatever else is wrong."""
     return isinstance(value, Redeemed | LookedUp) or (isinstance(value, Outcome) and value.redeemed)
 
 
-def _verdict(problem: Problem, course: Redemption) -> NotDone | InDoubt:
-    if not course.sent:
+def _verdict(problem: Problem, redemption: Redemption) -> NotDone | InDoubt:
+    if not redemption.sent:
         return NotDone(problem)
-    # Every redeeming request was refused. The adapter says what for, or the last of them was not even looked at; what
-    # else goes wrong then (such as an answer that cannot be read) says nothing about it.
-    certain = problem is course.not_carried_out or isinstance(problem, EngineRejected | InvalidRequest | OrderMismatch)
-    return NotDone(problem) if certain and not course.may_stand else InDoubt(problem)
+    # Something was sent. It is certainly not done only if every redeeming request was refused, and the adapter reports
+    # that refusal. Any other error, such as an unreadable reply, says nothing about the redemption.
+    refusal = problem is redemption.not_executed or isinstance(problem, EngineRejected | InvalidRequest | OrderMismatch)
+    return NotDone(problem) if refusal and not redemption.maybe_redeemed else InDoubt(problem)

@@ -1,7 +1,7 @@
-"""The ASGI application: its routes, what it is built from, and how long it lives.
+"""The ASGI application: its routes, the objects that it is built from, and its lifespan.
 
-The two calls of the contract are `mapper.http.endpoint`, and get Nacelle's own status codes. What is no such call
-(another path or method) gets the ordinary HTTP codes.
+`mapper.http.endpoint` handles the calls of the contract, with Nacelle's status codes. Requests to other paths, or with
+other methods, get ordinary HTTP codes.
 """
 
 import asyncio
@@ -48,21 +48,20 @@ if TYPE_CHECKING:
 VALIDATE_CAPACITY = 256
 CONSUME_CAPACITY = 64
 CANCEL_CAPACITY = 8
-"""Calls at once, per process. They are many, since a call that waits for the engine costs memory alone: where the
-engine takes 1.5 s, 256 make 170 a second. Each endpoint has its own: a rush of validates cannot starve consume."""
+"""Calls at once, per process. A call that waits for the engine costs only memory: if the engine takes 1.5 s, 256 calls
+at once are 170 a second. Each endpoint has its own capacity, so that validates cannot starve consume."""
 
 LEASE_S = 30.0
-"""While a lease lasts nobody else touches an order: longer than anything its holder does without writing to the ledger.
-"""
+"""How long a process holds an order in the ledger without renewal: longer than it works on it without a write."""
 
 DRAIN_S = 25.0
-"""How long a process that is told to stop waits for orders that are being redeemed."""
+"""How long a process that stops waits for orders that are being redeemed."""
 
 
 class App(Starlette):
-    """Starlette's application, which the protocol asks at the head of a request whether there is time for it.
+    """Starlette's application, which can also refuse a call when its head is read (`mapper.http.protocol.Shed`).
 
-    `admin`: the operator's routes, where they have a port of their own; they and the calls are strangers then.
+    `admin`: the operator's routes if they have a port of their own. Each port then serves its own routes only.
     """
 
     def __init__(self, validate: Endpoint, consume: Endpoint, admin: "Admin | None", **options: Any) -> None:
@@ -71,12 +70,15 @@ class App(Starlette):
         self._endpoints = {b"/promotions/validate": validate, b"/promotions/consume": consume}
 
     def shed(self, method: bytes, target: bytes) -> PreparedResponse | None:
-        """The refusal of a call for which there is no time. `target` as in the request line."""
+        """Returns the refusal of a call that could not be answered in time, else None.
+
+        `target`: as in the request line.
+        """
         endpoint = self._endpoints.get(target.partition(b"?")[0]) if method == b"POST" else None
         return None if endpoint is None else endpoint.shed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._admin is not None and scope["type"] == "http" and self._admin.is_meant(scope):
+        if self._admin is not None and scope["type"] == "http" and self._admin.is_target(scope):
             await self._admin.application(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
@@ -89,19 +91,19 @@ class Admin:
     port: int
     application: Starlette
 
-    def is_meant(self, scope: Scope) -> bool:
-        where = scope.get("server")
-        return where is not None and where[1] == self.port
+    def is_target(self, scope: Scope) -> bool:
+        address = scope.get("server")
+        return address is not None and address[1] == self.port
 
 
 def create(
     configured: Settings, *, engine_transport: transport.Transport | None = None, traces: Tracing | None = None
 ) -> App:
-    """The ASGI application. `engine_transport` (instead of the HTTP client) and `traces` are for tests."""
+    """Returns the ASGI application. Tests replace the HTTP client (`engine_transport`) and `traces`."""
     traces = traces or tracing.from_environment(os.environ, configured.adapter.name)
-    names_of_codes = CodeNames(configured.log_codes, configured.code_secret)
-    telemetry = Telemetry(configured.adapter.name, names_of_codes, traces)
-    recorder = _recorder(configured, names_of_codes, telemetry) if configured.record is not None else None
+    code_names = CodeNames(configured.log_codes, configured.code_secret)
+    telemetry = Telemetry(configured.adapter.name, code_names, traces)
+    recorder = _recorder(configured, code_names, telemetry) if configured.record is not None else None
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -117,7 +119,7 @@ def create(
             lease_s=max(LEASE_S, 2 * configured.consume_deadline_s),
         )
         ledger = replace(ledger, store=traces.store(ledger.store))
-        redeeming = Engine(client, accounts, on_call=telemetry.call, around=traces.attempt)
+        redeeming = Engine(client, accounts, on_attempt=telemetry.attempt, trace=traces.attempt)
         remembered = remembered_in(configured.ledger_url)
         products = _products(configured, client, remembered, telemetry)
         redeemer = OrderRedeemer(
@@ -129,18 +131,23 @@ def create(
             fill=products.at_consume if products else as_it_came,
         )
         validating = Engine(
-            client, accounts, on_call=telemetry.call, around=traces.attempt, breaker=True, on_breaker=telemetry.breaker
+            client,
+            accounts,
+            on_attempt=telemetry.attempt,
+            trace=traces.attempt,
+            breaker=True,
+            on_breaker=telemetry.breaker,
         )
         for account in accounts:
             telemetry.metrics.breaker(account, "closed")
         app.state.client = client
         service = Service(configured, validating, redeemer)
         if products is not None:
-            service = replace(service, fill=products.at_validate, keep=products.keep)
+            service = replace(service, add_product_data=products.at_validate, save_product_data=products.keep)
         app.state.service = validate.service = consume.service = cancel.service = service
         readiness = app.state.readiness = Readiness(ledger)
-        await readiness.look()
-        background = {asyncio.create_task(redeemer.reconcile()), asyncio.create_task(readiness.keep_looking())}
+        await readiness.check()
+        background = {asyncio.create_task(redeemer.reconcile()), asyncio.create_task(readiness.check_forever())}
         try:
             yield
         finally:
@@ -166,7 +173,7 @@ def create(
         *([Route("/promotions/cancel", cancel, methods=["POST"])] if cancels else []),
         *(_ingest_routes(configured, lambda: app.state.client, journal, telemetry) if configured.ingest else ()),
     ]
-    operating = [
+    operator_routes = [
         Route("/livez", _alive),
         Route("/readyz", _ready),
         Route("/version", _version),
@@ -174,41 +181,43 @@ def create(
         Route("/openapi.json", _openapi),
         *(_explain_routes(configured, lambda: app.state.client) if configured.explain_token else ()),
     ]
-    answering: dict[str, Any] = {"exception_handlers": {HTTPException: _http_error}}
+    options: dict[str, Any] = {"exception_handlers": {HTTPException: _http_error}}
     admin: Admin | None = None
     if configured.admin_port is not None:
-        admin = Admin(configured.admin_port, Starlette(routes=operating, **answering))
+        admin = Admin(configured.admin_port, Starlette(routes=operator_routes, **options))
         admin.application.router.redirect_slashes = False
-    app = App(validate, consume, admin, routes=calls if admin else calls + operating, lifespan=lifespan, **answering)
+    app = App(
+        validate, consume, admin, routes=calls if admin else calls + operator_routes, lifespan=lifespan, **options
+    )
     app.router.redirect_slashes = False
     if admin is not None:
         admin.application.state = app.state
     return app
 
 
-def _recorder(configured: Settings, names_of_codes: CodeNames, telemetry: Telemetry) -> "Recorder":
-    from mapper.recording.recorder import Recorder  # noqa: PLC0415 - most do without
+def _recorder(configured: Settings, code_names: CodeNames, telemetry: Telemetry) -> "Recorder":
+    from mapper.recording.recorder import Recorder  # noqa: PLC0415 - loaded only if calls are recorded
 
-    assert configured.record is not None, "the caller has looked"
-    named = names_of_codes if configured.log_codes == "hash" else _unnamed
-    return Recorder(configured.record, configured, named, telemetry.metrics.record)
+    assert configured.record is not None, "checked by the caller"
+    name_of_code = code_names if configured.log_codes == "hash" else _no_name
+    return Recorder(configured.record, configured, name_of_code, telemetry.metrics.record)
 
 
-def _unnamed(_code: str) -> str:
+def _no_name(_code: str) -> str:
     return ""
 
 
 def _ingest_routes(
     configured: Settings, client: Callable[[], transport.Transport], journal: Journal, telemetry: Telemetry
 ) -> list[Route]:
-    from mapper.http import ingest  # noqa: PLC0415 - what it takes is loaded only where orders are ingested
+    from mapper.http import ingest  # noqa: PLC0415 - loaded only if orders are ingested
 
     assert configured.ingest is not None, "without a token there is no such route"
     return ingest.routes(configured.ingest, configured, client, journal, telemetry.metrics.ingested)
 
 
 def _explain_routes(configured: Settings, client: Callable[[], transport.Transport]) -> list[Route]:
-    from mapper.http import explain_page  # noqa: PLC0415 - its templates take a while to load, and most do without
+    from mapper.http import explain_page  # noqa: PLC0415 - its templates take a while to load
 
     return explain_page.routes(configured, client)
 
@@ -222,7 +231,7 @@ def _products(
 
 
 def from_environment() -> App:
-    """What uvicorn's workers call."""
+    """Returns the application of a worker; uvicorn calls it."""
     return create(settings.load(os.environ))
 
 
@@ -231,7 +240,7 @@ def _json(status: int, body: bytes) -> Response:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """No such path, or no such method there."""
+    """Answers a request with an unknown path or method."""
     assert isinstance(error, HTTPException)
     headers = {**SECURITY_HEADERS, **(error.headers or {})}
     return Response(error_body(f"{error.detail}."), error.status_code, headers, "application/json")
@@ -244,8 +253,8 @@ async def _alive(request: Request) -> Response:
 async def _ready(request: Request) -> Response:
     readiness: Readiness = request.app.state.readiness
     ready = DRAINING if getattr(request.state, server.DRAINING, False) else readiness.latest
-    asked_for = request.query_params.get("for")
-    served = ready.consume if asked_for == "consume" else ready.validate or ready.consume
+    for_consume = request.query_params.get("for") == "consume"
+    served = ready.consume if for_consume else ready.validate or ready.consume
     return _json(200 if served else 503, msgspec.json.encode(ready))
 
 
@@ -272,15 +281,18 @@ def _metrics(telemetry: Telemetry) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def check_ledger(configured: Settings) -> None:
-    """Raises `LedgerUnusable` where it will not do without somebody. One that is only away is no fault."""
+    """Raises `LedgerUnusable` for a ledger that needs an operator. An unreachable ledger server raises nothing."""
     await (await open_ledger(configured.ledger_url, patient=True)).close()
 
 
 def run(listeners: Sequence[socket.socket], count: int, *, drain_s: float, keep_alive_s: float) -> int:
-    """Serves with `count` processes until told to stop; returns the exit code. The caller has checked the settings."""
+    """Serves with `count` processes until a signal stops it, and returns the exit code.
+
+    The caller has checked the settings.
+    """
     limits = protocol.Limits(keep_alive_s=keep_alive_s)
-    made = server.create("mapper.http.app:from_environment", limits, factory=True, drain_s=drain_s)
+    web_server = server.create("mapper.http.app:from_environment", limits, factory=True, drain_s=drain_s)
     if count > 1:
-        return workers.supervise(made, listeners, count)
-    server.run(made, listeners)
+        return workers.supervise(web_server, listeners, count)
+    server.run(web_server, listeners)
     return 0

@@ -1,7 +1,6 @@
-"""One call from Nacelle, from the head of the request to the end of the answer.
+"""Handles one call: reads the body within limits, waits for the limiter, runs the handler, logs, and answers.
 
-Its body is read within limits, the limiter admits it, a handler of `mapper.promotions` answers it by its deadline, log
-and metrics are told. Here, and nowhere else, a `Problem` becomes an answer.
+The handler is a function of `mapper.promotions`. A `Problem` becomes a response here and nowhere else.
 """
 
 import asyncio
@@ -20,8 +19,7 @@ from mapper.domain import errors
 from mapper.domain import record as records
 from mapper.domain.errors import Operation, Overloaded, Problem
 from mapper.domain.record import Record
-from mapper.engine import tape
-from mapper.engine.tape import Held
+from mapper.engine.transcript import Transcript, transcripts
 from mapper.http import protocol
 from mapper.http.limiter import Limiter, Permit
 from mapper.http.protocol import RECEIVED, PreparedResponse
@@ -34,17 +32,17 @@ from mapper.threads import LARGE_BYTES
 log = logging.getLogger("mapper")
 
 BODY_DEADLINE_S = 5.0
-"""A caller that takes longer than this to send its body is holding a connection, not checking out."""
+"""How long a caller may take to send the body."""
 
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
-"""Of the bodies of all calls of one endpoint, from their first byte until they are answered."""
+"""The limit for the bodies of all calls of one endpoint, from the first byte received to the answer."""
 
 LARGE_CAPACITY: Final = 8
-"""Of carts that are worked on in a thread, one at a time: with more at once all would be late together."""
+"""How many large carts may be in flight. A thread computes one at a time, so that more would all be late together."""
 
 ANSWER_S: Final = 0.0005
-"""Processor time of an answer. Where the engine hangs all calls in flight may have to be answered in the same moment:
-each that begins leaves those before it the time for that."""
+"""CPU time of an answer. If the engine hangs, all calls in flight reach their deadlines at about the same time. So the
+deadline of each call is shortened by the time that it takes to answer the calls admitted before it."""
 
 SECURITY_HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 
@@ -59,14 +57,16 @@ _MEDIA_TYPE = re.compile(rb"application/(json|[\w.-]+\+json)\s*(;\s*charset=\"?u
 Handler = Callable[[Service, Call], Awaitable[Answer]]
 
 
-class Keeper(Protocol):
-    """What keeps the calls that were answered: `mapper.recording.recorder.Recorder`, where they are recorded."""
+class Recorder(Protocol):
+    """Records calls: `mapper.recording.recorder.Recorder`."""
 
-    def keep(self, call: Record, status: int, category: str, reason: str, tape: Iterable[Held]) -> None: ...
+    def record(
+        self, call: Record, status: int, category: str, reason: str, transcripts: Iterable[Transcript]
+    ) -> None: ...
 
 
 class _Response(NamedTuple):
-    """What is answered, and the word for it in log and metric."""
+    """A JSON response, with its category and reason for log and metric."""
 
     status: int
     body: bytes
@@ -83,7 +83,7 @@ class _Response(NamedTuple):
 
 
 class HttpError(Exception):
-    """The request is no call of the contract, and gets an ordinary HTTP status."""
+    """The request is not a valid call, and gets an ordinary HTTP status instead of Nacelle's."""
 
     def __init__(self, status: int, reason: str, text: str, *headers: tuple[bytes, bytes]) -> None:
         super().__init__(text)
@@ -91,12 +91,12 @@ class HttpError(Exception):
 
 
 def error_body(text: str) -> bytes:
-    """What is answered where Nacelle's own form of an error does not apply."""
+    """Returns the body of an error that is not in Nacelle's form."""
     return msgspec.json.encode({"error": text})
 
 
 class Endpoint:
-    """One of the two calls, as an ASGI application."""
+    """One of the operations of `mapper.promotions` as an ASGI application."""
 
     service: Service
     """Set before the first request."""
@@ -108,9 +108,9 @@ class Endpoint:
         capacity: int,
         configured: Settings,
         telemetry: Telemetry,
-        recorder: Keeper | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """`capacity`: calls at once."""
+        """`capacity`: how many calls may run at once."""
         self._operation: Operation = operation
         self._handler = handler
         self._deadline_s = configured.validate_deadline_s if operation == "validate" else configured.consume_deadline_s
@@ -126,7 +126,7 @@ class Endpoint:
         self._in_flight = telemetry.metrics.in_flight(operation)
 
     def shed(self) -> PreparedResponse | None:
-        """The refusal of one more call, where there is no time for it; nothing is held for a call that comes."""
+        """Returns the refusal for a new call that could not be answered in time, else None. It reserves nothing."""
         if not self._limiter.is_full():
             return None
         self._telemetry.metrics.shed(self._operation, "door")
@@ -138,9 +138,9 @@ class Endpoint:
         first = dict(reversed(headers))
         record = Record(self._operation, _request_id(first.get(b"x-request-id", b"")))
         records.current.set(record)
-        overheard: list[Held] = []
+        recorded: list[Transcript] = []
         if self._recorder is not None:
-            tape.listening.set(overheard)
+            transcripts.set(recorded)
         with (
             self._telemetry.traces.call(record, first),
             self._in_flight.track_inprogress(),
@@ -164,34 +164,34 @@ class Endpoint:
             except HttpError as error:
                 response = error.response
             except Problem as problem:
-                self._explain(problem, record)
+                self._log_problem(problem, record)
                 response = self._refusal(problem)
             except Exception:
                 log.exception("internal error")
                 fault = Problem("A fault inside the service.", reason="internal")
-                self._explain(fault, record)
+                self._log_problem(fault, record)
                 response = self._refusal(fault)
             self._telemetry.request(
                 record, response.status, response.category, response.reason, time.monotonic() - started
             )
             if self._recorder is not None:
-                self._recorder.keep(record, response.status, response.category, response.reason, overheard)
+                self._recorder.record(record, response.status, response.category, response.reason, recorded)
         await response.send(send, (b"x-request-id", record.request_id.encode()))
 
     async def _answer(self, call: Call, receive: Receive) -> Answer:
         if self._operation == "validate":
             return await self._handler(self.service, call)
-        # An order goes on without its caller, but it matters whether anybody was there to be told.
-        hanging_up = asyncio.ensure_future(receive())
+        # A redemption goes on after the caller has disconnected, but is then recorded as not confirmed to a caller.
+        disconnect = asyncio.ensure_future(receive())
         try:
-            return await self._handler(self.service, replace(call, has_hung_up=hanging_up.done))
+            return await self._handler(self.service, replace(call, has_hung_up=disconnect.done))
         finally:
-            hanging_up.cancel()
+            disconnect.cancel()
 
-    def _explain(self, problem: Problem, record: Record) -> None:
-        """Puts into the log what the storefront is not told."""
+    def _log_problem(self, problem: Problem, record: Record) -> None:
+        """Adds to the log what the storefront must not see."""
         if problem.category == "promotion_codes":
-            return  # the codes are there already, with their reasons
+            return  # the record has the codes and their reasons
         if problem.category == "internal":
             problem.storefront += f" The request's id is {record.request_id}."
         record.facts |= {"problem": problem.message}
@@ -204,7 +204,7 @@ class Endpoint:
             log.log(level, "cause", exc_info=problem)
 
     async def _read(self, receive: Receive, permit: Permit) -> bytes:
-        """The body's bytes, as they came. Nothing is decoded, no more than the limit is held."""
+        """Returns the body. Raises `HttpError` if it is too large, too slow or incomplete."""
         parts = bytearray()
         try:
             async with asyncio.timeout(BODY_DEADLINE_S):
@@ -215,7 +215,7 @@ class Endpoint:
                     part: bytes = message.get("body", b"")
                     if len(parts) + len(part) > self._max_body_bytes:
                         raise _too_large(self._max_body_bytes)
-                    self._limiter.hold(permit, len(part))
+                    self._limiter.reserve(permit, len(part))
                     if not message.get("more_body"):
                         return bytes(parts + part) if parts else part
                     parts += part
@@ -231,14 +231,17 @@ class Endpoint:
 
 
 def _waited_s(scope: Scope) -> float:
-    """How long the whole request has been here, as far as the server says so."""
+    """Returns the seconds since the whole request was received; 0 if the server does not record it."""
     now = time.monotonic()
     received: float = scope.get("state", {}).get(RECEIVED, now)
     return now - received
 
 
 def _check_head(first: Mapping[bytes, bytes], max_bytes: int) -> int:
-    """The body's size, as far as the head tells it. `first`: of each header the first, by name. Raises `HttpError`."""
+    """Returns the size of the body, 0 if the head does not give it. Raises `HttpError`.
+
+    `first`: the first header of each name.
+    """
     if not _MEDIA_TYPE.fullmatch(first.get(b"content-type", b"application/json")):
         raise HttpError(415, "media_type", "The content type must be application/json in UTF-8.")
     if first.get(b"content-encoding", b"identity").lower() != b"identity":
@@ -254,5 +257,5 @@ def _too_large(max_bytes: int) -> HttpError:
 
 
 def _request_id(given: bytes) -> str:
-    """The caller's own id for the request, where it is harmless; else a new one."""
+    """Returns the caller's id for the request if it is short and plain, else a new one."""
     return given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)

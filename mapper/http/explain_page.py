@@ -1,7 +1,7 @@
-"""The page `/explain`: a checkout before and after, a waterfall for each line, refusals in words, the exchange.
+"""The page `/explain`: the price of each line step by step, the refused codes, and the exchange with the engine.
 
-Off unless `MAPPER_EXPLAIN=on`. Whoever asks shows `MAPPER_EXPLAIN_TOKEN` with each checkout, so that neither a cookie
-nor another site can ask for somebody.
+Off unless `MAPPER_EXPLAIN=on`. The form sends `MAPPER_EXPLAIN_TOKEN` with each checkout. There is no cookie, so that
+another site cannot make requests in somebody's name.
 """
 
 import json
@@ -43,7 +43,7 @@ Client = Callable[[], Transport]
 
 
 def routes(configured: Settings, client: Client) -> list[Route]:
-    """The page's routes. `client`: the HTTP client towards the engine, once the service runs."""
+    """Returns the page's routes. `client` returns the HTTP client towards the engine once the service runs."""
     page = _Page(configured, client)
     return [Route("/explain", page.show), Route("/explain", page.ask, methods=["POST"]), Route(STYLE, pages.style)]
 
@@ -61,44 +61,46 @@ class _Page:
         if not is_one_of(token.encode(), [self._configured.explain_token]):
             return self._page(body, error="This is not the token.", status=403)
         try:
-            told = await explain(self._configured, self._client(), body.encode())
+            explanation = await explain(self._configured, self._client(), body.encode())
         except InvalidRequest as problem:
             place = problem.details["pointer"]
             return self._page(body, error=f"{place}: {problem.message}" if place else problem.message, status=400)
-        return self._page(body, told=told)
+        return self._page(body, explanation=explanation)
 
-    def _page(self, body: str, *, told: Explanation | None = None, error: str = "", status: int = 200) -> Response:
+    def _page(
+        self, body: str, *, explanation: Explanation | None = None, error: str = "", status: int = 200
+    ) -> Response:
         return pages.page(
             "explain.html",
             status,
             css=STYLE,
             body=body,
-            told=told,
-            rows=_rows(told) if told else (),
+            explanation=explanation,
+            rows=_rows(explanation) if explanation else (),
             error=error,
             examples=EXAMPLES,
             engine=self._configured.adapter.name,
         )
 
 
-def _rows(told: Explanation) -> Iterator[Row]:
-    for line in told.lines:
-        price, amount = told.text(line.list_price), told.text(line.gross)
+def _rows(explanation: Explanation) -> Iterator[Row]:
+    for line in explanation.lines:
+        price, amount = explanation.text(line.list_price), explanation.text(line.gross)
         yield Row("line", line.name, "", str(line.quantity), price, amount, pages.share(line.gross, line.gross))
         left = line.gross
         for step in line.steps:
             left -= step.taken
-            yield _step(told, step, left=pages.share(left, line.gross))
+            yield _step(explanation, step, left=pages.share(left, line.gross))
         if line.steps:
-            yield Row("net", "net", price=told.text(line.unit_price), amount=told.text(line.net))
-    yield from (_step(told, step, "order: ") for step in told.root)
-    yield Row("total", "discounts in all", amount=told.text(told.total))
+            yield Row("net", "net", price=explanation.text(line.unit_price), amount=explanation.text(line.net))
+    yield from (_step(explanation, step, "order: ") for step in explanation.root)
+    yield Row("total", "discounts in all", amount=explanation.text(explanation.total))
 
 
-def _step(told: Explanation, step: Step, before: str = "", left: int | None = None) -> Row:
-    cut = f" (granted {told.text(step.granted)})" if step.granted != step.taken else ""
+def _step(explanation: Explanation, step: Step, before: str = "", left: int | None = None) -> Row:
+    cut = f" (granted {explanation.text(step.granted)})" if step.granted != step.taken else ""
     name = f"{before}{step.name}{f', code {step.code}' if step.code else ''}"
-    return Row("step", name, f"{step.effect_type}{cut}", amount=told.text(step.taken), left=left)
+    return Row("step", name, f"{step.effect_type}{cut}", amount=explanation.text(step.taken), left=left)
 
 
 def _pretty(value: Any) -> str:
@@ -106,11 +108,11 @@ def _pretty(value: Any) -> str:
 
 
 async def _form(request: Request, limit: int) -> tuple[str, str]:
-    """Body and token. What is too large is cut: then it is no JSON, and the page says so."""
+    """Returns body and token. A body that is too large is cut; the page then reports that it is not JSON."""
     data = bytearray()
     async for part in request.stream():
         data += part
-        if len(data) > 3 * limit:  # a form spells a byte with three
+        if len(data) > 3 * limit:  # a form may encode a byte as three
             break
     fields = parse_qs(data.decode("latin-1"), max_num_fields=4)
     return fields.get("body", [""])[0], fields.get("token", [""])[0]

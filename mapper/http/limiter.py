@@ -1,15 +1,16 @@
-"""So many calls at once; the rest waits in a queue as long as its deadline allows. Each endpoint has its own limiter.
+"""Limits how many calls run at once; the others wait in a queue. Each endpoint has a limiter of its own.
 
-Nobody is refused who could be answered in time. How long a call would wait is the queue's length times the recent time
-of a call, divided by how many are in flight; how long it may wait is its deadline less what a call takes.
-One exception (controlled delay; queue.acm.org, "Fail at Scale"): once a queue has not been empty for a second, nobody
-in it waits longer than a fifth of the deadline. It is no burst then, and every call would wait as long, for nothing.
-The first hundred or so may wait twice that: clients who each wait for their answer before they ask again are no
-overload. Were a few of them refused they would come back at once, and refusals would take the time of answers.
+A call is refused only if it could not be answered within its deadline. Its wait is estimated as the length of the queue
+times the recent duration of a call, divided by the capacity. It may wait for its deadline less that duration.
 
-A call that waits for the engine needs no processor, so hundreds may be in flight. Calls that want the processor hold
-each other up, and the event loop with them: so a few begin in each of its turns, and the others wait in the queue, too.
-Measured at five times capacity: without that a refusal took 1.5 s, good answers 2.5 s; with it 0.02 and 0.4.
+Exception (controlled delay; queue.acm.org, "Fail at Scale"): a queue that has not been empty for a second is standing.
+That is an overload and no burst, and no call in it waits longer than a fifth of the deadline. The first hundred or so
+may wait twice as long, since they may be a closed loop: clients who each wait for an answer before they send the next
+request. That is no overload, and refused clients would come back at once.
+
+A call that waits for the engine needs no CPU, so hundreds may be in flight. Calls that need the CPU delay each other,
+and the event loop. So only a few start in each turn of the event loop, and the others stay in the queue. Measured at
+five times capacity: a refusal took 1.5 s and a good answer 2.5 s without this, 0.02 s and 0.4 s with it.
 """
 
 import asyncio
@@ -23,17 +24,18 @@ from typing import Final
 from mapper.domain.errors import Overloaded
 
 STANDING_S: Final = 1.0
-"""A queue that has not been empty for as long is no burst."""
+"""A queue that has not been empty for this long is standing."""
 STANDING_SHARE: Final = 0.2
-"""Of the deadline: the longest wait in such a queue."""
-CROWD: Final = 128
-"""So many in a queue may be clients of whom each waits for its answer before it asks again."""
-CROWD_SHARE: Final = 0.4
-"""Of the deadline: the longest wait of those, however long the queue stands."""
+"""The longest wait in a standing queue, as a share of the deadline."""
+CLOSED_LOOP: Final = 128
+"""The first calls of a queue, which may come from clients in a closed loop."""
+CLOSED_LOOP_SHARE: Final = 0.4
+"""The longest wait of those in a standing queue, as a share of the deadline."""
 DOOR_SHARE: Final = 0.15
-"""The same at the door, while calls are shed from such a queue: who joins it then is meant to be answered."""
+"""The longest wait with which the door admits a call to a standing queue that sheds calls, as a share of the deadline.
+It is less than `STANDING_SHARE`, so that an admitted call is not shed later."""
 BATCH: Final = 2
-"""Calls that begin in one turn of the event loop. With 5 a refusal at the door took twice as long."""
+"""Calls that start in one turn of the event loop. With 5 a refusal at the door took twice as long."""
 
 
 @dataclass(eq=False)
@@ -44,143 +46,147 @@ class Permit:
     """When it was admitted; before that, when it joined the queue."""
     admitted: bool = False
     ahead: int = 0
-    """Calls that waited before it when it joined the queue."""
-    held: int = 0
-    """Bytes of its body."""
+    """The length of the queue when it joined."""
+    body_bytes: int = 0
 
 
 class Limiter:
-    """Of one endpoint, in one event loop."""
+    """The limiter of one endpoint, in one event loop.
+
+    The server asks `is_full` when it has read a head: the door. A call that has passed it has a `permit` until its
+    answer, and is then refused by `check`, `reserve` or `acquire` only.
+    """
 
     def __init__(
         self, capacity: int, deadline_s: float, max_bytes: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`capacity`: the most calls at once. `max_bytes`: of the bodies of all calls that are not answered."""
+        """`capacity`: calls at once. `max_bytes`: the bodies of all calls that are not answered yet."""
         self.capacity = capacity
-        self._crowd = min(CROWD, capacity // 2)
-        self._passed = self._crowd * 5 // 4
-        """So many may have passed the door before it closes: heads that are read in one turn all pass one look."""
+        self._door_crowd = min(CLOSED_LOOP, capacity // 2)
+        self._queue_crowd = self._door_crowd * 5 // 4
+        """More than at the door, since all heads that are read in one turn pass the door before any of them queues."""
         self.admitted = 0
         self.in_flight_bytes = 0
         self._deadline_s, self._max_bytes, self._clock = deadline_s, max_bytes, clock
         self._service_s = 0.0
         """From admission to the answer: a moving average."""
-        self._spread_s = 0.0
-        """How far from that a call usually is."""
+        self._deviation_s = 0.0
+        """The mean deviation from that: a moving average."""
         self._queue: OrderedDict[Permit, asyncio.Future[bool]] = OrderedDict()
-        """First come, first served: each waits to hear whether it is admitted or shed."""
+        """First come, first served. The result of the future: whether the call is admitted (or shed)."""
         self._queued_since = 0.0
-        """When the queue last ceased to be empty. Where all in it had to be shed, as when the whole process has paused,
-        what comes right after is no new queue."""
+        """When the queue last ceased to be empty. If all its calls had to be shed, as after the process was paused, the
+        next call continues the same queue."""
         self._shed_at = float("-inf")
-        """When a call was last refused that had passed the door."""
-        self._begun = 0
-        """In this turn of the event loop."""
+        """When a call that had passed the door was last refused."""
+        self._started = 0
+        """Calls that started in this turn of the event loop."""
         self._turn_at = 0.0
-        """When the first of them was."""
-        self._pace_s = 0.0
-        """Between two calls of this queue that begin, in turns in which as many begin as may: a moving average from 0.
-        So a burst's first turns, in which the whole burst is read, refuse nobody."""
+        """When the first of them did."""
+        self._interval_s = 0.0
+        """From one start to the next while calls queue for the CPU: a moving average. It begins at 0, so that the first
+        turns of a burst, which read all its requests, refuse none."""
         self._timer: asyncio.TimerHandle | None = None
 
     def is_full(self) -> bool:
-        """Whether one more call is to be refused at the door. A look that counts nothing."""
+        """Whether a new call must be refused at the door. Changes nothing."""
         shedding = self._clock() < self._shed_at + STANDING_S
-        return self._is_late(self._crowd, DOOR_SHARE if shedding else STANDING_SHARE)
+        return self._would_wait_too_long(self._door_crowd, DOOR_SHARE if shedding else STANDING_SHARE)
 
     def check(self) -> None:
-        """Raises `Overloaded` where one more call would be refused."""
-        if self._is_late(self._passed, STANDING_SHARE):
+        """Raises `Overloaded` if a new call would wait too long."""
+        if self._would_wait_too_long(self._queue_crowd, STANDING_SHARE):
             self._shed_at = self._clock()
             raise Overloaded
 
     @contextmanager
     def permit(self) -> Iterator[Permit]:
-        """Whatever the call takes in the block is given back at its end."""
+        """Releases at the end of the block whatever the call has taken within it."""
         permit = Permit()
         try:
             yield permit
         finally:
             self._release(permit)
 
-    def hold(self, permit: Permit, size: int) -> None:
-        """So many more bytes of its body. Raises `Overloaded`."""
-        permit.held += size
+    def reserve(self, permit: Permit, size: int) -> None:
+        """Adds bytes of the call's body. Raises `Overloaded`."""
+        permit.body_bytes += size
         self.in_flight_bytes += size
         if self.in_flight_bytes > self._max_bytes:
             raise Overloaded
 
     async def acquire(self, permit: Permit) -> None:
-        """Waits until the call may begin. Raises `Overloaded`."""
+        """Waits until the call may start. Raises `Overloaded`."""
         self.check()
         permit.since, permit.ahead = self._clock(), len(self._queue)
-        if not self._queue and permit.since >= self._fair(self._shed_at):
-            self._queued_since, self._pace_s = permit.since, 0.0
-        self._queue[permit] = place = asyncio.get_running_loop().create_future()
+        if not self._queue and permit.since >= self._standing_limit(self._shed_at):
+            self._queued_since, self._interval_s = permit.since, 0.0
+        self._queue[permit] = admitted = asyncio.get_running_loop().create_future()
         self._advance()
-        if not await place:
+        if not await admitted:
             raise Overloaded
 
-    def _is_late(self, crowd: int, share: float) -> bool:
-        """Whether one more call would wait too long. `share`: see `_latest`; of a queue longer than `crowd`."""
+    def _would_wait_too_long(self, crowd: int, share: float) -> bool:
+        """Whether a new call would miss its latest start. `share`: that of a call behind the first `crowd` calls."""
         if self.in_flight_bytes >= self._max_bytes:
             return True
-        room, ahead = self.capacity - self.admitted, len(self._queue) + 1
-        if room > 0 and not self._queue:
+        free, length = self.capacity - self.admitted, len(self._queue) + 1
+        if free > 0 and not self._queue:
             return False
         now = self._clock()
-        wait_s = max(ahead * self._pace_s, (ahead - room) * self._service_s / self.capacity)
-        return now + wait_s > self._latest(now, CROWD_SHARE if ahead <= crowd else share)
+        wait_s = max(length * self._interval_s, (length - free) * self._service_s / self.capacity)
+        return now + wait_s > self._latest_start(now, CLOSED_LOOP_SHARE if length <= crowd else share)
 
-    def _latest(self, joined: float, share: float) -> float:
-        """Until when a call that joined the queue then may wait. `share`: of the deadline, once the queue stands."""
-        fair = self._fair(joined, share)
-        latest = max(fair, joined + self._deadline_s - self._service_s - self._spread_s)
-        return min(latest, max(fair, self._queued_since + STANDING_S))
+    def _latest_start(self, joined: float, share: float) -> float:
+        """Until when a call that joined at this time may wait. `share`: of the deadline, in a standing queue."""
+        limit = self._standing_limit(joined, share)
+        latest = max(limit, joined + self._deadline_s - self._service_s - self._deviation_s)
+        return min(latest, max(limit, self._queued_since + STANDING_S))
 
-    def _fair(self, joined: float, share: float = STANDING_SHARE) -> float:
+    def _standing_limit(self, joined: float, share: float = STANDING_SHARE) -> float:
         return joined + share * self._deadline_s
 
     def _release(self, permit: Permit) -> None:
-        self.in_flight_bytes -= permit.held
+        self.in_flight_bytes -= permit.body_bytes
         self._queue.pop(permit, None)
         if permit.admitted:
             self.admitted -= 1
-            off_s = self._clock() - permit.since - self._service_s
-            self._service_s += off_s / 16
-            self._spread_s += (abs(off_s) - self._spread_s) / 16
+            error_s = self._clock() - permit.since - self._service_s
+            self._service_s += error_s / 16
+            self._deviation_s += (abs(error_s) - self._deviation_s) / 16
         self._advance()
 
     def _advance(self) -> None:
-        """Admits as many as there is room for, from the head of the queue; sheds those that have waited too long."""
+        """Takes calls from the head of the queue: admits them while there is room, sheds those that waited too long."""
         loop, now = asyncio.get_running_loop(), self._clock()
         while self._queue:
-            permit, place = next(iter(self._queue.items()))
-            latest = self._latest(permit.since, CROWD_SHARE if permit.ahead < self._passed else STANDING_SHARE)
-            if now < latest and (self.admitted >= self.capacity or self._begun >= BATCH):
+            permit, admitted = next(iter(self._queue.items()))
+            share = CLOSED_LOOP_SHARE if permit.ahead < self._queue_crowd else STANDING_SHARE
+            latest = self._latest_start(permit.since, share)
+            if now < latest and (self.admitted >= self.capacity or self._started >= BATCH):
                 if self._timer is None:
-                    self._timer = loop.call_later(latest - now, self._on_time)
+                    self._timer = loop.call_later(latest - now, self._on_timer)
                 return
             del self._queue[permit]
-            if place.done():  # cancelled
+            if admitted.done():  # cancelled
                 continue
             if now < latest:
                 self.admitted += 1
                 permit.admitted, permit.since = True, now
-                if not self._begun:
+                if not self._started:
                     self._turn_at = now
-                    loop.call_soon(self._on_turn)
-                self._begun += 1
+                    loop.call_soon(self._on_next_turn)
+                self._started += 1
             else:
                 self._shed_at = now
-            place.set_result(permit.admitted)
+            admitted.set_result(permit.admitted)
 
-    def _on_turn(self) -> None:
-        if self._begun >= BATCH:
-            self._pace_s += ((self._clock() - self._turn_at) / BATCH - self._pace_s) / 16
-        self._begun = 0
+    def _on_next_turn(self) -> None:
+        if self._started >= BATCH:
+            self._interval_s += ((self._clock() - self._turn_at) / BATCH - self._interval_s) / 16
+        self._started = 0
         self._advance()
 
-    def _on_time(self) -> None:
+    def _on_timer(self) -> None:
         self._timer = None
         self._advance()

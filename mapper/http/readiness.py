@@ -1,4 +1,4 @@
-"""Which of the two calls are served. `/readyz` answers from the last look, at once: probes must not wait for a disk."""
+"""Whether validate and consume are served. `/readyz` answers from the last check, so that no probe waits for a disk."""
 
 import asyncio
 import logging
@@ -11,13 +11,13 @@ from mapper.orders.rows import LedgerUnavailable
 
 log = logging.getLogger("mapper")
 
-LOOK_EVERY_S: Final = 3.0
-LOOK_FOR_S: Final = 2.0
-"""How long a look may take. A ledger that does not answer in this time is one that cannot be used."""
+CHECK_EVERY_S: Final = 3.0
+TIMEOUT_S: Final = 2.0
+"""A ledger that does not answer a check in this time cannot be used."""
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """The body of `/readyz`; `why` is the reason where something is not served."""
+    """The body of `/readyz`. `why`: the reason if a call is not served."""
 
     validate: bool
     consume: bool
@@ -28,22 +28,21 @@ DRAINING: Final = Ready(validate=False, consume=False, why="draining")
 
 
 class Readiness:
-    """Consume needs the ledger; validate does without. The engine is not asked: that is its quota, and its weather."""
+    """Checks the ledger, which consume needs and validate does not. Asking the engine would use up its quota."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self.latest = Ready(validate=True, consume=False, why="starting")
 
-    async def keep_looking(self) -> None:
-        """Until it is cancelled."""
+    async def check_forever(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            await self.look()
+            await asyncio.sleep(CHECK_EVERY_S)
+            await self.check()
 
-    async def look(self) -> None:
+    async def check(self) -> None:
         before = self.latest
         try:
-            async with asyncio.timeout(LOOK_FOR_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 await self._ledger.ping()
             self.latest = Ready(validate=True, consume=True)
         except TimeoutError:

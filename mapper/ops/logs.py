@@ -1,10 +1,9 @@
-"""The log: one line for each request, one for each engine call, and what else is worth knowing, on standard error.
+"""The log, on standard error: one line for each request, one for each engine call, and other events.
 
-Lines are JSON objects, or text (by structlog) for a person at a terminal. Other modules log with the standard
-library: an event, and `extra={"facts": {...}}`. Each line carries the ids of the request that it belongs to
-(`mapper.domain.record.current`), so that one request can be read from the log alone.
+Lines are JSON objects, or text (by structlog) for a terminal. Other modules log with the standard library: an event,
+and `extra={"facts": {...}}`. Each line carries the ids of its request (`mapper.domain.record.current`).
 
-A line holds no secret, no code as it was typed, and nothing that could forge another line: everything is encoded.
+A line holds no secret and no code as it was typed. Values are encoded, so none can forge another line.
 """
 
 import hmac
@@ -23,7 +22,7 @@ from mapper.domain import money
 from mapper.domain import record as records
 from mapper.domain.codes import clean
 from mapper.domain.record import Record
-from mapper.engine.conversation import Call
+from mapper.engine.conversation import Attempt
 
 log = logging.getLogger("mapper")
 
@@ -37,25 +36,23 @@ LEVELS: Final[dict[str, int]] = {
     "engine_rejected": logging.ERROR,
     "internal": logging.ERROR,
 }
-"""By category. A shopper's typing mistake is no warning, and a wrong key is an error; what is not here is a warning."""
+"""The level of a request's line, by category; warning for all others. A shopper's typing mistake is no warning."""
 
 _CODE_KEY: Final = b"promotions-mapper code 1"
 
 
 def configure(level: str = "info", form: Format = "json") -> None:
-    """Sets logging up for the process. Libraries speak only when something is wrong: at debug they print headers."""
-    global _lines  # noqa: PLW0603 - as logging's own handlers are: there is one standard error
-    _lines = _Lines(sys.stderr) if form == "json" else None
+    """Sets logging up for the process. Libraries log warnings and errors only: below that they print headers."""
+    global _writer  # noqa: PLW0603 - process-wide, like the handlers of `logging`
+    _writer = _JsonWriter(sys.stderr) if form == "json" else None
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else _text_formatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.raiseExceptions = False  # what cannot be logged stops nothing else, and prints nothing
+    logging.raiseExceptions = False  # a line that cannot be written is dropped silently
     log.setLevel(level.upper())
 
 
 class _JsonFormatter(logging.Formatter):
-    """Of what is logged through the standard library."""
-
     def format(self, record: logging.LogRecord) -> str:
         time, level = datetime.fromtimestamp(record.created, UTC), record.levelname.lower()
         line = _line(time, level, record.getMessage(), getattr(record, "facts", {}))
@@ -65,7 +62,6 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _text_formatter() -> logging.Formatter:
-    """For a person at a terminal."""
     import structlog  # noqa: PLC0415 - takes a while to load, and most do without
 
     def with_facts(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -85,42 +81,40 @@ def _text_formatter() -> logging.Formatter:
     )
 
 
-class _Lines:
-    """Writes the two lines of every call: encoded at once, they cost a tenth of what the standard library takes."""
+class _JsonWriter:
+    """Writes the two lines of every call without the standard library, at a tenth of its cost."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def write(self, level: int, event: str, facts: Mapping[str, Any]) -> None:
-        """What cannot be spelled or written stops nothing else."""
-        with suppress(Exception):
+        with suppress(Exception):  # a line that cannot be encoded or written must not stop the call
             line = _line(datetime.now(UTC), _LEVEL_NAMES[level], event, facts)
             self._file.write(_json(line) + "\n")
             self._file.flush()
 
 
-_lines: _Lines | None = None
-"""Once the log is set up, with JSON lines."""
+_writer: _JsonWriter | None = None
+"""Set by `configure` for JSON lines."""
 _LEVEL_NAMES: Final = {logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 
 
-def _told(level: int, event: str, facts: Mapping[str, Any]) -> None:
+def _write(level: int, event: str, facts: Mapping[str, Any]) -> None:
     if not log.isEnabledFor(level):
         return
-    if _lines is None:
+    if _writer is None:
         log.log(level, event, extra={"facts": facts})
     else:
-        _lines.write(level, event, facts)
+        _writer.write(level, event, facts)
 
 
 def configure_from(environment: Mapping[str, str]) -> None:
-    """For a process whose settings have been checked by another."""
+    """Sets logging up for a worker, whose settings the supervisor has checked."""
     form: Format = "text" if environment.get("MAPPER_LOG_FORMAT") == "text" else "json"
     configure(environment.get("MAPPER_LOG_LEVEL") or "info", form)
 
 
 def _line(time: object, level: str, event: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """With the ids of the request during which it is logged."""
     current = records.current.get()
     ids = {} if current is None else current.ids()
     return {"time": time, "level": level, "event": event, **ids, **facts}
@@ -132,7 +126,7 @@ def _json(line: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class CodeNames:
-    """How a code stands in the log: `hash`, keyed with the signing secret; `short`, its ends; or `none`."""
+    """Writes a code for the log: `hash`, keyed with the signing secret; `short`, its ends; or `none`."""
 
     mode: Codes
     secret: bytes
@@ -141,7 +135,7 @@ class CodeNames:
         return f"CodeNames({self.mode!r})"
 
     def __call__(self, code: str) -> str:
-        """Codes that differ by case alone have the same name: support is asked about what a shopper typed."""
+        """Returns the same hash for codes that differ by case alone, since support looks up what a shopper typed."""
         if self.mode == "none":
             return ""
         code = clean(code).encode("utf-8", "replace").decode()
@@ -157,10 +151,10 @@ class CodeNames:
 def request(
     record: Record, status: int, category: str, reason: str, seconds: float, names: CodeNames, engine: str = ""
 ) -> None:
-    """The line of one request, once it is answered."""
+    """Writes the line of one request, once it is answered."""
     level = LEVELS.get(category, logging.WARNING)
     if record.drift or record.degraded:
-        level = max(level, logging.WARNING)  # it was answered, but not as it should have been
+        level = max(level, logging.WARNING)  # answered, but not with the usual result
     if not log.isEnabledFor(level):
         return
     facts: dict[str, Any] = {
@@ -194,19 +188,19 @@ def request(
             facts[flag] = True
     if record.drift:
         facts["drift"] = record.drift
-    _told(level, "request", facts)
+    _write(level, "request", facts)
 
 
-def call(made: Call, engine: str = "") -> None:
-    """The line of one call to the engine."""
+def attempt(made: Attempt, engine: str = "") -> None:
+    """Writes the line of one attempt at an engine call."""
     facts = {"engine": engine, "call": made.operation, "result": result_of(made), "ms": round(made.seconds * 1000, 1)}
-    if made.attempt > 1:
-        facts["attempt"] = made.attempt
+    if made.number > 1:
+        facts["attempt"] = made.number
     if made.account:
         facts["account"] = made.account
-    _told(logging.INFO, "engine call", facts)
+    _write(logging.INFO, "engine call", facts)
 
 
-def result_of(made: Call) -> str:
-    """The status, or why there was no reply."""
+def result_of(made: Attempt) -> str:
+    """Returns the status, or the reason why there was no reply."""
     return str(made.status) if made.status is not None else made.failure or "none"

@@ -1,7 +1,7 @@
-"""The metrics, in Prometheus' text format: one table of what is counted, which docs/operations.md is tested against.
+"""The metrics, in Prometheus' text format. `TABLE` lists them; a test compares docs/operations.md with it.
 
-With several workers each writes into files of one folder (`PROMETHEUS_MULTIPROC_DIR`, set by the supervisor), and
-whichever of them is asked answers for all.
+With several workers, each writes into files of one folder (`PROMETHEUS_MULTIPROC_DIR`, set by the supervisor), so that
+any of them can render the metrics of all.
 """
 
 import os
@@ -17,11 +17,11 @@ from mapper import __version__
 from mapper.domain.reasons import Reason
 from mapper.domain.record import EVENTS, RECEIPT_FATES, Record
 from mapper.engine.breaker import State as BreakerState
-from mapper.engine.conversation import Call
+from mapper.engine.conversation import Attempt
 from mapper.ops.logs import result_of
 from mapper.orders.rows import Backlog, State
 
-prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # twice the series, of no use to anybody
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # they would double the number of series
 
 OPERATIONS: Final = ("validate", "consume")
 INGEST_FATES: Final = (
@@ -34,7 +34,7 @@ _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 4,
 
 @dataclass(frozen=True)
 class Row:
-    """One metric. `mode`: how a gauge of several workers becomes one figure."""
+    """One metric. `mode`: how the values of a gauge from several workers are combined."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -124,24 +124,24 @@ TABLE: Final = (
 
 
 class Metrics:
-    """The metrics of this process; `render` answers for all workers."""
+    """The metrics of this process; `render` includes those of the other workers."""
 
     def __init__(self, engine: str = "") -> None:
         self._registry = CollectorRegistry()
         self._engine = engine
-        made = {row.name: _made(row, self._registry) for row in TABLE}
-        # To look a series up costs more than to count in it.
-        self._series = lru_cache(maxsize=1024)(lambda name, *labels: made[name].labels(*labels))
-        self._oldest: Gauge = made["mapper_ledger_oldest_open_seconds"]
-        self._unconfirmed: Gauge = made["mapper_ledger_unconfirmed_orders"]
+        metrics = {row.name: _create(row, self._registry) for row in TABLE}
+        # Cached, since `labels()` costs more than `inc()`.
+        self._series = lru_cache(maxsize=1024)(lambda name, *labels: metrics[name].labels(*labels))
+        self._oldest: Gauge = metrics["mapper_ledger_oldest_open_seconds"]
+        self._unconfirmed: Gauge = metrics["mapper_ledger_unconfirmed_orders"]
         self._series("mapper_build_info", __version__, engine, platform.python_version()).set(1)
-        self._begin_at_zero()
+        self._start_at_zero()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             prometheus_client.ProcessCollector(registry=self._registry)
             prometheus_client.PlatformCollector(registry=self._registry)
 
-    def _begin_at_zero(self) -> None:
-        """A counter that appears with its first event hides that event from `rate`."""
+    def _start_at_zero(self) -> None:
+        """Creates the series in advance: `rate` does not see the first event of a series that appears with it."""
         for operation in OPERATIONS:
             self._series("mapper_requests_total", operation, "200", "ok", "ok")
             self._series("mapper_request_seconds", operation)
@@ -176,15 +176,15 @@ class Metrics:
             self._series("mapper_receipts_total", record.receipt).inc()
 
     def in_flight(self, operation: str) -> Any:
-        """The gauge of an operation: raised when a call comes, lowered when it is answered."""
+        """Returns the gauge of the calls of one operation that are not answered yet."""
         return self._series("mapper_in_flight", operation)
 
     def shed(self, operation: str, where: Literal["door", "queue"]) -> None:
         self._series("mapper_shed_total", operation, where).inc()
 
-    def call(self, made: Call) -> None:
-        self._series("mapper_engine_calls_total", self._engine, made.operation, result_of(made)).inc()
-        self._series("mapper_engine_call_seconds", self._engine, made.operation).observe(made.seconds)
+    def attempt(self, attempt: Attempt) -> None:
+        self._series("mapper_engine_calls_total", self._engine, attempt.operation, result_of(attempt)).inc()
+        self._series("mapper_engine_call_seconds", self._engine, attempt.operation).observe(attempt.seconds)
 
     def breaker(self, account: str, state: BreakerState) -> None:
         self._series("mapper_engine_breaker", account).set(_OPEN[state])
@@ -208,12 +208,12 @@ class Metrics:
     def render(self) -> bytes:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self._registry)
-        together = CollectorRegistry()
-        multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
-        return generate_latest(together)
+        all_workers = CollectorRegistry()
+        multiprocess.MultiProcessCollector(all_workers)  # type: ignore[no-untyped-call]
+        return generate_latest(all_workers)
 
 
-def _made(row: Row, registry: CollectorRegistry) -> Any:
+def _create(row: Row, registry: CollectorRegistry) -> Any:
     name = row.name.removesuffix("_total")
     if row.kind == "counter":
         return Counter(name, row.meaning, row.labels, registry=registry)

@@ -1,10 +1,10 @@
-"""Where requests and engine calls are told: one log line each, the metrics, and the traces."""
+"""Reports each request and each attempt at an engine call to the log, the metrics and the traces."""
 
 import logging
 
 from mapper.domain.record import Record
 from mapper.engine.breaker import State as BreakerState
-from mapper.engine.conversation import Call
+from mapper.engine.conversation import Attempt
 from mapper.ops import logs
 from mapper.ops.logs import CodeNames
 from mapper.ops.metrics import Metrics
@@ -14,7 +14,7 @@ log = logging.getLogger("mapper")
 
 
 class Telemetry:
-    """Of one process. `names`: how codes stand in the log."""
+    """One per process. `names` writes codes into the log."""
 
     def __init__(self, engine: str = "", names: CodeNames | None = None, traces: Tracing | None = None) -> None:
         self.metrics = Metrics(engine)
@@ -25,13 +25,13 @@ class Telemetry:
 
     def request(self, record: Record, status: int, category: str, reason: str, seconds: float) -> None:
         self.metrics.request(record, status, category, reason, seconds)
-        self.traces.answered(status, reason)
+        self.traces.record_answer(status, reason)
         logs.request(record, status, category, reason, seconds, self._names, self._engine)
 
-    def call(self, made: Call) -> None:
-        self.metrics.call(made)
-        self.traces.tried(made)
-        logs.call(made, self._engine)
+    def attempt(self, attempt: Attempt) -> None:
+        self.metrics.attempt(attempt)
+        self.traces.record_attempt(attempt)
+        logs.attempt(attempt, self._engine)
 
     def breaker(self, account: str, state: BreakerState) -> None:
         self.metrics.breaker(account, state)

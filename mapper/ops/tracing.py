@@ -1,9 +1,9 @@
-"""Traces: what a caller's `traceparent` names goes into the log and on to the engine; with OpenTelemetry, as spans.
+"""Traces: the id in a caller's `traceparent` is logged, and the header is forwarded to the engine.
 
-Without the extra `tracing` nothing of OpenTelemetry is imported: the headers are forwarded as they came, which W3C's
-Trace Context calls a pass-through (w3.org/TR/trace-context, section 3.3). Spans are made where the environment names a
-collector (`OTEL_EXPORTER_OTLP_ENDPOINT`, or `…_TRACES_ENDPOINT`). They hold ids, statuses and reasons: no code, no key,
-nothing of a shopper.
+Without the extra `tracing` nothing of OpenTelemetry is imported: the headers are forwarded unchanged, which W3C's Trace
+Context calls a pass-through (w3.org/TR/trace-context, section 3.3). With it, spans are created if the environment names
+a collector (`OTEL_EXPORTER_OTLP_ENDPOINT`, or `…_TRACES_ENDPOINT`). They hold ids, statuses and reasons, but no code,
+key or data of a shopper.
 """
 
 import functools
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from mapper.adapter import EngineRequest
 from mapper.domain.record import Record
-from mapper.engine.conversation import Call, Headers
+from mapper.engine.conversation import Attempt, Headers
 from mapper.ops.logs import result_of
 from mapper.orders.store import Store
 
@@ -32,40 +32,40 @@ _TRACESTATE = re.compile(r"[ -~]{1,512}")
 
 
 class Tracing(Protocol):
-    """What the service tells of its calls."""
+    """What the service needs of tracing."""
 
     def call(self, record: Record, headers: Mapping[bytes, bytes]) -> AbstractContextManager[None]:
-        """Around one call from Nacelle; `record.trace_id` is set within. `headers`: of each the first, by name."""
+        """Is entered around one call from Nacelle, and sets `record.trace_id`. `headers`: the first of each name."""
         ...
 
-    def answered(self, status: int, reason: str) -> None:
-        """Within `call`: how it was answered."""
+    def record_answer(self, status: int, reason: str) -> None:
+        """Is called within `call`."""
         ...
 
     def attempt(self, request: EngineRequest) -> AbstractContextManager[Headers]:
-        """Around one attempt at an engine request; what comes of it is sent along as headers."""
+        """Is entered around one attempt at an engine request, and returns headers to add to it."""
         ...
 
-    def tried(self, made: Call) -> None:
-        """Within `attempt`: what came of it."""
+    def record_attempt(self, attempt: Attempt) -> None:
+        """Is called within `attempt`."""
         ...
 
     def store(self, store: Store) -> Store:
-        """The ledger's store, watched."""
+        """Returns the ledger's store, traced."""
         ...
 
 
 def incoming(headers: Mapping[bytes, bytes]) -> tuple[str, Headers]:
-    """The trace's id and the headers to pass on; "" and none where no valid `traceparent` came."""
+    """Returns the trace's id and the headers to forward; "" and none without a valid `traceparent`."""
     parent = headers.get(b"traceparent", b"").decode("latin-1")
     matched = _TRACEPARENT.fullmatch(parent)
     if matched is None:
         return "", ()
     state = headers.get(b"tracestate", b"").decode("latin-1")
-    passed_on = [("traceparent", parent)]
+    forwarded = [("traceparent", parent)]
     if _TRACESTATE.fullmatch(state):
-        passed_on.append(("tracestate", state))
-    return matched[1], tuple(passed_on)
+        forwarded.append(("tracestate", state))
+    return matched[1], tuple(forwarded)
 
 
 class PassThrough:
@@ -76,18 +76,18 @@ class PassThrough:
 
     @contextmanager
     def call(self, record: Record, headers: Mapping[bytes, bytes]) -> Iterator[None]:
-        record.trace_id, passed_on = incoming(headers)
-        self._headers.set(passed_on)
+        record.trace_id, forwarded = incoming(headers)
+        self._headers.set(forwarded)
         yield
 
-    def answered(self, status: int, reason: str) -> None:
+    def record_answer(self, status: int, reason: str) -> None:
         pass
 
     @contextmanager
     def attempt(self, request: EngineRequest) -> Iterator[Headers]:
         yield self._headers.get()
 
-    def tried(self, made: Call) -> None:
+    def record_attempt(self, attempt: Attempt) -> None:
         pass
 
     def store(self, store: Store) -> Store:
@@ -117,7 +117,7 @@ class Spans:
             record.trace_id = f"{span.get_span_context().trace_id:032x}"
             yield
 
-    def answered(self, status: int, reason: str) -> None:
+    def record_answer(self, status: int, reason: str) -> None:
         span = self._current()
         span.set_attributes({"http.response.status_code": status, "mapper.reason": reason})
         if status >= 500:
@@ -134,23 +134,23 @@ class Spans:
             self._propagator.inject(carrier)
             yield tuple(carrier.items())
 
-    def tried(self, made: Call) -> None:
+    def record_attempt(self, attempt: Attempt) -> None:
         span = self._current()
-        span.set_attributes({"mapper.account": made.account, "http.request.resend_count": made.attempt - 1})
-        if made.status is not None:
-            span.set_attribute("http.response.status_code", made.status)
-        if made.failure is not None:
-            span.set_status(self._api.StatusCode.ERROR, result_of(made))
+        span.set_attributes({"mapper.account": attempt.account, "http.request.resend_count": attempt.number - 1})
+        if attempt.status is not None:
+            span.set_attribute("http.response.status_code", attempt.status)
+        if attempt.failure is not None:
+            span.set_status(self._api.StatusCode.ERROR, result_of(attempt))
 
     def store(self, store: Store) -> Store:
-        return cast("Store", _Watched(store, self._tracer))
+        return cast("Store", _TracedStore(store, self._tracer))
 
     def _current(self) -> "Span":
         return self._api.get_current_span()
 
 
-class _Watched:
-    """Each use of a store becomes a span. Outside of a call there is none: looks of the background would flood it."""
+class _TracedStore:
+    """Makes a span of each use of a store during a call. The background's uses get none: they would be too many."""
 
     def __init__(self, store: Store, tracer: "Tracer") -> None:
         from opentelemetry import trace  # noqa: PLC0415 - an extra
@@ -161,17 +161,17 @@ class _Watched:
         method: Callable[..., Awaitable[Any]] = getattr(self._store, name)
 
         @functools.wraps(method)
-        async def watched(*arguments: Any, **named: Any) -> Any:
+        async def traced(*arguments: Any, **named: Any) -> Any:
             if not self._api.get_current_span().get_span_context().is_valid:
                 return await method(*arguments, **named)
             with self._tracer.start_as_current_span(f"ledger {name}", record_exception=False):
                 return await method(*arguments, **named)
 
-        return watched
+        return traced
 
 
 def from_environment(environment: Mapping[str, str], engine: str) -> Tracing:
-    """`Spans` where a collector is named and the extra is installed; says so where only the first is true."""
+    """Returns `Spans` if a collector is named and the extra is installed; warns if only the first is true."""
     if not any(environment.get(name) for name in COLLECTORS):
         return PassThrough()
     try:

@@ -1,6 +1,6 @@
-"""Pages for people: `/explain`, and the sandbox's start page. One style, one policy for the browser.
+"""HTML pages: `/explain` and the sandbox's start page share one style and one content security policy.
 
-Server-rendered. Nothing comes from outside, there is no script, and everything that is put in is escaped.
+They are rendered on the server, load nothing from other hosts, have no script, and escape all values.
 """
 
 import json
@@ -23,26 +23,26 @@ HEADERS: Final = {
 
 
 class Row(NamedTuple):
-    """One row of a cart's table, from list price to net price. Amounts are texts; those of steps and total come off."""
+    """One row of a cart's table. Amounts are texts; those of `step` and `total` are discounts."""
 
     kind: Literal["line", "step", "net", "total"]
     name: str
     detail: str = ""
-    """What the engine calls it."""
+    """The engine's name for it."""
     quantity: str = ""
     price: str = ""
     amount: str = ""
     left: int | None = None
-    """What is left of the line's list price, in percent; None: nothing to be drawn."""
+    """The rest of the line's list price, in percent; None for no bar."""
 
 
 def share(left: int, whole: int) -> int:
-    """In percent."""
+    """Returns the share in percent."""
     return round(100 * left / whole) if whole else 0
 
 
 def _bar(left: int) -> Markup:
-    """What is left of a price, as a picture; the figure stands beside it."""
+    """Draws the rest of a price. It is decoration: the row has the figure as text."""
     return Markup(  # noqa: S704 - a number
         '<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         f'<rect class="gone" width="100" height="8"/><rect class="left" width="{left:d}" height="8"/></svg>'

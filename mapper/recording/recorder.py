@@ -1,11 +1,11 @@
-"""Writes records: one file for each call that asked the engine, off the way of the call.
+"""Records calls: writes one redacted file for each call that asked the engine.
 
-The folder is bounded: the oldest files give way to the newest. A record is made and written in a thread of its own; a
-call never waits for it, and a disk that is full costs records, never a checkout.
+The folder has a maximum size; the oldest files are deleted first. A thread writes the records, so that a call never
+waits for one, and a full disk costs records but no checkout.
 
-A record is written as it will be replayed: the redacted call is held once more with the redacted answers, and what is
-asked then is what stands in the record. Where that comes to other amounts than the call came to, redacting has changed
-its meaning, and there is no record.
+Each record is replayed before it is written: the redacted body and the redacted replies go through the adapter once
+more, and the requests it makes then are the recorded ones. If the amounts differ from the call's, redacting has changed
+the call's meaning, and no record is written.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from mapper import __version__
 from mapper.domain import checkout as documents
 from mapper.domain.checkout import Checkout
 from mapper.domain.document import encode
-from mapper.domain.record import Record as Call
-from mapper.engine.tape import Held
+from mapper.domain.record import Record as CallRecord
+from mapper.engine.transcript import Transcript
 from mapper.recording import records, replay
 from mapper.recording.records import Answer, Conversation, Exchange, Record, Result
 from mapper.recording.redaction import Redaction
@@ -37,28 +37,28 @@ from mapper.settings import Settings
 
 log = logging.getLogger("mapper")
 
-MOST_FILES: Final = 1000
-MOST_BYTES: Final = 200 * 1024 * 1024
-MOST_WAITING: Final = 32
-"""Calls that have been answered and are not written yet; what comes while there are so many is not recorded."""
+MAX_FILES: Final = 1000
+MAX_BYTES: Final = 200 * 1024 * 1024
+MAX_QUEUED: Final = 32
+"""Calls that wait to be written. Further calls are not recorded."""
 CLOSE_S: Final = 2.0
-_OURS: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z-(validate|consume)-[0-9a-f]{8}\.json")
-_LEAST_SECRET: Final = 8
+_RECORD_NAME: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z-(validate|consume)-[0-9a-f]{8}\.json")
+_MIN_SECRET_BYTES: Final = 8
 _PASSES: Final = 4
-"""What an adapter makes of personal data (a hash, a prefix) is found out from its questions, one after the other."""
+"""Replays of one conversation at most. Each shows what the adapter derives (a hash, a prefix) from personal data."""
 
 Fate = Literal["written", "dropped", "failed", "unfaithful"]
 
 
 class Unfaithful(Exception):
-    """The redacted call comes to something else than the call did."""
+    """The redacted call has another result than the call had."""
 
 
 @dataclass(frozen=True)
 class _Answered:
-    call: Call
+    call: CallRecord
     answer: Answer
-    tape: tuple[Held, ...]
+    transcripts: tuple[Transcript, ...]
     at: datetime
 
 
@@ -73,39 +73,41 @@ class Recorder:
         self._secrets = sorted(_secrets(configured), key=len, reverse=True)
         self._name_of_code = name_of_code
         self._count = count
-        self._waiting: queue.Queue[_Answered | None] = queue.Queue(MOST_WAITING)
+        self._queue: queue.Queue[_Answered | None] = queue.Queue(MAX_QUEUED)
         self._thread: threading.Thread | None = None
         self._has_warned = False
 
-    def keep(self, call: Call, status: int, category: str, reason: str, tape: Iterable[Held]) -> None:
-        """Records a call that has been answered. It never waits and never raises."""
-        over = tuple(held for held in tape if held.is_over)
-        if not over:
+    def record(
+        self, call: CallRecord, status: int, category: str, reason: str, transcripts: Iterable[Transcript]
+    ) -> None:
+        """Queues a call that has been answered. Never waits, never raises."""
+        ended = tuple(transcript for transcript in transcripts if transcript.has_ended)
+        if not ended:
             return
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
             self._thread.start()
         try:
-            self._waiting.put_nowait(_Answered(call, Answer(status, category, reason), over, datetime.now(UTC)))
+            self._queue.put_nowait(_Answered(call, Answer(status, category, reason), ended, datetime.now(UTC)))
         except queue.Full:
             self._count("dropped")
 
     def close(self) -> None:
-        """Writes what waits, within a while."""
+        """Writes what is queued, for at most twice `CLOSE_S`."""
         if self._thread is not None:
             with contextlib.suppress(queue.Full):
-                self._waiting.put(None, timeout=CLOSE_S)
+                self._queue.put(None, timeout=CLOSE_S)
             self._thread.join(CLOSE_S)
 
     def _run(self) -> None:
-        while (answered := self._waiting.get()) is not None:
+        while (answered := self._queue.get()) is not None:
             self._count(self._record(answered))
 
     def _record(self, answered: _Answered) -> Fate:
         try:
             data = self._without_secrets(records.write(self._redacted(answered)))
             records.read(data)
-        except Exception as error:  # noqa: BLE001 - an adapter's bug, or a body that Python does not read
+        except Exception as error:  # noqa: BLE001 - a bug of the adapter, or a body that Python cannot read
             self._warn("the call cannot be redacted without changing what it costs", error)
             return "unfaithful"
         try:
@@ -116,14 +118,14 @@ class Recorder:
         return "written"
 
     def _warn(self, problem: str, error: Exception) -> None:
-        """Once, or a rush would fill the log. Of what an adapter raises its name alone: its words may hold data."""
+        """Warns once, to keep the log small. Logs the name of an adapter's exception only: its text may hold data."""
         if not self._has_warned:
             self._has_warned = True
             cause = error.strerror if isinstance(error, OSError) else type(error).__name__
             log.warning("not recorded", extra={"facts": {"problem": problem, "cause": cause}})
 
     def _without_secrets(self, data: bytes) -> bytes:
-        """None should be in it. An engine may echo its key."""
+        """Replaces secrets. There should be none, but an engine may echo its key."""
         for secret in self._secrets:
             data = data.replace(secret, b"secret")
         return data
@@ -131,7 +133,7 @@ class Recorder:
     def _redacted(self, answered: _Answered) -> Record:
         """Raises `Unfaithful`, and whatever an adapter raises."""
         call = answered.call
-        cart = next(held.cart for held in answered.tape if held.cart is not None)
+        cart = next(transcript.cart for transcript in answered.transcripts if transcript.cart is not None)
         redaction = Redaction(cart.promotions.codes, self._name_of_code)
         record = Record(
             version=__version__,
@@ -144,56 +146,56 @@ class Recorder:
             conversations=[],
             answer=answered.answer,
         )
-        told = [self._conversation(record, held, redaction) for held in answered.tape]
-        return msgspec.structs.replace(record, conversations=told)
+        conversations = [self._conversation(record, transcript, redaction) for transcript in answered.transcripts]
+        return msgspec.structs.replace(record, conversations=conversations)
 
-    def _conversation(self, record: Record, held: Held, redaction: Redaction) -> Conversation:
-        told, now = self._replayed(record, held, redaction, self._begun(record, held, redaction))
+    def _conversation(self, record: Record, transcript: Transcript, redaction: Redaction) -> Conversation:
+        start = self._without_exchanges(record, transcript, redaction)
+        recorded, run = self._replay(record, transcript, redaction, start)
         for _ in range(_PASSES):
-            if not _learn(held, now, redaction):
+            if not _learn(transcript, run, redaction):
                 break
-            told, now = self._replayed(record, held, redaction, told)
+            recorded, run = self._replay(record, transcript, redaction, recorded)
         exchanges = [
-            msgspec.structs.replace(exchange, **records.asked(request))
-            for request, exchange in zip(now.asked, told.exchanges, strict=True)
+            msgspec.structs.replace(exchange, **records.request_fields(request))
+            for request, exchange in zip(run.requests, recorded.exchanges, strict=True)
         ]
-        if (told.result.problem, told.result.state) != (now.result.problem, now.result.state):
+        if (recorded.result.problem, recorded.result.state) != (run.result.problem, run.result.state):
             raise Unfaithful("it ends differently")
-        told = msgspec.structs.replace(told, exchanges=exchanges)
-        if replay.compare(told, now):
+        recorded = msgspec.structs.replace(recorded, exchanges=exchanges)
+        if replay.compare(recorded, run):
             raise Unfaithful("it comes to other amounts")
-        return told
+        return recorded
 
-    def _replayed(
-        self, record: Record, held: Held, redaction: Redaction, told: Conversation
+    def _replay(
+        self, record: Record, transcript: Transcript, redaction: Redaction, recorded: Conversation
     ) -> tuple[Conversation, replay.Run]:
-        told = msgspec.structs.replace(told, exchanges=list(_exchanges(held, redaction)))
-        return told, replay.run(self._rules, record, told)
+        recorded = msgspec.structs.replace(recorded, exchanges=list(_exchanges(transcript, redaction)))
+        return recorded, replay.run(self._rules, record, recorded)
 
-    def _begun(self, record: Record, held: Held, redaction: Redaction) -> Conversation:
-        """The conversation without what was asked, its arguments redacted."""
+    def _without_exchanges(self, record: Record, transcript: Transcript, redaction: Redaction) -> Conversation:
         customer, attempt, filled = "", "", {}
-        result = Result(problem=held.problem)
-        if held.cart is not None:
-            as_it_came = self._parsed(held.cart.source.text, record)
+        result = Result(problem=transcript.problem)
+        if (cart := transcript.cart) is not None:
+            original = self._parsed(cart.source.text, record)
             redacted = self._parsed(bytes(record.body), record)
-            is_as_it_came = held.cart.customer == as_it_came.customer
-            customer = redacted.customer if is_as_it_came else redaction.name(held.cart.customer)
-            attempt = redaction.text(held.cart.attempt)
-            filled = dict(_filled(as_it_came, held.cart))
-            if not held.problem:
-                result = replay.result_of(held.cart, held.result)
+            is_original = cart.customer == original.customer
+            customer = redacted.customer if is_original else redaction.name(cart.customer)
+            attempt = redaction.text(cart.attempt)
+            filled = dict(_product_data(original, cart))
+            if not transcript.problem:
+                result = replay.result_of(cart, transcript.result)
                 rejected = {redaction.text(code): reason for code, reason in result.rejected.items()}
                 result = msgspec.structs.replace(result, rejected=rejected)
         return msgspec.convert(
             {
-                "method": held.method,
+                "method": transcript.method,
                 "arguments": [
                     redaction.text(one) if isinstance(one, str) else [redaction.text(each) for each in one]
-                    for one in held.arguments
+                    for one in transcript.arguments
                 ],
-                "named": held.named,
-                "with_cart": held.cart is not None,
+                "named": transcript.named,
+                "with_cart": cart is not None,
                 "customer": customer,
                 "attempt": attempt,
                 "filled": filled,
@@ -208,14 +210,14 @@ class Recorder:
         return documents.parse(body, record.operation, rules.default_currency, rules.customer_path)
 
 
-def _exchanges(held: Held, redaction: Redaction) -> Iterator[Exchange]:
-    """The answers, redacted; what was asked is told by holding the conversation again."""
-    for request, reply in zip(held.asked, held.replies, strict=True):
-        answered: dict[str, Any] = {}
+def _exchanges(transcript: Transcript, redaction: Redaction) -> Iterator[Exchange]:
+    """Yields exchanges with redacted replies. Their requests are taken from the replay."""
+    for request, reply in zip(transcript.requests, transcript.replies, strict=True):
+        fields: dict[str, Any] = {}
         if reply is not None:
-            answered = dict(records.answered(reply.status, _redacted_reply(reply.body, redaction)))
+            fields = dict(records.reply_fields(reply.status, _redacted_reply(reply.body, redaction)))
         yield msgspec.convert(
-            {"operation": request.operation, "method": request.method, "path": "", **answered}, Exchange
+            {"operation": request.operation, "method": request.method, "path": "", **fields}, Exchange
         )
 
 
@@ -226,10 +228,13 @@ def _redacted_reply(body: bytes, redaction: Redaction) -> Any:
         return redaction.text(body.decode("utf-8", "replace"))
 
 
-def _learn(held: Held, now: replay.Run, redaction: Redaction) -> bool:
-    """What an adapter makes of personal data, and of the names that stand for it; whether anything is new."""
+def _learn(transcript: Transcript, run: replay.Run, redaction: Redaction) -> bool:
+    """Finds what the adapter derives from personal data, by comparing its requests before and after redaction.
+
+    Returns whether anything new was found.
+    """
     learned = False
-    for before, after in zip(held.asked, now.asked, strict=False):
+    for before, after in zip(transcript.requests, run.requests, strict=False):
         with contextlib.suppress(ValueError):
             both = records.decoded(before.body), records.decoded(after.body)
             for _place, was, name in replay.differing(*both):
@@ -239,29 +244,29 @@ def _learn(held: Held, now: replay.Run, redaction: Redaction) -> bool:
     return learned
 
 
-def _filled(as_it_came: Checkout, cart: Checkout) -> Iterator[tuple[str, msgspec.Raw]]:
-    """What the lines have of product data."""
-    for own, line in zip(as_it_came.lines, cart.lines, strict=True):
+def _product_data(original: Checkout, cart: Checkout) -> Iterator[tuple[str, msgspec.Raw]]:
+    """Yields the fields that were added to each line, by the line's position."""
+    for own, line in zip(original.lines, cart.lines, strict=True):
         if line.decoded is not own.decoded and line.decoded != own.decoded:
             more = {key: value for key, value in line.decoded.items() if own.decoded.get(key) is None}
             yield str(line.index), msgspec.Raw(encode(more))
 
 
 def _secrets(configured: Settings) -> Iterator[bytes]:
-    """Every secret of the settings that is long enough to be looked for."""
+    """Yields the secrets of the settings, but for those too short to be searched for."""
     credentials = [configured.credentials, *([configured.cancel_credentials] if configured.cancel_credentials else [])]
     found = [secret for one in credentials for secret in (*one.all_secrets, *(value for _, value in one.headers))]
     found += [*configured.old_receipt_secrets, configured.explain_token]
     for account in configured.adapter.accounts.values():
         found += [part.encode() for _, value in account.headers for part in value.split()]
-    yield from {secret for secret in found if len(secret) >= _LEAST_SECRET}
+    yield from {secret for secret in found if len(secret) >= _MIN_SECRET_BYTES}
 
 
 # -- The folder ------------------------------------------------------------------------------------------------------
 
 
 def prepare(folder: Path) -> None:
-    """Makes the folder, for nobody else to read, and writes to it once. Raises `OSError`."""
+    """Creates the folder, readable by this user only, and checks that it is writable. Raises `OSError`."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     probe = folder / f".probe-{secrets.token_hex(4)}"
     os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
@@ -269,7 +274,7 @@ def prepare(folder: Path) -> None:
 
 
 def write(folder: Path, name: str, data: bytes) -> None:
-    """One file, whole or not at all; the oldest go where there are too many. Raises `OSError`."""
+    """Writes one file atomically, and deletes the oldest files above the limits. Raises `OSError`."""
     unique = secrets.token_hex(4)
     unfinished = folder / f".{unique}.part"
     try:
@@ -280,18 +285,18 @@ def write(folder: Path, name: str, data: bytes) -> None:
         with contextlib.suppress(OSError):
             unfinished.unlink()
         raise
-    _make_room(folder)
+    _delete_oldest(folder)
 
 
-def _make_room(folder: Path) -> None:
-    with os.scandir(folder) as entries:  # what else stands there is not ours
-        files = sorted((entry for entry in entries if _OURS.fullmatch(entry.name)), key=lambda entry: entry.name)
+def _delete_oldest(folder: Path) -> None:
+    with os.scandir(folder) as entries:  # other files are left alone
+        files = sorted((entry for entry in entries if _RECORD_NAME.fullmatch(entry.name)), key=lambda entry: entry.name)
     sizes = []
     for entry in files:
-        with contextlib.suppress(OSError):  # another process has made room meanwhile
+        with contextlib.suppress(OSError):  # deleted by another worker
             sizes.append((entry, entry.stat().st_size))
     total = sum(size for _, size in sizes)
-    while len(sizes) > MOST_FILES or total > MOST_BYTES:
+    while len(sizes) > MAX_FILES or total > MAX_BYTES:
         (oldest, size), *sizes = sizes
         total -= size
         with contextlib.suppress(OSError):

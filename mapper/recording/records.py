@@ -1,6 +1,6 @@
-"""A record: one call of Nacelle as a file, redacted, with all that it takes to price the cart again without the engine.
+"""The file format of a record: one redacted call, with all it takes to price the cart again without the engine.
 
-One JSON object, readable for people. Bodies that are no JSON stand there as text (`sent_text`, `reply_text`).
+A record is one JSON object, indented. A body that is not JSON is stored as text (`sent_text`, `reply_text`).
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,11 @@ FORMAT: Final = 1
 
 
 class Unusable(ValueError):
-    """A file is no record, or none that this version reads. The message says which."""
+    """A file is not a record, or not one that this version can use. The message says which."""
 
 
 class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """One question to the engine and its answer; without a status where none came. Headers, which hold keys, are left
-    out.
-    """
+    """One request to the engine and its reply. Headers are left out, since they hold keys."""
 
     operation: str
     account: str = ""
@@ -32,6 +30,7 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     sent: Raw | UnsetType = UNSET
     sent_text: str = ""
     status: int = 0
+    """0 without a reply."""
     reply: Raw | UnsetType = UNSET
     reply_text: str = ""
 
@@ -44,29 +43,30 @@ class Exchange(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class Result(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What a conversation came to. Amounts as they are written: by pointer into the body."""
+    """The result of a conversation."""
 
     amounts: dict[str, str] = {}
+    """Decimal amounts by pointer into the body."""
     rejected: dict[str, str] = {}
     """The reason of each refused code."""
     state: str = ""
-    """`redeemed`, `not_redeemed`, or what a look-up found."""
+    """`redeemed`, `not_redeemed`, or the state that a look-up found."""
     problem: str = ""
-    """The reason, where it came to nothing."""
+    """The reason of the error that it ended with."""
 
 
 class Conversation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What an adapter's method was started with, what it asked, and what it came to."""
+    """One conversation of an adapter: its arguments, exchanges and result."""
 
     method: Literal["validate", "check", "redeem", "look_up", "undo", "repair"]
     arguments: list[str | list[str]]
-    """Behind the cart: the session, and what else the method takes."""
+    """Those after the cart: the session, and what else the method takes."""
     named: dict[str, bool] = {}
     with_cart: bool = True
     customer: str = ""
     attempt: str = ""
     filled: dict[str, Raw] = {}
-    """Product data by the position of the line, where a source has filled some in."""
+    """The product data that was added, by the position of the line."""
     exchanges: list[Exchange]
     result: Result
 
@@ -82,13 +82,13 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     format: int = FORMAT
     version: str
-    """Of the mapper that wrote it."""
+    """The version of the mapper that wrote it."""
     engine: str
     time: str
     operation: Literal["validate", "consume"]
     request_id: str
     id: str
-    """The checkout's, or the order's key."""
+    """The checkout's id, or the order's key."""
     body: Raw
     conversations: list[Conversation]
     answer: Answer
@@ -99,20 +99,20 @@ _exact: Final = msgspec.json.Decoder(float_hook=Decimal).decode
 
 
 def read(data: bytes) -> Record:
-    """Raises `Unusable`."""
+    """Parses a record. Raises `Unusable`."""
     try:
         record = _decode(data)
     except msgspec.MsgspecError as error:
-        raise Unusable(f"it is no record: {error}") from None
+        raise Unusable(f"it is not a record: {error}") from None
     except UnicodeDecodeError:
-        raise Unusable("it is no record: it is not UTF-8") from None
+        raise Unusable("it is not a record: it is not UTF-8") from None
     if record.format != FORMAT:
         raise Unusable(f"it has format {record.format}; this version reads {FORMAT}")
     return record
 
 
 def is_record(data: bytes) -> bool:
-    """Whether a file is meant as one: neither a checkout nor an order has these."""
+    """Whether a file is meant as a record: no checkout and no order has these three members."""
     try:
         root = msgspec.json.decode(data, type=dict[str, Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -121,17 +121,17 @@ def is_record(data: bytes) -> bool:
 
 
 def write(record: Record) -> bytes:
-    """Indented, for people."""
+    """Encodes a record, indented."""
     return msgspec.json.format(msgspec.json.encode(record), indent=1) + b"\n"
 
 
 def decoded(body: bytes) -> Any:
-    """What a body says, numbers exact. Raises `ValueError` where it is no JSON."""
+    """Decodes a JSON body, with decimals exact. Raises `ValueError`."""
     return _exact(body)
 
 
-def asked(request: EngineRequest) -> Mapping[str, Any]:
-    """A request as it stands in a record."""
+def request_fields(request: EngineRequest) -> Mapping[str, Any]:
+    """Returns the fields of an `Exchange` for a request."""
     return {
         "operation": request.operation,
         "account": request.account,
@@ -141,8 +141,8 @@ def asked(request: EngineRequest) -> Mapping[str, Any]:
     }
 
 
-def answered(status: int, body: Any) -> Mapping[str, Any]:
-    """A reply as it stands in a record. `body`: bytes, or what was decoded of them."""
+def reply_fields(status: int, body: Any) -> Mapping[str, Any]:
+    """Returns the fields of an `Exchange` for a reply. `body`: a JSON value, or the text of a body that is not JSON."""
     if isinstance(body, str):
         return {"status": status, "reply_text": body}
     return {"status": status, "reply": Raw(encode(body))}

@@ -1,7 +1,7 @@
-"""A recorded conversation once more, without the engine: what this version asks, and what a cart then costs.
+"""Replays recorded conversations without the engine, to find out what this version asks and what a cart then costs.
 
-A recorded answer is an answer to the recorded question. So a version that asks something else is not priced with it:
-that is a finding of its own.
+A recorded reply answers the recorded request. If this version makes another request, that is the finding, and the cart
+is not priced with the recorded reply.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from mapper.domain.document import encode, escape
 from mapper.domain.errors import InvalidRequest, Problem
 from mapper.engine import conversation as engine
 from mapper.engine import results
-from mapper.engine.tape import Held
+from mapper.engine.transcript import Transcript
 from mapper.recording import records
 from mapper.recording.records import Conversation, Exchange, Record, Result, Unusable
 
@@ -35,7 +35,7 @@ _READ: Final[Mapping[str, Any]] = {
 
 
 class Rules(Protocol):
-    """How bodies are read: the parts of the settings that it takes."""
+    """The settings that a replay needs."""
 
     @property
     def adapter(self) -> Adapter: ...
@@ -47,7 +47,7 @@ class Rules(Protocol):
 
 @dataclass(frozen=True)
 class Finding:
-    """One difference. `place`: a pointer into the body, a code, or which question it is."""
+    """One difference. `place`: a pointer into the body, a code, or the number of a request."""
 
     kind: Kind
     place: str
@@ -57,59 +57,59 @@ class Finding:
 
 @dataclass(frozen=True)
 class Run:
-    """A conversation as this version holds it."""
+    """The requests and the result of this version in a recorded conversation."""
 
-    asked: Sequence[EngineRequest]
+    requests: Sequence[EngineRequest]
     result: Result
     outcome: Outcome
     cart: Checkout | None
-    """None where this version does not read the body."""
+    """None if this version cannot read the body."""
 
 
 def replay(rules: Rules, record: Record) -> list[Finding]:
-    """What this version does otherwise than the one that wrote the record. Raises `Unusable`."""
+    """Returns the differences between this version and the one that wrote the record. Raises `Unusable`."""
     if record.engine != rules.adapter.name:
         raise Unusable(f"it was recorded with {record.engine}, and MAPPER_ENGINE says {rules.adapter.name}")
-    return [finding for told in record.conversations for finding in compare(told, run(rules, record, told))]
+    return [finding for recorded in record.conversations for finding in compare(recorded, run(rules, record, recorded))]
 
 
-def run(rules: Rules, record: Record, told: Conversation) -> Run:
-    """The conversation, held with the recorded answers."""
+def run(rules: Rules, record: Record, recorded: Conversation) -> Run:
+    """Runs the conversation with the recorded replies."""
     try:
         cart = documents.parse(bytes(record.body), record.operation, rules.default_currency, rules.customer_path)
     except InvalidRequest as problem:
         return Run((), Result(problem=problem.reason), Outcome(), None)
-    filled = {int(index): msgspec.json.decode(fields, type=dict[str, Any]) for index, fields in told.filled.items()}
-    cart = replace(cart.filled(filled), customer=told.customer, attempt=told.attempt)
-    held = Held(told.method, cart, (), {})
+    filled = {int(index): msgspec.json.decode(fields, type=dict[str, Any]) for index, fields in recorded.filled.items()}
+    cart = replace(cart.filled(filled), customer=recorded.customer, attempt=recorded.attempt)
+    transcript = Transcript(recorded.method, cart, (), {})
     outcome = Outcome()
     try:
-        value = _hold(rules.adapter, told, held)
+        value = _converse(rules.adapter, recorded, cart, transcript)
         outcome = outcome_of(value)
         result = result_of(cart, value)
     except engine.RepliesDiffer:
-        result = told.result  # what is asked too much or too little is told by the questions
+        result = recorded.result  # `compare` finds the difference in the requests
     except Problem as problem:
         result = Result(problem=problem.reason)
-    except Exception:  # noqa: BLE001 - an adapter's bug, whatever it raises
+    except Exception:  # noqa: BLE001 - a bug of the adapter, whatever it raises
         result = Result(problem=FAULT)
-    return Run(held.asked, result, outcome, cart)
+    return Run(transcript.requests, result, outcome, cart)
 
 
-def _hold(adapter: Adapter, told: Conversation, held: Held) -> object:
-    assert held.cart is not None
-    given = [tuple(one) if isinstance(one, list) else one for one in told.arguments]
-    conversation = getattr(adapter, told.method)(held.cart if told.with_cart else None, *given, **told.named)
-    replies = [reply for exchange in told.exchanges if (reply := exchange.answer) is not None]
-    value, _ = engine.replay(held.listen(conversation), replies, accounts=adapter.accounts, lines=len(held.cart.cart))
-    checked, faults = _READ[told.method](value, held.cart)
+def _converse(adapter: Adapter, recorded: Conversation, cart: Checkout, transcript: Transcript) -> object:
+    arguments = [tuple(one) if isinstance(one, list) else one for one in recorded.arguments]
+    method = getattr(adapter, recorded.method)
+    conversation = transcript.transcribe(method(cart if recorded.with_cart else None, *arguments, **recorded.named))
+    replies = [reply for exchange in recorded.exchanges if (reply := exchange.answer) is not None]
+    value, _ = engine.replay(conversation, replies, accounts=adapter.accounts, lines=len(cart.cart))
+    checked, faults = _READ[recorded.method](value, cart)
     if faults:
         raise results.BadResult("; ".join(faults))
     return checked
 
 
 def outcome_of(value: object) -> Outcome:
-    """What an adapter's method says of discounts and codes."""
+    """Returns the outcome within the result of an adapter's method."""
     if isinstance(value, Redeemed | LookedUp):
         return value.outcome
     if isinstance(value, NotRedeemed):
@@ -118,7 +118,7 @@ def outcome_of(value: object) -> Outcome:
 
 
 def result_of(cart: Checkout, value: object) -> Result:
-    """The same, as it stands in a record."""
+    """Returns the result of an adapter's method in the form of a record."""
     outcome = outcome_of(value)
     states: dict[type, str] = {Redeemed: "redeemed", NotRedeemed: "not_redeemed"}
     return Result(
@@ -129,7 +129,7 @@ def result_of(cart: Checkout, value: object) -> Result:
 
 
 def amounts(cart: Checkout, outcome: Outcome) -> dict[str, str]:
-    """What a cart costs: written as an answer would be, and read off it. Texts, by pointer into the body."""
+    """Returns prices and discounts by pointer into the body: builds validate's answer, and reads them from it."""
     settled = discounts.settle(cart, outcome)
     priced = documents.parse(discounts.write(cart, settled, {}), "validate", cart.currency)
     found = {}
@@ -141,17 +141,18 @@ def amounts(cart: Checkout, outcome: Outcome) -> dict[str, str]:
     return found
 
 
-def compare(told: Conversation, now: Run) -> list[Finding]:
-    """Every difference; where another question is asked, that alone."""
-    for number, (exchange, request) in enumerate(zip(told.exchanges, now.asked, strict=False), 1):
-        if found := _other_question(f"{told.method}, question {number}", exchange, request):
+def compare(recorded: Conversation, now: Run) -> list[Finding]:
+    """Returns all differences of the results, or only the first difference of the requests."""
+    method = recorded.method
+    for number, (exchange, request) in enumerate(zip(recorded.exchanges, now.requests, strict=False), 1):
+        if found := _request_difference(f"{method}, question {number}", exchange, request):
             return [found]
-    before, after = told.result, now.result
+    before, after = recorded.result, now.result
     if before.problem != after.problem or before.state != after.state:
-        return [Finding("ends differently", told.method, _end(before), _end(after))]
-    if len(told.exchanges) != len(now.asked):
-        counts = str(len(told.exchanges)), str(len(now.asked))
-        return [Finding("asks differently", f"{told.method}, number of questions", *counts)]
+        return [Finding("ends differently", method, _end(before), _end(after))]
+    if len(recorded.exchanges) != len(now.requests):
+        counts = str(len(recorded.exchanges)), str(len(now.requests))
+        return [Finding("asks differently", f"{method}, number of questions", *counts)]
     return [
         *_differences("priced differently", before.amounts, after.amounts, "none"),
         *_differences("refuses differently", before.rejected, after.rejected, "accepted"),
@@ -169,8 +170,8 @@ def _differences(kind: Kind, before: Mapping[str, str], after: Mapping[str, str]
             yield Finding(kind, place, was, now)
 
 
-def _other_question(place: str, exchange: Exchange, request: EngineRequest) -> Finding | None:
-    now = msgspec.convert(records.asked(request), Exchange)
+def _request_difference(place: str, exchange: Exchange, request: EngineRequest) -> Finding | None:
+    now = msgspec.convert(records.request_fields(request), Exchange)
     for name in ("account", "method", "path", "sent_text"):
         if (was := getattr(exchange, name)) != (is_now := getattr(now, name)):
             return Finding("asks differently", f"{place}, {name}", was, is_now)
@@ -190,12 +191,12 @@ def _short(value: Any) -> str:
 
 
 def first_difference(before: Any, after: Any, pointer: str = "") -> tuple[str, Any, Any] | None:
-    """Where two JSON values differ first, and both values there; None where they are the same."""
+    """Returns the first difference of two JSON values as (pointer, before, after); None if they are equal."""
     return next(differing(before, after, pointer), None)
 
 
 def differing(before: Any, after: Any, pointer: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every place at which two JSON values differ, with both values there; UNSET for none."""
+    """Yields each difference of two JSON values as (pointer, before, after); UNSET stands for a missing value."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in dict.fromkeys((*before, *after)):
             here = f"{pointer}/{escape(key)}"

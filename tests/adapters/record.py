@@ -297,10 +297,10 @@ def machine(**more: Any) -> Any:
 def allowed() -> Redemption:
     """What lets every request out."""
 
-    async def permit() -> bool:
+    async def may_send() -> bool:
         return True
 
-    return Redemption(permit)
+    return Redemption(may_send)
 
 
 def granted(result: Any) -> Any:

@@ -27,7 +27,7 @@ from mapper.domain import checkout
 from mapper.domain.checkout import Checkout
 from mapper.domain.errors import EngineRejected, EngineUnavailable, Problem
 from mapper.engine import clients, transport
-from mapper.engine.conversation import Call, Engine
+from mapper.engine.conversation import Attempt, Engine
 from mapper.sandbox import host as sandbox
 from tests.adapters import record
 
@@ -73,7 +73,7 @@ class Played:
 
     results: list[Any] = field(default_factory=list)
     sent: list[EngineRequest] = field(default_factory=list)
-    attempts: list[Call] = field(default_factory=list)
+    attempts: list[Attempt] = field(default_factory=list)
     unplayed: int = 0
 
 
@@ -92,7 +92,7 @@ def play(cassette: str, adapter: Any, client: Client, *speak: Speak, repeats: bo
 
     async def hold() -> None:
         wire = clients.create(client, connections=2)
-        engine = Engine(wire, adapter.accounts, on_exchange=sent, on_call=played.attempts.append, sleep=at_once)
+        engine = Engine(wire, adapter.accounts, on_exchange=sent, on_attempt=played.attempts.append, sleep=at_once)
         try:
             for one in speak:
                 played.results.append(
@@ -437,7 +437,7 @@ def test_what_the_vendor_publishes_becomes_this_outcome(client: Client, cassette
     assert [record.told(result) for result in played.results] == list(case.expected)
     assert unsent(cassette, played) == case.unsent
     assert played.unplayed == 0
-    assert [call.attempt for call in played.attempts] == [1] * len(played.sent), "nothing is sent twice"
+    assert [call.number for call in played.attempts] == [1] * len(played.sent), "nothing is sent twice"
 
 
 def attribute() -> Checkout:
@@ -490,7 +490,7 @@ def test_too_many_requests_at_a_time_are_tried_again_and_known_not_to_have_happe
     (problem,) = played.results
     assert isinstance(problem, EngineUnavailable)
     assert problem.reason == "conflict"
-    assert [(call.attempt, call.status) for call in played.attempts] == [(1, 409), (2, 409), (3, 409)]
+    assert [(call.number, call.status) for call in played.attempts] == [(1, 409), (2, 409), (3, 409)]
 
 
 def test_a_discount_carries_the_ids_the_vendor_gives_it(client: Client) -> None:

@@ -76,12 +76,12 @@ class Shop:
     def hold(self, conversation: Conversation[T]) -> T:
         """A conversation that may redeem."""
 
-        async def permit() -> bool:
+        async def may_send() -> bool:
             return True
 
         async def talk() -> T:
             engine = Engine(self.wire, self.adapter.accounts)
-            return await engine.converse(conversation, asyncio.get_running_loop().time() + 60, Redemption(permit))
+            return await engine.converse(conversation, asyncio.get_running_loop().time() + 60, Redemption(may_send))
 
         return asyncio.run(talk())
 

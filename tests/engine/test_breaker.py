@@ -173,7 +173,7 @@ class Guarded(World):
             clock=lambda: self.now,
             sleep=self.sleep,
             random=lambda: 0.5,
-            on_call=self.calls.append,
+            on_attempt=self.calls.append,
             on_breaker=lambda account, state: self.states.append((account, state)),
         )
 

@@ -14,7 +14,7 @@ from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, to
 from mapper.domain.errors import EngineRejected, EngineUnavailable
 from mapper.engine import conversation as engine
 from mapper.engine import transport
-from mapper.engine.conversation import BrokenContract, Call, Engine, Redemption, limit, replay
+from mapper.engine.conversation import Attempt, BrokenContract, Engine, Redemption, max_requests, replay
 from mapper.engine.transport import NotSent, Unknown
 
 Step = int | EngineReply | BaseException
@@ -39,7 +39,7 @@ class World:
         self.sent: list[tuple[str, str, dict[str, str], bytes]] = []
         self.timeouts: list[float] = []
         self.pauses: list[float] = []
-        self.calls: list[Call] = []
+        self.calls: list[Attempt] = []
         self.exchanges: list[tuple[str, int]] = []
         self.engine = self.make()
 
@@ -51,7 +51,7 @@ class World:
             wall_clock=lambda: NOW,
             sleep=self.sleep,
             random=lambda: luck,
-            on_call=self.calls.append,
+            on_attempt=self.calls.append,
             on_exchange=lambda request, reply: self.exchanges.append((request.operation, reply.status)),
         )
 
@@ -80,13 +80,13 @@ class World:
     ) -> tuple[bool, bool]:
         """Whether a redeeming request of it may have reached the engine, and whether something may stand by it."""
 
-        async def permit() -> bool:
+        async def may_send() -> bool:
             return True
 
-        redemption = Redemption(permit)
+        redemption = Redemption(may_send)
         with contextlib.suppress(*catch):
             asyncio.run(self.engine.converse(conversation, self.now + 1.5, redemption))
-        return redemption.sent, redemption.may_stand
+        return redemption.sent, redemption.maybe_redeemed
 
     def failure(self, conversation: Conversation[Any], *, within: float = 1.5) -> EngineUnavailable:
         with pytest.raises(EngineUnavailable) as caught:
@@ -417,7 +417,7 @@ def test_several_requests_are_asked_at_once_and_answered_in_their_order() -> Non
         return [f"/{one.body.decode()}" for one in (*replies, *none)]
 
     assert world.hold(asks()) == paths
-    assert most == engine.AT_ONCE
+    assert most == engine.MAX_CONCURRENT
 
 
 def test_of_several_at_once_none_may_redeem_and_the_failure_of_one_is_that_of_all() -> None:
@@ -556,7 +556,7 @@ def test_a_conversation_may_ask_as_much_as_its_cart_needs_and_no_more(lines: int
         while True:
             yield request()
 
-    most = limit(lines)
+    most = max_requests(lines)
     assert most >= 40 + lines
     world = World(takes=0)
     with pytest.raises(BrokenContract, match=f"more than {most} requests"):
@@ -611,9 +611,7 @@ def test_every_attempt_is_told_with_what_became_of_it() -> None:
     world = World(503, REFUSED, 200, 404)
     world.failure(ask(request(operation="close session")))
     world.hold(ask(request(operation="read", method="GET", account="second"), request()))
-    seen = [
-        (call.operation, call.account, call.method, call.status, call.failure, call.attempt) for call in world.calls
-    ]
+    seen = [(call.operation, call.account, call.method, call.status, call.failure, call.number) for call in world.calls]
     assert seen == [
         ("close session", "", "PUT", 503, "server_error", 1),
         ("close session", "", "PUT", None, "connect", 2),

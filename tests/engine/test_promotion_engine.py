@@ -62,13 +62,13 @@ def held(adapter: Any, *script: Any) -> tuple[PromotionEngine, World]:
     return PromotionEngine(adapter, world.engine), world
 
 
-async def permit() -> bool:
+async def may_send() -> bool:
     return True
 
 
 def verdict(ends: object, *script: Any, requests: tuple[Any, ...] = (request(effect="redeems"),)) -> Verdict:
     promotion_engine, world = held(Scripted(ends, *requests), *script)
-    return asyncio.run(promotion_engine.redeem(ORDER, "s", world.now + 5, permit))
+    return asyncio.run(promotion_engine.redeem(ORDER, "s", world.now + 5, may_send))
 
 
 KEY = EngineRejected("The key is wrong.", reason="engine_key")
@@ -90,7 +90,7 @@ def test_after_a_2xx_whatever_goes_wrong_is_in_doubt_and_nothing_is_sent_again(
     ends: object, status: int, *, repeatable: bool
 ) -> None:
     promotion_engine, world = held(Scripted(ends, request(effect="redeems", repeatable=repeatable)), status)
-    found = asyncio.run(promotion_engine.redeem(ORDER, "s", world.now + 5, permit))
+    found = asyncio.run(promotion_engine.redeem(ORDER, "s", world.now + 5, may_send))
     assert isinstance(found, InDoubt)
     assert len(world.sent) == 1
 

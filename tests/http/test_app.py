@@ -250,7 +250,7 @@ def test_other_amounts_where_they_are_refused() -> None:
 def test_when_the_service_is_full(
     operation: str, environment: dict[str, str], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Limiter, "_is_late", lambda *_: True)
+    monkeypatch.setattr(Limiter, "_would_wait_too_long", lambda *_: True)
     client = Client(**environment)
     with client.http:
         response = client.post(operation)
@@ -374,7 +374,7 @@ def test_without_the_ledger_validate_is_served_and_consume_is_not(
         looks += 1
         raise LedgerUnavailable("full")
 
-    monkeypatch.setattr(readiness, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(readiness, "CHECK_EVERY_S", 0.01)
     with Client().http as http:
         monkeypatch.setattr(Ledger, "ping", full)
         until = time.monotonic() + 5
@@ -384,7 +384,7 @@ def test_without_the_ledger_validate_is_served_and_consume_is_not(
         assert (response.status_code, response.json()) == (200, without)
         consume = http.get("/readyz?for=consume")
         assert (consume.status_code, consume.json()) == (503, without)
-        monkeypatch.setattr(readiness, "LOOK_EVERY_S", 60)
+        monkeypatch.setattr(readiness, "CHECK_EVERY_S", 60)
         time.sleep(0.1)
         seen = looks
         for _ in range(20):
@@ -396,7 +396,7 @@ def test_a_ledger_that_hangs_hangs_no_probe(monkeypatch: pytest.MonkeyPatch) -> 
     async def hang(*_: Any) -> None:
         await asyncio.sleep(60)
 
-    monkeypatch.setattr(readiness, "LOOK_FOR_S", 0.05)
+    monkeypatch.setattr(readiness, "TIMEOUT_S", 0.05)
     monkeypatch.setattr(Ledger, "ping", hang)
     with Client().http as http:
         response = http.get("/readyz")

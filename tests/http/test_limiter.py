@@ -315,9 +315,9 @@ def test_in_a_queue_no_more_are_in_flight_than_keep_engine_and_processor_busy(en
 def test_whatever_is_raised_or_cancelled_at_any_await_all_is_given_back(capacity: int) -> None:
     async def call(limited: Limiter, dice: random.Random) -> None:
         with limited.permit() as permit:
-            limited.hold(permit, dice.randrange(200))
+            limited.reserve(permit, dice.randrange(200))
             await asyncio.sleep(dice.choice([0, 0, 0.01]))
-            limited.hold(permit, dice.randrange(200))
+            limited.reserve(permit, dice.randrange(200))
             await limited.acquire(permit)
             assert limited.admitted <= capacity
             await asyncio.sleep(dice.choice([0, 0.01, 0.5, 2.0]))
@@ -363,11 +363,11 @@ def test_the_bytes_of_all_bodies_in_flight_are_limited() -> None:
     async def tell() -> None:
         limited = limiter(max_bytes=100)
         with limited.permit() as first, limited.permit() as second:
-            limited.hold(first, 60)
-            limited.hold(first, 30)
+            limited.reserve(first, 60)
+            limited.reserve(first, 30)
             assert not limited.is_full()
             with pytest.raises(Overloaded):
-                limited.hold(second, 20)
+                limited.reserve(second, 20)
             assert limited.is_full()
         limited.check()
 

@@ -558,7 +558,7 @@ def test_whatever_an_application_does_the_connection_is_in_step(
 def full_service(**environment: str) -> Any:
     """There is no time for a validate."""
     made = service(**environment)
-    made._endpoints[b"/promotions/validate"]._limiter._is_late = lambda *_: True
+    made._endpoints[b"/promotions/validate"]._limiter._would_wait_too_long = lambda *_: True
     return made
 
 

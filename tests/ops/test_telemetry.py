@@ -15,7 +15,7 @@ from mapper.domain.outcome import Rejection
 from mapper.domain.reasons import Reason
 from mapper.domain.record import Record
 from mapper.engine.breaker import State
-from mapper.engine.conversation import Call
+from mapper.engine.conversation import Attempt
 from mapper.ops import logs
 from mapper.ops.logs import CodeNames, log
 from mapper.ops.metrics import TABLE
@@ -23,7 +23,7 @@ from mapper.ops.telemetry import Telemetry
 from mapper.orders.rows import Backlog
 from mapper.orders.rows import State as OrderState
 
-CALL = Call(operation="ask", account="EUR", method="PUT", status=200, failure=None, seconds=0.0123, attempt=2)
+ATTEMPT = Attempt(operation="ask", account="EUR", method="PUT", status=200, failure=None, seconds=0.0123, number=2)
 EXPIRED = Rejection("XMAS", Reason.EXPIRED, "CouponExpired")
 
 
@@ -53,7 +53,7 @@ def stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
     handlers, levels = root.handlers[:], (root.level, log.level)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
-    monkeypatch.setattr(logs, "_lines", None)
+    monkeypatch.setattr(logs, "_writer", None)
     logs.configure()
     yield stream
     root.handlers[:] = handlers
@@ -72,7 +72,7 @@ def test_a_request_and_an_engine_call_are_one_line_each_written_in_one_piece(std
         rejected=(EXPIRED,), drift={"order": "5.00", "engine": "4.00"},
     )  # fmt: skip
     token = records.current.set(record)
-    told.call(CALL)
+    told.attempt(ATTEMPT)
     records.current.reset(token)
     told.request(record, 200, "ok", "redeemed", 0.01234)
     assert all(line.endswith("}\n") and line.count("\n") == 1 for line in stderr.writes)
@@ -193,7 +193,7 @@ def test_an_answer_that_is_not_as_it_should_be_is_a_warning(stderr: Stream, what
 def test_a_level_that_is_silent_stays_so(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stderr)
     logs.configure("error")
-    telemetry().call(CALL)
+    telemetry().attempt(ATTEMPT)
     telemetry().request(Record("validate", "id"), 401, "signature", "wrong", 0.1)
     assert stderr.writes == []
 
@@ -211,7 +211,7 @@ def test_nor_does_what_cannot_be_spelled(stderr: Stream) -> None:
     told = telemetry()
     told.request(Record("validate", "\ud800", codes=("\ud800",)), 200, "ok", "ok", 0.1)
     told.request(Record("validate", "id-1", {"odd": object()}), 200, "ok", "ok", 0.1)
-    told.call(CALL)
+    told.attempt(ATTEMPT)
     assert stderr.lines[-1]["event"] == "engine call"
 
 
@@ -228,7 +228,7 @@ def test_a_series_for_each_combination_of_labels() -> None:
         told.request(Record("validate", "id", currency="EUR", discount=500), 200, "ok", "ok", 0.03)
     bad = Record("validate", "id", drift={}, clamped=True, receipt="stale", rejected=(EXPIRED, EXPIRED))
     told.request(bad, 422, "promotion_codes", "expired", 9)
-    told.call(CALL)
+    told.attempt(ATTEMPT)
     told.metrics.shed("validate", "door")
     found = set(told.metrics.render().decode().splitlines())
     assert found >= {

@@ -19,7 +19,7 @@ from mapper.adapter import Discount, Outcome
 from mapper.commands import cli
 from mapper.domain import money
 from mapper.domain.record import Record as Call
-from mapper.engine.tape import Held
+from mapper.engine.transcript import Transcript
 from mapper.engine.transport import Unknown
 from mapper.http import app
 from mapper.recording import recorder, records
@@ -216,10 +216,10 @@ def test_the_command_says_which_carts_differ(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "it is no record"),
-        (b"{}", "it is no record"),
-        (b"\xff", "it is no record"),
-        (b'{"format": 2}', "it is no record"),
+        (b"", "it is not a record"),
+        (b"{}", "it is not a record"),
+        (b"\xff", "it is not a record"),
+        (b'{"format": 2}', "it is not a record"),
         (None, "it was recorded with"),
     ],
 )
@@ -352,11 +352,11 @@ def test_each_fate_is_counted(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -
         return "written"
 
     monkeypatch.setattr(recorder.Recorder, "_record", slow)
-    monkeypatch.setattr(recorder, "MOST_WAITING", 1)
+    monkeypatch.setattr(recorder, "MAX_QUEUED", 1)
     keeper = recorder.Recorder(shop.folder, shop.configured, str, fates.append)
-    tape = [Held("validate", None, (), {}, is_over=True)]
+    transcripts = [Transcript("validate", None, (), {}, has_ended=True)]
     for _ in range(3):  # one is being written, one waits, so one more is too many at the latest
-        keeper.keep(Call("validate", "r-1"), 200, "ok", "ok", tape)
+        keeper.record(Call("validate", "r-1"), 200, "ok", "ok", transcripts)
     assert "dropped" in fates
     held.set()
     keeper.close()
@@ -366,13 +366,13 @@ def test_each_fate_is_counted(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -
 def test_the_oldest_records_give_way_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "a-file-of-somebody-else.json"
     own.write_text("{}")
-    monkeypatch.setattr(recorder, "MOST_FILES", 3)
+    monkeypatch.setattr(recorder, "MAX_FILES", 3)
     for number in range(5):
         recorder.write(tmp_path, f"20260101T00000{number}.000000Z-validate", b"{}")
     names = sorted(file.name for file in tmp_path.iterdir())
     assert [name[:15] for name in names[:-1]] == ["20260101T000002", "20260101T000003", "20260101T000004"]
     assert names[-1] == own.name
-    monkeypatch.setattr(recorder, "MOST_BYTES", 150)
+    monkeypatch.setattr(recorder, "MAX_BYTES", 150)
     recorder.write(tmp_path, "20260101T000009.000000Z-consume", b"x" * 149)
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -381,7 +381,7 @@ def test_without_the_setting_nobody_listens(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     adapter = fakes.FakeAdapter()
     configured = fakes.settings(adapter, MAPPER_LEDGER_URL=fakes.new_ledger())
-    monkeypatch.setattr("mapper.engine.tape.Held.__init__", lambda *_: pytest.fail("somebody listens"))
+    monkeypatch.setattr("mapper.engine.transcript.Transcript.__init__", lambda *_: pytest.fail("somebody listens"))
     with TestClient(app.create(configured, engine_transport=fakes.FakeTransport())) as http:
         data, headers = fakes.signed(SMALL)
         named = [(name.decode(), value.decode()) for name, value in headers]

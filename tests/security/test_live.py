@@ -125,7 +125,7 @@ def test_canaries_are_nowhere(form: logs.Format, monkeypatch: pytest.MonkeyPatch
     )
     monkeypatch.setattr(sys, "stderr", written)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
-    monkeypatch.setattr(logs, "_lines", None)
+    monkeypatch.setattr(logs, "_writer", None)
     logs.configure("debug", form)
     try:
         seen = _everything_once()

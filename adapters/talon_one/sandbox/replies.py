@@ -148,6 +148,7 @@ class Replies:
             "updated": session.updated,
             "frontendState": "running" if campaign.running(session.updated) else "disabled",
             "storesImported": False,
+            "reevaluateOnReturn": False,
         }
 
     def _referral(self, referral: Referral | None) -> Json | None:

@@ -232,7 +232,6 @@ class Books:
         return {
             "id": tier_id(campaign.id),
             "created_at": moment(created_at(campaign)),
-            "updated_at": None,
             "name": campaign.name,
             "banner": campaign.description,
             "action": {"discount": incentive.discount.json()} if incentive.discount else None,

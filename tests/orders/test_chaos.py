@@ -232,6 +232,14 @@ def test_what_the_engine_did_not_act_on_may_be_sent_again() -> None:
     assert checker.check(replace(evidence, requests=twice, changes=changes)) == []
 
 
+def test_an_order_has_its_time_anew_from_each_request_that_redeems_it() -> None:
+    evidence = healthy("talon_one")
+    late = [event("info", 36, order="o-1", variant="a")]
+    changes = [change(None, "INTENT", 0.1, 1, None), change("INTENT", "INTENT", 25, 2, 60.0)]
+    sent = replace(evidence, history=[*evidence.history, *late], changes=changes)
+    assert not any(line.startswith("I6 late") for line in checker.check(sent))
+
+
 LATER = {
     "asked for": ([], 1.5),
     "its process stood still": (

@@ -74,7 +74,7 @@ def same() -> None:
     """What comes again is the same order only where its identity is, by the settings and rules of today."""
 
     def is_same(self: Ask, row: Row) -> bool:
-        return self.identity(row.identity_version, row.customer) == row.identity
+        return self.identity(row.identity_version, row.customer, None) == row.identity
 
     Ask.is_same = is_same  # type: ignore[method-assign]
 

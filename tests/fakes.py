@@ -85,6 +85,8 @@ class FakeAdapter:
         """With which redemptions were taken back."""
         self.undone: list[tuple[str, bool]] = []
         """(session, whether for good)."""
+        self.surplus: list[tuple[str, ...]] = []
+        """What was taken back because it was redeemed too much."""
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         yield self._request("validate", session, repeatable=True)
@@ -114,6 +116,7 @@ class FakeAdapter:
         return self._command("undo", session)
 
     def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> Conversation[None]:
+        self.surplus.append(extra)
         return self._command("repair", session)
 
     def _command(self, operation: str, session: str) -> Conversation[None]:

@@ -449,7 +449,7 @@ def test_or_refused_before_anything_is_redeemed() -> None:
     house.adapter.granted = TEN_OFF
     problem = house.refusal("consume", carrying("25.00"))
     assert (problem.category, problem.status("consume"), house.wire.sent) == ("amount_mismatch", 500, ["check"])
-    assert problem.details["engine"] == "10.00"
+    assert problem.details["engine"] == "10.00" in problem.message
 
 
 def test_a_code_that_was_used_up_between_check_and_redemption_takes_nothing_with_it(house: House) -> None:

@@ -66,6 +66,7 @@ from mapper.orders.rows import (
     Terms,
     Undo,
     Wait,
+    currency_of,
     notices_of,
 )
 from mapper.settings import Settings
@@ -317,16 +318,27 @@ class OrderRedeemer:
 
     def _order_of(self, row: Row) -> Checkout:
         """The order that a row is about, read as it was read when it came."""
-        currency = row.currency if row.identity_version > 1 else self.settings.default_currency
-        order = documents.parse(row.order, "consume", currency, self.settings.customer_path)
-        return _addressed(order, row)
+        return _addressed(self._read(row.order, currency_of(row)), row)
+
+    def _read(self, order: bytes, currency: str | None) -> Checkout:
+        default = self.settings.default_currency if currency is None else currency
+        return documents.parse(order, "consume", default, self.settings.customer_path)
 
     def _ask(self, key: Key, order: Checkout, terms: Terms | Problem) -> Ask:
         costs = tuple(getattr(self.adapter, "cost_pointers", ()))
+
+        def identify(version: int, customer: str, currency: str | None) -> bytes | None:
+            try:
+                known = order if currency in (None, default) else self._read(order.source.text, currency)
+            except InvalidRequest:
+                return None
+            return identity(known, key, costs, customer, version)
+
+        default = self.settings.default_currency
         return Ask(
             key=key,
             order=order.source.text,
-            identity=lambda version, customer: identity(order, key, costs, customer, version),
+            identity=identify,
             identity_version=VERSION,
             terms=terms,
             owner=self.ledger.owner,

@@ -248,8 +248,10 @@ class Ask:
 
     key: Key
     order: bytes = field(repr=False)
-    identity: Callable[[int, str], bytes | None] = field(repr=False)
-    """The order's identity by a version of the rules, for a customer where it names none; None for another version."""
+    identity: Callable[[int, str, str | None], bytes | None] = field(repr=False)
+    """The order's identity by a version of the rules, for a customer and in a currency where it names none (None: the
+    settings' own); None for another version, or where it cannot be read in that currency.
+    """
     identity_version: int
     terms: Terms | Problem
     """A `Problem`: why there must be no new attempt. What is redeemed is answered all the same."""
@@ -263,7 +265,10 @@ class Ask:
         object.__setattr__(self, "digest", hashlib.sha256(self.order).digest())
 
     def is_same(self, row: Row) -> bool:
-        return self.has_same_bytes(row) or self.identity(row.identity_version, row.customer) == row.identity
+        return (
+            self.has_same_bytes(row)
+            or self.identity(row.identity_version, row.customer, currency_of(row)) == row.identity
+        )
 
     def has_same_bytes(self, row: Row) -> bool:
         return (row.digest == self.digest) if row.digest else row.order == self.order
@@ -365,6 +370,11 @@ def _cart_for(row: Row | None, ask: Ask) -> str:
     if isinstance(terms, Problem):
         return ""
     return terms.session if row is None or terms.from_receipt else cart_of(row)
+
+
+def currency_of(row: Row) -> str | None:
+    """What the body is in if it names none. The first version did not write it down."""
+    return row.currency if row.identity_version > 1 else None
 
 
 def cart_of(row: Row) -> str:
@@ -483,7 +493,7 @@ def _opened(ask: Ask, terms: Terms, session: str, cart: str, at: Moment) -> Row:
 
 
 def _identity(ask: Ask, terms: Terms) -> bytes:
-    identity = ask.identity(ask.identity_version, terms.customer)
+    identity = ask.identity(ask.identity_version, terms.customer, None)
     assert identity is not None, "whoever asks knows the version that they ask with"
     return identity
 

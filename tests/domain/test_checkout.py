@@ -1,6 +1,7 @@
 """Nacelle's three families of bodies: what is read from them, and the place that is named where it cannot be."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -319,12 +320,17 @@ def test_an_amount_has_the_significant_digits_of_its_currency() -> None:
 
 def test_a_pointer_names_what_configuration_wants_of_the_body() -> None:
     found = parse(
-        body_of("A", line(metadata={"gift": [1, "2.50"]}), metadata={"cart_id": "c", "shipping": "4.95", "fee": 5})
+        body_of(
+            "A",
+            line(metadata={"gift": [1, "2.50"], "kg": 1.10}),
+            metadata={"cart_id": "c", "shipping": "4.95", "fee": 5},
+        )
     )
     first = found.lines[0]
     assert found.at("/metadata/cart_id") == "c"
     assert found.at("/metadata/x") is None
-    assert found.at_line(first, "/metadata/gift/1") == "2.50"
+    at_line = [found.at_line(first, f"/metadata/{name}") for name in ("gift/1", "gift/0", "kg", "x")]
+    assert at_line == ["2.50", 1, Decimal("1.1"), None]
     assert [found.amount_at(f"/metadata/{name}") for name in ("shipping", "fee", "x")] == [495, 500, None]
     assert found.amount_at("/metadata/gift/1", first) == 250
 

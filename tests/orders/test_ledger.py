@@ -223,7 +223,7 @@ def test_what_must_not_be_attempted_is_not_but_what_is_redeemed_is_answered() ->
 def test_the_same_bytes_or_the_same_identity_are_the_same_order(
     stored: dict[str, Any], brought: dict[str, Any], same: bool
 ) -> None:
-    known = {"identity": lambda version, _: PRINT if version < 99 else None}
+    known = {"identity": lambda version, *_: PRINT if version < 99 else None}
     decision = decide(row(State.DONE, **stored), (), replace(MINE, **{**known, **brought}), AT)
     assert type(decision) is (Replay if same else Conflict)
 
@@ -293,7 +293,7 @@ def test_what_waited_is_not_looked_up_in_a_session_that_is_anothers_now() -> Non
     ("session", "following"),
     [
         ("c", "c~2"), ("c~2", "c~3"), ("c~9", "c~10"), ("c~x", "c~x~2"), ("c~٣", "c~٣~2"), ("c~99999", "c~100000"),
-        ("c~100000", "c~100000~2"),
+        ("c~100000", "c~100000~2"), ("c~b~2", "c~b~3"),
     ],
 )  # fmt: skip
 def test_sessions_are_counted(session: str, following: str) -> None:
@@ -815,8 +815,9 @@ def test_what_is_written_under_an_old_fence_changes_nothing(home: Home, write: s
         home.time.now += 10
         taken = await claimed(ledger)
         assert taken.fence == paused.fence + 1
-        with pytest.raises(Fenced):
+        with pytest.raises(Fenced) as caught:
             await WRITES[write](ledger, paused)
+        assert caught.value.reason == "fenced"
         assert await shown(ledger) == taken
 
     home.run(story)
@@ -1259,7 +1260,7 @@ def test_a_ledger_of_the_version_before_opens_and_goes_on(home: Home, monkeypatc
 
     def old_ask(name: str, body: bytes = BODY) -> Ask:
         brought = ask(Key("", "engine", name), body=body, session=f"session of {name}")
-        known = {"identity": lambda version, _: PRINT if version == 1 else b"by the rules of now"}
+        known = {"identity": lambda version, *_: PRINT if version == 1 else b"by the rules of now"}
         return Ask(**brought | known, owner="me", lease_s=10)
 
     async def story(ledger: Ledger) -> None:

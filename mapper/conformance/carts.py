@@ -1,6 +1,7 @@
 """Carts for an adapter: an ordinary one, and those that are easy to get wrong."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 import msgspec
@@ -19,6 +20,14 @@ LINES: st.SearchStrategy[Line] = st.tuples(
     st.integers(0, 5000).map(lambda cents: f"{cents // 100}.{cents % 100:02}"),
 )
 """Lines of all kinds; prices in cents up to 50.00."""
+
+PRICES = tuple(
+    (Decimal(price), quantity)
+    for price, quantity in (
+        ("50", 1), ("30", 2), ("19.99", 3), ("0.10", 1), ("19.99", 1), ("2.90", 1), ("43.50", 1), ("999999.90", 1),
+    )
+)  # fmt: skip
+"""Prices in major units, and quantities. A tenth of 2.90 or 43.50 is less, in cents, once it has been a float."""
 
 IDS = ("a/b", "a%2Fb", "..a", "a b", "grüße-☃", "a?b#c", "'\"<&>", "x" * 200)
 """Ids of checkouts and orders: data of strangers."""

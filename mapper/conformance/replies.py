@@ -1,13 +1,17 @@
-"""Replies that are hard to read: every field of a good one changed, in turn, and its arrays in another order."""
+"""Replies that are hard to read: every field of a good one changed, in turn, and its arrays in another order.
+
+A reply is JSON, or a text in which values stand between marks: XML, or a form.
+"""
 
 import re
 from collections.abc import Callable, Container, Iterator
-from decimal import Decimal
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import msgspec
 
 from mapper.adapter import EngineReply
+from mapper.sandbox.emulator import rewritten
 
 GARBAGE: dict[str, bytes] = {
     "nothing": b"",
@@ -24,7 +28,13 @@ GARBAGE: dict[str, bytes] = {
 
 _VALUES: tuple[Any, ...] = (None, True, -1, 10**30, "", "x", [], {}, [None], {"x": 1})
 _NUMBERS = (b"1e400", b"-0.005", b"0.1234567890123456789")
+_TEXTS = (b"", b"x", b"-1", b"1e400", b"-0.005", b"NaN", "\u0661".encode())
 _AMOUNT = re.compile(r"[0-9]+\.[0-9]+")
+_VALUE = re.compile(rb"""(?<=[>"'=])[^\s<>"'&=][^<>"'&=]*(?=[<"'&]|\Z)""")
+"""A value in a text: what stands in quotes, between tags, or after an equals sign."""
+_FIELD = re.compile(rb"""<[^<>/?]+/>|\s[\w:.-]+=(?:"[^"]*"|'[^']*')|(?:(?<=&)|(?<=\A))[^<>"'&=\s]+=[^<>&]*&?""")
+"""A part of a text that may be missing: an element without content, an attribute, a field of a form."""
+_DECLARATION = re.compile(rb"\A\s*<\?xml[^>]*>")
 MOST_FIELDS = 40
 """Of one reply: a large one is changed at so many places, spread over it."""
 
@@ -34,6 +44,7 @@ def changed(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
     try:
         document = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
+        yield from _changed_text(reply)
         return
     paths = list(_paths(document, ()))
     step = max(1, len(paths) // MOST_FIELDS)
@@ -47,11 +58,22 @@ def changed(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
             yield f"{where} = {number.decode()}", _with_body(reply, body)
 
 
+def _changed_text(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
+    for pattern, values in ((_FIELD, (b"",)), (_VALUE, _TEXTS)):
+        found = _found(reply, pattern)
+        for one in found[:: max(1, len(found) // MOST_FIELDS)]:
+            for value in values:
+                yield _change(one, value), _with_body(reply, _replaced(one, value))
+
+
 def with_amounts(reply: EngineReply, number: bytes) -> Iterator[tuple[str, EngineReply]]:
     """Each number of the reply replaced, in turn, be it a JSON number or a text such as "12.50"; with its place."""
     try:
         document = msgspec.json.decode(reply.body)
-    except msgspec.DecodeError:  # an answer without a body
+    except msgspec.DecodeError:
+        for one in _found(reply, _VALUE):
+            if _AMOUNT.fullmatch(one[0].decode(errors="replace")):
+                yield _change(one, number), _with_body(reply, _replaced(one, number))
         return
     for path in _paths(document, ()):
         value: Any = document
@@ -68,15 +90,21 @@ def with_amounts(reply: EngineReply, number: bytes) -> Iterator[tuple[str, Engin
 
 def with_effect(reply: EngineReply, unknown: Callable[[Any], Any]) -> EngineReply | None:
     """The same with what an emulator's `unknown_effect` puts into it; None where it puts nothing into this one."""
-    decode = msgspec.json.Decoder(float_hook=Decimal).decode
     try:
-        other = unknown(decode(reply.body))
+        body, same = (rewritten(reply.body, change) for change in (unknown, lambda document: document))
+    except UnicodeDecodeError:
+        return None
+    return None if body == same else msgspec.structs.replace(reply, status=200, headers={}, body=body)
+
+
+def lists(reply: EngineReply) -> set[str]:
+    """The names of its arrays; in XML, of the elements with several others in them."""
+    try:
+        document = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
-        return None
-    if other == decode(reply.body):
-        return None
-    body = msgspec.json.Encoder(decimal_format="number").encode(other)
-    return msgspec.structs.replace(reply, status=200, headers={}, body=body)
+        root = _xml(reply)
+        return set() if root is None else {one.tag for one in root.iter() if len(one) > 1}
+    return set(_lists(document, ""))
 
 
 def reordered(reply: EngineReply, ordered: Container[str]) -> EngineReply:
@@ -84,7 +112,10 @@ def reordered(reply: EngineReply, ordered: Container[str]) -> EngineReply:
     try:
         document = msgspec.json.decode(reply.body, type=dict[str, msgspec.Raw] | list[msgspec.Raw])
     except (msgspec.DecodeError, msgspec.ValidationError):
-        return reply
+        root = _xml(reply)
+        for one in () if root is None else root.iter():
+            one[:] = one if one.tag in ordered else reversed(one)
+        return reply if root is None else _with_body(reply, ET.tostring(root, "utf-8"))
     return _with_body(reply, msgspec.json.encode(_backwards(document, "", ordered)))
 
 
@@ -93,7 +124,10 @@ def told_apart(reply: EngineReply, marker: str) -> EngineReply:
     try:
         document = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
-        return reply
+        body = reply.body
+        for one in reversed(_found(reply, _VALUE)):
+            body = b"%b%b %b" % (body[: one.start()], marker.encode(), body[one.start() :])
+        return _with_body(reply, body)
     return _with_body(reply, msgspec.json.encode(_marked(document, marker)))
 
 
@@ -103,6 +137,38 @@ def with_status(reply: EngineReply, status: int) -> EngineReply:
 
 def _with_body(reply: EngineReply, body: bytes) -> EngineReply:
     return msgspec.structs.replace(reply, body=body)
+
+
+def _found(reply: EngineReply, pattern: re.Pattern[bytes]) -> list[re.Match[bytes]]:
+    """Where this stands in a text, behind what declares it to be XML."""
+    declared = _DECLARATION.match(reply.body)
+    return list(pattern.finditer(reply.body, declared.end() if declared else 0))
+
+
+def _change(found: re.Match[bytes], value: bytes) -> str:
+    return f"{found[0].decode(errors='replace').strip()!r} at byte {found.start()} = {value.decode()!r}"
+
+
+def _replaced(found: re.Match[bytes], value: bytes) -> bytes:
+    return found.string[: found.start()] + value + found.string[found.end() :]
+
+
+def _xml(reply: EngineReply) -> ET.Element | None:
+    try:
+        return ET.fromstring(reply.body)  # noqa: S314 - from an emulator in this process
+    except ET.ParseError:
+        return None
+
+
+def _lists(value: Any, name: str) -> Iterator[str]:
+    if isinstance(value, list):
+        if len(value) > 1:
+            yield name
+        for each in value:
+            yield from _lists(each, name)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _lists(each, key)
 
 
 def _paths(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:

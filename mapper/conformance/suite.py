@@ -15,7 +15,9 @@ Which of them run follows from the adapter's declared capabilities: what is decl
 refuse loudly. None may be removed or overridden; what an adapter cannot pass is named in `exempt`, with a reason.
 """
 
+import base64
 import itertools
+import json
 import os
 import re
 import time
@@ -25,6 +27,8 @@ from decimal import Decimal
 from pathlib import Path
 from types import GeneratorType
 from typing import Any, ClassVar, TypeVar
+from urllib.parse import quote, unquote, unquote_plus
+from xml.sax.saxutils import escape
 
 import msgspec
 import pytest
@@ -34,8 +38,10 @@ from hypothesis import strategies as st
 from mapper.adapter import (
     Adapter,
     Checkout,
+    EngineRejected,
     EngineReply,
     EngineRequest,
+    InvalidRequest,
     LookedUp,
     OrderMismatch,
     Outcome,
@@ -67,7 +73,7 @@ Test = TypeVar("Test", bound=Callable[..., None])
 Labs = Callable[[], Lab]
 
 SESSION = "session-1"
-UNKNOWN_CODE = "NO-SUCH-CODE-7391"
+UNKNOWN_CODE = "No-Such-Code-7391"
 MARKER = "text-of-the-engine"
 _EMPTY = {"an empty object": b"{}", "an empty array": b"[]"}
 MOST_TOLD = 12
@@ -108,6 +114,12 @@ class Cases:
             yield
 
     @contextmanager
+    def no_outage(self, *what: object) -> Iterator[None]:
+        """The engine is well: a refusal is an answer; `EngineUnavailable`, which is tried again for ever, is none."""
+        with self.of(*what), suppress(EngineRejected, InvalidRequest):
+            yield
+
+    @contextmanager
     def must_refuse(self, *what: object) -> Iterator[None]:
         """Only a problem is an answer."""
         with self.may_refuse(*what):
@@ -142,6 +154,8 @@ class Conformance:
     """Codes that the emulator refuses, and the reason that the shopper must be told."""
     percent: ClassVar[tuple[str, int] | None] = None
     """A code that takes so many percent off everything: for exact amounts in every currency."""
+    fixed: ClassVar[tuple[str, str] | None] = None
+    """A code that takes this amount off the cart, however many lines it has: "5.00"."""
     once: ClassVar[str] = ""
     """A code that can be redeemed once, by whomever."""
     granted: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -151,7 +165,7 @@ class Conformance:
     """Of an ordinary cart: name (sku), quantity, list price of one."""
     carts: ClassVar[Sequence[Mapping[str, Any]]] = ()
     """Further bodies, as Nacelle sends them, that must come to an answer."""
-    currencies: ClassVar[Sequence[str]] = ("USD", "JPY", "KWD")
+    currencies: ClassVar[Sequence[str]] = ("USD", "EUR", "JPY", "KWD")
     """In which the emulator prices a cart."""
     ordered: ClassVar[frozenset[str]] = frozenset()
     """Arrays of the engine's replies, by name, whose order means something."""
@@ -175,7 +189,10 @@ class Conformance:
         """
 
     def redeemed(self, books: Any, session: str) -> int:
-        """How many redemptions of this session's order stand in the emulator's `books()`."""
+        """How many redemptions of this session's order stand in the emulator's `books()`.
+
+        One that the engine has accepted counts, even where it carries it out later.
+        """
         raise NotImplementedError
 
     # -- What the tests work with ------------------------------------------------------------------------------------
@@ -289,6 +306,7 @@ class Conformance:
         assert not outcome.rejected, f"accepted codes are refused: {outcome.rejected}"
         assert carts.off(order, outcome) > 0, "accepted codes take nothing off"
         assert carts.beyond(order, outcome) == 0, "more is granted than things cost: a wrong unit or line?"
+        assert all(one.name.strip() for one in outcome.discounts), "a discount has no name for the shopper"
         assert lab.wire.exchanges, "nothing was asked of the engine"
         for exchange in lab.wire.exchanges:
             assert exchange.request.operation, "a request has no operation to be logged by"
@@ -308,13 +326,35 @@ class Conformance:
         wanted = {**self.refused, UNKNOWN_CODE: Reason.NOT_FOUND}
         for code, reason in wanted.items():
             lab, order = labs(), self._order(code)
-            told = {one.code: one.reason for one in lab.validate(order, SESSION).rejected}
             with cases.of(code):
-                assert told == {code: reason}, f"should be refused as {reason.value}, and comes to {told}"
+                told = [(one.code, one.reason) for one in lab.validate(order, SESSION).rejected]
+                assert told == [(code, reason)], f"should be refused as {reason.value}, and comes to {told}"
         lab, mixed = labs(), self._order(*self.accepted, *wanted)
-        told = {one.code: one.reason for one in lab.validate(mixed, SESSION).rejected}
         with cases.of("beside accepted codes"):
-            assert told.keys() == wanted.keys(), f"{sorted(told)} are refused, and {sorted(wanted)} should be"
+            refused = sorted(one.code for one in lab.validate(mixed, SESSION).rejected)
+            assert refused == sorted(wanted), f"{refused} are refused, and {sorted(wanted)} should be"
+        cases.settle()
+
+    @at("bronze")
+    def test_what_the_cart_holds_reaches_the_engine_as_it_came(self, labs: Labs) -> None:
+        """Names and codes escaped once, as their place wants it: not cut, not folded, not escaped twice."""
+        cases = Cases()
+        for name in ("ü/☃ \"'<&>%41", "Sku-" * 20):
+            lab, order = labs(), self._order(lines=[(name, 1, "20.00")])
+            with cases.may_refuse("a sku"):
+                lab.validate(order, SESSION)
+                assert _is_asked_of(lab, name), f"{name!r} is not what the engine is asked of"
+        two, one = ([("SKU-1", count, price)] for count, price in ((2, "5.00"), (1, "10.00")))
+        with cases.may_refuse("quantities"):
+            assert _asked(labs(), self._order(lines=two)) != _asked(labs(), self._order(lines=one)), (
+                "two at 5.00 are told as one at 10.00"
+            )
+        for code in (UNKNOWN_CODE, "ü☃", "a%41+b"):
+            lab = labs()
+            with cases.may_refuse("a code"):
+                told = {one.code: one.reason for one in lab.validate(self._order(code), SESSION).rejected}
+                if told != {code: Reason.MALFORMED}:  # which need not be asked
+                    assert _is_asked_of(lab, code), f"{code!r} is not what the engine is asked of"
         cases.settle()
 
     @at("bronze")
@@ -366,7 +406,7 @@ class Conformance:
         cases = Cases()
         for currency in self.currencies:
             digits = money.DIGITS[currency]
-            for units, quantity in ((Decimal(50), 1), (Decimal(30), 2), (Decimal("19.99"), 3), (Decimal("0.10"), 1)):
+            for units, quantity in carts.PRICES:
                 price = money.text(money.to_minor(units, digits), digits)
                 if money.parse(price, digits) == 0:
                     continue
@@ -375,6 +415,20 @@ class Conformance:
                 with cases.of(currency, f"{quantity} x {price}"):
                     got = carts.off(order, labs().validate(order, SESSION))
                     assert abs(got - exact) <= Decimal(quantity) / 2, f"{percent} % are {exact}, and it takes off {got}"
+        cases.settle()
+
+    @at("bronze")
+    def test_an_amount_is_exact_however_many_lines_it_lies_on(self, labs: Labs) -> None:
+        if self.fixed is None:
+            pytest.skip("no code takes a fixed amount off")
+        code, amount = self.fixed
+        cases = Cases()
+        for count in (1, 3, 7, 11):
+            lines = [(f"SKU-{number}", 1 + number % 3, f"{number + 10}.99") for number in range(count)]
+            order = self._order(code, lines=lines)
+            with cases.of(f"{count} lines"):
+                got = carts.off(order, labs().validate(order, SESSION))
+                assert got == money.parse(amount, 2), f"{amount} is promised, and {got} minor units are off"
         cases.settle()
 
     @at("bronze")
@@ -415,6 +469,10 @@ class Conformance:
         longer = self._order(*self.accepted, lines=[*self.lines, ("SKU-1", 0, "5.00")])
         with cases.of("a line of quantity 0 last"):
             assert _amounts(labs().validate(longer, SESSION)) == _amounts(want), "it changes what others earn"
+        cheap = self._order(*self.accepted, lines=[("SKU-0", 1, "0.50"), *self.lines])
+        with cases.of("a cheap line first"):
+            over = carts.beyond(cheap, labs().validate(cheap, SESSION))
+            assert over == 0, "more is granted than things cost: what is the order's lies on one line?"
         name = self.lines[0][0]
         price = "7.00" if self._is_told_prices() else "10.00"  # in a catalogue, one sku has one price
         twice, apart = ([(name, 1, "10.00"), (other, 3, price)] for other in (name, f"{name}-B"))
@@ -465,7 +523,7 @@ class Conformance:
         }
         for what, body in odd.items():
             checkout, lab = carts.parse(body), labs()
-            with cases.may_refuse(what):
+            with cases.no_outage(what):
                 outcome = lab.validate(checkout, checkout.id)
                 assert carts.beyond(checkout, outcome) <= 0 or what == "a line that costs nothing", "grants too much"
                 if lab.adapter.capabilities.check:
@@ -482,11 +540,17 @@ class Conformance:
         again, asked = _replayed(lab.adapter, order, came)
         assert again == first, "the same replies give another outcome"
         assert asked == [exchange.request for exchange in exchanges], "the same replies lead to other requests"
-        turned = labs()
-        turned.wire.fault = lambda *_: Fault("now", lambda reply: replies.reordered(_there(reply), self.ordered))
-        assert _amounts(turned.validate(order, SESSION)) == _amounts(first), (
-            "another order of what the engine lists gives another outcome"
-        )
+        cases, found = Cases(), set[str]().union(*(replies.lists(reply) for reply in came))
+        for name in sorted(found - self.ordered):
+            turned, others = labs(), found - {name}
+            turned.wire.fault = lambda *_, others=others: Fault(
+                "now", lambda reply: replies.reordered(_there(reply), others)
+            )
+            with cases.may_refuse(name):
+                assert _amounts(turned.validate(order, SESSION)) == _amounts(first), (
+                    "listed in another order, it gives another outcome; if its order means something: `ordered`"
+                )
+        cases.settle()
 
     @at("bronze")
     def test_whatever_the_engine_replies_validate_ends_as_the_contract_says(self, labs: Labs) -> None:
@@ -547,7 +611,8 @@ class Conformance:
         self, labs: Labs, caplog: pytest.LogCaptureFixture
     ) -> None:
         declared = self._factory().options
-        secret = [self.options[name] for one in declared if one.secret for name in one.names if name in self.options]
+        hidden = [self.options[name] for one in declared if one.secret for name in one.names if name in self.options]
+        secret = [spelled for one in hidden for spelled in _spellings(one)]
         cases, order = Cases(), self._order(*self.accepted, *self.refused)
         caplog.set_level("DEBUG")
         for number, exchange in enumerate(_good_run(labs(), order)):
@@ -568,6 +633,12 @@ class Conformance:
                 assert not any(one in text for one in secret for text in told), "a secret leaves the account"
         with cases.of("log"):
             assert not any(one in caplog.text for one in secret), "a secret is logged"
+        for method in self._methods(labs()):
+            lab = labs()
+            ready, given, named = self._ready(lab, method)
+            told = [str(lab.hold(method, ready, *given, **named)), *(str(one.request) for one in lab.wire.exchanges)]
+            with cases.of(method):
+                assert not any(one in text for one in secret for text in told), "a secret leaves the account"
         cases.settle()
 
     @at("bronze")
@@ -594,7 +665,7 @@ class Conformance:
                 break
             lines = [(f"SKU-{number}", 1, f"{number % 90 + 1}.00") for number in range(count)]
             lab, order = labs(), self._order(*self.accepted, lines=lines)
-            with cases.may_refuse(f"{count} lines"):
+            with cases.no_outage(f"{count} lines"):
                 lab.validate(order, SESSION)
                 came = [_there(exchange.reply) for exchange in lab.wire.exchanges]
                 allowed = self.most_requests + self.requests_per_line * count
@@ -638,6 +709,61 @@ class Conformance:
         assert lab.look_up(order, SESSION).state == "redeemed", "after a second try it is not redeemed any more"
 
     @at("silver")
+    def test_an_order_is_found_among_others_like_it(self, lab: Lab) -> None:
+        """The same customer, cart and codes, and ids that begin alike: in the emulator, a page is to be short."""
+        cases, order = Cases(), self._order(customer={"id": "john"})
+        sessions = [f"{SESSION}{more}" for more in ("", "0", "01", "-1", "/1", "9")]
+        absent = [SESSION[:-1], f"{SESSION}02", f"{SESSION} ", SESSION.upper()]
+        handles: dict[str, str] = {}
+        for session in reversed(sessions):
+            with cases.of(session):
+                lab.validate(order, session)
+                done = lab.redeem(order, session)
+                assert isinstance(done, Redeemed), f"beside {len(handles)} others, it is not redeemed: {done}"
+                handles[session] = done.handle
+        cases.settle()
+        for session in sessions:
+            with cases.of(session):
+                assert self._count(lab, session) == 1, f"{self._count(lab, session)} redemptions stand"
+                for handle in {"", handles[session]}:
+                    assert lab.look_up(order, session, handle).state == "redeemed", "it is not found among others"
+        for session in absent:
+            with cases.of(session):
+                assert lab.look_up(order, session).state == "absent", "was never redeemed: another is taken for it"
+        if lab.adapter.capabilities.undo:
+            lab.undo(None, SESSION)
+            assert [self._count(lab, session) for session in sessions] == [0, 1, 1, 1, 1, 1], "another one is undone"
+        cases.settle()
+
+    @at("silver")
+    def test_odd_orders_are_found_again(self, labs: Labs) -> None:
+        """What was redeemed is not taken for another cart, whatever is in it: such an order would never be done."""
+        (sku, quantity, price), *rest = self.lines
+        lines = {
+            "a line of quantity 0": [("SKU-0", 0, "5.00"), *self.lines, (sku, 0, price)],
+            "one sku twice": [(sku, 1, price), *rest, (sku, quantity, price)],
+            "a line that costs nothing": [*self.lines, ("SKU-0", 1, "0.00")],
+            "a sku of anything": [*self.lines, ("ü/☃ \"'<&>", 1, "9.00")],
+            "prices of all kinds": [("SKU-0", 3, "1.00"), ("SKU-00", 2, "100.50"), *self.lines],
+        }
+        odd = {what: self._order(lines=each) for what, each in lines.items()}
+        odd |= {currency: self._order(lines=[("SKU-0", 2, "1000")], currency=currency) for currency in self.currencies}
+        odd |= {f"family {one}": self._order(family=one) for one in ("A", "C")}
+        odd["a code that is refused"] = self._order(*self.accepted, *self.refused)
+        cases = Cases()
+        for what, order in odd.items():
+            lab = labs()
+            with cases.no_outage(what):
+                lab.validate(order, SESSION)
+                done = lab.redeem(order, SESSION)
+                if isinstance(done, Redeemed):
+                    with cases.of(what):
+                        found = lab.look_up(order, SESSION, done.handle)
+                        assert found.state == "redeemed", f"redeemed, it is {found.state}"
+                        assert _taken(found.outcome) == _taken(done.outcome), "looking up tells other amounts"
+        cases.settle()
+
+    @at("silver")
     def test_another_cart_in_the_same_session_is_no_success(self, labs: Labs) -> None:
         (sku, quantity, price), *rest = self.lines
         self._are_mismatches(labs, {
@@ -645,7 +771,15 @@ class Conformance:
             "another price": self._order(*self.accepted, lines=[(sku, quantity, f"1{price}"), *rest]),
             "another sku": self._order(*self.accepted, lines=[("SKU-9", quantity, price), *rest]),
             "a line more": self._order(*self.accepted, lines=[*self.lines, ("SKU-9", 1, "1.00")]),
+            **self._in_other_currencies(labs),
         })  # fmt: skip
+
+    def _in_other_currencies(self, labs: Labs) -> dict[str, Checkout]:
+        """The same in those that the engine is told of: it could not tell others apart."""
+        asked = _asked(labs(), self._order())
+        alike = [one for one in self.currencies if money.DIGITS[one] == money.DIGITS["USD"]]
+        orders = {f"in {one}": self._order(currency=one) for one in alike}
+        return {what: order for what, order in orders.items() if _asked(labs(), order) != asked}
 
     @at("silver")
     def test_other_codes_in_the_same_session_are_no_success(self, labs: Labs) -> None:
@@ -695,12 +829,15 @@ class Conformance:
         order = self._order(self.once)
         assert not lab.validate(order, SESSION).rejected, "the code is refused before anybody has used it"
         rival = self._order(self.once, name="order-2")
-        lab.validate(rival, "session-2")
-        assert isinstance(lab.redeem(rival, "session-2"), Redeemed), "the rival cannot redeem it"
-        done = lab.redeem(order, SESSION)
-        assert [one.code for one in outcome_of(done).rejected] == [self.once], "the code is not refused"
-        assert outcome_of(done).rejected[0].reason in (Reason.USED_UP, Reason.CUSTOMER_LIMIT_REACHED), (
-            f"it is refused as {outcome_of(done).rejected[0].reason}"
+        reserved = lab.validate(rival, "session-2").rejected  # by our validation: then the code is ours
+        tries = [(rival, "session-2"), (order, SESSION)]
+        first, second = (lab.redeem(*one) for one in (reversed(tries) if reserved else tries))
+        assert not outcome_of(first).rejected, "nobody can redeem it"
+        assert isinstance(first, Redeemed), "nobody can redeem it"
+        assert [one.code for one in outcome_of(second).rejected] == [self.once], "the code is not refused"
+        reasons = (Reason.USED_UP, Reason.CUSTOMER_LIMIT_REACHED, *([Reason.IN_USE] if reserved else []))
+        assert outcome_of(second).rejected[0].reason in reasons, (
+            f"it is refused as {outcome_of(second).rejected[0].reason}"
         )
 
     @at("silver")
@@ -1051,11 +1188,17 @@ class Conformance:
             assert self._count(lab) == 1, "it says that it is redeemed, and that is not so"
             return
         for attempt in ("order/2", "order/3"):
-            if lab.look_up(order, SESSION).state != "redeemed":
+            if self._looked_up(lab, order) != "redeemed":
                 lab.deliver_late()
-                if lab.look_up(order, SESSION).state != "redeemed":
+                if self._looked_up(lab, order) != "redeemed":
                     lab.verdict(order, SESSION, attempt)
         self._mend(lab, order)
+
+    def _looked_up(self, lab: Lab, order: Checkout) -> str:
+        stands = self._count(lab)
+        state = lab.look_up(order, SESSION).state
+        assert not stands or state != "absent", "the engine has it, and the look-up says that it is absent"
+        return state
 
     def _mend(self, lab: Lab, order: Checkout) -> None:
         """What the service does about redemptions that are too many."""
@@ -1072,6 +1215,31 @@ def _amounts(outcome: Outcome) -> list[tuple[Any, ...]]:
     """What an outcome takes off what, in whatever order it lists it; and what it refuses."""
     taken = [(one.line is None, one.line or 0, one.scope or "", one.cost, one.amount) for one in outcome.discounts]
     return [*sorted(taken), *sorted((one.code, one.reason.value) for one in outcome.rejected)]
+
+
+def _taken(outcome: Outcome) -> list[tuple[Any, ...]]:
+    return _amounts(msgspec.structs.replace(outcome, rejected=()))
+
+
+def _is_asked_of(lab: Lab, text: str) -> bool:
+    """Whether this stands in a request, escaped as its place wants it."""
+    spelled = (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1], escape(text))
+    for request in (exchange.request for exchange in lab.wire.exchanges):
+        body = request.body.decode(errors="replace")
+        marked = body[:1] in ("{", "[", "<")
+        if text in unquote(request.path) or text in unquote_plus(request.path):
+            return True
+        if any(one in body for one in spelled) if marked else text in unquote_plus(body):
+            return True
+    return False
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """As it is, percent-encoded, and within anything in base64."""
+    yield from {secret, quote(secret, safe="")}
+    for before in range(3):
+        told = base64.b64encode(b" " * before + secret.encode())
+        yield told[4 if before else 0 : len(told) // 4 * 4 - 4].decode()
 
 
 def _shifted(outcome: Outcome, by: int) -> list[tuple[Any, ...]]:
@@ -1091,6 +1259,10 @@ def _there(reply: EngineReply | None) -> EngineReply:
 def _good_run(lab: Lab, order: Checkout) -> list[Any]:
     lab.validate(order, SESSION)
     return list(lab.wire.exchanges)
+
+
+def _asked(lab: Lab, order: Checkout) -> list[EngineRequest]:
+    return [exchange.request for exchange in _good_run(lab, order)]
 
 
 def _with_reply(lab: Lab, number: int, fault: Fault, else_from: Sequence[EngineReply] = ()) -> Lab:

@@ -15,7 +15,6 @@ import socket
 import struct
 from collections import Counter, deque
 from datetime import UTC, datetime
-from decimal import Decimal
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from mapper.sandbox.emulator import PAUSE, Emulator
+from mapper.sandbox.emulator import ENCODER, PAUSE, Emulator, rewritten
 
 TRANSPORT: Final = "sandbox_transport"
 """In the state of a scope: the transport that the request came by."""
@@ -260,13 +259,15 @@ class FaultyEngine:
         return False
 
     def _error(self, fault: Fault) -> _Answer:
-        headers = [(b"content-type", b"application/json")]
+        body = self._emulator.error(fault.amount)
+        headers = [] if isinstance(body, bytes) else [(b"content-type", b"application/json")]
         if fault.retry_after is not None:
             headers.append((b"retry-after", str(fault.retry_after).encode()))
         if fault.name == "redirect":
             headers.append((b"location", b"http://elsewhere.invalid/"))
-        body = msgspec.json.encode(self._emulator.error(fault.amount))
-        return _Answer(status=fault.amount, headers=headers, body=body)
+        return _Answer(
+            status=fault.amount, headers=headers, body=body if isinstance(body, bytes) else ENCODER.encode(body)
+        )
 
     async def _work(self, scope: Scope, body: bytes, faults: dict[str, Fault]) -> _Answer:
         """What the emulator answers. It is never interrupted: what it does counts, whoever waits for it."""
@@ -294,15 +295,13 @@ class FaultyEngine:
         return answer
 
     def _garble(self, answer: _Answer, faults: dict[str, Fault]) -> None:
-        if faults.keys() & {"unknown_effect", "extra_fields", "huge"}:
-            reply = _DECODER.decode(answer.body)
-            if "unknown_effect" in faults:
-                reply = self._emulator.unknown_effect(reply)
-            if "extra_fields" in faults:
-                reply = _with_extra_fields(reply)
-            if "huge" in faults and isinstance(reply, dict):
-                reply = reply | {"sandboxPadding": "x" * faults["huge"].amount}
-            answer.body = ENCODER.encode(reply)
+        if "unknown_effect" in faults:
+            answer.body = rewritten(answer.body, self._emulator.unknown_effect)
+        if "extra_fields" in faults:
+            answer.body = rewritten(answer.body, _with_extra_fields)
+        if "huge" in faults:
+            padding = {"sandboxPadding": "x" * faults["huge"].amount}
+            answer.body = rewritten(answer.body, lambda reply: reply | padding if isinstance(reply, dict) else reply)
         if "malformed" in faults:
             answer.body = answer.body[: len(answer.body) // 2] + b",]"
         for name in faults.keys() & _INSTEAD.keys():
@@ -337,9 +336,6 @@ _INSTEAD: Final = {
     "html": (b"text/html", _PAGE),
     "strange": (b"application/json", b'{"status": "ok", "data": [1, null]}'),
 }
-ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
-# Numbers stay as they were spelled.
-_DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
 
 
 def _with_extra_fields(value: Any) -> Any:

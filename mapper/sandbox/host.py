@@ -27,8 +27,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mapper.adapter import SANDBOXES, known
-from mapper.sandbox.emulator import Emulator, Now
-from mapper.sandbox.faults import ENCODER, TRANSPORT, Fault, FaultyEngine, Journal
+from mapper.sandbox.emulator import ENCODER, Emulator, Now
+from mapper.sandbox.faults import TRANSPORT, Fault, FaultyEngine, Journal
 from mapper.sandbox.nacelle import NacelleSandbox
 from mapper.sandbox.rulebook import RuleBook, RuleBookError, load
 

@@ -28,6 +28,7 @@ class TestTalonOne(Conformance):
     accepted = ("TEN-PERCENT", "GOOD-5")
     refused = REFUSED
     percent = ("TEN-PERCENT", 10)
+    fixed = ("GOOD-5", "5.00")
     once = "SINGLE-0001"
     granted: ClassVar[Mapping[str, Mapping[str, Any]]] = {"referral": FRIEND, "loyalty": CARD}
 
@@ -47,6 +48,7 @@ class TestVoucherify(Conformance):
     accepted = ("TEN-PERCENT", "GOOD-5")
     refused = REFUSED
     percent = ("TEN-PERCENT", 10)
+    fixed = ("GOOD-5", "5.00")
     once = "SINGLE-0001"
     granted: ClassVar[Mapping[str, Mapping[str, Any]]] = {"referral": FRIEND, "loyalty": CARD, "gift_cards": GIFT}
     currencies = ("USD", "JPY")  # a project has one exponent, here 2

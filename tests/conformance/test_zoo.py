@@ -19,6 +19,10 @@ from tests.conformance.acme import describe, installed
 
 MAIN, OPTIONS, REQUEST, REPLIES, REASONS = "__init__", "options", "request", "replies", "reasons"
 
+CODES = "[{} for code in checkout.promotions.coupon_codes]"
+MONEY = "amount = money.to_minor(money.total([money.from_engine(off) for off in offs]), checkout.digits)"
+REFUSE = "yield Rejection(code, reasons.reason(word), word)"
+
 MUTANTS: dict[str, tuple[str, str, str, str]] = {
     "is written for another contract": (MAIN, "contract = 1", "contract = 2", "it_is_installed"),
     "does what it does not declare": (MAIN, "undo=True", "undo=False", "it_is_installed"),
@@ -116,8 +120,8 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
     "does not compare carts": (REPLIES, "stored.rows == rows(order) and", "", "another_cart"),
     "does not compare codes": (
         REPLIES,
-        " and set(stored.codes) == set(order.promotions.coupon_codes)",
-        "",
+        "set(stored.codes) == set(order.promotions.coupon_codes)",
+        "True",
         "other_codes",
     ),
     "takes whatever came for a redemption": (
@@ -172,6 +176,127 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
         "    for (kind, row, label)",
         "    sum(i for line in checkout.cart for i in range(15_000))\n    for (kind, row, label)",
         "its_budget",
+    ),
+    "takes orders that begin alike for one": (REQUEST, "quote(session,", "quote(session[:9],", "found_among"),
+    "does not compare currencies": (REPLIES, "stored.currency == order.currency and ", "", "another_cart"),
+    "sends every cart in dollars": (REQUEST, '"currency": checkout.currency', '"currency": "USD"', "odd_orders"),
+    "writes codes in capitals": (
+        REQUEST,
+        "checkout.promotions.coupon_codes}",
+        CODES.format("code.upper()") + "}",
+        "as_it_came",
+    ),
+    "escapes codes twice": (
+        REQUEST,
+        "checkout.promotions.coupon_codes}",
+        CODES.format("quote(code)") + "}",
+        "as_it_came",
+    ),
+    "asks for three codes": (REQUEST, "coupon_codes}", "coupon_codes[:3]}", "every_code"),
+    "cuts long skus": (REQUEST, "Row(line.name,", "Row(line.name[:20],", "as_it_came"),
+    "folds skus to ASCII": (
+        REQUEST,
+        "Row(line.name,",
+        "Row(line.name.encode('ascii', 'replace').decode(),",
+        "as_it_came",
+    ),
+    "tells a line as one unit": (
+        REQUEST,
+        "line.quantity, money.to_major(line.list_price,",
+        "1, money.to_major(line.list_price * line.quantity,",
+        "as_it_came",
+    ),
+    "reads 20 kB of an answer": (
+        REQUEST,
+        "body=_question(checkout),",
+        "body=_question(checkout), reply_bytes=20_000,",
+        "its_budget",
+    ),
+    "rounds before it adds up": (
+        REPLIES,
+        MONEY,
+        "amount = sum(money.to_minor(money.from_engine(off), checkout.digits) for off in offs)",
+        "money_is_exact",
+    ),
+    "cuts instead of rounding": (REPLIES, MONEY, "amount = int(sum(offs) * 10**checkout.digits)", "money_is_exact"),
+    "computes with floats": (
+        REPLIES,
+        MONEY,
+        "amount = int(float(round(sum(offs), checkout.digits)) * 10**checkout.digits)",
+        "money_is_exact",
+    ),
+    "lays what is the order's on its first line": (
+        REPLIES,
+        "None if row is None else lines[row]",
+        "lines.get(0) if row is None else lines[row]",
+        "lines_are_told",
+    ),
+    "takes the first of two lines of one sku": (
+        REPLIES,
+        "for row, line in enumerate(checkout.cart)}",
+        (
+            "for row, line in enumerate([next(one for one in checkout.cart if one.name == each.name)"
+            " for each in checkout.cart])}"
+        ),
+        "lines_are_told",
+    ),
+    "spreads an amount over the lines, each part rounded": (
+        REPLIES,
+        "discounts.append(Discount(name=label, description=label, amount=amount, effect_type=kind, line=line))",
+        (
+            "discounts += [Discount(name=label, description=label, amount=-(-amount // len(on)), effect_type=kind, line=at)"
+            "\n                for on in [lines.values() if row is None else [line]] for at in on]"
+        ),
+        "however_many",
+    ),
+    "leaves discounts without a name": (REPLIES, "Discount(name=label,", "Discount(name='',", "a_cart_earns"),
+    "refuses a code twice": (REPLIES, "yield Rejection(code, reasons", f"{REFUSE}; {REFUSE}  #", "every_code"),
+    "raises for codes that are refused": (
+        REPLIES,
+        "yield Rejection(code, reasons",
+        "raise EngineRejected(word, reason='x')  #",
+        "every_code",
+    ),
+    "breaks on an empty cart": (REQUEST, "    told = {", "    checkout.cart[0]\n    told = {", "odd_carts"),
+    "takes an empty cart for an outage": (
+        MAIN,
+        "        reply = yield request.prices(checkout)\n",
+        (
+            "        if not checkout.cart:\n            raise EngineUnavailable('Empty.', reason='empty')\n"
+            "        reply = yield request.prices(checkout)\n"
+        ),
+        "odd_carts",
+    ),
+    "looks up without amounts": (MAIN, 'LookedUp("redeemed", replies', 'LookedUp("redeemed")  # ', "the_story"),
+    "compares lines of quantity 0": (
+        REPLIES,
+        "stored.rows == rows(order)",
+        "len(stored.rows) == len(order.lines)",
+        "odd_orders",
+    ),
+    "takes an order with a refused code for another": (
+        REPLIES,
+        "same_codes = set(stored.codes)",
+        "same_codes = set(stored.codes) - set(stored.refused)",
+        "odd_orders",
+    ),
+    "has its key in an address, in base64": (
+        MAIN,
+        "yield request.prices(checkout)",
+        (
+            "yield __import__('msgspec').structs.replace(\n            request.prices(checkout), path='/prices?key='"
+            " + __import__('base64').b64encode(self.accounts[''].headers[0][1].encode()).decode()\n        )"
+        ),
+        "secrets_and",
+    ),
+    "sends its key once more with a redemption": (
+        MAIN,
+        "yield request.redemption(order, session)",
+        (
+            "yield __import__('msgspec').structs.replace(\n            request.redemption(order, session),"
+            " headers=(('X-Key', self.accounts[''].headers[0][1]),)\n        )"
+        ),
+        "secrets_and",
     ),
 }
 """Which module has what instead of what, and the test that finds it, by a part of its name."""

@@ -21,6 +21,7 @@ class TestOscar(Conformance):
     accepted = ("TEN-PERCENT", "SAVE-5")
     refused = {"OLD-5": Reason.EXPIRED, "MIN-100": Reason.CONDITIONS_NOT_MET, "MEMBERS-5": Reason.SIGN_IN_REQUIRED}
     percent = ("TEN-PERCENT", 10)
+    fixed = ("SAVE-5", "5.00")
     once = "ONCE-5"
     lines = (("MUG", 2, "12.50"), ("POSTER", 1, "9.99"))
     currencies = ("USD",)

@@ -40,6 +40,7 @@ class Answer(msgspec.Struct, frozen=True):
     """Codes that do not apply, each with Acme's word for why."""
     id: str = ""
     state: str = ""
+    currency: str = ""
     rows: list[Row] = []
     codes: list[str] = []
 
@@ -86,7 +87,8 @@ def outcome(answer: Answer, checkout: Checkout, *, happened: bool = False) -> Ou
 
 
 def same_cart(stored: Answer, order: Checkout) -> bool:
-    return stored.rows == rows(order) and set(stored.codes) == set(order.promotions.coupon_codes)
+    same_codes = set(stored.codes) == set(order.promotions.coupon_codes)
+    return stored.currency == order.currency and stored.rows == rows(order) and same_codes
 
 
 def _grouped(answer: Answer) -> dict[tuple[str, int | None, str], list[Decimal]]:

@@ -5,7 +5,7 @@ OLD-5 (outdated).
 """
 
 import asyncio
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -16,8 +16,6 @@ from starlette.types import Receive, Scope, Send
 from mapper.sandbox.emulator import PAUSE, Now
 from mapper.sandbox.rulebook import RuleBook
 
-# Decimal places of the currencies that do not have two.
-_DIGITS = {"JPY": 0, "KWD": 3}
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
@@ -83,8 +81,8 @@ class AcmeSandbox:
         if question.codes and len(price["refused"]) == len(question.codes):
             return 422, price
         self._used |= {code: name for code in question.codes if code == "ONCE-5" and code not in price["refused"]}
-        stored = {"id": f"acme-{name}", "state": "redeemed", "rows": question.rows, "codes": question.codes}
-        self._orders[name] = {**stored, **price}
+        asked = {"currency": question.currency, "rows": question.rows, "codes": question.codes}
+        self._orders[name] = {"id": f"acme-{name}", "state": "redeemed", **asked, **price}
         return 201, self._orders[name]
 
     def _undone(self, name: str, *, final: bool) -> tuple[int, Any]:
@@ -118,9 +116,9 @@ class AcmeSandbox:
 
     @staticmethod
     def _percent(question: Question) -> list[dict[str, Any]]:
-        smallest = Decimal(1).scaleb(-_DIGITS.get(question.currency, 2))
-        offs = [(row.price * row.count / 10).quantize(smallest, ROUND_HALF_UP) for row in question.rows]
-        return [{"row": place, "label": "10 % off", "off": off} for place, off in enumerate(offs) if off]
+        """In two halves, with all their digits: whoever rounds before adding up is a cent off."""
+        offs = [(place, row.price * row.count / 20) for place, row in enumerate(question.rows)]
+        return [{"row": place, "label": "10 % off", "off": off} for place, off in offs if off for _ in range(2)]
 
     # How it looks from the host.
 

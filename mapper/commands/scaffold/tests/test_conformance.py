@@ -13,6 +13,7 @@ class TestAcme(Conformance):
     accepted = ("TEN-PERCENT", "SAVE-5")
     refused = {"OLD-5": Reason.EXPIRED, "MIN-100": Reason.MINIMUM_NOT_MET}
     percent = ("TEN-PERCENT", 10)
+    fixed = ("SAVE-5", "5.00")
     once = "ONCE-5"
 
     def redeemed(self, books: Any, session: str) -> int:

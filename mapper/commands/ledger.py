@@ -204,7 +204,8 @@ async def _forget(ledger: Ledger, chosen: argparse.Namespace) -> int:
         await ledger.forget(row)
     except WrongMove:
         return _fail(f"The order is {MEANING[row.state][0]}: its body is still needed. {MEANING[row.state][1]}")
-    print("Its body is erased. The same order, sent again, is answered the same.")
+    again = "tried anew" if row.state in (State.RETRYABLE, State.REJECTED) else "answered the same"
+    print(f"Its body is erased. The same order, sent again, is {again}.")
     return 0
 
 

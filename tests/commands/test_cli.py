@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -213,6 +214,17 @@ def test_a_body_is_forgotten_unless_it_is_still_needed(ledger_url: str, capsys: 
     assert run("ledger", "forget", "order-2") == 0
     assert run("ledger", "show", "order-2") == 0
     assert "erased" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("story", "again"), [(wait_for_the_caller, "tried anew"), (redeem_untold, "answered the same")]
+)
+def test_forget_says_what_becomes_of_the_order(
+    ledger_url: str, capsys: pytest.CaptureFixture[str], story: Any, again: str
+) -> None:
+    prepare(ledger_url, story)
+    assert run("ledger", "forget", "order-1" if story is wait_for_the_caller else "order-2") == 0
+    assert again in capsys.readouterr().out
 
 
 def test_only_serve_changes_a_schema(

@@ -91,8 +91,8 @@ class Behaviour:
     lookups_fail: int = 0
     rollbacks_fail: int = 0
     rollback_fault: str = "status=503"
-    is_doubled: bool = False
-    """A proxy on the way sends it twice."""
+    doubled_after_s: float | None = None
+    """A proxy on the way sends it again after so long."""
     codes: tuple[str, ...] = (MANY,)
     """The order's. One that works once is used up by somebody else between check and redemption."""
 
@@ -122,12 +122,12 @@ GARBLED: dict[str, Behaviour] = {
 }
 """Whatever the answer looks like, it is a 2xx (or none at all), and the redemption stands: beside the matrix."""
 
-DOUBLED = "doubled on the way"
-"""No part of the matrix: what to expect is different."""
+DOUBLED = {"doubled on the way": TRAVEL_S, "doubled, and late": float(LATE_S)}
+"""And how long after the first the second arrives. No part of the matrix: what to expect is different."""
 
 ALWAYS = 1_000_000
 DENIED: dict[str, Behaviour] = {
-    "surplus stays": Behaviour(is_doubled=True, rollbacks_fail=ALWAYS, rollback_fault="status=403"),
+    "surplus stays": Behaviour(doubled_after_s=TRAVEL_S, rollbacks_fail=ALWAYS, rollback_fault="status=403"),
     "part stays": Behaviour(codes=(MANY, SINGLE), rollbacks_fail=ALWAYS, rollback_fault="status=403"),
 }
 """What must not stand cannot be taken back: the engine says 403 to that. A proxy has sent the request twice, or only a
@@ -166,8 +166,8 @@ class Case:
 
     @property
     def played(self) -> Behaviour:
-        if self.behaviour == DOUBLED:
-            return Behaviour("reset_after", rollbacks_fail=2, is_doubled=True)
+        if self.behaviour in DOUBLED:
+            return Behaviour("reset_after", rollbacks_fail=2, doubled_after_s=DOUBLED[self.behaviour])
         behaviour = (BEHAVIOURS | GARBLED | DENIED)[self.behaviour]
         if self.point != "r4 rolled back":
             return behaviour
@@ -500,7 +500,7 @@ class Write:
 
 
 def _is_at_rest(row: Row) -> bool:
-    return row.state in FINISHED or (row.state is State.RETRYABLE and row.next_check_at is None)
+    return row.next_check_at is None and (row.state in FINISHED or row.state is State.RETRYABLE)
 
 
 def _point_of(write: Write) -> str:
@@ -679,9 +679,9 @@ class World:
         self, process: Process, kind: str, request: Request, connection: Connection
     ) -> EngineReply | None:
         await asyncio.sleep(TRAVEL_S)
-        fault, is_doubled = "", False
+        fault, again_after_s = "", None
         if kind == "redeem":
-            is_doubled = self.case.played.is_doubled and self.faults_left > 0
+            again_after_s = self.case.played.doubled_after_s if self.faults_left > 0 else None
             fault = await self._redeem(process)
         elif kind == "look-up" and self.lookups_left and self.sent_by:
             self.lookups_left -= 1
@@ -690,8 +690,8 @@ class World:
             self.rollbacks_left -= 1
             fault = self.case.played.rollback_fault
         reply = await at_engine(self.lab, request, connection, fault)
-        if is_doubled:
-            await asyncio.sleep(TRAVEL_S)
+        if again_after_s is not None:
+            await asyncio.sleep(again_after_s)
             await at_engine(self.lab, request, Connection())
         if fault:
             self.fault_at = now()

@@ -159,7 +159,7 @@ class Row:
     """When a request that may have had its effect last went out; None where there is none such."""
     lease_until: float
     unknown_since: float | None
-    """Since when it is looked up, or being cancelled."""
+    """Since when it is looked up, or being cancelled; of a redeemed order, from when on it is looked for once more."""
     looked_at: float | None
     """When the last look-up was about to start."""
     absent_since: float | None
@@ -586,7 +586,9 @@ def redeemed(
     if row.state is not State.UNKNOWN or row.sent_at is None or row.looked_at is None:
         return _released(done, None)
     again_at = row.sent_at + again_after_s
-    return _released(done, again_at if row.looked_at < again_at else None)
+    if row.looked_at >= again_at:
+        return _released(done, None)
+    return _released(replace(done, unknown_since=again_at), again_at)
 
 
 def seen_again(row: Row, at: Moment, *, repaired: bool) -> Row:
@@ -599,9 +601,9 @@ def seen_again(row: Row, at: Moment, *, repaired: bool) -> Row:
 def not_seen_again(row: Row, at: Moment) -> Row:
     """It could not be looked for once more: that is tried again for a day."""
     _only(row, *REDEEMED)
-    since = at.now if row.unknown_since is None else row.unknown_since
-    times = [since + after for after in SCHEDULE if after >= 30]
-    return _released(_move(row, at, row.state, unknown_since=since), next((t for t in times if t > at.now), None))
+    assert row.unknown_since is not None, "set when it was to be looked for once more"
+    times = [row.unknown_since + after for after in SCHEDULE]
+    return _released(_move(row, at, row.state), next((moment for moment in times if moment > at.now), None))
 
 
 def degraded(row: Row, at: Moment, notices: bytes, *, confirmed: bool) -> Row:

@@ -160,11 +160,12 @@ def test_without_a_safeguard_the_matrix_fails(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("doubled", crash.DOUBLED)
 @pytest.mark.parametrize("point", ["nowhere", "received", "looked_up", "rolled_back", "finished"])
 def test_what_a_proxy_sent_twice_is_taken_back_wherever_the_process_dies(
-    tmp_path: Path, engine: str, point: str
+    tmp_path: Path, engine: str, doubled: str, point: str
 ) -> None:
-    wanted = [Case(point, crash.DOUBLED, follow_up) for follow_up in FOLLOW_UPS]
+    wanted = [Case(point, doubled, follow_up) for follow_up in FOLLOW_UPS]
     broken = play(Home("sqlite", tmp_path), engine, wanted)
     left = {name for names in broken.values() for name in names if name != NOT_REACHED}
     # What the proxy does is done before anybody can know of it; Talon.One takes only one of two.

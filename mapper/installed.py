@@ -1,7 +1,4 @@
-"""Finds an installed adapter by its entry point, and checks it before the service serves anybody.
-
-A broken adapter is a sentence that names it and its distribution: `BrokenAdapter`.
-"""
+"""Loads an installed adapter by its entry point, and checks it against the contract before the service starts."""
 
 import inspect
 import re
@@ -18,13 +15,15 @@ _HEADER_VALUE = re.compile(r"[\t -~]*")
 
 
 class BrokenAdapter(Exception):
-    """The message says which adapter of which distribution, and what is wrong with it."""
+    """The message names the adapter, its distribution, and the fault."""
 
 
 def load(point: EntryPoint) -> Any:
-    """The adapter's class, its options declared rightly. Raises `BrokenAdapter`."""
+    """Returns the adapter's class, with its declared options checked. Raises `BrokenAdapter`."""
     if not ENGINE_NAME.fullmatch(point.name) or point.name.split("_")[0] in RESERVED:
-        raise _broken(point, f"is called so: a name is [a-z][a-z0-9_]* and does not begin with {' or '.join(RESERVED)}")
+        raise _broken(
+            point, f"has no valid name: a name is [a-z][a-z0-9_]* and does not begin with {' or '.join(RESERVED)}"
+        )
     try:
         factory = point.load()
     except Exception as error:
@@ -37,14 +36,14 @@ def load(point: EntryPoint) -> Any:
         raise _broken(point, "declares no options: a tuple of Option")
     if fault := next(filter(None, map(options.fault, declared)), ""):
         raise _broken(point, f"is declared wrongly: {fault}")
-    every = [name for option in declared for name in option.names]
-    if twice := sorted({name for name in every if every.count(name) > 1}):
-        raise _broken(point, f"is declared wrongly: there are two options {twice[0]}")
+    all_names = [name for option in declared for name in option.names]
+    if twice := sorted({name for name in all_names if all_names.count(name) > 1}):
+        raise _broken(point, f"is declared wrongly: two options are named {twice[0]}")
     return factory
 
 
 def build(point: EntryPoint, factory: Any, given: Mapping[str, str]) -> tuple[Adapter | None, Problems]:
-    """The adapter with these options, or all that is wrong with them. Raises `BrokenAdapter`."""
+    """Returns the adapter with these options, or the faults of the options. Raises `BrokenAdapter`."""
     values, problems = options.read(factory.options, given)
     try:
         adapter: Adapter = factory(values)
@@ -52,7 +51,7 @@ def build(point: EntryPoint, factory: Any, given: Mapping[str, str]) -> tuple[Ad
         named = {name for name, _ in problems}
         return None, problems + [problem for problem in error.problems if problem[0] not in named]
     except Exception as error:
-        if problems:  # it may have stumbled over them
+        if problems:  # they may have caused the exception
             return None, problems
         raise _broken(point, f"cannot be made: {type(error).__name__}: {error}") from error
     if problems:
@@ -72,11 +71,11 @@ def _faults(name: str, adapter: Any) -> Iterable[str]:
         yield f"calls itself {getattr(adapter, 'name', None)!r}"
     able = getattr(adapter, "capabilities", None)
     yield _capabilities_fault(able)
-    # As the service calls them.
-    calls: dict[str, tuple[int, tuple[str, ...]]] = {"validate": (2, ()), "redeem": (2, ()), "look_up": (3, ())}
-    may: dict[str, tuple[int, tuple[str, ...]]] = {"check": (2, ()), "undo": (3, ("final",)), "repair": (3, ())}
-    calls |= {method: takes for method, takes in may.items() if getattr(able, method)}
-    for method, (count, named) in calls.items():
+    # The number of positional arguments and the keyword arguments of each method.
+    methods: dict[str, tuple[int, tuple[str, ...]]] = {"validate": (2, ()), "redeem": (2, ()), "look_up": (3, ())}
+    optional: dict[str, tuple[int, tuple[str, ...]]] = {"check": (2, ()), "undo": (3, ("final",)), "repair": (3, ())}
+    methods |= {method: arguments for method, arguments in optional.items() if getattr(able, method)}
+    for method, (count, named) in methods.items():
         yield _method_fault(method, getattr(adapter, method, None), count, named)
     accounts = getattr(adapter, "accounts", None)
     if not isinstance(accounts, Mapping) or not accounts:
@@ -95,7 +94,7 @@ def _capabilities_fault(able: object) -> str:
     if able.currencies not in get_args(Capabilities.__annotations__["currencies"]):
         return "declares currencies that are neither one nor many"
     if able.most_codes is not None and (type(able.most_codes) is not int or able.most_codes < 0):
-        return "declares most_codes that are no whole number"
+        return "declares a most_codes that is not a whole number"
     return ""
 
 

@@ -1,6 +1,6 @@
-"""Settings from the environment: read once, checked all together, handed on as values.
+"""Reads the settings from the environment, once, and checks them all.
 
-Every setting that holds a secret may also be given as `NAME_FILE`, the path of a file that holds it.
+Each setting that holds a secret may also be given as `NAME_FILE`, the path of a file that holds the value.
 """
 
 import difflib
@@ -25,9 +25,8 @@ AfterFailure = Literal["wait", "redeem_later"]
 
 SHORT_SECRET_BYTES = 16
 KEEP_BODIES_S = 3600, 31_536_000
-"""The least and the most."""
+"""The minimum and the maximum."""
 
-# Every setting of the service itself, with its default and what it means: the README's table is checked against it.
 TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_ENGINE": ("", "the engine's adapter: `talon_one`, `voucherify` or an installed one"),
     "NACELLE_SIGNING_SECRETS": (
@@ -88,6 +87,7 @@ TABLE: dict[str, tuple[str, str]] = {
     ),
     "MAPPER_INGEST_TOKEN": ("", "the bearer token that `POST /orders/ingest` asks for; empty: the route is off"),
 }
+"""The service's own settings: default and meaning by name. docs/settings.md is generated from it."""
 SECRETS = (
     "NACELLE_SIGNING_SECRETS",
     "NACELLE_SECRET_HEADER",
@@ -103,13 +103,13 @@ SECRETS = (
 
 @dataclass(frozen=True)
 class IngestSettings:
-    """Where orders are created, and as whom. Its `repr` shows no token."""
+    """How orders are created at Nacelle. Its `repr` shows no token."""
 
     base_url: str
     authorization: str = field(repr=False)
     space: str
     token: bytes = field(repr=False)
-    """What callers of `POST /orders/ingest` show; empty where the route is off."""
+    """The bearer token of the callers of `POST /orders/ingest`; empty if the route is off."""
     ledger_url: str = field(repr=False)
     default_currency: str
     http_client: Literal["aiohttp", "httpx"]
@@ -117,7 +117,7 @@ class IngestSettings:
 
 @dataclass(frozen=True)
 class ProductSettings:
-    """Where product data comes from: a file, or the Storefront API of one space. Its `repr` shows no token."""
+    """The source of product data: a file, or the Storefront API of one space. Its `repr` shows no token."""
 
     file: Path | None
     url: str
@@ -129,7 +129,7 @@ class Settings:
     adapter: Adapter
     credentials: Credentials
     cancel_credentials: Credentials | None
-    """What a cancel is signed with; None where orders cannot be cancelled over HTTP."""
+    """The secrets that sign a cancel; None if the route is off."""
     old_receipt_secrets: tuple[bytes, ...] = field(repr=False)
     receipt_required: bool
     receipt_ttl_s: int
@@ -154,28 +154,28 @@ class Settings:
     log_format: Literal["json", "text"]
     log_codes: Literal["hash", "short", "none"]
     record: Path | None = None
-    """The folder for records; None: nothing is recorded."""
+    """The folder for records; None if nothing is recorded."""
     admin_port: int | None = None
-    """Where the operator's routes are; None: where the calls are."""
+    """The port of the operator's routes; None if they share the port of the calls."""
     explain_token: bytes = field(repr=False, default=b"")
-    """Empty: there is no page `/explain`."""
+    """Empty if the page `/explain` is off."""
     ingest: IngestSettings | None = None
-    """None where no order is ingested over HTTP."""
+    """None if `POST /orders/ingest` is off."""
     products: ProductSettings | None = None
-    """None where a line has what it says itself, and no more."""
+    """None if no product data is added to lines."""
 
     @property
     def code_secret(self) -> bytes:
-        """What names of codes in the log are keyed with: the current secret of the callers."""
+        """The key of the codes' hashes in the log: the callers' current secret."""
         credentials = self.credentials
         return (*credentials.all_secrets, *(value for _, value in credentials.headers))[0]
 
     warnings: tuple[str, ...] = ()
-    """What does not stop the service but is probably a mistake, such as a misspelt name."""
+    """Probable mistakes that do not prevent the start, such as a misspelt name."""
 
 
 class InvalidSettings(Exception):
-    """Everything that is wrong with the settings: pairs of (name, what is expected), and what is probably a mistake."""
+    """All faults of the settings, as pairs of (name, what is expected), and the warnings."""
 
     def __init__(self, problems: list[tuple[str, str]], warnings: Sequence[str] = ()) -> None:
         super().__init__("; ".join(f"{name}: {expected}" for name, expected in problems))
@@ -184,7 +184,7 @@ class InvalidSettings(Exception):
 
 
 def load(environment: Mapping[str, str]) -> Settings:
-    """The settings; raises `InvalidSettings` with every fault there is, not just the first."""
+    """Returns the settings. Raises `InvalidSettings` with all faults."""
     reader = Reader(environment)
     auth = cast(
         "Literal['signature', 'secret_header', 'both']",
@@ -247,7 +247,7 @@ def load(environment: Mapping[str, str]) -> Settings:
 
 @dataclass(frozen=True)
 class Rules:
-    """What it takes to read a body and to price it, without callers and ledger."""
+    """The settings that it takes to read and price a body, without callers and ledger."""
 
     adapter: Adapter
     default_currency: str
@@ -255,7 +255,7 @@ class Rules:
 
 
 def load_rules(environment: Mapping[str, str]) -> Rules:
-    """What `promotions-mapper replay` needs, and no more; raises as `load`."""
+    """Returns the settings of `promotions-mapper replay`. Raises `InvalidSettings`."""
     reader = Reader(environment)
     currency, customer_path = reader.currency(), reader.pointer("MAPPER_CUSTOMER_PATH")
     adapter = reader.adapter()
@@ -265,7 +265,7 @@ def load_rules(environment: Mapping[str, str]) -> Rules:
 
 
 def load_ingest(environment: Mapping[str, str]) -> IngestSettings:
-    """What `promotions-mapper ingest` needs, and no more; raises as `load`."""
+    """Returns the settings of `promotions-mapper ingest`. Raises `InvalidSettings`."""
     reader = Reader(environment)
     found = reader.ingest()
     if reader.problems:
@@ -278,7 +278,7 @@ def _flat(shared: tuple[bytes, ...], by_space: Mapping[str, tuple[bytes, ...]]) 
 
 
 class Reader:
-    """Reads single settings and collects what is wrong with them."""
+    """Reads single settings, and collects their faults and warnings."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = environment
@@ -289,16 +289,16 @@ class Reader:
             self._warn_quoted(prefix)
 
     def _warn_quoted(self, prefix: str) -> None:
-        """Shells take quotes off; `docker --env-file` and systemd credentials do not."""
+        """Warns of quotes, which shells remove, but `docker --env-file` and systemd credentials do not."""
         for name, value in sorted(self.environment.items()):
             if name.startswith(prefix) and len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
-                self.warnings.append(f"{name} stands in quotes, and they are taken as a part of it")
+                self.warnings.append(f"{name} is in quotes, which are taken as part of the value")
 
     def wrong(self, name: str, expected: str) -> None:
         self.problems.append((name, f"expected {expected}"))
 
     def text(self, name: str) -> str:
-        """The setting's value; from its file where `NAME_FILE` is set; its default where it is not set or empty."""
+        """Returns the setting's value, from its file if `NAME_FILE` is set, or its default if it is unset or empty."""
         value = self.environment.get(name, "").strip()
         path = self.environment.get(f"{name}_FILE", "") if name in SECRETS else ""
         if path:
@@ -340,7 +340,7 @@ class Reader:
     def secrets(
         self, name: str, spaces: frozenset[str] = frozenset(), *, needed: bool
     ) -> tuple[tuple[bytes, ...], dict[str, tuple[bytes, ...]]]:
-        """The secrets that are good everywhere, and by space those written as `space:secret`."""
+        """Returns the secrets for all spaces, and by space those written as `space:secret`."""
         given = self.list(name)
         if needed and not given:
             self.wrong(name, f"at least one secret (or {name}_FILE): there is no mode without one")
@@ -399,7 +399,7 @@ class Reader:
             return None
         if source != "nacelle":
             if not Path(source).is_file():
-                self.wrong("MAPPER_PRODUCT_DATA", f"off, nacelle, or a file that is there, not {source!r}")
+                self.wrong("MAPPER_PRODUCT_DATA", f"off, nacelle, or an existing file, not {source!r}")
             return ProductSettings(Path(source), "", "")
         url, token = self._base_url("NACELLE_STOREFRONT_URL"), self.text("NACELLE_STOREFRONT_TOKEN")
         space = self.text("NOMS_SPACE_ID") or (next(iter(spaces)) if len(spaces) == 1 else "")
@@ -425,24 +425,24 @@ class Reader:
         return quarantine_s
 
     def warn_no_undo(self, *, cancels: bool, on_drift: str) -> None:
-        """What the settings ask for, and this engine cannot do."""
+        """Warns of settings that need an undo, which this engine lacks."""
         if cancels:
             self.warnings.append(
                 "MAPPER_CANCEL_SECRETS: this engine cannot take a redemption back, so nothing can be cancelled"
             )
         if on_drift == "refuse":
             self.warnings.append(
-                "MAPPER_ON_DRIFT=refuse: this engine cannot take a redemption back: other amounts than it was asked"
-                " for are only reported once it has redeemed"
+                "MAPPER_ON_DRIFT=refuse: this engine cannot take a redemption back, so that a difference that is found"
+                " after the redemption is only reported"
             )
 
     def _warn_short(self, what: str, secret: bytes) -> None:
-        # No error: the secret is given out by Nacelle, and a shop cannot choose it.
+        # Not an error, since Nacelle issues the secret and the shop cannot choose it.
         if len(secret) < SHORT_SECRET_BYTES:
             self.warnings.append(f"{what} has only {len(secret)} bytes: short secrets can be guessed")
 
     def secret_headers(self, *, needed: bool) -> tuple[tuple[bytes, bytes], ...]:
-        """The headers (names in lower case) that must come, with their values; a name may stand there twice."""
+        """Returns the required headers as pairs of lower-case name and value; a name may occur twice."""
         name = "NACELLE_SECRET_HEADER"
         lines = [line.strip() for line in self.text(name).splitlines() if line.strip()]
         if needed and not lines:
@@ -456,20 +456,20 @@ class Reader:
         return tuple(headers)
 
     def adapter(self) -> Adapter | None:
-        """The configured engine's adapter, built with its own options."""
+        """Returns the configured engine's adapter, built with its own options."""
         name, adapters = self.text("MAPPER_ENGINE"), known()
         if name not in adapters:
             self.wrong("MAPPER_ENGINE", f"one of {', '.join(sorted(adapters))}" + (f", not {name!r}" if name else ""))
-            for other in adapters:  # whichever was meant, its faults are said as well
+            for other in adapters:  # one of these was meant: report its faults, too
                 if any(key.startswith(f"{other.upper()}_") for key in self.environment):
                     self._build(other, adapters)
             return None
         return self._build(name, adapters)
 
     def _build(self, name: str, adapters: Mapping[str, EntryPoint]) -> Adapter | None:
-        """An engine's adapter, where its options are right."""
+        """Returns an engine's adapter; None if its options have faults."""
         prefix = f"{name.upper()}_"
-        # Those of `foo_bar` are nothing to `foo`, although they begin with its name, too.
+        # The settings of `foo_bar` are not those of `foo`, although they begin with its name.
         others = tuple(f"{other.upper()}_" for other in adapters if other.startswith(f"{name}_"))
         try:
             factory = installed.load(adapters[name])
@@ -483,7 +483,7 @@ class Reader:
         return adapter
 
     def _options(self, prefix: str, others: tuple[str, ...], options: Sequence[Option]) -> dict[str, str]:
-        """What is set of these options. The settings of `others` are not looked at."""
+        """Returns the values of these options, ignoring settings with the prefixes of `others`."""
         own = {name: value for name, value in self.environment.items() if not name.startswith(others or ("\0",))}
         secrets = names(option for option in options if option.secret)
         self._warn_unknown(
@@ -502,5 +502,5 @@ class Reader:
             if name.startswith(prefix) and name not in allowed:
                 close = difflib.get_close_matches(name, sorted(allowed), 1)
                 self.warnings.append(
-                    f"{name} is no setting and is ignored" + (f"; did you mean {close[0]}?" if close else "")
+                    f"{name} is not a setting and is ignored" + (f"; did you mean {close[0]}?" if close else "")
                 )

@@ -160,7 +160,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "another name": (changed(name="other"), "calls itself 'other'"),
     "no options": (changed(options=None), "declares no options"),
     "options by name": (changed(options=("BASE_URL",)), "declared wrongly"),
-    "two options of a name": (changed(options=(*Acme.options, Option("API_KEY_EUR", "x"))), "two options API_KEY_EUR"),
+    "two options of a name": (
+        changed(options=(*Acme.options, Option("API_KEY_EUR", "x"))),
+        "two options are named",
+    ),
     "cannot be made": (changed(__init__=breaks), "cannot be made: KeyError"),
     "no accounts": (with_accounts(None), "no accounts"),
     "none of them": (with_accounts({}), "no accounts"),

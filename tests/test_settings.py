@@ -205,7 +205,9 @@ def test_no_mode_starts_without_its_secret(auth: str, missing: set[str]) -> None
 def test_what_is_probably_a_mistake_is_said_although_the_start_fails() -> None:
     with pytest.raises(InvalidSettings) as error:
         load({**GOOD, "MAPPER_ON_DRIFT": "x", "MAPPER_ON_REJECTD": "apply_rest"})
-    assert error.value.warnings == ("MAPPER_ON_REJECTD is no setting and is ignored; did you mean MAPPER_ON_REJECTED?",)
+    assert error.value.warnings == (
+        "MAPPER_ON_REJECTD is not a setting and is ignored; did you mean MAPPER_ON_REJECTED?",
+    )
 
 
 def test_a_wrong_engine_hides_no_other_fault() -> None:

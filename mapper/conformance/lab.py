@@ -40,7 +40,7 @@ from mapper.conformance.faults import Fault
 from mapper.conformance.service import Shop
 from mapper.domain.errors import AdapterFault, Problem
 from mapper.engine import results
-from mapper.engine.conversation import BrokenContract, Engine, Redemption, max_requests
+from mapper.engine.conversation import BrokenContract, Engine, Redemption, request_limit
 from mapper.engine.promotion_engine import Declined, Done, InDoubt, NotDone, PromotionEngine, Verdict
 from mapper.engine.transport import Unknown
 from mapper.sandbox import rulebook
@@ -284,7 +284,7 @@ class Lab:
             conversation = getattr(self._observed, method)(order, *given, **named)
             if not isinstance(conversation, Generator):
                 raise Unfit(f"{method} starts no conversation: it returns {type(conversation).__name__}")  # noqa: TRY301
-            value = await self._engine().converse(conversation, _now() + DEADLINE_S, course, most=max_requests(lines))
+            value = await self._engine().converse(conversation, _now() + DEADLINE_S, course, limit=request_limit(lines))
             sound, faults = READERS[method](value, order)
         except (*PROBLEMS, Unfit):
             raise

@@ -1,9 +1,8 @@
-"""The default client: aiohttp, which is fast with many calls in flight.
+"""The default HTTP client: aiohttp, which is fast with many calls in flight.
 
-**It repeats by itself**: a GET, PUT or DELETE whose connection breaks before the reply is sent a second time, even on a
-fresh connection. Measured: five PUTs to a server that resets after reading, ten received. The public way to stop it is
-a client middleware (`_only_once`), which runs inside that loop: it turns the two errors that make aiohttp repeat into
-one it does not know.
+**aiohttp retries by itself**: it sends a GET, PUT or DELETE again if the connection breaks before the reply, even on a
+fresh connection. (Measured: of five PUTs to a server that resets after reading, ten arrived.) The public way to prevent
+it is a client middleware: `_no_retry` turns the two errors that make aiohttp retry into one that does not.
 """
 
 import io
@@ -21,32 +20,32 @@ _AUTOMATIC = frozenset(("accept", "content-type"))
 """Headers that aiohttp adds by itself where they are not given."""
 
 
-class _Stopped(Exception):
-    """A failure on its way past aiohttp's own repeating: the original is its cause."""
+class _NoRetry(Exception):
+    """Wraps an error after which aiohttp would retry; the error is its cause."""
 
 
-async def _only_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+async def _no_retry(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
-        raise  # no connection: aiohttp does not repeat this one
+        raise  # aiohttp does not retry this one
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        raise _Stopped from error
+        raise _NoRetry from error
 
 
-def _in_pieces(body: bytes) -> bytes | io.BytesIO | None:
-    """A body in the form aiohttp wants: above this size it warns about one that would go out in one piece."""
+def _payload(body: bytes) -> bytes | io.BytesIO | None:
+    """Returns a large body as a stream, since aiohttp warns of bytes above this size."""
     return io.BytesIO(body) if len(body) > 2**20 else body or None
 
 
 _current: ContextVar[Exchange] = ContextVar("_current")
-"""Tells the connector which exchange it works for: aiohttp's own way, tracing, costs a sixth of the whole call."""
+"""The exchange that the connector works for. (Measured: aiohttp's tracing would add a sixth to the cost of a call.)"""
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Notes when a connection is handed out, and hands out none on which something arrived while it was idle.
+    """Sets the stage of the exchange when it gets a connection, and discards connections that received data while idle.
 
-    aiohttp by itself takes such bytes for the reply to the next request: one shopper would get another's answer.
+    aiohttp by itself would take such data for the reply to the next request, which may be another shopper's.
     """
 
     async def connect(
@@ -64,23 +63,23 @@ class _Connector(aiohttp.TCPConnector):
 
 
 class AiohttpTransport(Client):
-    told = (aiohttp.ClientConnectorError,)
+    safe_to_log = (aiohttp.ClientConnectorError,)
 
     def __init__(self, connections: int) -> None:
         self._connections = connections
         self._open: aiohttp.ClientSession | None = None
 
     def _session(self) -> aiohttp.ClientSession:
-        """Made at the first call, since aiohttp wants a running event loop for it."""
+        """Creates the session at the first call, since aiohttp needs a running event loop for it."""
         if self._open is None:
             self._open = aiohttp.ClientSession(
-                # Certificates are verified, by the context that aiohttp has made when it was imported. To make another
-                # would read all authorities a second time, a tenth of the time that it takes to start.
+                # `ssl=True` verifies certificates with the context that aiohttp creates when it is imported. Another
+                # context would load all authorities again, which takes a tenth of the start-up time.
                 connector=_Connector(limit=self._connections, keepalive_timeout=transport.IDLE_S, ssl=True),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,
                 trust_env=False,
-                middlewares=(_only_once,),
+                middlewares=(_no_retry,),
             )
         return self._open
 
@@ -90,9 +89,9 @@ class AiohttpTransport(Client):
             exchange.method,
             URL(exchange.url, encoded=True),
             headers=exchange.headers,
-            # None where both are given: else aiohttp copies all headers twice.
+            # None if both are given, since aiohttp copies all headers for an empty set.
             skip_auto_headers=_AUTOMATIC - exchange.named or None,
-            data=_in_pieces(exchange.body),
+            data=_payload(exchange.body),
             allow_redirects=False,
             timeout=aiohttp.ClientTimeout(total=None, connect=exchange.timeout_s / 2),
         )
@@ -104,7 +103,7 @@ class AiohttpTransport(Client):
                 body.add(chunk)
             return EngineReply(status=response.status, headers=headers, body=body.whole())
         finally:
-            if not response.closed:  # at the end of its body it has given the connection back by itself
+            if not response.closed:  # it is closed once the whole body has been read
                 response.close()
 
     def is_garbled(self, error: Exception) -> bool:

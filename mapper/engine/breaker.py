@@ -1,12 +1,11 @@
-"""Stops asking an engine that is down: the shopper is answered at once, and the engine is left alone to come back.
+"""A circuit breaker: stops calls to an engine that is down, so that the shopper is answered at once.
 
 A breaker is *closed* (calls pass) until half of at least 20 attempts in the last 10 s have failed; then *open* (none
-passes) for about 5 s; then *probing*: one attempt at a time passes. One that fails opens it again, three good ones
-close it. It knows one account of one engine, in one process, and nothing about what a failure is: `mapper.engine`
-tells it what became of each attempt.
+passes) for about 5 s; then *probing*: one attempt at a time passes. A failure opens it again, three successes close it.
+It is for one account of one engine, in one process. `mapper.engine.conversation` decides which attempts are failures.
 
-It is for validate. Consume's engine is built without one: while the engine is in trouble, an order that was sent must
-still be looked up, and one that was paid for is worth the wait.
+Only validate uses one. Consume must look orders up even while the engine fails, and an order that was paid for is worth
+the wait.
 """
 
 from collections.abc import Callable
@@ -27,27 +26,27 @@ class Breaker:
         random: Callable[[], float],
         on_change: Callable[[State], object] | None = None,
     ) -> None:
-        """`clock` is monotonic, in seconds; `random` gives numbers from 0 to 1; `on_change` is told each new state."""
+        """`clock`: monotonic, in seconds. `random`: from 0 to 1. `on_change` receives each new state."""
         self._clock, self._random, self._on_change = clock, random, on_change
         self._state: State = "closed"
         self._era = 0
-        """Counts the changes of state: what began in an earlier era says nothing about this one."""
-        self._forget_all()
+        """The number of state changes so far. An attempt that began in an earlier era is not counted."""
+        self._clear_window()
         self._probe_at = 0.0
         self._probes_out, self._probes_good = 0, 0
 
     def enter(self) -> int | None:
-        """Asks to make an attempt. None: it may not; otherwise a number to hand to `leave`, whatever happens."""
+        """Begins an attempt. Returns a number that must be passed to `leave`, or None if the attempt is not allowed."""
         if self._state != "closed":
             if self._state == "open" and self._clock() >= self._probe_at:
-                self._turn("probing")
+                self._change("probing")
             if self._state == "open" or self._probes_out:
                 return None
             self._probes_out = 1
         return self._era
 
     def leave(self, entered: int, *, good: bool | None) -> None:
-        """What became of an attempt. None: nothing that would tell of the engine, such as one that was cancelled."""
+        """Ends an attempt. `good`: None if it says nothing about the engine, as when it was cancelled."""
         if entered != self._era:
             return
         self._probes_out = 0
@@ -62,46 +61,46 @@ class Breaker:
         else:
             self._probes_good += 1
             if self._probes_good == GOOD_PROBES:
-                self._forget_all()
-                self._turn("closed")
+                self._clear_window()
+                self._change("closed")
 
     def wait_s(self) -> float:
-        """How long until the next probe, as far as that is known; above 0."""
+        """Returns the seconds until the next probe, 1 or more."""
         return max(self._probe_at - self._clock(), 1.0)
 
     def _open(self) -> None:
         self._probe_at = self._clock() + OPEN_S * (1 + OPEN_JITTER * (2 * self._random() - 1))
-        self._turn("open")
+        self._change("open")
 
-    def _turn(self, state: State) -> None:
+    def _change(self, state: State) -> None:
         self._state = state
         self._era += 1
         self._probes_good = 0
         if self._on_change is not None:
             self._on_change(state)
 
-    # The window: a box for each of the last ten seconds, the present one included, and the sums of all of them.
+    # The window has a bucket of [attempts, failures] for each of the last ten seconds, and the sums of all of them.
 
-    def _forget_all(self) -> None:
-        self._boxes = [[0, 0] for _ in range(WINDOW_S)]
+    def _clear_window(self) -> None:
+        self._buckets = [[0, 0] for _ in range(WINDOW_S)]
         self._attempts, self._failures = 0, 0
         self._second = 0
 
     def _count(self, *, good: bool) -> None:
         second = int(self._clock())
         if second != self._second:
-            self._forget_until(second)
-        box = self._boxes[second % WINDOW_S]
-        box[0] += 1
+            self._expire(second)
+        bucket = self._buckets[second % WINDOW_S]
+        bucket[0] += 1
         self._attempts += 1
         if not good:
-            box[1] += 1
+            bucket[1] += 1
             self._failures += 1
 
-    def _forget_until(self, second: int) -> None:
+    def _expire(self, second: int) -> None:
         for gone in range(max(self._second, second - WINDOW_S) + 1, second + 1):
-            box = self._boxes[gone % WINDOW_S]
-            self._attempts -= box[0]
-            self._failures -= box[1]
-            box[:] = [0, 0]
+            bucket = self._buckets[gone % WINDOW_S]
+            self._attempts -= bucket[0]
+            self._failures -= bucket[1]
+            bucket[:] = [0, 0]
         self._second = second

@@ -1,4 +1,4 @@
-"""Chooses the HTTP client towards the engine: each is loaded only where it is chosen."""
+"""Creates the configured HTTP client for calls to the engine; the other one is not loaded."""
 
 import logging
 from typing import Literal
@@ -7,12 +7,12 @@ from mapper.engine.transport import Transport
 
 
 def create(name: Literal["aiohttp", "httpx"], *, connections: int) -> Transport:
-    """The client of that name, with room for as many calls at a time as `connections`."""
-    # Below WARNING these write URLs (codes stand in them) and reply headers.
+    """`connections`: how many calls may be in flight."""
+    # Below WARNING these log URLs, which hold codes, and reply headers.
     for logger in ("aiohttp", "httpx2", "httpcore2"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     if name == "httpx":
-        from mapper.engine.httpx_client import HttpxTransport  # noqa: PLC0415 - either takes a while to load
+        from mapper.engine.httpx_client import HttpxTransport  # noqa: PLC0415 - slow to load
 
         return HttpxTransport(connections)
     from mapper.engine.aiohttp_client import AiohttpTransport  # noqa: PLC0415

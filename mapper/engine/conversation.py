@@ -43,7 +43,7 @@ RETRIES = {"conflict": 2, "redirect": 0, "too_large": 0, "breaker_open": 0}
 JITTER_S = (0.020, 0.080)
 MIN_LEFT_S = 0.050
 """No retry starts with less time left than this."""
-BUDGET_PER_CALL, BUDGET_MAX = 0.1, 10.0
+BUDGET_PER_REQUEST, BUDGET_MAX = 0.1, 10.0
 """The retry budget: each request adds a tenth, each retry takes 1. So an engine that is down gets a tenth more load."""
 BASE_REQUESTS, REQUESTS_PER_LINE = 100, 4
 """The limit of one conversation. No adapter needs more, even with a request per code or line: more is a loop."""
@@ -118,8 +118,8 @@ class BrokenContract(Exception):
 class Redemption:
     """Gates the redeeming requests of one conversation, and records what came of them.
 
-    `may_send` is awaited before each attempt, which is made only if it returns True. An exception of it ends the
-    conversation and is kept in `stopped_by`.
+    `may_send` is awaited before each attempt, which is made only if it returns True. An exception that it raises ends
+    the conversation, and is kept in `stopped_by`.
     """
 
     def __init__(self, may_send: Callable[[], Awaitable[bool]]) -> None:
@@ -232,12 +232,12 @@ class Engine:
         deadline: float,
         redemption: Redemption | None = None,
         *,
-        most: int = BASE_REQUESTS,
+        limit: int = BASE_REQUESTS,
     ) -> T:
         """Runs the conversation and returns its result.
 
-        `deadline` is a time on `clock`. Without a `redemption`, a request that redeems is not sent. `most`: how many
-        requests the conversation may make (`max_requests`).
+        `deadline` is a time on `clock`. Without a `redemption`, a request that redeems is not sent. `limit`: how many
+        requests the conversation may make (`request_limit`).
 
         Raises `EngineUnavailable`, `BrokenContract` for a request that the contract forbids (it is not sent), and
         whatever the adapter raises.
@@ -250,8 +250,8 @@ class Engine:
                 if isinstance(step, _Returned):
                     return step.value
                 count += len(_checked(step, self._targets, may_redeem=redemption is not None))
-                if count > most:
-                    raise BrokenContract(f"more than {most} requests in one conversation")
+                if count > limit:
+                    raise BrokenContract(f"more than {limit} requests in one conversation")
                 if isinstance(step, EngineRequest):
                     replies = await self._send_with_retries(step, deadline, redemption)
                 else:
@@ -284,7 +284,7 @@ class Engine:
         url, headers = target.base_url + request.path, target.headers(request)
         if request.effect != "redeems":
             redemption = None
-        self._budget = min(BUDGET_MAX, self._budget + BUDGET_PER_CALL)
+        self._budget = min(BUDGET_MAX, self._budget + BUDGET_PER_REQUEST)
         number = 1
         while True:
             try:
@@ -423,7 +423,7 @@ def _body_bytes(replies: Replies | None) -> int:
     return len(replies.body) if isinstance(replies, EngineReply) else sum(len(reply.body) for reply in replies)
 
 
-def max_requests(lines: int) -> int:
+def request_limit(lines: int) -> int:
     """How many requests a conversation about a cart of so many lines may make."""
     return BASE_REQUESTS + REQUESTS_PER_LINE * lines
 
@@ -506,8 +506,8 @@ def replay(
         while not isinstance(step := _resume(conversation, sent_back), _Returned):
             asked = _checked(step, accounts, may_redeem=True)
             requests += asked
-            if len(requests) > max_requests(lines):
-                raise BrokenContract(f"more than {max_requests(lines)} requests in one conversation")
+            if len(requests) > request_limit(lines):
+                raise BrokenContract(f"more than {request_limit(lines)} requests in one conversation")
             if len(remaining) < len(asked):
                 raise RepliesDiffer(f"there is no reply to request {len(requests)}, {requests[-1].operation!r}")
             came, remaining = remaining[: len(asked)], remaining[len(asked) :]

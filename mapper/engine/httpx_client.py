@@ -1,6 +1,6 @@
-"""The other client: httpx2, for those who know and trust it (`MAPPER_HTTP_CLIENT=httpx`).
+"""The alternative HTTP client: httpx2 (`MAPPER_HTTP_CLIENT=httpx`).
 
-It repeats only what never left: a request for which the pool found a closed connection.
+It retries by itself only if the pool's connection was closed before anything was sent.
 """
 
 import ssl
@@ -15,13 +15,13 @@ from mapper.engine.transport import Body, Client, Exchange, merged
 
 
 class HttpxTransport(Client):
-    """httpx2's transport without its client: no redirects, cookies, proxies, .netrc and URL logs to switch off.
+    """Uses httpx2's transport without its client, which would follow redirects, keep cookies and log URLs.
 
-    Cancelled in the middle of a TLS handshake, httpcore2 leaves the socket to the garbage collector.
+    If it is cancelled during a TLS handshake, httpcore2 leaves the socket to the garbage collector.
     """
 
-    late = (TimeoutError, httpx2.TimeoutException)
-    told = (httpx2.ConnectError,)
+    timeouts = (TimeoutError, httpx2.TimeoutException)
+    safe_to_log = (httpx2.ConnectError,)
 
     def __init__(self, connections: int) -> None:
         limits = httpx2.Limits(
@@ -37,7 +37,7 @@ class HttpxTransport(Client):
         extensions = {
             "timeout": {"connect": exchange.timeout_s / 2, "pool": exchange.timeout_s / 2},
             "trace": trace,
-            "target": _target(exchange.url),  # httpx2 would tidy up the path
+            "target": _target(exchange.url),  # httpx2 would normalize the path
         }
         request = httpx2.Request(
             exchange.method,
@@ -59,7 +59,7 @@ class HttpxTransport(Client):
             await response.aclose()
 
     def is_garbled(self, error: Exception) -> bool:
-        # "Disconnected without a response" is this class too, but no complaint of the HTTP parser stands behind it.
+        # "Disconnected without a response" is of the same class, but not caused by an error of the HTTP parser.
         return (
             isinstance(error, httpx2.RemoteProtocolError)
             and error.__cause__ is not None
@@ -71,6 +71,6 @@ class HttpxTransport(Client):
 
 
 def _target(url: str) -> bytes:
-    """What stands in the request line: the URL's path and query."""
+    """Returns the URL's path and query, as in the request line."""
     _, slash, target = url.partition("://")[2].partition("/")
     return (slash + target).encode("ascii") or b"/"

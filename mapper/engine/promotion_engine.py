@@ -32,7 +32,7 @@ from mapper.domain.errors import (
 from mapper.domain.lines import MAX_LINES
 from mapper.domain.record import current
 from mapper.engine import results, transcript
-from mapper.engine.conversation import BrokenContract, Engine, Redemption, max_requests
+from mapper.engine.conversation import BrokenContract, Engine, Redemption, request_limit
 from mapper.engine.results import BadResult
 
 log = logging.getLogger("mapper")
@@ -145,8 +145,8 @@ class PromotionEngine:
             if script is not None:
                 conversation = script.transcribe(conversation)
             # An erased order may have been the largest.
-            most = max_requests(MAX_LINES if cart is None else len(cart.cart))
-            value, faults = read(await self.engine.converse(conversation, deadline, redemption, most=most), cart)
+            limit = request_limit(MAX_LINES if cart is None else len(cart.cart))
+            value, faults = read(await self.engine.converse(conversation, deadline, redemption, limit=limit), cart)
             if faults and not _engine_has_acted(value):
                 raise BadResult("; ".join(faults))  # noqa: TRY301 - a bug like an exception of the adapter
         except Exception as error:

@@ -1,9 +1,9 @@
-"""What an adapter returns, checked before anybody believes it.
+"""Checks the results of adapters.
 
-Money is whole minor units above zero, a line is a line of this cart, a refused code was brought by the shopper, a
-payload encodes as JSON. Each function hands back the value with what is wrong taken out of it, and a sentence for each
-thing that was wrong: before the engine has acted such a value is refused as a whole; afterwards the rest of it is the
-answer, and what was taken out is a notice.
+Amounts must be whole minor units above zero, lines must be of this cart, refused codes must be the shopper's, and
+payloads must encode as JSON. Each function returns the valid part of a result, and a sentence for each fault. Before
+the engine has acted, a result with a fault is refused as a whole. Afterwards its valid part is used, with a notice that
+something is missing.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,7 +29,7 @@ from mapper.domain.document import encode
 
 T = TypeVar("T")
 
-LOST = Notice("adapter_error", "A part of the promotion engine's answer could not be made use of.", None)
+INCOMPLETE = Notice("adapter_error", "A part of the promotion engine's answer could not be made use of.", None)
 
 
 _SCOPES = (None, *get_args(Scope))
@@ -37,35 +37,35 @@ _REASONS = frozenset(reason.value for reason in Reason)
 
 
 class BadResult(Exception):
-    """What an adapter returned is not what the contract says. The message names no data of a shopper."""
+    """An adapter's result violates the contract. The message holds no shopper's data."""
 
 
 def outcome(value: object, checkout: Checkout) -> tuple[Outcome, list[str]]:
     if not isinstance(value, Outcome):
-        return Outcome(notices=(LOST,)), [f"returns {type(value).__name__}, not Outcome"]
+        return Outcome(notices=(INCOMPLETE,)), [f"returns {type(value).__name__}, not Outcome"]
     lines = {line.index for line in checkout.cart}
     codes = set(checkout.promotions.codes)
-    if _is_sound(value, lines, codes):
+    if _is_valid(value, lines, codes):
         return value, []
     faults: list[str] = []
-    discounts = _sound(value.discounts, Discount, lambda one: _discount_fault(one, lines), faults)
-    rejected = _sound(value.rejected, Rejection, lambda one: _rejection_fault(one, codes), faults)
-    notices = _sound(value.notices, Notice, _notice_fault, faults)
-    costs = _sound(value.costs, Cost, lambda one: _cost_fault(one, lines), faults)
-    diagnostics = _sound(value.diagnostics, Diagnostic, _diagnostic_fault, faults)
-    sound = Outcome(
+    discounts = _valid(value.discounts, Discount, lambda one: _discount_fault(one, lines), faults)
+    rejected = _valid(value.rejected, Rejection, lambda one: _rejection_fault(one, codes), faults)
+    notices = _valid(value.notices, Notice, _notice_fault, faults)
+    costs = _valid(value.costs, Cost, lambda one: _cost_fault(one, lines), faults)
+    diagnostics = _valid(value.diagnostics, Diagnostic, _diagnostic_fault, faults)
+    checked = Outcome(
         discounts=discounts,
         rejected=tuple(msgspec.structs.replace(one, reason=Reason(one.reason)) for one in rejected),
-        notices=(*notices, LOST) if faults else notices,
+        notices=(*notices, INCOMPLETE) if faults else notices,
         costs=costs,
         diagnostics=diagnostics,
         redeemed=value.redeemed is True,
     )
-    return sound, faults
+    return checked, faults
 
 
 def redemption(value: object, order: Checkout) -> tuple[Redeemed | NotRedeemed, list[str]]:
-    """Raises `BadResult` where it does not even say whether the order is redeemed, or for what it was refused."""
+    """Raises `BadResult` if it is unclear whether the order is redeemed, or why it was refused."""
     if isinstance(value, NotRedeemed):
         found, faults = outcome(Outcome(rejected=value.rejected, notices=value.notices), order)
         if faults:
@@ -82,7 +82,7 @@ def redemption(value: object, order: Checkout) -> tuple[Redeemed | NotRedeemed, 
 
 
 def looked_up(value: object, order: Checkout) -> tuple[LookedUp, list[str]]:
-    """Raises `BadResult` where it does not even say whether the order is redeemed."""
+    """Raises `BadResult` if it is unclear whether the order is redeemed."""
     if not isinstance(value, LookedUp):
         raise BadResult(f"returns {type(value).__name__}, not LookedUp")
     if value.state not in ("redeemed", "absent", "unclear"):
@@ -94,17 +94,17 @@ def looked_up(value: object, order: Checkout) -> tuple[LookedUp, list[str]]:
 
 
 def nothing(value: object, order: object) -> tuple[None, list[str]]:
-    """Of what takes something back."""
+    """The result of `undo` and `repair`, which is ignored."""
     return None, []
 
 
-def _is_sound(value: Outcome, lines: set[int], codes: set[str]) -> bool:
-    """Whether nothing at all is wrong: told in one go, several times as fast as finding out what is."""
+def _is_valid(value: Outcome, lines: set[int], codes: set[str]) -> bool:
+    """Whether the whole outcome is valid. Much faster than collecting the faults, and almost always true."""
     lists = (value.discounts, value.rejected, value.notices, value.costs, value.diagnostics)
     if type(value.redeemed) is not bool or [type(one) for one in lists] != [tuple] * len(lists):
         return False
     for discount in value.discounts:
-        if type(discount) is not Discount or not _is_sound_discount(discount, lines):
+        if type(discount) is not Discount or not _is_valid_discount(discount, lines):
             return False
     return (
         all(type(one) is Cost and not _cost_fault(one, lines) for one in value.costs)
@@ -118,7 +118,7 @@ def _is_sound(value: Outcome, lines: set[int], codes: set[str]) -> bool:
     )
 
 
-def _is_sound_discount(one: Discount, lines: set[int]) -> bool:
+def _is_valid_discount(one: Discount, lines: set[int]) -> bool:
     return (
         type(one.amount) is int
         and one.amount > 0
@@ -130,18 +130,18 @@ def _is_sound_discount(one: Discount, lines: set[int]) -> bool:
     )
 
 
-def _sound(given: Iterable[object], kind: type[T], fault: Callable[[T], str], faults: list[str]) -> tuple[T, ...]:
+def _valid(given: Iterable[object], kind: type[T], fault: Callable[[T], str], faults: list[str]) -> tuple[T, ...]:
     if not isinstance(given, tuple | list):
         faults.append(f"a tuple of {kind.__name__}, not {type(given).__name__}")
         return ()
-    sound: list[T] = []
+    valid: list[T] = []
     for one in given:
         wrong = fault(one) if isinstance(one, kind) else f"{type(one).__name__} among {kind.__name__}s"
         if wrong:
             faults.append(wrong)
         elif isinstance(one, kind):
-            sound.append(one)
-    return tuple(sound)
+            valid.append(one)
+    return tuple(valid)
 
 
 def _discount_fault(discount: Discount, lines: set[int]) -> str:
@@ -199,14 +199,14 @@ def _is_line(value: object, lines: set[int]) -> bool:
 
 
 def _are_texts(*values: object) -> bool:
-    """Strings that can be written: JSON text is UTF-8, which has no lone surrogates."""
+    """Whether all are strings that JSON can hold, without lone surrogates."""
     return all(isinstance(value, str) and (value.isascii() or encodes(value)) for value in values)
 
 
 def encodes(value: Any) -> bool:
-    """Whether it can stand in an answer."""
+    """Whether the value can be encoded as JSON."""
     try:
         encode(value)
-    except Exception:  # noqa: BLE001 - the encoder raises what the value's own methods raise, too
+    except Exception:  # noqa: BLE001 - a value's own methods may raise anything
         return False
     return True

@@ -1,21 +1,21 @@
-"""The rim towards the engine: one HTTP request out, one reply or one honest failure back.
+"""Sends one HTTP request to the engine, and returns its reply or raises a failure.
 
-Two clients, one `Transport`, one test suite against a server that counts what it receives: aiohttp (the default, fast
-under load) and httpx2 (`MAPPER_HTTP_CLIENT=httpx`). Each has a module of its own, so that only the one that is chosen
-is loaded, and only by a process that calls the engine. Both are held to the same rules:
+There are two clients behind one `Transport`: aiohttp (the default, fast under load) and httpx2
+(`MAPPER_HTTP_CLIENT=httpx`). Each has its own module, so that only the chosen one is loaded, and only by a process that
+calls the engine. One test suite holds both to the same rules:
 
-- **One send is at most one request on the wire.** Nothing here repeats; `mapper.engine` decides about that.
-- **A failure says whether the engine can have acted.** `NotSent` only where no connection was handed to the request;
-  everything after that is `Unknown`, since a reset looks the same before and after the engine has committed.
-- The URL goes out as it was given, to the byte. Redirects are not followed, cookies not kept, proxies and .netrc not
-  looked up, certificates verified (by this machine's authorities, or those in `SSL_CERT_FILE`, as always with OpenSSL).
-- One deadline for the whole exchange, from the wait for a connection to the last byte of the body; connecting gets at
-  most half of it (with httpx2: each step of it), so that a lost packet leaves time for another attempt.
-- The body is cut at a size counted after decompression, while it is being read.
+- **One send is at most one request on the wire.** There are no retries here, only in `mapper.engine.conversation`.
+- **A failure says whether the engine may have acted.** `NotSent` is raised only if the request got no connection. Every
+  later failure is `Unknown`, since a reset looks the same before and after the engine has committed.
+- The URL is sent unchanged. Redirects are not followed, cookies are not kept, proxies and .netrc are not used.
+  Certificates are verified, against this machine's authorities or those in `SSL_CERT_FILE`.
+- One deadline covers the whole exchange, from the wait for a connection to the last byte of the body. Connecting gets
+  at most half of it (with httpx2: each step of connecting), so that after a lost packet there is time for a retry.
+- Reading stops once the body, decompressed, is larger than its limit.
 
-**A kept connection that the engine has closed while it was idle** is dropped and replaced before use by both clients,
-unseen and unsent. Where the close crosses our request on the wire, the outcome is `Unknown("reset")`: the engine may
-have read it. To make that rare, connections are kept for 4 s only, less than any load balancer keeps them.
+Both clients drop a pooled connection that the engine has closed while it was idle, and use another. If the engine
+closes it just as the request is sent, the failure is `Unknown("reset")`. To make that rare, connections are kept for
+4 s only, less than any load balancer keeps them.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ _VALUE = re.compile(r"[\t -~]*")
 
 
 class NotSent(Exception):
-    """Certainly nothing reached the engine. `reason`: connect (refused, too slow, no connection free), dns or tls."""
+    """Certainly nothing reached the engine. `reason`: connect (refused, too slow, none free), dns or tls."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason} ({detail})" if detail else reason)
@@ -50,10 +50,10 @@ class NotSent(Exception):
 
 
 class Unknown(Exception):
-    """The engine may have acted on the request, or not.
+    """The engine may or may not have acted on the request.
 
     `reason`: timeout, reset (connection gone before the reply), garbled (the reply is not HTTP), truncated (it ended
-    early), too_large, or undecodable (compressed in a way we did not ask for, or badly).
+    early), too_large, or undecodable (a content encoding that was not asked for, or a corrupt body).
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -65,10 +65,10 @@ class Transport(Protocol):
     async def send(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
     ) -> EngineReply:
-        """The engine's reply, whatever its status; header names in lower case.
+        """Returns the engine's reply, whatever its status, with header names in lower case.
 
-        Raises `NotSent` or `Unknown`, and `ValueError`, before anything is sent, where method, URL or headers hold what
-        HTTP cannot carry. To cancel it is safe: the connection is dropped.
+        Raises `NotSent`, `Unknown`, or, before anything is sent, `ValueError` for a method, URL or header that HTTP
+        cannot carry. When it is cancelled the connection is closed.
         """
         ...
 
@@ -76,14 +76,14 @@ class Transport(Protocol):
 
 
 class Exchange:
-    """One request, and how far it has come: that decides what a failure means."""
+    """One request and its stage, which decides what a failure means."""
 
     __slots__ = ("body", "headers", "max_bytes", "method", "named", "stage", "timeout_s", "url")
 
     def __init__(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
     ) -> None:
-        """Raises `ValueError` rather than let a line break in data make a header or a request of its own."""
+        """Raises `ValueError` for a method, URL or header that could inject another header or request."""
         if not _METHOD.fullmatch(method) or not _URL.fullmatch(url):
             raise ValueError("the method is not one of HTTP's, or the URL is not a plain http(s) URL")
         self.headers, self.named = _checked(tuple(headers))
@@ -94,9 +94,9 @@ class Exchange:
 
 @lru_cache(maxsize=64)
 def _checked(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[tuple[str, str], ...], frozenset[str]]:
-    """These, behind those that every request has, and their names in lower case.
+    """Returns the headers, with those of every request before them, and their names in lower case.
 
-    Nearly all requests have just their account's headers: the same again and again.
+    Cached, since nearly all requests have their account's headers only.
     """
     for name, value in headers:
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
@@ -105,9 +105,9 @@ def _checked(headers: tuple[tuple[str, str], ...]) -> tuple[tuple[tuple[str, str
 
 
 class Body:
-    """A reply's body while it comes in. Each method raises `Unknown` where it cannot be used.
+    """Collects the body of a reply. Its methods raise `Unknown` for a body that cannot be used.
 
-    It is decompressed here and not by the client: what a small bomb would inflate to is never made.
+    It decompresses the body itself, within the limit of its size, so that no gzip bomb is ever inflated.
     """
 
     def __init__(self, encoding: str, max_bytes: int) -> None:
@@ -117,11 +117,11 @@ class Body:
         self._gzip = zlib.decompressobj(zlib.MAX_WBITS | 16) if "gzip" in encoding else None
         self._data = bytearray()
         self._max_bytes = max_bytes
-        self._came = False
+        self._has_data = False
 
     def add(self, chunk: bytes) -> None:
-        """What came next; not empty."""
-        self._came = True
+        """Adds the next part, which is not empty."""
+        self._has_data = True
         try:
             self._data += self._gzip.decompress(chunk, self._max_bytes + 1 - len(self._data)) if self._gzip else chunk
         except zlib.error:
@@ -132,14 +132,14 @@ class Body:
             raise Unknown("undecodable", "bytes after the gzip stream")
 
     def whole(self) -> bytes:
-        """All of it, when there is no more."""
-        if self._gzip and self._came and not self._gzip.eof:
+        """Returns the body at its end."""
+        if self._gzip and self._has_data and not self._gzip.eof:
             raise Unknown("truncated", "gzip")
         return bytes(self._data)
 
 
 def merged(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Lower-case names; values of a repeated header joined by a comma."""
+    """Returns the headers by lower-case name, with the values of a repeated header joined by commas."""
     merged: dict[str, str] = {}
     for name, value in headers:
         key = name.lower()
@@ -148,13 +148,12 @@ def merged(headers: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 class Client(ABC):
-    """What both clients share: checks, the deadline, and telling failures apart."""
+    """The base of both clients: checks the request, keeps the deadline, and classifies failures."""
 
-    late: ClassVar[tuple[type[Exception], ...]] = (TimeoutError,)
-    """What the client raises when its time is up."""
-    told: ClassVar[tuple[type[Exception], ...]]
-    """What it raises where there is no connection and its words are the address and the system's word for the fault;
-    others hold the URL."""
+    timeouts: ClassVar[tuple[type[Exception], ...]] = (TimeoutError,)
+    """The client's exceptions for a timeout."""
+    safe_to_log: ClassVar[tuple[type[Exception], ...]]
+    """The client's exceptions, when connecting, whose text holds an address and the system's error but no URL."""
 
     async def send(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
@@ -165,17 +164,17 @@ class Client(ABC):
                 return await self.perform(exchange)
         except (NotSent, Unknown):
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a client raises, what counts is whether the request went out
-            # The client's own exception goes no further: some carry the request's headers, and so the credentials.
+        except Exception as error:  # noqa: BLE001 - any exception of a client is classified by the stage
+            # `from None`: some of the clients' exceptions hold the request's headers, and so the credentials.
             raise self._failure(exchange, error) from None
 
     def _failure(self, exchange: Exchange, error: Exception) -> NotSent | Unknown:
         kind = type(error.__cause__ or error).__name__
-        late = isinstance(error, self.late)
+        timed_out = isinstance(error, self.timeouts)
         if exchange.stage == "connecting":
-            detail = str(error) if isinstance(error, self.told) else kind
-            return NotSent("connect" if late else _why_no_connection(error), detail)
-        if late:
+            detail = str(error) if isinstance(error, self.safe_to_log) else kind
+            return NotSent("connect" if timed_out else _why_no_connection(error), detail)
+        if timed_out:
             return Unknown("timeout", exchange.stage)
         if exchange.stage == "reading":
             return Unknown("truncated", kind)
@@ -183,11 +182,11 @@ class Client(ABC):
 
     @abstractmethod
     async def perform(self, exchange: Exchange) -> EngineReply:
-        """Sends the request once, moving `exchange.stage` on as it goes."""
+        """Sends the request once, and keeps `exchange.stage` up to date."""
 
     @abstractmethod
     def is_garbled(self, error: Exception) -> bool:
-        """Whether this says that the reply is not HTTP."""
+        """Whether the error means that the reply is not HTTP."""
 
     @abstractmethod
     async def aclose(self) -> None: ...

@@ -102,7 +102,7 @@ def test_a_start_that_fails_names_what_is_misspelt_and_in_quotes_as_well(
     assert code == 2
     assert [one["state"] for one in found] == ["failed", "warning", "warning"]
     told = " ".join(one["text"] for one in found)
-    for expected in ("the deployment's address alone", "did you mean MAPPER_RECEIPT", "stands in quotes"):
+    for expected in ("the deployment's address alone", "did you mean MAPPER_RECEIPT", "is in quotes"):
         assert expected in told
 
 

@@ -14,7 +14,7 @@ from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, to
 from mapper.domain.errors import EngineRejected, EngineUnavailable
 from mapper.engine import conversation as engine
 from mapper.engine import transport
-from mapper.engine.conversation import Attempt, BrokenContract, Engine, Redemption, max_requests, replay
+from mapper.engine.conversation import Attempt, BrokenContract, Engine, Redemption, replay, request_limit
 from mapper.engine.transport import NotSent, Unknown
 
 Step = int | EngineReply | BaseException
@@ -556,11 +556,11 @@ def test_a_conversation_may_ask_as_much_as_its_cart_needs_and_no_more(lines: int
         while True:
             yield request()
 
-    most = max_requests(lines)
+    most = request_limit(lines)
     assert most >= 40 + lines
     world = World(takes=0)
     with pytest.raises(BrokenContract, match=f"more than {most} requests"):
-        asyncio.run(world.engine.converse(endless(), world.now + 1, most=most))
+        asyncio.run(world.engine.converse(endless(), world.now + 1, limit=most))
     assert len(world.sent) == most
     with pytest.raises(BrokenContract, match=f"more than {most} requests"):
         replay(endless(), [reply()] * (most + 1), lines=lines)

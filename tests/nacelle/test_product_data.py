@@ -182,7 +182,7 @@ def test_a_file_is_enough(shop: Shop, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"MAPPER_PRODUCT_DATA": "nowhere.csv"}, "MAPPER_PRODUCT_DATA: expected off, nacelle, or a file that is there"),
+        ({"MAPPER_PRODUCT_DATA": "nowhere.csv"}, "MAPPER_PRODUCT_DATA: expected off, nacelle, or an existing file"),
         ({"NACELLE_STOREFRONT_URL": "http://example.org"}, "NACELLE_STOREFRONT_URL: expected an https:// URL"),
         ({"NACELLE_SPACE_IDS": ""}, "NOMS_SPACE_ID: expected the space whose products are read"),
         ({"NACELLE_STOREFRONT_TOKEN": "a b"}, "NACELLE_STOREFRONT_TOKEN: expected a value without white space"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mapper.adapter import Conversation, Discount, EngineReply, LookedUp, NotRedeemed, Outcome, Redeemed
 from mapper.domain.errors import EngineRejected, EngineUnavailable, OrderMismatch, Problem
-from mapper.engine.conversation import max_requests
+from mapper.engine.conversation import request_limit
 from tests.adapters.voucherify.talk import (
     AMOUNT,
     ORDER,
@@ -548,7 +548,7 @@ def test_as_many_redemptions_as_an_order_can_have_fit_into_one_conversation() ->
         engine().look_up(order(SHIRT, codes=codes), ORDER), half(*(one["id"] for one in children)), *children
     )
     assert refusals(found.outcome) == [("C29", "not_applied", "")]
-    assert len(requests) == 30 < max_requests(lines=1)
+    assert len(requests) == 30 < request_limit(lines=1)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from mapper.commands import cli
+from mapper.commands import cli, new_adapter
 from tests.conformance.acme import describe
 from tests.test_docs import free_ports
 
@@ -77,6 +77,14 @@ def test_no_trace_of_the_scaffolds_own_name_is_left(package: Path) -> None:
     files = [path for path in package.rglob("*") if path.is_file()]
     assert len(files) > 15
     assert [path.name for path in files if re.search("acme", path.name + path.read_text("utf-8"), re.IGNORECASE)] == []
+
+
+def test_the_guide_shows_what_stands_in_the_package() -> None:
+    guide = (Path(__file__).parents[2] / "adapters" / "README.md").read_text("utf-8")
+    written = "\n".join(file.read_text("utf-8") for file in sorted(new_adapter.SCAFFOLD.rglob("*.py")))
+    shown = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    assert len(shown) == 2
+    assert [block for block in shown if block not in written] == []
 
 
 def test_the_service_runs_with_it_and_its_sample_calls_work_as_printed(package: Path) -> None:

@@ -48,6 +48,8 @@ def routes(
             return refused
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return _problem(415, "The body must be application/json.")
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            return _problem(415, "The body must not be compressed.")
         body = await _body(request, configured.max_body_bytes)
         if body is None:
             return _problem(413, f"The body is larger than {configured.max_body_bytes} bytes.")

@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import msgspec
+
 from mapper.adapter import EngineReply
 from mapper.engine.transport import NotSent, Transport, Unknown
 from mapper.nacelle.convert import Order
@@ -92,7 +94,7 @@ class Noms:
 def judged(reply: EngineReply) -> Sent:
     """What an answer of Nacelle says."""
     status, body = reply.status, reply.body
-    if status in (200, 201):
+    if status in (200, 201) and _tells_of_an_order(status, body):
         return Sent("created", "created", status, body)
     if status == 429:
         return Sent("not_sent", "rate_limited", status, body)
@@ -101,6 +103,14 @@ def judged(reply: EngineReply) -> Sent:
     if 400 <= status <= 499 and status != 408:
         return Sent("refused", "order_refused", status, body)
     return Sent("unknown", "server_error" if status >= 500 else "unexpected_answer", status, body)
+
+
+def _tells_of_an_order(status: int, body: bytes) -> bool:
+    """Whether it is Nacelle's answer, and not the page of a gateway, or of a site at a wrong address."""
+    try:
+        return isinstance(msgspec.json.decode(body), dict)
+    except msgspec.DecodeError:
+        return status == 201 and not body.strip()
 
 
 def _retry_after(reply: EngineReply) -> float:

@@ -33,8 +33,9 @@ class Died(BaseException):
 class Nacelle:
     """Creates whatever arrives, and then answers as it is told to."""
 
-    def __init__(self, *answers: int | Exception, dies: bool = False) -> None:
+    def __init__(self, *answers: int | Exception, body: bytes = b'{"id":"n-1"}', dies: bool = False) -> None:
         self.answers = list(answers)
+        self.body = body
         self.dies = dies
         self.created: list[bytes] = []
         self.requests = 0
@@ -55,7 +56,7 @@ class Nacelle:
             raise Died
         if isinstance(answer, Exception):
             raise answer
-        return EngineReply(status=answer, headers={"retry-after": "1"}, body=b'{"id":"n-1"}')
+        return EngineReply(status=answer, headers={"retry-after": "1"}, body=self.body)
 
     async def aclose(self) -> None: ...
 
@@ -157,6 +158,14 @@ def test_what_may_have_created_it_is_never_sent_again_until_a_person_says_so(
     assert shop.with_journal(lambda journal: journal.settle("space-1", "c-1", created=False))
     assert (shop.ingest(nacelle).state, nacelle.requests) == ("created", 2)
     assert not shop.with_journal(lambda journal: journal.settle("space-1", "c-1", created=False))
+
+
+@pytest.mark.parametrize("body", [b"<html>", b'"ok"', b"", b"[]"])
+def test_an_answer_that_tells_of_no_order_is_no_success(shop: Shop, body: bytes) -> None:
+    nacelle = Nacelle(200, body=body)
+    assert (shop.ingest(nacelle).state, shop.ingest(nacelle).state, nacelle.requests) == ("unknown", "unknown", 1)
+    empty = Nacelle(201, body=b"")
+    assert shop.ingest(empty, {**ORDER, "id": "c-2"}).state == "created"
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])

@@ -120,6 +120,7 @@ def test_without_the_token_nothing_is_done(shop: Shop, token: str) -> None:
 
 def test_what_is_no_json_or_too_large_gets_the_ordinary_codes(shop: Shop) -> None:
     assert shop.ingest(content_type="text/plain").status == 415
+    assert shop.ingest(content_encoding="gzip").status == 415
     assert shop.ingest({**PAID, "note": "x" * 5000}).status == 413
     assert send(f"{shop.service}/orders/ingest", token=TOKEN).status == 405
     assert shop.created() == []

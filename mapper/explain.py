@@ -16,7 +16,7 @@ from mapper.adapter import EngineReply, EngineRequest
 from mapper.domain import checkout as documents
 from mapper.domain import discounts, money
 from mapper.domain.checkout import Checkout
-from mapper.domain.discounts import Settled
+from mapper.domain.discounts import Allocation
 from mapper.domain.errors import InvalidRequest, Problem
 from mapper.domain.outcome import Diagnostic, Discount, Notice, Outcome, Rejection
 from mapper.engine.conversation import Attempt, Engine
@@ -124,14 +124,14 @@ async def explain(configured: Settings, transport: Transport, body: bytes) -> Ex
         outcome = await PromotionEngine(configured.adapter, engine).validate(checkout, session, deadline)
     except Problem as failed:
         problem = failed.message
-    outcome = msgspec.structs.replace(outcome, notices=(*outcome.notices, *checkout.remarks))
+    outcome = msgspec.structs.replace(outcome, notices=(*outcome.notices, *checkout.notices))
     asked = time.perf_counter()
-    settled = discounts.settle(checkout, outcome)
+    allocation = discounts.allocate(checkout, outcome)
     done = time.perf_counter()
     ms = {"reading": 1000 * (read - started), "asking": 1000 * (asked - read), "settling": 1000 * (done - asked)}
     times = [attempt.seconds for attempt in attempts if attempt.failure is None]
     timed = tuple(replace(exchange, ms=1000 * seconds) for exchange, seconds in zip(exchanges, times, strict=False))
-    return _explanation(configured.adapter.name, session, checkout, outcome, settled, timed, ms, problem)
+    return _explanation(configured.adapter.name, session, checkout, outcome, allocation, timed, ms, problem)
 
 
 def _explain_record(rules: Rules, data: bytes) -> Explanation:
@@ -156,9 +156,9 @@ def _explain_record(rules: Rules, data: bytes) -> Explanation:
     )
     other = next((finding for finding in findings if finding.kind == "asks differently"), None)
     problem = f"This version asks something else than was recorded: {other.place}." if other else run.result.problem
-    settled = discounts.settle(run.cart, run.outcome)
+    allocation = discounts.allocate(run.cart, run.outcome)
     session = recorded.arguments[0] if recorded.arguments else ""
-    return _explanation(record.engine, str(session), run.cart, run.outcome, settled, exchanges, {}, problem)
+    return _explanation(record.engine, str(session), run.cart, run.outcome, allocation, exchanges, {}, problem)
 
 
 def _raw_json(body: msgspec.Raw | msgspec.UnsetType) -> Any:
@@ -170,14 +170,14 @@ def _explanation(
     session: str,
     checkout: Checkout,
     outcome: Outcome,
-    settled: Settled,
+    allocation: Allocation,
     exchanges: tuple[Exchange, ...],
     ms: Mapping[str, float],
     problem: str,
 ) -> Explanation:
     lines = []
     for line in checkout.lines:
-        net = line.gross - settled.line_total(line.index)
+        net = line.gross - allocation.line_total(line.index)
         lines.append(
             LineExplanation(
                 pointer=line.pointer,
@@ -185,7 +185,7 @@ def _explanation(
                 quantity=line.quantity,
                 list_price=line.list_price,
                 gross=line.gross,
-                steps=tuple(_step(outcome, discount) for discount in settled.by_line.get(line.index, ())),
+                steps=tuple(_step(outcome, discount) for discount in allocation.by_line.get(line.index, ())),
                 net=net,
                 unit_price=money.unit_price(net, line.quantity) if line.quantity else line.list_price,
             )
@@ -196,9 +196,9 @@ def _explanation(
         engine=engine,
         session=session,
         lines=tuple(lines),
-        root=tuple(_step(outcome, discount) for discount in settled.root),
-        total=settled.total,
-        clamped=settled.clamped,
+        root=tuple(_step(outcome, discount) for discount in allocation.root),
+        total=allocation.total,
+        clamped=allocation.clamped,
         rejected=outcome.rejected,
         notices=outcome.notices,
         diagnostics=outcome.diagnostics,

@@ -19,7 +19,7 @@ from mapper.domain import checkout as documents
 from mapper.domain import discounts, document, signature
 from mapper.domain import notices as notes
 from mapper.domain.checkout import Checkout
-from mapper.domain.discounts import Settled
+from mapper.domain.discounts import Allocation
 from mapper.domain.errors import EngineRejected, EngineUnavailable, Forbidden, InvalidRequest, Operation, Problem
 from mapper.domain.languages import Language, language_of
 from mapper.domain.outcome import Outcome
@@ -120,7 +120,7 @@ async def validate(service: Service, call: Call) -> Answer:
     call.record.degraded, call.record.session = degraded, session
     if service.save_product_data is not None:
         await service.save_product_data(space, session, checkout)
-    answer, settled = await run_in_thread(
+    answer, allocation = await run_in_thread(
         len(call.body),
         _build_answer,
         receipts,
@@ -132,7 +132,7 @@ async def validate(service: Service, call: Call) -> Answer:
         service.now(),
         call.record.language,
     )
-    call.record.clamped, call.record.discount = settled.clamped > 0, settled.total
+    call.record.clamped, call.record.discount = allocation.clamped > 0, allocation.total
     return answer
 
 
@@ -239,21 +239,23 @@ def _build_answer(
     receipt_required: bool,
     now: float,
     language: Language,
-) -> tuple[Answer, Settled]:
-    """Returns validate's answer, and the discounts as they were settled over the lines."""
-    settled = discounts.settle(checkout, outcome)
+) -> tuple[Answer, Allocation]:
+    """Returns validate's answer, and the discounts as they were allocation over the lines."""
+    allocation = discounts.allocate(checkout, outcome)
     note = {
         "engine": receipts.engine,
         "session": session,
         "rejected": [notes.rejection(rejected, language) for rejected in outcome.rejected],
         "notices": [notes.notice(notice) for notice in outcome.notices],
         "degraded": degraded,
-        "receipt": receipts.write(session, checkout.customer, degraded, _receipt_digest(checkout, settled), now),
+        "receipt": receipts.write(session, checkout.customer, degraded, _receipt_digest(checkout, allocation), now),
     }
     answer = Answer(
-        200, b'{"checkout":' + discounts.write(checkout, settled, note, receipt_required=receipt_required) + b"}", "ok"
+        200,
+        b'{"checkout":' + discounts.write(checkout, allocation, note, receipt_required=receipt_required) + b"}",
+        "ok",
     )
-    return answer, settled
+    return answer, allocation
 
 
 def _session_id(service: Service, checkout: Checkout, space: str, receipt: Receipt | None) -> str:
@@ -285,12 +287,12 @@ def _may_answer_without_engine(service: Service, checkout: Checkout) -> bool:
     return policy == "no_discount" or (policy == "no_discount_without_codes" and not entered)
 
 
-def _receipt_digest(checkout: Checkout, settled: Settled) -> bytes:
+def _receipt_digest(checkout: Checkout, allocation: Allocation) -> bytes:
     """Returns the digest of the content that a receipt signs. Consume computes the same one from the order."""
     lines = sorted(
-        (line.name, line.quantity, line.list_price, settled.line_total(line.index)) for line in checkout.lines
+        (line.name, line.quantity, line.list_price, allocation.line_total(line.index)) for line in checkout.lines
     )
-    return digest(checkout.currency, lines, settled.root_total)
+    return digest(checkout.currency, lines, allocation.root_total)
 
 
 def _read_receipt(service: Service, order: Checkout, space: str) -> Receipt | Forbidden | None:

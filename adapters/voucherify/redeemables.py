@@ -148,7 +148,7 @@ def _notes(checkout: Checkout) -> dict[str, Any]:
 
 
 def _discount_metas(checkout: Checkout) -> list[dict[str, Any]]:
-    return [meta for _, entry in checkout.applied() if isinstance(meta := entry.get("meta"), dict)]
+    return [meta for _, entry in checkout.discount_entries() if isinstance(meta := entry.get("meta"), dict)]
 
 
 def _notice_payloads(checkout: Checkout) -> list[dict[str, Any]]:

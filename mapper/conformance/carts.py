@@ -64,15 +64,15 @@ def parse(given: Mapping[str, Any] | bytes) -> Checkout:
 
 def discounted(checkout: Checkout, outcome: Outcome) -> Checkout:
     """The checkout as validate answers it: prices reduced, discounts listed."""
-    settled = discounts.settle(checkout, outcome)
-    return parse(discounts.write(checkout, settled, {}))
+    allocation = discounts.allocate(checkout, outcome)
+    return parse(discounts.write(checkout, allocation, {}))
 
 
 def off(checkout: Checkout, outcome: Outcome) -> int:
     """What is taken off in all, in minor units."""
-    return discounts.settle(checkout, outcome).total
+    return discounts.allocate(checkout, outcome).total
 
 
 def beyond(checkout: Checkout, outcome: Outcome) -> int:
     """What is granted beyond the price of the thing that it is granted on."""
-    return discounts.settle(checkout, outcome).clamped
+    return discounts.allocate(checkout, outcome).clamped

@@ -1,7 +1,7 @@
-"""Nacelle's checkout or order: a typed, checked view over a body that is kept byte for byte.
+"""Nacelle's checkout or order: a typed, validated view of a body that is kept byte for byte.
 
-Everything an adapter or the arithmetic needs is read here once; whatever is wrong with the body is said here, with the
-place as a JSON pointer. What is called how is in `families`; the parts are read by `lines`, `codes` and `fields`.
+The body is read and validated here, once. An error names the place as a JSON pointer. `families` has the names of the
+keys; `lines`, `codes` and `fields` read the parts.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from mapper.domain.outcome import Notice
 __all__ = ["MAX_LINES", "Checkout", "Line", "Order", "Promotions", "check_id", "id_at", "parse"]
 
 
-_NO_PRODUCT_DATA: Final = frozenset(
+_NOT_PRODUCT_DATA: Final = frozenset(
     {"sku", "variant_id", "product_id", "quantity", "price", "price_amount", "total_discount", "discounts",
      "discounts_amount", "applied_discounts"}
 )  # fmt: skip
@@ -31,10 +31,10 @@ _NO_PRODUCT_DATA: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A part of the body with lines of its own: the body itself, or one of `orders` in family C."""
+    """An object with a list of lines: the body itself, or in family C one of its `orders`."""
 
     path: Path
-    """Of the object; () is the body itself."""
+    """() for the body itself."""
     names: Names = field(repr=False)
     lines: tuple[Line, ...]
 
@@ -45,7 +45,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Checkout:
-    """A checkout (validate) or an order (consume), whichever family it came in."""
+    """A checkout (validate) or an order (consume), of any family."""
 
     family: Family
     source: Document = field(repr=False)
@@ -60,15 +60,15 @@ class Checkout:
     promotions_at: Path
     """The path of the promotion object that notes are written to; () where the body has none."""
     root_discount: int
-    """What the body says is off beside the lines: earlier order-level discounts of ours."""
+    """The order-level discounts that the body carries, in minor units. An earlier validate wrote them."""
     customer: str = ""
     """The shopper's id; "" for a guest."""
     attempt: str = ""
-    """Of an order that is to be redeemed: names it and the attempt, for idempotency keys."""
-    remarks: tuple[Notice, ...] = ()
-    """What the service itself has to say of it, beside what the engine says."""
+    """At consume: names the order and the attempt, for idempotency keys."""
+    notices: tuple[Notice, ...] = ()
+    """Notices of the service itself, in addition to the engine's."""
     product_data: Mapping[int, Mapping[str, Any]] = field(default_factory=dict, repr=False)
-    """What was filled in (JSON values by name), by `Line.index`; empty for a line of which nothing is known."""
+    """The product data that was added (JSON values by name), by `Line.index`; empty for a line without any."""
 
     @cached_property
     def lines(self) -> tuple[Line, ...]:
@@ -76,7 +76,7 @@ class Checkout:
 
     @cached_property
     def cart(self) -> tuple[Line, ...]:
-        """The lines an engine is told about: those of quantity 1 and more. Engines count positions in this list."""
+        """The lines that the engine is sent: those with a quantity of 1 or more. Its positions count in this list."""
         return tuple(line for line in self.lines if line.quantity > 0)
 
     def at(self, pointer: str) -> Any:
@@ -85,62 +85,61 @@ class Checkout:
 
     def at_line(self, line: Line, pointer: str) -> Any:
         """The value that a JSON pointer names within a line; None where there is none. Raises `InvalidRequest`."""
-        found = document.at(line.decoded, pointer)
-        if found is None or isinstance(found, str | int):
-            return found
+        value = document.at(line.decoded, pointer)
+        if value is None or isinstance(value, str | int):
+            return value
         exact = fields.value_at(self.source, line.pointer + pointer)
-        return found if exact is None else exact  # product data stands in no document
+        return value if exact is None else exact  # product data is not in the body
 
-    def filled(self, by_line: Mapping[int, Mapping[str, Any]], *remarks: Notice) -> "Checkout":
-        """The same, with product data (JSON values by name) where a line has none of that name; by `Line.index`.
+    def with_product_data(self, by_line: Mapping[int, Mapping[str, Any]], *notices: Notice) -> "Checkout":
+        """Adds product data (JSON values by name, by `Line.index`) to the lines, and notices.
 
-        What a line says itself wins. Names, quantities and amounts are never product data.
+        A value of the line itself takes precedence. Names, quantities and amounts are never taken from product data.
         """
 
-        def line(given: Line) -> Line:
-            known = by_line.get(given.index)
-            if not known:
-                return given
-            own = {key: value for key, value in given.decoded.items() if value is not None or key not in known}
-            more = {key: value for key, value in known.items() if key not in _NO_PRODUCT_DATA}
-            return msgspec.structs.replace(given, decoded={**more, **own})
+        def with_data(line: Line) -> Line:
+            data = by_line.get(line.index)
+            if not data:
+                return line
+            own = {key: value for key, value in line.decoded.items() if value is not None or key not in data}
+            added = {key: value for key, value in data.items() if key not in _NOT_PRODUCT_DATA}
+            return msgspec.structs.replace(line, decoded={**added, **own})
 
-        orders = tuple(replace(order, lines=tuple(map(line, order.lines))) for order in self.orders)
-        return replace(self, orders=orders, remarks=(*self.remarks, *remarks), product_data=by_line)
+        orders = tuple(replace(order, lines=tuple(map(with_data, order.lines))) for order in self.orders)
+        return replace(self, orders=orders, notices=(*self.notices, *notices), product_data=by_line)
 
     def amount_at(self, pointer: str, line: Line | None = None) -> int | None:
-        """The amount (minor units) that a pointer names; None where it is absent or null. Raises `InvalidRequest`.
+        """The amount (minor units) at a JSON pointer; None where it is absent or null. Raises `InvalidRequest`.
 
-        `*` in place of a position stands for every item of a list: their amounts are added up, None where no item has
-        one.
+        A token `*` stands for every item of a list: the amounts of all items are added up.
         """
-        whole = (line.pointer if line else "") + pointer
-        found = [
+        full_pointer = (line.pointer if line else "") + pointer
+        amounts = [
             fields.amount(value, self.digits, each)
-            for each in document.expand(self.source.decoded, whole)
+            for each in document.expand(self.source.decoded, full_pointer)
             if (value := fields.value_at(self.source, each)) is not None
         ]
-        return sum(found) if found else None
+        return sum(amounts) if amounts else None
 
-    def applied(self) -> Iterator[tuple[Line | None, Entry]]:
-        """The discounts that stand in the body: those of each line, then (with None) those at the root."""
+    def discount_entries(self) -> Iterator[tuple[Line | None, Entry]]:
+        """The discounts that the body lists: those of each line, then (with None) those at the root."""
         for line in self.lines:
-            if line.names.came:
+            if line.names.has_list:
                 for entry in fields.entries(line.source, line.names.list, line.pointer):
                     yield line, entry
-        if self.names.came:
+        if self.names.has_list:
             for entry in fields.entries(self.source.root, self.names.list, ""):
                 yield None, entry
 
 
 def parse(body: bytes, operation: Operation, default_currency: str = "", customer_path: str = "") -> Checkout:
-    """The checked view over a body. `customer_path`: a JSON pointer. Raises `InvalidRequest`, which names the place."""
+    """Reads and validates a body. `customer_path`: a JSON pointer. Raises `InvalidRequest`."""
     source = document.parse(body)
     family = family_of(source.decoded, operation)
     if operation == "consume" and not family.is_order:
         raise InvalidRequest(
             "This is a checkout; an order has its lines in order_items or orders.",
-            f"/{family.told_by}",
+            f"/{family.root_list}",
             reason="checkout_at_consume",
         )
     currency, digits = _currency(source.decoded, family, default_currency)
@@ -148,7 +147,7 @@ def parse(body: bytes, operation: Operation, default_currency: str = "", custome
     orders = tuple(_orders(source, family, digits))
     count = sum(len(order.lines) for order in orders)
     if count > MAX_LINES:
-        raise InvalidRequest(f"The cart has {count} lines; the limit is {MAX_LINES}.", f"/{family.told_by}")
+        raise InvalidRequest(f"The cart has {count} lines; the limit is {MAX_LINES}.", f"/{family.root_list}")
     promotions, promotions_at = codes.read(source, family)
     return Checkout(
         family=family,
@@ -190,18 +189,19 @@ def _orders(source: Document, family: Family, digits: int) -> Iterator[Order]:
         pointer = "".join(f"/{key}" for key in path)
         if not isinstance(decoded, dict):
             raise InvalidRequest("An order is not an object.", pointer)
-        lines, here = decoded.get(family.lines), f"{pointer}/{family.lines}"
-        if not isinstance(lines, list):
-            raise InvalidRequest("The order has no list of lines.", here)
-        if len(lines) > MAX_LINES:
-            raise InvalidRequest(f"The cart has {len(lines)} lines; the limit is {MAX_LINES}.", here)
-        read = Lines(source, (*path, family.lines), here, family, digits, first).read(lines)
-        first += len(read)
-        yield Order(path, family.names(decoded, pointer), read)
+        decoded_lines, list_pointer = decoded.get(family.lines), f"{pointer}/{family.lines}"
+        if not isinstance(decoded_lines, list):
+            raise InvalidRequest("The order has no list of lines.", list_pointer)
+        if len(decoded_lines) > MAX_LINES:
+            message = f"The cart has {len(decoded_lines)} lines; the limit is {MAX_LINES}."
+            raise InvalidRequest(message, list_pointer)
+        lines = Lines(source, (*path, family.lines), list_pointer, family, digits, first).read(decoded_lines)
+        first += len(lines)
+        yield Order(path, family.names(decoded, pointer), lines)
 
 
 def _root_discount(source: Document, names: Names, digits: int, orders: tuple[Order, ...]) -> int:
-    if names.came:
+    if names.has_list:
         entries = fields.entries(source.root, names.list, "")
         return sum(fields.entry_amount(entry, f"/{names.list}/{i}", digits) for i, entry in enumerate(entries))
     if source.decoded.get(names.totals[0]) is not None:

@@ -1,7 +1,7 @@
-"""Puts discounts onto a checkout: first the arithmetic (`settle`), then the document (`write`).
+"""Applies discounts to a checkout: `allocate` does the arithmetic, `write` the document.
 
-Line discounts and order-level discounts always add up to the total, no line and no cost goes below zero, and what was
-written before by this service is replaced, never stacked.
+Line discounts and order-level discounts always add up to the total discount. No line and no cost falls below zero. The
+discounts of an earlier validate are replaced.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,17 +20,17 @@ from mapper.domain.outcome import Cost, Discount, Outcome, Scope
 
 
 @dataclass(frozen=True)
-class Settled:
-    """The discounts as they will stand in the document: amounts in minor units, nothing below zero."""
+class Allocation:
+    """The discounts as they are written to the document. Amounts are in minor units."""
 
     by_line: Mapping[int, Sequence[Discount]]
     """By `Line.index`; lines without a discount are absent."""
     line_totals: Mapping[int, int]
-    """What is off each of these lines."""
+    """The discount of each of these lines."""
     root: tuple[Discount, ...]
     root_total: int
     clamped: int
-    """What was granted beyond the price of the thing it was granted on, and therefore not taken off."""
+    """What was granted beyond the prices of lines, costs and order, and is not taken off."""
 
     def line_total(self, index: int) -> int:
         return self.line_totals.get(index, 0)
@@ -40,76 +40,81 @@ class Settled:
         return sum(self.line_totals.values()) + self.root_total
 
 
-def settle(checkout: Checkout, outcome: Outcome) -> Settled:
-    """Takes off as much of what the engine grants as there is to take off, each thing once, however it is reached.
+def allocate(checkout: Checkout, outcome: Outcome) -> Allocation:
+    """Allocates what the engine grants to lines and root, and clamps it to what there is to take off.
 
-    A line's units are part of the goods, a cost is part of all costs, both are part of the order: what is off the part
-    is off the whole, too. So the narrowest discounts come first, and the widest get what is left.
+    A line is part of the goods, a cost is part of all costs, and both are part of the order. So a discount on the part
+    also reduces what remains of the whole. Discounts on the narrowest targets are allocated first.
     """
-    granted: dict[int, list[Discount]] = {}
+    on_lines: dict[int, list[Discount]] = {}
     others: list[Discount] = []
     for discount in outcome.discounts:
         if discount.line is not None and _scope(discount) == "goods":
-            granted.setdefault(discount.line, []).append(discount)
+            on_lines.setdefault(discount.line, []).append(discount)
         else:
             others.append(discount)
     by_line: dict[int, list[Discount]] = {}
     line_totals: dict[int, int] = {}
     for line in checkout.lines:
-        if of_line := granted.get(line.index):
-            total, gross = _total(of_line), line.gross
+        if discounts := on_lines.get(line.index):
+            total, gross = _total(discounts), line.gross
             if total > gross:
-                of_line, total = _within(of_line, gross), gross
+                discounts, total = _clamp(discounts, gross), gross
             if total:
-                by_line[line.index], line_totals[line.index] = of_line, total
+                by_line[line.index], line_totals[line.index] = discounts, total
 
     root: list[Discount] = []
     for discount, share in zip(others, _shares(checkout, outcome.costs, others, line_totals), strict=True):
-        if share.of_line and discount.line is not None:
-            by_line.setdefault(discount.line, []).append(_cut(discount, share.of_line))
-            line_totals[discount.line] = line_totals.get(discount.line, 0) + share.of_line
-        if share.beside:
-            root.append(_cut(_placed(checkout, discount), share.beside))
+        if share.on_line and discount.line is not None:
+            by_line.setdefault(discount.line, []).append(_with_amount(discount, share.on_line))
+            line_totals[discount.line] = line_totals.get(discount.line, 0) + share.on_line
+        if share.at_root:
+            root.append(_with_amount(_root_discount(checkout, discount), share.at_root))
     root_total = _total(root)
     clamped = _total(outcome.discounts) - sum(line_totals.values()) - root_total
-    return Settled(by_line=by_line, line_totals=line_totals, root=tuple(root), root_total=root_total, clamped=clamped)
+    return Allocation(
+        by_line=by_line, line_totals=line_totals, root=tuple(root), root_total=root_total, clamped=clamped
+    )
 
 
 def _total(discounts: Sequence[Discount]) -> int:
     return discounts[0].amount if len(discounts) == 1 else sum([discount.amount for discount in discounts])
 
 
-def _within(discounts: Iterable[Discount], limit: int) -> list[Discount]:
-    """The discounts, the last of them cut, so that together they take off no more than `limit`."""
+def _clamp(discounts: Iterable[Discount], limit: int) -> list[Discount]:
+    """The discounts, the last ones reduced or dropped, so that their total is at most `limit`."""
     kept: list[Discount] = []
     for discount in discounts:
         amount = min(discount.amount, limit)
         limit -= amount
         if amount:
-            kept.append(_cut(discount, amount))
+            kept.append(_with_amount(discount, amount))
     return kept
 
 
-def _cut(discount: Discount, amount: int) -> Discount:
+def _with_amount(discount: Discount, amount: int) -> Discount:
     return discount if discount.amount == amount else msgspec.structs.replace(discount, amount=amount)
 
 
-def _placed(checkout: Checkout, discount: Discount) -> Discount:
-    """As it is listed at the root: what lies on a line's own costs names the line."""
+def _root_discount(checkout: Checkout, discount: Discount) -> Discount:
+    """The discount as it is listed at the root: one on the costs of a line names the line in its `meta`."""
     if discount.line is None:
         return discount
-    position, line = next(found for found in enumerate(checkout.cart) if found[1].index == discount.line)
+    position, line = next(pair for pair in enumerate(checkout.cart) if pair[1].index == discount.line)
     return msgspec.structs.replace(discount, meta={**discount.meta, "position": position, "sku": line.name})
 
 
-_Thing = tuple[Scope, int | None, str]
-"""What a discount lies on: scope, line, cost, as a `Discount` has them."""
-_GOODS: _Thing = ("goods", None, "")
-_COSTS: _Thing = ("costs", None, "")
-_ORDER: _Thing = ("total", None, "")
+# ---------------------------------------------------------------------------------------------------------------------
+# Discounts on the order and on costs
+
+_Target = tuple[Scope, int | None, str]
+"""What a discount is on: scope, line and cost of a `Discount`."""
+_GOODS: _Target = ("goods", None, "")
+_COSTS: _Target = ("costs", None, "")
+_ORDER: _Target = ("total", None, "")
 
 
-def _thing(discount: Discount) -> _Thing:
+def _target(discount: Discount) -> _Target:
     return _scope(discount), discount.line, discount.cost
 
 
@@ -121,23 +126,23 @@ def _scope(discount: Discount) -> Scope:
 
 @dataclass(slots=True)
 class _Share:
-    """What one discount takes off its thing."""
+    """How much of one discount is taken off, and where it is listed."""
 
-    thing: _Thing
+    target: _Target
     granted: int
-    of_line: int = 0
-    """Off the units of a line: listed with the line."""
-    beside: int = 0
-    """Off anything else: listed at the root."""
+    on_line: int = 0
+    """On the units of a line; listed with the line."""
+    at_root: int = 0
+    """On anything else; listed at the root."""
 
     @property
     def is_line_total(self) -> bool:
-        return self.thing[0] == "total" and self.thing[1] is not None
+        return self.target[0] == "total" and self.target[1] is not None
 
     @property
     def width(self) -> int:
-        """From a single cost to the whole order."""
-        scope, line, cost = self.thing
+        """From 0, one cost, to 4, the order."""
+        scope, line, cost = self.target
         if cost:
             return 0
         if line is not None:
@@ -148,124 +153,130 @@ class _Share:
 def _shares(
     checkout: Checkout, costs: Iterable[Cost], discounts: Sequence[Discount], line_totals: Mapping[int, int]
 ) -> list[_Share]:
-    """What each of these discounts takes off: none of them lies on a line's units, and `line_totals` are off these."""
+    """The shares of discounts on anything but the units of a line. `line_totals` is taken off the lines already."""
     if not discounts:
         return []
-    shares = [_Share(_thing(discount), discount.amount) for discount in discounts]
-    left = _Left(checkout, costs, line_totals, any_units=any(share.is_line_total for share in shares))
+    shares = [_Share(_target(discount), discount.amount) for discount in discounts]
+    remaining = _Remaining(checkout, costs, line_totals, any_on_line=any(share.is_line_total for share in shares))
     line_shares: list[_Share] = []
     for share in sorted(shares, key=lambda share: share.width):
         if share.is_line_total:
-            _take_line_total(share, left, line_shares)
+            _take_line_total(share, remaining, line_shares)
             line_shares.append(share)
         else:
-            share.beside = left.take(share.thing, share.granted)
+            share.at_root = remaining.take(share.target, share.granted)
     return shares
 
 
-def _take_line_total(share: _Share, left: "_Left", earlier: Iterable[_Share]) -> None:
-    """Off a line's units as far as that goes, the rest off its own costs.
+def _take_line_total(share: _Share, remaining: "_Remaining", earlier: Iterable[_Share]) -> None:
+    """Takes a discount on a line's total off the line's units first, then off the line's own costs.
 
-    Where others have used up the goods of the order, those before it (`earlier`) that can make room for it do: they
-    move from their line's units to its costs.
+    Where other discounts have used up the goods of the order, the `earlier` shares on line totals make room: they move
+    from the units of their line to its costs, as far as these remain.
     """
-    line = share.thing[1]
-    units: _Thing = ("goods", line, "")
-    share.of_line = left.take(units, share.granted)
-    costs: _Thing = ("costs", line, "")
-    share.beside = left.take(costs, min(share.granted - share.of_line, left.part(costs)))
+    line = share.target[1]
+    units: _Target = ("goods", line, "")
+    share.on_line = remaining.take(units, share.granted)
+    costs: _Target = ("costs", line, "")
+    share.at_root = remaining.take(costs, min(share.granted - share.on_line, remaining.of(costs)))
     for other in earlier:
-        missing = min(share.granted - share.of_line - share.beside, left.part(units))
-        others_costs: _Thing = ("costs", other.thing[1], "")
-        moved = left.take(others_costs, min(missing, other.of_line, left.part(others_costs)))
-        left.give_back(("goods", other.thing[1], ""), moved)
-        other.of_line, other.beside = other.of_line - moved, other.beside + moved
-        share.of_line += left.take(units, moved)
+        missing = min(share.granted - share.on_line - share.at_root, remaining.of(units))
+        others_costs: _Target = ("costs", other.target[1], "")
+        moved = remaining.take(others_costs, min(missing, other.on_line, remaining.of(others_costs)))
+        remaining.restore(("goods", other.target[1], ""), moved)
+        other.on_line, other.at_root = other.on_line - moved, other.at_root + moved
+        share.on_line += remaining.take(units, moved)
 
 
-class _Left:
-    """What there still is to take off each thing that has a price."""
+class _Remaining:
+    """What remains to be taken off each target that has a price."""
 
     def __init__(
-        self, checkout: Checkout, costs: Iterable[Cost], line_totals: Mapping[int, int], *, any_units: bool
+        self, checkout: Checkout, costs: Iterable[Cost], line_totals: Mapping[int, int], *, any_on_line: bool
     ) -> None:
-        """`line_totals` is off the lines already. `any_units`: whether more is to be taken off their units."""
+        """`line_totals` is taken off already. `any_on_line`: whether more is to be taken off the units of lines."""
         goods = sum([line.gross for line in checkout.lines]) - sum(line_totals.values())
-        self._left: dict[_Thing, int] = {_GOODS: goods, _ORDER: goods}
-        for line in checkout.lines if any_units else ():
-            self._left["goods", line.index, ""] = line.gross - line_totals.get(line.index, 0)
+        self._amounts: dict[_Target, int] = {_GOODS: goods, _ORDER: goods}
+        for line in checkout.lines if any_on_line else ():
+            self._amounts["goods", line.index, ""] = line.gross - line_totals.get(line.index, 0)
         for cost in costs:
-            for thing in _with_wider(("costs", cost.line, cost.name)):
-                self._left[thing] = self._left.get(thing, 0) + cost.price
+            for target in _with_wider(("costs", cost.line, cost.name)):
+                self._amounts[target] = self._amounts.get(target, 0) + cost.price
 
-    def part(self, thing: _Thing) -> int:
-        """What is left of the thing itself, whatever is left of the wider ones."""
-        return self._left.get(thing, 0)
+    def of(self, target: _Target) -> int:
+        """What remains of the target itself, whatever remains of the wider ones."""
+        return self._amounts.get(target, 0)
 
-    def take(self, thing: _Thing, amount: int) -> int:
-        """Takes off as much as there is, and says how much that was."""
-        if thing not in self._left and thing[0] == "costs":
-            return amount  # a cost that the engine knows from somebody else: nobody told us its price
-        taken = min(amount, *[self.part(one) for one in _with_wider(thing)])
+    def take(self, target: _Target, amount: int) -> int:
+        """Takes off up to `amount`; returns how much."""
+        if target not in self._amounts and target[0] == "costs":
+            return amount  # a cost whose price is not known is not limited
+        taken = min(amount, *[self.of(each) for each in _with_wider(target)])
         if taken:
-            self._add(thing, -taken)
+            self._add(target, -taken)
         return taken
 
-    def give_back(self, thing: _Thing, amount: int) -> None:
-        self._add(thing, amount)
+    def restore(self, target: _Target, amount: int) -> None:
+        self._add(target, amount)
 
-    def _add(self, thing: _Thing, amount: int) -> None:
-        for one in _with_wider(thing):
-            self._left[one] += amount
+    def _add(self, target: _Target, amount: int) -> None:
+        for each in _with_wider(target):
+            self._amounts[each] += amount
 
 
-def _with_wider(thing: _Thing) -> tuple[_Thing, ...]:
-    """The thing, and all that it is a part of."""
-    scope, line, cost = thing
+def _with_wider(target: _Target) -> tuple[_Target, ...]:
+    """The target, and all targets that it is a part of."""
+    scope, line, cost = target
     if scope == "goods":
-        return (thing, _GOODS, _ORDER) if line is not None else (_GOODS, _ORDER)
+        return (target, _GOODS, _ORDER) if line is not None else (_GOODS, _ORDER)
     if scope == "total":
         return (_ORDER,)
     if line is None:
-        return (thing, _COSTS, _ORDER) if cost else (_COSTS, _ORDER)
-    of_line: _Thing = ("costs", line, "")
-    return (thing, of_line, _COSTS, _ORDER) if cost else (of_line, _COSTS, _ORDER)
+        return (target, _COSTS, _ORDER) if cost else (_COSTS, _ORDER)
+    all_of_line: _Target = ("costs", line, "")
+    return (target, all_of_line, _COSTS, _ORDER) if cost else (all_of_line, _COSTS, _ORDER)
 
 
-def write(checkout: Checkout, settled: Settled, note: Mapping[str, Any], *, receipt_required: bool = False) -> bytes:
-    """The whole document, prices reduced and discounts listed; every byte that the contract does not name as it came.
+# ---------------------------------------------------------------------------------------------------------------------
+# The document
 
-    `note` goes to `promotions.meta.mapper`. A body without a promotion object gets one only where the note has to reach
-    somebody: consume, with a required receipt, or a person.
+
+def write(
+    checkout: Checkout, allocation: Allocation, note: Mapping[str, Any], *, receipt_required: bool = False
+) -> bytes:
+    """The document with reduced prices and listed discounts. All other bytes are unchanged (CONTRACT section 3).
+
+    `note` goes to `promotions.meta.mapper`. A body without a promotion object gets one only where consume needs the
+    receipt (`receipt_required`), or the note has notices or says `degraded`.
     """
-    digits, always = checkout.digits, checkout.family.writes_empty_lists
+    digits, write_empty = checkout.digits, checkout.family.writes_empty_lists
     changes: dict[Path, dict[str, Any]] = {}
     lines: dict[Path, list[Changes]] = {}
     for order in checkout.orders:
         if order.path:
-            total = money.text(sum([settled.line_total(line.index) for line in order.lines]), digits)
-            _set_discounts(changes.setdefault(order.path, {}), order.names, total, [], always=always)
+            total = money.text(sum([allocation.line_total(line.index) for line in order.lines]), digits)
+            _set_discounts(changes.setdefault(order.path, {}), order.names, total, [], write_empty=write_empty)
         lines[*order.path, checkout.family.lines] = [
-            _line(line, settled, digits, always=always) for line in order.lines
+            _line_changes(line, allocation, digits, write_empty=write_empty) for line in order.lines
         ]
-    listed = [_entry(discount, digits) for discount in settled.root]
-    total = money.text(settled.total, digits)
-    _set_discounts(changes.setdefault((), {}), checkout.names, total, listed, always=always)
+    entries = [_entry(discount, digits) for discount in allocation.root]
+    total = money.text(allocation.total, digits)
+    _set_discounts(changes.setdefault((), {}), checkout.names, total, entries, write_empty=write_empty)
     if checkout.promotions_at or receipt_required or note.get("notices") or note.get("degraded"):
-        for path, members in _note(checkout, note).items():
+        for path, members in _note_changes(checkout, note).items():
             changes.setdefault(path, {}).update(members)
     return checkout.source.replace(changes, lines)
 
 
 def annotate(checkout: Checkout, note: Mapping[str, Any]) -> bytes:
-    """The document as it came, but for `promotions.meta.mapper`."""
-    return checkout.source.replace(_note(checkout, note))
+    """The document with `note` at `promotions.meta.mapper`, otherwise unchanged."""
+    return checkout.source.replace(_note_changes(checkout, note))
 
 
-def _note(checkout: Checkout, note: Mapping[str, Any]) -> dict[Path, Changes]:
+def _note_changes(checkout: Checkout, note: Mapping[str, Any]) -> dict[Path, Changes]:
     if not checkout.promotions_at:
         names = ("promotions", "promotion") if checkout.family.name == "A" else ("promotion", "promotions")
-        name = next((name for name in names if name in checkout.source.decoded), names[0])  # it may be null
+        name = next((name for name in names if name in checkout.source.decoded), names[0])  # the member may be null
         return {(): {name: {"meta": {"mapper": note}}}}
     meta = (*checkout.promotions_at, "meta")
     if isinstance(checkout.source.decoded_at(meta), dict):
@@ -273,35 +284,37 @@ def _note(checkout: Checkout, note: Mapping[str, Any]) -> dict[Path, Changes]:
     return {checkout.promotions_at: {"meta": {"mapper": note}}}
 
 
-def _line(line: Line, settled: Settled, digits: int, *, always: bool) -> Changes:
+def _line_changes(line: Line, allocation: Allocation, digits: int, *, write_empty: bool) -> Changes:
     changes: dict[str, Any] = {}
     entries: list[_Entry] = []
-    off = settled.line_totals.get(line.index, 0)
-    list_price = price = line.list_price
-    if off:
-        price = money.unit_price(line.gross - off, line.quantity)
-        mark = money.text(list_price, digits)
-        entries = [_entry(discount, digits, mark) for discount in settled.by_line[line.index]]
+    discount = allocation.line_totals.get(line.index, 0)
+    price = line.list_price
+    if discount:
+        list_price = money.text(price, digits)
+        price = money.unit_price(line.gross - discount, line.quantity)
+        entries = [_entry(each, digits, list_price) for each in allocation.by_line[line.index]]
     if price != line.price:
         text = money.text(price, digits)
         for key in line.price_keys:
             changes[key] = text if isinstance(line.decoded[key], str) else Raw(text.encode())
-    _set_discounts(changes, line.names, money.text(off, digits), entries, always=always)
+    _set_discounts(changes, line.names, money.text(discount, digits), entries, write_empty=write_empty)
     return changes
 
 
-def _set_discounts(changes: dict[str, Any], names: Names, total: str, entries: list["_Entry"], *, always: bool) -> None:
-    """The total and the list of discounts. An empty list is left out where Nacelle's model wants at least one entry."""
+def _set_discounts(
+    changes: dict[str, Any], names: Names, total: str, entries: list["_Entry"], *, write_empty: bool
+) -> None:
+    """Sets the total and the list of discounts. An empty list is left out unless `write_empty`."""
     for key in names.totals:
         changes[key] = total
-    if entries or always:
+    if entries or write_empty:
         changes[names.list] = entries
-    elif names.came:
+    elif names.has_list:
         changes[names.list] = None
 
 
 class _Entry(msgspec.Struct):
-    """How a discount stands in the document."""
+    """A discount as the document lists it."""
 
     name: str
     description: str

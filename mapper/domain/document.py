@@ -1,8 +1,8 @@
-r"""JSON that comes back byte for byte: find values in the text, change a few, leave every other byte alone.
+r"""JSON that is changed in some places and otherwise kept byte for byte.
 
-Decoding and encoding again would not do: it turns `1.10` into `1.1`, `1e3` into `1000.0` and `"\u00e9"` into `"é"`. So
-a `Document` is rebuilt only where that is known to give the same bytes. Elsewhere `Object` and `Array` know where each
-of their values stands in the text, and what is to change is a list of edits, put in place in one pass.
+Decoding and encoding alone would turn `1.10` into `1.1`, `1e3` into `1000.0` and `"\u00e9"` into `"é"`. So a `Document`
+is encoded again only where that is known to give the same bytes. Otherwise `Object` and `Array` find the position of
+each value in the text, and the changes are applied as edits of the text, in one pass.
 """
 
 import json
@@ -17,19 +17,18 @@ import msgspec
 
 from mapper.domain.errors import InvalidRequest
 
-# From the end of one value to the start of the next, over what stands between: a comma, a key. The text has been seen
-# valid before these patterns are used, so they need only step over it. Group 1 is the key.
+# From the end of one value to the start of the next. The text is valid JSON when these are used. Group 1 is the key.
 _TO_MEMBER = re.compile(rb'[\s,{]*("[^"\\]*(?:\\.[^"\\]*)*")\s*:\s*')
 _TO_ITEM = re.compile(rb"[\s,]*")
 
-# One escape of a string. Group 1 is half a surrogate pair without its other half: RFC 8259 lets it pass, and JavaScript
-# writes it when a text is cut in the middle of an emoji, but no Unicode text can hold it.
+# One escape of a string. Group 1 is a lone surrogate. RFC 8259 allows it, and JavaScript writes it where a text was cut
+# within an emoji, but Unicode text cannot hold it.
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
 )
 
-# How deep things may stand in each other is up to Python's recursion limit. So that whatever is read here can be read
-# again from some calls further down, it is read here with this many arrays around it.
+# Python's recursion limit bounds the depth of a body. A body is parsed within this many extra arrays, so that functions
+# further down the call stack can parse it too.
 _HEADROOM = 100
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -44,116 +43,114 @@ _KINDS = {ord("{"): "object", ord("["): "array", ord('"'): "string", ord("t"): "
 
 
 Path = tuple[str | int, ...]
-"""The keys and positions that lead from the root to a value."""
+"""The keys and indexes that lead from the root to a value."""
 
 Changes = Mapping[str, Any]
-"""Members of one object by key: what is to stand there, as `encode` takes it, or None for what is to go."""
+"""The new members of one object by key, as `encode` takes them; None removes the member."""
 NO_ITEMS: Mapping[Path, Sequence[Changes]] = {}
 
 Edit = tuple[int, int, bytes]
-"""[start, end) of a text, and what is to stand there instead. Edits of one text never overlap."""
+"""A range of a text, [start, end), and its replacement. Edits of one text never overlap."""
 
 
 class Unreadable(ValueError):
-    """A value that is JSON but cannot be worked with, such as a number of 5,000 digits. It can still be passed on."""
+    """A value that is valid JSON but cannot be decoded, such as a number of 5,000 digits. It can be passed on."""
 
 
 class Document:
-    """A whole body, which is a JSON object. `parse` makes it; `replace` is the one way to change it."""
+    """A body, which is a JSON object. `parse` makes it; `replace` returns a changed copy of its text."""
 
-    __slots__ = ("_found", "_roundtrips", "decoded", "is_unicode", "root", "text")
+    __slots__ = ("_roundtrips", "_visited", "decoded", "is_unicode", "root", "text")
 
     def __init__(self, text: bytes, sanitized: bytes, decoded: dict[str, Any], *, roundtrips: bool) -> None:
-        """`sanitized`: `text` made Unicode. `roundtrips`: `encode` makes the very same bytes of `decoded`."""
+        """`sanitized`: see `_sanitized`. `roundtrips`: whether `encode` makes the same bytes of `decoded`."""
         self.text = text
         self.root = Object(text, len(text) - len(text.lstrip()), len(text.rstrip()), sanitized)
         self.decoded: Mapping[str, Any] = decoded
-        """What is in it, quick to look at. Texts and whole numbers are exact, other numbers are not."""
+        """The body's values. Strings and whole numbers are exact, other numbers are floats."""
         self.is_unicode = sanitized is text
-        """Whether all its texts are: else some hold half a surrogate pair, which `decoded` and `at` have as U+FFFD."""
+        """Whether the body has no lone surrogate. `decoded` and `at` have U+FFFD in place of one."""
         self._roundtrips = roundtrips
-        self._found: dict[Path, Object | Array] = {(): self.root}
+        self._visited: dict[Path, Object | Array] = {(): self.root}
 
     def at(self, pointer: str) -> Any:
         """The value that a JSON pointer names, numbers exact; None where there is none. Raises `Unreadable`."""
-        found = at(self.decoded, pointer)
-        if found is None or isinstance(found, str | int):
-            return found
+        value = at(self.decoded, pointer)
+        if value is None or isinstance(value, str | int):
+            return value
         tokens = [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]]
         if not tokens:
             return self.root.at(pointer)
-        # By way of what has been found before: the lines of a large cart are all in one list.
-        above = self._find(tuple(tokens[:-1]))
-        return above.value(tokens[-1]) if isinstance(above, Object) else above.value(_index(tokens[-1]))
+        parent = self._find(tuple(tokens[:-1]))
+        return parent.value(tokens[-1]) if isinstance(parent, Object) else parent.value(_index(tokens[-1]))
 
     def decoded_at(self, path: Path) -> Any:
-        """The value at a path as `decoded` has it; None where there is none."""
+        """The value in `decoded` at a path; None where there is none."""
         return at(self.decoded, "".join(f"/{escape(str(token))}" for token in path))
 
     def as_written(self, path: Path, key: str) -> Any:
-        """A member of the object at a path, where halves of surrogate pairs that stand alone are what they were."""
+        """A member of the object at a path, with lone surrogates kept."""
         return json.loads(self.object(path).raw(key))
 
     def object(self, path: Path) -> "Object":
-        """The object that a path leads to, in the text. There must be one."""
-        found = self._find(path)
-        assert isinstance(found, Object), "the path leads to an object"
-        return found
+        """The object at a path, which must exist."""
+        value = self._find(path)
+        assert isinstance(value, Object), "the path leads to an object"
+        return value
 
     def _find(self, path: Path) -> "Object | Array":
-        if path not in self._found:
-            above, token = self._find(path[:-1]), path[-1]
-            found = above.child(token)
-            assert found is not None, "the path leads to an object or an array"
-            self._found[path] = found
-        return self._found[path]
+        """The object or array at a path. Kept, since the lines of a large cart share their list."""
+        if path not in self._visited:
+            child = self._find(path[:-1]).child(path[-1])
+            assert child is not None, "the path leads to an object or an array"
+            self._visited[path] = child
+        return self._visited[path]
 
     def replace(self, changes: Mapping[Path, Changes], items: Mapping[Path, Sequence[Changes]] = NO_ITEMS) -> bytes:
-        """The document with members of some objects set and, for None, removed; every other byte as it came.
+        """The document's text with changed members of some objects. Every other byte is kept.
 
-        `changes`: by the object's path. `items`: for each object of a list, by the list's path. New members go last.
-        White space around the document goes.
+        `changes`: by the path of the object. `items`: one for each object of a list, by the path of the list. New
+        members are added at the end. White space around the document is dropped.
         """
-        if self._roundtrips:
-            # Several times as fast as to look for each place in the text.
+        if self._roundtrips:  # several times as fast as edits
             return encode(_changed(self.decoded, changes, items))
-        each = {(*path, index): change for path, listed in items.items() for index, change in enumerate(listed)}
+        of_items = {(*path, index): change for path, listed in items.items() for index, change in enumerate(listed)}
         edits: list[Edit] = []
-        for path, members in {**changes, **each}.items():
-            spelled = {key: None if value is None else encode(value) for key, value in members.items()}
-            edits += self.object(path).edits(spelled)
+        for path, members in {**changes, **of_items}.items():
+            encoded = {key: None if value is None else encode(value) for key, value in members.items()}
+            edits += self.object(path).edits(encoded)
         return _apply(self.text, edits, self.root.start, self.root.end)
 
 
 def _changed(
     decoded: Mapping[str, Any], changes: Mapping[Path, Changes], items: Mapping[Path, Sequence[Changes]]
 ) -> dict[str, Any]:
-    """Changed copies of what changes, within a copy of the whole; what does not change is shared."""
+    """A copy with the changes. Values that do not change are shared."""
     root = dict(decoded)
     copies: dict[Path, Any] = {(): root}
 
     def copy_at(path: Path) -> Any:
         if path not in copies:
-            above, token = copy_at(path[:-1]), path[-1]
-            above[token] = copies[path] = above[token].copy()
+            parent, token = copy_at(path[:-1]), path[-1]
+            parent[token] = copies[path] = parent[token].copy()
         return copies[path]
 
     for path, listed in items.items():
         copy_at(path[:-1])[path[-1]] = [*map(_with, copy_at(path[:-1])[path[-1]], listed)]
     for path, members in changes.items():
-        here = copy_at(path)
-        here.update(members)
-        _drop(here, members)
+        changed = copy_at(path)
+        changed.update(members)
+        _remove(changed, members)
     return root
 
 
 def _with(decoded: Mapping[str, Any], members: Changes) -> dict[str, Any]:
     changed = {**decoded, **members}
-    _drop(changed, members)
+    _remove(changed, members)
     return changed
 
 
-def _drop(changed: dict[str, Any], members: Changes) -> None:
+def _remove(changed: dict[str, Any], members: Changes) -> None:
     if None in members.values():
         for key, value in members.items():
             if value is None:
@@ -161,35 +158,35 @@ def _drop(changed: dict[str, Any], members: Changes) -> None:
 
 
 class Object:
-    """One JSON object within a text: its members by key, in their order. Where each stands is looked up when needed."""
+    """A JSON object within a text. The positions of its members are found when they are needed."""
 
-    __slots__ = ("_members", "_places", "_sanitized", "end", "start", "text")
+    __slots__ = ("_members", "_sanitized", "_spans", "end", "start", "text")
 
     def __init__(self, text: bytes, start: int, end: int, sanitized: bytes) -> None:
-        """`sanitized` is `text` as `_sanitized` makes it: values are read from it, and copied from `text`."""
+        """The object is at [start, end). Values are decoded from `sanitized` (see `_sanitized`), copied from `text`."""
         self.text, self.start, self.end, self._sanitized = text, start, end, sanitized
         self._members: dict[str, msgspec.Raw] | None = None
-        self._places: dict[str, tuple[int, int]] | None = None
+        self._spans: dict[str, tuple[int, int]] | None = None
 
     @property
     def members(self) -> dict[str, msgspec.Raw]:
-        """The values by key."""
+        """The raw values by key."""
         if self._members is None:
             self._members = _members.decode(self._sanitized[self.start : self.end])
         return self._members
 
     def raw(self, key: str) -> bytes:
-        """The value's own bytes; b"" where there is no such member."""
+        """The bytes of a member's value; b"" where there is no such member."""
         value = self.members.get(key)
         if value is None:
             return b""
         if self._sanitized is self.text:
             return bytes(value)
-        start, end = self._place(key)
+        start, end = self._span(key)
         return self.text[start:end]
 
     def value(self, key: str) -> Any:
-        """The value as Python objects, numbers exact (`int` or `Decimal`); None where there is no such member.
+        """The decoded value, numbers exact (`int` or `Decimal`); None where there is no such member.
 
         Raises `Unreadable`.
         """
@@ -203,66 +200,66 @@ class Object:
 
     def object(self, key: str) -> "Object | None":
         """The member as an object; None where it is absent or something else."""
-        return Object(self.text, *self._place(key), self._sanitized) if self.kind(key) == "object" else None
+        return Object(self.text, *self._span(key), self._sanitized) if self.kind(key) == "object" else None
 
     def array(self, key: str) -> "Array | None":
         """The member as an array; None where it is absent or something else."""
-        return Array(self.text, *self._place(key), self._sanitized) if self.kind(key) == "array" else None
+        return Array(self.text, *self._span(key), self._sanitized) if self.kind(key) == "array" else None
 
     def child(self, token: str | int) -> "Object | Array | None":
-        """The member of this name, where it is an object or an array."""
+        """The member of this name, if it is an object or an array."""
         return self.object(str(token)) or self.array(str(token))
 
-    def _place(self, key: str) -> tuple[int, int]:
-        """Where the value of a member stands in the text: [start, end)."""
-        if self._places is None:
-            self._places = self._walk()
-        return self._places[key]
+    def _span(self, key: str) -> tuple[int, int]:
+        """The range of a member's value in the text."""
+        if self._spans is None:
+            self._spans = self._find_spans()
+        return self._spans[key]
 
-    def _walk(self) -> dict[str, tuple[int, int]]:
-        places: dict[str, tuple[int, int]] = {}
+    def _find_spans(self) -> dict[str, tuple[int, int]]:
+        spans: dict[str, tuple[int, int]] = {}
         position = self.start
         for key, value in self.members.items():
             step = _TO_MEMBER.match(self.text, position)
             assert step is not None, "the decoder saw a member here"
             position = step.end() + len(memoryview(value))
-            places[key] = (step.end(), position)
-        return places
+            spans[key] = (step.end(), position)
+        return spans
 
     def at(self, pointer: str) -> Any:
-        """The value that a JSON pointer names, below this object; None where there is none. Raises `Unreadable`."""
-        here: Object | Array | None = self
+        """The value at a JSON pointer within this object; None where there is none. Raises `Unreadable`."""
+        parent: Object | Array | None = self
         tokens = [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]]
         if not tokens:
             return decode(self._sanitized[self.start : self.end])
         for token in tokens[:-1]:
-            here = here.child(token) if here is not None else None
-        if isinstance(here, Object):
-            return here.value(tokens[-1])
-        return here.value(_index(tokens[-1])) if here is not None else None
+            parent = parent.child(token) if parent is not None else None
+        if isinstance(parent, Object):
+            return parent.value(tokens[-1])
+        return parent.value(_index(tokens[-1])) if parent is not None else None
 
     def edits(self, changes: Mapping[str, bytes | None]) -> list[Edit]:
-        """What sets some members and, for None, removes them, as edits of the whole text. New members go last."""
+        """The edits of the text that set these members and, for None, remove them. New members are added at the end."""
         if any(value is None and key in self.members for key, value in changes.items()):
             return self._edits_without(changes)
-        edits = [(*self._place(key), value) for key, value in changes.items() if value and key in self.members]
+        edits = [(*self._span(key), value) for key, value in changes.items() if value and key in self.members]
         added = _added(self.members, changes, bool(self.members))
         last = _last(self.text, self.end) if self.members else self.start + 1
         return [*edits, (last, last, added)] if added else edits
 
     def _edits_without(self, changes: Mapping[str, bytes | None]) -> list[Edit]:
-        """As `edits`, where members go: what is left must be joined by exactly one comma each."""
+        """As `edits`, where members are removed: exactly one comma must remain between two members."""
         edits: list[Edit] = []
         first = position = self.start + 1
         kept = False
-        for key, (start, end) in self._walk().items():
+        for key, (start, end) in self._find_spans().items():
             value = changes.get(key, b"")
             if value is None and kept:
                 edits.append((position, end, b""))
             elif value is not None:
                 if not kept and position > first:
-                    lead = self.text[position:start].lstrip().removeprefix(b",").lstrip()
-                    edits.append((first, start - len(lead), b""))
+                    key_part = self.text[position:start].lstrip().removeprefix(b",").lstrip()
+                    edits.append((first, start - len(key_part), b""))
                 kept = True
                 edits += [(start, end, value)] if value else []
             position = end
@@ -273,7 +270,7 @@ class Object:
 
 
 def _apply(text: bytes, edits: Iterable[Edit], start: int, end: int) -> bytes:
-    """The text from `start` to `end`, edited."""
+    """The text from `start` to `end` with the edits applied."""
     pieces: list[bytes] = []
     position = start
     for first, last, value in sorted(edits):
@@ -284,7 +281,7 @@ def _apply(text: bytes, edits: Iterable[Edit], start: int, end: int) -> bytes:
 
 
 def _last(text: bytes, end: int) -> int:
-    """Where the last member ends of an object that ends at `end` and has members."""
+    """The end of the last member of an object that ends at `end`."""
     position = end - 1
     while text[position - 1] in b" \t\r\n":
         position -= 1
@@ -292,13 +289,13 @@ def _last(text: bytes, end: int) -> int:
 
 
 def _added(members: Mapping[str, Any], changes: Mapping[str, bytes | None], follows: bool) -> bytes:
-    """The members that are new."""
+    """The text of the new members. `follows`: whether another member precedes them."""
     new = [encode(key) + b":" + value for key, value in changes.items() if value and key not in members]
     return b"," + b",".join(new) if new and follows else b",".join(new)
 
 
 class Array:
-    """One JSON array within a text: its items. Where each stands is looked up when needed."""
+    """A JSON array within a text. The positions of its items are found when they are needed."""
 
     __slots__ = ("_items", "_sanitized", "end", "start", "text")
 
@@ -309,7 +306,7 @@ class Array:
 
     @property
     def items(self) -> list[tuple[int, int]]:
-        """[start, end) of each item."""
+        """The range of each item in the text."""
         if self._items is None:
             self._items = []
             position = self.start + 1
@@ -339,7 +336,7 @@ class Array:
         return Object(self.text, *self.items[index], self._sanitized) if self.kind(index) == "object" else None
 
     def child(self, token: str | int) -> "Object | Array | None":
-        """The item at this position (or token of a JSON pointer), where it is an object or an array."""
+        """The item at this index or token of a JSON pointer, if it is an object or an array."""
         index = token if isinstance(token, int) else _index(token)
         return self.object(index) or self.array(index)
 
@@ -354,7 +351,7 @@ def kind(first: int) -> str:
 
 
 def decode(raw: bytes) -> Any:
-    """A value as Python objects; numbers are exact: `int`, or `Decimal` of the very digits. Raises `Unreadable`."""
+    """The decoded value. Numbers are exact: `int`, or `Decimal` with the same digits. Raises `Unreadable`."""
     try:
         return _exact.decode(raw)
     except (ValueError, ArithmeticError, RecursionError) as error:
@@ -362,9 +359,9 @@ def decode(raw: bytes) -> Any:
 
 
 def parse(body: bytes) -> Document:
-    """The body as a `Document`, after every check that can be made without knowing what it is about.
+    """Parses and validates a body.
 
-    Raises `InvalidRequest` for what is not UTF-8, not JSON, nested too deeply, no object, or names a key twice.
+    Raises `InvalidRequest` where it is not UTF-8, not JSON, nested too deeply, no object, or has duplicate keys.
     """
     try:
         body.decode("utf-8")
@@ -375,8 +372,8 @@ def parse(body: bytes) -> Document:
         decoded, roundtrips = _read(sanitized)
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", "", reason="too_deep") from None
-    except _Doubled:
-        pointer = _place_of_double(sanitized)
+    except _DuplicateKey:
+        pointer = _duplicate_pointer(sanitized)
         raise InvalidRequest("A key stands twice in one object.", pointer, reason="duplicate_key") from None
     except ValueError as error:
         raise InvalidRequest(f"The body is not JSON: {error}.", "", reason="not_json") from None
@@ -386,40 +383,40 @@ def parse(body: bytes) -> Document:
 
 
 def _read(sanitized: bytes) -> tuple[Any, bool]:
-    """The body decoded, checked for keys that stand twice, and whether `encode` makes the same bytes of them.
+    """The decoded body, and whether `encode` makes the same bytes of it.
 
-    A body that comes out of decoder and encoder as it went in has lost nothing. For another, colons tell: each key
-    brings one, a decoder drops the key that it sees again, and a colon within a string stays what it is.
+    A body that is encoded to the same bytes has no duplicate keys. For any other body, the colons are counted: each key
+    has one, the decoder drops duplicate keys, and colons within strings are kept.
 
-    Raises `_Doubled`, `ValueError`, `RecursionError`.
+    Raises `_DuplicateKey`, `ValueError`, `RecursionError`.
     """
     with suppress(ValueError, ArithmeticError):  # such as a number of 5,000 digits
         decoded = _decode(sanitized)
-        encoded = encode(_deeper(decoded))[_HEADROOM:-_HEADROOM]
+        encoded = encode(_wrap(decoded))[_HEADROOM:-_HEADROOM]
         if encoded == sanitized:
             return decoded, True
-        by_number = b"\\" in sanitized and b"\\u003" in sanitized  # so may a colon be spelled
-        if not by_number and encoded.count(b":") == sanitized.count(b":"):
+        escaped_colon = b"\\" in sanitized and b"\\u003" in sanitized  # \u003a
+        if not escaped_colon and encoded.count(b":") == sanitized.count(b":"):
             return decoded, False
-    # A double, or something else that is unusual, or no JSON at all: these two decide, and say what is wrong.
+    # A duplicate key, something unusual, or no JSON. These two decide and raise the error.
     _raw.decode(sanitized)
-    return _higher(_decode_with(b"[" * _HEADROOM + sanitized + b"]" * _HEADROOM, _unique, _number)), False
+    return _unwrap(_decode_with(b"[" * _HEADROOM + sanitized + b"]" * _HEADROOM, _unique, _number)), False
 
 
-def _deeper(value: Any) -> Any:
+def _wrap(value: Any) -> Any:
     for _ in range(_HEADROOM):
         value = [value]
     return value
 
 
-def _higher(value: Any) -> Any:
+def _unwrap(value: Any) -> Any:
     for _ in range(_HEADROOM):
         value = value[0]
     return value
 
 
 def _sanitized(body: bytes) -> bytes:
-    """The body with each half of a surrogate pair that stands alone made into U+FFFD: as many bytes, and Unicode."""
+    """The body with each lone surrogate replaced by U+FFFD, which has as many bytes, so that positions are the same."""
     if b"\\" not in body or (b"\\ud" not in body and b"\\uD" not in body):
         return body
     return _ESCAPE.sub(lambda escape: rb"\ufffd" if escape[1] else escape[0], body)
@@ -428,28 +425,28 @@ def _sanitized(body: bytes) -> bytes:
 def _decode_with(
     sanitized: bytes, hook: Callable[[list[tuple[str, Any]]], Any], number: Callable[[str], Any] = str
 ) -> Any:
-    """Valid JSON as Python's own parser reads it: objects as the hook makes them, numbers too."""
+    """Decodes valid JSON with Python's parser. `hook` makes the objects, `number` the numbers."""
     return json.loads(sanitized.decode(), object_pairs_hook=hook, parse_int=number, parse_float=number)
 
 
 def _number(text: str) -> int | float:
-    """Like `_decode`, whole numbers are `int`; what is beyond them both is not looked at."""
+    """Whole numbers as `int`, as `_decode` has them; NaN for any other number, which nobody reads."""
     return int(text) if text.isdigit() and len(text) < 20 else math.nan
 
 
-class _Doubled(Exception):
+class _DuplicateKey(Exception):
     pass
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise _Doubled
-    return found
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise _DuplicateKey
+    return members
 
 
-def _place_of_double(sanitized: bytes) -> str:
-    """The JSON pointer of the first key that stands twice. Slow, for the error message alone."""
+def _duplicate_pointer(sanitized: bytes) -> str:
+    """The JSON pointer of the first duplicate key. Slow; used for error messages alone."""
 
     class Pairs(list[tuple[str, Any]]):
         pass
@@ -458,11 +455,11 @@ def _place_of_double(sanitized: bytes) -> str:
         if isinstance(value, Pairs):
             seen: set[str] = set()
             for key, inner in value:
-                here = f"{pointer}/{escape(key)}"
+                key_pointer = f"{pointer}/{escape(key)}"
                 if key in seen:
-                    return here
+                    return key_pointer
                 seen.add(key)
-                if (found := search(inner, here)) is not None:
+                if (found := search(inner, key_pointer)) is not None:
                     return found
         elif isinstance(value, list):
             for index, inner in enumerate(value):
@@ -482,28 +479,28 @@ def escape(key: str) -> str:
 
 
 def _index(token: str) -> int:
-    """The array position that a token of a JSON pointer names; -1 where it names none."""
+    """The array index that a token of a JSON pointer names; -1 where it names none."""
     return int(token) if token.isascii() and token.isdigit() and len(token) < 10 else -1
 
 
 def pointer_of(*place: str | int) -> str:
-    """A JSON pointer, and what follows it: keys that need no escape, and positions."""
+    """Joins a JSON pointer and further tokens: indexes, and keys that need no escape."""
     return "/".join(map(str, place))
 
 
 def expand(document: Any, pointer: str) -> list[str]:
-    """The pointers that a pointer stands for within decoded JSON, where `*` stands for every position of a list."""
+    """The pointers that a pointer with tokens `*` matches in decoded JSON. `*` matches every index of a list."""
     before, star, after = pointer.partition("/*")
     if not star or after[:1] not in ("", "/"):
         return [pointer]
-    found = at(document, before)
-    if not isinstance(found, list):
+    items = at(document, before)
+    if not isinstance(items, list):
         return [pointer]
-    return [each for position in range(len(found)) for each in expand(document, f"{before}/{position}{after}")]
+    return [each for position in range(len(items)) for each in expand(document, f"{before}/{position}{after}")]
 
 
 def at(document: Any, pointer: str) -> Any:
-    """The value a JSON pointer names within decoded JSON; None where there is none."""
+    """The value at a JSON pointer in decoded JSON; None where there is none."""
     for escaped in pointer.split("/")[1:]:
         token = escaped.replace("~1", "/").replace("~0", "~")
         if isinstance(document, dict):

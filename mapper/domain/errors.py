@@ -1,8 +1,8 @@
-"""Everything that can go wrong, told once: the category Nacelle sees, the status of each endpoint, the body.
+"""All errors: the category that Nacelle sees, the status at each endpoint, the body.
 
-A `Problem` is raised where the cause is known and answered in one place (`app`). Its `reason` is a short word that
-stands in the log, in the metric and in the tests. Its message is a sentence for the person who has to mend it; it never
-carries text of the engine, since that may hold other customers' data.
+A `Problem` is raised where the cause is known and answered in one place (`mapper.http`). Its `reason` is a short word
+for log, metric and tests. Its message is a sentence for the person who fixes it. It never quotes the engine, whose text
+may hold data of other customers.
 """
 
 from typing import Any, ClassVar, Final, Literal
@@ -14,7 +14,7 @@ Operation = Literal["validate", "consume", "cancel"]
 # The name under which each endpoint returns its document; empty beside an error.
 SUBJECT: dict[Operation, str] = {"validate": "checkout", "consume": "order", "cancel": "order"}
 
-# Reasons of `EngineRejected` that tell of our key, address or settings: for the log. The caller reads `configuration`.
+# Reasons of `EngineRejected` about keys, addresses or settings. They are for the log; the caller gets `configuration`.
 CONFIGURATION: Final = frozenset({"engine_key", "not_found_at_engine", "request_rejected"})
 
 # Nacelle's own status codes, per category: (validate, consume).
@@ -34,14 +34,11 @@ STATUS: dict[str, tuple[int, int]] = {
 
 
 class Problem(Exception):
-    """A call that cannot be answered with 200.
-
-    `details` is what a program may read; `retry_after` is in whole seconds.
-    """
+    """A call that is not answered with 200. `details` is machine-readable; `retry_after` is in whole seconds."""
 
     category: ClassVar[str] = "internal"
     storefront: str = "Something went wrong here; please try again in a moment."
-    """What the caller is told instead of the message, which is for the log; "" where the message is for everybody."""
+    """The text for the caller, where the message is for the log; "" where the caller gets the message."""
 
     def __init__(self, message: str, *, reason: str, retry_after: int | None = None, **details: Any) -> None:
         super().__init__(message)
@@ -50,11 +47,11 @@ class Problem(Exception):
         self.retry_after = retry_after
         self.details: dict[str, Any] = details
         self.own_status: int | None = None
-        """Instead of the category's."""
+        """Overrides the status of the category."""
 
     @property
     def public_details(self) -> dict[str, Any]:
-        """The details that the caller is told."""
+        """The details for the caller."""
         return self.details
 
     def status(self, operation: Operation) -> int:
@@ -65,7 +62,7 @@ class Problem(Exception):
 
 
 class InvalidRequest(Problem):
-    """The body cannot be worked with. `pointer` names the place (RFC 6901; "" is the whole body)."""
+    """The body is malformed or lacks data. `pointer` names the place (RFC 6901; "" is the whole body)."""
 
     category = "invalid_request"
     storefront = ""
@@ -76,7 +73,7 @@ class InvalidRequest(Problem):
 
 
 class UnknownOrder(InvalidRequest):
-    """Somebody wants to cancel what has never come."""
+    """A cancel names an order that was never consumed."""
 
     def __init__(self) -> None:
         super().__init__("There is no such order.", "/cancel/id", reason="unknown_order")
@@ -84,13 +81,12 @@ class UnknownOrder(InvalidRequest):
 
 
 class BadSignature(Problem):
-    """Missing, doubled, malformed or wrong credentials: one constant answer, so that nobody learns which."""
+    """Missing, duplicate, malformed or wrong credentials. The answer is constant and does not say which."""
 
     category = "signature"
     storefront = ""
 
     def __init__(self, reason: str) -> None:
-        # The reason goes to log and metric only.
         super().__init__("The request is not signed with a secret this service knows.", reason=reason)
 
 
@@ -100,13 +96,13 @@ class Forbidden(Problem):
 
 
 class Refused(Problem):
-    """The engine refuses at least one code. `codes` as in CONTRACT section 6, first refused first."""
+    """At least one code is rejected. `codes` as in CONTRACT section 6, in the order in which they were entered."""
 
     category = "promotion_codes"
     storefront = ""
 
     def __init__(self, codes: list[dict[str, Any]]) -> None:
-        # What only fell with another code is never named as the invalid one, where another is.
+        # A code that failed because of another one is not named as the invalid one.
         first = next((one for one in codes if one["reason"] != "not_applied"), codes[0])
         super().__init__(first["message"], reason=first["reason"])
         self.details = {"invalid-code": first["code"], "codes": codes}
@@ -127,7 +123,7 @@ class AmountMismatch(Problem):
 
 
 class EngineRejected(Problem):
-    """The engine says that our request or our key is wrong: a matter of configuration, not of the shopper."""
+    """The engine refuses the request or the key, for a reason that the shopper cannot change."""
 
     category = "engine_rejected"
     storefront = "Promotions cannot be used at the moment; please try again later."
@@ -142,7 +138,7 @@ class EngineRejected(Problem):
 
 
 class EngineUnavailable(Problem):
-    """Unreachable, slow, broken or over quota. Whether something was sent is for `mapper.engine` to know."""
+    """The engine is unreachable, slow, broken or over quota. `mapper.engine` knows whether the request was sent."""
 
     category = "engine_unavailable"
     storefront = "Promotions cannot be checked at the moment; please try again shortly."
@@ -153,7 +149,7 @@ class EngineUnavailable(Problem):
 
 
 class AdapterFault(Problem):
-    """A bug in an adapter: never a failure of the engine. The log has the cause."""
+    """A bug in an adapter. The log has the cause."""
 
     def __init__(self) -> None:
         super().__init__("The adapter has a fault.", reason="adapter_error")
@@ -180,9 +176,9 @@ class Overloaded(Problem):
 
 
 def body(problem: Problem, operation: Operation) -> bytes:
-    """The JSON body that Nacelle's page describes for an error of this endpoint.
+    """The error body of this endpoint, in the shape on Nacelle's page.
 
-    Nacelle hands it on to the storefront: keys, settings, addresses and an engine's console are for the log alone.
+    Nacelle passes it on to the storefront, so it never mentions keys, settings, addresses or an engine's console.
     """
     error = {
         "error": problem.storefront or problem.message,

@@ -1,7 +1,7 @@
-"""The three families of names on Nacelle's pages (CONTRACT section 3), each as an object: what is called how and where.
+"""The three families of key names on Nacelle's pages (CONTRACT section 3).
 
-A name is taken for a total or for a list by the JSON type of its value, since "discounts" is a list on one page of
-Nacelle's and a string on another.
+Whether a key holds the total or the list of discounts is decided by the JSON type of its value: "discounts" is a list
+on one of Nacelle's pages and a string on another.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,57 +15,55 @@ from mapper.domain.errors import InvalidRequest, Operation
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names that an object of the body uses (or shall use) for its discounts."""
+    """The keys of an object for its discounts: those that it has, else those to write."""
 
     totals: tuple[str, ...]
-    """Every total that came; the family's name where none did."""
+    """Every key that holds the total; the family's key where there is none."""
     list: str
-    came: bool
-    """Whether a list of discounts came."""
+    has_list: bool
+    """Whether the object has a list of discounts."""
 
 
 _KINDS: dict[type, str] = {type(None): "", str: "scalar", int: "scalar", float: "scalar", list: "array", bool: "other",
                            dict: "other"}  # fmt: skip
-"""By the type of a decoded value; "" is null, or nothing at all."""
+"""The kind of value by its decoded type; "" for null or absent."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Family:
-    """Where a body of this family has its lines, and the names that its objects use. The first name is the one to write
-    where none came.
-    """
+    """The key names of one family. Of several names, the first is written where the object has none."""
 
     name: Literal["A", "B", "C"]
-    told_by: str
-    """The root's list that tells the family: the lines, or the orders that have lines."""
+    root_list: str
+    """The key of the list at the root by which the family is recognised: that of the lines, or of the orders."""
     lines: str
     totals: tuple[str, ...]
     lists: tuple[str, ...]
     prices: tuple[str, ...]
     writes_empty_lists: bool
-    """Nacelle's order model wants at least one entry in a list of discounts; the mapper page has empty ones."""
+    """Nacelle's order model requires at least one entry in a list of discounts; the mapper page has empty lists."""
     is_order: bool
-    """Whether consume takes it."""
+    """Whether consume accepts it."""
 
     @property
     def has_orders(self) -> bool:
-        return self.told_by != self.lines
+        return self.root_list != self.lines
 
     def orders(self, decoded: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
-        """The parts of a body that have lines of their own, by path: the body itself, or each of its orders."""
+        """The objects with a list of lines, and their paths: the body itself, or each of its orders."""
         if not self.has_orders:
             yield (), decoded
             return
-        for index, order in enumerate(decoded[self.told_by]):
-            yield (self.told_by, index), order
+        for index, order in enumerate(decoded[self.root_list]):
+            yield (self.root_list, index), order
 
     def names(self, decoded: Mapping[str, Any], *place: str | int) -> Names:
-        """Which names stand for the total and for the list of discounts in an object of this family.
+        """The keys for the total and for the list of discounts in an object of this family.
 
-        `place`: where it stands. Raises `InvalidRequest`.
+        `place`: the tokens of the object's JSON pointer. Raises `InvalidRequest`.
         """
         get = decoded.get
-        named = _named(
+        names = _names(
             self,
             _KINDS[type(get("total_discount"))],
             _KINDS[type(get("discounts"))],
@@ -73,15 +71,15 @@ class Family:
             _KINDS[type(get("applied_discounts"))],
             "price_amount" in decoded,
         )
-        if isinstance(named, Names):
-            return named
-        key, message = named
+        if isinstance(names, Names):
+            return names
+        key, message = names
         raise InvalidRequest(message, pointer_of(*place, key))
 
 
 A = Family(
     name="A",
-    told_by="items",
+    root_list="items",
     lines="items",
     totals=("total_discount", "discounts", "discounts_amount"),
     lists=("discounts", "applied_discounts"),
@@ -91,7 +89,7 @@ A = Family(
 )
 B = Family(
     name="B",
-    told_by="order_items",
+    root_list="order_items",
     lines="order_items",
     totals=("discounts", "discounts_amount", "total_discount"),
     lists=("applied_discounts", "discounts"),
@@ -101,7 +99,7 @@ B = Family(
 )
 C = Family(
     name="C",
-    told_by="orders",
+    root_list="orders",
     lines=B.lines,
     totals=B.totals,
     lists=B.lists,
@@ -112,25 +110,25 @@ C = Family(
 
 
 def family_of(decoded: Mapping[str, Any], operation: Operation) -> Family:
-    """The family that a body belongs to: that of the list that has something in it. Raises `InvalidRequest`.
+    """The family of a body, by the list at its root that is not empty. Raises `InvalidRequest`.
 
-    Lines in two lists are a cart that nobody can price. An order that still has its checkout's lines is an order.
+    A checkout with lines in two lists has no price. An order that still has the lines of its checkout is an order.
     """
     families = (C, B, A)
-    listed = [family for family in families if isinstance(decoded.get(family.told_by), list)]
-    told = [family for family in listed if decoded[family.told_by]]
-    if len(told) > 1 and operation == "validate":
-        raise InvalidRequest("Lines stand in two lists.", f"/{told[0].told_by}", reason="two_lists_of_lines")
+    listed = [family for family in families if isinstance(decoded.get(family.root_list), list)]
+    filled = [family for family in listed if decoded[family.root_list]]
+    if len(filled) > 1 and operation == "validate":
+        raise InvalidRequest("Lines stand in two lists.", f"/{filled[0].root_list}", reason="two_lists_of_lines")
     if listed:
-        return (told or listed)[0]
+        return (filled or listed)[0]
     for family in families:
-        if family.told_by in decoded:
-            raise InvalidRequest("The list of lines is not an array.", f"/{family.told_by}")
+        if family.root_list in decoded:
+            raise InvalidRequest("The list of lines is not an array.", f"/{family.root_list}")
     raise InvalidRequest("The body has no list of lines: items, order_items or orders.", "", reason="no_lines")
 
 
 @cache
-def _named(
+def _names(
     family: Family,
     total_discount: str,
     discounts: str,
@@ -138,7 +136,7 @@ def _named(
     applied_discounts: str,
     price_amount: bool,
 ) -> Names | tuple[str, str]:
-    """The names for objects whose members are of these kinds; or the member that is wrong, and why."""
+    """The names for an object with members of these kinds; or the key that has the wrong kind, and a message."""
     kinds = {
         "total_discount": total_discount,
         "discounts": discounts,
@@ -157,5 +155,5 @@ def _named(
         free = [key for key in family.totals if key not in lists]
         totals = ("discounts_amount" if price_amount and "price_amount" in family.prices else free[0],)
     if lists:
-        return Names(totals=totals, list=lists[0], came=True)
-    return Names(totals=totals, list=next(key for key in family.lists if key not in totals), came=False)
+        return Names(totals=totals, list=lists[0], has_list=True)
+    return Names(totals=totals, list=next(key for key in family.lists if key not in totals), has_list=False)

@@ -1,4 +1,4 @@
-"""Single values of a body: amounts, ids, entries of discounts. What is wrong is said with its place, a JSON pointer."""
+"""Reads single values of a body: amounts, ids, listed discounts. Errors name the place as a JSON pointer."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -10,19 +10,19 @@ from mapper.domain.errors import InvalidRequest
 MAX_ID = 255
 
 Entry = dict[str, Any]
-"""A discount as it stands in a body."""
+"""A discount as a body lists it."""
 
 
-def value_at(source: Document | Object, pointer: str, above: str = "") -> Any:
-    """The value that a pointer names below something that stands at `above` itself; None where there is none."""
+def value_at(source: Document | Object, pointer: str, parent: str = "") -> Any:
+    """The value at a pointer within `source`, which is at the pointer `parent`. None where there is none."""
     try:
         return source.at(pointer)
     except document.Unreadable:
-        raise InvalidRequest("The value is too large or too deep to be read.", above + pointer) from None
+        raise InvalidRequest("The value is too large or too deep to be read.", parent + pointer) from None
 
 
 def amount(value: Any, digits: int, *place: str | int) -> int:
-    """The minor units of an amount. `place`: a JSON pointer, and what follows it."""
+    """The minor units of an amount. `place`: a JSON pointer and further tokens."""
     try:
         text = value if isinstance(value, str) else "" if isinstance(value, bool) else str(value)
         minor = money.parse(text, digits)
@@ -34,32 +34,32 @@ def amount(value: Any, digits: int, *place: str | int) -> int:
 
 
 def scalar_amount(source: Object, key: str, pointer: str, digits: int) -> int:
-    """An amount that came as a string or as a JSON number; the number is read from its own digits, never as a float."""
+    """An amount that is a string or a JSON number. A number is read from its digits, never as a float."""
     kind = source.kind(key)
     text = source.value(key) if kind == "string" else source.raw(key).decode() if kind == "number" else None
     return amount(text, digits, pointer, key)
 
 
 def entries(source: Object, key: str, pointer: str) -> list[Entry]:
-    """The discounts listed in an object that stands at `pointer`, numbers exact."""
+    """The discounts that the object at `pointer` lists, numbers exact."""
     if len(source.raw(key)) == 2:
         return []
-    found = value_at(source, f"/{document.escape(key)}", pointer)
-    for index, entry in enumerate(found):
+    listed = value_at(source, f"/{document.escape(key)}", pointer)
+    for index, entry in enumerate(listed):
         if not isinstance(entry, dict):
             raise InvalidRequest("A discount is not an object.", f"{pointer}/{key}/{index}")
-    return cast("list[Entry]", found)
+    return cast("list[Entry]", listed)
 
 
 def entry_amount(entry: Mapping[str, Any], pointer: str, digits: int) -> int:
-    found = entry.get("amount")
-    if found is None:
+    value = entry.get("amount")
+    if value is None:
         raise InvalidRequest("A discount has no amount.", f"{pointer}/amount")
-    return amount(found, digits, f"{pointer}/amount")
+    return amount(value, digits, f"{pointer}/amount")
 
 
 def own_id(body: Document, key: str) -> str:
-    """An id of the body's own, `id` or `source_id`; "" where it has none. The number 77 is "77"."""
+    """The body's `id` or `source_id`; "" where it has none. The number 77 is "77"."""
     value = body.decoded.get(key)
     if value is None:
         return ""
@@ -74,14 +74,14 @@ def own_id(body: Document, key: str) -> str:
 
 def id_at(body: Document, pointer: str) -> str:
     """The id that a JSON pointer names; "" where there is none. Raises `InvalidRequest`."""
-    found = value_at(body, pointer)
-    if isinstance(found, str | int) and not isinstance(found, bool):
-        return check_id(str(found).strip(), pointer)
+    value = value_at(body, pointer)
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return check_id(str(value).strip(), pointer)
     return ""
 
 
 def check_id(value: str, pointer: str) -> str:
-    """An id that will name a session or an order: data that must not act as a path. Raises `InvalidRequest`."""
+    """Validates the id of a session or an order, which must not act as a path. Raises `InvalidRequest`."""
     if len(value) > MAX_ID:
         raise InvalidRequest(f"The id is longer than {MAX_ID} characters.", pointer)
     if value in (".", "..") or not value.isprintable():

@@ -1,4 +1,4 @@
-"""What a shopper is told in other languages, and what a merchant may do about a refused code.
+"""The sentences for shoppers in other languages, and the hints for merchants, for each reason.
 
 The language is the checkout's own (`locale`, or `language`), else that of the request's `accept-language`, else
 English.
@@ -13,7 +13,7 @@ Language = Literal["en", "de", "fr", "es"]
 LANGUAGES: Final[tuple[Language, ...]] = ("en", "de", "fr", "es")
 LOCALE_KEYS: Final = ("locale", "language")
 
-# German, French, Spanish. English stands with the reason itself.
+# German, French, Spanish. `Reason.message` is English.
 _TEXTS: Final[Mapping[Reason, tuple[str, str, str]]] = {
     Reason.NOT_FOUND: ("Diesen Code gibt es nicht.", "Ce code n'existe pas.", "Este código no existe."),
     Reason.MALFORMED: ("Das ist kein gültiger Code.", "Ce code n'est pas valide.", "Este código no es válido."),
@@ -203,7 +203,7 @@ def _known(tag: str) -> Language | None:
 
 
 def _weight(part: str) -> int:
-    """In thousandths; 0 for what is no weight."""
+    """The weight in thousandths; 0 where it is malformed."""
     _, found, text = part.partition("q=")
     if not found:
         return 1000

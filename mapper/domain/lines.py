@@ -1,4 +1,4 @@
-"""The lines of a cart: read in one typed pass, or, where that refuses, one by one so that the place can be named."""
+"""Reads the lines of a cart: all in one typed pass, or one by one where that fails, to name the place of an error."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -17,25 +17,25 @@ _PRICE = ("price",)
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
-    """One line of the cart. Amounts in minor units; `discount` is for the whole line, prices are for one unit."""
+    """One line of the cart. Amounts are in minor units."""
 
     index: int
-    """The position among all lines of the body, those of all orders counted through."""
-    within: "Lines"
+    """The position among all lines of the body, across its orders."""
+    parent: "Lines"
     position: int
-    """Which list it stands in, and at which place of it."""
+    """The position in `parent`."""
     sku: str
     variant_id: str
     product_id: str
     quantity: int
     price: int
-    """What the body says one unit costs, after any earlier discount of ours."""
+    """The unit price in the body. An earlier validate may have reduced it."""
     list_price: int
-    """What one unit cost before any discount of ours: what the engine is told."""
+    """The unit price before any discount, which the engine is sent."""
     discount: int
-    """What the body says is off this line by earlier discounts of ours."""
+    """The discounts that the body carries, for the whole line. An earlier validate wrote them."""
     decoded: Mapping[str, Any]
-    """The line as `Document.decoded` has it."""
+    """The line in `Document.decoded`, with product data where that was added."""
     names: Names
     price_keys: tuple[str, ...]
 
@@ -44,29 +44,30 @@ class Line(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def pointer(self) -> str:
-        return self.within.pointer_of(self.position)
+        return self.parent.pointer_of(self.position)
 
     @property
     def path(self) -> Path:
-        return (*self.within.path, self.position)
+        return (*self.parent.path, self.position)
 
     @property
     def source(self) -> Object:
-        """The line's own text."""
-        return self.within.source_of(self.position)
+        """The line in the body's text."""
+        return self.parent.source_of(self.position)
 
     @property
     def gross(self) -> int:
+        """The line total before discounts."""
         return self.list_price * self.quantity
 
     @property
     def name(self) -> str:
-        """The most exact of the three names that came."""
+        """The most specific of the ids that the line has."""
         return self.sku or self.variant_id or self.product_id
 
 
 class Lines(msgspec.Struct, frozen=True):
-    """A list of lines: where it stands in the body, and what it takes to read it."""
+    """A list of lines of the body, and what is needed to read it."""
 
     body: Document
     path: Path
@@ -74,7 +75,7 @@ class Lines(msgspec.Struct, frozen=True):
     family: Family
     digits: int
     first: int
-    """`Line.index` of the first."""
+    """`Line.index` of the first line."""
 
     def pointer_of(self, position: int) -> str:
         return f"{self.pointer}/{position}"
@@ -83,27 +84,27 @@ class Lines(msgspec.Struct, frozen=True):
         return self.body.object((*self.path, position))
 
     def read(self, decoded: list[Any]) -> tuple[Line, ...]:
-        """`decoded`: the list as `Document.decoded` has it. Raises `InvalidRequest`."""
+        """Reads the list in `Document.decoded`. Raises `InvalidRequest`."""
         try:
             return self.read_typed(decoded)
-        except (msgspec.ValidationError, money.NotMoney, _NotTyped, InvalidRequest):
+        except (msgspec.ValidationError, money.NotMoney, _Unusual, InvalidRequest):
             return self.read_one_by_one(decoded)
 
     def read_typed(self, decoded: list[Any]) -> tuple[Line, ...]:
-        """Lines of the usual JSON types. Raises whatever it meets where a line is not one of these."""
+        """Reads lines whose values have the usual JSON types. Raises any of several exceptions for other lines."""
         typed = msgspec.convert(decoded, list[_TypedLine])
-        fresh = self.family.names({}, self.pointer)
+        names = self.family.names({}, self.pointer)
         return tuple(
             [
-                self._fresh_line(position, line, plain, fresh)
-                if line.is_fresh and "price_amount" not in plain
-                else self._line(position, line, plain)
-                for position, (line, plain) in enumerate(zip(typed, decoded, strict=True))
+                self._undiscounted_line(position, line, values, names)
+                if line.is_undiscounted and "price_amount" not in values
+                else self._line(position, line, values)
+                for position, (line, values) in enumerate(zip(typed, decoded, strict=True))
             ]
         )
 
-    def _fresh_line(self, position: int, typed: "_TypedLine", decoded: Mapping[str, Any], names: Names) -> Line:
-        """A line with a price of the one name, and nothing taken off: what nearly all lines are."""
+    def _undiscounted_line(self, position: int, typed: "_TypedLine", decoded: Mapping[str, Any], names: Names) -> Line:
+        """A line with `price` and without discounts, as most lines are."""
         price = _amount(typed.price, self.digits)
         return Line(
             self.first + position,
@@ -124,22 +125,22 @@ class Lines(msgspec.Struct, frozen=True):
     def _line(self, position: int, typed: "_TypedLine", decoded: Mapping[str, Any]) -> Line:
         digits = self.digits
         if not typed.has_name:
-            raise _NotTyped
+            raise _Unusual
         price_keys = self.family.prices if len(self.family.prices) == 1 else typed.price_keys
         text = getattr(typed, price_keys[0]) if price_keys else None
         if text is None:
-            raise _NotTyped
+            raise _Unusual
         list_price = price = _amount(text, digits)
         if len(price_keys) > 1 and _amount(typed.price_amount, digits) != price:
-            raise _NotTyped
+            raise _Unusual
         names = self.family.names(decoded, self.pointer, position)
-        discount, marked = 0, None
-        if names.came:
-            discount, marked = _listed(getattr(typed, names.list), digits)
+        discount, written_list_price = 0, None
+        if names.has_list:
+            discount, written_list_price = _sum_entries(getattr(typed, names.list), digits)
         if (total := getattr(typed, names.totals[0])) is not None:
             discount = _amount(total, digits)
-        if marked is not None:
-            list_price = marked
+        if written_list_price is not None:
+            list_price = written_list_price
         elif discount:
             list_price = money.list_price(price, discount, typed.quantity)
         return Line(
@@ -159,12 +160,12 @@ class Lines(msgspec.Struct, frozen=True):
         )
 
     def read_one_by_one(self, decoded: list[Any]) -> tuple[Line, ...]:
-        """Lines of any JSON types. Raises `InvalidRequest`."""
+        """Reads lines whose values have any JSON types. Raises `InvalidRequest`."""
         return tuple([_Reader(self, position, line).line() for position, line in enumerate(decoded)])
 
 
-class _NotTyped(Exception):
-    """Something that the other reader has to look at."""
+class _Unusual(Exception):
+    """The line needs the reader that accepts all JSON types."""
 
 
 class _TypedMeta(msgspec.Struct, gc=False):
@@ -177,7 +178,7 @@ class _TypedEntry(msgspec.Struct, gc=False):
 
 
 class _TypedLine(msgspec.Struct, gc=False):
-    """A line whose members have the JSON types that they usually have."""
+    """A line whose values have the usual JSON types."""
 
     quantity: Annotated[int, Meta(ge=1, le=MAX_QUANTITY)]
     sku: str | None = None
@@ -195,8 +196,8 @@ class _TypedLine(msgspec.Struct, gc=False):
         return bool(self.sku or self.variant_id or self.product_id)
 
     @property
-    def is_fresh(self) -> bool:
-        """Whether it has a price by the one name, and no discount."""
+    def is_undiscounted(self) -> bool:
+        """Whether the line has `price` alone, and no discount."""
         return (
             self.price is not None
             and self.price_amount is None
@@ -212,39 +213,37 @@ class _TypedLine(msgspec.Struct, gc=False):
         return tuple([key for key in ("price", "price_amount") if getattr(self, key) is not None])
 
 
-def _listed(entries: "list[_TypedEntry]", digits: int) -> tuple[int, int | None]:
-    """What listed discounts take off, and the list price that we noted in them, if any."""
-    off, marked = 0, None
+def _sum_entries(entries: "list[_TypedEntry]", digits: int) -> tuple[int, int | None]:
+    """The sum of listed discounts, and the unit list price in their `meta`, if any."""
+    discount, list_price = 0, None
     for entry in entries:
-        off += _amount(entry.amount, digits)
+        discount += _amount(entry.amount, digits)
         if entry.meta is not None and entry.meta.list_price is not None:
-            mark = _amount(entry.meta.list_price, digits)
-            if marked not in (None, mark):
-                raise _NotTyped
-            marked = mark
-    return off, marked
+            price = _amount(entry.meta.list_price, digits)
+            if list_price not in (None, price):
+                raise _Unusual
+            list_price = price
+    return discount, list_price
 
 
 def _amount(text: Any, digits: int) -> int:
     minor = money.parse(text, digits)
     if minor < 0 or text[0] == "-":
-        raise _NotTyped
+        raise _Unusual
     return minor
 
 
 class _Reader:
-    """Reads one line, whatever it holds: its own text is looked at for all that is no text and no whole number, such as
-    a price that is a JSON number.
-    """
+    """Reads one line of any shape. A value such as a price that is a JSON number is read from its own text."""
 
-    def __init__(self, within: Lines, position: int, decoded: Any) -> None:
-        self.within, self.position, self.decoded = within, position, decoded
-        self.family, self.digits = within.family, within.digits
-        self.pointer = within.pointer_of(position)
+    def __init__(self, parent: Lines, position: int, decoded: Any) -> None:
+        self.parent, self.position, self.decoded = parent, position, decoded
+        self.family, self.digits = parent.family, parent.digits
+        self.pointer = parent.pointer_of(position)
 
     @property
     def source(self) -> Object:
-        return self.within.source_of(self.position)
+        return self.parent.source_of(self.position)
 
     def line(self) -> Line:
         if not isinstance(self.decoded, dict):
@@ -258,14 +257,14 @@ class _Reader:
         price_keys = self.price_keys()
         list_price = price = self.price(price_keys)
         names = self.family.names(self.decoded, self.pointer)
-        discount, marked = self.discount(names)
-        if marked is not None:
-            list_price = marked
+        discount, written_list_price = self.discount(names)
+        if written_list_price is not None:
+            list_price = written_list_price
         elif quantity and discount:
             list_price = money.list_price(price, discount, quantity)
         return Line(
-            self.within.first + self.position,
-            self.within,
+            self.parent.first + self.position,
+            self.parent,
             self.position,
             sku,
             variant_id,
@@ -298,7 +297,7 @@ class _Reader:
         raise InvalidRequest(f"The quantity {what}.", f"{self.pointer}/quantity")
 
     def price_keys(self) -> tuple[str, ...]:
-        """Those that came."""
+        """The price keys that the line has."""
         return tuple([key for key in self.family.prices if self.decoded.get(key) is not None])
 
     def price(self, keys: tuple[str, ...]) -> int:
@@ -316,20 +315,20 @@ class _Reader:
         return fields.scalar_amount(self.source, key, self.pointer, self.digits)
 
     def discount(self, names: Names) -> tuple[int, int | None]:
-        """What is off a line by the body's own account, and the list price that we noted in its discounts, if any."""
-        listed, marked = 0, None
-        found = fields.entries(self.source, names.list, self.pointer) if names.came else []
-        for index, entry in enumerate(found):
-            where = pointer_of(self.pointer, names.list, index)
-            listed += fields.entry_amount(entry, where, self.digits)
+        """The line's discount in the body, and the unit list price in the `meta` of its discounts, if any."""
+        listed, list_price = 0, None
+        entries = fields.entries(self.source, names.list, self.pointer) if names.has_list else []
+        for index, entry in enumerate(entries):
+            pointer = pointer_of(self.pointer, names.list, index)
+            listed += fields.entry_amount(entry, pointer, self.digits)
             meta = entry.get("meta")
-            noted = meta.get("list_price") if isinstance(meta, dict) else None
-            if noted is not None:
-                price = fields.amount(noted, self.digits, f"{where}/meta/list_price")
-                if marked is not None and marked != price:
+            written = meta.get("list_price") if isinstance(meta, dict) else None
+            if written is not None:
+                price = fields.amount(written, self.digits, f"{pointer}/meta/list_price")
+                if list_price is not None and list_price != price:
                     raise InvalidRequest(
-                        "The discounts of this line name different list prices.", f"{where}/meta/list_price"
+                        "The discounts of this line name different list prices.", f"{pointer}/meta/list_price"
                     )
-                marked = price
+                list_price = price
         total = names.totals[0]
-        return self.amount(total) if self.decoded.get(total) is not None else listed, marked
+        return self.amount(total) if self.decoded.get(total) is not None else listed, list_price

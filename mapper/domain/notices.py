@@ -1,6 +1,6 @@
-"""What is said about an outcome beside its prices: refused codes, notices, amounts that are not as they were.
+"""Rejected codes, notices and differing amounts, as answers have them.
 
-These are the shapes of `promotions.meta.mapper` and of `details` in an error (CONTRACT sections 5 and 6).
+These are the shapes in `promotions.meta.mapper` and of `details` in an error (CONTRACT sections 5 and 6).
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ import msgspec
 from mapper.domain import money
 from mapper.domain.checkout import Checkout
 from mapper.domain.codes import as_json
-from mapper.domain.discounts import Settled
+from mapper.domain.discounts import Allocation
 from mapper.domain.errors import Refused
 from mapper.domain.languages import Language, message
 from mapper.domain.outcome import Notice, Outcome, Rejection
@@ -22,11 +22,11 @@ def refused(rejected: Iterable[Rejection], language: Language = "en") -> Refused
 
 
 def as_entered(checkout: Checkout, outcome: Outcome) -> Outcome:
-    """The outcome as it is told: refused codes spelled and ordered as they were entered, and with them what can be no
-    code, which no engine was asked for; beside the engine's notices our own remarks on the checkout.
+    """The outcome with codes spelled and ordered as entered, with malformed codes rejected, and with the checkout's own
+    notices.
     """
     rejected = checkout.promotions.as_entered(outcome.rejected)
-    return msgspec.structs.replace(outcome, rejected=rejected, notices=(*outcome.notices, *checkout.remarks))
+    return msgspec.structs.replace(outcome, rejected=rejected, notices=(*outcome.notices, *checkout.notices))
 
 
 def rejection(rejected: Rejection, language: Language = "en") -> dict[str, Any]:
@@ -38,22 +38,22 @@ def rejection(rejected: Rejection, language: Language = "en") -> dict[str, Any]:
     }
 
 
-def notice(told: Notice) -> dict[str, Any]:
-    return {"type": told.type, "text": told.text, "payload": told.payload}
+def notice(one: Notice) -> dict[str, Any]:
+    return {"type": one.type, "text": one.text, "payload": one.payload}
 
 
 def as_it_came(order: Checkout) -> bytes:
-    """Consume's answer where there is nothing to add to the order."""
+    """The answer of consume: the order, unchanged."""
     return b'{"order":' + order.source.replace({}) + b"}"
 
 
-def drift(order: Checkout, granted: Settled) -> Notice | None:
-    """What differs between the discounts an order carries and those the engine grants it; None where nothing does."""
+def drift(order: Checkout, granted: Allocation) -> Notice | None:
+    """The difference between the discounts that the order carries and those that the engine grants; None for none."""
     digits = order.digits
     lines = [
-        {"pointer": line.pointer, "order": money.text(line.discount, digits), "engine": money.text(off, digits)}
+        {"pointer": line.pointer, "order": money.text(line.discount, digits), "engine": money.text(total, digits)}
         for line in order.lines
-        if line.discount != (off := granted.line_total(line.index))
+        if line.discount != (total := granted.line_total(line.index))
     ]
     if not lines and granted.root_total == order.root_discount:
         return None

@@ -1,8 +1,8 @@
-"""The options of an adapter: declared once, and read, checked and listed from that.
+"""The options of an adapter. One declaration serves to read, validate and document them.
 
-An option `BASE_URL` of the engine `acme` is the setting `ACME_BASE_URL`; one that is secret may also be given as the
-path of a file, `ACME_BASE_URL_FILE`. An adapter is handed plain text by name, trimmed, checked, and with defaults in
-place; only a variant (`Option.suffixes`) that is not set is left out.
+The option `BASE_URL` of the engine `acme` is the setting `ACME_BASE_URL`; a secret may also be given as the path of a
+file, `ACME_API_KEY_FILE`. An adapter gets the values by name: trimmed, validated, with defaults. A variant with a
+suffix (`Option.suffixes`) that is not set is absent.
 """
 
 import re
@@ -18,7 +18,7 @@ Problems = list[tuple[str, str]]
 
 ENGINE_NAME = re.compile(r"[a-z][a-z0-9_]*")
 RESERVED = ("mapper", "nacelle", "noms")
-"""No engine's name begins with one of these: their prefixes are the service's own settings."""
+"""Prefixes of the service's own settings, with which no engine's name may begin."""
 
 _NAME = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
 _VISIBLE = re.compile(r"[!-~]+")
@@ -28,7 +28,7 @@ _INT = re.compile(r"[0-9]{1,15}")
 
 
 class Misconfigured(Exception):
-    """What is wrong with an adapter's options: pairs of (option name without prefix, what is expected)."""
+    """The problems with an adapter's options: pairs of (option name without prefix, what is expected)."""
 
     def __init__(self, problems: Problems) -> None:
         super().__init__("; ".join(f"{name}: {expected}" for name, expected in problems))
@@ -36,37 +36,42 @@ class Misconfigured(Exception):
 
 
 class Option(msgspec.Struct, frozen=True):
-    """One setting of an adapter. Its name in the environment has the engine's before it: `ACME_BASE_URL`."""
+    """One setting of an adapter. Its environment variable has the engine's name as its prefix: `ACME_BASE_URL`."""
 
     name: str
-    """Without that prefix: capitals, digits and underscores."""
+    """Without the prefix: capitals, digits and underscores."""
     meaning: str
     """A line for the table of settings."""
     default: str | None = ""
-    """None: it must be set."""
+    """None: required."""
     secret: bool = False
-    """It is never shown, and may be given as a file (`ACME_API_KEY_FILE`)."""
+    """Never shown, and may be given as a file (`ACME_API_KEY_FILE`)."""
     kind: Kind = "text"
-    """url: https, or http to this machine. choice: one of `choices`. pointer: a JSON pointer. map: comma-separated
-    `name=/json/pointer`. int: a whole number, from the first of `choices` to the last. secret: printable, no blanks."""
+    """- `url`: https, or http to this machine
+    - `choice`: one of `choices`
+    - `pointer`: a JSON pointer
+    - `map`: comma-separated `name=/json/pointer`
+    - `int`: a whole number, from the first of `choices` to the last
+    - `secret`: printable ASCII without blanks
+    """
     choices: tuple[str, ...] = ()
     """For `choice`: all values. For `int`: the least and the greatest."""
     suffixes: tuple[str, ...] = ()
-    """Variants of the option, such as one for each currency: "EUR" makes `BASE_URL_EUR`. None of them must be set."""
+    """Optional variants, such as one for each currency: "EUR" adds `BASE_URL_EUR`."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The option's own name, and those with a suffix."""
+        """The name, and the names with a suffix."""
         return (self.name, *(f"{self.name}_{suffix}" for suffix in self.suffixes))
 
 
 def names(options: Iterable[Option]) -> frozenset[str]:
-    """All names, without the engine's prefix, that these options have."""
+    """All names of these options, without the engine's prefix."""
     return frozenset(name for option in options for name in option.names)
 
 
 def read(options: Iterable[Option], given: Mapping[str, str]) -> tuple[dict[str, str], Problems]:
-    """The values of these options by name, and all that is wrong with them; a wrong one is as it was given."""
+    """The values of these options by name, and their problems. A wrong value is returned unchanged."""
     values: dict[str, str] = {}
     problems: Problems = []
     for option in options:
@@ -83,13 +88,13 @@ def read(options: Iterable[Option], given: Mapping[str, str]) -> tuple[dict[str,
 
 
 def pairs(value: str) -> dict[str, str]:
-    """What an option of the kind `map` holds: JSON pointers by name."""
+    """The value of an option of the kind `map`: JSON pointers by name."""
     entries = [entry.partition("=") for entry in value.split(",") if entry.strip()]
     return {name.strip(): pointer.strip() for name, _, pointer in entries}
 
 
 def fault(option: object) -> str:
-    """What is wrong with a declaration; "" where nothing is."""
+    """The problem with a declaration; "" for none."""
     if not isinstance(option, Option):
         return f"an option is an Option, not {type(option).__name__}"
     if not all(isinstance(name, str) and _NAME.fullmatch(name) for name in option.names):
@@ -106,7 +111,7 @@ def fault(option: object) -> str:
 
 
 def url_fault(url: str) -> str:
-    """Why requests with a key in them cannot go there; "" where they can."""
+    """What is expected instead of this URL, for requests that carry a key; "" where it is right."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
@@ -125,7 +130,7 @@ def _missing(option: Option, name: str) -> str:
 
 
 def _fault(option: Option, value: str) -> str:
-    """What is expected instead of the value, which may be a secret and is not shown; "" where it is right."""
+    """What is expected instead of the value, without showing it; "" where it is right."""
     match option.kind:
         case "url":
             return url_fault(value)

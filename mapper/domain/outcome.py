@@ -1,4 +1,4 @@
-"""What an engine grants a cart: discounts, refused codes, and what takes no money off."""
+"""What an engine grants a cart: discounts, rejected codes and notices."""
 
 from typing import Any, Literal
 
@@ -10,58 +10,59 @@ Scope = Literal["goods", "costs", "total"]
 
 
 class Cost(msgspec.Struct, frozen=True):
-    """An additional cost, such as shipping or gift wrapping, that the engine was told of."""
+    """An additional cost, such as shipping or gift wrapping, that the engine was sent."""
 
     name: str
     price: int
-    """In minor units; where it is a line's own, for all units of that line."""
+    """In minor units; the cost of a line is for all its units."""
     line: int | None = None
-    """`Line.index` of the line whose own cost it is; None: the order's."""
+    """`Line.index` for the cost of a line; None for a cost of the order."""
 
 
 class Discount(msgspec.Struct, frozen=True, kw_only=True):
-    """Something taken off: `line`, `scope` and `cost` say what it lies on.
+    """A discount. `line`, `scope` and `cost` say what it is on.
 
-    | line | scope | cost | lies on |
+    | line | scope | cost | is on |
     |---|---|---|---|
-    | 3 | `goods` | | the units of line 3: the only kind that lowers a line's price |
-    | 3 | `costs` | `wrapping` | that cost of line 3's own |
-    | 3 | `costs` | | all costs of line 3's own |
-    | 3 | `total` | | line 3's units; what exceeds them, on its own costs |
-    | | `goods` | | the goods of the whole order |
-    | | `costs` | `shipping` | that cost of the order |
-    | | `costs` | | all additional costs of the order, those of its lines included |
-    | | `total` | | the order as a whole: goods and costs |
+    | 3 | `goods` | | the units of line 3, whose price it reduces |
+    | 3 | `costs` | `wrapping` | this additional cost of line 3 |
+    | 3 | `costs` | | all additional costs of line 3 |
+    | 3 | `total` | | the units of line 3, and what exceeds them on the costs of line 3 |
+    | | `goods` | | the goods of the order |
+    | | `costs` | `shipping` | this additional cost of the order |
+    | | `costs` | | all additional costs of the order and its lines |
+    | | `total` | | the order: goods and costs |
 
-    The adapter gives the engine's amount as it is. What a thing costs caps what all discounts together take off it, in
-    `mapper.domain.discounts.settle`.
+    The adapter passes the engine's amount unchanged. `mapper.domain.discounts.allocate` clamps the discounts on each of
+    these to its price.
     """
 
     name: str
     description: str
     amount: int
-    """In minor units of the checkout's currency, above zero, for the whole line."""
+    """In minor units, above zero; for a line, of all its units."""
     effect_type: str
     line: int | None = None
     """`Line.index`; None: the order."""
     scope: Scope | None = None
-    """None: the `costs` where one is named, else the `goods` of a line or the order's `total`."""
+    """None: `costs` where `cost` is set, else `goods` on a line and `total` on the order."""
     cost: str = ""
-    """The name of the one cost that it lies on, such as "shipping"; "": all in its scope."""
+    """The name of the additional cost, such as "shipping"; "" for all in the scope."""
     meta: dict[str, Any] = {}
 
 
 class Rejection(msgspec.Struct, frozen=True):
-    """A code that does not apply, with our word for why and the engine's own."""
+    """A code that does not apply."""
 
     code: str
-    """As the shopper brought it."""
+    """As the engine was sent it; `Promotions.as_entered` restores the shopper's spelling."""
     reason: Reason
     engine_reason: str
+    """The engine's own word; "" where it has none."""
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """Something the engine returned that takes no money off: passed on, never lost. `payload` is the engine's JSON."""
+    """Something that the engine returned and that is no discount. `payload` is the engine's JSON."""
 
     type: str
     text: str
@@ -69,13 +70,13 @@ class Notice(msgspec.Struct, frozen=True):
 
 
 class Diagnostic(msgspec.Struct, frozen=True):
-    """Something for the merchant alone: it goes to the log, never into an answer."""
+    """Information for the merchant. It goes to the log, never into an answer."""
 
     type: str
     text: str
-    """A sentence without data of a shopper."""
+    """A sentence without personal data."""
     code: str = ""
-    """The code that it is about; the log hides it as it hides all codes."""
+    """The code that it is about. The log masks it like all codes."""
     facts: dict[str, Any] = {}
 
 
@@ -86,9 +87,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     rejected: tuple[Rejection, ...] = ()
     notices: tuple[Notice, ...] = ()
     costs: tuple[Cost, ...] = ()
-    """The additional costs that the engine was told of, and those it would have been told of were they there, at 0: no
-    more than their prices is taken off them. The price of a cost that is not listed is not known, and caps nothing.
+    """All additional costs that the adapter is configured to send, at 0 where the cart has none. Discounts on them are
+    clamped to these prices; the discount on a cost that is not listed is not clamped.
     """
     diagnostics: tuple[Diagnostic, ...] = ()
     redeemed: bool = False
-    """A check or a redemption found that this very order has been redeemed already."""
+    """Whether the engine had redeemed this order before."""

@@ -1,7 +1,6 @@
-"""Why a code did not apply: one vocabulary for every engine, each word with a sentence for the shopper.
+"""The reasons why a code does not apply, the same for every engine.
 
-Adapters map their engine's words to these; a word they do not know becomes `Reason.OTHER`, with the engine's own word
-kept in `Rejection.engine_reason`.
+Adapters map their engine's words to these. An unknown word becomes `Reason.OTHER`; `Rejection.engine_reason` keeps it.
 """
 
 from enum import StrEnum
@@ -9,7 +8,7 @@ from typing import Self
 
 
 class Reason(StrEnum):
-    """The word that logs, metrics and answers have; `message` is the sentence for the shopper."""
+    """The word for logs, metrics and answers; `message` is the sentence for the shopper."""
 
     message: str
 

@@ -1,12 +1,12 @@
-"""The receipt: how consume knows that a session, a shopper and prices are those that validate gave out.
+"""The receipt proves to consume that session, customer and prices are those that validate answered.
 
-`promotions.meta.mapper` travels through the merchant's front end, where anybody could put another session's id into it
-and have that session closed. So validate signs what it answered, with a key derived from the signing secret.
+`promotions.meta.mapper` passes through the merchant's front end, where anybody could replace the session id and have
+another session closed. So validate signs its answer, with a key that is derived from the signing secret.
 
-A receipt reads `2.<key id>.<engine>.<space>.<unix time>.<customer>.<sha256 of the content>.<hmac>`; free text is
-percent-encoded. The HMAC covers all of it, and the `session` and `degraded` beside it. The content is lines, list
-prices and discounts. Version, key id, engine and space are readable, so that somebody else's receipt is told from one
-that was tampered with. Version 1 had neither key id, space nor customer: `1.<unix time>.<sha256>.<hmac>`.
+The format is `2.<key id>.<engine>.<space>.<unix time>.<customer>.<sha256 of the content>.<hmac>`, with free text
+percent-encoded. The HMAC also covers the `session` and `degraded` members next to the receipt. The content is lines,
+list prices and discounts. Version, key id, engine and space are not hidden, so that a receipt from elsewhere is not
+mistaken for a forged one. Version 1 has no key id, space or customer: `1.<unix time>.<sha256>.<hmac>`.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _TOKEN = re.compile(
     re.ASCII,
 )
 _ADDRESS = re.compile(r"2\.([0-9a-f]{16})\.([a-z0-9_]+)\.([^.]*)\.", re.ASCII)
-"""What is readable of a receipt, however the rest looks."""
+"""The start of a receipt, even where the rest is malformed."""
 _TOKEN_1 = re.compile(r"1\.(?P<time>[0-9]{1,12})\.(?P<content>[0-9a-f]{64})\.(?P<mac>[0-9a-f]{64})", re.ASCII)
 _KEY, _KEY_1 = b"promotions-mapper receipt 2", b"promotions-mapper receipt 1"
 _CLOCK_SKEW_S = 300
@@ -38,20 +38,20 @@ _CLOCK_SKEW_S = 300
 
 @dataclass(frozen=True)
 class Receipt:
-    """A receipt that is ours: what it says of session and customer is true, however old it is."""
+    """A receipt with a valid MAC. Its session and customer can be trusted, even where it has expired."""
 
     session: str
     customer: str
-    """The shopper whom validate priced the cart for; "" for a guest."""
+    """The customer at validate; "" for a guest."""
     degraded: bool
     expired: bool
     same_content: bool
-    """Whether lines, list prices and discounts are still those that validate answered."""
+    """Whether the body still has the lines, list prices and discounts that validate answered."""
 
     def matches(self, customer: str) -> bool:
-        """Whether the prices of an order for this customer ("" where it names none) can be taken from validate.
+        """Whether the prices of an order for this customer ("" for none) can be trusted.
 
-        A guest may have become a customer since; nobody becomes somebody else.
+        The order of a guest may name a customer, but the customer of the receipt cannot be replaced by another.
         """
         return not self.expired and self.same_content and (not self.customer or customer in ("", self.customer))
 
@@ -60,7 +60,7 @@ class Receipt:
 class Receipts:
     """Writes and reads the receipts of one space and engine.
 
-    `secrets` are the caller's secrets: the first signs, each of them verifies, and so does each of `retired`.
+    `secrets` are the signing secrets of the caller: the first one signs, and all of them and of `retired` verify.
     """
 
     secrets: Sequence[bytes] = field(repr=False)
@@ -77,9 +77,9 @@ class Receipts:
         return f"{signed}.{key.mac(signed, session, degraded)}"
 
     def read(self, checkout: Checkout, now: float) -> Receipt | None:
-        """The receipt in a body; None where there is none of this space, engine and these secrets.
+        """The receipt in a body; None where there is none of this space, this engine and a known key.
 
-        Raises `Forbidden` where it claims to be one, and is not.
+        Raises `Forbidden` where it names all three and its MAC is wrong.
         """
         note = checkout.promotions.meta.get("mapper")
         token = note.get("receipt") if isinstance(note, dict) else None
@@ -87,7 +87,7 @@ class Receipts:
             return None
         session, degraded = note.get("session"), note.get("degraded", False)
         if not isinstance(session, str) or not isinstance(degraded, bool):
-            session, degraded = "", False  # which no receipt is written for
+            session, degraded = "", False  # no valid receipt has this session
         if match := _TOKEN_1.fullmatch(token):
             return self._read_1(match, session, degraded, checkout, now)
         key = self._claimed_key(token)
@@ -102,14 +102,14 @@ class Receipts:
         return self._receipt(match, session, unquote(match["customer"]), degraded, checkout, now)
 
     def read_if_ours(self, checkout: Checkout, now: float) -> Receipt | None:
-        """As `read`; what cannot be verified is ignored."""
+        """As `read`, but None for a forged receipt."""
         try:
             return self.read(checkout, now)
         except Forbidden:
             return None
 
     def _claimed_key(self, token: str) -> "_Key | None":
-        """The key that a receipt of this space and engine says that it was signed with, where we know it."""
+        """The key that the receipt names; None where the key is unknown, or the space or the engine is another one."""
         address = _ADDRESS.match(token)
         if address is None or (address[2], unquote(address[3])) != (self.engine, self.space):
             return None
@@ -122,7 +122,7 @@ class Receipts:
     def _read_1(
         self, match: "re.Match[str]", session: str, degraded: bool, checkout: Checkout, now: float
     ) -> Receipt | None:
-        """A receipt of the version before. It does not say whose it is: what cannot be verified may be anybody's."""
+        """A receipt of version 1; None where the MAC is wrong. It does not name its key, so it is not called forged."""
         message = msgspec.json.encode(["1", match["time"], self.engine, session, degraded, match["content"]])
         keys = [hmac.digest(secret, _KEY_1, "sha256") for secret in (*self.secrets, *self.retired)]
         macs = [hmac.new(key, message, hashlib.sha256).hexdigest().encode() for key in keys]
@@ -143,7 +143,7 @@ class Receipts:
 
 
 class _Key:
-    """The key that receipts are signed with, and its name."""
+    """A key for receipts, and its public id."""
 
     def __init__(self, secret: bytes) -> None:
         self._key = hmac.digest(secret, _KEY, "sha256")
@@ -159,7 +159,7 @@ def _quoted(text: str) -> str:
 
 
 def content_of(checkout: Checkout) -> bytes:
-    """The digest of what a body says about its lines and discounts, whatever family and order they come in."""
+    """The digest of the lines and discounts in a body, whatever their family and their order."""
     lines = sorted((line.name, line.quantity, line.list_price, line.discount) for line in checkout.lines)
     return digest(checkout.currency, lines, checkout.root_discount)
 

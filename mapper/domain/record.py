@@ -1,4 +1,4 @@
-"""What is worth knowing about one call from Nacelle: filled along the way, told to log and metrics once."""
+"""The facts of one call from Nacelle, collected while it is answered, for its log line and the metrics."""
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -13,37 +13,37 @@ RECEIPT_FATES: Final = ("good", "stale", "absent", "forged")
 
 @dataclass
 class Record:
-    """One call. Amounts in minor units of `currency`. Codes are as the shopper brought them: the log hides them."""
+    """One call. Amounts are in minor units of `currency`. Codes are in clear text here; the log masks them."""
 
     operation: str
     request_id: str
     facts: dict[str, Any] = field(default_factory=dict)
-    """What else belongs on the request's log line."""
+    """Further facts for the log line."""
     trace_id: str = ""
     space: str = ""
     id: str = ""
     """The checkout's id, or the order's key."""
     session: str = ""
-    """The engine session's."""
+    """The id of the engine session."""
     language: Language = "en"
-    """Of the shopper: what messages are written in."""
+    """The language of the shopper, for messages."""
     codes: tuple[str, ...] = ()
     currency: str = ""
     discount: int = 0
-    """Granted, all in all."""
+    """The total discount."""
     receipt: str = ""
-    """What became of the receipt that came: one of `RECEIPT_FATES`; "" where nobody has looked."""
+    """The result of reading the receipt: one of `RECEIPT_FATES`; "" where it was not read."""
     clamped: bool = False
-    """Whether a discount was cut at the price of what it lies on."""
+    """Whether a discount was clamped to the price of what it is on."""
     drift: dict[str, str] | None = None
-    """Where consume grants other amounts than the order carries: both, as text."""
+    """The total that the order carries and the one that the engine grants, where consume finds a difference."""
     degraded: bool = False
     rejected: tuple[Rejection, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
-    """What the adapter has to say to the merchant."""
+    """For the merchant, from the adapter."""
 
     def ids(self) -> dict[str, str]:
-        """What a log line is found by."""
+        """The ids by which a log line is found."""
         named = {
             "request_id": self.request_id,
             "trace_id": self.trace_id,
@@ -55,4 +55,4 @@ class Record:
 
 
 current: ContextVar[Record | None] = ContextVar("current", default=None)
-"""The call that is being answered: every log line carries its ids."""
+"""The call that is being answered. Every log line has its ids."""

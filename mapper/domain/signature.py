@@ -1,4 +1,4 @@
-"""Who may call: the signature Nacelle puts on a body, and its alternatives (CONTRACT section 2).
+"""Authenticates callers, by Nacelle's signature of the body or a secret header (CONTRACT section 2).
 
 The signature is HMAC-SHA256 over the body bytes exactly as received, keyed with the secret's UTF-8 bytes, in hex, with
 or without the prefix `sha256=`. It is the scheme of GitHub's webhooks, whose published vector is among the tests.
@@ -23,25 +23,28 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a caller must show. Its `repr` shows no secret."""
+    """The credentials that callers must have. Its `repr` shows no secret."""
 
     auth: Literal["signature", "secret_header", "both"]
     secrets: Sequence[bytes] = field(repr=False, default=())
-    """Every secret that is valid now, whatever the space; the first signs."""
+    """The secrets that are valid for every space; the first one signs."""
     headers: Sequence[tuple[bytes, bytes]] = field(repr=False, default=())
-    """Headers (names in lower case) that must come with these values; one that stands here twice may have either."""
+    """The required headers (names in lower case). A name that is here twice may have either value."""
     spaces: frozenset[str] = frozenset()
     """The spaces served; empty for any."""
     by_space: Mapping[str, Sequence[bytes]] = field(repr=False, default_factory=dict)
-    """Secrets that are valid for one space alone."""
+    """The secrets that are valid for one space."""
 
     @property
     def tells_spaces_apart(self) -> bool:
-        """Whether a space is a part of keys, sessions and receipts. The header that names it is not signed."""
+        """Whether the space is part of keys, sessions and receipts: only where several are served.
+
+        The header that names the space is not signed.
+        """
         return len(self.spaces) > 1
 
     def of(self, space: str) -> tuple[bytes, ...]:
-        """The secrets that are valid for a space; the first signs."""
+        """The secrets that are valid for a space; the first one signs."""
         return (*self.by_space.get(space, ()), *self.secrets)
 
     @property
@@ -55,7 +58,7 @@ def sign(body: bytes, secret: bytes) -> str:
 
 
 def verify(body: bytes, headers: Headers, credentials: Credentials) -> str:
-    """Checks a caller before anything of the body is read; returns its space id, "" where spaces are not told apart.
+    """Authenticates a caller before the body is parsed. Returns the space id, "" where spaces are not told apart.
 
     Raises `BadSignature` or `Forbidden`.
     """
@@ -64,7 +67,7 @@ def verify(body: bytes, headers: Headers, credentials: Credentials) -> str:
     space = spaces[0].decode("latin-1").strip() if len(spaces) == 1 else ""
     served = not credentials.spaces or space in credentials.spaces
     if credentials.auth != "secret_header":
-        # A caller of a space that is not served may be known all the same, and is told so.
+        # A known caller of a space that is not served gets 403, not 401.
         _verify_signature(body, headers, _signing(credentials, space, served=served))
     _verify_headers(headers, credentials)
     if not served:
@@ -96,7 +99,7 @@ def _verify_headers(headers: Headers, credentials: Credentials) -> None:
 
 
 def is_one_of(given: bytes, expected: Iterable[bytes]) -> bool:
-    """Constant time, on bytes (text that is not ASCII would raise), every candidate looked at."""
+    """Compares with every candidate, in constant time; as bytes, since `compare_digest` refuses non-ASCII text."""
     found = False
     for candidate in expected:
         found |= hmac.compare_digest(given, candidate)

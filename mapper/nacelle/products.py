@@ -319,7 +319,7 @@ def _filled(checkout: Checkout, found: Filled) -> Checkout:
     """With an entry for each line but those that could not be asked about: nothing known is an answer, too."""
     failed = found.notice.payload["lines"] if found.notice else ()
     by_line = {line.index: found.by_line.get(line.index, {}) for line in checkout.cart if line.pointer not in failed}
-    return checkout.filled(by_line, *([found.notice] if found.notice else []))
+    return checkout.with_product_data(by_line, *([found.notice] if found.notice else []))
 
 
 def _known(checkout: Checkout) -> Iterator[tuple[int, Line]]:

@@ -631,9 +631,9 @@ def judge(order: Checkout, outcome: Outcome, known: Judged | None = None) -> Jud
     """What an outcome means for an order; what is `known` already of the same outcome is not computed again."""
     if known is not None and known.granted == outcome:
         return known
-    settled = discounts.settle(order, outcome)
-    drift = notes.drift(order, settled)
-    return Judged(outcome, notes.as_entered(order, outcome), drift, is_clamped=settled.clamped > 0)
+    allocation = discounts.allocate(order, outcome)
+    drift = notes.drift(order, allocation)
+    return Judged(outcome, notes.as_entered(order, outcome), drift, is_clamped=allocation.clamped > 0)
 
 
 NOTHING = b"[]"

@@ -80,7 +80,7 @@ def run(rules: Rules, record: Record, recorded: Conversation) -> Run:
     except InvalidRequest as problem:
         return Run((), Result(problem=problem.reason), Outcome(), None)
     filled = {int(index): msgspec.json.decode(fields, type=dict[str, Any]) for index, fields in recorded.filled.items()}
-    cart = replace(cart.filled(filled), customer=recorded.customer, attempt=recorded.attempt)
+    cart = replace(cart.with_product_data(filled), customer=recorded.customer, attempt=recorded.attempt)
     transcript = Transcript(recorded.method, cart, (), {})
     outcome = Outcome()
     try:
@@ -130,14 +130,14 @@ def result_of(cart: Checkout, value: object) -> Result:
 
 def amounts(cart: Checkout, outcome: Outcome) -> dict[str, str]:
     """Returns prices and discounts by pointer into the body: builds validate's answer, and reads them from it."""
-    settled = discounts.settle(cart, outcome)
-    priced = documents.parse(discounts.write(cart, settled, {}), "validate", cart.currency)
+    allocation = discounts.allocate(cart, outcome)
+    priced = documents.parse(discounts.write(cart, allocation, {}), "validate", cart.currency)
     found = {}
     for line in priced.lines:
         found[f"{line.pointer}/price"] = money.text(line.price, cart.digits)
         found[f"{line.pointer}/discount"] = money.text(line.discount, cart.digits)
     found["/discount"] = money.text(priced.root_discount, cart.digits)
-    found["/total"] = money.text(settled.total, cart.digits)
+    found["/total"] = money.text(allocation.total, cart.digits)
     return found
 
 

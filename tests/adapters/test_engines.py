@@ -19,7 +19,7 @@ from adapters.voucherify import Voucherify
 from mapper.adapter import Adapter, EngineReply, Outcome
 from mapper.domain import checkout as documents
 from mapper.domain import discounts
-from mapper.domain.discounts import Settled
+from mapper.domain.discounts import Allocation
 from mapper.engine.conversation import Engine
 from mapper.engine.promotion_engine import PromotionEngine
 from mapper.sandbox import host as sandbox
@@ -75,7 +75,7 @@ CODES = [
 ]
 
 
-def ask(engine: str, body: dict[str, Any]) -> tuple[Outcome, Settled]:
+def ask(engine: str, body: dict[str, Any]) -> tuple[Outcome, Allocation]:
     adapter = ENGINES[engine]()
     checkout = documents.parse(json.dumps(body).encode(), "validate")
 
@@ -86,7 +86,7 @@ def ask(engine: str, body: dict[str, Any]) -> tuple[Outcome, Settled]:
 
     WIRE.client.post("/_sandbox/reset")
     outcome = asyncio.run(hold())
-    return outcome, discounts.settle(checkout, outcome)
+    return outcome, discounts.allocate(checkout, outcome)
 
 
 @st.composite

@@ -51,11 +51,11 @@ class Shop:
         make, usual = ENGINES[engine]
         self.adapter = make(usual | options)
 
-    def ask(self, body: Json) -> tuple[Outcome, discounts.Settled]:
+    def ask(self, body: Json) -> tuple[Outcome, discounts.Allocation]:
         checkout = documents.parse(json.dumps({"id": "cart", "currency": "USD"} | body).encode(), "validate")
 
         outcome = asyncio.run(self._validate(checkout, "cart"))
-        return outcome, discounts.settle(checkout, outcome)
+        return outcome, discounts.allocate(checkout, outcome)
 
     async def _validate(self, checkout: documents.Checkout, session: str) -> Outcome:
         """In a new session where the engine's holds what must not count, as the service does it."""

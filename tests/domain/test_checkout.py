@@ -120,7 +120,7 @@ def test_a_line_is_answered_with_the_names_it_came_with_else_those_of_its_family
     family: str, members: Members, totals: tuple[str, ...], listed: str, came: bool
 ) -> None:
     names = one_line(family, **members).names
-    assert (names.totals, names.list, names.came) == (totals, listed, came)
+    assert (names.totals, names.list, names.has_list) == (totals, listed, came)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_root_is_answered_with_the_names_it_came_with_else_those_of_its_fami
     family: str, root: Members, totals: tuple[str, ...], listed: str, came: bool
 ) -> None:
     names = parse(body_of(family, line(), **root)).names
-    assert (names.totals, names.list, names.came) == (totals, listed, came)
+    assert (names.totals, names.list, names.has_list) == (totals, listed, came)
 
 
 def test_each_order_has_names_of_its_own() -> None:
@@ -234,7 +234,7 @@ def test_the_discount_at_the_root_is_what_is_not_on_the_lines(root: Members, dis
 
 def test_the_discounts_in_a_body_are_told_with_their_lines() -> None:
     lines = [line(discounts=[{"amount": "1.00"}]), line(), line(discounts=[{"amount": "2.00"}, {"amount": "3.00"}])]
-    found = list(parse(body_of("A", *lines, discounts=[{"amount": "4.00"}])).applied())
+    found = list(parse(body_of("A", *lines, discounts=[{"amount": "4.00"}])).discount_entries())
     assert [(each.index if each else None, entry["amount"]) for each, entry in found] == [
         (0, "1.00"),
         (2, "2.00"),
@@ -580,7 +580,7 @@ def only_invalid_requests(body: bytes) -> None:
             found = parse(body, operation)
             assert found.source.replace({}) == body.strip()
             assert all(each.list_price >= 0 <= each.discount for each in found.lines)
-            list(found.applied())
+            list(found.discount_entries())
             found.at("/promotions/meta/x")
         except InvalidRequest as refused:
             assert refused.pointer == "" or refused.pointer.startswith("/")  # noqa: PT017 - most bodies are refused

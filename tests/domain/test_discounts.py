@@ -22,8 +22,8 @@ SHIPPING = Cost("shipping", 500)
 
 def answer(body: bytes, *granted: Discount, costs: tuple[Cost, ...] = (), note: dict[str, Any] | None = None) -> bytes:
     parsed = checkout.parse(body, "validate")
-    settled = discounts.settle(parsed, Outcome(discounts=granted, costs=costs))
-    return discounts.write(parsed, settled, note or {})
+    allocation = discounts.allocate(parsed, Outcome(discounts=granted, costs=costs))
+    return discounts.write(parsed, allocation, note or {})
 
 
 def body_a(*lines: tuple[str, int], **root: Any) -> bytes:
@@ -115,7 +115,7 @@ def test_space_between_things_makes_no_difference(body: Any, granted: tuple[Disc
 )
 def test_what_is_cut_off_is_counted(granted: tuple[Discount, ...], costs: tuple[Cost, ...], clamped: int) -> None:
     parsed = checkout.parse(body_a(("10.00", 3)), "validate")
-    assert discounts.settle(parsed, Outcome(discounts=granted, costs=costs)).clamped == clamped
+    assert discounts.allocate(parsed, Outcome(discounts=granted, costs=costs)).clamped == clamped
 
 
 @pytest.mark.parametrize("space", [b" ", b""])
@@ -276,9 +276,9 @@ def test_nothing_goes_below_zero_however_many_discounts_reach_it_under_whatever_
     body, granted, costs = cart
     parsed = checkout.parse(body, "validate")
     prices = prices_of(parsed, costs)
-    settled = discounts.settle(parsed, Outcome(discounts=tuple(granted), costs=costs))
-    on_lines: Taken = [(one.amount, {("", line)}) for line, listed in settled.by_line.items() for one in listed]
-    at_root = [(one.amount, reach(one, prices, listed=True)) for one in settled.root]
+    allocation = discounts.allocate(parsed, Outcome(discounts=tuple(granted), costs=costs))
+    on_lines: Taken = [(one.amount, {("", line)}) for line, listed in allocation.by_line.items() for one in listed]
+    at_root = [(one.amount, reach(one, prices, listed=True)) for one in allocation.root]
     for amount, _, price in any_of([*on_lines, *at_root], prices):
         assert amount <= price
 
@@ -290,10 +290,10 @@ def test_all_that_can_be_given_is_given(cart: Cart) -> None:
     body, granted, costs = cart
     parsed = checkout.parse(body, "validate")
     prices = prices_of(parsed, costs)
-    settled = discounts.settle(parsed, Outcome(discounts=tuple(granted), costs=costs))
+    allocation = discounts.allocate(parsed, Outcome(discounts=tuple(granted), costs=costs))
     most = min(others + price for _, others, price in any_of([(g.amount, reach(g, prices)) for g in granted], prices))
-    assert settled.total == most
-    assert settled.clamped == sum(one.amount for one in granted) - most
+    assert allocation.total == most
+    assert allocation.clamped == sum(one.amount for one in granted) - most
 
 
 WRAPPED = (Cost("shipping", 1500), Cost("wrapping", 500, line=0))
@@ -323,8 +323,8 @@ def test_a_thing_that_is_reached_in_several_ways_is_taken_off_once(
     granted: tuple[Discount, ...], line_total: int, at_root: list[int]
 ) -> None:
     parsed = checkout.parse(body_a(("20.00", 1), ("30.00", 1)), "validate")
-    settled = discounts.settle(parsed, Outcome(discounts=granted, costs=WRAPPED))
-    assert (settled.line_total(0), [one.amount for one in settled.root]) == (line_total, at_root)
+    allocation = discounts.allocate(parsed, Outcome(discounts=granted, costs=WRAPPED))
+    assert (allocation.line_total(0), [one.amount for one in allocation.root]) == (line_total, at_root)
 
 
 def test_a_discount_on_a_lines_own_costs_is_listed_at_the_root_and_names_the_line() -> None:
@@ -338,18 +338,18 @@ def test_a_discount_on_a_lines_own_costs_is_listed_at_the_root_and_names_the_lin
 def test_parts_always_add_up_and_nothing_is_negative(cart: Cart) -> None:
     body, granted, costs = cart
     parsed = checkout.parse(body, "validate")
-    settled = discounts.settle(parsed, Outcome(discounts=tuple(granted), costs=costs))
-    again = checkout.parse(discounts.write(parsed, settled, {}), "validate")
-    assert settled.total + settled.clamped == sum(discount.amount for discount in granted)
+    allocation = discounts.allocate(parsed, Outcome(discounts=tuple(granted), costs=costs))
+    again = checkout.parse(discounts.write(parsed, allocation, {}), "validate")
+    assert allocation.total + allocation.clamped == sum(discount.amount for discount in granted)
     for before, after in zip(parsed.lines, again.lines, strict=True):
         assert after.list_price == before.list_price
-        assert after.discount == settled.line_total(before.index) <= before.gross
+        assert after.discount == allocation.line_total(before.index) <= before.gross
         assert after.price >= 0
         if before.quantity:
             assert after.price == money.unit_price(before.gross - after.discount, before.quantity)
-    listed = [(line.index if line else None, entry["amount"]) for line, entry in again.applied()]
-    assert sum(money.parse(amount, parsed.digits) for _, amount in listed) == settled.total
-    assert _total(again) == settled.total
+    listed = [(line.index if line else None, entry["amount"]) for line, entry in again.discount_entries()]
+    assert sum(money.parse(amount, parsed.digits) for _, amount in listed) == allocation.total
+    assert _total(again) == allocation.total
 
 
 def _total(parsed: Checkout) -> int:

@@ -203,17 +203,17 @@ def test_validate_then_convert_keeps_every_cent_and_every_unknown_field(
     ]
     if shipping:
         off.append(Discount(name="s", description="", amount=shipping, effect_type="e", cost="shipping"))
-    settled = discounts.settle(checkout, Outcome(discounts=tuple(off)))
-    validated = discounts.write(checkout, settled, {"receipt": "r"})
+    allocation = discounts.allocate(checkout, Outcome(discounts=tuple(off)))
+    validated = discounts.write(checkout, allocation, {"receipt": "r"})
     beside: dict[str, Any] = {"payments": [{"id": 1}]}
     if family == "C":
         beside |= {"billing_address": {"city": "X"}, "email": "a@b.c", "price": "1", "subtotal": "1", "tax_amount": "0"}
     order = order_of(b'{"checkout":' + validated + b"," + body(beside)[1:])
     read = order.checkout
     assert [(line.name, line.quantity, line.list_price, line.discount) for line in read.lines] == [
-        (line.name, line.quantity, line.list_price, settled.line_total(line.index)) for line in checkout.lines
+        (line.name, line.quantity, line.list_price, allocation.line_total(line.index)) for line in checkout.lines
     ]
-    assert read.root_discount == settled.root_total
+    assert read.root_discount == allocation.root_total
     assert read.promotions.meta == {"mapper": {"receipt": "r"}}
     assert json.loads(order.body)["mine"] == [1.10, "é"]
     assert order.body.count(b'"mine"') == len(cart) + 1

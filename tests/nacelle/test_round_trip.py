@@ -82,8 +82,8 @@ def validated(body: bytes, off: list[int], root: int) -> bytes:
     ]
     if root:
         granted.append(Discount(name="r", description="", amount=root, effect_type="e", scope="goods"))
-    settled = discounts.settle(checkout, Outcome(discounts=tuple(granted)))
-    return discounts.write(checkout, settled, {"session": "s", "receipt": "r"})
+    allocation = discounts.allocate(checkout, Outcome(discounts=tuple(granted)))
+    return discounts.write(checkout, allocation, {"session": "s", "receipt": "r"})
 
 
 def with_payment(checkout: bytes) -> bytes:

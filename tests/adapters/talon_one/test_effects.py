@@ -217,7 +217,7 @@ def test_only_what_lowers_the_item_lowers_its_price(
     found = only(result.discounts)
     assert (found.line, found.amount, found.scope, found.cost) == expected
     assert found.meta.get("scope") == (props.get("scope") if props.get("scope") != "price" else None)
-    assert discounts.settle(checkout, result).line_total(0) == off_line
+    assert discounts.allocate(checkout, result).line_total(0) == off_line
     listed = settled(checkout, result)
     assert [amount for amount, _ in listed] == at_root
     for _, meta in listed:
@@ -233,7 +233,7 @@ def test_each_configured_cost_has_a_price_for_all_units_and_none_where_it_is_not
 
 def settled(checkout: Checkout, result: Outcome) -> list[tuple[str, dict[str, Any]]]:
     """What is listed at the root: amounts and metas."""
-    return [(money.text(one.amount, checkout.digits), one.meta) for one in discounts.settle(checkout, result).root]
+    return [(money.text(one.amount, checkout.digits), one.meta) for one in discounts.allocate(checkout, result).root]
 
 
 def test_with_partial_discounts_and_bundles_the_value_counts_and_the_bundle_is_named() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from mapper.domain import discounts
 from mapper.domain.checkout import Checkout
-from mapper.domain.discounts import Settled
+from mapper.domain.discounts import Allocation
 from tests.adapters.talon_one.talk import effect, outcome, parse
 
 OPTIONS = {"ADDITIONAL_COSTS": "shipping=/shipping,handling=/handling", "ITEM_ADDITIONAL_COSTS": "shipping=/shipping"}
@@ -20,9 +20,9 @@ def checkout(*lines: tuple[int, str, str | None], **costs: str) -> Checkout:
     return parse({"items": items, **costs})
 
 
-def granted(cart: Checkout, *effects: tuple[str, dict[str, Any]]) -> Settled:
+def granted(cart: Checkout, *effects: tuple[str, dict[str, Any]]) -> Allocation:
     named = [effect(kind, {"name": "Off", **props}, campaign=number) for number, (kind, props) in enumerate(effects)]
-    return discounts.settle(cart, outcome(cart, named, **OPTIONS))
+    return discounts.allocate(cart, outcome(cart, named, **OPTIONS))
 
 
 def per_item(value: Any, scope: str, position: int = 0) -> tuple[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from adapters.voucherify.effects import EFFECTS
 from mapper.adapter import Cost
 from mapper.domain import checkout as documents
 from mapper.domain.checkout import Checkout
-from mapper.domain.discounts import settle
+from mapper.domain.discounts import allocate
 from tests.adapters.voucherify.talk import (
     FREE,
     RATE,
@@ -532,4 +532,4 @@ def test_what_is_written_is_the_engines_total_but_for_added_units_and_shipping(
     assert outcome == validated(checkout, answer)
     positions = [(one.meta["position"], -1 if one.line is None else one.line) for one in outcome.discounts]
     assert positions == sorted(positions)
-    settle(checkout, outcome)
+    allocate(checkout, outcome)

@@ -378,14 +378,14 @@ def _members(body: bytes | msgspec.Raw) -> Members:
     """Raises `_Refused`."""
     try:
         return msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise _Refused(400, "The body is no JSON object.") from None
 
 
 async def _object(request: Request) -> Json:
     try:
         return msgspec.json.decode(await request.body(), type=dict[str, Any])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise _Refused(400, "The body is no JSON object.") from None
 
 

@@ -79,8 +79,8 @@ class Storefront:
 
     def answer(self, asked: Mapping[str, Any]) -> tuple[int, Json]:
         """Status and body for `{"query", "variables", "operationName", "extensions"}`."""
-        hashed = ((asked.get("extensions") or {}).get("persistedQuery") or {}).get("sha256Hash")
-        query = asked.get("query") or self._remembered.get(hashed or "")
+        hashed = _text(_object(_object(asked.get("extensions")).get("persistedQuery")).get("sha256Hash"))
+        query = _text(asked.get("query")) or self._remembered.get(hashed)
         if not query:
             told = {"message": "PersistedQueryNotFound", "extensions": {"code": "PERSISTED_QUERY_NOT_FOUND"}}
             return (200, {"errors": [told]}) if hashed else (400, {"errors": [{"message": "There is no query."}]})
@@ -92,8 +92,8 @@ class Storefront:
             _SCHEMA,
             query,
             {"allProducts": self._all, "products": self._list},
-            variable_values=asked.get("variables") or {},
-            operation_name=asked.get("operationName"),
+            variable_values=_object(asked.get("variables")),
+            operation_name=_text(asked.get("operationName")) or None,
         )
         return 400 if done.data is None else 200, dict(done.formatted)
 
@@ -124,6 +124,14 @@ def asked_by_get(query: Mapping[str, str]) -> Json:
     return {
         key: msgspec.json.decode(value) if key in ("variables", "extensions") else value for key, value in query.items()
     }
+
+
+def _object(value: Any) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _whole(product: Json) -> Json:

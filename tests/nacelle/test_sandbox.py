@@ -141,6 +141,13 @@ def test_a_mapper_that_is_away_is_an_error_too(mapper: Mapper, url: str) -> None
     assert books(url)["deliveries"][0]["status"] == 0
 
 
+@pytest.mark.parametrize("path", ["api/v1/checkout/validate", "api/v1/orders", "graphql/v1/spaces/sandbox"])
+@pytest.mark.parametrize("body", [b"", b"x", b"[]", b"null", b'{"items":' + b"[" * 3000 + b"]" * 3000 + b"}"])
+def test_what_is_no_json_object_is_refused(mapper: Mapper, url: str, path: str, body: bytes) -> None:
+    answer = send(f"{url}/{path}", body)
+    assert (answer.status, answer.json["message"], mapper.calls) == (400, "The body is no JSON object.", [])
+
+
 @pytest.mark.parametrize(
     ("body", "missing"),
     [

@@ -117,6 +117,8 @@ def test_a_query_is_remembered_by_its_hash(url: str) -> None:
     assert send(url, {"extensions": extensions}).json["errors"][0]["message"] == "PersistedQueryNotFound"
     assert send(url, {"extensions": extensions, "query": QUERY}).status == 400
     assert send(url, {}).status == 400
+    for strange in ({"query": 5}, {"extensions": "x"}, {"extensions": {"persistedQuery": "x"}}):
+        assert send(url, strange).status == 400
     assert send(url.replace("sandbox", "other"), {"query": QUERY}).status == 404
 
 

@@ -101,7 +101,10 @@ def test_fields_that_are_not_documented_can_be_ignored() -> None:
     assert shop.refused("POST", "validations", request("A") | {"order": []}) == (400, "invalid_payload")
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"a": 1e999999999999999999999}'])
+DEEP = b'{"a":' + b"[" * 3000 + b"]" * 3000 + b"}"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"a": 1e999999999999999999999}', DEEP])
 def test_a_body_that_is_no_request_is_refused(body: bytes) -> None:
     status, _, error = asyncio.run(call(Shop().engine, "POST", "/v1/validations", body))
     assert (status, error["key"]) == (400, "invalid_payload")

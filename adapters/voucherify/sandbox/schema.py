@@ -162,10 +162,9 @@ class Schema:
     def read(self, body: bytes, check: Check) -> Json:
         """The body, checked. Raises `Invalid`."""
         try:
-            given = self._decoder.decode(body)
-        except (msgspec.DecodeError, ArithmeticError):
+            given = _plain(self._decoder.decode(body))
+        except (msgspec.DecodeError, ArithmeticError, RecursionError):
             raise Invalid("The body is not valid JSON") from None
-        given = _plain(given)
         check(given, "")
         return dict(given)
 

@@ -67,6 +67,7 @@ from mapper.orders.rows import (
     decide_cancel,
     degraded,
     extended,
+    hurried,
     looking,
     next_check,
     next_session,
@@ -594,6 +595,16 @@ def test_what_a_cancel_may_do_follows_from_the_row(found: Row | None, expected: 
             assert found is not None
             assert (mine.state, mine.lease_until, mine.fence) == (State.CANCELLING, NOW + 10, found.fence + 1)
             assert (mine.held, is_first) == (found.held, found.state is not State.CANCELLING)
+        case InProgress(held, left_s):
+            assert (held, left_s) == (found, held.lease_until - NOW)
+
+
+@pytest.mark.parametrize("leased", [True, False])
+def test_who_is_in_a_hurry_waits_for_a_lease_all_the_same(leased: bool) -> None:
+    found = row(State.UNKNOWN, leased=leased, lease_until=NOW + 5 if leased else 0.0, next_check_at=NOW + 300)
+    hurry = hurried(found, AT)
+    assert (hurry is found) is leased
+    assert leased or (hurry.next_check_at, hurry.updated_at, hurry.version) == (NOW, AT.wall, found.version + 1)
 
 
 @pytest.mark.parametrize(("age", "expected"), [(1, Wait), (86_399, Wait), (86_400, GiveUp)])

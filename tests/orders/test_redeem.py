@@ -23,7 +23,8 @@ from mapper.domain.checkout import Checkout
 from mapper.domain.errors import EngineRejected, EngineUnavailable, OrderMismatch, OutcomePending
 from mapper.engine.transport import NotSent, Unknown
 from mapper.orders.ledger import Ledger
-from mapper.orders.rows import Answer, Key, LedgerUnavailable, Moment, Row, State, Terms
+from mapper.orders.redeem import OrderRedeemer
+from mapper.orders.rows import Answer, Backlog, Fenced, Key, LedgerUnavailable, Moment, Row, State, Terms
 from mapper.promotions import Call, Service
 from tests.fakes import CAPABILITIES, SECRET, FakeAdapter, settings, signed
 from tests.house import CHECKOUT, REFUSED, TEN_OFF, House, carrying, reconcile, to_order
@@ -597,6 +598,26 @@ def test_attempts_are_named_so_that_a_resend_keeps_its_name_and_a_new_attempt_do
     assert house.adapter.attempts == ["/c-1/1", "/c-1/1"], "nothing had arrived"
 
 
+def test_who_would_have_to_wait_longer_than_there_is_time_is_told_so_at_once(house: House) -> None:
+    def busy(*_: object) -> Conversation[Outcome]:
+        raise EngineUnavailable("over its quota", reason="rate_limited", retry_after=9)
+        yield
+
+    house.adapter.check = busy  # type: ignore[assignment,method-assign]
+    began, problem = house.time, house.refusal("consume", ORDERED)
+    assert (problem.reason, problem.retry_after, house.time) == ("rate_limited", 9, began)
+
+
+def test_a_redemption_that_is_refused_before_anything_is_sent_waits_for_its_caller(house: House) -> None:
+    def refuse(*_: object) -> Conversation[Redeemed | NotRedeemed]:
+        raise EngineRejected("our key is missing", reason="engine_key")
+        yield
+
+    house.adapter.redeem = refuse  # type: ignore[assignment,method-assign]
+    assert house.refusal("consume", ORDERED).reason == "engine_key"
+    assert (house.row().state, house.row().sent_at, house.wire.sent) == (State.RETRYABLE, None, ["check"])
+
+
 @pytest.mark.parametrize("answer", ["429", "refused"])
 def test_an_attempt_that_was_answered_is_over(house: House, answer: str) -> None:
     if answer == "429":
@@ -809,6 +830,45 @@ def test_an_answer_that_the_version_before_has_stored_is_given_as_it_is(house: H
 
 
 # -- The reconciler ------------------------------------------------------------------------------------------------
+
+
+def test_what_has_been_written_since_needs_no_room_made_for_others(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fenced(*_: object) -> Row:
+        raise Fenced
+
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", ORDERED)
+    monkeypatch.setattr(OrderRedeemer, "_order_of", lambda *_: 1 / 0)
+    monkeypatch.setattr(Ledger, "postpone", fenced)
+    house.reconcile(after_s=61)
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.exc_info[0] for record in errors if record.exc_info] == [ZeroDivisionError]
+
+
+def test_a_call_that_is_answered_leaves_nothing_running(house: House) -> None:
+    async def call(service: Service) -> None:
+        data, headers = signed(ORDERED)
+        await promotions.consume(service, Call(data, headers, house.time + 8))
+        await asyncio.sleep(0)
+        assert not service.redeemer._running
+
+    asyncio.run(house.within(call))
+
+
+def test_the_reconciler_tells_how_many_orders_there_are_in_each_state(house: House) -> None:
+    house("consume", ORDERED)
+    fail(house, 429)
+    house.refusal("consume", {**ORDERED, "id": "c-2"})
+    told: list[Backlog] = []
+
+    async def round_(service: Service) -> None:
+        service.redeemer.on_backlog = told.append
+        await reconcile(service)
+
+    asyncio.run(house.within(round_))
+    assert [found.counts for found in told] == [{State.DONE: 1, State.RETRYABLE: 1}]
 
 
 def test_rows_that_cannot_be_worked_on_make_room_for_others(house: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,12 @@ def test_so_is_asking_for_more_that_fails(more: list[Any]) -> None:
         assert isinstance(verdict(Redeemed(GRANTED), *script, requests=(request(effect="redeems"), request())), InDoubt)
 
 
+@pytest.mark.parametrize("script", [[200, *[NotSent("connect")] * 2], [200, *[429] * 2], [200, *[409] * 3], [200, 400]])
+@pytest.mark.parametrize("ends", [KEY, UNREADABLE], ids=repr)
+def test_what_one_request_has_redeemed_stands_whatever_becomes_of_the_next(ends: Exception, script: list[Any]) -> None:
+    assert isinstance(verdict(ends, *script, requests=(request(effect="redeems"),) * 2), InDoubt)
+
+
 @pytest.mark.parametrize("step", [Unknown("timeout"), Unknown("reset"), Unknown("garbled"), 500, 503, 302])
 def test_what_may_have_arrived_is_in_doubt(step: Any) -> None:
     assert isinstance(verdict(Redeemed(GRANTED), step), InDoubt)

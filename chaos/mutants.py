@@ -2,29 +2,34 @@
 
     python -m chaos.mutants --sample 400 --seed 1
 
-mutmut makes the mutants and runs, for each, the tests that come by its function (`[tool.mutmut]` in pyproject.toml says
-which files and which tests). Here a sample is drawn by a seed, the same number for each room as it has of all, and told
-per room: how many were noticed, and each that was not. What only rewords a sentence for people is left out. It all runs
-in a copy of the tree, in build/mutants.
+mutmut makes the mutants and finds out which tests come by which function (`[tool.mutmut]` in pyproject.toml says which
+files and which tests). Here a sample is drawn by a seed, of all rooms alike, and run (`chaos.mutant_tests`); then it is
+told per room how many were noticed, and each that was not. What only rewords a sentence for people is left out. It all
+runs in a copy of the tree, in build/mutants.
 """
 
 import argparse
 import ast
 import json
+import os
 import random
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from pathlib import Path
+from typing import Any
+
+from chaos import mutant_tests
 
 COPY = Path("build/mutants")
 MADE = COPY / "mutants"
 ROOMS = {"mapper/orders": 0.95, "mapper/domain": 0.9, "mapper/engine": 0.9, "adapters": 0.9}
 """With the share that must be noticed."""
-SURVIVED, NOT_RUN = 0, 33
-"""mutmut's words, in numbers, for a mutant that no test noticed, and for one whose function no test comes by."""
-UNNOTICED = (SURVIVED, NOT_RUN)
+SURVIVED, FAILED, NO_TEST = 0, 1, 5
+"""pytest's exit codes for a mutant that no test noticed, for one that was noticed, and where no test comes by."""
+UNNOTICED = (SURVIVED, NO_TEST)
 SQL = {"SELECT", "INSERT", "UPDATE", "DELETE", "WHERE", "PRAGMA"}
 
 
@@ -39,12 +44,11 @@ def main() -> int:
     if not chosen.again:
         copy_tree()
         mutmut("there is no mutant of this name")  # makes them all, and sees which tests come by which function
-    named = {name: path for path in metas() for name in results(path) if chosen.only in str(path)}
+    named = {name: path for path in metas() for name in mutants(path) if chosen.only in str(path)}
     wanted = [name for name in sorted(named) if is_told_apart(name, named[name])]
     drawn = random.Random(seed).sample(wanted, min(chosen.sample, len(wanted)))
     print(f"seed {seed}: {len(drawn)} of {len(wanted)} mutants")
-    mutmut(*drawn)
-    return tell(drawn, named)
+    return tell(run(drawn), named)
 
 
 def copy_tree() -> None:
@@ -65,27 +69,61 @@ def metas() -> list[Path]:
     return [path for room in ROOMS for path in sorted((MADE / room).rglob("*.py.meta"))]
 
 
-def results(meta: Path) -> dict[str, int | None]:
-    """Of each mutant of a file, what its tests ended with; None where they have not run."""
-    found: dict[str, int | None] = json.loads(meta.read_text("utf-8"))["exit_code_by_key"]
-    return found
+def mutants(meta: Path) -> list[str]:
+    return list(json.loads(meta.read_text("utf-8"))["exit_code_by_key"])
 
 
-def tell(drawn: list[str], named: dict[str, Path]) -> int:
+def run(drawn: list[str]) -> dict[str, int | None]:
+    """Of each mutant, what its tests ended with; None where they have not run."""
+    stats: dict[str, dict[str, Any]] = json.loads((MADE / "mutmut-stats.json").read_text("utf-8"))
+    took: dict[str, float] = stats["duration_by_test"]
+    jobs: dict[str, tuple[list[str], float]] = {}
+    for name in drawn:
+        reached = stats["tests_by_mangled_function_name"].get(name.rpartition("__mutmut_")[0], ())
+        tests = sorted(reached, key=lambda test: took[test])
+        if tests:
+            jobs[name] = tests, sum(took[test] for test in tests)
+    file = (MADE / "jobs.json").absolute()
+    file.write_text(json.dumps(jobs), "utf-8")
+    file.with_name(mutant_tests.ENDED).unlink(missing_ok=True)
+    settings = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["tool"]["mutmut"]
+    options = [*settings["pytest_add_cli_args"], *settings["pytest_add_cli_args_test_selection"]]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-s",
+        "--tb=no",
+        "-p",
+        "chaos.mutant_tests",
+        "--rootdir=.",
+        *options,
+    ]
+    with (COPY / "tests.log").open("wb") as log:
+        environment = os.environ | {"MUTANT_JOBS": str(file)}
+        subprocess.run(command, cwd=MADE, env=environment, stdout=log, stderr=log, check=False)
+    lines = file.with_name(mutant_tests.ENDED).read_text("utf-8").splitlines()
+    ended = {found["name"]: found["code"] for found in map(json.loads, lines)}
+    return {name: ended.get(name) if name in jobs else NO_TEST for name in drawn}
+
+
+def tell(ended: dict[str, int | None], named: dict[str, Path]) -> int:
     """Prints what was noticed, per room; 1 where it is too little, or where mutants have not run."""
-    ended = {name: code for path in set(named.values()) for name, code in results(path).items()}
     total: Counter[str] = Counter()
     noticed: Counter[str] = Counter()
-    for name in drawn:
+    for name, code in ended.items():
         room = next(room for room in ROOMS if (MADE / room) in named[name].parents)
-        if ended[name] is None:
+        if code is None:
             print(f"has not run: {name}")
             continue
         total[room] += 1
-        noticed[room] += ended[name] not in UNNOTICED
-        if ended[name] in UNNOTICED:
-            print(f"\n{name}{' (no test comes by)' if ended[name] == NOT_RUN else ''}\n{difference(name, named[name])}")
-    failed = None in (ended[name] for name in drawn)
+        noticed[room] += code not in UNNOTICED
+        if code in UNNOTICED:
+            print(f"\n{name}{' (no test comes by)' if code == NO_TEST else ''}\n{difference(name, named[name])}")
+        elif code != FAILED:
+            print(f"\n{name} ended with {code}: it took too long")
+    failed = None in ended.values()
     for room, least in ROOMS.items():
         if total[room]:
             share = noticed[room] / total[room]

@@ -141,7 +141,7 @@ async def consume(service: Service, call: Call) -> Answer:
     space = signature.verify(call.body, call.headers, service.settings.credentials)
     order = await _parse(service, call, "consume")
     if (paid := service.settings.consume_requires) and order.at(paid) is None:
-        raise InvalidRequest("This is no paid order.", paid, reason="not_paid")
+        raise InvalidRequest("This order has not been paid.", paid, reason="not_paid")
     # A bad receipt is not raised here: an order that has been redeemed is answered from the ledger whatever it brings.
     receipt = _read_receipt(service, order, space)
     key = Key(space, service.adapter.name, _order_key(service, order, receipt))
@@ -203,7 +203,7 @@ async def _ask_engine_and_ledger(
 
 
 async def _free_session(service: Service, key: Key, session: str) -> str:
-    """Returns the session, or the next free one if an order has used it. The ledger's failure counts as free."""
+    """Returns the session, or the next free one if an order has used it. Without the ledger, it counts as free."""
     try:
         return await service.redeemer.ledger.free_session(key, session)
     except LedgerUnavailable:
@@ -223,9 +223,8 @@ def _start_record(service: Service, call: Call, checkout: Checkout, space: str, 
     accepted = next((value.decode("latin-1") for name, value in call.headers if name == b"accept-language"), "")
     record.language = language_of(checkout.source.decoded, accepted)
     served = service.settings.credentials.spaces
-    record.space = space or (
-        next(iter(served)) if len(served) == 1 else ""
-    )  # keys hold no space where only one is served
+    # `space` is "" where only one is served; the log names it all the same.
+    record.space = space or (next(iter(served)) if len(served) == 1 else "")
     record.id, record.session = key, session
     record.codes, record.currency = checkout.promotions.codes, checkout.currency
 
@@ -317,7 +316,7 @@ def _terms(service: Service, order: Checkout, space: str, receipt: Receipt | For
     if isinstance(receipt, Forbidden):
         return receipt
     if service.settings.receipt_required and not (receipt and receipt.matches(order.customer)):
-        message = "The order has no receipt, or not that of these lines, prices and discounts, or an old one."
+        message = "The order has no receipt, or one that has expired or is not of these lines, prices and discounts."
         return InvalidRequest(message, _receipt_pointer(order), reason="no_receipt")
     return Terms(
         session=_session_id(service, order, space, receipt),

@@ -61,19 +61,19 @@ DOWN = frozenset({"timeout", "connect", "dns", "tls", "reset", "truncated", "ser
 
 MESSAGES = {
     "connect": "The promotion engine could not be reached: no connection to its address",
-    "dns": "The promotion engine could not be reached: its host name is not known here",
+    "dns": "The promotion engine could not be reached: its host name cannot be resolved",
     "tls": "The promotion engine could not be reached: its certificate was not accepted",
     "timeout": "The promotion engine did not answer in time",
     "reset": "The promotion engine closed the connection without an answer",
     "garbled": "The promotion engine's answer is not HTTP",
     "truncated": "The promotion engine's answer ended early",
-    "undecodable": "The promotion engine's answer is compressed in a way that cannot be read",
+    "undecodable": "The promotion engine's answer has a content encoding that cannot be read",
     "too_large": "The promotion engine's answer is too large",
     "redirect": "The promotion engine answered with a redirect, which is not followed; check the base URL",
     "rate_limited": "The promotion engine is over its quota of calls",
     "conflict": "The promotion engine was busy with another change of the same session",
     "server_error": "The promotion engine failed on its side",
-    "breaker_open": "The promotion engine has failed too often just now and is left alone for a few seconds",
+    "breaker_open": "The promotion engine has failed too often, and is not called for a few seconds",
     "paused": "This service was paused just before it could ask the promotion engine",
 }
 

@@ -1,8 +1,8 @@
-"""The service's OpenAPI 3.1 document, from the tables that the code itself uses.
+"""The service's OpenAPI 3.1 document, made from the tables that the code uses.
 
-`docs/openapi.json` is its copy in the repository: a test compares the two, so that a change of the contract is seen in
-a review. Bodies of Nacelle are described as far as the mapper reads them; everything else in them is allowed, and comes
-back.
+`docs/openapi.json` is its copy in the repository. A test compares the two, so that a review shows each change of the
+contract. Bodies of Nacelle are described as far as the mapper reads them; all other members are allowed, and returned
+unchanged.
 """
 
 from typing import Any, Final
@@ -182,8 +182,8 @@ def _call(operation: Operation, summary: str, bodies: tuple[str, ...], example: 
 
 
 def _cancel() -> Json:
-    """For the merchant, not for Nacelle: its signature has secrets of its own."""
-    call = _call("cancel", "Take the redemption of an order back, for good", (), CANCEL_EXAMPLE)
+    """The call of the merchant, which is signed with secrets of its own."""
+    call = _call("cancel", "Undo the redemption of an order, for good", (), CANCEL_EXAMPLE)
     body = {
         "type": "object",
         "required": ["cancel"],
@@ -263,7 +263,7 @@ _INGEST: Final[Json] = {
 
 
 def document() -> Json:
-    """The whole document."""
+    """Returns the document."""
     return {
         "openapi": "3.1.0",
         "info": {

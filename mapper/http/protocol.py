@@ -95,11 +95,11 @@ def _refusal(status: int, text: str, *more: tuple[bytes, bytes]) -> bytes:
 
 
 _MALFORMED = _refusal(400, "This is not a well-formed HTTP request.")
-_WRONG_HOST = _refusal(400, "A request names its host exactly once.")
+_WRONG_HOST = _refusal(400, "A request must have exactly one Host header.")
 _WRONG_FRAMING = _refusal(400, "The body's length must be given in one way, by Content-Length or as plain chunks.")
-_TRAILERS = _refusal(400, "Header fields after the body are not taken.")
+_TRAILERS = _refusal(400, "Header fields after the body are not accepted.")
 _NO_UPGRADE = _refusal(400, "This service speaks HTTP/1.1 only.")
-_NO_SUCH_TARGET = _refusal(404, "There is nothing here by this name.")
+_NO_SUCH_TARGET = _refusal(404, "There is no such resource.")
 _SLOW_HEAD = _refusal(408, "The head of the request did not arrive in time.")
 _LONG_TARGET = _refusal(414, "The request's target is too long.")
 _LARGE_HEAD = _refusal(431, "The head of the request is too large.")

@@ -49,7 +49,7 @@ TABLE: Final = (
         "mapper_requests_total", "counter", ("operation", "status", "category", "reason"), "requests that were answered"
     ),
     Row("mapper_request_seconds", "histogram", ("operation",), "time to answer"),
-    Row("mapper_in_flight", "gauge", ("operation",), "calls that have come and are not answered", "livesum"),
+    Row("mapper_in_flight", "gauge", ("operation",), "calls that are not answered yet", "livesum"),
     Row(
         "mapper_shed_total",
         "counter",
@@ -62,7 +62,7 @@ TABLE: Final = (
         "mapper_engine_breaker",
         "gauge",
         ("account",),
-        "is an account of the engine asked? 0 as usual, 1 not for now, 0.5 now and then",
+        "the circuit breaker of an engine's account: 0 closed, 0.5 probing, 1 open",
     ),
     Row(
         "mapper_discount_minor_units_total",
@@ -75,29 +75,28 @@ TABLE: Final = (
         "mapper_events_total",
         "counter",
         ("event",),
-        "`clamped`: cut at a price; `drift`: consume grants other amounts; `degraded`: without the engine",
+        "`clamped`: cut to the price; `drift`: consume granted other amounts; `degraded`: answered without the engine",
     ),
     Row(
         "mapper_receipts_total",
         "counter",
         ("fate",),
-        "receipts that came: `good`, `stale` (expired or changed), `absent`, `forged`",
+        "receipts received: `good`, `stale` (expired or changed), `absent`, `forged`",
     ),
     Row("mapper_products_total", "counter", ("fate",), "products asked for: `fresh`, `stale`, `read`, `failed`"),
     Row(
         "mapper_ingested_orders_total",
         "counter",
         ("fate",),
-        "orders that came to `POST /orders/ingest`: `created`, or `again` created before; `refused` by Nacelle;"
-        " `not_sent`; `unknown` (settle it); `other_content` under a known id; `no_order`; `no_journal`: it cannot be"
-        " written",
+        "orders sent to `POST /orders/ingest`: `created`; `again` (created before); `refused` by Nacelle; `not_sent`;"
+        " `unknown` (settle it); `other_content` under a known id; `no_order`: invalid; `no_journal`: not writable",
     ),
     Row(
         "mapper_records_total",
         "counter",
         ("fate",),
-        "calls recorded (`MAPPER_RECORD`): `written`; `dropped`: too many at once; `failed`: the disk; `unfaithful`:"
-        " redacting would change what the cart costs",
+        "calls to record (`MAPPER_RECORD`): `written`; `dropped`: too many at once; `failed`: the disk; `unfaithful`:"
+        " redacting would change the amounts",
     ),
     Row(
         "mapper_ledger_orders",
@@ -117,7 +116,7 @@ TABLE: Final = (
         "mapper_ledger_unconfirmed_orders",
         "gauge",
         (),
-        "orders redeemed of which no caller was ever told",
+        "redeemed orders that were never confirmed to a caller",
         "livemostrecent",
     ),
 )

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -62,16 +62,20 @@ def run(chosen: argparse.Namespace) -> int:
         return 1
 
 
-def _bodies(path: str) -> list[tuple[str, bytes]]:
-    """Each body with the name to tell it by."""
+Bodies = list[tuple[str, Callable[[], bytes]]]
+"""How to read each body, with the name to tell it by."""
+
+
+def _bodies(path: str) -> Bodies:
     if path == "-":
-        return [("standard input", sys.stdin.buffer.read())]
+        return [("standard input", sys.stdin.buffer.read)]
     place = Path(path)
-    files: Iterable[Path] = sorted(place.glob("*.json")) if place.is_dir() else [place]
-    return [(file.name, file.read_bytes()) for file in files]
+    place.stat()
+    files = sorted(file for file in place.glob("*.json") if not file.is_dir()) if place.is_dir() else [place]
+    return [(file.name, file.read_bytes) for file in files]
 
 
-async def _run(chosen: argparse.Namespace, given: settings.IngestSettings, bodies: list[tuple[str, bytes]]) -> int:
+async def _run(chosen: argparse.Namespace, given: settings.IngestSettings, bodies: Bodies) -> int:
     journal = await open_journal(given.ledger_url)
     transport = clients.create(given.http_client, connections=4)
     try:
@@ -91,11 +95,17 @@ async def _run(chosen: argparse.Namespace, given: settings.IngestSettings, bodie
         await journal.close()
 
 
-async def _ingest(ingestion: Ingestion, bodies: list[tuple[str, bytes]]) -> int:
+async def _ingest(ingestion: Ingestion, bodies: Bodies) -> int:
     """One after the other: Nacelle limits the rate, and documents no figure."""
     console = Console(stderr=True)
     failed = 0
-    for name, body in track(bodies, "Ingesting", console=console, transient=True, disable=len(bodies) < 2):
+    for name, read in track(bodies, "Ingesting", console=console, transient=True, disable=len(bodies) < 2):
+        try:
+            body = read()
+        except OSError as error:
+            failed += 1
+            print(f"{name}: not sent; it cannot be read: {error.strerror}")
+            continue
         try:
             done = await ingestion.ingest(body)
         except NotAnOrder as error:

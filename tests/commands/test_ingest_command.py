@@ -83,6 +83,20 @@ def test_a_folder_is_ingested_and_goes_on_where_it_stopped(
     assert sorted(order["id"] for order in nacelle.created) == ["o-0", "o-1", "o-2"]
 
 
+def test_a_file_that_cannot_be_read_keeps_no_other_from_being_sent(
+    nacelle: Nacelle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "0.json").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "1.json").write_text(json.dumps({**ORDER, "id": "o-1"}))
+    (tmp_path / "folder.json").mkdir()
+    assert run(str(tmp_path)) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "0.json: not sent; it cannot be read: No such file or directory",
+        "1.json: order o-1 created",
+        "1 of 2 created.",
+    ]
+
+
 def test_an_unknown_order_is_listed_and_settled(
     nacelle: Nacelle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

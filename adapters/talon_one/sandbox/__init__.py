@@ -1,16 +1,16 @@
 """Talon.One's Integration API, emulated: customer sessions on the sandbox's rule book.
 
-Written from the vendor's documentation alone. It never imports the adapter beside it: a field that one of them misreads
-must not be misread twice.
+Written from the vendor's documentation alone. It never imports the adapter, so that a field that one of them misreads
+is not misread by both.
 
     PUT /v2/customer_sessions/{id}[?dry=true]    update, close, cancel
     GET /v2/customer_sessions/{id}
     PUT /v2/customer_sessions/{id}/reopen
     POST /v2/customer_sessions/{id}/returns[?dry=true]
 
-Documented at https://docs.talon.one/integration-api. What the documents leave open is decided here, and said where.
-`schema` checks requests, `sessions` answers them. `rules`, `trial` and `effects` are the rule engine, `returns` takes
-units back; `state` is what the engine remembers, `replies` shows it.
+Documented at https://docs.talon.one/integration-api. Where the documentation is silent, a comment says what is assumed.
+`schema` validates requests, `sessions` handles them. `rules`, `trial` and `effects` are the rule engine, `returns`
+handles partial returns, `state` is what is stored, `replies` writes it as JSON.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ from starlette.types import Receive, Scope, Send
 
 from adapters.talon_one.sandbox.cart import ZERO, Cart, number_of
 from adapters.talon_one.sandbox.errors import MESSAGES, ApiError, error_body
+from adapters.talon_one.sandbox.locks import RequestLocks
 from adapters.talon_one.sandbox.options import Options
 from adapters.talon_one.sandbox.schema import Requests, time_of
-from adapters.talon_one.sandbox.sessions import Place, Sessions
-from adapters.talon_one.sandbox.turns import Turns
+from adapters.talon_one.sandbox.sessions import FieldPath, Sessions
 from mapper.sandbox import rulebook
 from mapper.sandbox.emulator import PAUSE, Now
 from mapper.sandbox.rulebook import RuleBook, RuleBookError
@@ -45,11 +45,11 @@ class _SessionState(msgspec.Struct, frozen=True):
     state: str = "open"
 
 
-class _Peek(msgspec.Struct, frozen=True):
+class _StateOnly(msgspec.Struct, frozen=True):
     customerSession: _SessionState = _SessionState()  # noqa: N815 - the wire's spelling
 
 
-_PEEK: Final = msgspec.json.Decoder(_Peek)
+_STATE: Final = msgspec.json.Decoder(_StateOnly)
 _DECODER: Final = msgspec.json.Decoder(float_hook=Decimal)
 _ENCODER: Final = msgspec.json.Encoder(decimal_format="number")
 _SESSIONS: Final = "/v2/customer_sessions/"
@@ -78,10 +78,11 @@ class TalonOneSandbox:
 
     def reset(self) -> None:
         self._sessions = Sessions(self._book, self._options, self._now)
-        self._turns = Turns()
-        self._answered: dict[tuple[str, str], tuple[datetime, int, bytes]] = {}
+        self._locks = RequestLocks()
+        self._stored_replies: dict[tuple[str, str], tuple[datetime, int, bytes]] = {}
+        """(expiry, status, body) by path and idempotency key."""
 
-    # How it looks from the host.
+    # Called by the host.
 
     def books(self) -> dict[str, Any]:
         books = self._sessions.books
@@ -109,7 +110,7 @@ class TalonOneSandbox:
         }
 
     def operation(self, method: str, path: str, query: str, body: bytes) -> str:
-        """read, reopen, return, dry, open, close, cancel; "other" for what the API does not have."""
+        """read, reopen, return, dry, open, close or cancel; "other" for any other request."""
         if _SESSIONS not in path:
             return "other"
         if method == "GET":
@@ -121,7 +122,7 @@ class TalonOneSandbox:
         if "dry=true" in query:
             return "dry"
         try:
-            state = _PEEK.decode(body).customerSession.state
+            state = _STATE.decode(body).customerSession.state
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             return "other"
         return {"closed": "close", "cancelled": "cancel"}.get(state, "open")
@@ -163,20 +164,20 @@ class TalonOneSandbox:
             await asyncio.sleep(pause)
             return 200, _ENCODER.encode(self._sessions.read(id_))
         if action == "reopen":
-            return await self._once(request, id_, "", pause, dry=False, work=partial(self._sessions.reopen, id_))
+            return await self._handle(request, id_, "", pause, dry=False, work=partial(self._sessions.reopen, id_))
         query = self._query(request, action)
         dry = query.get("dry") == "true" or self._options.testing_key
-        given, cleared = self._given(await request.body(), action)
+        payload, cleared = self._decode(await request.body(), action)
         if action == "return":
-            work = partial(self._sessions.give_back, id_, given, dry=dry)
-            return await self._once(request, id_, "", pause, dry=dry, work=work)
+            work = partial(self._sessions.return_items, id_, payload, dry=dry)
+            return await self._handle(request, id_, "", pause, dry=dry, work=work)
         now = time_of(query["now"]) if "now" in query else None
-        work = partial(self._sessions.update, id_, given, cleared, now, dry=dry)
-        profile = self._sessions.profile_of(id_, given["customerSession"])
-        return await self._once(request, id_, profile, pause, dry=dry, work=work)
+        work = partial(self._sessions.update, id_, payload, cleared, now, dry=dry)
+        profile = self._sessions.profile_of(id_, payload["customerSession"])
+        return await self._handle(request, id_, profile, pause, dry=dry, work=work)
 
     def _route(self, request: Request) -> tuple[str, str]:
-        """The session's id, decoded from exactly one segment of the path, and what is to be done with it."""
+        """The session's id, which is one segment of the path, and the action. Raises `ApiError` 404 or 405."""
         raw = request.scope["raw_path"].decode("ascii", "replace")
         path = raw[len(request.scope.get("root_path", "")) :]
         id_, slash, rest = path.removeprefix(_SESSIONS).partition("/")
@@ -216,39 +217,39 @@ class TalonOneSandbox:
         moment = time_of(text)
         return moment is not None and moment > self._now()
 
-    def _given(self, body: bytes, action: str) -> tuple[Json, list[Place]]:
-        """The request's body, checked, without its nulls; and where those stood that clear something.
+    def _decode(self, body: bytes, action: str) -> tuple[Json, list[FieldPath]]:
+        """The validated payload without nulls, and the fields that a null clears.
 
-        Raises `ApiError` 400 with everything that is wrong.
+        Raises `ApiError` 400 with all problems.
         """
         try:
-            given = _DECODER.decode(body)
+            payload = _DECODER.decode(body)
         except (msgspec.DecodeError, ArithmeticError, RecursionError, UnicodeDecodeError):
             raise ApiError(400, "The request body is not valid JSON") from None
-        nulls: list[Place] = []
+        nulls: list[FieldPath] = []
         if action == "update" and self._options.nulls != "refuse":
-            given, nulls = _without_nulls(given)
-        problems = self._requests.problems(given) if action == "update" else self._requests.return_problems(given)
+            payload, nulls = _without_nulls(payload)
+        problems = self._requests.problems(payload) if action == "update" else self._requests.return_problems(payload)
         if problems:
             raise ApiError(400, "The submitted data was invalid", problems)
-        return dict(given), nulls if self._options.nulls == "clear" else []
+        return dict(payload), nulls if self._options.nulls == "clear" else []
 
-    async def _once(
+    async def _handle(
         self, request: Request, id_: str, profile: str, pause: float, *, dry: bool, work: Callable[[], Json]
     ) -> tuple[int, bytes]:
-        """Does the work when it is its turn, or replays what the same idempotency key got before.
+        """Does the work once its locks are free, or returns the stored reply of the same idempotency key.
 
-        The documents say that responses are stored for 24 hours, not which: here it is what the rules answered, 200 or
-        400, whatever the body of the repetition.
+        The documentation says that replies are stored for 24 hours, but not which. Here it is every reply of the rule
+        engine, 200 or 400, and the body of the repeated request does not matter.
         """
         key = request.headers.get("idempotency-key", "")
         if len(key) > 255:
             raise ApiError(400, "The idempotency key is longer than 255 characters")
         keyed = bool(key) and self._options.idempotency_keys and not dry
-        place = (request.scope["raw_path"].decode("ascii", "replace"), key)
-        async with self._turns.take([("session", id_)] + ([("profile", profile)] if profile else [])):
+        reply_key = (request.scope["raw_path"].decode("ascii", "replace"), key)
+        async with self._locks.acquire([("session", id_)] + ([("profile", profile)] if profile else [])):
             await asyncio.sleep(pause)
-            stored = self._answered.get(place)
+            stored = self._stored_replies.get(reply_key)
             if keyed and stored is not None and stored[0] > self._now():
                 return stored[1], stored[2]
             try:
@@ -256,22 +257,22 @@ class TalonOneSandbox:
             except ApiError as error:
                 status, body = error.status, _ENCODER.encode(error.body)
             if keyed:
-                self._answered[place] = (self._now() + _IDEMPOTENCY_TTL, status, body)
+                self._stored_replies[reply_key] = (self._now() + _IDEMPOTENCY_TTL, status, body)
             return status, body
 
 
-def _without_nulls(given: Any) -> tuple[Any, list[Place]]:
-    """The body without the nulls of its session and of the maps in it; and their places, such as ("attributes", "b2b").
+def _without_nulls(payload: Any) -> tuple[Any, list[FieldPath]]:
+    """The payload without the nulls in its session and in the maps of the session; and the fields that were null.
 
-    What the vendor does with a null is not documented.
+    The vendor does not document what a null does.
     """
-    session = given.get("customerSession") if isinstance(given, dict) else None
+    session = payload.get("customerSession") if isinstance(payload, dict) else None
     if not isinstance(session, dict):
-        return given, []
-    nulls: list[Place] = [(name,) for name, value in session.items() if value is None]
+        return payload, []
+    nulls: list[FieldPath] = [(name,) for name, value in session.items() if value is None]
     kept = {name: value for name, value in session.items() if value is not None}
     for name in _NULLABLE_MAPS:
         if isinstance(kept.get(name), dict):
             nulls += [(name, key) for key, value in kept[name].items() if value is None]
             kept[name] = {key: value for key, value in kept[name].items() if value is not None}
-    return given | {"customerSession": kept}, nulls
+    return payload | {"customerSession": kept}, nulls

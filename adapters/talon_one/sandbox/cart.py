@@ -1,4 +1,4 @@
-"""The cart as the rules see it: lines taken apart into units, and what is left of each to take a discount off."""
+"""The cart of a session by units, and what remains of each price to take a discount off."""
 
 from dataclasses import dataclass, field
 from decimal import Context, Decimal
@@ -16,7 +16,7 @@ DOUBLE: Final = Context(prec=17)
 
 
 def number_of(value: Decimal) -> int | Decimal:
-    """A number as the API writes it: a double, with as many digits as tell it from others."""
+    """A number as the API writes it: the shortest decimal of its double."""
     double = float(value)
     return int(double) if double.is_integer() else Decimal(repr(double))
 
@@ -27,12 +27,12 @@ def percent_of(percent: Decimal, value: Decimal) -> Decimal:
 
 @dataclass(frozen=True, eq=False)
 class Unit:
-    """One unit of a line. Two units are never the same, however equal they look."""
+    """One unit of a cart item. Units are compared by identity."""
 
     position: int
     sub: int
     item: Json
-    """The line as it was sent."""
+    """The cart item as it was sent."""
     price: Decimal
     costs: dict[str, Decimal]
 
@@ -40,7 +40,7 @@ class Unit:
     def cost_keys(self) -> list[tuple[int, int, str]]:
         return [(self.position, self.sub, name) for name in self.costs]
 
-    def is_one_of(self, items: Items) -> bool:
+    def matches(self, items: Items) -> bool:
         weight = self.item.get("weight")
         return items.match(
             self.item["sku"],
@@ -52,7 +52,7 @@ class Unit:
 
 
 class Cart:
-    """A session as the rules see it: lines taken apart into units."""
+    """The cart of a session: https://docs.talon.one/docs/product/rules/understanding-cart-item-flattening"""
 
     def __init__(self, data: Json) -> None:
         self.profile: str = data["profileId"]
@@ -84,55 +84,55 @@ class Cart:
         return money.total(list(self.costs.values()))
 
 
-def costs_of(given: Json) -> dict[str, Decimal]:
-    return {name: Decimal(cost["price"]) for name, cost in given.items()}
+def costs_of(additional_costs: Json) -> dict[str, Decimal]:
+    return {name: Decimal(cost["price"]) for name, cost in additional_costs.items()}
 
 
 @dataclass
-class Left:
-    """What is left to take off: of each unit, each cost, and of all items after discounts on the order."""
+class Remaining:
+    """What remains of the prices of units and costs, and the discounts on the order."""
 
     units: dict[tuple[int, int], Decimal]
     costs: dict[str, Decimal]
     item_costs: dict[tuple[int, int, str], Decimal]
-    off_order: dict[str, Decimal] = field(default_factory=dict)
+    order_discounts: dict[str, Decimal] = field(default_factory=dict)
     """By scope."""
 
     @classmethod
-    def of(cls, cart: Cart) -> "Left":
+    def of(cls, cart: Cart) -> "Remaining":
         return cls(
             {(unit.position, unit.sub): unit.price for unit in cart.units},
             dict(cart.costs),
             {(unit.position, unit.sub, name): price for unit in cart.units for name, price in unit.costs.items()},
         )
 
-    def copy(self) -> "Left":
-        return Left(dict(self.units), dict(self.costs), dict(self.item_costs), dict(self.off_order))
+    def copy(self) -> "Remaining":
+        return Remaining(dict(self.units), dict(self.costs), dict(self.item_costs), dict(self.order_discounts))
 
     def unit(self, unit: Unit, scope: str) -> Decimal:
-        """What is left of a unit: of its price, of the costs it carries, or of both."""
+        """What remains of a unit: of its price, of its costs, or of both."""
         price = ZERO if scope == "costs" else max(ZERO, self.units[unit.position, unit.sub])
         costs = [] if scope == "items" else [max(ZERO, self.item_costs[key]) for key in unit.cost_keys]
         return price + money.total(costs)
 
     def take(self, unit: Unit, scope: str, value: Decimal) -> None:
-        """Takes a discount off a unit: off its price first, then off its costs, one after the other."""
-        spot = (unit.position, unit.sub)
+        """Takes a discount off the price of a unit first, then off its costs in turn."""
+        key_of_unit = (unit.position, unit.sub)
         keys = [] if scope == "items" else unit.cost_keys
         if scope != "costs":
-            off = value if not keys else min(value, max(ZERO, self.units[spot]))
-            self.units[spot] -= off
-            value -= off
+            part = value if not keys else min(value, max(ZERO, self.units[key_of_unit]))
+            self.units[key_of_unit] -= part
+            value -= part
         for key in keys:
-            off = value if key == keys[-1] else min(value, max(ZERO, self.item_costs[key]))
-            self.item_costs[key] -= off
-            value -= off
+            part = value if key == keys[-1] else min(value, max(ZERO, self.item_costs[key]))
+            self.item_costs[key] -= part
+            value -= part
 
     def order(self, scope: str) -> Decimal:
-        """What is left of the order: of its items, its costs or both. Nothing is worth less than nothing."""
+        """What remains of the order: of its items, its costs or both. Never below zero."""
         items = money.total([max(ZERO, price) for price in self.units.values()]) if scope != "costs" else ZERO
         costs = [*self.costs.values(), *self.item_costs.values()] if scope != "items" else []
-        taken = ZERO if scope == "costs" else self.off_order.get("items", ZERO)
-        taken += ZERO if scope == "items" else self.off_order.get("costs", ZERO)
-        taken += self.off_order.get("items_and_costs", ZERO)
+        taken = ZERO if scope == "costs" else self.order_discounts.get("items", ZERO)
+        taken += ZERO if scope == "items" else self.order_discounts.get("costs", ZERO)
+        taken += self.order_discounts.get("items_and_costs", ZERO)
         return max(ZERO, items + money.total(costs) - taken)

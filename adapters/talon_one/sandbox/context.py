@@ -1,11 +1,11 @@
-"""What the rules may look at while they run over a session, and what they have granted so far."""
+"""What the rules read while they run over a session, and what they have granted so far."""
 
 import uuid
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 
-from adapters.talon_one.sandbox.cart import Cart, Left
+from adapters.talon_one.sandbox.cart import Cart, Remaining
 from adapters.talon_one.sandbox.options import Options
 from adapters.talon_one.sandbox.state import Books, Grants, Session
 from mapper.sandbox.rulebook import Giveaway, LoyaltyCard, RuleBook
@@ -19,7 +19,7 @@ class Context:
     session: Session
     now: datetime
     evaluable: list[int] | None = None
-    """Only these campaigns, even if they are switched off; for dry requests."""
+    """The ids of the only campaigns to evaluate, disabled ones included; for dry requests."""
     grants: Grants = field(default_factory=Grants)
 
     @cached_property
@@ -27,9 +27,8 @@ class Context:
         return Cart(self.session.data)
 
     @cached_property
-    def untouched(self) -> Left:
-        """Everything at list price."""
-        return Left.of(self.cart)
+    def at_list_price(self) -> Remaining:
+        return Remaining.of(self.cart)
 
     @property
     def is_closing(self) -> bool:

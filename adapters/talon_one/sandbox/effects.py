@@ -1,4 +1,4 @@
-"""What each kind of effect of the rule book becomes in Talon.One: `attempt` tries a campaign on a cart."""
+"""Turns the effects of the rule book into Talon.One's. `attempt` runs a campaign on a cart."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -13,62 +13,66 @@ from mapper.sandbox import rulebook
 
 
 def _off_units(trial: Trial, effect: rulebook.OffUnits) -> None:
-    wanted = {unit: trial.off(effect, trial.base.unit(unit, effect.scope)) for unit in trial.meant(effect.items)}
-    _take_off_units(trial, effect, wanted, scope=effect.scope)
+    desired = {
+        unit: trial.discount_on(effect, trial.base.unit(unit, effect.scope))
+        for unit in trial.units_matching(effect.items)
+    }
+    _discount_units(trial, effect, desired, scope=effect.scope)
 
 
 def _off_lines(trial: Trial, effect: rulebook.OffLines) -> None:
     lines: dict[int, list[Unit]] = {}
-    for unit in trial.meant(effect.items):
+    for unit in trial.units_matching(effect.items):
         lines.setdefault(unit.position, []).append(unit)
-    wanted: dict[Unit, Decimal] = {}
+    desired: dict[Unit, Decimal] = {}
     for units in lines.values():
-        whole = money.total([trial.base.unit(unit, "items") for unit in units])
-        share = DOUBLE.divide(trial.off(effect, whole), Decimal(len(units)))
-        wanted |= dict.fromkeys(units, share)
-    _take_off_units(trial, effect, wanted)
+        line_total = money.total([trial.base.unit(unit, "items") for unit in units])
+        share = DOUBLE.divide(trial.discount_on(effect, line_total), Decimal(len(units)))
+        desired |= dict.fromkeys(units, share)
+    _discount_units(trial, effect, desired)
 
 
 def _off_pro_rata(trial: Trial, effect: rulebook.OffItemsProRata) -> None:
-    prices = {unit: trial.base.unit(unit, "items") for unit in trial.meant(effect.items)}
-    whole = money.total(list(prices.values()))
-    if not whole:
+    prices = {unit: trial.base.unit(unit, "items") for unit in trial.units_matching(effect.items)}
+    items_total = money.total(list(prices.values()))
+    if not items_total:
         return
-    total = trial.off(effect, whole)
-    wanted = {unit: DOUBLE.divide(DOUBLE.multiply(total, price), whole) for unit, price in prices.items()}
-    _take_off_units(trial, effect, wanted, total)
+    total = trial.discount_on(effect, items_total)
+    desired = {unit: DOUBLE.divide(DOUBLE.multiply(total, price), items_total) for unit, price in prices.items()}
+    _discount_units(trial, effect, desired, total)
 
 
-def _take_off_units(
+def _discount_units(
     trial: Trial,
     effect: rulebook.Effect,
-    wanted: dict[Unit, Decimal],
+    desired: dict[Unit, Decimal],
     total: Decimal | None = None,
     scope: rulebook.Of = "items",
 ) -> None:
-    """One setDiscountPerItem for every unit, as cart item flattening has it; old Applications give one per line.
+    """Adds one setDiscountPerItem per unit, or per line in old Applications without cart item flattening.
 
     https://docs.talon.one/docs/product/rules/understanding-cart-item-flattening
     """
-    given: dict[tuple[int, int | None], tuple[Decimal, Decimal]] = {}
-    for unit, desired in wanted.items():
-        if desired > 0:
-            value = trial.give(desired)
-            trial.left.take(unit, scope, value)
+    granted: dict[tuple[int, int | None], tuple[Decimal, Decimal]] = {}
+    """(value, desired value) by position and sub-position."""
+    for unit, desired_value in desired.items():
+        if desired_value > 0:
+            value = trial.grant(desired_value)
+            trial.remaining.take(unit, scope, value)
             key = (unit.position, unit.sub if trial.context.options.flatten else None)
-            before = given.get(key, (ZERO, ZERO))
-            given[key] = (before[0] + value, before[1] + desired)
-    cut = money.total([desired - value for value, desired in given.values()])
-    for (position, sub), (value, desired) in given.items():
+            before = granted.get(key, (ZERO, ZERO))
+            granted[key] = (before[0] + value, before[1] + desired_value)
+    not_granted = money.total([desired_value - value for value, desired_value in granted.values()])
+    for (position, sub), (value, desired_value) in granted.items():
         trial.add(
             "setDiscountPerItem",
             name=f"{trial.title(effect)}#{position}",
             value=number_of(value),
             position=position,
             subPosition=sub,
-            desiredValue=trial.desired(desired),
+            desiredValue=trial.desired(desired_value),
             scope=_ITEM_SCOPES[scope],
-            totalDiscount=None if total is None else number_of(total - cut),
+            totalDiscount=None if total is None else number_of(total - not_granted),
             desiredTotalDiscount=None if total is None else trial.desired(total),
             **trial.bundle_of(position, sub),
         )
@@ -79,14 +83,15 @@ _SCOPES: Final = {"items": "cartItems", "costs": "additionalCosts", "items_and_c
 
 
 def _off_order(trial: Trial, effect: rulebook.OffOrder) -> None:
-    _take_off_order(trial, trial.title(effect), trial.off(effect, trial.base.order(effect.scope)), effect.scope)
+    _discount_order(trial, trial.title(effect), trial.discount_on(effect, trial.base.order(effect.scope)), effect.scope)
 
 
-def _take_off_order(trial: Trial, name: str, desired: Decimal, scope: str) -> Decimal:
+def _discount_order(trial: Trial, name: str, desired: Decimal, scope: str) -> Decimal:
     if desired <= 0:
         return ZERO
-    value = trial.give(desired)
-    trial.left.off_order[scope] = trial.left.off_order.get(scope, ZERO) + value
+    value = trial.grant(desired)
+    discounts = trial.remaining.order_discounts
+    discounts[scope] = discounts.get(scope, ZERO) + value
     trial.add(
         "setDiscount",
         name=name,
@@ -98,11 +103,11 @@ def _take_off_order(trial: Trial, name: str, desired: Decimal, scope: str) -> De
 
 
 def _off_cost(trial: Trial, effect: rulebook.OffCost) -> None:
-    desired = trial.off(effect, max(ZERO, trial.base.costs.get(effect.cost, ZERO)))
+    desired = trial.discount_on(effect, max(ZERO, trial.base.costs.get(effect.cost, ZERO)))
     if desired <= 0:
         return
-    value = trial.give(desired)
-    trial.left.costs[effect.cost] -= value
+    value = trial.grant(desired)
+    trial.remaining.costs[effect.cost] -= value
     trial.add(
         "setDiscountPerAdditionalCost",
         name=trial.title(effect),
@@ -119,10 +124,10 @@ def _off_item_cost(trial: Trial, effect: rulebook.OffItemCost) -> None:
         trial.fail(f"not every item has the additional cost {effect.cost}")
     for unit in trial.context.cart.units:
         key = (unit.position, unit.sub, effect.cost)
-        desired = trial.off(effect, max(ZERO, trial.base.item_costs[key]))
+        desired = trial.discount_on(effect, max(ZERO, trial.base.item_costs[key]))
         if desired > 0:
-            value = trial.give(desired)
-            trial.left.item_costs[key] -= value
+            value = trial.grant(desired)
+            trial.remaining.item_costs[key] -= value
             trial.add(
                 "setDiscountPerAdditionalCostPerItem",
                 name=f"{trial.title(effect)}#{unit.position}",
@@ -141,13 +146,13 @@ def _free_item(trial: Trial, effect: rulebook.FreeItem) -> None:
 
 
 def _replace_units(trial: Trial, effect: rulebook.ReplaceUnits) -> None:
-    """Talon.One has no such effect: merchants tell their shop by an effect of their own."""
+    """Talon.One has no such effect. Merchants use a custom effect for it."""
     payload = {"replace": effect.sku, "by": effect.by, "quantity": effect.quantity}
     trial.add("customEffect", effectId=trial.candidate.campaign.id, name=trial.title(effect), payload=payload)
 
 
 def _giveaway(trial: Trial, effect: rulebook.Giveaway) -> None:
-    """The code is told only once it is given: at close."""
+    """Awards a code of the pool. The effect has the code only when the session is closed."""
     pool, context = effect.pool, trial.context
     number = context.books.awarded[pool] + context.grants.giveaways.count(pool) + trial.giveaways.count(pool)
     if number >= len(effect.codes):
@@ -187,9 +192,9 @@ def _earn_points(trial: Trial, effect: rulebook.EarnPoints) -> None:
 
 def _pay_with_points(trial: Trial, effect: rulebook.PayWithPoints) -> None:
     card = trial.candidate.code
-    have = trial.context.books.points[card] + min(ZERO, trial.context.grants.points.get(card, ZERO))
-    worth = min(have * effect.value, trial.left.order("items"))
-    value = _take_off_order(trial, trial.title(effect), worth, "items")
+    points_left = trial.context.books.points[card] + min(ZERO, trial.context.grants.points.get(card, ZERO))
+    desired = min(points_left * effect.value, trial.remaining.order("items"))
+    value = _discount_order(trial, trial.title(effect), desired, "items")
     if value > 0:
         points = DOUBLE.divide(value, effect.value)
         trial.points -= points
@@ -206,12 +211,13 @@ def _pay_with_points(trial: Trial, effect: rulebook.PayWithPoints) -> None:
 
 
 def _pay_with_balance(trial: Trial, effect: rulebook.PayWithBalance) -> None:
-    have = trial.context.books.balances[trial.candidate.code]
-    trial.balance = _take_off_order(trial, trial.title(effect), min(have, trial.left.order("items")), "items")
+    balance = trial.context.books.balances[trial.candidate.code]
+    desired = min(balance, trial.remaining.order("items"))
+    trial.balance = _discount_order(trial, trial.title(effect), desired, "items")
 
 
 def attempt(trial: Trial) -> Trial:
-    """Tries a campaign. Raises `Refused`."""
+    """Checks a campaign and runs its effects. Raises `Rejected`."""
     trial.check()
     for i, effect in enumerate(trial.candidate.campaign.effects):
         trial.effect_index = i

@@ -1,4 +1,4 @@
-"""Replies that are not 200, as the vendor's specification shapes them."""
+"""Error replies, in the shapes of the vendor's specification."""
 
 from typing import Any, Final
 
@@ -6,7 +6,7 @@ Json = dict[str, Any]
 
 
 class ApiError(Exception):
-    """A reply that is not 200."""
+    """A reply with another status than 200."""
 
     def __init__(self, status: int, message: str, errors: list[Json] | None = None) -> None:
         super().__init__(message)
@@ -15,7 +15,7 @@ class ApiError(Exception):
 
 
 def error_body(status: int, message: str, errors: list[Json] | None = None) -> Json:
-    """ErrorResponse for 400, ErrorResponseWithStatus for the rest."""
+    """The schema ErrorResponse for 400, ErrorResponseWithStatus for any other status."""
     body: Json = {"message": message, "errors": errors or []}
     return body if status == 400 else body | {"StatusCode": status}
 
@@ -39,13 +39,13 @@ _MOVES: Final[dict[str | None, tuple[str, ...]]] = {
 
 
 def check_return(state: str) -> None:
-    """Whether units can come back; several times, since an answer can list `previousReturns`."""
+    """Raises unless items of a session in this state can be returned. There may be several returns."""
     if state not in ("closed", "partially_returned"):
         raise cannot_move("partially_returned", state)
 
 
 def check_move(state: str | None, target: str) -> None:
-    """Whether PUT may move a session there; a closed one can only be cancelled, and reopened by the other call."""
+    """Raises unless a PUT can move a session from this state. A closed session can only be cancelled, or reopened."""
     if target not in _MOVES[state]:
         raise cannot_move(target, state or "")
 

@@ -1,4 +1,4 @@
-"""What a rule book says of Talon.One alone: settings of the Application, and what the documents leave open."""
+"""The settings of the emulated Application, and variants where the documentation is silent."""
 
 from typing import Literal
 
@@ -11,15 +11,15 @@ class Options(rulebook.Table, frozen=True, kw_only=True):
     application_id: int = 1
     idempotency_keys: bool = True
     testing_key: bool = False
-    """The key is one for testing: every request is dry."""
+    """Whether the API key is for testing, so that every request is dry."""
     flatten: bool = True
     case_sensitive_codes: bool = False
     discounts_beyond_price: bool = False
-    """An amount that is more than what it comes off is granted as it stands; else it is cut."""
+    """Whether a fixed discount may exceed the price that it is taken off."""
     attributes: Literal["merge", "replace"] = "merge"
-    """Session attributes that are sent: kept one by one, or instead of all that were there."""
+    """Whether the attributes that are sent replace one another, or all stored ones."""
     additional_costs: Literal["merge", "replace"] = "replace"
-    """Likewise."""
+    """The same for additional costs."""
     nulls: Literal["refuse", "clear", "ignore"] = "refuse"
-    """A null where a value may stand."""
+    """What a null does to a field."""
     unknown_fields: Literal["refuse", "ignore"] = "refuse"

@@ -1,4 +1,4 @@
-"""What is returned: the entities of the vendor's specification, with every field it requires."""
+"""Writes the entities of the vendor's specification, with every required field."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ _EPOCH: Final = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 class Replies:
-    """Writes replies from what the engine remembers."""
+    """Writes replies from the stored state."""
 
     def __init__(self, book: RuleBook, books: Books, options: Options) -> None:
         self._book = book
@@ -26,9 +26,9 @@ class Replies:
         self._options = options
 
     def reply(self, session: Session, run: Run, content: set[str]) -> Json:
-        """IntegrationStateV2, with the `content` that was asked for."""
+        """The schema IntegrationStateV2, with the requested `content`."""
         reply: Json = {"effects": run.effects, "createdCoupons": [], "createdReferrals": []}
-        makers: dict[str, Callable[[], Any]] = {
+        writers: dict[str, Callable[[], Any]] = {
             "customerSession": lambda: self.session(session),
             "customerProfile": lambda: self._profile(session),
             "coupons": lambda: [self._coupon(code, entry, run) for code, entry in run.coupons],
@@ -43,13 +43,13 @@ class Replies:
             "achievements": list,
         }
         for name in sorted(content):
-            value = makers[name]()
+            value = writers[name]()
             if value is not None:
                 reply[name] = value
         return reply
 
     def session(self, session: Session) -> Json:
-        """CustomerSessionV2. All totals are before any discount; there is none after it."""
+        """The schema CustomerSessionV2. All its totals are before discounts."""
         cart = Cart(session.data)
         data: Json = _plain(session.data)
         items = [
@@ -108,11 +108,11 @@ class Replies:
             "profileRedemptionCount": self._books.uses_by[code, run.context.cart.profile],
         } | _dates(entry)
         if isinstance(entry, GiftCard):
-            left = self._books.balances[code]
+            balance = self._books.balances[code]
             return coupon | {
                 "discountLimit": number_of(entry.balance),
-                "discountCounter": number_of(entry.balance - left),
-                "discountRemainder": number_of(left),
+                "discountCounter": number_of(entry.balance - balance),
+                "discountRemainder": number_of(balance),
             }
         coupon["usageLimit"] = entry.uses or 0
         return coupon | ({"recipientIntegrationId": entry.customer} if entry.customer else {})
@@ -123,7 +123,7 @@ class Replies:
         amounts = {"redeemCoupon": limits.redemptions, "setDiscount": limits.budget}
         counters = {"redeemCoupon": self._books.redeemed[campaign.id], "setDiscount": self._books.spent}
         counters["setDiscount"] = number_of(self._books.spent.get(campaign.id, ZERO))
-        given = {action: limit for action, limit in amounts.items() if limit is not None}
+        limited = {action: limit for action, limit in amounts.items() if limit is not None}
         times = {"startTime": campaign.starts, "endTime": campaign.ends}
         return {
             "id": campaign.id,
@@ -138,12 +138,12 @@ class Replies:
             "activeRulesetId": ruleset(campaign),
             "tags": [],
             "features": features.get(campaign.needs, ["loyalty"] if campaign.needs == "loyalty_card" else []),
-            "limits": [{"action": action, "limit": limit, "entities": []} for action, limit in given.items()],
+            "limits": [{"action": action, "limit": limit, "entities": []} for action, limit in limited.items()],
             "campaignGroups": [],
             "type": "advanced",
             "linkedStoreIds": [],
             "budgets": [
-                {"action": action, "limit": limit, "counter": counters[action]} for action, limit in given.items()
+                {"action": action, "limit": limit, "counter": counters[action]} for action, limit in limited.items()
             ],
             "updated": session.updated,
             "frontendState": "running" if campaign.running(session.updated) else "disabled",
@@ -177,7 +177,7 @@ class Replies:
         }
 
     def returned(self, session: Session, items: list[Json]) -> Json:
-        """The return itself, as the engine keeps it."""
+        """The schema Return."""
         number = len(session.returns) + 1
         return {
             "id": session.id * 100 + number,
@@ -200,8 +200,8 @@ class Replies:
             code, card = found
             assert isinstance(card, LoyaltyCard)
             program = self._book.program[card.program]
-            now = self._books.points[code]
-            coming = ZERO if session.state == "closed" else run.context.grants.points.get(code, ZERO)
+            balance = self._books.points[code]
+            pending = ZERO if session.state == "closed" else run.context.grants.points.get(code, ZERO)
             cards.append(
                 {
                     "id": self._book.loyalty_cards.index(card) + 1,
@@ -214,11 +214,11 @@ class Replies:
                     "usersPerCardLimit": 0,
                     "profiles": [],
                     "ledger": {
-                        "currentBalance": number_of(now),
+                        "currentBalance": number_of(balance),
                         "pendingBalance": 0,
                         "expiredBalance": 0,
                         "spentBalance": 0,
-                        "tentativeCurrentBalance": number_of(now + coming),
+                        "tentativeCurrentBalance": number_of(balance + pending),
                     },
                     "subledgers": {},
                 }
@@ -250,7 +250,7 @@ def _dates(entry: Coupon | GiftCard | Referral) -> Json:
 
 
 def _plain(value: Any) -> Any:
-    """JSON values with their numbers as the API writes them."""
+    """The value with its numbers as the API writes them."""
     if isinstance(value, list):
         return [_plain(element) for element in value]
     if isinstance(value, dict):

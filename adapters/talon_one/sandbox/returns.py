@@ -1,7 +1,7 @@
-"""Units that come back: what is rolled back of a closed session.
+"""Partial returns: https://docs.talon.one/docs/dev/tutorials/partially-returning-a-session
 
-https://docs.talon.one/docs/dev/tutorials/partially-returning-a-session: effects on the returned units are rolled back,
-those on the session stay. Which units of a line come back is not documented: here the last ones.
+The effects on the returned units are rolled back, those on the session stay. Which units of a line are returned is not
+documented; here the last ones.
 """
 
 from collections import Counter
@@ -17,66 +17,66 @@ Json = dict[str, Any]
 _PER_UNIT: Final = ("setDiscountPerItem", "setDiscountPerAdditionalCostPerItem")
 
 
-def wanted(session: Session, items: list[Json]) -> Counter[int]:
-    """How many units of each line are to come back. Raises `ApiError` 400 where the session has no such units."""
+def requested_units(session: Session, items: list[Json]) -> Counter[int]:
+    """The number of units to return, by position. Raises `ApiError` 400 where the session does not have them."""
     lines = session.data["cartItems"]
-    found: Counter[int] = Counter()
+    units: Counter[int] = Counter()
     problems = []
     for i, item in enumerate(items):
         position, quantity = item.get("position", _position(lines, item.get("sku"))), item.get("quantity", 1)
-        here = position in range(len(lines))
-        if here and quantity <= lines[position]["quantity"] - session.returned[position] - found[position]:
-            found[position] += quantity
+        exists = position in range(len(lines))
+        if exists and quantity <= lines[position]["quantity"] - session.returned[position] - units[position]:
+            units[position] += quantity
             continue
         source = {"pointer": f"/return/returnedCartItems/{i}"}
         problems.append({"title": "Invalid value", "details": "the session has no such units", "source": source})
     if problems:
         raise ApiError(400, "The submitted data was invalid", problems)
-    return found
+    return units
 
 
 def _position(lines: list[Json], sku: str | None) -> int:
     return next((i for i, line in enumerate(lines) if line["sku"] == sku), -1)
 
 
-def take_back(session: Session, books: Books, units: Counter[int]) -> list[Json]:
-    """Rolls back what was granted on these units; the effects that say so."""
-    back: list[Json] = []
-    stay: list[Json] = []
+def roll_back_units(session: Session, books: Books, units: Counter[int]) -> list[Json]:
+    """Rolls back what was granted on these units. Returns the rollback effects."""
+    rolled_back: list[Json] = []
+    kept: list[Json] = []
     for effect in session.effects:
         share = _share(session, effect, units)
         if share:
             value = DOUBLE.multiply(Decimal(effect["props"]["value"]), share)
-            back += rollbacks([_worth(effect, value)])[0]
-            _give_back(session, books, effect["campaignId"], value)
+            rolled_back += rollbacks([_with_value(effect, value)])[0]
+            _restore_budget(session, books, effect["campaignId"], value)
         if share < 1:
             rest = DOUBLE.multiply(Decimal(effect["props"]["value"]), 1 - share) if share else None
-            stay.append(effect if rest is None else _worth(effect, rest))
+            kept.append(effect if rest is None else _with_value(effect, rest))
     _count_sale(session, books, units)
-    session.effects = stay
+    session.effects = kept
     session.returned.update(units)
     session.state = "partially_returned"
-    return back
+    return rolled_back
 
 
 def _share(session: Session, effect: Json, units: Counter[int]) -> Decimal:
-    """How much of an effect goes: all or nothing of one unit, a part of one on a whole line (without flattening)."""
+    """The part of an effect to roll back: 0 or 1 for the effect on a unit, between them for that on a whole line."""
     props = effect["props"]
     position = props.get("position")
     if effect["effectType"] not in _PER_UNIT or position not in units:
         return ZERO
-    left = session.data["cartItems"][position]["quantity"] - session.returned[position]
+    quantity = session.data["cartItems"][position]["quantity"] - session.returned[position]
     if "subPosition" in props:
-        return Decimal(left - units[position] <= props["subPosition"] < left)
-    return DOUBLE.divide(Decimal(units[position]), Decimal(left))
+        return Decimal(quantity - units[position] <= props["subPosition"] < quantity)
+    return DOUBLE.divide(Decimal(units[position]), Decimal(quantity))
 
 
-def _worth(effect: Json, value: Decimal) -> Json:
+def _with_value(effect: Json, value: Decimal) -> Json:
     return effect | {"props": effect["props"] | {"value": number_of(value)}}
 
 
-def _give_back(session: Session, books: Books, campaign: int, value: Decimal) -> None:
-    """To the campaign's budget; a cancel later on gives back the rest."""
+def _restore_budget(session: Session, books: Books, campaign: int, value: Decimal) -> None:
+    """Restores the campaign's budget. A later cancel restores the rest of it."""
     books.spent[campaign] = books.spent.get(campaign, ZERO) - value
     if session.grants is not None:
         session.grants.spent[campaign] = session.grants.spent.get(campaign, ZERO) - value
@@ -88,8 +88,8 @@ def _count_sale(session: Session, books: Books, units: Counter[int]) -> None:
         profile.sales -= _value(session, units)
 
 
-def value_left(session: Session) -> Decimal:
-    """What the items are worth that have not come back."""
+def remaining_value(session: Session) -> Decimal:
+    """The value of the items that were not returned."""
     return Cart(session.data).items_total - _value(session, session.returned)
 
 

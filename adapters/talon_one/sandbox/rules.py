@@ -1,4 +1,4 @@
-"""The rule engine: which campaigns apply to a session, in which order, and what is said of each code."""
+"""The rule engine: selects the campaigns that apply to a session, and accepts or rejects each code."""
 
 import random
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 from adapters.talon_one.sandbox.cart import ZERO
 from adapters.talon_one.sandbox.context import Context
 from adapters.talon_one.sandbox.effects import attempt
-from adapters.talon_one.sandbox.trial import REASONS, Candidate, Refused, Trial
+from adapters.talon_one.sandbox.trial import REASONS, Candidate, Rejected, Trial
 from mapper.sandbox import rulebook
 from mapper.sandbox.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral
 
@@ -20,7 +20,7 @@ def ruleset(campaign: Campaign) -> int:
 
 
 class Run:
-    """The rule engine run once over a session. It changes nothing: what it grants is booked by whoever closes."""
+    """One run of the rule engine over a session. It stores nothing; the caller records `context.grants` at close."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
@@ -31,62 +31,60 @@ class Run:
         self.coupons: list[tuple[str, Coupon | GiftCard]] = []
         self.referral: Referral | None = None
 
-    # The run.
-
-    def go(self) -> "Run":
+    def execute(self) -> "Run":
         candidates = [*self._by_coupon(), *self._by_referral(), *self._by_card(), *self._automatic()]
         candidates.sort(key=lambda candidate: (candidate.campaign.priority, candidate.campaign.id))
         best = self._best(candidates)
-        left = self.context.untouched.copy()
+        remaining = self.context.at_list_price.copy()
         applied: list[Candidate] = []
         for candidate in candidates:
-            trial = Trial(candidate, self.context, left.copy())
+            trial = Trial(candidate, self.context, remaining.copy())
             try:
-                self._compete(candidate, applied, best)
+                self._check_exclusion(candidate, applied, best)
                 attempt(trial)
-            except Refused as refused:
-                self._refuse(candidate, refused)
+            except Rejected as rejected:
+                self._reject_candidate(candidate, rejected)
                 continue
-            left = trial.left
+            remaining = trial.remaining
             applied.append(candidate)
             self._accept(trial)
-        # "The order of effects in the array means nothing": nobody shall come to rely on one.
+        # The order of effects has no meaning in the API, so it is shuffled.
         random.Random(self.context.session.integration_id).shuffle(self.effects)  # noqa: S311 - repeatable, nothing secret
         return self
 
-    def _compete(self, candidate: Candidate, applied: list[Candidate], best: dict[str, int]) -> None:
-        """Campaigns of codes that exclude each other. Raises `Refused`."""
+    def _check_exclusion(self, candidate: Candidate, applied: list[Candidate], best: dict[str, int]) -> None:
+        """Raises `Rejected` where another campaign excludes the candidate's."""
         campaign = candidate.campaign
         if campaign.best_of and best.get(campaign.best_of, campaign.id) != campaign.id:
-            raise Refused("excluded", campaignExclusionReason="CampaignGaveLowerDiscount")
+            raise Rejected("excluded", campaignExclusionReason="CampaignGaveLowerDiscount")
         rivals = [other for other in applied if other.competes] if candidate.competes else []
         if rivals and not (campaign.combinable and all(rival.campaign.combinable for rival in rivals)):
-            raise Refused("excluded", campaignExclusionReason="CampaignIsNotFirst")
+            raise Rejected("excluded", campaignExclusionReason="CampaignIsNotFirst")
 
     def _best(self, candidates: list[Candidate]) -> dict[str, int]:
-        """For each word of `best_of`, the campaign that gives the most when it is alone."""
-        given: dict[str, dict[int, Decimal]] = {}
+        """For each group (`best_of`), the id of the campaign that grants the most on its own."""
+        granted: dict[str, dict[int, Decimal]] = {}
         for candidate in candidates:
             if candidate.campaign.best_of:
                 try:
-                    trial = attempt(Trial(candidate, self.context, self.context.untouched.copy()))
-                except Refused:
+                    trial = attempt(Trial(candidate, self.context, self.context.at_list_price.copy()))
+                except Rejected:
                     continue
-                group = given.setdefault(candidate.campaign.best_of, {})
-                group[candidate.campaign.id] = max(trial.given, group.get(candidate.campaign.id, ZERO))
-        return {word: max(group, key=lambda id_: group[id_]) for word, group in given.items()}
+                group = granted.setdefault(candidate.campaign.best_of, {})
+                group[candidate.campaign.id] = max(trial.granted, group.get(candidate.campaign.id, ZERO))
+        return {word: max(group, key=lambda id_: group[id_]) for word, group in granted.items()}
 
     def _by_coupon(self) -> Iterator[Candidate]:
         by_case = self.context.options.case_sensitive_codes
         seen = set()
         for entered in self.context.session.data["couponCodes"]:
-            same = entered if by_case else entered.casefold()
-            if same in seen:
+            key = entered if by_case else entered.casefold()
+            if key in seen:
                 continue
-            seen.add(same)
+            seen.add(key)
             found = self.context.book.find(entered, by_case=by_case)
             if found is None or not isinstance(found[1], Coupon | GiftCard):
-                self._reject("coupon", entered, None, None, Refused("unknown"))
+                self._reject("coupon", entered, None, None, Rejected("unknown"))
                 continue
             code, entry = found
             assert isinstance(entry, Coupon | GiftCard)
@@ -95,13 +93,13 @@ class Run:
             self.coupons.append((code, entry))
             try:
                 self._check_coupon(candidate, entry)
-            except Refused as refused:
-                self._refuse(candidate, refused)
+            except Rejected as rejected:
+                self._reject_candidate(candidate, rejected)
             else:
                 yield candidate
 
     def coupon_id(self, code: str, entry: Coupon | GiftCard) -> int:
-        """A number for each code, also for each of a family."""
+        """The id of a coupon. Each code of a family of coupons has its own."""
         if isinstance(entry, GiftCard):
             return 900_000_000 + self.context.book.gift_cards.index(entry)
         base = (self.context.book.coupons.index(entry) + 1) * 1_000_000
@@ -111,15 +109,15 @@ class Run:
         self._check_campaign(candidate.campaign)
         self._check_dates(entry)
         if isinstance(entry, GiftCard) and self.context.books.balances[candidate.code] <= 0:
-            # As a coupon that was redeemed as often as it can be; in a real account a merchant's rule decides the word.
-            raise Refused("used up")
+            # Like a coupon at its limit. In a real account a rule of the merchant decides the reason.
+            raise Rejected("used up")
         if isinstance(entry, Coupon):
             profile = self.context.cart.profile
             if entry.customer and entry.customer != profile:
-                raise Refused("recipient")
+                raise Rejected("recipient")
             used = self.context.books.uses[candidate.code] + (entry.used if entry.family else 0)
             if entry.uses is not None and used >= entry.uses:
-                raise Refused("used up")
+                raise Rejected("used up")
             if entry.uses_per_customer is not None:
                 self._check_profile(self.context.books.uses_by[candidate.code, profile], entry.uses_per_customer)
         self._check_profile_limit(candidate.campaign)
@@ -127,21 +125,21 @@ class Run:
     def _check_campaign(self, campaign: Campaign) -> None:
         if self.context.evaluable is not None:
             if campaign.id not in self.context.evaluable:
-                raise Refused("excluded", campaignExclusionReason="CampaignNotInEvaluationSet")
+                raise Rejected("excluded", campaignExclusionReason="CampaignNotInEvaluationSet")
         elif not campaign.running(self.context.now):
-            raise Refused("not running")
+            raise Rejected("not running")
 
     def _check_dates(self, entry: Coupon | GiftCard | Referral) -> None:
         if entry.starts and self.context.now < entry.starts:
-            raise Refused("future")
+            raise Rejected("future")
         if entry.ends and self.context.now >= entry.ends:
-            raise Refused("expired")
+            raise Rejected("expired")
 
     def _check_profile(self, used: int, limit: int) -> None:
         if not self.context.cart.profile:
-            raise Refused("profile missing")
+            raise Rejected("profile missing")
         if used >= limit:
-            raise Refused("profile used up")
+            raise Rejected("profile used up")
 
     def _check_profile_limit(self, campaign: Campaign) -> None:
         limit = campaign.limits.redemptions_per_customer
@@ -154,7 +152,7 @@ class Run:
             return
         found = self.context.book.find(entered, by_case=self.context.options.case_sensitive_codes)
         if found is None or not isinstance(found[1], Referral):
-            self._reject("referral", entered, None, None, Refused("unknown"))
+            self._reject("referral", entered, None, None, Rejected("unknown"))
             return
         code, entry = found
         assert isinstance(entry, Referral)
@@ -162,8 +160,8 @@ class Run:
         candidate = Candidate(self.context.book.campaign[entry.campaign], "referral", code)
         try:
             self._check_referral(candidate, entry)
-        except Refused as refused:
-            self._refuse(candidate, refused)
+        except Rejected as rejected:
+            self._reject_candidate(candidate, rejected)
         else:
             yield candidate
 
@@ -171,13 +169,13 @@ class Run:
         self._check_campaign(candidate.campaign)
         self._check_dates(entry)
         if entry.uses is not None and self.context.books.uses[candidate.code] >= entry.uses:
-            raise Refused("used up")
+            raise Rejected("used up")
         if self.context.cart.profile and self.context.cart.profile == entry.advocate:
-            raise Refused("own")
+            raise Rejected("own")
         if entry.friend and entry.friend != self.context.cart.profile:
-            raise Refused("recipient")
+            raise Rejected("recipient")
         if self.context.books.referred[self.context.cart.profile]:
-            raise Refused("referred")
+            raise Rejected("referred")
         self._check_profile_limit(candidate.campaign)
 
     def _by_card(self) -> Iterator[Candidate]:
@@ -194,8 +192,8 @@ class Run:
                 try:
                     self._check_campaign(candidate.campaign)
                     self._check_profile_limit(candidate.campaign)
-                except Refused as refused:
-                    self._refuse(candidate, refused)
+                except Rejected as rejected:
+                    self._reject_candidate(candidate, rejected)
                 else:
                     yield candidate
 
@@ -206,12 +204,12 @@ class Run:
                 try:
                     self._check_campaign(campaign)
                     self._check_profile_limit(campaign)
-                except Refused as refused:
-                    self._refuse(candidate, refused)
+                except Rejected as rejected:
+                    self._reject_candidate(candidate, rejected)
                 else:
                     yield candidate
 
-    # What comes of it.
+    # Results
 
     def _accept(self, trial: Trial) -> None:
         candidate, campaign, grants = trial.candidate, trial.candidate.campaign, self.context.grants
@@ -226,30 +224,32 @@ class Run:
         grants.campaigns.append(campaign.id)
         if candidate.kind in ("coupon", "gift_card", "referral"):
             grants.codes.append((candidate.kind, candidate.code, campaign.id))
-        grants.spent[campaign.id] = grants.spent.get(campaign.id, ZERO) + trial.given
+        grants.spent[campaign.id] = grants.spent.get(campaign.id, ZERO) + trial.granted
         grants.giveaways += trial.giveaways
         if trial.balance:
             grants.balances[candidate.code] = trial.balance
         if trial.points:
             grants.points[candidate.code] = grants.points.get(candidate.code, ZERO) + trial.points
 
-    def _refuse(self, candidate: Candidate, refused: Refused) -> None:
+    def _reject_candidate(self, candidate: Candidate, rejected: Rejected) -> None:
         campaign = candidate.campaign
         if candidate.kind in ("coupon", "gift_card"):
-            self._reject("coupon", candidate.code, campaign, candidate.coupon_id, refused)
+            self._reject("coupon", candidate.code, campaign, candidate.coupon_id, rejected)
         if candidate.kind == "referral":
-            self._reject("referral", candidate.code, campaign, None, refused)
+            self._reject("referral", candidate.code, campaign, None, rejected)
         failure: Json = {
             "campaignID": campaign.id,
             "campaignName": campaign.name,
             "rulesetID": ruleset(campaign),
             "ruleIndex": 0,
             "ruleName": campaign.name,
-            "details": refused.reason,
+            "details": rejected.reason,
             "evaluationGroupID": 1,
             "evaluationGroupMode": "stackable",
         } | {
-            name: refused.props[name] for name in ("conditionIndex", "effectIndex", "details") if name in refused.props
+            name: rejected.props[name]
+            for name in ("conditionIndex", "effectIndex", "details")
+            if name in rejected.props
         }
         if candidate.coupon_id is not None:
             failure |= {"couponID": candidate.coupon_id, "couponValue": candidate.code}
@@ -257,20 +257,22 @@ class Run:
             failure["referralValue"] = candidate.code
         self.failures.append(failure)
 
-    def _reject(self, kind: str, code: str, campaign: Campaign | None, coupon_id: int | None, refused: Refused) -> None:
-        coupon_word, referral_word = REASONS[refused.reason]
+    def _reject(
+        self, kind: str, code: str, campaign: Campaign | None, coupon_id: int | None, rejected: Rejected
+    ) -> None:
+        coupon_word, referral_word = REASONS[rejected.reason]
         candidate = None if campaign is None else Candidate(campaign, "coupon", code, coupon_id)
         effect = "rejectCoupon" if kind == "coupon" else "rejectReferral"
         word = coupon_word if kind == "coupon" else referral_word
-        self._add(candidate, effect, {"value": code, "rejectionReason": word} | refused.props)
+        self._add(candidate, effect, {"value": code, "rejectionReason": word} | rejected.props)
 
     def _add(self, candidate: Candidate | None, kind: str, props: Json) -> None:
-        """An effect in its envelope. Effects of no campaign carry -1."""
+        """Adds an effect with its ids; -1 where it belongs to no campaign."""
         if candidate is None:
-            envelope: Json = {"campaignId": -1, "rulesetId": -1, "ruleIndex": 0, "ruleName": ""}
+            ids: Json = {"campaignId": -1, "rulesetId": -1, "ruleIndex": 0, "ruleName": ""}
         else:
             campaign = candidate.campaign
-            envelope = {
+            ids = {
                 "campaignId": campaign.id,
                 "rulesetId": ruleset(campaign),
                 "ruleIndex": 0,
@@ -279,5 +281,5 @@ class Run:
                 "evaluationGroupMode": "stackable",
             }
             if candidate.coupon_id is not None:
-                envelope["triggeredByCoupon"] = candidate.coupon_id
-        self.effects.append(envelope | {"effectType": kind, "props": props})
+                ids["triggeredByCoupon"] = candidate.coupon_id
+        self.effects.append(ids | {"effectType": kind, "props": props})

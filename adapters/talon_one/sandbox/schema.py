@@ -1,4 +1,4 @@
-"""What a request may hold: the schemas of the vendor's specification, and the names this rule book created."""
+"""Validates requests by the schemas of the vendor's specification, and by the names in the rule book."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 
 class Problems(list[Json]):
-    """What is wrong with a request, as the API lists it."""
+    """The problems of a request, as the API lists them."""
 
     def add(self, title: str, pointer: str, details: str) -> None:
         self.append({"title": title, "details": details, "source": {"pointer": pointer}})
@@ -98,18 +98,18 @@ def _each(element: Check, most: int | None = None) -> Check:
 
 
 def _named(fields: dict[str, Check]) -> Check:
-    """An object whose names have been created in the account: an unknown one is refused."""
+    """An object whose keys must have been created in the account."""
 
     def check(value: Any, pointer: str, problems: Problems) -> None:
         if not isinstance(value, dict):
             problems.wrong_type(pointer, "an object")
             return
         for name, part in value.items():
-            spot = f"{pointer}/{_escaped(name)}"
+            member_pointer = f"{pointer}/{_escaped(name)}"
             if name in fields:
-                fields[name](part, spot, problems)
+                fields[name](part, member_pointer, problems)
             else:
-                problems.add("Unknown", spot, f"{name} does not exist")
+                problems.add("Unknown", member_pointer, f"{name} does not exist")
 
     return check
 
@@ -123,11 +123,11 @@ def _record(fields: dict[str, Check], required: Iterable[str] = (), *, strict: b
             if name not in value:
                 problems.add("Missing", f"{pointer}/{name}", "is required")
         for name, part in value.items():
-            spot = f"{pointer}/{_escaped(name)}"
+            member_pointer = f"{pointer}/{_escaped(name)}"
             if name in fields:
-                fields[name](part, spot, problems)
+                fields[name](part, member_pointer, problems)
             elif strict:
-                problems.add("Unknown", spot, "this field is not documented")
+                problems.add("Unknown", member_pointer, "this field is not documented")
 
     return check
 
@@ -157,16 +157,16 @@ _CONTENT: Final = (
     "campaignEligibility",
     "achievements",
 )
-_MOST_UNITS: Final = 10_000
+_MAX_UNITS: Final = 10_000
 _STATES: Final = ("open", "closed", "partially_returned", "cancelled")
 _CARD: Final = r"[A-Za-z0-9._%+@-]+"
 
 
 class Requests:
-    """Checks the bodies of session updates and returns."""
+    """Validates the bodies of session updates and returns."""
 
     def __init__(self, book: RuleBook, *, strict: bool) -> None:
-        """`strict`: a field the API does not document is refused."""
+        """`strict`: whether a field that is not documented is a problem."""
         self._book = book
         self._wrapper = _record(
             {"customerSession": _object, "responseContent": _each(_one_of(*_CONTENT))},
@@ -180,23 +180,23 @@ class Requests:
             {"return": back, "responseContent": _each(_one_of(*_CONTENT))}, ("return",), strict=strict
         )
 
-    def return_problems(self, given: Any) -> Problems:
+    def return_problems(self, payload: Any) -> Problems:
         problems = Problems()
-        self._return(given, "", problems)
+        self._return(payload, "", problems)
         return problems
 
-    def problems(self, given: Any) -> Problems:
-        """All that is wrong. Pointers start at the session, as the documented ones do: "/attributes/X", "/state"."""
+    def problems(self, payload: Any) -> Problems:
+        """All problems. Pointers start at the session, as in the documentation: "/attributes/X", "/state"."""
         problems = Problems()
-        self._wrapper(given, "", problems)
+        self._wrapper(payload, "", problems)
         if problems:
             return problems
-        session = given["customerSession"]
+        session = payload["customerSession"]
         self._session(session, "", problems)
         if problems:
             return problems
-        if sum(item["quantity"] for item in session.get("cartItems", [])) > _MOST_UNITS:
-            problems.wrong_value("/cartItems", f"not exceed {_MOST_UNITS} units in all")
+        if sum(item["quantity"] for item in session.get("cartItems", [])) > _MAX_UNITS:
+            problems.wrong_value("/cartItems", f"not exceed {_MAX_UNITS} units in all")
         for i, code in enumerate(session.get("loyaltyCards", [])):
             found = self._book.find(code)
             if found is None or not isinstance(found[1], LoyaltyCard):
@@ -205,7 +205,7 @@ class Requests:
 
 
 def _session_check(book: RuleBook, *, strict: bool) -> Check:
-    """What `customerSession` may hold: the schema NewCustomerSessionV2, and the names this rule book created."""
+    """The schema NewCustomerSessionV2, with the names in the rule book."""
     settings = book.settings
 
     def costs(scope: str) -> Check:
@@ -228,7 +228,7 @@ def _session_check(book: RuleBook, *, strict: bool) -> Check:
             "attributes": attributes(settings.item_attributes),
             "additionalCosts": costs("item"),
         },
-        # There is no catalog here, so the price is required.
+        # Without a catalog, the price is required.
         ("sku", "quantity", "price"),
         strict=strict,
     )
@@ -255,7 +255,7 @@ def _session_check(book: RuleBook, *, strict: bool) -> Check:
 
 
 def time_of(text: str) -> datetime | None:
-    """An RFC3339 time, or None."""
+    """The time in RFC 3339 format; None for any other text."""
     try:
         return msgspec.convert(text, rulebook.Moment)
     except msgspec.ValidationError:

@@ -1,6 +1,6 @@
-"""The calls of the API on customer sessions: payload in, reply out; `ApiError` where the reply is an error.
+"""Handles the requests on customer sessions: payload in, reply out. Raises `ApiError` for an error reply.
 
-All is synchronous: whoever calls sees to it that one session is worked on by one request at once.
+The caller serialises the requests on one session.
 """
 
 from copy import deepcopy
@@ -18,8 +18,8 @@ from mapper.sandbox.emulator import Now
 from mapper.sandbox.rulebook import RuleBook
 
 Json = dict[str, Any]
-Place = tuple[str, ...]
-"""Where a null stood: ("storeIntegrationId",), or ("attributes", "b2b")."""
+FieldPath = tuple[str, ...]
+"""A field of the session: ("storeIntegrationId",), or ("attributes", "b2b")."""
 
 
 class Sessions:
@@ -32,7 +32,7 @@ class Sessions:
         self._ids = 0
 
     def profile_of(self, id_: str, payload: Json) -> str:
-        """The customer that an update is about: the one it names, else the session's."""
+        """The profile that an update is for: that of the payload, else that of the session."""
         stored = self.books.sessions.get(id_)
         return str(payload.get("profileId", stored.data["profileId"] if stored else ""))
 
@@ -44,67 +44,66 @@ class Sessions:
         session = self._find(id_)
         if session.state != "closed":
             raise cannot_move("open", session.state)
-        back = self._take_back(session)
+        rolled_back = self._roll_back(session)
         session.state = "open"
-        return {"effects": back}
+        return {"effects": rolled_back}
 
-    def give_back(self, id_: str, given: Json, *, dry: bool) -> Json:
-        """Units come back."""
+    def return_items(self, id_: str, payload: Json, *, dry: bool) -> Json:
         session, books = self._find(id_), self.books
         check_return(session.state)
-        items = given["return"]["returnedCartItems"]
-        units = returns.wanted(session, items)
+        items = payload["return"]["returnedCartItems"]
+        units = returns.requested_units(session, items)
         if dry:
             session, books = deepcopy(session), deepcopy(books)
         session.updated, session.updates = self._now(), session.updates + 1
         run = self._run(session, self._now())
-        run.effects = returns.take_back(session, books, units)
-        this = self._replies.returned(session, items)
-        reply = self._replies.reply(session, run, set(given.get("responseContent", []))) | {"return": this}
-        session.returns.append(this)
+        run.effects = returns.roll_back_units(session, books, units)
+        new_return = self._replies.returned(session, items)
+        reply = self._replies.reply(session, run, set(payload.get("responseContent", []))) | {"return": new_return}
+        session.returns.append(new_return)
         return reply
 
     def _find(self, id_: str) -> Session:
         session = self.books.sessions.get(id_)
         if session is None:
-            # The specification lists no 404 for reading one; its prose says "Check the resource path or ID".
+            # The specification lists no 404 for this operation; its prose says "Check the resource path or ID".
             raise ApiError(404, "Customer session not found")
         return session
 
     def _run(self, session: Session, now: datetime, evaluable: list[int] | None = None) -> Run:
         return Run(Context(self._book, self.books, self._options, session, now, evaluable))
 
-    def update(self, id_: str, given: Json, cleared: list[Place], at: datetime | None, *, dry: bool) -> Json:
-        """Opens, updates, closes or cancels. A dry request considers only what it carries, and may be `at` a time."""
-        payload = given["customerSession"]
-        target, now = payload.get("state", "open"), self._now()
+    def update(self, id_: str, payload: Json, cleared: list[FieldPath], at: datetime | None, *, dry: bool) -> Json:
+        """Opens, updates, closes or cancels a session. A dry request reads its own payload alone, at the time `at`."""
+        sent = payload["customerSession"]
+        target, now = sent.get("state", "open"), self._now()
         stored = None if dry else self.books.sessions.get(id_)
         check_move(stored.state if stored else None, target)
-        session = stored or self._new_session(id_, payload.get("profileId", ""), now)
+        session = stored or self._new_session(id_, sent.get("profileId", ""), now)
         session.updated, session.updates = now, session.updates + 1
         if target == "cancelled":
             run = self._cancel(session, now)
         else:
-            session.merge(payload, self._options)
-            for place in cleared:
-                session.clear(place)
+            session.merge(sent, self._options)
+            for path in cleared:
+                session.clear(path)
             session.state = target
-            run = self._run(session, at or now, payload.get("evaluableCampaignIds") if dry else None).go()
+            run = self._run(session, at or now, sent.get("evaluableCampaignIds") if dry else None).execute()
             session.effects = run.effects
             if not dry:
-                self._keep(session, run, now)
-        return self._replies.reply(session, run, set(given.get("responseContent", [])))
+                self._store(session, run, now)
+        return self._replies.reply(session, run, set(payload.get("responseContent", [])))
 
     def _cancel(self, session: Session, now: datetime) -> Run:
         run = self._run(session, now)
         if session.grants is None:
             session.effects = []
         else:
-            run.effects = self._take_back(session)
+            run.effects = self._roll_back(session)
         session.state = "cancelled"
         return run
 
-    def _keep(self, session: Session, run: Run, now: datetime) -> None:
+    def _store(self, session: Session, run: Run, now: datetime) -> None:
         self.books.sessions[session.integration_id] = session
         self._touch_profile(session, now)
         if session.state == "closed":
@@ -116,29 +115,30 @@ class Sessions:
         return Session(self._ids, id_, created=now, updated=now, first=first)
 
     def _touch_profile(self, session: Session, now: datetime) -> None:
-        """A profile nobody has seen before is created."""
+        """Creates an unknown profile."""
         id_ = session.data["profileId"]
         if id_:
             profile = self.books.profiles.setdefault(id_, Profile(len(self.books.profiles) + 1, now, now))
             profile.active = now
 
     def _close(self, session: Session, run: Run, now: datetime) -> None:
-        """Redeems. Only here is anything counted; a code refused meanwhile is refused in a 200, and it is closed."""
+        """Redeems. Nothing is counted before. A session also closes where a code is rejected."""
         session.closes += 1
         session.grants = run.context.grants
-        self.books.book(session, run.context.grants, now, sign=1)
+        self.books.record(session, run.context.grants, now, sign=1)
         self._count_sale(session, 1)
 
     def _count_sale(self, session: Session, sign: int) -> None:
         profile = self.books.profiles.get(session.data["profileId"])
         if profile is not None:
             profile.closed += sign
-            profile.sales += sign * returns.value_left(session)
+            profile.sales += sign * returns.remaining_value(session)
 
-    def _take_back(self, session: Session) -> list[Json]:
-        back, session.effects = rollbacks(session.effects)
+    def _roll_back(self, session: Session) -> list[Json]:
+        """Rolls back the redemption. Returns the rollback effects."""
+        rolled_back, session.effects = rollbacks(session.effects)
         if session.grants is not None:
-            self.books.book(session, session.grants, self._now(), sign=-1)
+            self.books.record(session, session.grants, self._now(), sign=-1)
             self._count_sale(session, -1)
             session.grants = None
-        return back
+        return rolled_back

@@ -1,4 +1,4 @@
-"""What the engine remembers: sessions, customers, and what has been redeemed; and how it is taken back."""
+"""The stored state: sessions, profiles and redemptions, and how these are rolled back."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Json = dict[str, Any]
 
 @dataclass
 class Grants:
-    """What a closed session took, so that it can be taken back."""
+    """What a closed session has redeemed, for the rollback."""
 
     profile: str = ""
     codes: list[tuple[str, str, int]] = field(default_factory=list)
@@ -26,10 +26,10 @@ class Grants:
     balances: dict[str, Decimal] = field(default_factory=dict)
     points: dict[str, Decimal] = field(default_factory=dict)
     giveaways: list[str] = field(default_factory=list)
-    """The pools that a code was taken from; that stays, whatever becomes of the session."""
+    """The pools that a code was taken from. Codes are never put back."""
 
 
-# What a session holds that nobody has told anything. Nothing in it is ever changed in place.
+# The data of a new session. None of these values is changed in place.
 _EMPTY: Final[Json] = {
     "profileId": "",
     "couponCodes": [],
@@ -52,29 +52,29 @@ class Session:
     updates: int = 0
     state: str = "open"
     closes: int = 0
-    """How often it was closed; no reply shows it."""
+    """How often it was closed. No reply has this."""
     data: Json = field(default_factory=lambda: dict(_EMPTY))
     effects: list[Json] = field(default_factory=list)
-    """Those that are valid now."""
+    """The current effects."""
     grants: Grants | None = None
 
     returned: Counter[int] = field(default_factory=Counter)
-    """Units that came back, by the position of their line."""
+    """The number of returned units, by position."""
     returns: list[Json] = field(default_factory=list)
 
-    def merge(self, given: Json, options: Options) -> None:
-        """PUT is a merge: what is not sent stays, what is sent replaces; of maps, as the options say."""
-        fields = {name: value for name, value in given.items() if name not in ("state", "evaluableCampaignIds")}
+    def merge(self, sent: Json, options: Options) -> None:
+        """Merges a PUT: a sent field replaces the stored one. Maps are merged or replaced, as the options say."""
+        fields = {name: value for name, value in sent.items() if name not in ("state", "evaluableCampaignIds")}
         for name, mode in (("attributes", options.attributes), ("additionalCosts", options.additional_costs)):
             if name in fields and mode == "merge":
                 fields[name] = self.data[name] | fields[name]
         self.data = self.data | fields
 
-    def clear(self, place: tuple[str, ...]) -> None:
-        """Forgets what a null stood for: a field, or a value of a map."""
-        name = place[0]
-        if len(place) > 1:
-            self.data = self.data | {name: {key: v for key, v in self.data[name].items() if key != place[1]}}
+    def clear(self, path: tuple[str, ...]) -> None:
+        """Clears a field, or a value of a map."""
+        name = path[0]
+        if len(path) > 1:
+            self.data = self.data | {name: {key: v for key, v in self.data[name].items() if key != path[1]}}
         elif name in _EMPTY:
             self.data = self.data | {name: _EMPTY[name]}
         else:
@@ -91,7 +91,7 @@ class Profile:
 
 
 class Books:
-    """Everything that outlives a request."""
+    """All stored state."""
 
     def __init__(self, book: RuleBook) -> None:
         self.sessions: dict[str, Session] = {}
@@ -101,7 +101,7 @@ class Books:
             if isinstance(entry, Coupon | Referral) and entry.code and entry.used:
                 self.uses[entry.code] = entry.used
         self.uses_by: Counter[tuple[str, str]] = Counter()
-        """Code and customer."""
+        """By code and profile."""
         self.referred: Counter[str] = Counter()
         self.redeemed: Counter[int] = Counter()
         self.redeemed_by: Counter[tuple[int, str]] = Counter()
@@ -109,11 +109,11 @@ class Books:
         self.balances = {card.code: Decimal(card.balance) for card in book.gift_cards}
         self.points = {card.code: Decimal(card.points) for card in book.loyalty_cards}
         self.awarded: Counter[str] = Counter()
-        """Codes taken from each pool of giveaways; none ever comes back."""
+        """The number of codes taken from each giveaway pool."""
         self.log: list[Json] = []
 
-    def book(self, session: Session, grants: Grants, now: datetime, *, sign: Literal[1, -1]) -> None:
-        """Counts what a session took (1), or takes it back (-1)."""
+    def record(self, session: Session, grants: Grants, now: datetime, *, sign: Literal[1, -1]) -> None:
+        """Records a redemption (1) or its rollback (-1)."""
         for kind, code, campaign in grants.codes:
             self.uses[code] += sign
             self.uses_by[code, grants.profile] += sign
@@ -136,23 +136,23 @@ class Books:
 
 
 def rollbacks(effects: list[Json]) -> tuple[list[Json], list[Json]]:
-    """The effects that take these back, and those that nothing takes back."""
-    back, stay = [], []
+    """The rollback effects of these effects, and the effects that cannot be rolled back."""
+    rolled_back, kept = [], []
     for effect in effects:
-        roll = _ROLLBACKS.get(effect["effectType"])
-        if roll is None:
+        rollback = _ROLLBACKS.get(effect["effectType"])
+        if rollback is None:
             if not effect["effectType"].startswith("reject"):
-                stay.append(effect)
+                kept.append(effect)
             continue
-        kind, names = roll
+        kind, names = rollback
         props = {new: effect["props"][old] for old, new in names.items() if old in effect["props"]}
         if kind == "rollbackDeductedLoyaltyPoints":
             props.setdefault("recipientIntegrationId", "")
-        back.append(effect | {"effectType": kind, "props": props})
-    return back, stay
+        rolled_back.append(effect | {"effectType": kind, "props": props})
+    return rolled_back, kept
 
 
-_OF_DISCOUNT: Final = {
+_DISCOUNT_PROPS: Final = {
     "name": "name",
     "value": "value",
     "scope": "scope",
@@ -161,7 +161,7 @@ _OF_DISCOUNT: Final = {
     "additionalCostId": "additionalCostId",
     "additionalCost": "additionalCost",
 }
-_OF_POINTS: Final = {
+_POINTS_PROPS: Final = {
     name: name
     for name in (
         "programId",
@@ -177,10 +177,10 @@ _OF_POINTS: Final = {
 _ROLLBACKS: Final[dict[str, tuple[str, dict[str, str]]]] = {
     "acceptCoupon": ("rollbackCoupon", {"value": "value"}),
     "acceptReferral": ("rollbackReferral", {"value": "value"}),
-    "setDiscount": ("rollbackDiscount", _OF_DISCOUNT),
-    "setDiscountPerItem": ("rollbackDiscount", _OF_DISCOUNT),
-    "setDiscountPerAdditionalCost": ("rollbackDiscount", _OF_DISCOUNT),
-    "setDiscountPerAdditionalCostPerItem": ("rollbackDiscount", _OF_DISCOUNT),
-    "addLoyaltyPoints": ("rollbackAddedLoyaltyPoints", _OF_POINTS),
-    "deductLoyaltyPoints": ("rollbackDeductedLoyaltyPoints", _OF_POINTS),
+    "setDiscount": ("rollbackDiscount", _DISCOUNT_PROPS),
+    "setDiscountPerItem": ("rollbackDiscount", _DISCOUNT_PROPS),
+    "setDiscountPerAdditionalCost": ("rollbackDiscount", _DISCOUNT_PROPS),
+    "setDiscountPerAdditionalCostPerItem": ("rollbackDiscount", _DISCOUNT_PROPS),
+    "addLoyaltyPoints": ("rollbackAddedLoyaltyPoints", _POINTS_PROPS),
+    "deductLoyaltyPoints": ("rollbackDeductedLoyaltyPoints", _POINTS_PROPS),
 }

@@ -1,4 +1,4 @@
-"""Parallel requests: https://docs.talon.one/docs/dev/getting-started/integration-tutorial#managing-parallel-requests"""
+"""Serialises parallel requests: https://docs.talon.one/docs/dev/getting-started/integration-tutorial#managing-parallel-requests"""
 
 import asyncio
 from collections import Counter
@@ -11,16 +11,16 @@ from adapters.talon_one.sandbox.errors import ApiError
 _PARALLEL: Final = 3
 
 
-class Turns:
-    """For each session and profile one request runs, two wait, and the next is refused with 409."""
+class RequestLocks:
+    """For each session and profile, one request runs and two wait. Any further one gets 409."""
 
     def __init__(self) -> None:
         self._count: Counter[str] = Counter()
         self._locks: dict[str, asyncio.Lock] = {}
 
     @asynccontextmanager
-    async def take(self, keys: list[tuple[str, str]]) -> AsyncIterator[None]:
-        """`keys` are pairs of ("session" or "profile", id), in the one order that everybody uses."""
+    async def acquire(self, keys: list[tuple[str, str]]) -> AsyncIterator[None]:
+        """`keys`: pairs of ("session" or "profile", id), always in the same order, against deadlocks."""
         names = [f"{kind}/{id_}" for kind, id_ in keys]
         for (kind, _), name in zip(keys, names, strict=True):
             if self._count[name] >= _PARALLEL:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mapper import settings
-from mapper.adapter import EngineReply, EngineRequest
+from mapper.adapter import EngineReply, EngineRequest, names
 from mapper.domain import checkout as documents
 from mapper.domain import signature
 from mapper.domain.errors import EngineRejected, EngineUnavailable, Problem
@@ -43,6 +43,27 @@ CLOCK_S = 60.0
 """A clock that is wrong by more makes receipts expire too early or too late."""
 REACH_S = 5.0
 MAX_REACH_BYTES = 1024 * 1024
+CODE = "doctor-asks"
+"""A code that nobody has: some engines are asked nothing for a cart without one."""
+MOUNTS = Path("/proc/self/mounts")
+LOST = frozenset({"overlay", "ramfs", "tmpfs"})
+"""File systems that end with their container or machine."""
+SHARED = frozenset(
+    {"9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "lustre", "nfs", "nfs4", "smb3"}
+)
+"""File systems of a network: their locks are not to be relied on."""
+MENDS = {
+    "dns": "Look at the address in {base_url}, and at this machine's name server.",
+    "tls": (
+        "Look at the address in {base_url}. Where a proxy of your own signs the engine's certificate, name that"
+        " authority's file in SSL_CERT_FILE."
+    ),
+    "redirect": "Set {base_url} to the address that it leads to.",
+    "rate_limited": "Wait a minute; if it stays so, ask the engine for a larger quota.",
+    "not_found_at_engine": "Set {base_url} to the deployment's or region's address alone, without a path.",
+    "engine_key": "Look at the key in the settings {prefix}_…, and whether it is of what {base_url} leads to.",
+}
+"""By reason."""
 SIGNS = {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "failed": "[red]FAILED[/]"}
 
 
@@ -78,7 +99,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 async def _look(configured: Settings) -> list[Finding]:
-    findings = [*_settings(configured), *_record(configured), *_secrets(configured)]
+    findings = [*_settings(configured), *_record(configured), *_secrets(configured), *_pasted(configured)]
     findings += [finding async for finding in _ledger(configured)]
     findings += [finding async for finding in _engine(configured)]
     client = clients.create(configured.http_client, connections=2)
@@ -142,8 +163,25 @@ def _secrets(configured: Settings) -> Iterator[Finding]:
             yield Finding("signature", "ok", "a body that is signed with the current secret is accepted")
 
 
+def _pasted(configured: Settings) -> Iterator[Finding]:
+    """Two settings with one secret: a value that was pasted into the wrong place."""
+    options = names(option for option in configured.adapter.options if option.secret)
+    holders: dict[str, list[str]] = {}
+    for name in (*settings.SECRETS, *(f"{configured.adapter.name.upper()}_{option}" for option in sorted(options))):
+        path = os.environ.get(f"{name}_FILE")
+        text = Path(path).read_text("utf-8") if path else os.environ.get(name, "")
+        for secret in {part.strip() for part in text.split(",")} - {""}:
+            holders.setdefault(secret, []).append(name)
+    for together in holders.values():
+        if len(together) > 1:
+            text = f"{' and '.join(together)} hold the same secret"
+            yield Finding("secrets", "warning", text, "Look which of them it belongs to, and set the other.")
+
+
 async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
     name = configured.ledger_url.partition(":")[0]
+    for finding in _place(configured.ledger_url):
+        yield finding
     try:
         ledger = await open_ledger(configured.ledger_url, create=False)
     except LedgerUnavailable as problem:
@@ -171,6 +209,21 @@ async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
         await ledger.close()
 
 
+def _place(url: str) -> Iterator[Finding]:
+    """What a SQLite file lies on. Linux alone tells."""
+    if not url.startswith("sqlite:///") or not MOUNTS.is_file():
+        return
+    path = Path(url.removeprefix("sqlite:///")).resolve()
+    kinds = {Path(where): kind for _, where, kind, *_ in map(str.split, MOUNTS.read_text("utf-8").splitlines())}
+    kind = next((kinds[folder] for folder in path.parents if folder in kinds), "")
+    if kind in LOST:
+        text = f"sqlite: {path} lies on {kind}, which ends with the container or the machine, and the orders with it"
+        yield Finding("ledger", "warning", text, "Name a file on a volume in MAPPER_LEDGER_URL, or use PostgreSQL.")
+    elif kind in SHARED:
+        text = f"sqlite: {path} lies on {kind}, whose locks do not keep processes apart"
+        yield Finding("ledger", "failed", text, "Name a file on a local disk in MAPPER_LEDGER_URL, or use PostgreSQL.")
+
+
 def _can_be_made(url: str) -> bool:
     """Whether a SQLite file that is not there can be made: PostgreSQL is never missing."""
     return os.access(Path(url.removeprefix("sqlite:///")).resolve().parent, os.W_OK)
@@ -185,10 +238,13 @@ class _Probe:
         engine = Engine(self.transport, configured.adapter.accounts, on_exchange=self._note)
         self._engine = PromotionEngine(configured.adapter, engine)
         self._session = f"doctor-{uuid.uuid4()}"
+        self._codes: tuple[str, ...] = ()
+        self._answers = 0
         self.skew_s: float | None = None
         self.took_s = 0.0
 
     def _note(self, _request: EngineRequest, reply: EngineReply) -> None:
+        self._answers += 1
         if date := reply.headers.get("date"):
             try:
                 self.skew_s = time.time() - parsedate_to_datetime(date).timestamp()
@@ -197,8 +253,16 @@ class _Probe:
 
     async def ask(self, currency: str, **body: Any) -> Problem | None:
         """What is wrong; None where the engine answers."""
-        line = {"sku": "doctor", "quantity": 1, "price": "1"} | body.pop("line", {})
-        text = json.dumps({"id": self._session, "currency": currency, "items": [line], **body}).encode()
+        problem = await self._ask(currency, body)
+        if problem is None and not self._answers:
+            self._codes = (CODE,)
+            problem = await self._ask(currency, body)
+        return problem
+
+    async def _ask(self, currency: str, fields: dict[str, Any]) -> Problem | None:
+        line = {"sku": "doctor", "quantity": 1, "price": "1"} | fields.get("line", {})
+        whole = {"id": self._session, "currency": currency, "promotions": {"coupon_codes": self._codes}}
+        text = json.dumps(whole | fields | {"items": [line]}).encode()
         checkout = documents.parse(text, "validate")
         started = time.monotonic()
         try:
@@ -304,8 +368,12 @@ def _at(pointer: str, value: str) -> dict[str, Any]:
 
 def _mend(problem: Problem, engine: str) -> str:
     prefix = engine.upper()
+    if mend := MENDS.get(problem.reason):
+        return mend.format(prefix=prefix, base_url=f"{prefix}_BASE_URL")
     if isinstance(problem, EngineUnavailable):
-        return f"Look at the address in {prefix}_BASE_URL, at the network and at the engine's status page."
+        proxies = ", ".join(name for name in sorted(os.environ) if name.lower() in ("all_proxy", "https_proxy"))
+        unused = f" {proxies} is not used: the engine is asked directly." if proxies else ""
+        return f"Look at the address in {prefix}_BASE_URL, at the network and at the engine's status page.{unused}"
     if isinstance(problem, EngineRejected):
         return f"Look at the key, the address and the names in the settings {prefix}_…"
     return "The log of the service says more."
@@ -316,6 +384,8 @@ def _show(findings: list[Finding], *, as_json: bool) -> None:
         print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=1))
         return
     table = Table("", "what", "found, and what to do", show_header=False, box=None, padding=(0, 1))
+    for column in table.columns:
+        column.overflow = "fold"  # the name of a setting is worth nothing in part
     for finding in findings:
         mend = f"\n[bold]→ {finding.mend}[/]" if finding.mend else ""
         table.add_row(SIGNS[finding.state], finding.check, finding.text.replace("[", r"\[") + mend)

@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -20,8 +23,9 @@ def sandbox() -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def environment(sandbox: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that is well."""
+def environment(sandbox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that is well, wherever the tests' folder lies."""
+    monkeypatch.setattr("mapper.commands.doctor.MOUNTS", tmp_path / "no-mounts")
     for name, value in {
         "MAPPER_ENGINE": "talon_one",
         "NACELLE_SIGNING_SECRETS": "a secret that is long enough",
@@ -33,6 +37,25 @@ def environment(sandbox: str, monkeypatch: pytest.MonkeyPatch) -> None:
         "MAPPER_LEDGER_URL": new_ledger(),
     }.items():
         monkeypatch.setenv(name, value)
+
+
+@contextmanager
+def answering(status: int, headers: list[tuple[str, str]]) -> Iterator[str]:
+    """An engine that answers everything alike."""
+
+    class Engine(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response_only(status)
+            for name, value in [*headers, ("content-length", "2")]:
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Engine) as server:
+        Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -168,3 +191,100 @@ def test_it_is_readable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert "FAILED" in out
     assert "→ Make it in the engine's console" in " ".join(out.split())
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_an_engine_that_asks_nothing_for_a_plain_cart_is_asked_with_a_code(
+    sandbox: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Voucherify. A cart that asks nothing proves nothing: neither the address nor the keys."""
+    for name, value in {
+        "MAPPER_ENGINE": "voucherify",
+        "VOUCHERIFY_APP_ID": "id",
+        "VOUCHERIFY_APP_TOKEN": "token",
+        "VOUCHERIFY_ORDER_METADATA": "gift=/gift",
+        "VOUCHERIFY_BASE_URL": f"{sandbox}/voucherify",
+    }.items():
+        monkeypatch.setenv(name, value)
+    assert findings(capsys)[0] == 0
+    for status in (401, 404):
+        control(sandbox, "faults", [{"name": "status", "value": status, "count": 1}])
+        code, found = findings(capsys)
+        assert (code, [one["check"] for one in found if one["state"] == "failed"]) == (1, ["engine"])
+    monkeypatch.setenv("VOUCHERIFY_BASE_URL", "http://127.0.0.1:1")
+    assert findings(capsys)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "mend"),
+    [
+        (301, [("location", "https://elsewhere.example")], "Set TALON_ONE_BASE_URL to the address that it leads to."),
+        (404, [], "Set TALON_ONE_BASE_URL to the deployment's or region's address alone, without a path."),
+        (
+            403,
+            [],
+            "Look at the key in the settings TALON_ONE_…, and whether it is of what TALON_ONE_BASE_URL leads to.",
+        ),
+        (429, [], "Wait a minute; if it stays so, ask the engine for a larger quota."),
+    ],
+)
+def test_the_mend_fits_the_engines_answer(
+    status: int,
+    headers: list[tuple[str, str]],
+    mend: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with answering(status, headers) as url:
+        monkeypatch.setenv("TALON_ONE_BASE_URL", url)
+        code, found = findings(capsys)
+    assert code == 1
+    assert [one["mend"] for one in found if one["state"] == "failed"] == [mend]
+
+
+def test_a_certificate_a_proxy_and_a_clock_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told() -> str:
+        return " ".join(one["text"] + one["mend"] for one in findings(capsys)[1] if one["state"] != "ok")
+
+    with answering(200, [("date", "Fri, 27 Nov 2020 22:00:00 GMT")]) as url:
+        monkeypatch.setenv("TALON_ONE_BASE_URL", url)
+        assert "clock" in told()
+        monkeypatch.setenv("TALON_ONE_BASE_URL", url.replace("http:", "https:"))
+        assert "SSL_CERT_FILE" in told()
+    monkeypatch.setenv("TALON_ONE_BASE_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example")
+    assert "HTTPS_PROXY is not used" in told()
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"), [("overlay", "warning"), ("tmpfs", "warning"), ("nfs4", "failed"), ("ext4", None)]
+)
+def test_what_a_sqlite_ledger_lies_on_is_looked_at(
+    kind: str,
+    state: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/a / ext4 rw 0 0\nx {tmp_path} {kind} rw 0 0\nx {tmp_path}/elsewhere tmpfs rw 0 0\n")
+    monkeypatch.setattr("mapper.commands.doctor.MOUNTS", mounts)
+    monkeypatch.setenv("MAPPER_LEDGER_URL", f"sqlite:///{tmp_path}/ledger.db")
+    found = [one for one in findings(capsys)[1] if one["check"] == "ledger" and one["state"] != "ok"]
+    assert [one["state"] for one in found] == ([state] if state else [])
+    assert all("MAPPER_LEDGER_URL" in one["mend"] for one in found)
+
+
+def test_a_secret_in_two_places_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TALON_ONE_API_KEY", "one-secret-for-all-of-it")
+    monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "another-secret-of-ours, one-secret-for-all-of-it")
+    _, found = findings(capsys)
+    (one,) = [one for one in found if one["state"] != "ok"]
+    assert one["text"] == "NACELLE_SIGNING_SECRETS and TALON_ONE_API_KEY hold the same secret"
+
+
+def test_a_narrow_terminal_loses_no_word(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("MAPPER_ORDER_KEY_PATH", "")
+    assert "…" not in doctor(capsys)[1].replace("…)", "")

@@ -193,7 +193,7 @@ def load(environment: Mapping[str, str]) -> Settings:
         "Literal['signature', 'secret_header', 'both']",
         reader.choice("NACELLE_AUTH", "signature", "secret_header", "both"),
     )
-    spaces = frozenset(reader.list("NACELLE_SPACE_IDS"))
+    spaces = reader.spaces()
     secrets, by_space = reader.secrets("NACELLE_SIGNING_SECRETS", spaces, needed=auth in ("signature", "both"))
     headers = reader.secret_headers(needed=auth in ("secret_header", "both"))
     if len(spaces) > 1 and (secrets or auth == "secret_header" or spaces - by_space.keys()):
@@ -340,6 +340,12 @@ class Reader:
             self.wrong(name, f'a JSON pointer such as "/metadata/cart_id", not {value!r}')
         return value
 
+    def spaces(self) -> frozenset[str]:
+        spaces = self.list("NACELLE_SPACE_IDS")
+        if any(re.search(r"\s", space) for space in spaces):
+            self.wrong("NACELLE_SPACE_IDS", "ids separated by commas, without white space in them")
+        return frozenset(spaces)
+
     def secrets(
         self, name: str, spaces: frozenset[str] = frozenset(), *, needed: bool
     ) -> tuple[tuple[bytes, ...], dict[str, tuple[bytes, ...]]]:
@@ -358,6 +364,11 @@ class Reader:
                 by_space[space.strip()] = (*by_space.get(space.strip(), ()), secret)
             else:
                 shared.append(secret)
+                if colon and spaces:
+                    self.warnings.append(
+                        f"{name}, number {position}, has a colon, but no space of NACELLE_SPACE_IDS before it:"
+                        " the whole of it is taken for a secret that is good in every space"
+                    )
         return tuple(shared), by_space
 
     def currency(self) -> str:
@@ -368,8 +379,8 @@ class Reader:
 
     def ledger_url(self) -> str:
         url = self.text("MAPPER_LEDGER_URL")
-        if not re.match(r"(sqlite:///.|postgresql://.)", url):
-            self.wrong("MAPPER_LEDGER_URL", "sqlite:///<path> or postgresql://<host>/<database>")
+        if not re.match(r"(sqlite:///(?!:memory:).|postgresql://.)", url):
+            self.wrong("MAPPER_LEDGER_URL", "sqlite:///<path of a file> or postgresql://<host>/<database>")
         return url
 
     def explain_token(self) -> bytes:

@@ -136,10 +136,17 @@ def test_a_secret_may_be_of_one_space_alone() -> None:
     assert got.credentials.of("one") == (OF_ONE.encode(), OF_ONE.encode(), b"rotated")
 
 
+def test_space_ids_are_separated_by_commas() -> None:
+    with pytest.raises(InvalidSettings, match="separated by commas"):
+        load({**GOOD, "NACELLE_SPACE_IDS": "one two"})
+
+
 def test_a_colon_is_a_part_of_the_secret_where_it_names_no_space() -> None:
     secret = "three:a signing secret that is not short"
-    assert load({**SPACES, "NACELLE_SIGNING_SECRETS": secret}).credentials.secrets == (secret.encode(),)
-    assert load({**GOOD, "NACELLE_SIGNING_SECRETS": secret}).credentials.secrets == (secret.encode(),)
+    of_spaces, of_any = (load({**one, "NACELLE_SIGNING_SECRETS": secret}) for one in (SPACES, GOOD))
+    assert of_spaces.credentials.secrets == of_any.credentials.secrets == (secret.encode(),)
+    assert any("number 1, has a colon" in warning for warning in of_spaces.warnings), "a space that is mistyped"
+    assert not any("colon" in warning for warning in of_any.warnings)
 
 
 @pytest.mark.parametrize(

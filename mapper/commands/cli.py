@@ -2,6 +2,8 @@
 
 import argparse
 import asyncio
+import errno
+import io
 import os
 import socket
 import sys
@@ -10,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mapper import __version__, settings
+from mapper.commands import read_input
 from mapper.domain import signature
 
 MODULES = ("ledger", "cancel", "ingest", "doctor", "explain", "replay", "new_adapter")
@@ -17,7 +20,13 @@ MODULES = ("ledger", "cancel", "ingest", "doctor", "explain", "replay", "new_ada
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m mapper`, also installed as `promotions-mapper`. Exit code 2: the arguments or settings are wrong."""
+    """`python -m mapper`, also installed as `promotions-mapper`.
+
+    Exit code 2: the arguments or settings are wrong; 130: Ctrl-C; 1 also where nobody reads what is printed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no arrows gets question marks
     given = sys.argv[1:] if arguments is None else arguments
     parser = _parser([name for name in MODULES if name in given[:1]] if _is_command(given) else MODULES)
     chosen = parser.parse_args(given)
@@ -26,8 +35,15 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     try:
         code = chosen.run(chosen)
+        sys.stdout.flush()
     except settings.InvalidSettings as error:
         code = _tell_wrong(error)
+    except KeyboardInterrupt:
+        code = 130
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        code = _tell_unread(error)
     sys.exit(code)
 
 
@@ -44,7 +60,7 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=_port, default=8080, help="port to listen on (default: %(default)s)")
     serve.add_argument("--workers", type=_workers, default=1, help="processes (default: %(default)s)")
-    serve.add_argument("--fd", type=int, metavar="N", help="listen on this inherited socket instead (systemd: 3)")
+    serve.add_argument("--fd", type=_fd, metavar="N", help="listen on this inherited socket instead (systemd: 3)")
     serve.add_argument(
         "--drain",
         type=_seconds,
@@ -88,6 +104,12 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
 def _port(text: str) -> int:
     if not text.isdigit() or not 0 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return int(text)
+
+
+def _fd(text: str) -> int:
+    if not text.isdigit() or int(text) > 1_000_000:
+        raise argparse.ArgumentTypeError("a file descriptor is a number from 0")
     return int(text)
 
 
@@ -166,18 +188,25 @@ def _hash(chosen: argparse.Namespace) -> int:
 
 def _sign(chosen: argparse.Namespace) -> int:
     reader = settings.Reader(os.environ)
-    spaces = frozenset(reader.list("NACELLE_SPACE_IDS"))
-    shared, by_space = reader.secrets("NACELLE_SIGNING_SECRETS", spaces, needed=True)
+    shared, by_space = reader.secrets("NACELLE_SIGNING_SECRETS", reader.spaces(), needed=True)
     secrets = (*shared, *(secret for secrets in by_space.values() for secret in secrets))
     if reader.problems:
         raise settings.InvalidSettings(reader.problems)
     try:
-        body = Path(chosen.file).read_bytes() if chosen.file else sys.stdin.buffer.read()
+        body = read_input(chosen.file or "-")
     except OSError as error:
-        print(f"{chosen.file}: {error.strerror}", file=sys.stderr)
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     print(f"{signature.SIGNATURE.decode()}: {signature.sign(body, secrets[0])}")
     return 0
+
+
+def _tell_unread(error: OSError) -> int:
+    """Standard output takes no more: its reader has gone, as with `| head`, or its disk is full."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written when Python ends
+    if error.errno == errno.ENOSPC:
+        print(f"The output cannot be written: {error.strerror}", file=sys.stderr)
+    return 1
 
 
 def _tell_wrong(error: settings.InvalidSettings) -> int:

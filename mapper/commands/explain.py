@@ -5,12 +5,12 @@ import asyncio
 import json
 import os
 import sys
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from mapper import settings
+from mapper.commands import read_input
 from mapper.domain.errors import InvalidRequest
 from mapper.engine import clients
 from mapper.explain import Explanation, Step, explain
@@ -20,7 +20,9 @@ from mapper.settings import Settings
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the command to the program's."""
     parser = commands.add_parser("explain", help="what a checkout or an order earns, effect by effect, and why")
-    parser.add_argument("file", metavar="FILE", help="a checkout, an order or a record; - for standard input")
+    parser.add_argument(
+        "file", metavar="FILE", help="a checkout, an order, our answer to one, or a record; - for standard input"
+    )
     parser.add_argument("--exchange", action="store_true", help="show also what was sent to the engine and came back")
     parser.set_defaults(run=run)
 
@@ -29,9 +31,9 @@ def run(chosen: argparse.Namespace) -> int:
     """Exit code 0: explained; 1: the engine did not answer, or the body cannot be read; 2: wrong settings or file."""
     configured = settings.load(os.environ)
     try:
-        body = sys.stdin.buffer.read() if chosen.file == "-" else Path(chosen.file).read_bytes()
+        body = read_input(chosen.file)
     except OSError as error:
-        print(f"{chosen.file}: {error.strerror}", file=sys.stderr)
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
         return 2
     try:
         told = asyncio.run(_ask(configured, body))

@@ -12,6 +12,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mapper import settings
+from mapper.commands import read_input
 from mapper.engine import clients
 from mapper.nacelle.check import NotAnOrder
 from mapper.nacelle.database import DatabaseUnavailable
@@ -68,7 +69,7 @@ Bodies = list[tuple[str, Callable[[], bytes]]]
 
 def _bodies(path: str) -> Bodies:
     if path == "-":
-        return [("standard input", sys.stdin.buffer.read)]
+        return [("standard input", lambda: read_input(path))]
     place = Path(path)
     place.stat()
     files = sorted(file for file in place.glob("*.json") if not file.is_dir()) if place.is_dir() else [place]

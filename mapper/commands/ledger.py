@@ -52,7 +52,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     listing.add_argument("--state", choices=[state.value for state in State], help="only those in this state")
     listing.add_argument("--waiting", action="store_true", help="only those that wait for their caller")
     listing.add_argument("--unconfirmed", action="store_true", help="those redeemed of which no caller was ever told")
-    listing.add_argument("--limit", type=int, default=50, help="how many at the most (default: %(default)s)")
+    listing.add_argument("--limit", type=_limit, default=50, help="how many at the most (default: %(default)s)")
     listing.set_defaults(act=_list)
 
     for verb, act, text in (
@@ -79,12 +79,18 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     backing_up.set_defaults(run=_backup)
 
 
+def _limit(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError("a limit is a number from 1 to 1000000")
+    return int(text)
+
+
 def _run(chosen: argparse.Namespace) -> int:
     return asyncio.run(_with_ledger(chosen))
 
 
 async def _with_ledger(chosen: argparse.Namespace) -> int:
-    url = settings.Reader(os.environ).text("MAPPER_LEDGER_URL")
+    url = _url()
     try:
         ledger = await open_ledger(url, create=False)
     except Problem as problem:
@@ -96,6 +102,14 @@ async def _with_ledger(chosen: argparse.Namespace) -> int:
     finally:
         await ledger.close()
     return result
+
+
+def _url() -> str:
+    reader = settings.Reader(os.environ)
+    url = reader.ledger_url()
+    if reader.problems:
+        raise settings.InvalidSettings(reader.problems)
+    return url
 
 
 def _file(url: str) -> Path | None:
@@ -213,7 +227,7 @@ async def _prune(ledger: Ledger, chosen: argparse.Namespace) -> int:
     reader = settings.Reader(os.environ)
     keep_bodies_s = reader.number("MAPPER_KEEP_BODIES_S", *settings.KEEP_BODIES_S)
     if reader.problems:
-        return _fail("; ".join(f"{name}: {expected}" for name, expected in reader.problems))
+        raise settings.InvalidSettings(reader.problems)
     changed = 0
     while count := await ledger.prune(keep_bodies_s):
         changed += count
@@ -223,7 +237,7 @@ async def _prune(ledger: Ledger, chosen: argparse.Namespace) -> int:
 
 def _backup(chosen: argparse.Namespace) -> int:
     """A copy to go back to: the ledger is read as it is, whatever version of the service wrote it."""
-    path, copy = _file(settings.Reader(os.environ).text("MAPPER_LEDGER_URL")), Path(chosen.file)
+    path, copy = _file(_url()), Path(chosen.file)
     if path is None:
         return _fail("This ledger is a PostgreSQL database; copy it with pg_dump.")
     if not path.is_file():

@@ -245,9 +245,10 @@ class PostgresStore:
             nonlocal is_current
             try:
                 connection = await asyncpg.connect(url, **options)
-            except ValueError:
+            except (ValueError, OverflowError):
                 # What the driver says about a URL may repeat a part of it.
-                raise LedgerUnusable("wrong_url", "The ledger's URL cannot be read.") from None
+                message = "The ledger's URL cannot be read: is the port right, is the password percent-encoded?"
+                raise LedgerUnusable("wrong_url", message) from None
             if not is_current:  # the server may have been away when the process started
                 try:
                     await _migrate(connection, create=create)

@@ -362,6 +362,8 @@ class SqliteStore:
     def _connect(self, *, create: bool) -> None:
         if not create and not Path(self._path).is_file():
             raise self._missing()
+        if Path(self._path).exists() and not Path(self._path).is_file():
+            raise LedgerUnusable("cannot_open", f"The ledger's file {self._path} is no file.")
         try:
             # Orders are personal data. The files beside it (-wal, -shm) get the same mode from SQLite.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))

@@ -244,12 +244,12 @@ def _learn(transcript: Transcript, run: replay.Run, redaction: Redaction) -> boo
     return learned
 
 
-def _product_data(original: Checkout, cart: Checkout) -> Iterator[tuple[str, msgspec.Raw]]:
+def _product_data(original: Checkout, cart: Checkout) -> Iterator[tuple[int, dict[str, msgspec.Raw]]]:
     """Yields the fields that were added to each line, by the line's position."""
     for own, line in zip(original.lines, cart.lines, strict=True):
         if line.decoded is not own.decoded and line.decoded != own.decoded:
             more = {key: value for key, value in line.decoded.items() if own.decoded.get(key) is None}
-            yield str(line.index), msgspec.Raw(encode(more))
+            yield line.index, {key: msgspec.Raw(encode(value)) for key, value in more.items()}
 
 
 def _secrets(configured: Settings) -> Iterator[bytes]:

@@ -65,7 +65,7 @@ class Conversation(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True
     with_cart: bool = True
     customer: str = ""
     attempt: str = ""
-    filled: dict[str, Raw] = {}
+    filled: dict[int, dict[str, Raw]] = {}
     """The product data that was added, by the position of the line."""
     exchanges: list[Exchange]
     result: Result
@@ -106,6 +106,8 @@ def read(data: bytes) -> Record:
         raise Unusable(f"it is not a record: {error}") from None
     except UnicodeDecodeError:
         raise Unusable("it is not a record: it is not UTF-8") from None
+    except RecursionError:
+        raise Unusable("it is not a record: it is nested too deeply") from None
     if record.format != FORMAT:
         raise Unusable(f"it has format {record.format}; this version reads {FORMAT}")
     return record
@@ -115,7 +117,7 @@ def is_record(data: bytes) -> bool:
     """Whether a file is meant as a record: no checkout and no order has these three members."""
     try:
         root = msgspec.json.decode(data, type=dict[str, Raw])
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return {"format", "conversations", "body"} <= root.keys()
 

@@ -70,7 +70,12 @@ def replay(rules: Rules, record: Record) -> list[Finding]:
     """Returns the differences between this version and the one that wrote the record. Raises `Unusable`."""
     if record.engine != rules.adapter.name:
         raise Unusable(f"it was recorded with {record.engine}, and MAPPER_ENGINE says {rules.adapter.name}")
-    return [finding for recorded in record.conversations for finding in compare(recorded, run(rules, record, recorded))]
+    try:
+        return [
+            finding for recorded in record.conversations for finding in compare(recorded, run(rules, record, recorded))
+        ]
+    except RecursionError:
+        raise Unusable("it is nested too deeply") from None
 
 
 def run(rules: Rules, record: Record, recorded: Conversation) -> Run:
@@ -79,7 +84,10 @@ def run(rules: Rules, record: Record, recorded: Conversation) -> Run:
         cart = documents.parse(bytes(record.body), record.operation, rules.default_currency, rules.customer_path)
     except InvalidRequest as problem:
         return Run((), Result(problem=problem.reason), Outcome(), None)
-    filled = {int(index): msgspec.json.decode(fields, type=dict[str, Any]) for index, fields in recorded.filled.items()}
+    filled = {
+        index: {key: msgspec.json.decode(value) for key, value in fields.items()}
+        for index, fields in recorded.filled.items()
+    }
     cart = replace(cart.with_product_data(filled), customer=recorded.customer, attempt=recorded.attempt)
     transcript = Transcript(recorded.method, cart, (), {})
     outcome = Outcome()

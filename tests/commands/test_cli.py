@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import errno
 import io
+import os
 import re
 import sqlite3
 import stat
@@ -23,6 +25,13 @@ from mapper.orders.rows import Clock, Key, LookUp, New, Retry, State
 from tests.orders import ledgers
 
 BODY = b'{"order_items": [{"sku": "S", "quantity": 1, "price": "1.00"}]}'
+SERVICE = {
+    "NACELLE_SIGNING_SECRETS": "a signing secret that is long enough",  # pragma: allowlist secret
+    "MAPPER_ENGINE": "talon_one",
+    "TALON_ONE_BASE_URL": "http://127.0.0.1:1",
+    "TALON_ONE_API_KEY": "key",  # pragma: allowlist secret
+}
+"""Settings that are right; nobody answers there."""
 KEY = Key("", "talon_one", "order-1")
 
 
@@ -73,7 +82,18 @@ def test_no_command_prints_the_help() -> None:
     assert run() == 2
 
 
-@pytest.mark.parametrize("arguments", [["serve", "--port", "x"], ["serve", "--workers", "0"], ["nonsense"], ["ledger"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--port", "x"],
+        ["serve", "--workers", "0"],
+        ["serve", "--fd", "-1"],
+        ["ledger", "list", "--limit", "0"],
+        ["ledger", "list", "--limit", "-1"],
+        ["nonsense"],
+        ["ledger"],
+    ],
+)
 def test_wrong_arguments_exit_with_2(arguments: list[str]) -> None:
     assert run(*arguments) == 2
 
@@ -109,7 +129,75 @@ def test_sign_names_a_file_that_is_not_there(
     assert "no-such-file" in capsys.readouterr().err
 
 
+class Gone(io.StringIO):
+    """Standard output whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def test_a_reader_who_has_gone_is_no_fault_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "a signing secret that is long enough")
+    (tmp_path / "body").write_bytes(BODY)
+    with (tmp_path / "out").open("w") as out:
+        gone = Gone()
+        gone.fileno = out.fileno  # type: ignore[method-assign]
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert run("sign", str(tmp_path / "body")) == 1
+
+
+def test_ctrl_c_is_130_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mapper.commands.ledger.open_ledger", interrupted)
+    assert run("ledger", "list") == 130
+
+
+def test_a_terminal_that_has_no_such_letters_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "")
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii", write_through=True))
+    assert run("doctor") == 2
+    assert b"? Set it so." in out.getvalue()
+
+
+@pytest.mark.parametrize("command", [["sign"], ["explain", "-"]])
+def test_standard_input_that_is_closed_is_named(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in SERVICE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run(*command) == 2
+    assert capsys.readouterr().err == "standard input: Bad file descriptor\n"
+
+
 # -- ledger --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("url", ["mysql://host/orders", "sqlite://ledger.db", "sqlite:///:memory:", "/var/ledger.db"])
+@pytest.mark.parametrize("verb", [["list"], ["backup", "copy.db"], ["prune"]])
+def test_a_wrong_url_is_a_wrong_setting(
+    url: str, verb: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MAPPER_LEDGER_URL", url)
+    assert run("ledger", *verb) == 2
+    assert "MAPPER_LEDGER_URL: expected sqlite:///<path of a file>" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [("postgresql://u:p@127.0.0.1:99999/x", "is the port right"), ("sqlite:////dev/null", "is no file")],
+)
+def test_a_url_that_leads_to_no_ledger_is_one_sentence(
+    url: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {**SERVICE, "MAPPER_LEDGER_URL": url}.items():
+        monkeypatch.setenv(name, value)
+    assert run("serve", "--port", "0") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 async def nothing(ledger: Ledger) -> None:

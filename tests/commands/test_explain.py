@@ -60,6 +60,14 @@ def test_each_effect_and_each_refusal_is_told(tmp_path: Path, capsys: pytest.Cap
     assert "Authorization" not in out
 
 
+@pytest.mark.parametrize("root", ["checkout", "order"])
+def test_our_own_answer_is_explained_as_well(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "answer.json"
+    file.write_text(json.dumps({root: CART}))
+    assert run(str(file)) == 0
+    assert "-50.00" in capsys.readouterr().out
+
+
 def test_what_cannot_be_done_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -220,15 +220,18 @@ def test_the_command_says_which_carts_differ(
         (b"{}", "it is not a record"),
         (b"\xff", "it is not a record"),
         (b'{"format": 2}', "it is not a record"),
-        (None, "it was recorded with"),
+        (b'{"body": ' + b"[" * 100_000, "nested too deeply"),
+        ((b'"engine": "talon_one"', b'"engine": "other"'), "it was recorded with"),
+        ((b'"exchanges"', b'"filled": {"x": {}}, "exchanges"'), "it is not a record"),
+        ((b'"exchanges"', b'"filled": {"0": 1}, "exchanges"'), "it is not a record"),
     ],
 )
 def test_what_cannot_be_used_is_told_and_is_no_agreement(
-    content: bytes | None, said: str, records_of_talon_one: Path, capsys: pytest.CaptureFixture[str]
+    content: bytes | tuple[bytes, bytes], said: str, records_of_talon_one: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = min(records_of_talon_one.iterdir())
-    if content is None:
-        content = file.read_bytes().replace(b'"engine": "talon_one"', b'"engine": "other"')
+    if isinstance(content, tuple):
+        content = file.read_bytes().replace(*content)
     file.write_bytes(content)
     code, out, _ = run(capsys, "replay", str(records_of_talon_one))
     assert code == 2

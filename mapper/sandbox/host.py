@@ -110,10 +110,10 @@ def _controls(sandbox: Sandbox) -> list[Route]:
 
         return await pages.style(request)
 
-    def books(request: Request) -> Response:
+    async def books(request: Request) -> Response:
         return _json(sandbox.books())
 
-    def requests(request: Request) -> Response:
+    async def requests(request: Request) -> Response:
         return _json({"counts": sandbox.journal.counts, "requests": list(sandbox.journal.log)})
 
     async def faults(request: Request) -> Response:
@@ -139,7 +139,7 @@ def _controls(sandbox: Sandbox) -> list[Route]:
         except ValueError as error:
             return _json({"error": str(error)}, 400)
 
-    def reset(request: Request) -> Response:
+    async def reset(request: Request) -> Response:
         sandbox.reset()
         return _json({})
 

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from mapper.sandbox import host as sandbox
+from mapper.sandbox.emulator import ENCODER
 from mapper.sandbox.faults import FAULTS
 from tests.sandbox.emulated import NOW, book
 from tests.sandbox.live import CLOSE, SESSION, ask, control
@@ -23,6 +25,26 @@ def test_the_log_tells_every_request_and_no_secret(live: tuple[str, sandbox.Sand
     assert (first["body"], first["headers"]["idempotency-key"]) == (CLOSE.decode(), "k1")
     assert (second["path"], second["query"], second["status"]) == (f"{SESSION}%2Fb", "x=1", 404)
     assert "canary" not in json.dumps(told)
+
+
+@pytest.mark.parametrize("page", ["books", "requests"])
+def test_what_a_page_tells_is_of_one_moment(
+    live: tuple[str, sandbox.Sandbox], monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    """It is put together where requests are answered, one after the other, and in no other thread."""
+    threads: set[int] = set()
+
+    class Noting:
+        def encode(self, value: object) -> bytes:
+            threads.add(threading.get_ident())
+            return ENCODER.encode(value)
+
+    monkeypatch.setattr(sandbox, "ENCODER", Noting())
+    ask(live[0])
+    for _ in range(3):
+        control(live[0], page)
+        control(live[0], "faults")
+    assert len(threads) == 1
 
 
 def test_the_clock_can_be_set(live: tuple[str, sandbox.Sandbox]) -> None:

@@ -1,6 +1,7 @@
 """The command: one JSON line per run; exit code 1 where an invariant was violated.
 
-With `--teeth` each run is sabotaged in one way after the other, and the exit code is 1 where that was not seen.
+With `--teeth` each run is sabotaged in one way after the other, and the exit code is 1 where that was not seen in three
+runs: a slow machine gets to a third of the orders, and what hurts only now and then may not happen among them.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from tests.orders import postgres
 NEVER_S = 86_400.0
 ENGINES = ("talon_one", "voucherify")
 
+TRIES = 3
 # What each sabotage must be seen by, among whatever else it does.
 TEETH = {
     "look-up": ("double", "sent_again"),
@@ -42,12 +44,12 @@ def main() -> int:
         chosen.seed = random.randrange(1_000_000)
     failed = False
     for engine in ENGINES if chosen.engine == "both" else (chosen.engine,):
-        for kind in TEETH if chosen.teeth else (chosen.sabotage,):
-            told = _run(chosen, engine, kind)
-            sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
-            sys.stdout.flush()
-            seen = sum(told[violation] for violation in TEETH[kind]) if chosen.teeth else 0
-            failed = failed or (seen == 0 if chosen.teeth else told["violations"] > 0)
+        if chosen.teeth:
+            for kind, violations in TEETH.items():
+                seen = (_run(chosen, engine, kind, chosen.seed + again) for again in range(TRIES))
+                failed = not any(told[violation] for told in seen for violation in violations) or failed
+        else:
+            failed = _run(chosen, engine, chosen.sabotage, chosen.seed)["violations"] > 0 or failed
     return int(failed)
 
 
@@ -65,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(chosen: argparse.Namespace, engine: str, kind: str) -> dict[str, Any]:
-    """One run, and all that is to be told of it; the violations themselves on standard error."""
+def _run(chosen: argparse.Namespace, engine: str, kind: str, seed: int) -> dict[str, Any]:
+    """One run. All that is to be told of it is printed; the violations themselves on standard error."""
     profile = plan.PROFILES[chosen.profile]
     profile = dataclasses.replace(
         profile, orders=chosen.orders or profile.orders, load_s=chosen.seconds or profile.load_s
@@ -75,14 +77,17 @@ def _run(chosen: argparse.Namespace, engine: str, kind: str) -> dict[str, Any]:
         # The disk that is filled is the replicas' own; PostgreSQL has another.
         profile = dataclasses.replace(profile, full_every_s=NEVER_S)
     with tempfile.TemporaryDirectory(prefix="mapper-chaos-") as temporary:
-        folder = (chosen.keep or Path(temporary)) / f"{engine}{kind}"
+        folder = (chosen.keep or Path(temporary)) / f"{engine}-{kind or 'run'}-{seed}"
         folder.mkdir(parents=True)
         url = f"sqlite:///{folder}/ledger.db" if chosen.store == "sqlite" else asyncio.run(_new_schema())
-        result: Result = asyncio.run(run(folder, engine, url, profile, chosen.seed, kind))
+        result: Result = asyncio.run(run(folder, engine, url, profile, seed, kind))
     sys.stderr.writelines(f"{violation}\n" for violation in result.violations[:40])
-    about = {"engine": engine, "store": chosen.store, "seed": chosen.seed, "sabotage": kind}
+    about = {"engine": engine, "store": chosen.store, "seed": seed, "sabotage": kind}
     found = checker.verdict(result.violations)
-    return {**about, **result.counts, **found, "violations": len(result.violations)}
+    told = {**about, **result.counts, **found, "violations": len(result.violations)}
+    sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
+    sys.stdout.flush()
+    return told
 
 
 async def _new_schema() -> str:

@@ -18,6 +18,8 @@ from pathlib import Path
 import pytest
 
 ENDED = "ended.jsonl"
+WHOLE = "whole.x_nothing__mutmut_0"
+"""No mutant: what fails with nothing broken would notice nothing. It alone says what it does."""
 CPU_S, TIMES = 10, 4
 """A mutant may take so many seconds of the processor, and so many times what its tests take; it loops for ever else."""
 WAITS_S = 90
@@ -47,18 +49,18 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
             pid = os.fork()
             if pid == 0:
                 os.environ |= {"MUTANT_UNDER_TEST": name, "PYTEST_DEBUG_TEMPROOT": folder}
-                _run([items[test] for test in tests], seconds)
+                _run([items[test] for test in tests], seconds, quiet=name != WHOLE)
             running[pid] = name, folder
         while running:
             wait()
     return True
 
 
-def _run(items: list[pytest.Item], seconds: float) -> None:
+def _run(items: list[pytest.Item], seconds: float, *, quiet: bool) -> None:
     """Does not return: exit code 1 where a test fails, 0 where none does, a signal where it takes too long."""
-    quiet = os.open(os.devnull, os.O_RDWR)
-    for stream in (1, 2):
-        os.dup2(quiet, stream)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (1, 2) if quiet else ():
+        os.dup2(nowhere, stream)
     limit_s = CPU_S + round(TIMES * seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s + 1))
     signal.alarm(WAITS_S + 3 * limit_s)

@@ -83,28 +83,22 @@ def run(drawn: list[str]) -> dict[str, int | None]:
         tests = sorted(reached, key=lambda test: took[test])
         if tests:
             jobs[name] = tests, sum(took[test] for test in tests)
+    every = {test: None for tests, _ in jobs.values() for test in tests}
+    jobs = {mutant_tests.WHOLE: ([*every], sum(took[test] for test in every)), **jobs}
     file = (MADE / "jobs.json").absolute()
     file.write_text(json.dumps(jobs), "utf-8")
     file.with_name(mutant_tests.ENDED).unlink(missing_ok=True)
     settings = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["tool"]["mutmut"]
     options = [*settings["pytest_add_cli_args"], *settings["pytest_add_cli_args_test_selection"]]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-s",
-        "--tb=no",
-        "-p",
-        "chaos.mutant_tests",
-        "--rootdir=.",
-        *options,
-    ]
+    plugin = ["-q", "-s", "--tb=no", "-p", "chaos.mutant_tests", "--rootdir=."]
+    command = [sys.executable, "-m", "pytest", *plugin, *options]
     with (COPY / "tests.log").open("wb") as log:
         environment = os.environ | {"MUTANT_JOBS": str(file)}
         subprocess.run(command, cwd=MADE, env=environment, stdout=log, stderr=log, check=False)
     lines = file.with_name(mutant_tests.ENDED).read_text("utf-8").splitlines()
     ended = {found["name"]: found["code"] for found in map(json.loads, lines)}
+    if ended.get(mutant_tests.WHOLE) != SURVIVED:
+        sys.exit(f"The tests fail with nothing broken: see {COPY / 'tests.log'}")
     return {name: ended.get(name) if name in jobs else NO_TEST for name in drawn}
 
 

@@ -573,6 +573,20 @@ class Conformance:
         cases.settle()
 
     @at("bronze")
+    def test_a_wrong_key_is_not_the_shoppers_fault(self, labs: Labs) -> None:
+        """401 and 403 are raised, whatever stands in them, and refuse no code: every shopper would be told of it."""
+        cases, order, good = Cases(), self._order(*self.accepted, *self.refused), labs()
+        want = _amounts(good.validate(order, SESSION))
+        for number, exchange in enumerate(good.wire.exchanges):
+            for status in (401, 403):
+                lab = _with_reply(labs(), number, instead(replies.with_status(_there(exchange.reply), status)))
+                with cases.may_refuse(exchange.request.operation, status):
+                    outcome = lab.validate(order, SESSION)
+                    asked_again = len(lab.wire.exchanges) > len(good.wire.exchanges)
+                    assert asked_again and _amounts(outcome) == want, "is taken for an answer"
+        cases.settle()
+
+    @at("bronze")
     def test_money_that_cannot_be_read_is_refused(self, labs: Labs) -> None:
         """As long as it still can be: nothing is sold at list prices because an amount is not a number."""
         cases, order, good = Cases(), self._order(), labs()

@@ -249,6 +249,12 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
         ),
         "however_many",
     ),
+    "takes a wrong key for an answer": (
+        REPLIES,
+        "if reply.status in (401, 403):",
+        "if reply.status in (401, 403):\n        return\n    if reply.status == 0:",
+        "a_wrong_key",
+    ),
     "leaves discounts without a name": (REPLIES, "Discount(name=label,", "Discount(name='',", "a_cart_earns"),
     "refuses a code twice": (REPLIES, "yield Rejection(code, reasons", f"{REFUSE}; {REFUSE}  #", "every_code"),
     "raises for codes that are refused": (

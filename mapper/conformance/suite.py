@@ -349,6 +349,15 @@ class Conformance:
             assert _asked(labs(), self._order(lines=two)) != _asked(labs(), self._order(lines=one)), (
                 "two at 5.00 are told as one at 10.00"
             )
+        for currency in self.currencies if self._is_told_prices() else ():
+            digits = money.DIGITS[currency]
+            cheap, dear = (money.text(10**digits * 10 + more, digits) for more in (1, 2))
+            with cases.may_refuse("prices", currency):
+                asked = [
+                    _asked(labs(), self._order(lines=[("SKU-1", 1, price)], currency=currency))
+                    for price in (cheap, dear)
+                ]
+                assert asked[0] != asked[1], f"{cheap} is told as {dear}"
         for code in (UNKNOWN_CODE, "ü☃", "a%41+b"):
             lab = labs()
             with cases.may_refuse("a code"):
@@ -583,7 +592,8 @@ class Conformance:
                 with cases.may_refuse(exchange.request.operation, status):
                     outcome = lab.validate(order, SESSION)
                     asked_again = len(lab.wire.exchanges) > len(good.wire.exchanges)
-                    assert asked_again and _amounts(outcome) == want, "is taken for an answer"
+                    assert asked_again, "is taken for an answer"
+                    assert _amounts(outcome) == want, "is taken for another answer"
         cases.settle()
 
     @at("bronze")
@@ -619,6 +629,8 @@ class Conformance:
             told = lab.validate(order, SESSION)
             assert _amounts(told) == _amounts(plain), "it changes what is taken off"
             assert len(told.notices) > len(plain.notices), "it is dropped silently"
+            added = [one for one in told.notices if one not in plain.notices]
+            assert any(one.payload for one in added), "its notice has no payload: nobody can tell what it was"
 
     @at("bronze")
     def test_secrets_and_the_engines_own_words_stay_where_they_are(

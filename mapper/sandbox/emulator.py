@@ -38,7 +38,7 @@ class Emulator(Protocol):
         """Forgets everything but the rule book."""
 
     def books(self) -> dict[str, Any]:
-        """What it holds, as JSON values: sessions or orders, redemptions with counts, balances."""
+        """All that it holds, as JSON values: carts, reservations, orders, redemptions with their counts, balances."""
         ...
 
     def operation(self, method: str, path: str, query: str, body: bytes) -> str:

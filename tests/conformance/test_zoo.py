@@ -255,6 +255,18 @@ MUTANTS: dict[str, tuple[str, str, str, str]] = {
         "if reply.status in (401, 403):\n        return\n    if reply.status == 0:",
         "a_wrong_key",
     ),
+    "tells prices to two places": (
+        REQUEST,
+        "money.to_major(line.list_price, checkout.digits))",
+        "round(money.to_major(line.list_price, checkout.digits), 2))",
+        "as_it_came",
+    ),
+    "passes on what it does not know without its payload": (
+        REPLIES,
+        'takes no money off.", payload)',
+        'takes no money off.", {})',
+        "what_it_does_not_know",
+    ),
     "leaves discounts without a name": (REPLIES, "Discount(name=label,", "Discount(name='',", "a_cart_earns"),
     "refuses a code twice": (REPLIES, "yield Rejection(code, reasons", f"{REFUSE}; {REFUSE}  #", "every_code"),
     "raises for codes that are refused": (

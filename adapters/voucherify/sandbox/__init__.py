@@ -1,7 +1,7 @@
-"""Voucherify's API, emulated: validations, redemptions and what belongs to them, on the sandbox's rule book.
+"""Voucherify's API, emulated: validations, redemptions, qualifications and orders on the sandbox's rule book.
 
-Written from the vendor's documentation and OpenAPI files alone. It never imports the adapter beside it: a field that
-one of them misreads must not be misread twice.
+Written from the vendor's documentation and OpenAPI files alone. It never imports the adapter, so that a field that one
+of them misreads is not misread by both.
 
     POST   /v1/validations
     POST   /v1/redemptions
@@ -13,9 +13,10 @@ one of them misreads must not be misread twice.
     GET    /v1/vouchers/{code or id}
     DELETE /v1/vouchers/{code or id}/sessions/{key}
 
-Documented at https://docs.voucherify.io. Where the documents leave something open, the code says what is decided here.
-`catalog` says what becomes of the rule book, `orders` computes, `stacking` decides what applies, `project` answers,
-`qualifications` finds candidates, `errors` has the words.
+Documented at https://docs.voucherify.io. Where the documentation is silent, a comment says what is assumed. `catalog`
+turns the rule book into vouchers and tiers, `orders` computes discounts, `stacking` decides which redeemables apply,
+`project` handles the requests, `qualifications` finds candidates, `schema` validates requests, `state` is what is
+stored.
 """
 
 import asyncio
@@ -60,7 +61,7 @@ _TEXTS: Final = {
 
 
 class _Error(Exception):
-    """A reply without a key of its own: wrong place, method, media type, too many calls."""
+    """An error about path, method, credentials, media type or rate limit."""
 
     def __init__(self, status: int, details: str = "", headers: dict[str, str] | None = None) -> None:
         super().__init__(details)
@@ -69,7 +70,7 @@ class _Error(Exception):
         self.headers = headers or {}
 
 
-# What each call is named in faults and logs, by method and pattern of the path ("*" is one segment).
+# The names of the operations in faults and logs, by method and path ("*" is one segment).
 _ROUTES: Final = {
     "POST /v1/validations": "validate",
     "POST /v1/redemptions": "redeem",
@@ -118,9 +119,9 @@ class VoucherifySandbox:
         self._in_flight: set[str] = set()
         self._requests = 0
         self._minute = (0, 0)
-        """The minute it is, and the calls in it."""
+        """The current minute, and the number of calls in it."""
 
-    # How it looks from the host.
+    # Called by the host.
 
     def books(self) -> dict[str, Any]:
         books = self._project.books
@@ -151,7 +152,7 @@ class VoucherifySandbox:
         }
 
     def operation(self, method: str, path: str, query: str, body: bytes) -> str:
-        """validate, redeem, redemption, rollback, qualify, order, voucher, release; "other" for the rest."""
+        """One of the names in `_ROUTES`; "other" for any other request."""
         _, _, rest = path.partition("/v1/")
         return _ROUTES.get(f"{method} {_pattern(f'/v1/{rest}')}", "other")
 
@@ -167,8 +168,8 @@ class VoucherifySandbox:
         return f"v-{self._requests:018x}"
 
     def unknown_effect(self, reply: Any) -> Any:
-        """Every discount of the reply with an effect of tomorrow; the amounts stay what they are."""
-        return _of_tomorrow(reply)
+        """The reply with an unknown effect in every discount. The amounts do not change."""
+        return _with_unknown_effects(reply)
 
     # HTTP.
 
@@ -192,7 +193,7 @@ class VoucherifySandbox:
         await Response(body, status, headers, media_type="application/json")(scope, receive, send)
 
     def _count(self) -> dict[str, str]:
-        """The headers that say how many calls are left in this minute. Raises `_Error` 429."""
+        """Counts a call and returns the rate limit headers. Raises `_Error` 429."""
         now = int(self._now().timestamp())
         minute, calls = self._minute
         calls = calls + 1 if minute == now // 60 else 1
@@ -210,27 +211,27 @@ class VoucherifySandbox:
     async def _answer(self, request: Request) -> tuple[int, Any]:
         operation, ids = self._route(request)
         app_id = self._authenticated(request)
-        given = await self._given(request, operation)
+        payload = await self._payload(request, operation)
         pause: float = request.scope.get(PAUSE, 0)
-        with self._turn(given, ids if operation == "rollback" else []):
+        with self._lock(payload, ids if operation == "rollback" else []):
             await asyncio.sleep(pause)
             call = Call(self._now(), self._request_id(), app_id)
-            return self._do(operation, ids, given, call, request)
+            return self._handle(operation, ids, payload, call, request)
 
-    def _do(self, operation: str, ids: list[str], given: Json, call: Call, request: Request) -> tuple[int, Any]:
+    def _handle(self, operation: str, ids: list[str], payload: Json, call: Call, request: Request) -> tuple[int, Any]:
         project = self._project
         if operation == "release":
             project.release(ids[0], ids[1], call)
             return 204, None
         replies: dict[str, Callable[[], Json]] = {
-            "validate": lambda: project.validate(given, call),
-            "redeem": lambda: project.redeem(given, call),
-            "qualify": lambda: project.qualify(given, call),
+            "validate": lambda: project.validate(payload, call),
+            "redeem": lambda: project.redeem(payload, call),
+            "qualify": lambda: project.qualify(payload, call),
             "redemption": lambda: project.redemption(ids[0]),
             "order": lambda: project.order(ids[0]),
-            "update order": lambda: project.update_order(ids[0], given),
+            "update order": lambda: project.update_order(ids[0], payload),
             "voucher": lambda: project.voucher(ids[0]),
-            "rollback": lambda: project.rollback(ids[0], given, call, single=_path(request).endswith("/rollback")),
+            "rollback": lambda: project.rollback(ids[0], payload, call, single=_path(request).endswith("/rollback")),
         }
         return 200, replies[operation]()
 
@@ -263,8 +264,8 @@ class VoucherifySandbox:
             raise _Error(401, "Pass a valid X-App-Id and X-App-Token.")
         return app_id
 
-    async def _given(self, request: Request, operation: str) -> Json:
-        """The body, checked, with what the query says instead."""
+    async def _payload(self, request: Request, operation: str) -> Json:
+        """The validated body; of a rollback, with the query's parameters."""
         checks: dict[str, Check] = {
             "validate": self._schema.stacked,
             "redeem": self._schema.stacked,
@@ -277,22 +278,22 @@ class VoucherifySandbox:
         body = await request.body()
         if operation == "rollback":
             pairs = parse_qsl(request.scope["query_string"].decode("ascii", "replace"))
-            asked = {name: value for name, value in pairs if name in ("reason", "tracking_id")}
-            return asked | (self._schema.read(body, checks[operation]) if body else {})
+            query = {name: value for name, value in pairs if name in ("reason", "tracking_id")}
+            return query | (self._schema.read(body, checks[operation]) if body else {})
         if not request.headers.get("content-type", "").startswith("application/json"):
             raise _Error(415, "Only application/json is supported.")
         return self._schema.read(body, checks[operation])
 
     @contextmanager
-    def _turn(self, given: Json, redemptions: list[str]) -> Iterator[None]:
-        """An order, and a redemption that is rolled back with its order, can be used in one request at once."""
-        books, order = self._project.books, given.get("order", {})
+    def _lock(self, payload: Json, redemptions: list[str]) -> Iterator[None]:
+        """Locks the request's order, or the redemption to roll back and its order. Raises `Refused` if it is locked."""
+        books, order = self._project.books, payload.get("order", {})
         ids = [str(order[name]) for name in ("id", "source_id") if order.get(name)]
         for redemption in redemptions:
             known = books.redemptions.get(redemption)
             ids += [redemption, known.order] if known and known.order else [redemption]
         stored = {id_: books.find_order(id_) for id_ in ids}
-        # An order that is known goes by one id, whichever it was named by.
+        # A stored order is locked under its own id, whichever id the request has.
         keys = {known_order.head["id"] if known_order else id_ for id_, known_order in stored.items()}
         if keys & self._in_flight:
             raise Refused("multiple_requests", "Another request uses this order at the same time.")
@@ -308,12 +309,12 @@ def _path(request: Request) -> str:
     return raw[len(request.scope.get("root_path", "")) :]
 
 
-def _of_tomorrow(value: Any) -> Any:
+def _with_unknown_effects(value: Any) -> Any:
     if isinstance(value, list):
-        return [_of_tomorrow(element) for element in value]
+        return [_with_unknown_effects(element) for element in value]
     if not isinstance(value, dict):
         return value
-    changed = {name: _of_tomorrow(part) for name, part in value.items()}
+    changed = {name: _with_unknown_effects(part) for name, part in value.items()}
     if "type" in changed and "effect" in changed:
         changed |= {"type": "SANDBOX", "effect": "SANDBOX_TELEPORT_SHOPPER", "sandbox_where": ["up", None]}
     return changed

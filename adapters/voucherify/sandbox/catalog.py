@@ -1,30 +1,29 @@
-"""The rule book as a Voucherify project: its vouchers, promotion tiers and stacks, each with its one discount.
+"""Turns the rule book into a Voucherify project: vouchers, promotion tiers and stacks.
 
-An incentive of Voucherify gives one discount. So of a campaign's effects the first that Voucherify can express is its
-discount (several free items, or free shipping among them, become one `ADD_MANY_ITEMS`), messages and custom payloads
-become metadata, and the rest is left out:
+An incentive of Voucherify has one discount. It is the first effect of the campaign that Voucherify can express; several
+free items, free shipping included, become one `ADD_MANY_ITEMS`. Messages and custom payloads become metadata. Other
+effects are left out:
 
     off_units            amount: APPLY_TO_ITEMS_BY_QUANTITY; percent: PERCENT, APPLY_TO_ITEMS
     off_lines            amount: APPLY_TO_ITEMS; percent: PERCENT, APPLY_TO_ITEMS
     off_items_pro_rata   amount: APPLY_TO_ITEMS_PROPORTIONALLY; percent: PERCENT, APPLY_TO_ITEMS
-    off_order            APPLY_TO_ORDER, which takes in the shipping where that is sent as an item; of costs: left out
+    off_order            APPLY_TO_ORDER, on shipping too where that is sent as an item; of costs: left out
     off_cost             shipping, 100 %: UNIT, ADD_MISSING_ITEMS of prod_5h1pp1ng; else APPLY_TO_ITEMS on that product;
                          other costs: left out
-    off_item_cost        left out: an item of Voucherify has no costs; so are off_units of costs
+    off_item_cost        left out, like off_units of costs: items have no costs
     free_item            UNIT, ADD_NEW_ITEMS or ADD_MISSING_ITEMS, as the rule book says
-    replace_units        UNIT, REPLACE_ITEMS; what its discount object looks like is not documented
+    replace_units        UNIT, REPLACE_ITEMS; the shape of its discount object is not documented
     giveaway             left out
     pay_with_balance     a gift card
     pay_with_points      the reward rew_<campaign> of a loyalty card, of type COIN
-    earn_points          left out: Voucherify's earning rules watch orders, no redeemable shows them
+    earn_points          left out: earning rules are not redeemables
     message, custom      metadata
 
-Campaigns that need no code are promotion tiers promo_<id>. A campaign that is not combinable is in a category that is
-"Never stackable", one of the same `best_of` in a category of which one is applied: the first requested, since
-Voucherify does not compare. Other automatic campaigns, and cards, are "Always stackable". Priorities mean nothing where
-the order of the request decides; with CATEGORY_HIERARCHY each is a category of that hierarchy. Stores and session
-attributes are looked up in the order's metadata, category and weight of items in the metadata of the item, its product
-or its SKU. A bundle multiplies the discount.
+Campaigns without a code are promotion tiers promo_<id>. A campaign that is not combinable is in a category that is
+"Never stackable". Those with the same `best_of` are in one category, of which the first requested one applies, since
+Voucherify does not compare them. Other automatic campaigns, and cards, are "Always stackable". Priorities count with
+CATEGORY_HIERARCHY alone, where each is a category. Stores and session attributes are read from the order's metadata,
+category and weight from the metadata of the item, its product or its SKU. A bundle multiplies the discount.
 """
 
 import hashlib
@@ -56,7 +55,7 @@ Naming = Literal["as_stored", "as_requested"]
 
 
 class Options(rulebook.Table, frozen=True, kw_only=True):
-    """`[engines.voucherify]` of the rule book, mostly the project's stacking rules under Voucherify's own names."""
+    """`[engines.voucherify]` of the rule book: mostly the project's stacking rules, with Voucherify's names."""
 
     redeemables_application_mode: Literal["ALL", "PARTIAL"] = "PARTIAL"
     redeemables_sorting_rule: Literal["REQUESTED_ORDER", "CATEGORY_HIERARCHY"] = "REQUESTED_ORDER"
@@ -68,24 +67,24 @@ class Options(rulebook.Table, frozen=True, kw_only=True):
     applicable_exclusive_redeemables_limit: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     free_items: Literal["ADD_NEW_ITEMS", "ADD_MISSING_ITEMS"] = "ADD_NEW_ITEMS"
     prices: dict[str, Amount] = msgspec.field(default_factory=dict)
-    """The prices in the product catalog, by merchant's id."""
+    """The prices in the product catalog, by the merchant's id."""
     stacks: dict[str, tuple[int, ...]] = msgspec.field(default_factory=dict)
-    """Promotion stacks: id (stack_...) and the campaigns whose tiers they hold."""
+    """Promotion stacks: the campaigns of their tiers, by id (stack_...)."""
     case_sensitive_codes: bool = False
     qualifications_cached_s: rulebook.Count = 0
-    """For so long the same question gets the same candidates, whatever has become of them; the vendor says 300."""
+    """How long replies to qualifications are cached; 300 with the vendor."""
     nothing_applies: Literal["first_refusal", "no_applicable_redeemables"] = "first_refusal"
-    """The key of a redemption of which, in PARTIAL mode, nothing applies; not documented."""
+    """The error key where no redeemable applies in mode PARTIAL; not documented."""
     redeemables_named: Naming = "as_stored"
-    """How answers name a voucher that was asked for in another case, or by its internal id."""
+    """How replies name a voucher that was requested in another case or by its internal id."""
     absent_amounts: Literal["omitted", "null"] = "omitted"
-    """How amounts and quantities that are 0 are told."""
+    """How replies represent amounts and quantities of 0."""
     calls_per_minute: rulebook.Positive = 100_000
     unknown_fields: Literal["refuse", "ignore"] = "refuse"
 
 
 def minor(value: Decimal) -> int:
-    """Voucherify counts in hundredths, whatever the currency."""
+    """In hundredths, whatever the currency."""
     return money.to_minor(value, 2)
 
 
@@ -98,7 +97,7 @@ def moment(at: datetime) -> str:
 
 
 def digest(*parts: str, size: int = 24) -> str:
-    """An id that looks like Voucherify's and is always the same for the same thing."""
+    """A stable id in the form of Voucherify's."""
     return hashlib.sha256("/".join(parts).encode()).hexdigest()[:size]
 
 
@@ -108,7 +107,7 @@ def sku_id(source_id: str) -> str:
 
 @dataclass(frozen=True)
 class Unit:
-    """A product of which some units are free."""
+    """Free units of a product."""
 
     effect: str
     quantity: int
@@ -140,33 +139,33 @@ class Unit:
 
 @dataclass(frozen=True)
 class Swap:
-    """So many units of a product that become units of another."""
+    """Units of a product that are replaced by units of another."""
 
     source: Unit
     target: Unit
     price: int
-    """Of a unit of the other, where the cart has none."""
+    """The unit price of the other product, where the cart does not have it."""
 
 
 @dataclass(frozen=True)
 class Discount:
-    """What an incentive takes off. `amount` is in hundredths."""
+    """The discount of an incentive. `amount` is in hundredths."""
 
     type: Literal["AMOUNT", "PERCENT", "UNIT"]
     effect: str
     amount: int = 0
     percent: Decimal = Decimal(0)
     items: Items | None = None
-    """The items it is for; None: all."""
+    """The items that it is on; None for all."""
     shipping: bool = False
-    """It is for the shipping product alone."""
+    """Whether it is on shipping alone."""
     units: tuple[Unit, ...] = ()
     swap: Swap | None = None
     bundle: Bundle | None = None
-    """It is for these alone, as often as they are there."""
+    """It is on the units of these bundles, once for each."""
 
     def json(self) -> Json:
-        """As vouchers and tiers show it."""
+        """As in vouchers and tiers."""
         if self.swap is not None:
             return {"type": "UNIT"} | self.swap.target.json()
         if self.type == "UNIT":
@@ -177,7 +176,7 @@ class Discount:
         return {"type": self.type, "effect": self.effect} | value
 
     def applicable_to(self) -> list[Json]:
-        """The products, SKUs and collections that it is for."""
+        """The products, SKUs and collections that it is on."""
         more = {"effect": "APPLY_TO_EVERY", "skip_initially": 0, "repeat": 1, "target": "ITEM"}
         if self.shipping:
             return [{"object": "product", "id": SHIPPING, "source_id": SHIPPING_SOURCE} | more]
@@ -190,18 +189,18 @@ class Discount:
 
 @dataclass(frozen=True)
 class Coin:
-    """A reward that pays with points: so many points are worth so many hundredths."""
+    """A reward that pays with loyalty points."""
 
     id: str
     name: str
     value: Decimal
-    """Of one point, in whole units of money."""
+    """The value of one point, in major units."""
 
-    def worth(self, points: int) -> int:
+    def value_of(self, points: int) -> int:
         return minor(self.value * points)
 
     def points_for(self, amount: int) -> int:
-        """The fewest points that pay an amount."""
+        """The fewest points that cover an amount."""
         return math.ceil(Decimal(amount) / 100 / self.value)
 
     def json(self) -> Json:
@@ -225,14 +224,14 @@ class Incentive:
     id: str
     """The code as it is stored, or the tier's id."""
     campaign: Campaign | None
-    """None: a loyalty card's program is not one campaign."""
+    """None for a loyalty card, whose program has several."""
     entry: Entry | None = None
     discount: Discount | None = None
     coins: tuple[Coin, ...] = ()
     metadata: Json = field(default_factory=dict)
     categories: tuple[str, ...] = ()
     parent: tuple[str, str] = ("", "")
-    """Id and name of the campaign it belongs to."""
+    """(id, name) of its campaign."""
 
     @property
     def related_id(self) -> str:
@@ -244,7 +243,7 @@ def voucher_id(code: str) -> str:
 
 
 class Catalog:
-    """Everything that can be redeemed."""
+    """The vouchers, promotion tiers and stacks of the project."""
 
     def __init__(self, book: RuleBook, options: Options) -> None:
         self.book = book
@@ -253,7 +252,7 @@ class Catalog:
         self._stacks = options.stacks
 
     def voucher(self, id_: str) -> Incentive | None:
-        """By code or by internal id (v_...). A code may begin as such an id does."""
+        """By code or internal id (v_...). A code may look like an internal id."""
         found = self.book.find(id_, by_case=self.options.case_sensitive_codes) or self._by_internal_id(id_)
         if found is None:
             return None
@@ -279,7 +278,7 @@ class Catalog:
                 yield self._incentive("promotion_tier", tier_id(campaign.id), campaign)
 
     def of_campaign(self, campaign: Campaign) -> Incentive:
-        """A campaign as such: what its codes give."""
+        """The incentive that all codes of a campaign share."""
         return self._incentive("voucher", "", campaign)
 
     def stack(self, id_: str) -> list[Incentive] | None:
@@ -325,7 +324,7 @@ class Catalog:
         return Incentive("voucher", code, None, card, coins=coins, categories=(ALWAYS_STACKABLE,), parent=parent)
 
     def _discount(self, campaign: Campaign) -> Discount | None:
-        """The first effect that Voucherify can express, and with free units all others of them; None for gift cards."""
+        """The first effect that Voucherify can express; of free units, all. None for gift cards."""
         found = [made for effect in campaign.effects if (made := self._express(effect)) is not None]
         if found and found[0].units:
             units = tuple(unit for discount in found for unit in discount.units)
@@ -334,7 +333,7 @@ class Catalog:
             return replace(found[0], bundle=campaign.bundle)
         if campaign.needs == "gift_card":
             return None
-        # An incentive without a discount does not exist there.
+        # Every incentive has a discount.
         return Discount("AMOUNT", "APPLY_TO_ORDER")
 
     def _express(self, effect: rulebook.Effect) -> Discount | None:
@@ -358,7 +357,7 @@ def created_at(campaign: Campaign) -> datetime:
 
 
 def hierarchy(category: str) -> int:
-    """Of a category: smaller goes first."""
+    """The rank of a category; lower ranks are applied first."""
     number = category.removeprefix(_HIERARCHY)
     return int(number) if category.startswith(_HIERARCHY) else 1
 

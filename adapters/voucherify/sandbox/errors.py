@@ -1,4 +1,4 @@
-"""Why a redeemable does not apply, or a whole request fails, in the vendor's words.
+"""The error keys and messages of the vendor, for a redeemable or a whole request.
 
 https://docs.voucherify.io/api-reference/errors
 """
@@ -54,7 +54,7 @@ def skipped_message(key: str) -> str:
 
 
 class Refused(Exception):
-    """A redeemable does not apply, or a whole request fails; as the API's errors say it."""
+    """A redeemable does not apply, or the whole request fails."""
 
     def __init__(self, key: str, details: str = "", status: int = 400, message: str = "", **more: Any) -> None:
         super().__init__(key)
@@ -63,7 +63,7 @@ class Refused(Exception):
         self.message = message or MESSAGES[key]
         self.details = details
         self.more = more
-        """`resource_id` and `resource_type`, or the merchant's own message as `error`."""
+        """`resource_id` and `resource_type`, or the merchant's message as `error`."""
 
     def body(self, request_id: str) -> Json:
         return {

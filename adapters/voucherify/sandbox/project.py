@@ -1,6 +1,6 @@
-"""The calls of the API, on one project: payload in, reply out; `Refused` where the reply is an error.
+"""Handles the requests of one project: payload in, reply out. Raises `Refused` for an error reply.
 
-All is synchronous: whoever calls sees that no two requests work on one order at once.
+The caller makes sure that two requests do not use one order at the same time.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from adapters.voucherify.sandbox.catalog import (
     moment,
 )
 from adapters.voucherify.sandbox.errors import Refused, not_found, skipped_message
-from adapters.voucherify.sandbox.orders import Order, shown, with_details
+from adapters.voucherify.sandbox.orders import Order, order_json, with_details
 from adapters.voucherify.sandbox.qualifications import qualify
 from adapters.voucherify.sandbox.stacking import Result, Run, Shopper
 from adapters.voucherify.sandbox.state import (
@@ -34,7 +34,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """What of a request is not in its body."""
+    """The properties of a request besides its body."""
 
     now: datetime
     request_id: str
@@ -46,36 +46,36 @@ class Project:
         self.catalog = catalog
         self.books = Books(catalog)
         self._qualified: dict[bytes, tuple[datetime, Json | None]] = {}
-        """Answers to qualifications, and until when they are given again."""
+        """Cached replies to qualifications, and when they expire."""
 
     # Validation.
 
-    def validate(self, given: Json, call: Call) -> Json:
-        shopper = self._shopper(given, call)
-        run = Run(self.catalog, self.books, shopper, self._order(given)).go(given["redeemables"])
+    def validate(self, payload: Json, call: Call) -> Json:
+        shopper = self._shopper(payload, call)
+        run = Run(self.catalog, self.books, shopper, self._order(payload)).execute(payload["redeemables"])
         reply: Json = {"id": self.books.new_id("valid"), "valid": run.valid}
-        reply |= self._results(run, given, shopper, call)
+        reply |= self._results(run, payload, shopper, call)
         if run.valid and run.order is not None and run.start is not None:
-            reply["order"] = with_details(shown(run.order, run.start), run.replaced)
+            reply["order"] = with_details(order_json(run.order, run.start), run.replaced)
         if shopper.source_id:
             reply["tracking_id"] = tracking_id(shopper.source_id)
-        if given.get("session", {}).get("type") == "LOCK":
-            reply["session"] = self._lock(run, given["session"], call.now)
+        if payload.get("session", {}).get("type") == "LOCK":
+            reply["session"] = self._lock(run, payload["session"], call.now)
         return reply | {"stacking_rules": self.stacking_rules()}
 
-    def _shopper(self, given: Json, call: Call) -> Shopper:
-        customer = given.get("customer", {})
-        source_id = customer.get("source_id") or given.get("tracking_id", "")
+    def _shopper(self, payload: Json, call: Call) -> Shopper:
+        customer = payload.get("customer", {})
+        source_id = customer.get("source_id") or payload.get("tracking_id", "")
         if "id" in customer:
             known = self.books.find_customer(customer["id"])
             if known is None:
                 raise not_found("customer", customer["id"])
-            source_id = known.given["source_id"]
-        return Shopper(source_id, given.get("session", {}).get("key", ""), call.now)
+            source_id = known.sent["source_id"]
+        return Shopper(source_id, payload.get("session", {}).get("key", ""), call.now)
 
-    def _order(self, given: Json) -> Order | None:
-        """The order a request is about. One that is already known is taken as it is stored, not as it is sent."""
-        sent = given.get("order")
+    def _order(self, payload: Json) -> Order | None:
+        """The order of a request. A stored order takes precedence over the one that is sent."""
+        sent = payload.get("order")
         if sent is None:
             return None
         stored = self._stored(sent)
@@ -89,20 +89,20 @@ class Project:
             return found
         return self.books.find_order(sent["source_id"]) if sent.get("source_id") else None
 
-    def _results(self, run: Run, given: Json, shopper: Shopper, call: Call) -> Json:
-        """With everything valid, or nothing, the first list is complete; the others repeat who is in them."""
-        expand = set(given.get("options", {}).get("expand", ["order"]))
-        told = [(result.status, result.json(expand, self.books, shopper, call.request_id)) for result in run.results]
-        inapplicable = [json for status, json in told if status == "INAPPLICABLE"]
-        skipped = [json for status, json in told if status == "SKIPPED"]
+    def _results(self, run: Run, payload: Json, shopper: Shopper, call: Call) -> Json:
+        """The lists of redeemables. Unless the reply is valid in mode PARTIAL, `redeemables` has all of them."""
+        expand = set(payload.get("options", {}).get("expand", ["order"]))
+        entries = [(result.status, result.json(expand, self.books, shopper, call.request_id)) for result in run.results]
+        inapplicable = [json for status, json in entries if status == "INAPPLICABLE"]
+        skipped = [json for status, json in entries if status == "SKIPPED"]
         is_partial = self.catalog.options.redeemables_application_mode == "PARTIAL"
-        listed = [json for status, json in told if status == "APPLICABLE" or not (is_partial and run.valid)]
+        listed = [json for status, json in entries if status == "APPLICABLE" or not (is_partial and run.valid)]
         reply: Json = {"redeemables": listed}
         reply |= {"inapplicable_redeemables": inapplicable} if inapplicable else {}
         return reply | ({"skipped_redeemables": skipped} if skipped else {})
 
     def _lock(self, run: Run, session: Json, now: datetime) -> Json:
-        """Holds what was validated. A code that is no longer asked for stays held until it is released or forgotten."""
+        """Locks the validated vouchers. Other locks of the session stay until they are released or expire."""
         key = session.get("key") or self.books.new_id("ssn")
         value, unit = session.get("ttl", 7), session.get("ttl_unit", "DAYS")
         for result in run.applicable if run.valid else []:
@@ -136,29 +136,28 @@ class Project:
 
     # Redemption.
 
-    def redeem(self, given: Json, call: Call) -> Json:
-        shopper = self._shopper(given, call)
-        run = Run(self.catalog, self.books, shopper, self._order(given)).go(given["redeemables"])
+    def redeem(self, payload: Json, call: Call) -> Json:
+        shopper = self._shopper(payload, call)
+        run = Run(self.catalog, self.books, shopper, self._order(payload)).execute(payload["redeemables"])
         if not run.valid:
-            raise self._failed(run, given, shopper, call)
-        customer = self._keep_customer(given, shopper)
-        key = self._keep_order(run, given, customer, call)
+            raise self._failed(run, payload, shopper, call)
+        customer = self._store_customer(payload, shopper)
+        key = self._store_order(run, payload, customer, call)
         # With one redeemable there is no parent.
         parent = self.books.new_id("r") if len(run.applicable) > 1 else ""
-        children = [self._redeemed(result, given, shopper, key, parent, call) for result in run.applicable]
+        children = [self._redeemed(result, payload, shopper, key, parent, call) for result in run.applicable]
         self._link(key, parent, children, call)
         reply: Json = {"redemptions": [child.json for child in children]}
         order = self.books.orders.get(key)
         if order is not None and run.start is not None:
-            reply["order"] = with_details(shown(order, run.start), run.replaced)
+            reply["order"] = with_details(order_json(order, run.start), run.replaced)
         if parent:
-            reply["parent_redemption"] = self._parent(parent, children, reply.get("order"), given, shopper, call)
-        told = self._results(run, given, shopper, call)
-        rejected = ("inapplicable_redeemables", "skipped_redeemables")
-        return reply | {name: told.get(name, []) for name in rejected}
+            reply["parent_redemption"] = self._parent(parent, children, reply.get("order"), payload, shopper, call)
+        results = self._results(run, payload, shopper, call)
+        return reply | {name: results.get(name, []) for name in ("inapplicable_redeemables", "skipped_redeemables")}
 
-    def _failed(self, run: Run, given: Json, shopper: Shopper, call: Call) -> Refused:
-        """The error of the whole call is the first refusal, or that nothing applies; the attempt is recorded."""
+    def _failed(self, run: Run, payload: Json, shopper: Shopper, call: Call) -> Refused:
+        """Records a failed redemption. Its error is that of the first redeemable, or that none applies."""
         options = self.catalog.options
         first = next((result for result in run.results if result.refused is not None), run.results[0])
         refused = first.refused or Refused(first.skipped, message=skipped_message(first.skipped))
@@ -167,7 +166,7 @@ class Project:
         id_ = self.books.new_id("rf")
         failure = {"result": "FAILURE", "status": "FAILED", "failure_code": refused.key}
         self.books.others[id_] = (
-            self._envelope(id_, given, shopper, call)
+            self._envelope(id_, payload, shopper, call)
             | {"redemption": None, "order": None, "failure_message": refused.message}
             | failure
             | self._related(first.incentive if len(run.results) == 1 else None, id_)
@@ -176,24 +175,24 @@ class Project:
         more |= {"resource_id": id_, "resource_type": "redemption"}
         return Refused(refused.key, refused.details, refused.status, refused.message, **more)
 
-    def _keep_customer(self, given: Json, shopper: Shopper) -> Customer | None:
+    def _store_customer(self, payload: Json, shopper: Shopper) -> Customer | None:
         if not shopper.source_id:
             return None
-        return self.books.keep_customer({"source_id": shopper.source_id} | given.get("customer", {}))
+        return self.books.store_customer({"source_id": shopper.source_id} | payload.get("customer", {}))
 
-    def _keep_order(self, run: Run, given: Json, customer: Customer | None, call: Call) -> str:
-        """The order as it is now, under its id; "" where the request has none."""
+    def _store_order(self, run: Run, payload: Json, customer: Customer | None, call: Call) -> str:
+        """Stores the discounted order and returns its id; "" where the request has no order."""
         if run.order is None:
             return ""
-        stored = self._stored(given["order"])
+        stored = self._stored(payload["order"])
         order = run.order.copy()
         if stored is None:
             order.head = {
                 "id": self.books.new_id("ord"),
-                "source_id": given["order"].get("source_id"),
+                "source_id": payload["order"].get("source_id"),
                 "created_at": moment(call.now),
                 "updated_at": None,
-                "status": given["order"].get("status", "PAID"),
+                "status": payload["order"].get("status", "PAID"),
                 "redemptions": {},
             }
         else:
@@ -201,9 +200,11 @@ class Project:
             order.head["redemptions"] = dict(stored.head["redemptions"])
         if customer is not None and "customer" not in order.head:
             order.head |= {"customer_id": customer.id, "customer": {"id": customer.id, "object": "customer"}}
-        return self.books.keep_order(order)
+        return self.books.store_order(order)
 
-    def _redeemed(self, result: Result, given: Json, shopper: Shopper, key: str, parent: str, call: Call) -> Redemption:
+    def _redeemed(
+        self, result: Result, payload: Json, shopper: Shopper, key: str, parent: str, call: Call
+    ) -> Redemption:
         incentive = result.incentive
         assert incentive is not None
         redemption = Redemption(
@@ -222,27 +223,27 @@ class Project:
             points=result.points,
         )
         self.books.redemptions[redemption.id] = redemption
-        self.books.book(redemption, sign=1)
+        self.books.record(redemption, sign=1)
         self.books.locks[incentive.id].pop(shopper.session, None)
         redemption.json = (
-            self._envelope(redemption.id, given, shopper, call)
+            self._envelope(redemption.id, payload, shopper, call)
             | {"redemption": parent or None, "result": "SUCCESS", "status": "SUCCEEDED"}
-            | {"order": self._snapshot(result, given, key)}
+            | {"order": self._snapshot(result, payload, key)}
             | self._related(incentive, redemption.id)
             | self._spent(redemption)
         )
         return redemption
 
-    def _snapshot(self, result: Result, given: Json, key: str) -> Json | None:
-        expand = given.get("options", {}).get("expand", ["order"])
+    def _snapshot(self, result: Result, payload: Json, key: str) -> Json | None:
+        expand = payload.get("options", {}).get("expand", ["order"])
         if result.after is None or result.before is None or "order" not in expand:
             return None
         head = self.books.orders[key].head
         after = result.after.copy()
         after.head = {name: head[name] for name in ("id", "source_id", "status") if name in head}
-        return shown(after, result.before)
+        return order_json(after, result.before)
 
-    def _envelope(self, id_: str, given: Json, shopper: Shopper, call: Call) -> Json:
+    def _envelope(self, id_: str, payload: Json, shopper: Shopper, call: Call) -> Json:
         customer = self.books.customers.get(shopper.source_id)
         envelope: Json = {
             "id": id_,
@@ -250,7 +251,7 @@ class Project:
             "date": moment(call.now),
             "customer_id": customer.id if customer else None,
             "tracking_id": tracking_id(shopper.source_id) if shopper.source_id else None,
-            "metadata": given.get("metadata"),
+            "metadata": payload.get("metadata"),
             "channel": {"channel_id": call.app_id, "channel_type": "API"},
             "customer": customer.json() if customer else None,
         }
@@ -265,7 +266,7 @@ class Project:
         return related | {"voucher": None, "promotion_tier": self.books.tier(incentive)}
 
     def _spent(self, redemption: Redemption, sign: int = 1) -> Json:
-        """Of cards: what was taken, or (-1) given back."""
+        """What was taken off a card, or (-1) put back on it."""
         json: Json = {}
         if redemption.credits:
             json = {"amount": sign * redemption.credits, "gift": {"amount": sign * redemption.credits}}
@@ -294,10 +295,10 @@ class Project:
         order.head["redemptions"][parent or children[0].id] = entry
 
     def _parent(
-        self, id_: str, children: list[Redemption], order: Json | None, given: Json, shopper: Shopper, call: Call
+        self, id_: str, children: list[Redemption], order: Json | None, payload: Json, shopper: Shopper, call: Call
     ) -> Json:
         json = (
-            self._envelope(id_, given, shopper, call)
+            self._envelope(id_, payload, shopper, call)
             | {"redemption": None, "result": "SUCCESS", "status": "SUCCEEDED", "order": order}
             | self._related(None, id_)
         )
@@ -316,33 +317,33 @@ class Project:
 
     # Rollback.
 
-    def rollback(self, id_: str, given: Json, call: Call, *, single: bool) -> Json:
+    def rollback(self, id_: str, payload: Json, call: Call, *, single: bool) -> Json:
         redemption = self.books.redemptions.get(id_)
         if redemption is None:
             if id_ in self.books.others:
                 raise Refused("invalid_redemption", "Only a successful redemption can be rolled back.")
             raise not_found("redemption", id_)
-        self._check_rollback(redemption, given, single=single)
+        self._check_rollback(redemption, payload, single=single)
         order = self.books.orders.get(redemption.order)
         children = [self.books.redemptions[child] for child in redemption.children] or [redemption]
         parent = self.books.new_id("rr") if redemption.children else ""
         ids = [self.books.new_id("rr") for _ in children]
         for child in children:
-            self.books.book(child, sign=-1)
+            self.books.record(child, sign=-1)
         if order is not None:
             self._roll_order_back(order, redemption, children, parent or ids[0], ids if parent else [], call)
         rollbacks = [
-            self._rolled_back(child, rollback, given, order, call)
+            self._rolled_back(child, rollback, payload, order, call)
             for child, rollback in zip(children, ids, strict=True)
         ]
         if single:
             return rollbacks[0]
         reply: Json = {"rollbacks": rollbacks}
         if parent:
-            reply["parent_rollback"] = self._rolled_back(redemption, parent, given, order, call)
-        return reply | ({"order": shown(order, order)} if order is not None else {})
+            reply["parent_rollback"] = self._rolled_back(redemption, parent, payload, order, call)
+        return reply | ({"order": order_json(order, order)} if order is not None else {})
 
-    def _check_rollback(self, redemption: Redemption, given: Json, *, single: bool) -> None:
+    def _check_rollback(self, redemption: Redemption, payload: Json, *, single: bool) -> None:
         if redemption.parent:
             details = "You can rollback only a redemption that does not have parent redemption."
             raise Refused("invalid_redemption_parent", details)
@@ -352,13 +353,13 @@ class Project:
         if redemption.rollback:
             more: Json = {"resource_id": self.books.new_id("rrf"), "resource_type": "redemption_rollback"}
             raise Refused("already_rolled_back", "Redemption has been already rolled back.", **more)
-        order, head = given.get("order", {}), {}
+        order, head = payload.get("order", {}), {}
         if redemption.order:
             head = self.books.orders[redemption.order].head
         for name in ("id", "source_id"):
             if order.get(name) is not None and order[name] != head.get(name):
                 raise Refused("invalid_order", "Order is not related with redemption.")
-        customer = given.get("customer", {}).get("source_id") or given.get("tracking_id")
+        customer = payload.get("customer", {}).get("source_id") or payload.get("tracking_id")
         if customer and customer != redemption.customer:
             message = "Invalid customer"
             raise Refused("invalid_customer", "Customer is not related with redemption.", message=message)
@@ -380,50 +381,52 @@ class Project:
             return
         for child in reversed(children):
             if child.before is not None and child.after is not None:
-                order.take_back(child.before, child.after)
+                order.roll_back(child.before, child.after)
         order.head["updated_at"] = moment(call.now)
-        # With another redemption still in force the order is not canceled; what then happens is not documented.
+        # Assumed: while another redemption is not rolled back, the order is not canceled.
         if all("rollback_id" in other for other in order.head["redemptions"].values()):
             order.head["status"] = "CANCELED"
 
-    def _rolled_back(self, redemption: Redemption, rollback: str, given: Json, order: Order | None, call: Call) -> Json:
+    def _rolled_back(
+        self, redemption: Redemption, rollback: str, payload: Json, order: Order | None, call: Call
+    ) -> Json:
         redemption.rollback = rollback
         mode = self.catalog.options.redeemables_rollback_order_mode
         back = {"id": rollback, "date": moment(call.now), "rollback_order_mode": mode}
         redemption.json = redemption.json | {"status": "ROLLED_BACK", "related_redemptions": {"rollbacks": [back]}}
         shopper = Shopper(redemption.customer, "", call.now)
-        json = self._envelope(rollback, given, shopper, call) | {
+        json = self._envelope(rollback, payload, shopper, call) | {
             "object": "redemption_rollback",
             "redemption": redemption.id,
-            "reason": given.get("reason"),
+            "reason": payload.get("reason"),
             "result": "SUCCESS",
             "status": "SUCCEEDED",
-            "order": shown(order, order) if order is not None else None,
+            "order": order_json(order, order) if order is not None else None,
             **self._related(redemption.incentive, redemption.id),
             **self._spent(redemption, -1),
         }
         self.books.others[rollback] = json
         return json
 
-    # The rest.
+    # Orders, vouchers, locks and qualifications.
 
     def order(self, id_: str) -> Json:
         found = self.books.find_order(id_)
         if found is None:
             raise not_found("order", id_)
-        return shown(found, found)
+        return order_json(found, found)
 
-    def update_order(self, id_: str, given: Json) -> Json:
-        """Sets what is given, and leaves the rest: https://docs.voucherify.io/api-reference/orders/update-order."""
+    def update_order(self, id_: str, payload: Json) -> Json:
+        """Sets the fields that are sent: https://docs.voucherify.io/api-reference/orders/update-order."""
         found = self.books.find_order(id_)
         if found is None:
             raise not_found("order", id_)
-        if "source_id" in given:
-            self.books.rename_order(found, given["source_id"] or "")
-        if given.get("status"):
-            found.head["status"] = given["status"]
-        found.metadata = {**found.metadata, **(given.get("metadata") or {})}
-        return shown(found, found)
+        if "source_id" in payload:
+            self.books.rename_order(found, payload["source_id"] or "")
+        if payload.get("status"):
+            found.head["status"] = payload["status"]
+        found.metadata = {**found.metadata, **(payload.get("metadata") or {})}
+        return order_json(found, found)
 
     def voucher(self, id_: str) -> Json:
         found = self.catalog.voucher(id_)
@@ -432,7 +435,7 @@ class Project:
         return self.books.voucher(found)
 
     def release(self, id_: str, key: str, call: Call) -> None:
-        """Releases one voucher of a session."""
+        """Unlocks one voucher of a session."""
         found = self.catalog.voucher(id_)
         if found is None:
             raise not_found("voucher", id_)
@@ -440,13 +443,15 @@ class Project:
         if lock is None or lock.until <= call.now:
             raise not_found("session", key)
 
-    def qualify(self, given: Json, call: Call) -> Json:
-        """Automatic promotions and campaigns that may suit; the same answer to the same question for some time."""
-        key = msgspec.json.encode(given, order="deterministic")
+    def qualify(self, payload: Json, call: Call) -> Json:
+        """Finds candidates. The reply to the same request is cached for some time."""
+        key = msgspec.json.encode(payload, order="deterministic")
         until, reply = self._qualified.get(key, (call.now, None))
         if reply is None or until <= call.now:
-            shopper, order = self._shopper(given, call), self._order(given)
-            reply = qualify(self.catalog, self.books, shopper, order, given) | {"stacking_rules": self.stacking_rules()}
+            shopper, order = self._shopper(payload, call), self._order(payload)
+            reply = qualify(self.catalog, self.books, shopper, order, payload) | {
+                "stacking_rules": self.stacking_rules()
+            }
             until = call.now + timedelta(seconds=self.catalog.options.qualifications_cached_s)
             self._qualified[key] = until, reply
         return reply

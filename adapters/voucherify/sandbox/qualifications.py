@@ -1,4 +1,4 @@
-"""Qualifications: candidates for a cart, of which several rules, and all rules of stacking, are left unlooked at.
+"""Qualifications: the promotions that may apply to a cart. Stacking rules and some limits are not checked.
 
 https://docs.voucherify.io/guides/checking-eligibility
 """
@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from adapters.voucherify.sandbox.catalog import Catalog, campaign_id, created_at, moment
-from adapters.voucherify.sandbox.orders import Order, shown
+from adapters.voucherify.sandbox.orders import Order, order_json
 from adapters.voucherify.sandbox.stacking import Run, Shopper
 from adapters.voucherify.sandbox.state import Books, category, discount_json, tracking_id
 
 Json = dict[str, Any]
 
 
-def qualify(catalog: Catalog, books: Books, shopper: Shopper, order: Order | None, given: Json) -> Json:
-    """Automatic promotions and campaigns that may suit, each computed alone, with some of their rules unchecked."""
-    options = given.get("options", {})
-    candidates = _by_tier(catalog, books, shopper, order, given) + _by_campaign(catalog, given)
+def qualify(catalog: Catalog, books: Books, shopper: Shopper, order: Order | None, payload: Json) -> Json:
+    """The reply to a qualification. Each candidate is validated on its own."""
+    options = payload.get("options", {})
+    candidates = _by_tier(catalog, books, shopper, order, payload) + _by_campaign(catalog, payload)
     after = options.get("starting_after") or ""
     found = [entry for entry in candidates if not after or entry["created_at"] < after]
     found = _SORTED[options.get("sorting_rule", "DEFAULT")](_filtered(found, options.get("filters", {})))
@@ -30,18 +30,18 @@ def qualify(catalog: Catalog, books: Books, shopper: Shopper, order: Order | Non
     if shopper.source_id:
         reply["tracking_id"] = tracking_id(shopper.source_id)
     if order is not None:
-        reply["order"] = shown(order, order)
+        reply["order"] = order_json(order, order)
     return reply
 
 
-def _by_tier(catalog: Catalog, books: Books, shopper: Shopper, order: Order | None, given: Json) -> list[Json]:
-    if given.get("scenario", "ALL") not in ("ALL", "AUDIENCE_ONLY", "PRODUCTS", "PRODUCTS_DISCOUNT"):
+def _by_tier(catalog: Catalog, books: Books, shopper: Shopper, order: Order | None, payload: Json) -> list[Json]:
+    if payload.get("scenario", "ALL") not in ("ALL", "AUDIENCE_ONLY", "PRODUCTS", "PRODUCTS_DISCOUNT"):
         return []
-    expand = {*given.get("options", {}).get("expand", []), "order"}
+    expand = {*payload.get("options", {}).get("expand", []), "order"}
     found = []
     for tier in catalog.tiers():
         run = Run(catalog, books, shopper, order, qualifying=True)
-        result = run.go([{"object": "promotion_tier", "id": tier.id}]).results[0]
+        result = run.execute([{"object": "promotion_tier", "id": tier.id}]).results[0]
         if result.status == "APPLICABLE" and tier.campaign is not None:
             json = result.json(expand, books, shopper, "")
             json |= {"created_at": moment(created_at(tier.campaign)), "banner": tier.campaign.description}
@@ -50,8 +50,8 @@ def _by_tier(catalog: Catalog, books: Books, shopper: Shopper, order: Order | No
     return found
 
 
-def _by_campaign(catalog: Catalog, given: Json) -> list[Json]:
-    if given.get("scenario", "ALL") not in ("ALL", "AUDIENCE_ONLY"):
+def _by_campaign(catalog: Catalog, payload: Json) -> list[Json]:
+    if payload.get("scenario", "ALL") not in ("ALL", "AUDIENCE_ONLY"):
         return []
     found = []
     for campaign in catalog.book.campaigns:
@@ -72,7 +72,7 @@ def _by_campaign(catalog: Catalog, given: Json) -> list[Json]:
 
 
 def _filtered(found: list[Json], filters: Json) -> list[Json]:
-    """Several filters must all hold, or with the junction "or" one of them."""
+    """The entries for which all filters hold, or one of them with the junction "or"."""
     tests = {name: field.get("conditions", {}) for name, field in filters.items() if name != "junction"}
     hold = any if filters.get("junction", "and") == "or" else all
     if not tests:
@@ -91,17 +91,17 @@ _FIELDS: Final[dict[str, Callable[[Json], Any]]] = {
 
 def _holds(entry: Json, name: str, test: dict[str, list[str]]) -> bool:
     value = _FIELDS[name](entry) if name in _FIELDS else None
-    wanted = {*test.get("$is", []), *test.get("$in", [])}
-    unwanted = {*test.get("$is_not", []), *test.get("$not_in", [])}
-    return (not wanted or value in wanted) and value not in unwanted
+    included = {*test.get("$is", []), *test.get("$in", [])}
+    excluded = {*test.get("$is_not", []), *test.get("$not_in", [])}
+    return (not included or value in included) and value not in excluded
 
 
-def _deal(entry: Json) -> int:
+def _discount_of(entry: Json) -> int:
     return int(entry.get("order", {}).get("total_applied_discount_amount", 0))
 
 
 _SORTED: Final[dict[str, Callable[[list[Json]], list[Json]]]] = {
     "DEFAULT": lambda found: sorted(found, key=lambda entry: str(entry["created_at"]), reverse=True),
-    "BEST_DEAL": lambda found: sorted(found, key=_deal, reverse=True),
-    "LEAST_DEAL": lambda found: sorted(found, key=_deal),
+    "BEST_DEAL": lambda found: sorted(found, key=_discount_of, reverse=True),
+    "LEAST_DEAL": lambda found: sorted(found, key=_discount_of),
 }

@@ -1,4 +1,4 @@
-"""What a request to Voucherify may hold, after the vendor's OpenAPI files, and the words in which it is refused.
+"""Validates requests by the vendor's OpenAPI files, with the vendor's error messages.
 
 The real API's answer to a field that it does not document is not known; here it is refused where the rule book says so,
 so that a misspelled name does not pass unseen.
@@ -14,11 +14,11 @@ Json = dict[str, Any]
 
 
 class Invalid(Exception):
-    """The first thing that is wrong, as `details` of the key `invalid_payload` says it."""
+    """The first problem, in the words of `details` of the key `invalid_payload`."""
 
 
 Check = Callable[[Any, str], None]
-"""Takes a value and its place (".order.items[0].price"); raises `Invalid`."""
+"""Checks a value at a place (".order.items[0].price"). Raises `Invalid`."""
 
 
 def _text(least: int = 1) -> Check:
@@ -115,8 +115,9 @@ _COUNTS: Final = ("quantity", "initial_quantity", "discount_quantity")
 
 
 def _plain(value: Any, name: str = "") -> Any:
-    """A body as it is meant. The vendor's own client sends null for whatever it is not told, and the vendor's own
-    examples write "quantity": "1". Metadata stay as they are.
+    """The value without nulls, and with counts as numbers; metadata are kept.
+
+    The vendor's client sends null for unset fields, and the vendor's examples have "quantity": "1".
     """
     if name in _COUNTS and isinstance(value, str) and value.isascii() and value.isdigit():
         return int(value)
@@ -128,7 +129,7 @@ def _plain(value: Any, name: str = "") -> Any:
 
 
 class Schema:
-    """The checks of all request bodies."""
+    """The schemas of all request bodies."""
 
     def __init__(self, redeemables_limit: int, *, strict: bool) -> None:
         self._strict = strict
@@ -160,7 +161,7 @@ class Schema:
         )
 
     def read(self, body: bytes, check: Check) -> Json:
-        """The body, checked. Raises `Invalid`."""
+        """The validated body. Raises `Invalid`."""
         try:
             given = _plain(self._decoder.decode(body))
         except (msgspec.DecodeError, ArithmeticError, RecursionError):
@@ -212,7 +213,7 @@ class Schema:
                 **dict.fromkeys(("sku_id", "product_id", "source_id"), _text()),
                 "object": _one_of("order_item"),
                 "related_object": _one_of("product", "sku"),
-                # The specification sets no least quantity; none at all is somebody's mistake.
+                # The specification sets no minimum. Assumed: 0 is a mistake.
                 "quantity": _integer(1),
                 **dict.fromkeys(("discount_quantity", "initial_quantity"), _integer()),
                 **dict.fromkeys(amounts, _integer()),

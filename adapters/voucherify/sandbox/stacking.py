@@ -1,6 +1,6 @@
-"""Validation: which of the redeemables of a request apply, in the order of the request, and what each does.
+"""Validates the redeemables of a request, by the project's stacking rules, and applies their discounts.
 
-https://docs.voucherify.io/orchestrate/stacking-rules. Redemption validates again, so it runs through here, too.
+https://docs.voucherify.io/orchestrate/stacking-rules. A redemption validates again, so it uses this too.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from adapters.voucherify.sandbox.catalog import (
     minor,
 )
 from adapters.voucherify.sandbox.errors import Refused, not_found, skipped_message
-from adapters.voucherify.sandbox.orders import Found, Order, Till, find_bundles, shown
+from adapters.voucherify.sandbox.orders import BundleMatch, Calculator, Order, find_bundles, order_json
 from adapters.voucherify.sandbox.state import Books, category, discount_json
 from mapper.sandbox.rulebook import Campaign, Coupon, GiftCard, LoyaltyCard, Referral
 
@@ -28,7 +28,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shopper:
-    """Who asks, under which session key, at what time."""
+    """The customer of a request, its session key and its time."""
 
     source_id: str
     session: str
@@ -37,12 +37,12 @@ class Shopper:
 
 @dataclass
 class Result:
-    """What became of one redeemable."""
+    """The result of one redeemable."""
 
     redeemable: Json
     incentive: Incentive | None
     name: str
-    """By which the answer names it."""
+    """The `id` in the reply."""
     status: Literal["APPLICABLE", "INAPPLICABLE", "SKIPPED"] = "APPLICABLE"
     refused: Refused | None = None
     skipped: str = ""
@@ -51,8 +51,7 @@ class Result:
     coin: Coin | None = None
     credits: int = 0
     points: int = 0
-    found: Found | None = None
-    """The bundles it is for."""
+    bundles: BundleMatch | None = None
     replaced: list[Json] = field(default_factory=list)
 
     @property
@@ -62,7 +61,7 @@ class Result:
 
     @property
     def amount(self) -> int:
-        """The discount it gives."""
+        """The discount of this redeemable."""
         return self.after.total_discount - self.before.total_discount if self.after and self.before else 0
 
     @property
@@ -83,24 +82,23 @@ class Result:
             json |= self._applicable(expand, books, shopper)
         elif self.refused is not None:
             error = self.refused.body(request_id)
-            # The rule's own message, where it has one.
             message = error.get("error", error)["message"]
             json["result"] = {"error": error, "details": {"message": message, "key": self.refused.key}}
         else:
             json["result"] = {"details": {"key": self.skipped, "message": skipped_message(self.skipped)}}
-        if self.found is not None and "result" in json:
-            json["result"] |= {"bundle": self.found.json()}
+        if self.bundles is not None and "result" in json:
+            json["result"] |= {"bundle": self.bundles.json()}
         return json | _described(incentive, expand)
 
     def _applicable(self, expand: set[str], books: Books, shopper: Shopper) -> Json:
         assert self.incentive is not None
         discount = self.incentive.discount
-        meant = discount.applicable_to() if discount else []
+        items = discount.applicable_to() if discount else []
         json: Json = {}
         if "order" in expand and self.after is not None and self.before is not None:
-            json["order"] = shown(self.after, self.before)
+            json["order"] = order_json(self.after, self.before)
         return json | {
-            "applicable_to": {"data": meant, "total": len(meant), "data_ref": "data", "object": "list"},
+            "applicable_to": {"data": items, "total": len(items), "data_ref": "data", "object": "list"},
             "inapplicable_to": {"data": [], "total": 0, "data_ref": "data", "object": "list"},
             "result": self._result(books, shopper),
         }
@@ -109,8 +107,8 @@ class Result:
         incentive = self.incentive
         assert incentive is not None
         if isinstance(incentive.entry, GiftCard):
-            held = books.held(incentive, shopper.session, shopper.now)
-            balance = books.balances[incentive.id] - sum(lock.credits for lock in held)
+            locks = books.other_locks(incentive, shopper.session, shopper.now)
+            balance = books.balances[incentive.id] - sum(lock.credits for lock in locks)
             return {"gift": {"balance": balance, "credits": self.credits}}
         if isinstance(incentive.entry, LoyaltyCard):
             return {"loyalty_card": {"points": self.points}}
@@ -118,7 +116,7 @@ class Result:
 
 
 def _described(incentive: Incentive | None, expand: set[str]) -> Json:
-    """What `options.expand` asks for. Without it there is no name of anything."""
+    """The parts that `options.expand` asks for. Without it there are no names."""
     if incentive is None:
         return {}
     json: Json = {"categories": []}
@@ -133,7 +131,7 @@ def _described(incentive: Incentive | None, expand: set[str]) -> Json:
 
 
 class Run:
-    """All redeemables of one request, tried on one order. It changes nothing but its own copy of the order."""
+    """Validates the redeemables of one request on a copy of its order."""
 
     def __init__(
         self,
@@ -150,12 +148,12 @@ class Run:
         self._books = books
         self._shopper = shopper
         self._qualifying = qualifying
-        """Qualifications leave some rules out of account."""
+        """Whether this is a qualification, which does not check all rules."""
         self.start = order
         self.order = order.copy() if order else None
         self.results: list[Result] = []
         self._applied: Counter[str] = Counter()
-        """How many were applied: in all (""), in each category."""
+        """The number of applied redeemables, by category; "" for all."""
         self._pending: Counter[int] = Counter()
         self._pending_spent: Counter[int] = Counter()
 
@@ -172,7 +170,7 @@ class Run:
     def replaced(self) -> list[Json]:
         return [details for result in self.applicable for details in result.replaced]
 
-    def go(self, redeemables: list[Json]) -> "Run":
+    def execute(self, redeemables: list[Json]) -> "Run":
         self.results = [self._checked(redeemable, incentive) for redeemable, incentive in self._resolve(redeemables)]
         is_exclusive = any(
             result.refused is None and result.incentive and NEVER_STACKABLE in result.incentive.categories
@@ -189,10 +187,10 @@ class Run:
             failed = failed or result.status == "INAPPLICABLE"
         return self
 
-    # Who is meant.
+    # Lookup.
 
     def _resolve(self, redeemables: list[Json]) -> list[tuple[Json, Incentive | None]]:
-        """Each redeemable with its incentive. Raises `Refused` where the request as a whole is wrong."""
+        """Each redeemable with its incentive. Raises `Refused` for the whole request."""
         if any(redeemable["object"] == "promotion_stack" for redeemable in redeemables):
             if len(redeemables) > 1:
                 raise Refused("invalid_redeemables", "Promotion Stack cannot be use with other redeemables")
@@ -205,7 +203,7 @@ class Run:
         for redeemable in redeemables:
             find = self._catalog.voucher if redeemable["object"] == "voucher" else self._catalog.tier
             found.append((redeemable, find(redeemable["id"])))
-        ids = [(given["object"], incentive.id if incentive else given["id"]) for given, incentive in found]
+        ids = [(sent["object"], incentive.id if incentive else sent["id"]) for sent, incentive in found]
         if len(set(ids)) < len(ids):
             raise Refused("duplicated_redeemables", "Duplicated redeemables detected in one redemption")
         return found
@@ -229,7 +227,7 @@ class Run:
         result.status, result.refused, result.skipped = "SKIPPED", None, key
         result.before = result.after = None
 
-    # Whether it applies.
+    # Checks on each redeemable.
 
     def _check(self, result: Result, incentive: Incentive) -> None:
         entry, campaign = incentive.entry, incentive.campaign
@@ -278,9 +276,9 @@ class Run:
                 raise _violated("redemption", incentive.campaign)
 
     def _check_uses(self, incentive: Incentive, entry: Coupon | Referral) -> None:
-        """Sessions of others hold one redemption each."""
-        held = self._books.held(incentive, self._shopper.session, self._shopper.now)
-        if entry.uses is not None and self._books.used(incentive) + len(held) >= entry.uses:
+        """The locks of other sessions count as one redemption each."""
+        locks = self._books.other_locks(incentive, self._shopper.session, self._shopper.now)
+        if entry.uses is not None and self._books.used(incentive) + len(locks) >= entry.uses:
             raise Refused("quantity_exceeded", incentive.id)
 
     def _check_referral(self, entry: Referral) -> None:
@@ -303,18 +301,18 @@ class Run:
         if result.coin is None:
             raise not_found("reward", reward["id"])
         self._need_order()
-        held = self._books.held(incentive, self._shopper.session, self._shopper.now)
-        available = self._books.points[incentive.id] - sum(lock.points for lock in held)
-        # The points are said to be required; what happens without them is not documented. Here: all there are.
+        locks = self._books.other_locks(incentive, self._shopper.session, self._shopper.now)
+        available = self._books.points[incentive.id] - sum(lock.points for lock in locks)
+        # The points are documented as required. Assumed: without them, all available points are used.
         result.points = reward.get("points", available)
         if result.points > available or available <= 0:
             raise Refused("loyalty_card_points_exceeded", incentive.id)
 
     def _check_gift_card(self, result: Result, incentive: Incentive) -> None:
         self._need_order()
-        held = self._books.held(incentive, self._shopper.session, self._shopper.now)
-        available = self._books.balances[incentive.id] - sum(lock.credits for lock in held)
-        # Without credits as much as possible is used: documented for single vouchers, not for this call.
+        locks = self._books.other_locks(incentive, self._shopper.session, self._shopper.now)
+        available = self._books.balances[incentive.id] - sum(lock.credits for lock in locks)
+        # Without credits, as many as possible are used. Documented for single vouchers, assumed for this request.
         result.credits = result.redeemable.get("gift", {}).get("credits", available)
         if result.credits > available or available <= 0:
             raise Refused("gift_amount_exceeded", incentive.id)
@@ -331,7 +329,7 @@ class Run:
         if conditions.customers and self._shopper.source_id not in conditions.customers:
             raise _violated("customer", campaign)
         if conditions.every_item_costs:
-            # An item of Voucherify has no costs of its own.
+            # An item has no costs in Voucherify.
             raise _violated("order", campaign)
         if any((conditions.stores, conditions.attributes)):
             metadata = self.order.metadata if self.order else {}
@@ -347,13 +345,13 @@ class Run:
             return
         if self.order is None or not self.order.lines:
             raise Refused("missing_order_items")
-        result.found = find_bundles(campaign.bundle, self.order)
-        if not result.found.quantity:
-            # With which key a bundle is refused is not documented; what it lacks is.
+        result.bundles = find_bundles(campaign.bundle, self.order)
+        if not result.bundles.quantity:
+            # The error key of a missing bundle is not documented.
             raise _violated("order", campaign)
 
     def _check_total(self, campaign: Campaign) -> None:
-        """The rule "total amount before discount", which qualifications do not look at."""
+        """The rule "total amount before discount", which qualifications do not check."""
         over, least = campaign.conditions.cart_over, campaign.conditions.cart_at_least
         if (over is None and least is None) or self._qualifying:
             return
@@ -362,21 +360,21 @@ class Run:
             raise _violated("order", campaign)
 
     def _check_items(self, campaign: Campaign) -> None:
-        meant, units = campaign.conditions.any_item, campaign.conditions.units_at_least
-        if meant is None and not units:
+        items, units = campaign.conditions.any_item, campaign.conditions.units_at_least
+        if items is None and not units:
             return
         lines = self.order.lines if self.order else []
         if not lines:
             raise Refused("missing_order_items")
-        found = [line for line in lines if not line.is_shipping and (meant is None or line.matches(meant))]
-        if not found or sum(line.quantity for line in found) < units:
+        matching = [line for line in lines if not line.is_shipping and (items is None or line.matches(items))]
+        if not matching or sum(line.quantity for line in matching) < units:
             raise _violated("order", campaign)
 
-    # Whether it may stand beside the others, and what it does.
+    # Stacking rules and discounts.
 
     def _stack(self, result: Result, *, is_exclusive: bool) -> None:
         assert result.incentive is not None
-        key = self._skips(result.incentive, is_exclusive=is_exclusive)
+        key = self._skip_key(result.incentive, is_exclusive=is_exclusive)
         if key:
             self._skip(result, key)
             return
@@ -395,7 +393,8 @@ class Run:
             self._pending[result.incentive.campaign.id] += 1
             self._pending_spent[result.incentive.campaign.id] += result.amount
 
-    def _skips(self, incentive: Incentive, *, is_exclusive: bool) -> str:
+    def _skip_key(self, incentive: Incentive, *, is_exclusive: bool) -> str:
+        """The key of the stacking rule that leaves it out; "" for none."""
         options, applied = self._options, self._applied
         limits = self._catalog.category_limits()
         if is_exclusive and not {NEVER_STACKABLE, ALWAYS_STACKABLE} & {*incentive.categories}:
@@ -431,18 +430,18 @@ class Run:
         if self.order is None:
             return
         result.before, result.after = self.order, self.order.copy()
-        till = Till(result.after, self._catalog.prices, discounted=self._book.settings.cascading_discounts)
+        calculator = Calculator(result.after, self._catalog.prices, discounted=self._book.settings.cascading_discounts)
         if isinstance(incentive.entry, GiftCard):
-            result.credits = till.pay(result.credits)
+            result.credits = calculator.pay(result.credits)
         elif result.coin is not None:
-            result.points = till.pay_with_points(result.coin, result.points)
+            result.points = calculator.pay_with_points(result.coin, result.points)
         elif incentive.discount is not None:
-            till.apply(incentive.discount)
-            result.replaced = till.replaced
+            calculator.apply(incentive.discount)
+            result.replaced = calculator.replaced
         self._check_budget(result, incentive)
 
     def _check_budget(self, result: Result, incentive: Incentive) -> None:
-        """Voucherify has no partial rewards: a budget that is too small gives nothing."""
+        """Raises `Refused` where the budget is too small for the whole discount: there are no partial rewards."""
         campaign = incentive.campaign
         if campaign is None or campaign.limits.budget is None or self._qualifying:
             return
@@ -452,7 +451,7 @@ class Run:
 
 
 def _violated(what: Literal["order", "customer", "redemption"], campaign: Campaign | None) -> Refused:
-    """A validation rule of the campaign, with its own message for the shopper."""
+    """A validation rule of the campaign is violated. The campaign's description is its message."""
     assert campaign is not None
     own: Json = {"error": {"message": campaign.description}} if campaign.description else {}
     return Refused(f"{what}_rules_violated", f"Validation rule val_{campaign.id} is not met", **own)

@@ -1,4 +1,4 @@
-"""What the emulated engine remembers, and how it shows that: customers, orders, redemptions, locks, uses, balances."""
+"""The stored state and its JSON: customers, orders, redemptions, locks, uses and balances."""
 
 import base64
 from collections import Counter, defaultdict
@@ -32,7 +32,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Lock:
-    """What a validation session holds of one incentive, besides one redemption."""
+    """The lock of a session on an incentive: one redemption, and credits or points."""
 
     until: datetime
     credits: int = 0
@@ -42,24 +42,24 @@ class Lock:
 @dataclass
 class Customer:
     id: str
-    given: Json
+    sent: Json
 
     def json(self) -> Json:
-        named = {name: self.given.get(name) for name in ("name", "email", "source_id")}
+        named = {name: self.sent.get(name) for name in ("name", "email", "source_id")}
         shown = {name: value for name, value in named.items() if value is not None}
-        return {"id": self.id} | shown | {"metadata": self.given.get("metadata", {}), "object": "customer"}
+        return {"id": self.id} | shown | {"metadata": self.sent.get("metadata", {}), "object": "customer"}
 
 
 @dataclass
 class Redemption:
-    """One incentive redeemed, or (without an incentive) the parent of those that were redeemed together."""
+    """The redemption of one incentive, or (without an incentive) the parent of several."""
 
     id: str
     at: datetime
     order: str
-    """Key in the books; "" for none."""
+    """The id of the order; "" for none."""
     customer: str
-    """Source id."""
+    """The customer's `source_id`."""
     json: Json
     incentive: Incentive | None = None
     coin: Coin | None = None
@@ -68,14 +68,14 @@ class Redemption:
     before: Order | None = None
     after: Order | None = None
     amount: int = 0
-    """The discount it gave."""
+    """The discount."""
     credits: int = 0
     points: int = 0
     rollback: str = ""
 
 
 class Books:
-    """Everything that outlives a request."""
+    """All stored state."""
 
     def __init__(self, catalog: Catalog) -> None:
         book = catalog.book
@@ -84,10 +84,10 @@ class Books:
         self.orders: dict[str, Order] = {}
         """By Voucherify's id."""
         self._order_of: dict[str, str] = {}
-        """The id of the order with a merchant's id."""
+        """The id of an order by its `source_id`."""
         self.redemptions: dict[str, Redemption] = {}
         self.others: dict[str, Json] = {}
-        """Failed redemptions (rf_...) and rollbacks (rr_...), as they are shown."""
+        """The JSON of failed redemptions (rf_...) and rollbacks (rr_...)."""
         self.locks: dict[str, dict[str, Lock]] = defaultdict(dict)
         """By incentive, then by session key."""
         self.uses: Counter[str] = Counter()
@@ -108,12 +108,12 @@ class Books:
     # Uses.
 
     def used(self, incentive: Incentive) -> int:
-        """How often a code was used, with what the rule book says it was before."""
+        """How often a code was redeemed, earlier uses in the rule book included."""
         before = incentive.entry.used if isinstance(incentive.entry, Coupon | Referral) else 0
         return before + self.uses[incentive.id]
 
-    def book(self, redemption: Redemption, *, sign: int) -> None:
-        """Counts what a redemption took (1), or takes that back (-1)."""
+    def record(self, redemption: Redemption, *, sign: int) -> None:
+        """Records a redemption (1) or its rollback (-1)."""
         incentive = redemption.incentive
         if incentive is None:
             return
@@ -140,11 +140,11 @@ class Books:
     # Orders and customers.
 
     def find_order(self, id_: str) -> Order | None:
-        """By Voucherify's id, or by the merchant's."""
+        """By Voucherify's id or the merchant's."""
         return self.orders.get(id_) or self.orders.get(self._order_of.get(id_, ""))
 
-    def keep_order(self, order: Order) -> str:
-        """Stores an order under its id, which is returned."""
+    def store_order(self, order: Order) -> str:
+        """Stores an order and returns its id."""
         id_: str = order.head["id"]
         self.orders[id_] = order
         if order.head["source_id"]:
@@ -152,7 +152,7 @@ class Books:
         return id_
 
     def rename_order(self, order: Order, source_id: str) -> None:
-        """The order is found by its new name from now on; its old one is free."""
+        """Gives an order another `source_id`. The old one is free again."""
         self._order_of.pop(order.head["source_id"] or "", None)
         order.head["source_id"] = source_id or None
         if source_id:
@@ -161,21 +161,21 @@ class Books:
     def find_customer(self, id_: str) -> Customer | None:
         return next((customer for customer in self.customers.values() if customer.id == id_), None)
 
-    def keep_customer(self, given: Json) -> Customer:
-        """A customer comes into being with a redemption, not with a validation."""
-        source_id = given["source_id"]
+    def store_customer(self, sent: Json) -> Customer:
+        """Creates or updates a customer. Redemptions do this; validations do not."""
+        source_id = sent["source_id"]
         customer = self.customers.setdefault(source_id, Customer(f"cust_{digest(source_id)}", {}))
-        customer.given |= given
+        customer.sent |= sent
         return customer
 
     # Locks.
 
-    def held(self, incentive: Incentive, key: str, now: datetime) -> list[Lock]:
-        """What the sessions of others hold."""
+    def other_locks(self, incentive: Incentive, key: str, now: datetime) -> list[Lock]:
+        """The locks of other sessions than `key`."""
         locks = self.locks.get(incentive.id, {})
         return [lock for session, lock in locks.items() if session != key and lock.until > now]
 
-    # How things are shown.
+    # JSON.
 
     def voucher(self, incentive: Incentive) -> Json:
         entry = incentive.entry

@@ -441,8 +441,9 @@ def test_amounts_come_back_exactly_or_rounded_once_and_said_so(
         *[applies(name, share(off), **discount("APPLY_TO_ORDER")) for name, off in zip(names, shares, strict=True)]
     )
     outcome = validated(cart(("A", 1, "500"), codes=names, currency=currency), answer, EXPONENT=exponent)
-    assert [one.amount for one in outcome.discounts] == expected
-    assert ("rounded" in [notice.type for notice in outcome.notices]) == rounded
+    assert [(one.amount, type(one.amount)) for one in outcome.discounts] == [(amount, int) for amount in expected]
+    told = [(notice.payload, "rounded" in notice.text) for notice in outcome.notices if notice.type == "rounded"]
+    assert told == [({"engine_total": sum(shares)}, True)] * rounded
 
 
 @pytest.mark.parametrize(

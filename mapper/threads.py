@@ -13,7 +13,7 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 
 T = TypeVar("T")
-Given = TypeVarTuple("Given")
+Arguments = TypeVarTuple("Arguments")
 
 LARGE_BYTES: Final = 128 * 1024
 """The size of JSON that counts as large: about 280 lines. Less takes a millisecond or two."""
@@ -22,14 +22,14 @@ SWITCH_S: Final = 0.0005
 _one_thread = CapacityLimiter(1)
 
 
-async def run_in_thread(size: int, work: Callable[[*Given], T], *given: *Given) -> T:
-    """Returns `work(*given)`, which runs in the thread if its JSON has `LARGE_BYTES` or more.
+async def run_in_thread(size: int, work: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
+    """Returns `work(*arguments)`. It runs in the thread if `size`, the bytes of its JSON, is `LARGE_BYTES` or more.
 
-    It must not use mutable state that is shared with other calls.
+    The work must not use mutable state that is shared with other calls.
     """
     if size < LARGE_BYTES:
-        return work(*given)
-    return await anyio.to_thread.run_sync(work, *given, limiter=_one_thread, abandon_on_cancel=True)
+        return work(*arguments)
+    return await anyio.to_thread.run_sync(work, *arguments, limiter=_one_thread, abandon_on_cancel=True)
 
 
 def switch_often() -> None:

@@ -31,9 +31,10 @@ from mapper.domain.errors import (
 )
 from mapper.domain.lines import MAX_LINES
 from mapper.domain.record import current
-from mapper.engine import results, transcript
+from mapper.engine import results
 from mapper.engine.conversation import BrokenContract, Engine, Redemption, request_limit
 from mapper.engine.results import BadResult
+from mapper.engine.transcript import begin_transcript
 
 log = logging.getLogger("mapper")
 
@@ -139,11 +140,11 @@ class PromotionEngine:
         **named: Any,
     ) -> T:
         """Runs one conversation, with a transcript where calls are recorded, and returns its result, checked."""
-        script = transcript.begin(method, cart, arguments[1:], named)
+        transcript = begin_transcript(method, cart, arguments[1:], named)
         try:
             conversation = _conversation(getattr(self.adapter, method)(*arguments, **named))
-            if script is not None:
-                conversation = script.transcribe(conversation)
+            if transcript is not None:
+                conversation = transcript.transcribe(conversation)
             # An erased order may have been the largest.
             limit = request_limit(MAX_LINES if cart is None else len(cart.cart))
             value, faults = read(await self.engine.converse(conversation, deadline, redemption, limit=limit), cart)
@@ -151,16 +152,16 @@ class PromotionEngine:
                 raise BadResult("; ".join(faults))  # noqa: TRY301 - a bug like an exception of the adapter
         except Exception as error:
             problem = self._allowed(method, error, redemption)
-            if script is not None and isinstance(problem, Problem):
-                script.end(problem=problem.reason)
+            if transcript is not None and isinstance(problem, Problem):
+                transcript.end(problem=problem.reason)
             if problem is error:
                 raise
             raise problem from error
         if faults:
             self._log(method, BadResult("; ".join(faults)))
         _record_diagnostics(value)
-        if script is not None:
-            script.end(value)
+        if transcript is not None:
+            transcript.end(value)
         return value
 
     def _allowed(self, method: str, error: Exception, redemption: Redemption | None) -> Exception:

@@ -52,8 +52,10 @@ class Transcript:
 transcripts: ContextVar[list[Transcript] | None] = ContextVar("transcripts", default=None)
 
 
-def begin(method: str, cart: Checkout | None, arguments: tuple[Any, ...], named: dict[str, Any]) -> Transcript | None:
-    """Begins a transcript; None where calls are not recorded."""
+def begin_transcript(
+    method: str, cart: Checkout | None, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> Transcript | None:
+    """Returns a new transcript; None if calls are not recorded."""
     if (current := transcripts.get()) is None:
         return None
     transcript = Transcript(method, cart, arguments, named)

@@ -164,12 +164,12 @@ class Endpoint:
             except HttpError as error:
                 response = error.response
             except Problem as problem:
-                self._log_problem(problem, record)
+                self._record_problem(problem, record)
                 response = self._refusal(problem)
             except Exception:
                 log.exception("internal error")
                 fault = Problem("A fault inside the service.", reason="internal")
-                self._log_problem(fault, record)
+                self._record_problem(fault, record)
                 response = self._refusal(fault)
             self._telemetry.request(
                 record, response.status, response.category, response.reason, time.monotonic() - started
@@ -188,8 +188,8 @@ class Endpoint:
         finally:
             disconnect.cancel()
 
-    def _log_problem(self, problem: Problem, record: Record) -> None:
-        """Adds to the log what the storefront must not see."""
+    def _record_problem(self, problem: Problem, record: Record) -> None:
+        """Reports a problem to log and metrics, with what the storefront must not see."""
         if problem.category == "promotion_codes":
             return  # the record has the codes and their reasons
         if problem.category == "internal":
@@ -211,7 +211,7 @@ class Endpoint:
                 while True:
                     message = await receive()
                     if message["type"] != "http.request":
-                        raise HttpError(400, "client_gone", "The client has gone.")
+                        raise HttpError(400, "client_gone", "The client has disconnected.")
                     part: bytes = message.get("body", b"")
                     if len(parts) + len(part) > self._max_body_bytes:
                         raise _too_large(self._max_body_bytes)
@@ -226,8 +226,8 @@ class Endpoint:
         status = problem.status(self._operation)
         if problem.category == "overloaded" and self._overload_status:
             status = self._overload_status
-        after = () if problem.retry_after is None else ((b"retry-after", b"%d" % problem.retry_after),)
-        return _Response(status, errors.body(problem, self._operation), problem.reason, problem.category, after)
+        headers = () if problem.retry_after is None else ((b"retry-after", b"%d" % problem.retry_after),)
+        return _Response(status, errors.body(problem, self._operation), problem.reason, problem.category, headers)
 
 
 def _waited_s(scope: Scope) -> float:

@@ -60,11 +60,12 @@ class Limiter:
     def __init__(
         self, capacity: int, deadline_s: float, max_bytes: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`capacity`: calls at once. `max_bytes`: the bodies of all calls that are not answered yet."""
+        """`capacity`: the most calls at once. `max_bytes`: of the bodies of all calls that are not answered yet."""
         self.capacity = capacity
         self._door_crowd = min(CLOSED_LOOP, capacity // 2)
+        """The first calls of the queue, which may wait for `CLOSED_LOOP_SHARE`, as counted at the door."""
         self._queue_crowd = self._door_crowd * 5 // 4
-        """More than at the door, since all heads that are read in one turn pass the door before any of them queues."""
+        """The same behind the door: more, since all heads that are read in one turn pass before any of them queues."""
         self.admitted = 0
         self.in_flight_bytes = 0
         self._deadline_s, self._max_bytes, self._clock = deadline_s, max_bytes, clock
@@ -84,8 +85,8 @@ class Limiter:
         self._turn_at = 0.0
         """When the first of them did."""
         self._interval_s = 0.0
-        """From one start to the next while calls queue for the CPU: a moving average. It begins at 0, so that the first
-        turns of a burst, which read all its requests, refuse none."""
+        """From one start to the next, over the turns in which `BATCH` calls start: a moving average. It begins at 0, so
+        that the first turns of a burst, in which all its requests are read, refuse none."""
         self._timer: asyncio.TimerHandle | None = None
 
     def is_full(self) -> bool:
@@ -101,7 +102,7 @@ class Limiter:
 
     @contextmanager
     def permit(self) -> Iterator[Permit]:
-        """Releases at the end of the block whatever the call has taken within it."""
+        """Returns the permit of a new call. At the end of the block, whatever the call occupies is released."""
         permit = Permit()
         try:
             yield permit

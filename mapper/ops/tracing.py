@@ -35,19 +35,19 @@ class Tracing(Protocol):
     """What the service needs of tracing."""
 
     def call(self, record: Record, headers: Mapping[bytes, bytes]) -> AbstractContextManager[None]:
-        """Is entered around one call from Nacelle, and sets `record.trace_id`. `headers`: the first of each name."""
+        """Returns the context of one call; it sets `record.trace_id`. `headers`: the first of each name."""
         ...
 
     def record_answer(self, status: int, reason: str) -> None:
-        """Is called within `call`."""
+        """Adds the answer to the present call."""
         ...
 
     def attempt(self, request: EngineRequest) -> AbstractContextManager[Headers]:
-        """Is entered around one attempt at an engine request, and returns headers to add to it."""
+        """Returns the context of one attempt at an engine request; it yields headers to add to the request."""
         ...
 
     def record_attempt(self, attempt: Attempt) -> None:
-        """Is called within `attempt`."""
+        """Adds the result to the present attempt."""
         ...
 
     def store(self, store: Store) -> Store:

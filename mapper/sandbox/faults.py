@@ -1,11 +1,10 @@
-"""Faults: how an engine and the wire to it fail, one by one, on request.
+"""Faults: makes an engine, or the connection to it, fail on request.
 
-`FAULTS` lists them. `FaultyEngine` lies around one emulator, keeps the log and does what the faults of a request say,
-in the order of time: before the engine works, while it works, after it, and to its answer. So any two that do not
-exclude each other can meet one request.
+`FAULTS` lists them. `FaultyEngine` wraps one emulator, logs its requests and applies their faults: before the engine
+handles the request, meanwhile, to its reply, and while the reply is sent. One request can have several faults.
 
-Those that break the connection need the server's transport: `mapper.sandbox.host.Connection` puts it into the scope.
-Under a server that does not, they raise `ConnectionResetError` instead.
+Faults that break the connection need the server's transport, which `mapper.sandbox.host.Connection` puts into the
+scope. Under any other server they raise `ConnectionResetError`.
 """
 
 import asyncio
@@ -26,58 +25,61 @@ from starlette.types import Message, Receive, Scope, Send
 from mapper.sandbox.emulator import ENCODER, PAUSE, Emulator, rewritten
 
 TRANSPORT: Final = "sandbox_transport"
-"""In the state of a scope: the transport that the request came by."""
+"""The key of the connection's transport in the state of a scope."""
 
 HEADER: Final = "x-sandbox-fault"
 
 FAULTS: Final[dict[str, tuple[int, str]]] = {
-    "latency": (300, "waits so many ms in the middle of the work, before it commits"),
-    "late_answer": (300, "commits, then waits so many ms before it answers"),
-    "late_commit": (300, "closes the connection without an answer and commits so many ms later"),
-    "hang": (0, "never answers, without doing anything"),
-    "hang_after": (0, "does it, and never answers"),
-    "twice": (2, "gets the request twice, as from a proxy that repeats it; sends the answer to the first or second"),
-    "status": (503, "answers this status, without doing anything"),
-    "status_after": (500, "does it, and answers this status"),
-    "status_instead": (201, "does it, and sends its answer under this status"),
-    "reset": (0, "resets the connection, without doing anything"),
-    "reset_after": (0, "does it, and resets the connection without an answer"),
-    "close": (0, "closes the connection, without doing anything"),
-    "close_after": (0, "does it, and closes the connection without an answer"),
-    "redirect": (307, "answers a redirect of this status to another host, without doing anything"),
+    "latency": (300, "waits so many ms while it handles the request, before it commits"),
+    "late_answer": (300, "commits, then waits so many ms before it replies"),
+    "late_commit": (300, "closes the connection without a reply, and commits so many ms later"),
+    "hang": (0, "never replies, and does nothing"),
+    "hang_after": (0, "commits, and never replies"),
+    "twice": (
+        2,
+        "gets the request twice, as from a retrying proxy; sends the reply to the first (1) or the second (2)",
+    ),
+    "status": (503, "replies with this status, and does nothing"),
+    "status_after": (500, "commits, and replies with this status"),
+    "status_instead": (201, "commits, and sends its reply with this status"),
+    "reset": (0, "resets the connection, and does nothing"),
+    "reset_after": (0, "commits, and resets the connection without a reply"),
+    "close": (0, "closes the connection, and does nothing"),
+    "close_after": (0, "commits, and closes the connection without a reply"),
+    "redirect": (307, "redirects to another host with this status, and does nothing"),
     "drip": (20, "sends the body byte by byte, so many ms apart"),
     "truncated": (0, "announces the whole body, sends half of it and closes the connection"),
-    "wrong_length": (16, "announces so many bytes more than it sends (below zero: less), and keeps the connection"),
+    "wrong_length": (16, "announces so many bytes more than it sends (negative: fewer), and keeps the connection open"),
     "malformed": (0, "sends a body that is not JSON"),
     "empty": (0, "sends an empty body"),
-    "html": (0, "sends the page of a gateway instead of its body"),
-    "strange": (0, "sends JSON that is none of its answers"),
-    "huge": (4_000_000, "sends a body longer by so many bytes"),
-    "unknown_effect": (0, "adds an effect nobody knows"),
-    "extra_fields": (0, "adds a field nobody knows to every object"),
+    "html": (0, "sends the error page of a gateway"),
+    "strange": (0, "sends JSON of another shape"),
+    "huge": (4_000_000, "sends a body that is so many bytes longer"),
+    "unknown_effect": (0, "adds an unknown effect"),
+    "extra_fields": (0, "adds an unknown field to every object"),
 }
-"""Each fault with its default value and what the engine then does."""
+"""Each fault with its default value, and what the engine does."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One kind of fault, and which requests it meets."""
+    """A fault, and the requests that it applies to."""
 
     name: str
     value: int | None = None
-    """Milliseconds, bytes or status: see `FAULTS`."""
+    """Milliseconds, bytes or a status, as in `FAULTS`."""
     retry_after: int | None = None
-    """For a status: the header, in seconds."""
+    """The header `Retry-After` of a status, in seconds."""
     skip: int = 0
-    """How many requests that match pass before the first that it meets."""
+    """The number of matching requests to leave out first."""
     count: int | None = None
-    """How many requests it meets; None: all."""
+    """The number of requests that it applies to; None for all."""
     probability: float = 1.0
-    """With which it meets a request that matches; drawn from `seed`, so that a run can be repeated."""
+    """The probability for each matching request, drawn from `seed`, so that a run can be repeated."""
     seed: int = 0
     engine: str = ""
     method: str = ""
     path: str = ""
-    """A regular expression found somewhere in the path, as it was sent."""
+    """A regular expression that matches part of the path."""
     operation: str = ""
 
     def __post_init__(self) -> None:
@@ -96,7 +98,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Call(msgspec.Struct, kw_only=True):
-    """A request that came in, as the log keeps it."""
+    """A request in the log."""
 
     at: datetime
     engine: str
@@ -108,11 +110,11 @@ class Call(msgspec.Struct, kw_only=True):
     body: str
     faults: list[str] = []
     status: int | None = None
-    """What was answered; None: nothing."""
+    """The status of the reply; None for no reply."""
 
 
-class Armed:
-    """A fault that has been set, with what is left of its count."""
+class ActiveFault:
+    """A fault that is set, and how often it still applies."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -120,7 +122,7 @@ class Armed:
         self._skip = fault.skip
         self._dice = random.Random(fault.seed)  # noqa: S311 - a repeatable draw, nothing secret
 
-    def meets(self, call: Call) -> bool:
+    def applies_to(self, call: Call) -> bool:
         if not self._matches(call) or self.left == 0 or self._dice.random() >= self.fault.probability:
             return False
         if self._skip:
@@ -146,7 +148,7 @@ _SECRET_HEADERS: Final = frozenset({"authorization", "x-app-id", "x-app-token"})
 
 
 class Journal:
-    """The faults that are set, and the log of what came in."""
+    """The active faults and the request log."""
 
     def __init__(self) -> None:
         self.reset()
@@ -154,27 +156,27 @@ class Journal:
     def reset(self) -> None:
         self.log: deque[Call] = deque(maxlen=_LOG_SIZE)
         self.counts: Counter[str] = Counter()
-        self._armed: list[Armed] = []
+        self._active: list[ActiveFault] = []
 
     def set_faults(self, faults: list[Fault]) -> None:
-        """Replaces all faults that were set."""
-        self._armed = [Armed(fault) for fault in faults]
+        """Replaces all active faults."""
+        self._active = [ActiveFault(fault) for fault in faults]
 
     def faults(self) -> list[dict[str, Any]]:
-        return [msgspec.to_builtins(armed.fault) | {"left": armed.left} for armed in self._armed]
+        return [msgspec.to_builtins(active.fault) | {"left": active.left} for active in self._active]
 
     def write(self, call: Call) -> None:
         self.log.append(call)
         self.counts[f"{call.engine} {call.operation}"] += 1
 
     def faults_for(self, call: Call) -> dict[str, Fault]:
-        """Those that were set and meet this call, and those of its own header. Raises `ValueError`."""
+        """The faults that apply to this call, those of its own header included. Raises `ValueError`."""
         own = from_header(call.headers.get(HEADER, ""))
         call.faults = []
-        met = {armed.fault.name: armed.fault for armed in self._armed if armed.meets(call)}
-        met |= {fault.name: fault for fault in own}
-        call.faults = list(met)
-        return met
+        matching = {active.fault.name: active.fault for active in self._active if active.applies_to(call)}
+        matching |= {fault.name: fault for fault in own}
+        call.faults = list(matching)
+        return matching
 
 
 def from_header(text: str) -> list[Fault]:
@@ -186,16 +188,16 @@ def from_header(text: str) -> list[Fault]:
     for part in filter(None, (part.strip() for part in text.split(","))):
         first, *options = part.split(";")
         name, _, value = first.partition("=")
-        given: dict[str, Any] = {"name": name.strip()} | ({"value": value} if value else {})
+        fields: dict[str, Any] = {"name": name.strip()} | ({"value": value} if value else {})
         for option in options:
             key, _, value = option.partition("=")
-            given[key.strip()] = value.strip()
-        faults.append(msgspec.convert(given, Fault, strict=False))
+            fields[key.strip()] = value.strip()
+        faults.append(msgspec.convert(fields, Fault, strict=False))
     return faults
 
 
-class _Answer(msgspec.Struct, kw_only=True):
-    """What an emulator answered, collected."""
+class _Reply(msgspec.Struct, kw_only=True):
+    """The reply of an emulator."""
 
     status: int = 500
     headers: list[tuple[bytes, bytes]] = []
@@ -203,7 +205,7 @@ class _Answer(msgspec.Struct, kw_only=True):
 
 
 class FaultyEngine:
-    """Pure ASGI around one emulator: keeps the log, and does what the faults of a request say."""
+    """ASGI middleware for one emulator: logs its requests and applies their faults."""
 
     def __init__(self, engine: str, emulator: Emulator, journal: Journal) -> None:
         self._engine = engine
@@ -221,9 +223,9 @@ class FaultyEngine:
             return
         if not await self._before(call, faults, scope, receive, send):
             return
-        answer = await self._work(scope, body, faults)
-        self._garble(answer, faults)
-        await self._after(call, answer, faults, scope, receive, send)
+        reply = await self._work(scope, body, faults)
+        self._corrupt(reply, faults)
+        await self._after(call, reply, faults, scope, receive, send)
 
     def _call(self, scope: Scope, body: bytes) -> Call:
         path, query = scope["raw_path"].decode("ascii", "replace"), scope["query_string"].decode("ascii", "replace")
@@ -239,13 +241,13 @@ class FaultyEngine:
         )
 
     async def _before(self, call: Call, faults: dict[str, Fault], scope: Scope, receive: Receive, send: Send) -> bool:
-        """The faults that come before the engine works; whether it gets the request at all."""
+        """Applies the faults before the engine. Returns whether the engine gets the request."""
         if "late_commit" in faults:
             await _disconnect(scope, receive, hard=False)
             await asyncio.sleep(faults["late_commit"].amount / 1000)
             return True
         if "hang" in faults:
-            await _until_gone(receive)
+            await _until_disconnect(receive)
             return False
         if "reset" in faults or "close" in faults:
             await _disconnect(scope, receive, hard="reset" in faults)
@@ -258,80 +260,80 @@ class FaultyEngine:
         await _send(call, self._error(fault), send)
         return False
 
-    def _error(self, fault: Fault) -> _Answer:
+    def _error(self, fault: Fault) -> _Reply:
         body = self._emulator.error(fault.amount)
         headers = [] if isinstance(body, bytes) else [(b"content-type", b"application/json")]
         if fault.retry_after is not None:
             headers.append((b"retry-after", str(fault.retry_after).encode()))
         if fault.name == "redirect":
             headers.append((b"location", b"http://elsewhere.invalid/"))
-        return _Answer(
+        return _Reply(
             status=fault.amount, headers=headers, body=body if isinstance(body, bytes) else ENCODER.encode(body)
         )
 
-    async def _work(self, scope: Scope, body: bytes, faults: dict[str, Fault]) -> _Answer:
-        """What the emulator answers. It is never interrupted: what it does counts, whoever waits for it."""
+    async def _work(self, scope: Scope, body: bytes, faults: dict[str, Fault]) -> _Reply:
+        """The reply of the emulator, which is never interrupted."""
         if "latency" in faults:
             scope[PAUSE] = faults["latency"].amount / 1000
-        answers = [await self._collect(scope, body) for _ in range(2 if "twice" in faults else 1)]
-        answer = answers[faults["twice"].amount - 1 if "twice" in faults else 0]
+        replies = [await self._collect(scope, body) for _ in range(2 if "twice" in faults else 1)]
+        reply = replies[faults["twice"].amount - 1 if "twice" in faults else 0]
         if "status_instead" in faults:
-            answer.status = faults["status_instead"].amount
-        return answer
+            reply.status = faults["status_instead"].amount
+        return reply
 
-    async def _collect(self, scope: Scope, body: bytes) -> _Answer:
-        answer = _Answer(headers=[])
+    async def _collect(self, scope: Scope, body: bytes) -> _Reply:
+        reply = _Reply(headers=[])
 
         async def replay() -> Message:
             return {"type": "http.request", "body": body, "more_body": False}
 
         async def keep(message: Message) -> None:
             if message["type"] == "http.response.start":
-                answer.status, answer.headers = message["status"], list(message["headers"])
+                reply.status, reply.headers = message["status"], list(message["headers"])
             else:
-                answer.body += message.get("body", b"")
+                reply.body += message.get("body", b"")
 
         await self._emulator(dict(scope), replay, keep)
-        return answer
+        return reply
 
-    def _garble(self, answer: _Answer, faults: dict[str, Fault]) -> None:
+    def _corrupt(self, reply: _Reply, faults: dict[str, Fault]) -> None:
         if "unknown_effect" in faults:
-            answer.body = rewritten(answer.body, self._emulator.unknown_effect)
+            reply.body = rewritten(reply.body, self._emulator.unknown_effect)
         if "extra_fields" in faults:
-            answer.body = rewritten(answer.body, _with_extra_fields)
+            reply.body = rewritten(reply.body, _with_extra_fields)
         if "huge" in faults:
             padding = {"sandboxPadding": "x" * faults["huge"].amount}
-            answer.body = rewritten(answer.body, lambda reply: reply | padding if isinstance(reply, dict) else reply)
+            reply.body = rewritten(reply.body, lambda body: body | padding if isinstance(body, dict) else body)
         if "malformed" in faults:
-            answer.body = answer.body[: len(answer.body) // 2] + b",]"
-        for name in faults.keys() & _INSTEAD.keys():
-            content_type, answer.body = _INSTEAD[name]
-            answer.headers = [(b"content-type", content_type)]
+            reply.body = reply.body[: len(reply.body) // 2] + b",]"
+        for name in faults.keys() & _REPLACEMENTS.keys():
+            content_type, reply.body = _REPLACEMENTS[name]
+            reply.headers = [(b"content-type", content_type)]
 
     async def _after(
-        self, call: Call, answer: _Answer, faults: dict[str, Fault], scope: Scope, receive: Receive, send: Send
+        self, call: Call, reply: _Reply, faults: dict[str, Fault], scope: Scope, receive: Receive, send: Send
     ) -> None:
         if "late_answer" in faults:
             await asyncio.sleep(faults["late_answer"].amount / 1000)
         if "hang_after" in faults:
-            await _until_gone(receive)
+            await _until_disconnect(receive)
         elif "reset_after" in faults or "close_after" in faults:
             await _disconnect(scope, receive, hard="reset_after" in faults)
         elif "truncated" in faults:
-            await _send(call, answer, send, until=len(answer.body) // 2)
+            await _send(call, reply, send, until=len(reply.body) // 2)
             await _disconnect(scope, receive, hard=False)
         elif "wrong_length" in faults:
-            await _misannounce(call, answer, faults["wrong_length"].amount, scope, receive)
+            await _send_wrong_length(call, reply, faults["wrong_length"].amount, scope, receive)
         elif "status_after" in faults:
             await _send(call, self._error(faults["status_after"]), send)
         elif "drip" in faults:
-            await _drip(call, answer, faults["drip"].amount / 1000, receive, send)
+            await _drip(call, reply, faults["drip"].amount / 1000, receive, send)
         else:
-            await _send(call, answer, send)
+            await _send(call, reply, send)
 
 
 _PAGE: Final = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
-_INSTEAD: Final = {
+_REPLACEMENTS: Final = {
     "empty": (b"application/json", b""),
     "html": (b"text/html", _PAGE),
     "strange": (b"application/json", b'{"status": "ok", "data": [1, null]}'),
@@ -358,45 +360,45 @@ async def _read(receive: Receive) -> bytes:
             return body
 
 
-def _headers(answer: _Answer, announced: int) -> list[tuple[bytes, bytes]]:
-    kept = [(name, value) for name, value in answer.headers if name != b"content-length"]
+def _headers(reply: _Reply, announced: int) -> list[tuple[bytes, bytes]]:
+    kept = [(name, value) for name, value in reply.headers if name != b"content-length"]
     return [*kept, (b"content-length", str(announced).encode())]
 
 
-async def _start(call: Call, answer: _Answer, send: Send) -> None:
-    call.status = answer.status
-    headers = _headers(answer, len(answer.body))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+async def _start(call: Call, reply: _Reply, send: Send) -> None:
+    call.status = reply.status
+    headers = _headers(reply, len(reply.body))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
 
 
-async def _send(call: Call, answer: _Answer, send: Send, *, until: int | None = None) -> None:
-    """Sends an answer, or only `until` some length, with no end to it."""
-    await _start(call, answer, send)
-    await send({"type": "http.response.body", "body": answer.body[:until], "more_body": until is not None})
+async def _send(call: Call, reply: _Reply, send: Send, *, until: int | None = None) -> None:
+    """Sends a reply, or only its first `until` bytes, without an end."""
+    await _start(call, reply, send)
+    await send({"type": "http.response.body", "body": reply.body[:until], "more_body": until is not None})
 
 
-async def _drip(call: Call, answer: _Answer, pause: float, receive: Receive, send: Send) -> None:
-    """Sends an answer byte by byte, `pause` seconds apart, as long as somebody listens."""
-    await _start(call, answer, send)
-    gone = asyncio.ensure_future(receive())
+async def _drip(call: Call, reply: _Reply, pause: float, receive: Receive, send: Send) -> None:
+    """Sends a reply byte by byte, `pause` seconds apart, until the client disconnects."""
+    await _start(call, reply, send)
+    disconnect = asyncio.ensure_future(receive())
     try:
-        for byte in answer.body:
+        for byte in reply.body:
             await send({"type": "http.response.body", "body": bytes([byte]), "more_body": True})
-            if (await asyncio.wait({gone}, timeout=pause))[0]:
+            if (await asyncio.wait({disconnect}, timeout=pause))[0]:
                 return
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
-        gone.cancel()
+        disconnect.cancel()
 
 
-async def _misannounce(call: Call, answer: _Answer, more: int, scope: Scope, receive: Receive) -> None:
-    """Writes an answer whose length is not what it says. The server would not, so the bytes go out by hand."""
+async def _send_wrong_length(call: Call, reply: _Reply, more: int, scope: Scope, receive: Receive) -> None:
+    """Sends a reply with a wrong Content-Length. The server refuses to, so the transport is written to directly."""
     transport = _transport(scope)
-    call.status = answer.status
-    line = f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}\r\n".encode()
-    named = _headers(answer, max(0, len(answer.body) + more))
-    transport.write(line + b"".join(b"%s: %s\r\n" % pair for pair in named) + b"\r\n" + answer.body)
-    await _until_gone(receive)
+    call.status = reply.status
+    line = f"HTTP/1.1 {reply.status} {HTTPStatus(reply.status).phrase}\r\n".encode()
+    named = _headers(reply, max(0, len(reply.body) + more))
+    transport.write(line + b"".join(b"%s: %s\r\n" % pair for pair in named) + b"\r\n" + reply.body)
+    await _until_disconnect(receive)
 
 
 def _transport(scope: Scope) -> Any:
@@ -407,7 +409,7 @@ def _transport(scope: Scope) -> Any:
 
 
 async def _disconnect(scope: Scope, receive: Receive, *, hard: bool) -> None:
-    """Ends the connection without (the rest of) an answer: with a reset, or with an orderly close."""
+    """Ends the connection, with a reset (`hard`) or an orderly close."""
     transport = _transport(scope)
     if hard:
         # Lingering for zero seconds makes the system send RST instead of FIN.
@@ -416,9 +418,9 @@ async def _disconnect(scope: Scope, receive: Receive, *, hard: bool) -> None:
         transport.abort()
     else:
         transport.close()
-    await _until_gone(receive)
+    await _until_disconnect(receive)
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _until_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

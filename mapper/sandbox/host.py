@@ -1,8 +1,7 @@
-"""The sandbox: promotion engines emulated over HTTP, on one rule book, with which everything runs without an account.
+"""The sandbox: promotion engines emulated over HTTP, on one rule book, so that no account is needed.
 
-Each engine's emulator (entry points `promotions_mapper.sandboxes`) answers below `/<its name>`; around each lies a
-`FaultyEngine`, which makes it fail as asked. What happened is read, and faults are set, below `/_sandbox/`. The front
-page lists it all.
+Each emulator (entry points `promotions_mapper.sandboxes`) is mounted at `/<engine>`, within a `FaultyEngine` that makes
+it fail on request. `/_sandbox/` has the log, the books and the faults. The front page lists all of it.
 """
 
 import asyncio
@@ -36,7 +35,7 @@ from mapper.sandbox.rulebook import RuleBook, RuleBookError, load
 
 
 class Clock:
-    """The time the emulators see: real, unless it has been set."""
+    """The time for the emulators: the real time, unless it is fixed."""
 
     def __init__(self, now: Now | None = None) -> None:
         self._now = now or (lambda: datetime.now(UTC))
@@ -47,7 +46,7 @@ class Clock:
 
 
 class Sandbox:
-    """All emulators on one rule book, the faults that are set, and the log of what came in."""
+    """All emulators on one rule book, the active faults and the request log."""
 
     def __init__(self, book: RuleBook, now: Now | None = None) -> None:
         self.book = book
@@ -95,7 +94,7 @@ def create(rulebook_path: Path | None = None, *, now: Now | None = None) -> Star
     ]
     app = Starlette(routes=[*_controls(sandbox), *mounts])
     app.state.sandbox = sandbox
-    app.add_middleware(_Signed)
+    app.add_middleware(_SandboxHeader)
     return app
 
 
@@ -159,26 +158,26 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(ENCODER.encode(value), status, media_type="application/json")
 
 
-class _Signed:
-    """Every reply says where it comes from, so that nobody takes it for the real engine's."""
+class _SandboxHeader:
+    """Marks every reply, so that nobody takes it for that of the real engine."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def signed(message: Message) -> None:
+        async def send_marked(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["x-sandbox"] = "promotions-mapper"
             await send(message)
 
-        await self._app(scope, receive, signed)
+        await self._app(scope, receive, send_marked)
 
 
 # --- Running it -------------------------------------------------------------------------------------------------------
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol, which lets a request find the transport it came by, so that a fault can break it."""
+    """uvicorn's protocol, with the transport in the scope of a request, so that a fault can break the connection."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -186,7 +185,7 @@ class Connection(HttpToolsProtocol):
 
 
 def config(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
-    """How uvicorn must serve the sandbox so that every fault works."""
+    """The uvicorn configuration that all faults work with."""
     return uvicorn.Config(
         app,
         host=host,
@@ -202,7 +201,7 @@ def config(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Conf
 
 @contextmanager
 def running(app: ASGIApp) -> Iterator[str]:
-    """Serves an application in a thread of its own, on a free port of this machine; yields its URL."""
+    """Serves an application in a thread, on a free port of this machine. Yields its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(config(app))
@@ -218,9 +217,7 @@ def running(app: ASGIApp) -> Iterator[str]:
 
 
 def run(host: str = "127.0.0.1", port: int = 8090, rulebook: Path | None = None) -> int:
-    """Serves the sandbox until it is stopped; says where, and what to try. The exit code: 2 for a faulty rule book, 1
-    where the port is taken.
-    """
+    """Serves the sandbox until it is stopped. Exit code: 2 for an invalid rule book, 1 where the port is taken."""
     try:
         app = create(rulebook)
     except RuleBookError as error:

@@ -1,9 +1,7 @@
-"""The rule book: the campaigns, codes and cards that the sandboxes know, in a TOML file a merchant can read.
+"""The rule book: the campaigns, codes and cards of the sandboxes, in a TOML file that a merchant can read.
 
-It speaks no engine's language. Each sandbox (`mapper.sandbox`) interprets the same book as its engine would, so that
-one cart can be tried with every engine. `rulebook.toml` beside this file is the default and explains every word.
-
-`load` reads a book and reports all its mistakes at once, each with its place.
+It is engine-neutral. Each sandbox turns it into what its engine has, so that one cart can be tried with every engine.
+`rulebook.toml` in this folder is the default and documents every key. `load` reports all problems at once.
 """
 
 import re
@@ -22,11 +20,11 @@ import msgspec
 from mapper.domain import money
 
 Problem = tuple[str, str]
-"""Place in the book ("campaigns[2].effects[0].amount") and what is wrong there."""
+"""The place in the book ("campaigns[2].effects[0].amount"), and a message."""
 
 
 class RuleBookError(ValueError):
-    """Everything that is wrong with a rule book."""
+    """All problems of a rule book."""
 
     def __init__(self, problems: list[Problem]) -> None:
         super().__init__("\n".join(f"{place}: {text}" if place else text for place, text in problems))
@@ -34,7 +32,7 @@ class RuleBookError(ValueError):
 
 
 Amount = NewType("Amount", Decimal)
-"""A sum of money or number of points, written as a string ("35.00") so that no float ever holds it."""
+"""An amount of money or points, written as a string ("35.00"), never as a float."""
 Percent = NewType("Percent", Decimal)
 """A percentage from 0 to 100, written as a string ("12.5")."""
 
@@ -48,19 +46,19 @@ AttributeType = Literal["string", "number", "boolean", "time", "list of strings"
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A TOML table: every key is known."""
+    """A TOML table. Unknown keys are problems."""
 
 
 class Items(Table, frozen=True, kw_only=True):
-    """Which lines of a cart are meant: those that meet all that is said here."""
+    """Selects the cart items that meet all of these conditions."""
 
     skus: tuple[str, ...] = ()
     categories: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     weight_at_most: Amount | None = None
-    """Of one unit, in the engine's own measure; a line without a weight is none of these."""
+    """The weight of one unit, in the engine's measure. An item without a weight does not match."""
     price_over: Amount | None = None
-    """The unit price is above this."""
+    """The unit price must be higher than this."""
     price_at_least: Amount | None = None
 
     def match(
@@ -77,33 +75,33 @@ class Items(Table, frozen=True, kw_only=True):
 
 
 class Conditions(Table, frozen=True, kw_only=True):
-    """What must hold for a campaign to apply. The cart's total is that of its items at list price."""
+    """The conditions of a campaign. The cart's total is that of its items at list price."""
 
     cart_over: Amount | None = None
     cart_at_least: Amount | None = None
     units_at_least: Count = 0
-    """Units in the cart, of the items of `any_item` where that is given."""
+    """The number of units in the cart; with `any_item`, of matching items."""
     any_item: Items | None = None
-    """At least one line is one of these."""
+    """At least one item must match."""
     every_item_costs: str = ""
-    """A cost that every item must carry by itself."""
+    """An additional cost that every item must have."""
     customers: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     attributes: dict[str, str] = {}
-    """Session attributes that must have these values."""
+    """The required values of session attributes."""
 
 
 class Limits(Table, frozen=True, kw_only=True):
     redemptions: Count | None = None
-    """How many redemptions the campaign grants in all."""
+    """The limit of redemptions of the campaign."""
     redemptions_per_customer: Count | None = None
     budget: Amount | None = None
-    """How much discount the campaign gives in all."""
+    """The limit of the campaign's total discount."""
 
 
 class _Effect(Table, frozen=True, kw_only=True, tag_field="kind"):
     name: str = ""
-    """What the shopper reads; the campaign's name where it is empty."""
+    """The name for the shopper; "" for the name of the campaign."""
 
 
 class Discount(_Effect, frozen=True, kw_only=True):
@@ -113,7 +111,7 @@ class Discount(_Effect, frozen=True, kw_only=True):
     percent: Percent | None = None
 
     def of(self, value: Decimal) -> Decimal:
-        """What comes off something worth `value`: never more than it is worth, never rounded."""
+        """The discount on a price of `value`: never more than the price, not rounded."""
         if self.percent is not None:
             return value * self.percent / 100
         return min(self.amount or Decimal(0), value)
@@ -123,39 +121,39 @@ Of = Literal["items", "costs", "items_and_costs"]
 
 
 class OffUnits(Discount, tag="off_units", frozen=True, kw_only=True):
-    """Off every unit of the items: 35 off each, or 10 % off each."""
+    """A discount on each unit of the items, such as 35.00 or 10 %."""
 
     items: Items = Items()
     scope: Of = "items"
-    """Of a unit's price, of the costs it carries by itself, or of both together."""
+    """Whether the discount is on the unit price, on the unit's additional costs, or on both."""
 
 
 class OffLines(Discount, tag="off_lines", frozen=True, kw_only=True):
-    """Off every line of the items once, however many units it has."""
+    """A discount on each line of the items, whatever its quantity."""
 
     items: Items = Items()
 
 
 class OffItemsProRata(Discount, tag="off_items_pro_rata", frozen=True, kw_only=True):
-    """One sum, spread over all units of the items in proportion to their prices."""
+    """One discount, split over all units of the items in proportion to their prices."""
 
     items: Items = Items()
 
 
 class OffOrder(Discount, tag="off_order", frozen=True, kw_only=True):
-    """Off the order as a whole: of its items, of its costs, or of both."""
+    """A discount on the order: on its items, its additional costs, or both."""
 
     scope: Of = "items"
 
 
 class OffCost(Discount, tag="off_cost", frozen=True, kw_only=True):
-    """Off a cost of the order, such as shipping; 100 percent makes it free."""
+    """A discount on an additional cost of the order, such as shipping."""
 
     cost: Name = "shipping"
 
 
 class OffItemCost(Discount, tag="off_item_cost", frozen=True, kw_only=True):
-    """Off a cost that every item of the cart carries by itself."""
+    """A discount on an additional cost that every item of the cart has."""
 
     cost: Name
 
@@ -166,17 +164,17 @@ class FreeItem(_Effect, tag="free_item", frozen=True, kw_only=True):
 
 
 class ReplaceUnits(_Effect, tag="replace_units", frozen=True, kw_only=True):
-    """So many units of one item become units of another, at the price of the first: an upgrade."""
+    """An upgrade: units of one item are replaced by units of another, at the price of the first."""
 
     sku: Name
     by: Name
     price: Amount
-    """Of a unit of the other, where the cart has none of it."""
+    """The unit price of the other item, where the cart does not have it."""
     quantity: Positive = 1
 
 
 class Giveaway(_Effect, tag="giveaway", frozen=True, kw_only=True):
-    """One of the codes of a pool, given away once the order is closed."""
+    """Gives away a code of a pool when the order is closed."""
 
     pool: Name
     codes: tuple[Name, ...]
@@ -189,24 +187,24 @@ class Message(_Effect, tag="message", frozen=True, kw_only=True):
 
 
 class EarnPoints(_Effect, tag="earn_points", frozen=True, kw_only=True):
-    """`points` for every full `per` spent on items at list price, on the loyalty card presented."""
+    """Adds `points` to the loyalty card for every full `per` of the items at list price."""
 
     points: Amount
     per: Amount
 
 
 class PayWithPoints(_Effect, tag="pay_with_points", frozen=True, kw_only=True):
-    """The points of the card presented pay for the items, each `value`."""
+    """Pays for the items with the points of the loyalty card. One point is worth `value`."""
 
     value: Amount
 
 
 class PayWithBalance(_Effect, tag="pay_with_balance", frozen=True, kw_only=True):
-    """The balance of the gift card presented pays for the items."""
+    """Pays for the items with the balance of the gift card."""
 
 
 class Custom(_Effect, tag="custom", frozen=True, kw_only=True):
-    """Anything else the engine tells the shop."""
+    """Any other effect."""
 
     payload: dict[str, Any] = {}
 
@@ -238,11 +236,11 @@ class Part(Table, frozen=True, kw_only=True):
 
 
 class Bundle(Table, frozen=True, kw_only=True):
-    """Items that are bought together: the campaign applies where they are, and as often as they are."""
+    """Items that must be bought together. The campaign applies once for each bundle in the cart."""
 
     parts: tuple[Part, ...]
     limit: Positive = 1
-    """How many bundles of a cart count."""
+    """The maximum number of bundles in a cart."""
 
 
 class Campaign(Table, frozen=True, kw_only=True):
@@ -253,15 +251,15 @@ class Campaign(Table, frozen=True, kw_only=True):
     starts: Moment | None = None
     ends: Moment | None = None
     priority: int = 100
-    """Smaller goes first."""
+    """Lower numbers are applied first."""
     needs: Needs = "nothing"
-    """The kind of code without which it does not apply."""
+    """The kind of code that the campaign requires."""
     combinable: bool = True
-    """False: not together with the campaign of a code, or with another such; the one of higher priority wins."""
+    """False: excludes campaigns with a code and other such campaigns. The one that is applied first wins."""
     best_of: str = ""
-    """Of all campaigns with the same word here, only the one that gives the most applies."""
+    """A group of campaigns, of which only the one with the highest discount applies."""
     bundle: Bundle | None = None
-    """It applies where these items are bought together, and its discounts on units to these alone."""
+    """The campaign applies to complete bundles, and its discounts on units to these units alone."""
     conditions: Conditions = Conditions()
     limits: Limits = Limits()
     effects: tuple[Effect, ...] = ()
@@ -271,7 +269,7 @@ class Campaign(Table, frozen=True, kw_only=True):
 
 
 class Family(msgspec.Struct, frozen=True):
-    """A run of codes such as SINGLE-0001..SINGLE-9999: a prefix and a number of fixed width."""
+    """A range of codes such as SINGLE-0001..SINGLE-9999: a prefix and a number of fixed width."""
 
     prefix: str
     width: int
@@ -282,7 +280,7 @@ class Family(msgspec.Struct, frozen=True):
         return f"{self.prefix}{number:0{self.width}d}"
 
     def find(self, code: str) -> str | None:
-        """The code as it is spelled here, if it is one of the family, in whatever case."""
+        """The code in the spelling of the family, if it is one of its codes, in any case."""
         prefix, digits = code[: -self.width], code[-self.width :]
         if prefix.casefold() != self.prefix.casefold() or not (digits.isascii() and digits.isdigit()):
             return None
@@ -293,7 +291,7 @@ _FAMILY = re.compile(r"(?P<prefix>.*?\D)(?P<first>\d{1,6})\.\.(?P=prefix)(?P<las
 
 
 class Coupon(Table, frozen=True, kw_only=True):
-    """One code, or a family of codes that each have these limits."""
+    """One code, or a family of codes. The limits are for each code."""
 
     code: Code | None = None
     codes: str = ""
@@ -302,14 +300,14 @@ class Coupon(Table, frozen=True, kw_only=True):
     starts: Moment | None = None
     ends: Moment | None = None
     uses: Count | None = None
-    """How often the code can be used in all."""
+    """The limit of redemptions of the code."""
     uses_per_customer: Count | None = None
     used: Count = 0
-    """How often it has been used before the sandbox starts."""
+    """The number of redemptions before the sandbox starts."""
     customer: str = ""
-    """The one customer whose code it is."""
+    """The only customer who may use it."""
     note: str = ""
-    """What trying it shows."""
+    """What the code demonstrates."""
 
     @property
     def family(self) -> Family | None:
@@ -326,7 +324,7 @@ class Referral(Table, frozen=True, kw_only=True):
     campaign: int
     advocate: Name
     friend: str = ""
-    """The one friend it is meant for."""
+    """The only friend who may use it."""
     starts: Moment | None = None
     ends: Moment | None = None
     uses: Count | None = None
@@ -348,7 +346,7 @@ class LoyaltyProgram(Table, frozen=True, kw_only=True):
     name: Name
     title: str = ""
     campaigns: tuple[int, ...] = ()
-    """The campaigns that a card of this program takes part in."""
+    """The campaigns for the cards of this program."""
 
 
 class LoyaltyCard(Table, frozen=True, kw_only=True):
@@ -366,16 +364,16 @@ Entry = Coupon | Referral | GiftCard | LoyaltyCard
 class Settings(Table, frozen=True, kw_only=True):
     currency: str = "USD"
     api_keys: tuple[Name, ...] = ()
-    """Keys that are let in; none: any."""
+    """The accepted keys; empty for any."""
     stores: tuple[Name, ...] = ()
     costs: dict[str, Scope] = {}
-    """Costs beside the items, and where they may stand."""
+    """The additional costs by name: of the order, of items, or both."""
     session_attributes: dict[str, AttributeType] = {}
     item_attributes: dict[str, AttributeType] = {}
     cascading_discounts: bool = False
-    """True: each campaign computes on what the earlier ones left."""
+    """Whether each campaign computes on discounted prices."""
     partial_rewards: bool = False
-    """True: a budget that is too small gives what it has; False: nothing."""
+    """Whether a campaign whose budget is too small grants the rest of it."""
 
 
 class RuleBook(Table, frozen=True, kw_only=True, dict=True):
@@ -387,7 +385,7 @@ class RuleBook(Table, frozen=True, kw_only=True, dict=True):
     loyalty_programs: tuple[LoyaltyProgram, ...] = ()
     loyalty_cards: tuple[LoyaltyCard, ...] = ()
     engines: dict[str, dict[str, Any]] = {}
-    """What one engine alone knows; its sandbox reads it."""
+    """Settings of single engines, by engine, for their sandboxes."""
 
     @cached_property
     def campaign(self) -> dict[int, Campaign]:
@@ -400,7 +398,7 @@ class RuleBook(Table, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
-        """Everything a shopper may enter or present."""
+        """All codes and cards."""
         every: list[Entry] = [*self.coupons, *self.referrals, *self.gift_cards, *self.loyalty_cards]
         return tuple(every)
 
@@ -410,7 +408,7 @@ class RuleBook(Table, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _folded(self) -> dict[str, Entry]:
-        """Of codes that differ only by case, the first."""
+        """By code without its case; of codes that differ in case alone, the first."""
         return {entry.code.casefold(): entry for entry in reversed(self.entries) if entry.code}
 
     @cached_property
@@ -418,7 +416,7 @@ class RuleBook(Table, frozen=True, kw_only=True, dict=True):
         return tuple((coupon.family, coupon) for coupon in self.coupons if coupon.family)
 
     def find(self, code: str, *, by_case: bool = False) -> tuple[str, Entry] | None:
-        """The code as the book spells it, and its entry. `by_case`: upper and lower case are not the same."""
+        """The code in the book's spelling, and its entry. `by_case`: whether case distinguishes codes."""
         entry = self._spelled.get(code) if by_case else self._folded.get(code.casefold())
         if entry is not None and entry.code:
             return entry.code, entry
@@ -429,13 +427,13 @@ class RuleBook(Table, frozen=True, kw_only=True, dict=True):
         return None
 
     def codes_to_try(self) -> Iterator[tuple[str, str]]:
-        """Every code (or family of codes) with what it shows."""
+        """Each code (or family of codes) and its note."""
         for entry in self.entries:
             yield (entry.codes if isinstance(entry, Coupon) and entry.codes else entry.code or ""), entry.note
 
 
 def load(path: Path | None = None) -> RuleBook:
-    """The rule book in a file, or the default one. Raises `RuleBookError` with all that is wrong."""
+    """The rule book in a file, or the default one. Raises `RuleBookError` with all problems."""
     source = resources.files("mapper.sandbox").joinpath("rulebook.toml") if path is None else path
     try:
         return parse(source.read_text("utf-8"))
@@ -450,8 +448,7 @@ def parse(text: str) -> RuleBook:
         raise RuleBookError([("", f"this is not TOML: {error}")]) from None
     problems: list[Problem] = []
     book = read(tables, RuleBook, problems=problems)
-    # Only a book whose every word is understood can be checked for sense.
-    problems = problems or list(_senseless(book))
+    problems = problems or list(_inconsistencies(book))
     if problems:
         raise RuleBookError(problems)
     assert isinstance(book, RuleBook)
@@ -459,9 +456,9 @@ def parse(text: str) -> RuleBook:
 
 
 def read(value: Any, kind: Any, place: str = "", *, problems: list[Problem]) -> Any:
-    """`value` as a `kind`; what is wrong is added to `problems`, and then the result means nothing.
+    """Converts `value` to `kind`. Adds all problems to `problems`; the result is valid only where there are none.
 
-    msgspec stops at the first mistake, so tables and lists are taken apart here and handed to it piece by piece.
+    msgspec stops at the first problem, so the values of tables and lists are converted one by one.
     """
     structs = _structs(kind)
     if structs:
@@ -474,7 +471,7 @@ def read(value: Any, kind: Any, place: str = "", *, problems: list[Problem]) -> 
         return {k: read(v, element, f"{place}.{k}", problems=problems) for k, v in value.items()}
     try:
         if Amount in _kinds(kind) or Percent in _kinds(kind):
-            return _exact(value, most=Decimal(100) if Percent in _kinds(kind) else None)
+            return _amount(value, most=Decimal(100) if Percent in _kinds(kind) else None)
         return msgspec.convert(value, kind)
     except ValueError as error:
         problems.append((place, str(error).split(" - at ")[0]))
@@ -487,7 +484,7 @@ def _kinds(kind: Any) -> tuple[Any, ...]:
 
 
 def _structs(kind: Any) -> dict[str, type[msgspec.Struct]]:
-    """The tables that may stand here, by their tag ("" where there is only one)."""
+    """The tables of a union, by their tag; "" for the only one."""
     found = [k for k in _kinds(kind) if isinstance(k, type) and issubclass(k, msgspec.Struct)]
     return {str(k.__struct_config__.tag or ""): k for k in found}
 
@@ -496,8 +493,8 @@ def _read_table(value: Any, structs: dict[str, type[msgspec.Struct]], place: str
     if not isinstance(value, dict):
         problems.append((place, f"expected a table, got {value!r}"))
         return None
-    given = dict(value)
-    tag = "" if "" in structs else str(given.pop("kind", ""))
+    table = dict(value)
+    tag = "" if "" in structs else str(table.pop("kind", ""))
     struct = structs.get(tag)
     if struct is None:
         problems.append((f"{place}.kind", f"expected one of {', '.join(structs)}, got {tag!r}"))
@@ -505,20 +502,20 @@ def _read_table(value: Any, structs: dict[str, type[msgspec.Struct]], place: str
     found = len(problems)
     fields = {field.name: field for field in msgspec.structs.fields(struct)}
     prefix = f"{place}." if place else ""
-    unknown = [name for name in given if name not in fields]
+    unknown = [name for name in table if name not in fields]
     problems += [(prefix + name, f"is not known; what is: {', '.join(fields)}") for name in unknown]
-    missing = [name for name, field in fields.items() if field.required and name not in given]
+    missing = [name for name, field in fields.items() if field.required and name not in table]
     problems += [(prefix + name, "is missing") for name in missing]
     read_fields = {
-        name: read(given[name], field.type, prefix + name, problems=problems)
+        name: read(table[name], field.type, prefix + name, problems=problems)
         for name, field in fields.items()
-        if name in given
+        if name in table
     }
     return struct(**read_fields) if len(problems) == found else None
 
 
-def _exact(value: Any, most: Decimal | None) -> Decimal:
-    """An amount: strings only, since a TOML float is no longer the number that was written. Raises `ValueError`."""
+def _amount(value: Any, most: Decimal | None) -> Decimal:
+    """An amount in a string. A TOML float would not be exact. Raises `ValueError`."""
     if not isinstance(value, str):
         raise ValueError(f'expected a number in quotes such as "35.00", got {value!r}')  # noqa: TRY004 - one for all
     try:
@@ -531,24 +528,24 @@ def _exact(value: Any, most: Decimal | None) -> Decimal:
     return number
 
 
-def _senseless(book: RuleBook) -> Iterator[Problem]:
-    """What is spelled well and makes no sense."""
+def _inconsistencies(book: RuleBook) -> Iterator[Problem]:
+    """The problems of a book whose values are valid."""
     if book.settings.currency not in money.DIGITS:
         yield "settings.currency", f"{book.settings.currency!r} is not a currency of ISO 4217"
-    yield from _doubled("campaigns", [str(campaign.id) for campaign in book.campaigns])
-    yield from _doubled("loyalty_programs", [str(program.id) for program in book.loyalty_programs])
+    yield from _duplicates("campaigns", [str(campaign.id) for campaign in book.campaigns])
+    yield from _duplicates("loyalty_programs", [str(program.id) for program in book.loyalty_programs])
     for i, campaign in enumerate(book.campaigns):
-        yield from _senseless_campaign(book, campaign, f"campaigns[{i}]")
-    yield from _senseless_codes(book)
+        yield from _inconsistencies_of_campaign(book, campaign, f"campaigns[{i}]")
+    yield from _inconsistencies_of_codes(book)
 
 
-def _doubled(place: str, ids: list[str]) -> Iterator[Problem]:
+def _duplicates(place: str, ids: list[str]) -> Iterator[Problem]:
     for i, key in enumerate(ids):
         if key in ids[:i]:
             yield f"{place}[{i}]", f"{key!r} is there twice"
 
 
-def _senseless_campaign(book: RuleBook, campaign: Campaign, place: str) -> Iterator[Problem]:
+def _inconsistencies_of_campaign(book: RuleBook, campaign: Campaign, place: str) -> Iterator[Problem]:
     if campaign.starts and campaign.ends and campaign.ends <= campaign.starts:
         yield f"{place}.ends", "is not after its start"
     for store in campaign.conditions.stores:
@@ -563,29 +560,29 @@ def _senseless_campaign(book: RuleBook, campaign: Campaign, place: str) -> Itera
         if name not in book.settings.session_attributes:
             yield f"{place}.conditions.attributes", f"{name!r} is not one of settings.session_attributes"
     for i, effect in enumerate(campaign.effects):
-        spot = f"{place}.effects[{i}]"
+        effect_place = f"{place}.effects[{i}]"
         if isinstance(effect, _DISCOUNTS) and (effect.amount is None) == (effect.percent is None):
-            yield spot, "needs an amount or a percent, one of the two"
+            yield effect_place, "needs an amount or a percent, one of the two"
         if isinstance(effect, OffCost | OffItemCost):
             scope = book.settings.costs.get(effect.cost)
             if scope not in ("both", "order" if isinstance(effect, OffCost) else "item"):
-                yield f"{spot}.cost", f"{effect.cost!r} is not one of settings.costs of that scope"
+                yield f"{effect_place}.cost", f"{effect.cost!r} is not one of settings.costs of that scope"
         if isinstance(effect, Giveaway) and not effect.codes:
-            yield f"{spot}.codes", "needs a code at least"
+            yield f"{effect_place}.codes", "needs a code at least"
         if isinstance(effect, PayWithBalance) and campaign.needs != "gift_card":
-            yield spot, 'only a campaign that needs a "gift_card" can be paid with its balance'
+            yield effect_place, 'only a campaign that needs a "gift_card" can be paid with its balance'
         if isinstance(effect, EarnPoints | PayWithPoints) and campaign.needs != "loyalty_card":
-            yield spot, 'only a campaign that needs a "loyalty_card" has points'
+            yield effect_place, 'only a campaign that needs a "loyalty_card" has points'
         if isinstance(effect, EarnPoints) and not effect.per:
-            yield f"{spot}.per", "must be above zero"
+            yield f"{effect_place}.per", "must be above zero"
         if isinstance(effect, PayWithPoints) and not effect.value:
-            yield f"{spot}.value", "must be above zero"
+            yield f"{effect_place}.value", "must be above zero"
 
 
 _NEEDED: Final[dict[str, Needs]] = {"coupons": "coupon", "referrals": "referral", "gift_cards": "gift_card"}
 
 
-def _senseless_codes(book: RuleBook) -> Iterator[Problem]:
+def _inconsistencies_of_codes(book: RuleBook) -> Iterator[Problem]:
     for i, coupon in enumerate(book.coupons):
         if (coupon.code is None) == (not coupon.codes):
             yield f"coupons[{i}]", "needs code or codes, one of the two"
@@ -593,17 +590,17 @@ def _senseless_codes(book: RuleBook) -> Iterator[Problem]:
             yield f"coupons[{i}].codes", 'expected two codes of one length such as "SINGLE-0001..SINGLE-9999"'
     for name, needs in _NEEDED.items():
         for i, entry in enumerate(getattr(book, name)):
-            yield from _senseless_campaign_of(book, entry.campaign, needs, f"{name}[{i}].campaign")
+            yield from _campaign_problems(book, entry.campaign, needs, f"{name}[{i}].campaign")
     for i, program in enumerate(book.loyalty_programs):
         for id_ in program.campaigns:
-            yield from _senseless_campaign_of(book, id_, "loyalty_card", f"loyalty_programs[{i}].campaigns")
+            yield from _campaign_problems(book, id_, "loyalty_card", f"loyalty_programs[{i}].campaigns")
     for i, card in enumerate(book.loyalty_cards):
         if card.program not in book.program:
             yield f"loyalty_cards[{i}].program", f"there is no loyalty program {card.program}"
-    yield from _doubled_codes(book)
+    yield from _duplicate_codes(book)
 
 
-def _senseless_campaign_of(book: RuleBook, id_: int, needs: Needs, place: str) -> Iterator[Problem]:
+def _campaign_problems(book: RuleBook, id_: int, needs: Needs, place: str) -> Iterator[Problem]:
     campaign = book.campaign.get(id_)
     if campaign is None:
         yield place, f"there is no campaign {id_}"
@@ -611,13 +608,12 @@ def _senseless_campaign_of(book: RuleBook, id_: int, needs: Needs, place: str) -
         yield place, f'campaign {id_} does not say needs = "{needs}"'
 
 
-def _doubled_codes(book: RuleBook) -> Iterator[Problem]:
+def _duplicate_codes(book: RuleBook) -> Iterator[Problem]:
     seen: set[str] = set()
     for name in ("coupons", "referrals", "gift_cards", "loyalty_cards"):
         for i, entry in enumerate(getattr(book, name)):
             if not entry.code:
                 continue
-            # Codes may differ by case alone: they are two where case counts, else the first.
             key = entry.code
             if key in seen or any(family.find(key) for family, _ in book._families):  # noqa: SLF001 - its own module
                 yield f"{name}[{i}].code", f"{entry.code!r} is there twice"

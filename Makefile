@@ -57,7 +57,7 @@ restarts: $(VENV)/.dev ## attack the server by hand and restart it under load, a
 fuzz: $(VENV)/.dev ## throw 100,000 bodies at the service; ARGS="--count 2000000 --seed 1"
 	$(BIN)/python -m tests.fuzz $(ARGS)
 
-security: $(VENV)/.dev ## run the security checks, by id: docs/security.md
+security: $(VENV)/.tools ## run the security checks, by id: docs/security.md
 	$(BIN)/python -m tests.security
 
 example: ## a third engine, django-oscar, with all standard tests and a real shop: examples/oscar, in a .venv of its own

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Looks the locked packages up among known faults. Where that is not possible, it says so loudly: silence is no clean bill.
+# Looks the locked packages up among known faults. Where that is not possible, it says so and
+# exits with 2: silence is no clean bill. 1: a fault is known.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,6 +9,6 @@ code=$?
 echo "$output"
 if ! grep -qiE 'found [1-9][0-9]* known' <<<"$output" && { [ $code -ne 0 ] || grep -q 'could not be audited' <<<"$output"; }; then
     echo "######## NOT AUDITED: the advisory service cannot be reached, or does not know these packages. ########" >&2
-    exit 0
+    exit 2
 fi
 exit $code

@@ -22,6 +22,7 @@ MONEY = "tests/domain/test_money.py"
 TRANSPORT = "tests/engine/test_transport.py"
 STORY = "tests/test_promotions.py"
 LIVE = "tests/security/test_live.py"
+SUPPLY = "tests/security/test_supply_chain.py"
 OTHERS_READ = f"{SERVER} test_what_others_might_read_in_another_way_is_400_and_nothing_behind_it_is_executed"
 
 CHECKS: Final = {
@@ -207,7 +208,11 @@ CHECKS: Final = {
     "L2": Check("no text forges a line", ("tests/ops/test_telemetry.py test_no_text_can_forge_a_line",)),
     "L3": Check("a fault tells nothing", (f"{APP} test_a_fault_of_our_own_tells_nothing_but_where_to_look",)),
     "L4": Check("operators' routes", (f"{LIVE} test_canaries_are_nowhere",)),
-    "A1": Check("guessed codes", (), "Not limited here: see *Guessed codes*."),
+    "A1": Check(
+        "guessed codes",
+        (f"{LIVE} test_each_guessed_code_is_counted_and_told_with_its_checkout",),
+        "Not limited here: see *Guessed codes*.",
+    ),
     "A2": Check(
         "validate's rush and consume",
         ("tests/http/test_endpoint.py test_a_rush_of_validates_keeps_no_consume_waiting",),
@@ -219,12 +224,22 @@ CHECKS: Final = {
         "stops lose nothing", (f"{SERVER} test_a_process_that_stops_says_so_first_and_loses_nothing_it_has_accepted",)
     ),
     "P3": Check("several processes on one ledger", ("tests/orders/test_ledger_sqlite.py",)),
-    "P4": Check("known holes", (), "`make audit`; it needs the network."),
-    "P5": Check("the SBOM", (), "`make sbom` writes it from the lock and compares."),
+    "P4": Check(
+        "known holes",
+        (f"{SUPPLY} test_what_was_not_audited_is_no_clean_bill test_what_is_known_to_have_a_hole_is_not_pinned",),
+        "`make audit`; it needs the network, and exits with 2 where there is none.",
+    ),
+    "P5": Check(
+        "the SBOM", (f"{SUPPLY} test_the_sbom_is_the_lock",), "`make sbom` writes it from the lock and compares."
+    ),
     "P6": Check(
         "the base image",
-        (),
+        (f"{SUPPLY} test_an_image_is_built_from_one_base_that_can_be_named_by_digest",),
         "By tag in the Dockerfile, which says how to pin it by digest; releases are built from one. No CI workflows are here.",
     ),
-    "P7": Check("no secrets in the sources", (), "`make secrets`; keys that tests need are made when they run."),
+    "P7": Check(
+        "no secrets in the sources",
+        (f"{SUPPLY} test_no_file_holds_a_key_of_a_known_shape",),
+        "`make secrets`; keys that tests need are made when they run.",
+    ),
 }

@@ -155,6 +155,21 @@ def _everything_once() -> str:
     return seen
 
 
+def test_each_guessed_code_is_counted_and_told_with_its_checkout(caplog: pytest.LogCaptureFixture) -> None:
+    """Guesses are not limited here; whoever looks can see them, and limit them where the shopper is known."""
+    caplog.set_level("INFO")
+    made, guesses = Client(), 50
+    with made.http as http:
+        for number in range(guesses):
+            made.adapter.granted = Outcome(rejected=(Rejection(f"GUESS-{number}", Reason.NOT_FOUND, "x"),))
+            cart = {**BODIES["validate"], "promotions": {"coupon_codes": [f"GUESS-{number}"]}}
+            check_error(made.post("validate", cart), "validate", 422, "promotion_codes")
+        counted = http.get("/metrics").text
+    assert f'mapper_rejected_codes_total{{reason="not_found"}} {guesses}.0' in counted
+    told = [str(record.__dict__) for record in caplog.records if record.getMessage() == "request"]
+    assert len([line for line in told if "c-1" in line and "not_found" in line]) == guesses
+
+
 def test_who_forwards_is_not_believed(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     made = Client()

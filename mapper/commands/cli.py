@@ -7,6 +7,7 @@ import io
 import os
 import socket
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -146,6 +147,12 @@ def _serve(chosen: argparse.Namespace) -> int:
         except OSError as error:
             wrong = f"the folder {configured.record} cannot be written: {error.strerror}"
             raise settings.InvalidSettings([("MAPPER_RECORD", wrong)]) from None
+    if chosen.workers > 1:
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError:
+            print("Several workers need a folder for metrics: mount /tmp, or name one in TMPDIR.", file=sys.stderr)
+            return 1
     logs.configure(configured.log_level, configured.log_format)
     try:
         asyncio.run(app.check_ledger(configured))

@@ -191,9 +191,10 @@ async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
         if problem.reason == "ledger_too_old":
             yield Finding("ledger", "warning", f"{name}: {problem.message}", "Back it up first (docs/operations.md).")
             return
-        yield Finding(
-            "ledger", "failed", f"{name}: {problem.message} ({problem.reason})", "Mend MAPPER_LEDGER_URL or its server."
-        )
+        mend = "Mend MAPPER_LEDGER_URL or its server."
+        if problem.reason == "ledger_unreachable":
+            mend = "Look whether its server runs, at host, port and sslmode in MAPPER_LEDGER_URL, and at the network."
+        yield Finding("ledger", "failed", f"{name}: {problem.message} ({problem.reason})", mend)
         return
     try:
         await ledger.ping()

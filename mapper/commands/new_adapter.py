@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mapper.domain.options import ENGINE_NAME, RESERVED
 
+BUILT_IN = ("talon_one", "voucherify")
 SCAFFOLD = Path(__file__).with_name("scaffold")
 
 
@@ -24,6 +25,9 @@ def run(chosen: argparse.Namespace) -> int:
     if not ENGINE_NAME.fullmatch(chosen.name) or chosen.name.split("_")[0] in RESERVED:
         reserved = ", ".join(RESERVED)
         print(f"{chosen.name}: a name is [a-z][a-z0-9_]* and does not begin with {reserved}", file=sys.stderr)
+        return 2
+    if chosen.name in BUILT_IN:
+        print(f"{chosen.name}: the mapper has an adapter of this name; choose another", file=sys.stderr)
         return 2
     folder = chosen.into / _named("promotions-acme", chosen.name)
     try:

@@ -200,6 +200,24 @@ def test_a_url_that_leads_to_no_ledger_is_one_sentence(
     assert said in line
 
 
+def test_several_workers_without_a_folder_to_write_to_are_one_sentence(
+    ledger_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    for name, value in {**SERVICE, "MAPPER_LEDGER_URL": ledger_url}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tempfile.gettempdir", nowhere)
+    assert run("serve", "--port", "0", "--workers", "2") == 1
+    assert "TMPDIR" in capsys.readouterr().err
+
+
+def test_an_adapter_takes_no_name_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("new-adapter", "talon_one") == 2
+    assert "choose another" in capsys.readouterr().err
+
+
 async def nothing(ledger: Ledger) -> None:
     """The ledger is there, and empty."""
 

@@ -89,6 +89,7 @@ def test_a_service_that_is_well_has_nothing_to_mend(capsys: pytest.CaptureFixtur
         ("MAPPER_RECEIPT", "optional", 0, "receipts", "MAPPER_RECEIPT=required"),
         ("MAPPER_ORDER_KEY_PATH", "", 0, "order key", "MAPPER_ORDER_KEY_PATH"),
         ("MAPPER_LEDGER_URL", "sqlite:////proc/none/x.db", 1, "ledger", "MAPPER_LEDGER_URL"),
+        ("MAPPER_LEDGER_URL", "postgresql://127.0.0.1:1/x", 1, "ledger", "host, port and sslmode"),
         ("TALON_ONE_BASE_URL", "http://127.0.0.1:1", 1, "engine", "TALON_ONE_BASE_URL"),
         ("TALON_ONE_BASE_URL", "http://talon.example", 2, "TALON_ONE_BASE_URL", "https"),
         ("TALON_ONE_API_KEY", "", 2, "TALON_ONE_API_KEY", "expected"),

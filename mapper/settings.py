@@ -24,6 +24,12 @@ OnDrift = Literal["report", "refuse"]
 AfterFailure = Literal["wait", "redeem_later"]
 
 SHORT_SECRET_BYTES = 16
+QUOTES = (
+    "''",
+    '""',
+    "\N{LEFT SINGLE QUOTATION MARK}\N{RIGHT SINGLE QUOTATION MARK}",
+    "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}",
+)
 KEEP_BODIES_S = 3600, 31_536_000
 """The minimum and the maximum."""
 
@@ -294,7 +300,7 @@ class Reader:
     def _warn_quoted(self, prefix: str) -> None:
         """Warns of quotes, which shells remove, but `docker --env-file` and systemd credentials do not."""
         for name, value in sorted(self.environment.items()):
-            if name.startswith(prefix) and len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]:
+            if name.startswith(prefix) and value[:1] + value[1:][-1:] in QUOTES:
                 self.warnings.append(f"{name} is in quotes, which are taken as part of the value")
 
     def wrong(self, name: str, expected: str) -> None:

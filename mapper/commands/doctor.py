@@ -192,7 +192,9 @@ async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
             yield Finding("ledger", "warning", f"{name}: {problem.message}", "Back it up first (docs/operations.md).")
             return
         mend = "Mend MAPPER_LEDGER_URL or its server."
-        if problem.reason == "ledger_unreachable":
+        if problem.reason == "ledger_missing":
+            mend = "Make its folder and give it to the service's user, or mend the path in MAPPER_LEDGER_URL."
+        elif problem.reason == "ledger_unreachable":
             mend = "Look whether its server runs, at host, port and sslmode in MAPPER_LEDGER_URL, and at the network."
         yield Finding("ledger", "failed", f"{name}: {problem.message} ({problem.reason})", mend)
         return

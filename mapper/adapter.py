@@ -89,7 +89,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     account: str = ""
     """The name of one of the adapter's `accounts`."""
     effect: Literal["none", "session", "redeems"]
-    """What it changes at the engine: nothing; the session (a cart, a reservation), redeeming nothing; or it redeems.
+    """`none` changes nothing at the engine, `session` changes a cart or a reservation, `redeems` redeems the order.
 
     Exactly-once rests on this: only a request that redeems can leave an outcome unknown.
     """

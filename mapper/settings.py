@@ -204,8 +204,8 @@ def load(environment: Mapping[str, str]) -> Settings:
     headers = reader.secret_headers(needed=auth in ("secret_header", "both"))
     if len(spaces) > 1 and (secrets or auth == "secret_header" or spaces - by_space.keys()):
         reader.warnings.append(
-            "NACELLE_SPACE_IDS names several spaces that share a secret: whoever can send a body again can choose the"
-            " space; give each its own, NACELLE_SIGNING_SECRETS=space:secret,…"
+            "NACELLE_SPACE_IDS names several spaces that share a secret: a captured body can be sent again to another"
+            " space; give each space its own secret, NACELLE_SIGNING_SECRETS=space:secret,…"
         )
     cancel = reader.secrets("MAPPER_CANCEL_SECRETS", spaces, needed=False)
     if set(_flat(*cancel)) & set(_flat(secrets, by_space)):
@@ -333,12 +333,12 @@ class Reader:
             self.wrong(name, " or ".join(choice or "nothing" for choice in allowed) + f", not {value!r}")
         return value
 
-    def number(self, name: str, least: int, most: int) -> int:
+    def number(self, name: str, minimum: int, maximum: int) -> int:
         value = self.text(name)
-        if value.isascii() and value.isdigit() and len(value) < 12 and least <= int(value) <= most:
+        if value.isascii() and value.isdigit() and len(value) < 12 and minimum <= int(value) <= maximum:
             return int(value)
-        self.wrong(name, f"a whole number from {least} to {most}, not {value!r}")
-        return least
+        self.wrong(name, f"a whole number from {minimum} to {maximum}, not {value!r}")
+        return minimum
 
     def pointer(self, name: str) -> str:
         value = self.text(name)

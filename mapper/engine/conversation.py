@@ -510,11 +510,11 @@ def replay(
                 raise BrokenContract(f"more than {request_limit(lines)} requests in one conversation")
             if len(remaining) < len(asked):
                 raise RepliesDiffer(f"there is no reply to request {len(requests)}, {requests[-1].operation!r}")
-            came, remaining = remaining[: len(asked)], remaining[len(asked) :]
-            for request, reply in zip(asked, came, strict=True):
+            batch, remaining = remaining[: len(asked)], remaining[len(asked) :]
+            for request, reply in zip(asked, batch, strict=True):
                 if failed := _failure(request, reply, 0.0):
                     raise failed.problem(request)
-            sent_back = tuple(came) if isinstance(step, tuple) else came[0]
+            sent_back = tuple(batch) if isinstance(step, tuple) else batch[0]
     finally:
         conversation.close()
     if remaining:

@@ -29,7 +29,7 @@ from mapper.domain.document import encode
 
 T = TypeVar("T")
 
-INCOMPLETE = Notice("adapter_error", "A part of the promotion engine's answer could not be made use of.", None)
+INCOMPLETE = Notice("adapter_error", "A part of the promotion engine's answer could not be used.", None)
 
 
 _SCOPES = (None, *get_args(Scope))
@@ -145,7 +145,7 @@ def _valid(given: Iterable[object], kind: type[T], fault: Callable[[T], str], fa
 
 
 def _discount_fault(discount: Discount, lines: set[int]) -> str:
-    if not _is_amount(discount.amount, least=1):
+    if not _is_amount(discount.amount, minimum=1):
         return "Discount.amount: whole minor units, above zero; what takes nothing off is a notice"
     if not _is_line(discount.line, lines):
         return "Discount.line: the index of a line of this cart, or None"
@@ -159,7 +159,7 @@ def _discount_fault(discount: Discount, lines: set[int]) -> str:
 
 
 def _cost_fault(cost: Cost, lines: set[int]) -> str:
-    if not _is_amount(cost.price, least=0):
+    if not _is_amount(cost.price, minimum=0):
         return "Cost.price: whole minor units, not below zero"
     if not _is_line(cost.line, lines):
         return "Cost.line: the index of a line of this cart, or None"
@@ -190,8 +190,8 @@ def _notice_fault(notice: Notice) -> str:
     return ""
 
 
-def _is_amount(value: object, *, least: int) -> bool:
-    return type(value) is int and value >= least
+def _is_amount(value: object, *, minimum: int) -> bool:
+    return type(value) is int and value >= minimum
 
 
 def _is_line(value: object, lines: set[int]) -> bool:

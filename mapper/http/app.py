@@ -120,8 +120,8 @@ def create(
         )
         ledger = replace(ledger, store=traces.store(ledger.store))
         redeeming = Engine(client, accounts, on_attempt=telemetry.attempt, trace=traces.attempt)
-        remembered = remembered_in(configured.ledger_url)
-        products = _products(configured, client, remembered, telemetry)
+        product_database = remembered_in(configured.ledger_url)
+        products = _products(configured, client, product_database, telemetry)
         redeemer = OrderRedeemer(
             configured,
             redeeming,
@@ -157,7 +157,7 @@ def create(
             await redeemer.drain(DRAIN_S)
             if recorder is not None:
                 await asyncio.to_thread(recorder.close)
-            await remembered.close()
+            await product_database.close()
             await journal.close()
             await ledger.close()
             await client.aclose()
@@ -223,11 +223,11 @@ def _explain_routes(configured: Settings, client: Callable[[], transport.Transpo
 
 
 def _products(
-    configured: Settings, client: transport.Transport, remembered: Database, telemetry: Telemetry
+    configured: Settings, client: transport.Transport, product_database: Database, telemetry: Telemetry
 ) -> Products | None:
     if configured.products is None:
         return None
-    return Products(source_of(configured.products, client), remembered, count=telemetry.metrics.products)
+    return Products(source_of(configured.products, client), product_database, count=telemetry.metrics.products)
 
 
 def from_environment() -> App:

@@ -256,6 +256,6 @@ def _too_large(max_bytes: int) -> HttpError:
     return HttpError(413, "too_large", f"The body is larger than {max_bytes} bytes.", _CLOSE)
 
 
-def _request_id(given: bytes) -> str:
+def _request_id(value: bytes) -> str:
     """Returns the caller's id for the request if it is short and plain, else a new one."""
-    return given.decode() if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+    return value.decode() if _REQUEST_ID.fullmatch(value) else secrets.token_hex(8)

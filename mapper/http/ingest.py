@@ -33,7 +33,7 @@ RETRY_AFTER_S: Final = 30
 
 
 def routes(
-    given: IngestSettings,
+    ingesting: IngestSettings,
     configured: Settings,
     client: Callable[[], Transport],
     journal: Journal,
@@ -42,7 +42,7 @@ def routes(
     """`client` returns the HTTP client once the service runs. `count` is called with the fate of each order."""
 
     async def ingest(request: Request) -> Response:
-        if not is_one_of(_bearer(request), (given.token,)):
+        if not is_one_of(_bearer(request), (ingesting.token,)):
             refused = _problem(401, "A bearer token is needed.")
             refused.headers["www-authenticate"] = "Bearer"
             return refused
@@ -53,9 +53,9 @@ def routes(
         body = await _body(request, configured.max_body_bytes)
         if body is None:
             return _problem(413, f"The body is larger than {configured.max_body_bytes} bytes.")
-        noms = Noms(given.base_url, given.authorization, given.space, client())
+        noms = Noms(ingesting.base_url, ingesting.authorization, ingesting.space, client())
         try:
-            done = await Ingestion(noms, journal, given.default_currency).ingest(body)
+            done = await Ingestion(noms, journal, ingesting.default_currency).ingest(body)
         except NotAnOrder as wrong:
             count("no_order")
             faults = [{"pointer": fault.pointer, "message": fault.message} for fault in wrong.faults]

@@ -62,7 +62,7 @@ class _JsonFormatter(logging.Formatter):
 
 
 def _text_formatter() -> logging.Formatter:
-    import structlog  # noqa: PLC0415 - takes a while to load, and most do without
+    import structlog  # noqa: PLC0415 - slow to load, and used by `text` only
 
     def with_facts(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         record: logging.LogRecord = event["_record"]
@@ -191,16 +191,21 @@ def request(
     _write(level, "request", facts)
 
 
-def attempt(made: Attempt, engine: str = "") -> None:
+def engine_call(attempt: Attempt, engine: str = "") -> None:
     """Writes the line of one attempt at an engine call."""
-    facts = {"engine": engine, "call": made.operation, "result": result_of(made), "ms": round(made.seconds * 1000, 1)}
-    if made.number > 1:
-        facts["attempt"] = made.number
-    if made.account:
-        facts["account"] = made.account
+    facts = {
+        "engine": engine,
+        "call": attempt.operation,
+        "result": result_of(attempt),
+        "ms": round(attempt.seconds * 1000, 1),
+    }
+    if attempt.number > 1:
+        facts["attempt"] = attempt.number
+    if attempt.account:
+        facts["account"] = attempt.account
     _write(logging.INFO, "engine call", facts)
 
 
-def result_of(made: Attempt) -> str:
+def result_of(attempt: Attempt) -> str:
     """Returns the status, or the reason why there was no reply."""
-    return str(made.status) if made.status is not None else made.failure or "none"
+    return str(attempt.status) if attempt.status is not None else attempt.failure or "none"

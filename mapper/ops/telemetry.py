@@ -31,7 +31,7 @@ class Telemetry:
     def attempt(self, attempt: Attempt) -> None:
         self.metrics.attempt(attempt)
         self.traces.record_attempt(attempt)
-        logs.attempt(attempt, self._engine)
+        logs.engine_call(attempt, self._engine)
 
     def breaker(self, account: str, state: BreakerState) -> None:
         self.metrics.breaker(account, state)

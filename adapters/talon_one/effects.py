@@ -70,7 +70,7 @@ TABLE: dict[str, EffectRule] = {
     "reserveCoupon": EffectRule("notice", "The code {couponValue} is reserved for the customer."),
     "rollbackCoupon": EffectRule("notice", "The code {value} can be used again."),
     "rollbackReferral": EffectRule("notice", "The referral code {value} can be used again."),
-    # Loyalty: points take no money off; what they pay for comes as a discount effect
+    # Loyalty: points that pay for something come with a discount effect
     "addLoyaltyPoints": EffectRule("notice", "{value} loyalty points are earned: {name}."),
     "deductLoyaltyPoints": EffectRule("notice", "{value} loyalty points are spent: {name}."),
     "changeLoyaltyTierLevel": EffectRule("notice", "The customer reaches the loyalty tier {newTierName}."),
@@ -317,7 +317,7 @@ def _sort_key(other: tuple[int, replies.Effect | None, Problem | None], state: r
     if effect is None:
         return (1, text)
     ids = (effect.campaign_id, effect.ruleset_id, effect.rule_index, effect.triggered_by_coupon)
-    return (0, *(-1 if number is None else number for number in ids), effect.effect_type, text)
+    return (0, *[-1 if number is None else number for number in ids], effect.effect_type, text)
 
 
 def _read_other(

@@ -22,7 +22,7 @@ OPTIONS = (
     Option(
         "API_KEY",
         "an Integration API key of the Application; with a currency, of the Application for it:"
-        " a currency that has none is refused",
+        " a currency without a key is refused",
         secret=True,
         kind="secret",
         suffixes=_CURRENCIES,
@@ -30,55 +30,55 @@ OPTIONS = (
     Option("CURRENCY", "the currency of the pair without a suffix; not set: any"),
     Option(
         "ADDITIONAL_COSTS",
-        "costs to send: `name=/json/pointer`, comma-separated, such as `shipping=/shipping_rate/price`; `*` adds up"
-        " every order's",
+        "additional costs to send: `name=/json/pointer`, comma-separated, such as `shipping=/shipping_rate/price`;"
+        " `*` adds up the costs of all orders",
         kind="map",
     ),
-    Option("ITEM_ADDITIONAL_COSTS", "the same for each line, pointers within the line", kind="map"),
+    Option("ITEM_ADDITIONAL_COSTS", "the same for each line, with pointers within the line", kind="map"),
     Option(
         "SESSION_ATTRIBUTES",
-        "attributes to send: `Name=/json/pointer`; only what is named here is sent",
+        "attributes to send: `Name=/json/pointer`; no others are sent",
         kind="map",
     ),
-    Option("ITEM_ATTRIBUTES", "the same for each line, pointers within the line", kind="map"),
+    Option("ITEM_ATTRIBUTES", "the same for each line, with pointers within the line", kind="map"),
     Option(
         "ITEM_FIELDS",
-        "the vendor's own fields of a line: `category=/category,name=/title,…`, any of `name`, `category`, `product`,"
-        " `weight` (grams), `height`, `width`, `length` (mm);"
+        "fields of a cart item that Talon.One defines: `category=/category,name=/title,…`, any of `name`, `category`,"
+        " `product`, `weight` (grams), `height`, `width`, `length` (mm);"
         " not set: `name` from `/name` or `/title`, `category`, `weight`",
         kind="map",
     ),
     Option(
         "GUESTS",
-        "who a shopper without an id is: `own_profile`, a guest of this checkout's own, or `anonymous`, nobody:"
-        " limits per customer do not hold then",
+        "the profile of a shopper without an id: `own_profile`, one for each checkout, or `anonymous`, none:"
+        " then limits per customer do not apply",
         "own_profile",
         kind="choice",
         choices=("own_profile", "anonymous"),
     ),
     Option(
         "CODE_CASE",
-        "whether codes that differ by case are two, as the Application has it: `sensitive`, or `insensitive`",
+        "whether case distinguishes codes, as in the Application: `sensitive`, or `insensitive`",
         "insensitive",
         kind="choice",
         choices=("insensitive", "sensitive"),
     ),
     Option(
         "RESPONSE_CONTENT",
-        "what is asked back beside the effects, comma-separated: `ruleFailureReasons` (why a rule did not apply, for"
-        " the log), `coupons`, `customerProfile`, `loyalty` (notices for the storefront)",
+        "what replies shall have beside the effects, comma-separated: `ruleFailureReasons` (why a rule did not apply,"
+        " for the log), `coupons`, `customerProfile`, `loyalty` (notices for the storefront)",
     ),
-    Option("PROFILE_PREFIX", "put before every profile id"),
-    Option("STORE_PATH", "where the store's integration id stands", kind="pointer"),
+    Option("PROFILE_PREFIX", "a prefix for every profile id"),
+    Option("STORE_PATH", "a pointer to the store's integration id", kind="pointer"),
     Option(
         "SKU_FIELD",
-        "`sku`, `variant_id` or `product_id`; not set: the first that a line has",
+        "the id to send as a SKU: `sku`, `variant_id` or `product_id`; not set: the first that a line has",
         kind="choice",
         choices=("", "sku", "variant_id", "product_id"),
     ),
     Option(
         "IDENTIFIERS_KEY",
-        "a secret: identifiers (such as IP addresses) are sent as keyed hashes; not set: as they are",
+        "a secret: identifiers (such as IP addresses) are sent as keyed hashes; not set: in clear text",
         secret=True,
     ),
 )

@@ -10,7 +10,7 @@ from mapper.adapter import Account, EngineRejected, Misconfigured, Option
 
 OPTIONS = (
     Option("APP_ID", "the application id of the project's server-side keys", None, secret=True, kind="secret"),
-    Option("APP_TOKEN", "the application token beside it", None, secret=True, kind="secret"),
+    Option("APP_TOKEN", "the application token that belongs to it", None, secret=True, kind="secret"),
     Option("BASE_URL", "the cluster, such as `https://us1.api.voucherify.io`", "https://api.voucherify.io", kind="url"),
     Option(
         "PROMOTIONS",
@@ -19,56 +19,56 @@ OPTIONS = (
     ),
     Option(
         "PROMOTIONS_ORDER",
-        "`codes_first` or `promotions_first`: what goes first may keep the other from applying",
+        "`codes_first` or `promotions_first`: those that are applied first may exclude the others",
         "codes_first",
         kind="choice",
         choices=("codes_first", "promotions_first"),
     ),
     Option(
         "EXPONENT",
-        "decimal places of amounts in Voucherify, whatever the currency",
+        "the decimal places of amounts in the Voucherify project, for every currency",
         "2",
         kind="int",
         choices=("0", "4"),
     ),
     Option(
         "CODE_CASE",
-        "`insensitive` or `sensitive`: whether codes that differ in case alone are one code, as in the project",
+        "whether case distinguishes codes, as in the project: `sensitive`, or `insensitive`",
         "insensitive",
         kind="choice",
         choices=("insensitive", "sensitive"),
     ),
-    Option("ITEM_ID", "what `source_id` of an item is: `sku`, `variant_id` or `product_id`", "sku"),
-    Option("CUSTOMER_ID_PATH", "where the customer's id stands", "/customer/id", kind="pointer"),
+    Option("ITEM_ID", "the id to send as the `source_id` of an item: `sku`, `variant_id` or `product_id`", "sku"),
+    Option("CUSTOMER_ID_PATH", "a pointer to the customer's id", "/customer/id", kind="pointer"),
     Option(
         "SHIPPING_PATH",
-        "where the checkout's shipping price stands, for free shipping",
+        "a pointer to the checkout's shipping price, for free shipping",
         "/shipping_rate/price",
         kind="pointer",
     ),
     Option(
         "SESSION_LOCK_TTL",
-        "seconds for which validate reserves the codes for this checkout; `0`: not at all. A code that leaves the cart"
-        " is freed where the checkout brings our last answer along, else with its time",
+        "seconds for which validate locks the codes for this checkout; `0`: no lock. A code that leaves the cart is"
+        " unlocked if the checkout has our last answer in it, else when the lock expires",
         "0",
         kind="int",
         choices=("0", "604800"),
     ),
     Option(
         "GIFT_CREDITS",
-        "where, within `promotions.meta`, the amounts to take from gift cards stand, by code",
+        "a pointer within `promotions.meta` to the amounts to take from gift cards, by code",
         "/gift_credits",
         kind="pointer",
     ),
-    Option("REWARD_ID", "the reward that loyalty cards are used with, where `promotions.meta.reward` names none"),
+    Option("REWARD_ID", "the reward for loyalty cards, where `promotions.meta.reward` names none"),
     Option(
         "ORDER_METADATA",
-        "metadata of the order to send: `name=/json/pointer`; only what is named here is sent",
+        "metadata of the order to send: `name=/json/pointer`; no other is sent",
         kind="map",
     ),
-    Option("ITEM_METADATA", "the same of each line, pointers within the line", kind="map"),
-    Option("CUSTOMER_METADATA", "the same of the customer", kind="map"),
-    Option("REDEMPTION_METADATA", "the same of validations and redemptions", kind="map"),
+    Option("ITEM_METADATA", "the same for each line, with pointers within the line", kind="map"),
+    Option("CUSTOMER_METADATA", "the same for the customer", kind="map"),
+    Option("REDEMPTION_METADATA", "the same for validations and redemptions", kind="map"),
     Option("CHANNEL", "the label of our calls in Voucherify's audit log", "promotions-mapper"),
 )
 

@@ -43,7 +43,7 @@ class Selection:
     """The redeemables that were chosen, and why the others do not apply."""
 
     validation: Validation | None = None
-    """The valid validation of `redeemables`; None where there is none."""
+    """The validation of `redeemables`, which is valid; None where there is none."""
     redeemables: tuple[Redeemable, ...] = ()
     inapplicable: dict[Redeemable, str] = field(default_factory=dict)
     """By Voucherify's error key; in mode PARTIAL some of `redeemables` too."""

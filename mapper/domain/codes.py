@@ -120,7 +120,7 @@ def _read_object(body: Document, parent: Path, decoded: Mapping[str, Any]) -> tu
         return None
     (name, *others), parent_pointer = names, "".join(f"/{key}" for key in parent)
     if others:
-        raise InvalidRequest("Both promotions and promotion stand here.", f"{parent_pointer}/promotion")
+        raise InvalidRequest("The object has both promotions and promotion.", f"{parent_pointer}/promotion")
     path, pointer, members = (*parent, name), f"{parent_pointer}/{name}", decoded[name]
     if not isinstance(members, dict):
         raise InvalidRequest(f"{name} is not an object.", pointer)

@@ -374,7 +374,7 @@ def parse(body: bytes) -> Document:
         raise InvalidRequest("The body is nested too deeply.", "", reason="too_deep") from None
     except _DuplicateKey:
         pointer = _duplicate_pointer(sanitized)
-        raise InvalidRequest("A key stands twice in one object.", pointer, reason="duplicate_key") from None
+        raise InvalidRequest("An object has a duplicate key.", pointer, reason="duplicate_key") from None
     except ValueError as error:
         raise InvalidRequest(f"The body is not JSON: {error}.", "", reason="not_json") from None
     if not isinstance(decoded, dict):

@@ -118,7 +118,7 @@ def family_of(decoded: Mapping[str, Any], operation: Operation) -> Family:
     listed = [family for family in families if isinstance(decoded.get(family.root_list), list)]
     filled = [family for family in listed if decoded[family.root_list]]
     if len(filled) > 1 and operation == "validate":
-        raise InvalidRequest("Lines stand in two lists.", f"/{filled[0].root_list}", reason="two_lists_of_lines")
+        raise InvalidRequest("Two lists have lines.", f"/{filled[0].root_list}", reason="two_lists_of_lines")
     if listed:
         return (filled or listed)[0]
     for family in families:
@@ -150,7 +150,7 @@ def _names(
     totals = tuple(key for key in family.totals if kinds[key] == "scalar")
     lists = [key for key in family.lists if kinds[key] == "array"]
     if len(lists) > 1:
-        return lists[1], "Two lists of discounts stand here."
+        return lists[1], "The object has two lists of discounts."
     if not totals:
         free = [key for key in family.totals if key not in lists]
         totals = ("discounts_amount" if price_amount and "price_amount" in family.prices else free[0],)

@@ -151,12 +151,12 @@ def _fault(option: Option, value: str) -> str:
 
 
 def _map_fault(value: str) -> str:
-    found: set[str] = set()
+    names: set[str] = set()
     for entry in filter(None, map(str.strip, value.split(","))):
         name, _, pointer = map(str.strip, entry.partition("="))
         if not name or not _POINTER.fullmatch(pointer):
             return f"a comma-separated list of name=/json/pointer; {entry!r} is none"
-        if name in found:
-            return f"each name once; {name!r} stands twice"
-        found.add(name)
+        if name in names:
+            return f"each name once; {name!r} is there twice"
+        names.add(name)
     return ""

@@ -83,9 +83,9 @@ def _verify_signature(body: bytes, headers: Headers, secrets: Sequence[bytes]) -
     match = _HEX.fullmatch(_only(headers, SIGNATURE))
     if match is None:
         raise BadSignature("malformed")
-    given = match[1].lower()
+    signature = match[1].lower()
     expected = [hmac.digest(secret, body, "sha256").hex().encode() for secret in secrets]
-    if not is_one_of(given, expected):
+    if not is_one_of(signature, expected):
         raise BadSignature("wrong")
 
 
@@ -98,11 +98,11 @@ def _verify_headers(headers: Headers, credentials: Credentials) -> None:
             raise BadSignature("wrong_header")
 
 
-def is_one_of(given: bytes, expected: Iterable[bytes]) -> bool:
+def is_one_of(value: bytes, candidates: Iterable[bytes]) -> bool:
     """Compares with every candidate, in constant time; as bytes, since `compare_digest` refuses non-ASCII text."""
     found = False
-    for candidate in expected:
-        found |= hmac.compare_digest(given, candidate)
+    for candidate in candidates:
+        found |= hmac.compare_digest(value, candidate)
     return found
 
 

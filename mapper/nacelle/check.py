@@ -64,20 +64,23 @@ def faults_of(order: Any) -> Iterator[Fault]:
     for key in REQUIRED_MULTI if multi else REQUIRED:
         if order.get(key) in (None, "", []):
             yield Fault(f"/{key}", f"An order needs {key}.")
-    currency = order.get("currency")
-    if not isinstance(currency, str) or currency.upper() not in money.DIGITS:
-        if currency:
-            yield Fault("/currency", 'The currency is no ISO 4217 code such as "USD".')
-        return  # without it no amount can be judged
-    yield from _Checker(currency.upper()).order(order, multi=multi)
+    told = order.get("currency")
+    currency = told.upper() if isinstance(told, str) else ""
+    if told and currency not in money.DIGITS:
+        yield Fault("/currency", 'The currency is no ISO 4217 code such as "USD".')
+        currency = ""
+    yield from _Checker(currency).order(order, multi=multi)
 
 
 class _Checker:
-    """Checks amounts of one currency. Amounts that cannot be read are faults, and count as absent."""
+    """Checks amounts of one currency. Amounts that cannot be read are faults, and count as absent.
+
+    Without a currency ("") nobody can say whether amounts agree; whatever else is wrong is told.
+    """
 
     def __init__(self, currency: str) -> None:
         self.currency = currency
-        self.digits = money.DIGITS[currency]
+        self.digits = money.DIGITS.get(currency, _FINEST)
         self.faults: list[Fault] = []
 
     def order(self, order: Mapping[str, Any], *, multi: bool) -> list[Fault]:
@@ -97,7 +100,7 @@ class _Checker:
     def _part(self, part: Mapping[str, Any], pointer: str) -> int:
         """What is off one of several orders."""
         currency = part.get("currency")
-        if currency and not (isinstance(currency, str) and currency.upper() == self.currency):
+        if currency and self.currency and not (isinstance(currency, str) and currency.upper() == self.currency):
             self._fault(f"{pointer}/currency", f"The currency is not {self.currency}, which the whole is in.")
         self._details(part, pointer)
         listed, _ = self._listed(part, pointer)
@@ -138,7 +141,7 @@ class _Checker:
         told = self._compare(line, pointer, listed) if listed or self._has_list(line) else self._total(line, pointer)
         if told and quantity == 0:
             self._fault(f"{pointer}/quantity", "Something is off a line of no units.")
-        if price_key and price is not None and quantity and list_price is not None:
+        if self.currency and price_key and price is not None and quantity and list_price is not None:
             self._unit_price(f"{pointer}/{price_key}", price, list_price * quantity - told, quantity)
         return told
 
@@ -177,7 +180,7 @@ class _Checker:
             if thing.get(key) is None or isinstance(thing[key], list):
                 continue
             told = self._amount(thing[key], f"{pointer}/{key}")
-            if told is not None and told != listed:
+            if self.currency and told is not None and told != listed:
                 have, want = money.text(told, self.digits), money.text(listed, self.digits)
                 self._fault(f"{pointer}/{key}", f"The total is {have}; the discounts listed come to {want}.")
         if listed and not any(thing.get(key) is not None and not isinstance(thing[key], list) for key in TOTALS):

@@ -130,6 +130,16 @@ def test_every_fault_is_told_at_once_with_its_place() -> None:
     ]
 
 
+@pytest.mark.parametrize("currency", [None, "XYZ"])
+def test_without_a_currency_whatever_else_is_wrong_is_told(currency: str | None) -> None:
+    items = [{"sku": "", "quantity": 1, "price": "1,00"}, {**VALIDATED["items"][0], "price": "60.00"}]
+    assert [pointer for pointer, _ in faults({**VALIDATED, "currency": currency, "items": items})] == [
+        *(["/currency", "/payments"] if currency is None else ["/payments", "/currency"]),
+        "/order_items/0/sku",
+        "/order_items/0/price_amount",
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "pointer"),
     [

@@ -1,10 +1,11 @@
-"""An order is redeemed once, whatever breaks and however often it is sent.
+"""Redeems each order once, whatever fails and however often the order is sent.
 
-The ledger says what may be done with an order; here it is done: check, mark, redeem, record, and, where nobody knows
-what became of a request, ask the engine (`look_up`) until it is known. Nothing is ever sent again on a guess.
+The ledger decides what may be done with an order. This module does it: check the order, mark the row as sent, redeem,
+record the answer. If the outcome of a request is unknown, it asks the engine (`look_up`) until the outcome is known. A
+redemption is never repeated on a guess.
 
-The work runs in a task of its own. The caller only waits for it: one that hangs up, or runs out of time, changes
-nothing. What a process leaves unfinished, the reconciler of any process brings to its end.
+The work runs in its own task, for which the caller only waits: a caller that disconnects or times out changes nothing.
+The reconciler of any process finishes what a process leaves unfinished.
 """
 
 import asyncio
@@ -74,41 +75,41 @@ from mapper.settings import Settings
 log = logging.getLogger("mapper")
 T = TypeVar("T")
 
-# How often a concurrent duplicate looks whether the one who holds the order is finished.
 DUPLICATE_POLL_S = 0.05
-# Of what is left of the deadline, the share that a redemption may use: the rest is for asking what became of it.
+"""How often a concurrent duplicate checks whether the order is finished."""
 REDEEM_SHARE = 0.6
-# What certainly was not acted on is sent again after these, while its caller waits.
-SOON_S = (0.2, 0.5, 1.0)
-# No less than this is left for an attempt.
-ATTEMPT_S = 0.3
-# With MAPPER_AFTER_FAILURE=redeem_later it is sent again after these without its caller; after the last, it waits.
+"""The share of the remaining time that a redemption may use. The rest is for a look-up of its outcome."""
+CALLER_RETRIES_S = (0.2, 0.5, 1.0)
+"""The delays before the retries of a request that certainly had no effect, while its caller waits."""
+MIN_ATTEMPT_S = 0.3
+"""No such retry starts with less time left than this."""
 RETRY_AFTER_S = (1, 2, 5, 10, 30, 60, 300, 900, 1800, 3600, 7200, 14_400, 28_800, 43_200)
+"""The delays before the retries without a caller (MAPPER_AFTER_FAILURE=redeem_later). Then the order waits for one."""
 RECONCILE_EVERY_S = 0.5
 LEAD_FOR_S = 5.0
-DUE_AT_ONCE = 8
+DUE_BATCH = 8
 PRUNE_EVERY_S = 3600.0
-PRUNE_AT_ONCE = 500
+PRUNE_BATCH = 500
 
 
 @dataclass
 class Job:
-    """One order that is to be redeemed. `record` takes down what is worth logging."""
+    """One order to redeem. `record` collects what the log entry needs."""
 
     ask: Ask
     order: Checkout
     record: Record = field(default_factory=lambda: Record("reconcile", ""))
     has_caller: bool = True
-    """False for an order that somebody else has left open, and once its caller has been told to come back."""
+    """False for an order that the reconciler resumes, and once the caller has been told to send the order again."""
     has_hung_up: Callable[[], bool] = lambda: False
     tries: int = 0
-    """How often it has been sent, or was to be, while its caller waits."""
+    """The attempts of this job so far."""
     sent_at: float | None = None
-    """When a request that redeems last went out, on the clock of deadlines."""
+    """When a redeeming request was last sent, on the clock of deadlines."""
 
     @property
     def is_waited_for(self) -> bool:
-        """Whether a caller is still there to be answered."""
+        """Whether a caller is still connected and waits for the answer."""
         return self.has_caller and not self.has_hung_up()
 
     @property
@@ -118,20 +119,21 @@ class Job:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the engine grants an order, and how that differs from what the order carries."""
+    """What the engine grants an order, and how that differs from the discounts in the order."""
 
     granted: Outcome
-    """As the adapter has it."""
+    """As the adapter returned it."""
     outcome: Outcome
-    """As it is told."""
+    """As the answer reports it: with the codes as the shopper entered them."""
     drift: Notice | None
+    """None if the amounts are those of the order."""
     is_clamped: bool = False
-    """Whether it grants more than something costs."""
+    """Whether a discount was higher than the price that it reduces."""
 
 
 @dataclass(frozen=True)
 class Later:
-    """There is no answer yet: go on after this many seconds."""
+    """There is no answer yet: take the next step after `wait_s` seconds."""
 
     wait_s: float
     row: Row
@@ -143,21 +145,21 @@ async def as_it_came(order: Checkout, *_of: str) -> Checkout:
 
 @dataclass
 class OrderRedeemer:
-    """Drives orders to their end. One per process."""
+    """Redeems and cancels orders. One per process."""
 
     settings: Settings
     engine: Engine
     ledger: Ledger
     clock: Callable[[], float]
-    """What deadlines are counted on; the engine's own."""
+    """The monotonic clock of deadlines; the same as the engine's."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     on_backlog: Callable[[Backlog], None] | None = None
     fill: Callable[[Checkout, str, str], Awaitable[Checkout]] = as_it_came
-    """Fills in what validate filled in of product data (for a space and a session): a category that is gone would take
-    its discount with it."""
+    """Adds the product data that validate added for this space and session. Without it, a discount on a category that
+    has since changed would be lost."""
     _running: set[asyncio.Task[Answer]] = field(default_factory=set)
     _finished_rows: dict[State, int] = field(default_factory=dict)
-    _count_at: float = 0.0
+    _next_count_at: float = 0.0
 
     @property
     def adapter(self) -> Adapter:
@@ -178,9 +180,9 @@ class OrderRedeemer:
         return Job(self._ask(key, order, terms), order, record, has_hung_up=has_hung_up)
 
     async def consume(self, job: Job, deadline: float) -> Answer:
-        """The order's one and only answer. Raises `Problem`; `OutcomePending` where there is no answer yet."""
+        """Returns the one answer of the order. Raises `Problem`: `OutcomePending` if there is no answer yet."""
         try:
-            answer = await self._in_time(self._run_to_completion(job, deadline), deadline)
+            answer = await self._run_until(self._run_to_completion(job, deadline), deadline)
         finally:
             job.has_caller = False
         if answer is None:
@@ -192,26 +194,26 @@ class OrderRedeemer:
         return answer
 
     async def cancel(self, key: Key, deadline: float) -> Answer:
-        """The order as it was stored, its redemption taken back for good. Raises `Problem`."""
-        answer = await self._in_time(self._cancel(key, deadline), deadline)
+        """Undoes the redemption for good and returns the order as it was stored. Raises `Problem`."""
+        answer = await self._run_until(self._cancel(key, deadline), deadline)
         if answer is None:
             raise _being_cancelled()
         return answer
 
     async def drain(self, within_s: float) -> None:
-        """Waits for what runs, before the process ends. What is not finished then, the reconciler takes up."""
+        """Waits for the running jobs, before the process ends. The reconciler finishes the others."""
         if self._running:
             await asyncio.wait(self._running, timeout=within_s)
 
-    async def _in_time(self, work: Coroutine[Any, Any, Answer], deadline: float) -> Answer | None:
-        """What the work answers; None where it does not by the deadline. It goes on then."""
+    async def _run_until(self, work: Coroutine[Any, Any, Answer], deadline: float) -> Answer | None:
+        """Returns the result of the work, or None if it is not done by the deadline. The work continues then."""
         task = asyncio.create_task(work)
         self._running.add(task)
-        task.add_done_callback(self._finished)
+        task.add_done_callback(self._on_done)
         done, _ = await asyncio.wait({task}, timeout=max(0.0, deadline - self.clock()))
         return task.result() if done else None
 
-    def _finished(self, task: asyncio.Task[Answer]) -> None:
+    def _on_done(self, task: asyncio.Task[Answer]) -> None:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Problem):
             log.error("internal error", exc_info=error)
@@ -224,56 +226,57 @@ class OrderRedeemer:
     # -- Without a caller ------------------------------------------------------------------------------------------
 
     async def reconcile(self) -> None:
-        """Brings to its end what callers, crashes and engine failures have left open; runs until it is cancelled.
+        """Finishes the orders that callers, crashes and engine failures have left open. Runs until it is cancelled.
 
-        One process of all that share the ledger leads. Should two believe so, leases and fences keep them apart.
+        One of the processes that share the ledger is the leader. If two take themselves for it, leases and fences keep
+        the orders safe.
         """
-        prune_at, away = self.clock(), ""
+        prune_at, logged = self.clock(), ""
         try:
             while True:
                 try:
                     if await self.ledger.lead(LEAD_FOR_S):
-                        rows = await self.ledger.due(DUE_AT_ONCE)
+                        rows = await self.ledger.due(DUE_BATCH)
                         await asyncio.gather(*(self._resume(row) for row in rows))
                         if self.clock() >= prune_at:
-                            pruned = await self.ledger.prune(self.settings.keep_bodies_s, PRUNE_AT_ONCE)
-                            prune_at = self.clock() + (0 if pruned >= PRUNE_AT_ONCE else PRUNE_EVERY_S)
+                            pruned = await self.ledger.prune(self.settings.keep_bodies_s, PRUNE_BATCH)
+                            prune_at = self.clock() + (0 if pruned >= PRUNE_BATCH else PRUNE_EVERY_S)
                     if self.on_backlog is not None:
                         self.on_backlog(await self._backlog())
-                    away = ""
+                    logged = ""
                 except LedgerUnavailable as problem:
-                    if problem.reason != away:  # once, and not twice a second until it is back
-                        away = problem.reason
-                        log.error("ledger unavailable", extra={"facts": {"reason": away}})  # noqa: TRY400 - the word says it all
+                    if problem.reason != logged:  # once per outage, not twice a second
+                        logged = problem.reason
+                        log.error("ledger unavailable", extra={"facts": {"reason": logged}})  # noqa: TRY400 - the reason is enough
                 except Exception:
                     log.exception("internal error")
                 await self.sleep(RECONCILE_EVERY_S)
         finally:
-            await self._hand_over()
+            await self._step_down()
 
     async def _backlog(self) -> Backlog:
-        """What is open, and how much is finished: counting that may take a hundredth of the time, and no more."""
+        """Counts the rows by state. Counting the finished ones is slow, and may take a hundredth of the time."""
         backlog, began = await self.ledger.backlog(), self.clock()
-        if began >= self._count_at:
+        if began >= self._next_count_at:
             self._finished_rows = await self.ledger.finished()
-            self._count_at = began + (self.clock() - began) * 100
+            self._next_count_at = began + (self.clock() - began) * 100
         return replace(backlog, counts={**self._finished_rows, **backlog.counts})
 
-    async def _hand_over(self) -> None:
-        """Another process may lead at once, rather than when this one's time is over."""
+    async def _step_down(self) -> None:
+        """Lets another process lead at once, instead of when this one's lease ends."""
         try:
             await self.ledger.lead(0)
         except LedgerUnavailable:
             log.warning("ledger unavailable", extra={"facts": {"reason": "hand_over"}})
 
     async def _resume(self, row: Row) -> None:
-        """Takes a row one step further; what cannot be worked on makes room for others."""
+        """Takes the next step for a row, and logs its result. A row whose step fails is postponed."""
         deadline = self.clock() + self.settings.consume_deadline_s
         try:
             if row.state is State.CANCELLING:
                 result = (await self._cancel(row.key, deadline)).reason
             elif row.state in REDEEMED:
-                result = await self._look_again(row, deadline)
+                result = await self._undo_duplicate(row, deadline)
             else:
                 step = await self._advance(self._job_of(row), deadline)
                 result = step.reason if isinstance(step, Answer) else "waiting"
@@ -283,12 +286,12 @@ class OrderRedeemer:
             result = error.reason if isinstance(error, Problem) else "internal"
             if not isinstance(error, Problem):
                 log.exception("internal error", extra={"facts": {"order": row.key.order}})
-            await self._make_room(row, result)
+            await self._postpone(row, result)
         log.info("reconcile", extra={"facts": {"order": row.key.order, "was": row.state.value, "result": result}})
 
-    async def _look_again(self, row: Row, deadline: float) -> str:
-        """Takes back what a request that was delivered twice has redeemed since the order was found redeemed."""
-        if not row.order:  # erased by a person
+    async def _undo_duplicate(self, row: Row, deadline: float) -> str:
+        """Looks a redeemed order up once more, and undoes a second redemption: a request may be delivered twice."""
+        if not row.order:  # the operator erased it
             await self.ledger.seen_again(row, repaired=False)
             return "erased"
         try:
@@ -306,18 +309,18 @@ class OrderRedeemer:
     def _log_repair(self, row: Row, extra: tuple[str, ...]) -> None:
         log.error("repaired", extra={"facts": {"order": row.key.order, "rolled_back": len(extra)}})
 
-    async def _make_room(self, row: Row, reason: str) -> None:
-        with contextlib.suppress(Fenced):  # it has been written since, and so it has moved on
+    async def _postpone(self, row: Row, reason: str) -> None:
+        with contextlib.suppress(Fenced):  # written since, so that no delay is needed
             await self.ledger.postpone(row, reason)
 
     def _job_of(self, row: Row) -> Job:
-        """The job of an order as it stands in the ledger. Raises `InvalidRequest` where it cannot be read any more."""
+        """Returns the job of a stored order. Raises `InvalidRequest` if today's settings cannot read the order."""
         order = self._order_of(row)
         terms = Terms(row.session, from_receipt=False, customer=row.customer, currency=row.currency)
         return Job(self._ask(row.key, order, terms), order, has_caller=False)
 
     def _order_of(self, row: Row) -> Checkout:
-        """The order that a row is about, read as it was read when it came."""
+        """Parses the order of a row, in the currency that it was first parsed in. Raises `InvalidRequest`."""
         return _addressed(self._read(row.order, currency_of(row)), row)
 
     def _read(self, order: bytes, currency: str | None) -> Checkout:
@@ -329,10 +332,10 @@ class OrderRedeemer:
 
         def identify(version: int, customer: str, currency: str | None) -> bytes | None:
             try:
-                known = order if currency in (None, default) else self._read(order.source.text, currency)
+                parsed = order if currency in (None, default) else self._read(order.source.text, currency)
             except InvalidRequest:
                 return None
-            return identity(known, key, costs, customer, version)
+            return identity(parsed, key, costs, customer, version)
 
         default = self.settings.default_currency
         return Ask(
@@ -345,10 +348,10 @@ class OrderRedeemer:
             lease_s=self.ledger.lease_s,
         )
 
-    # -- Steps: each returns the answer, or when to take the next one ------------------------------------------------
+    # -- Steps: each returns the answer, or when to take the next step -----------------------------------------------
 
     async def _run_to_completion(self, job: Job, deadline: float) -> Answer:
-        """Takes step after step, as long as there is time and no answer."""
+        """Takes steps until there is an answer. Raises `OutcomePending` if the next step is after the deadline."""
         while True:
             step = await self._advance(job, deadline)
             if isinstance(step, Answer):
@@ -366,7 +369,7 @@ class OrderRedeemer:
         )
 
     async def _advance(self, job: Job, deadline: float) -> Answer | Later:
-        """Claims the order and does what may be done."""
+        """Claims the order and does what the ledger decides."""
         decision = await self.ledger.claim(job.ask)
         match decision:
             case New(row):
@@ -389,7 +392,7 @@ class OrderRedeemer:
                 assert_never(decision)
 
     async def _replay(self, job: Job, row: Row, *, same_bytes: bool) -> Answer:
-        """The order's own bytes, with what was said when it was redeemed."""
+        """Returns the order's bytes with the notices of its redemption."""
         if row.confirmed_at is None:
             row = await self.ledger.confirm(row)
         if same_bytes and row.reply is not None:
@@ -397,30 +400,30 @@ class OrderRedeemer:
         return Answer(200, _document(job.order, notices_of(row) or NOTHING), "replayed")
 
     async def _retry(self, job: Job, row: Row, deadline: float, *, was_refused: bool) -> Answer | Later:
-        """What was certainly not redeemed is redeemed for its caller; without one it waits, unless the settings say."""
+        """Redeems an order that certainly was not. Without a caller, it waits unless `after_failure` says otherwise."""
         if job.is_waited_for or self.settings.after_failure == "redeem_later":
             return await self._redeem(job, row, deadline)
         if was_refused:
-            # This request is older than the refusal, which is what its caller was told elsewhere.
+            # The order was refused after this request had arrived, and another request got that answer.
             await self.ledger.rejected(row, row.reason)
         else:
             await self.ledger.retry_later(row, None, row.reason or "caller_gone", answered=False)
         raise OutcomePending("The order waits for its caller.", reason="waiting", retry_after=1)
 
     async def _redeem(self, job: Job, row: Row, deadline: float) -> Answer | Later:
-        """Asks without effect what would be granted, then redeems it."""
+        """Checks without effect what the engine would grant, then redeems it."""
         if job.is_degraded:
-            # The shopper was told list prices because the engine could not be asked: nothing may be redeemed now.
+            # The shopper saw list prices, since validate could not reach the engine: nothing may be redeemed now.
             job.record.degraded = True
             await self.ledger.degraded(row, NOTHING, confirmed=job.is_waited_for)
             return Answer(200, _document(job.order, NOTHING), DEGRADED)
         job.tries += 1
-        order, held = await self.fill(_addressed(job.order, row), row.key.space, row.session), [row]
+        order, latest = await self.fill(_addressed(job.order, row), row.key.space, row.session), row
 
-        async def mark() -> bool:
-            permit = await self.ledger.mark_sent(held[-1])
-            held.append(permit.row)
-            job.sent_at = self.clock()
+        async def may_send() -> bool:
+            nonlocal latest
+            permit = await self.ledger.mark_sent(latest)
+            latest, job.sent_at = permit.row, self.clock()
             return permit.fresh()
 
         try:
@@ -429,27 +432,27 @@ class OrderRedeemer:
             await self._refuse(row, refused)
             raise
         except (Fenced, LedgerUnavailable):
-            raise  # there is nothing that could be written now; the lease will end
+            raise  # this process cannot write to the row; its lease will end
         except Problem as problem:
             return await self._not_done(job, row, problem, deadline)
         if checked is not None and checked.outcome.redeemed:
             return await self._finish(job, row, order, checked, deadline)
         now = self.clock()
         until = now + (deadline - now) * REDEEM_SHARE
-        match await self.promotion_engine.redeem(order, row.session, until, mark):
+        match await self.promotion_engine.redeem(order, row.session, until, may_send):
             case Done(done):
                 judged = judge(order, done.outcome, checked)
-                return await self._finish(job, held[-1], order, judged, deadline, done.handle)
+                return await self._finish(job, latest, order, judged, deadline, done.handle)
             case Declined(declined, confirm):
                 judged = judge(order, Outcome(rejected=declined.rejected, notices=declined.notices))
-                return await self._declined(job, held[-1], order, judged, deadline, confirm=confirm)
+                return await self._declined(job, latest, order, judged, deadline, confirm=confirm)
             case InDoubt():
-                return await self._look_up(job, await self.ledger.looking(held[-1]), order, deadline)
+                return await self._look_up(job, await self.ledger.looking(latest), order, deadline)
             case NotDone(failure):
-                return await self._not_done(job, held[-1], failure, deadline)
+                return await self._not_done(job, latest, failure, deadline)
 
     async def _check(self, job: Job, order: Checkout, session: str, deadline: float) -> Judged | None:
-        """What is refused is known before anything is redeemed. None where the engine cannot be asked."""
+        """Finds a refusal before anything is redeemed, and raises it. None if the adapter has no check."""
         malformed = order.promotions.malformed
         if malformed and self.settings.on_rejected == "refuse":
             raise notes.refused(malformed, job.record.language)
@@ -458,13 +461,13 @@ class OrderRedeemer:
             return None
         judged = judge(order, outcome)
         if not outcome.redeemed:
-            self._insist(job, judged)
+            self._raise_refusals(job, judged)
         return judged
 
     async def _declined(
         self, job: Job, row: Row, order: Checkout, judged: Judged, deadline: float, *, confirm: bool
     ) -> Answer | Later:
-        """The adapter says that nothing is redeemed. Where a request went out, the engine is asked whether it is so."""
+        """Records that nothing was redeemed. `confirm`: a request was sent, so a look-up has to confirm it first."""
         if confirm:
             row = await self.ledger.looking(row)
             found = await self._ask_engine(row, order, deadline)
@@ -473,26 +476,26 @@ class OrderRedeemer:
             if found.state == "redeemed":
                 return await self._finish(job, row, order, judge(order, found.outcome), deadline, extra=found.extra)
         try:
-            self._insist(job, judged)
+            self._raise_refusals(job, judged)
         except (Refused, AmountMismatch) as refused:
             await self._refuse(row, refused)
             raise
         return await self._record(job, row, order, judged, "")
 
     async def _look_up(self, job: Job, row: Row, order: Checkout, deadline: float) -> Answer | Later:
-        """Asks the engine what became of an order. The row says already that a look-up starts."""
+        """Looks an order up in the engine. The row already records that a look-up starts."""
         found = await self._ask_engine(row, order, deadline)
         if isinstance(found, Later):
             return found
         if found.state == "redeemed":
             step = await self._finish(job, row, order, judge(order, found.outcome), deadline, extra=found.extra)
-            # What came may be another order than the one that was looked up.
+            # The job's order may have other content than the stored one: the next step compares them.
             return step if isinstance(step, Later) else Later(0.0, row)
         after = await self.ledger.absent(row, 0.0 if self.settings.after_failure == "redeem_later" else None)
         return _later(after)
 
     async def _ask_engine(self, row: Row, order: Checkout, deadline: float) -> LookedUp | Later:
-        """What the engine says; or, where it says nothing, when to ask again."""
+        """Returns the result of a look-up or, if it failed or was unclear, when to repeat it."""
         try:
             found = await self.promotion_engine.look_up(order, row.session, row.handle, deadline)
         except OrderMismatch as refused:
@@ -514,22 +517,23 @@ class OrderRedeemer:
         handle: str = "",
         extra: tuple[str, ...] = (),
     ) -> Answer | Later:
-        """It is redeemed: takes back what must not stay, and records the answer.
+        """Records the answer of an order that the engine has redeemed; before that, undoes what must not stay redeemed.
 
-        `extra`: the engine has redeemed the order more than once, and all but the first are rolled back.
+        `extra`: the handles of all redemptions but the first, if the engine has redeemed the order more than once.
+        They are rolled back.
         """
         try:
-            # What had been redeemed before we ever sent anything is not ours to take back.
+            # A redemption from before our first request was not made here, and is not undone here.
             if not (judged.outcome.redeemed and row.sent_at is None):
-                self._insist(job, judged)
+                self._raise_refusals(job, judged)
         except (Refused, AmountMismatch) as refused:
-            # Between check and redemption somebody else used a code up; what was redeemed beside it must not stay.
+            # A code was used up between the check and the redemption: the other promotions must not stay redeemed.
             if self.adapter.capabilities.undo:
-                return await self._take_back(row, order, handle, refused, deadline)
+                return await self._undo_refused(row, order, handle, refused, deadline)
             judged = replace(judged, outcome=_with_notice(judged.outcome, refused))
         repairs = bool(extra) and self.adapter.capabilities.repair
         if repairs:
-            # Before the answer is recorded: nobody comes back to a finished order.
+            # Before the answer is recorded: the reconciler does not resume a finished order.
             try:
                 await self.promotion_engine.repair(order, row.session, extra, deadline)
             except Problem as problem:
@@ -542,13 +546,13 @@ class OrderRedeemer:
         return answer
 
     async def _record(self, job: Job, row: Row, order: Checkout, judged: Judged, handle: str) -> Answer:
-        job.record.drift, job.record.clamped = _drifted(judged), judged.is_clamped
+        job.record.drift, job.record.clamped = _drift_amounts(judged), judged.is_clamped
         notices = _notices(judged)
         may_double = self.adapter.capabilities.repair
         await self.ledger.redeemed(row, notices, handle, "redeemed", confirmed=job.is_waited_for, may_double=may_double)
         return Answer(200, _document(order, notices), "redeemed")
 
-    async def _take_back(
+    async def _undo_refused(
         self, row: Row, order: Checkout, handle: str, refused: Problem, deadline: float
     ) -> Answer | Later:
         try:
@@ -560,11 +564,11 @@ class OrderRedeemer:
         raise refused
 
     async def _refuse(self, row: Row, problem: Problem) -> None:
-        """Nothing of it stands in the engine. When it comes again it is checked anew."""
+        """Records the refusal. Nothing is redeemed in the engine; if the order is sent again, it is checked again."""
         await self.ledger.rejected(row, problem.reason)
 
     async def _not_done(self, job: Job, row: Row, problem: Problem, deadline: float) -> Later:
-        """The engine certainly did not act: it is sent again while its caller waits, where that may help."""
+        """Handles a redemption that certainly had no effect: returns when to retry it, or raises `problem`."""
         if isinstance(problem, OrderMismatch):
             await self._refuse(row, problem)
             raise problem
@@ -572,15 +576,19 @@ class OrderRedeemer:
         hint_s = problem.retry_after or 0
         delay_s = max(RETRY_AFTER_S[row.attempts - 1], hint_s) if is_later else None
         row = await self.ledger.retry_later(row, delay_s, problem.reason, answered=_was_answered(problem))
-        if isinstance(problem, EngineUnavailable | Overloaded) and job.is_waited_for and job.tries <= len(SOON_S):
-            soon_s = max(SOON_S[job.tries - 1], hint_s)
-            if soon_s + ATTEMPT_S < deadline - self.clock():
+        if (
+            isinstance(problem, EngineUnavailable | Overloaded)
+            and job.is_waited_for
+            and job.tries <= len(CALLER_RETRIES_S)
+        ):
+            soon_s = max(CALLER_RETRIES_S[job.tries - 1], hint_s)
+            if soon_s + MIN_ATTEMPT_S < deadline - self.clock():
                 return Later(soon_s, row)
         problem.retry_after = max(1, hint_s, delay_s or 0)
         raise problem
 
-    def _insist(self, job: Job, judged: Judged) -> None:
-        """Refuses what the settings say shall be refused: codes that do not apply, amounts that are not the order's."""
+    def _raise_refusals(self, job: Job, judged: Judged) -> None:
+        """Raises `Refused` for rejected codes and `AmountMismatch` for drift, if the settings refuse them."""
         rejected = judged.outcome.rejected
         job.record.rejected = rejected
         if rejected and self.settings.on_rejected == "refuse":
@@ -611,12 +619,12 @@ class OrderRedeemer:
                 assert_never(decision)
 
     async def _undo(self, row: Row, deadline: float, *, is_first: bool) -> Answer:
-        """Takes a redemption back for good. The row says already that it is being cancelled."""
+        """Undoes a redemption for good. The row already records that the order is being cancelled."""
         order = self._order_of(row) if row.order else None
         try:
             await self.promotion_engine.undo(order, row.session, row.handle, deadline, final=True)
         except EngineRejected as refused:
-            if is_first:  # nobody has been told yet that it will be cancelled
+            if is_first:  # no caller has been told yet that the order will be cancelled
                 await self.ledger.not_cancelled(row, row.reason)
                 raise
             await self.ledger.cancel_later(row, refused.reason)
@@ -628,7 +636,7 @@ class OrderRedeemer:
 
 
 def judge(order: Checkout, outcome: Outcome, known: Judged | None = None) -> Judged:
-    """What an outcome means for an order; what is `known` already of the same outcome is not computed again."""
+    """Compares an outcome with the discounts of an order. Returns `known` if it is of the same outcome."""
     if known is not None and known.granted == outcome:
         return known
     allocation = discounts.allocate(order, outcome)
@@ -641,45 +649,46 @@ NOTHING = b"[]"
 
 
 def _notices(judged: Judged) -> bytes:
-    told = (*judged.outcome.notices, *([judged.drift] if judged.drift else []))
-    return document.encode([notes.notice(notice) for notice in told])
+    notices = (*judged.outcome.notices, *([judged.drift] if judged.drift else []))
+    return document.encode([notes.notice(notice) for notice in notices])
 
 
 def _with_notice(outcome: Outcome, refused: Problem) -> Outcome:
-    """Where the engine cannot take back what it has redeemed in part, it is done, and that is said."""
+    """Adds the notice that only a part was redeemed, for an engine that cannot undo it."""
     codes = [{"code": one.code, "reason": one.reason} for one in outcome.rejected]
     notice = Notice("redeemed_in_part", refused.message, {"rejected": codes})
     return msgspec.structs.replace(outcome, notices=(*outcome.notices, notice))
 
 
 def _document(order: Checkout, notices: bytes) -> bytes:
-    """The order as it came; beside it what the engine has to say, and whether it granted other amounts."""
+    """Returns the order's own bytes, annotated with the notices if there are any."""
     if notices == NOTHING:
         return notes.as_it_came(order)
     note = order.promotions.meta.get("mapper")
-    told = {**(note if isinstance(note, dict) else {}), "notices": msgspec.Raw(notices)}
-    return b'{"order":' + discounts.annotate(order, told) + b"}"
+    annotated = {**(note if isinstance(note, dict) else {}), "notices": msgspec.Raw(notices)}
+    return b'{"order":' + discounts.annotate(order, annotated) + b"}"
 
 
 def _addressed(order: Checkout, row: Row) -> Checkout:
-    """The order for the customer that it is redeemed for, with what idempotency keys name."""
+    """Returns the order with the customer of the row, and with the attempt that idempotency keys name."""
     return replace(
         order, customer=row.customer or order.customer, attempt=f"{row.key.space}/{row.key.order}/{row.attempt}"
     )
 
 
 def _was_answered(problem: Problem) -> bool:
-    """Whether it is the engine that says that it did not act: then this attempt is over."""
+    """Whether the engine itself said that it did nothing, which ends this attempt."""
     return problem.reason in NOT_EXECUTED.values() or isinstance(problem, EngineRejected | InvalidRequest)
 
 
-def _drifted(judged: Judged) -> dict[str, str] | None:
+def _drift_amounts(judged: Judged) -> dict[str, str] | None:
     if judged.drift is None:
         return None
     return {"order": judged.drift.payload["order"], "engine": judged.drift.payload["engine"]}
 
 
 def _later(after: AfterLookUp) -> Later:
+    """Returns when to take the next step. Raises `OutcomePending` if the order needs the operator."""
     match after:
         case GiveUp(row):
             raise _manual(row.reason)

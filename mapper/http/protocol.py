@@ -238,7 +238,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._unread.cancel()
 
     def shutdown(self) -> None:
-        """The process is stopping: makes the present response the last one, and closes a connection that is idle."""
+        """Makes the present response the last one, or closes a connection that has been idle for `grace_s`."""
         if self.cycle is not None and not self.cycle.response_complete:
             if not self.cycle.response_started:
                 self.cycle.keep_alive = False

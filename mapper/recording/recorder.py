@@ -180,7 +180,7 @@ class Recorder:
             original = self._parsed(cart.source.text, record)
             redacted = self._parsed(bytes(record.body), record)
             is_original = cart.customer == original.customer
-            customer = redacted.customer if is_original else redaction.name(cart.customer)
+            customer = redacted.customer if is_original else redaction.placeholder(cart.customer)
             attempt = redaction.text(cart.attempt)
             filled = dict(_product_data(original, cart))
             if not transcript.problem:
@@ -237,9 +237,9 @@ def _learn(transcript: Transcript, run: replay.Run, redaction: Redaction) -> boo
     for before, after in zip(transcript.requests, run.requests, strict=False):
         with contextlib.suppress(ValueError):
             both = records.decoded(before.body), records.decoded(after.body)
-            for _place, was, name in replay.differing(*both):
-                if isinstance(was, str) and isinstance(name, str) and redaction.text(was) != name:
-                    redaction.learn(was, name)
+            for _place, was, is_now in replay.differing(*both):
+                if isinstance(was, str) and isinstance(is_now, str) and redaction.text(was) != is_now:
+                    redaction.learn(was, is_now)
                     learned = True
     return learned
 

@@ -1,4 +1,4 @@
-"""Replaces personal data in a record by names. Within one record the same value always gets the same name.
+"""Replaces personal data in a record by placeholders. Within a record, a value always gets the same placeholder.
 
 Prices, quantities, ids of carts and products, and the engine's vocabulary stay, since they decide what a cart costs.
 Everything else that a shopper or a merchant wrote is replaced:
@@ -11,10 +11,10 @@ Everything else that a shopper or a merchant wrote is replaced:
 | whole numbers of 7 digits or more, such as a phone number without quotes | 0 |
 | members whose key says secret, token, password, key, signature or receipt | removed |
 
-In an engine's reply, texts are kept except values that were replaced in the body (they get the same name), values below
-a personal key, and whatever looks like an e-mail address, an IP address or an international phone number. A single word
-of the body, such as "voucher", may also be the engine's own word: it is replaced in replies only if it was personal or
-was sent to the engine.
+In an engine's reply, texts are kept except values that were replaced in the body, values below a personal key, and
+whatever looks like an e-mail address, an IP address or an international phone number. A single word of the body, such
+as "voucher", may also be the engine's own word: it is replaced in replies only if it was personal or was sent to the
+engine.
 """
 
 import json
@@ -66,44 +66,46 @@ _MIN_LENGTH_WITHIN: Final = 4
 
 
 class Redaction:
-    """The names of one record."""
+    """The placeholders of one record."""
 
     def __init__(self, codes: Iterable[str], name_of_code: Callable[[str], str]) -> None:
         """`codes`: the shopper's codes, cleaned. `name_of_code`: the hash for the log, "" if codes are not hashed."""
         self._codes: dict[str, str] = {}
         for number, code in enumerate(codes, 1):
             self._codes.setdefault(code.casefold(), name_of_code(code) or f"code-{number}")
-        self._names: dict[str, str] = {}
+        self._placeholders: dict[str, str] = {}
         """By each value of the body, in lower case, since an engine may change the case of codes and addresses."""
-        self._sought: dict[str, str] = {**self._codes}
+        self._replacements: dict[str, str] = {**self._codes}
         """By each value that is replaced in the engine's texts, in lower case."""
-        self._within: re.Pattern[str] | None = None
+        self._pattern: re.Pattern[str] | None = None
 
-    def name(self, value: str, *, personal: bool = True) -> str:
-        """Returns the name of a value, and replaces the value from now on."""
+    def placeholder(self, value: str, *, personal: bool = True) -> str:
+        """Returns the placeholder of a value, which is replaced from now on."""
         key = value.casefold()
         if not value or key in self._codes:
             return self._codes.get(key, value)
-        name = self._names.setdefault(key, f"redacted-{len(self._names) + 1}")
-        if key not in self._sought and (personal or not _WORD.fullmatch(value)):
-            self.learn(value, name)
-        return name
+        placeholder = self._placeholders.setdefault(key, f"redacted-{len(self._placeholders) + 1}")
+        if key not in self._replacements and (personal or not _WORD.fullmatch(value)):
+            self.learn(value, placeholder)
+        return placeholder
 
-    def learn(self, value: str, name: str) -> None:
+    def learn(self, value: str, placeholder: str) -> None:
         """Replaces a value in the engine's texts from now on, such as one that the adapter derives from another."""
-        self._sought[value.casefold()] = name
-        self._within = None
+        self._replacements[value.casefold()] = placeholder
+        self._pattern = None
 
     def text(self, text: str) -> str:
         """Redacts a text of the engine or of the mapper, such as a session's id."""
-        if (whole := self._sought.get(text.casefold())) is not None:
+        if (whole := self._replacements.get(text.casefold())) is not None:
             return whole
-        if self._within is None:
-            values = sorted((one for one in self._sought if len(one) >= _MIN_LENGTH_WITHIN), key=len, reverse=True)
+        if self._pattern is None:
+            values = sorted(
+                (one for one in self._replacements if len(one) >= _MIN_LENGTH_WITHIN), key=len, reverse=True
+            )
             any_of = "|".join(map(re.escape, values)) or "(?!)"
-            self._within = re.compile(rf"(?<!\w)(?:{any_of})(?!\w)", re.IGNORECASE)
-        text = self._within.sub(lambda found: self._sought[found[0].casefold()], text)
-        return _LOOKS_PERSONAL.sub(lambda found: self.name(found[0]), text)
+            self._pattern = re.compile(rf"(?<!\w)(?:{any_of})(?!\w)", re.IGNORECASE)
+        text = self._pattern.sub(lambda found: self._replacements[found[0].casefold()], text)
+        return _LOOKS_PERSONAL.sub(lambda found: self.placeholder(found[0]), text)
 
     def body(self, body: bytes) -> Any:
         """Redacts a call's body. Raises `ValueError` if Python cannot read it."""
@@ -132,22 +134,24 @@ class Redaction:
         cleaned = clean(value)
         if key in CODES and cleaned:
             # An invalid code must stay invalid when it is replayed.
-            return self._codes.get(cleaned.casefold()) or f"{self.name(value)}\0"
+            return self._codes.get(cleaned.casefold()) or f"{self.placeholder(value)}\0"
         if key in VOCABULARY and _WORD.fullmatch(value):
             return value
         if key == "code" and cleaned.casefold() in self._codes:
-            return self.name(cleaned)
+            return self.placeholder(cleaned)
         if _AMOUNT.fullmatch(value):  # even if a code is a number
             return "0" if personal else value
         if personal or cleaned.casefold() in self._codes:
-            return self.name(cleaned)
+            return self.placeholder(cleaned)
         if kept:
             return self.text(_unicode(value))
-        return value if _DATE.fullmatch(value) else self.name(value, personal=False)
+        return value if _DATE.fullmatch(value) else self.placeholder(value, personal=False)
 
     def _key(self, key: str) -> str:
         """Redacts a key, which may be data: amounts by code, attributes by address."""
-        return self._codes.get(key.casefold()) or _LOOKS_PERSONAL.sub(lambda found: self.name(found[0]), _unicode(key))
+        return self._codes.get(key.casefold()) or _LOOKS_PERSONAL.sub(
+            lambda found: self.placeholder(found[0]), _unicode(key)
+        )
 
     def _of_reply(self, value: Any, key: str, *, personal: bool) -> Any:
         personal = personal or _plain(key) in PERSONAL or _SECRET.search(key) is not None
@@ -157,7 +161,7 @@ class Redaction:
             return [self._of_reply(each, key, personal=personal) for each in value]
         if not isinstance(value, str) or (key in VOCABULARY and _WORD.fullmatch(value)):
             return value
-        return self.name(value) if personal else self.text(value)
+        return self.placeholder(value) if personal else self.text(value)
 
 
 def _plain(key: str) -> str:

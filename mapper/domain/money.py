@@ -124,12 +124,15 @@ def to_major(minor: int, digits: int) -> Decimal:
 
 
 def total(values: Sequence[Decimal]) -> Decimal:
-    """The exact sum. Raises `decimal.Inexact` rather than round."""
+    """The exact sum. Raises `NotMoney` rather than round."""
     if not values:
         return Decimal(0)
     result = values[0]
-    for value in values[1:]:
-        result = _ADDING.add(result, value)
+    try:
+        for value in values[1:]:
+            result = _ADDING.add(result, value)
+    except (Inexact, InvalidOperation) as error:
+        raise NotMoney("has more digits than can be added exactly") from error
     return result
 
 

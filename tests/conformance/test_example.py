@@ -5,6 +5,7 @@ real shop, for which it makes a `.venv` of its own; where that is there, the sho
 """
 
 import ast
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,6 +19,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "oscar"
 QUICK = (
     "cassettes or readme or installed or earns or every_code or told_apart or list_prices or read_is_refused"
     " or does_not_know or the_story or other_codes or another_cart or refused_at or used_up or at_once"
+    " or found_among or odd_orders"
 )
 
 
@@ -28,7 +30,7 @@ def test_the_example_passes_standard_tests_and_its_recordings(tmp_path: Path) ->
     done = run(folder, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", f"({QUICK}) and not shop")
     assert done.returncode == 0, done.stdout
     passed = int(done.stdout.splitlines()[-1].split(" passed")[0])
-    assert passed >= 18, done.stdout
+    assert passed >= 20, done.stdout
 
 
 def test_the_real_shop_answers_as_the_example_says() -> None:
@@ -40,6 +42,15 @@ def test_the_real_shop_answers_as_the_example_says() -> None:
         cwd=EXAMPLE, env={"OSCAR_SHOP": "required"}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+def test_make_example_finds_an_interpreter_where_none_is_named() -> None:
+    path = {"PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        ["make", "-nB", "example"], cwd=EXAMPLE.parents[1], env=path, capture_output=True, text=True, check=True
+    )
+    (made,) = [line for line in done.stdout.splitlines() if " venv " in line]
+    assert "python3" in made
 
 
 def test_the_example_imports_the_contract_alone() -> None:

@@ -177,6 +177,12 @@ def test_a_total_is_exact(values: list[Decimal]) -> None:
     assert Fraction(money.total(values)) == sum(map(Fraction, values))
 
 
+@pytest.mark.parametrize("wrong", ["1e400", "Infinity"])
+def test_a_total_that_would_not_be_exact_is_no_money(wrong: str) -> None:
+    with pytest.raises(money.NotMoney):
+        money.total([Decimal(wrong), Decimal("0.01"), Decimal("-Infinity")])
+
+
 def test_a_total_of_what_an_engine_may_send_never_fails() -> None:
     """The widest numbers that `from_engine` lets in, a thousand times."""
     widest = [money.from_engine(Decimal(f"999999999999999.{'9' * 44}")), money.from_engine(Decimal("1e-44"))] * 500

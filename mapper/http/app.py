@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -70,10 +71,7 @@ class App(Starlette):
         self._endpoints = {b"/promotions/validate": validate, b"/promotions/consume": consume}
 
     def shed(self, method: bytes, target: bytes) -> PreparedResponse | None:
-        """Returns the refusal of a call that could not be answered in time, else None.
-
-        `target`: as in the request line.
-        """
+        """Returns the refusal of a call that could not be answered in time, else None. `target`: as in the request."""
         endpoint = self._endpoints.get(target.partition(b"?")[0]) if method == b"POST" else None
         return None if endpoint is None else endpoint.shed()
 
@@ -119,25 +117,18 @@ def create(
             lease_s=max(LEASE_S, 2 * configured.consume_deadline_s),
         )
         ledger = replace(ledger, store=traces.store(ledger.store))
-        redeeming = Engine(client, accounts, on_attempt=telemetry.attempt, trace=traces.attempt)
+        new_engine = partial(Engine, client, accounts, on_attempt=telemetry.attempt, trace=traces.attempt)
         product_database = remembered_in(configured.ledger_url)
         products = _products(configured, client, product_database, telemetry)
         redeemer = OrderRedeemer(
             configured,
-            redeeming,
+            new_engine(),
             ledger,
             time.monotonic,
             on_backlog=telemetry.backlog,
             fill=products.at_consume if products else as_it_came,
         )
-        validating = Engine(
-            client,
-            accounts,
-            on_attempt=telemetry.attempt,
-            trace=traces.attempt,
-            breaker=True,
-            on_breaker=telemetry.breaker,
-        )
+        validating = new_engine(breaker=True, on_breaker=telemetry.breaker)
         for account in accounts:
             telemetry.metrics.breaker(account, "closed")
         app.state.client = client
@@ -173,7 +164,7 @@ def create(
         *([Route("/promotions/cancel", cancel, methods=["POST"])] if cancels else []),
         *(_ingest_routes(configured, lambda: app.state.client, journal, telemetry) if configured.ingest else ()),
     ]
-    operator_routes = [
+    admin_routes = [
         Route("/livez", _alive),
         Route("/readyz", _ready),
         Route("/version", _version),
@@ -184,11 +175,9 @@ def create(
     options: dict[str, Any] = {"exception_handlers": {HTTPException: _http_error}}
     admin: Admin | None = None
     if configured.admin_port is not None:
-        admin = Admin(configured.admin_port, Starlette(routes=operator_routes, **options))
+        admin = Admin(configured.admin_port, Starlette(routes=admin_routes, **options))
         admin.application.router.redirect_slashes = False
-    app = App(
-        validate, consume, admin, routes=calls if admin else calls + operator_routes, lifespan=lifespan, **options
-    )
+    app = App(validate, consume, admin, routes=calls if admin else calls + admin_routes, lifespan=lifespan, **options)
     app.router.redirect_slashes = False
     if admin is not None:
         admin.application.state = app.state
@@ -286,10 +275,7 @@ async def check_ledger(configured: Settings) -> None:
 
 
 def run(listeners: Sequence[socket.socket], count: int, *, drain_s: float, keep_alive_s: float) -> int:
-    """Serves with `count` processes until a signal stops it, and returns the exit code.
-
-    The caller has checked the settings.
-    """
+    """Serves with `count` processes until a signal stops it; returns the exit code. The settings must be valid."""
     limits = protocol.Limits(keep_alive_s=keep_alive_s)
     web_server = server.create("mapper.http.app:from_environment", limits, factory=True, drain_s=drain_s)
     if count > 1:

@@ -238,10 +238,7 @@ def _waited_s(scope: Scope) -> float:
 
 
 def _check_head(first: Mapping[bytes, bytes], max_bytes: int) -> int:
-    """Returns the size of the body, 0 if the head does not give it. Raises `HttpError`.
-
-    `first`: the first header of each name.
-    """
+    """Returns the size of the body, 0 if unknown. `first`: the first header of each name. Raises `HttpError`."""
     if not _MEDIA_TYPE.fullmatch(first.get(b"content-type", b"application/json")):
         raise HttpError(415, "media_type", "The content type must be application/json in UTF-8.")
     if first.get(b"content-encoding", b"identity").lower() != b"identity":

@@ -229,10 +229,7 @@ def _redacted_reply(body: bytes, redaction: Redaction) -> Any:
 
 
 def _learn(transcript: Transcript, run: replay.Run, redaction: Redaction) -> bool:
-    """Finds what the adapter derives from personal data, by comparing its requests before and after redaction.
-
-    Returns whether anything new was found.
-    """
+    """Finds what the adapter derives from personal data: its requests before and after redaction differ there."""
     learned = False
     for before, after in zip(transcript.requests, run.requests, strict=False):
         with contextlib.suppress(ValueError):

@@ -71,9 +71,7 @@ def replay(rules: Rules, record: Record) -> list[Finding]:
     if record.engine != rules.adapter.name:
         raise Unusable(f"it was recorded with {record.engine}, and MAPPER_ENGINE says {rules.adapter.name}")
     try:
-        return [
-            finding for recorded in record.conversations for finding in compare(recorded, run(rules, record, recorded))
-        ]
+        return [finding for one in record.conversations for finding in compare(one, run(rules, record, one))]
     except RecursionError:
         raise Unusable("it is nested too deeply") from None
 

@@ -168,7 +168,7 @@ def test_an_undo_that_is_refused_after_one_whose_outcome_is_unknown_goes_on(hous
 def test_a_cancel_that_cannot_be_finished_for_a_day_needs_a_person(house: House) -> None:
     house("consume", ORDERED)
     house.wire.script["undo"] = [503] * 99
-    house.cancel_refusal()
+    assert house.cancel_refusal().details == {"reason": "cancelling"}
     house.reconcile(after_s=90_000)
     assert house.row().state is State.MANUAL
     assert house.cancel_refusal().details == {"reason": "manual"}

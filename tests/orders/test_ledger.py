@@ -599,6 +599,17 @@ def test_what_a_cancel_may_do_follows_from_the_row(found: Row | None, expected: 
             assert (held, left_s) == (found, held.lease_until - NOW)
 
 
+@pytest.mark.parametrize(("age", "state"), [(86_399, State.UNKNOWN), (86_400, State.MANUAL)])
+def test_a_row_that_cannot_be_worked_on_for_a_day_needs_a_person(age: float, state: State) -> None:
+    assert postponed(row(State.UNKNOWN, unknown_since=NOW - age), AT, "unreadable").state is state
+
+
+def test_an_erased_body_is_a_change_that_others_notice() -> None:
+    found = row(State.DONE)
+    erased = trimmed(found, AT)
+    assert (erased.order, erased.digest, erased.version) == (b"", found.digest, found.version + 1)
+
+
 @pytest.mark.parametrize("leased", [True, False])
 def test_who_is_in_a_hurry_waits_for_a_lease_all_the_same(leased: bool) -> None:
     found = row(State.UNKNOWN, leased=leased, lease_until=NOW + 5 if leased else 0.0, next_check_at=NOW + 300)

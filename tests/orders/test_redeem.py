@@ -729,7 +729,7 @@ def test_what_a_request_that_was_delivered_twice_redeems_late_is_taken_back(hous
     assert (house.row().state, house.wire.sent) == (State.DONE, []), "the engine may still be working on it"
     house.reconcile(after_s=3)
     assert (house.row().state, house.wire.sent) == (State.REPAIRED, ["look_up", "repair"])
-    assert house.adapter.surplus == [("r_2",)]
+    assert (house.adapter.surplus, house.row().reason) == ([("r_2",)], "redeemed_twice")
     house.reconcile(after_s=90_000)
     assert (house.bytes("consume", ORDERED), len(house.wire.sent)) == (answer, 2)
 

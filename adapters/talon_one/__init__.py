@@ -75,7 +75,7 @@ class TalonOne(Adapter):
         closed, or holds stale values that would count.
         """
         request = session_request(checkout, session, self._options)
-        reply, request = yield from _update_session(session, request, "open session", state="open")
+        reply, request = yield from _update(session, request, "open session", state="open")
         if replies.blocking_state(reply) is not None:
             raise _session_closed()
         state = replies.state_of(reply)
@@ -90,7 +90,7 @@ class TalonOne(Adapter):
         session is looked up then.
         """
         request = session_request(order, session, self._options)
-        reply, request = yield from _update_session(session, request, "check session", state="closed", dry=True)
+        reply, request = yield from _update(session, request, "check session", state="closed", dry=True)
         if replies.blocking_state(reply) is not None:
             return (yield from _already_redeemed(session, request)).outcome
         outcome = effects.read(_require_effects(replies.state_of(reply)), request, strict=False)
@@ -108,9 +108,7 @@ class TalonOne(Adapter):
         """
         request = session_request(order, session, self._options)
         session = yield from _session_to_close(session, request)
-        reply, request = yield from _update_session(
-            session, request, "close session", state="closed", attempt=order.attempt
-        )
+        reply, request = yield from _update(session, request, "close session", state="closed", attempt=order.attempt)
         if replies.blocking_state(reply) is not None:
             return (yield from _already_redeemed(session, request))
         if replies.is_mute(reply):
@@ -160,7 +158,7 @@ class TalonOne(Adapter):
 # Requests
 
 
-def _update_session(
+def _update(
     session: str, request: SessionRequest, operation: str, *, state: str, dry: bool = False, attempt: str = ""
 ) -> Conversation[tuple[EngineReply, SessionRequest]]:
     """Sends the session; returns the reply and the request that it answers.
@@ -169,14 +167,14 @@ def _update_session(
     card fails the whole request, so the session is sent once more without the card. Open, check and close all do this,
     hence the check predicts the close.
     """
-    reply = yield _update(session, request, operation, state, dry=dry, attempt=attempt)
+    reply = yield _update_request(session, request, operation, state, dry=dry, attempt=attempt)
     if request.loyalty_card and replies.rejects_loyalty_card(reply):
         request = request.without_loyalty_card()
-        reply = yield _update(session, request, operation, state, dry=dry, attempt=attempt)
+        reply = yield _update_request(session, request, operation, state, dry=dry, attempt=attempt)
     return reply, request
 
 
-def _update(
+def _update_request(
     session: str, request: SessionRequest, operation: str, state: str, *, dry: bool, attempt: str
 ) -> EngineRequest:
     body = request.body(state)

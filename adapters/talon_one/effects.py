@@ -6,10 +6,12 @@ sorted, other effects are sorted first.
 """
 
 import re
+from collections import defaultdict
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 from msgspec import Raw
 
 from adapters.talon_one import reasons, replies
@@ -353,15 +355,11 @@ def _price_notice(position: int, price: Decimal, request: SessionRequest) -> Not
     return Notice("selectedPrice", text, {"position": position, "sku": sku, "selectedPrice": price})
 
 
-class _Props(dict[str, str]):
-    def __missing__(self, key: str) -> str:
-        return "?"
-
-
 def _fill(text: str, payload: Any) -> str:
+    """The text with the payload's props, "?" for those that are missing."""
     props = payload.items() if isinstance(payload, dict) else ()
-    known = _Props({key: str(value) for key, value in props if isinstance(value, str | int | Decimal)})
-    return text.format_map(known).strip(" :")
+    known = {key: str(value) for key, value in props if isinstance(value, str | int | Decimal)}
+    return text.format_map(defaultdict(lambda: "?", known)).strip(" :")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -427,12 +425,13 @@ def _discounts(reading: _Reading) -> tuple[Discount, ...]:
     rules = sorted([(_rule_key(key), amounts) for key, amounts in reading.rules.items()], key=lambda pair: pair[0])
     for number, (rule, exact) in enumerate(rules):
         amounts = _minor_amounts(exact, request.digits)
-        label = _label(rule, reading.state.campaigns.get(rule.campaign), reading.coupons)
-        on_costs = label.scope == "costs"
+        discount = _discount(rule, reading.state.campaigns.get(rule.campaign), reading.coupons)
+        on_costs = discount.scope == "costs"
         for position, amount in amounts:
             if amount > 0:
                 line = request.lines[position].index if position >= 0 else None
-                placed.append((on_costs or line is None, position, number, label.discount(amount, line)))
+                share = msgspec.structs.replace(discount, amount=amount, line=line)
+                placed.append((on_costs or line is None, position, number, share))
         if any(amount <= 0 for _, amount in amounts):
             reading.notices.append(_no_discount_notice(rule, exact, reading.state))
     placed.sort()  # the first three differ for any two
@@ -471,30 +470,6 @@ def _pro_rata_total(sums: list[Decimal], amounts: _RuleAmounts, digits: int) -> 
     return announced if len(amounts.total_discounts) == 1 and abs(announced - added) <= tolerance else added
 
 
-@dataclass(frozen=True, slots=True)
-class _Label:
-    """What all discounts of one rule have in common. `meta` has Talon.One's ids, as Nacelle's page shows them."""
-
-    rule: _RuleKey
-    name: str
-    description: str
-    scope: Scope
-    meta: dict[str, Any]
-
-    def discount(self, amount: int, line: int | None) -> Discount:
-        """The discount on a line (`Line.index`), or on the order (None)."""
-        return Discount(
-            name=self.name,
-            description=self.description,
-            amount=amount,
-            effect_type=self.rule.effect_type,
-            line=line,
-            scope=self.scope,
-            cost=self.rule.cost if self.scope == "costs" else "",
-            meta=self.meta,
-        )
-
-
 def _scope(rule: _RuleKey) -> Scope:
     """https://docs.talon.one/docs/dev/integration-api/api-effects lists the scopes of each effect."""
     kind = TABLE[rule.effect_type].kind
@@ -505,10 +480,11 @@ def _scope(rule: _RuleKey) -> Scope:
     return "goods" if rule.scope == "cartItems" else "total"
 
 
-def _label(rule: _RuleKey, campaign: replies.Campaign | None, coupons: dict[int, str]) -> _Label:
+def _discount(rule: _RuleKey, campaign: replies.Campaign | None, coupons: dict[int, str]) -> Discount:
+    """What all discounts of a rule have in common. `meta` has Talon.One's ids, as Nacelle's page shows them."""
     title = (campaign.name or "").strip() if campaign else ""
     text = (campaign.description or "").strip() if campaign else ""
-    name = rule.rule_name or title or rule.name or "Discount"
+    name, scope = rule.rule_name or title or rule.name or "Discount", _scope(rule)
     meta: dict[str, Any] = {
         "campaignId": rule.campaign,
         "rulesetId": rule.ruleset,
@@ -519,4 +495,12 @@ def _label(rule: _RuleKey, campaign: replies.Campaign | None, coupons: dict[int,
         "bundleName": rule.bundle,
     }
     meta = {key: value for key, value in meta.items() if value not in (None, "", -1)}
-    return _Label(rule, name, text or title or rule.name or name, _scope(rule), meta)
+    return Discount(
+        name=name,
+        description=text or title or rule.name or name,
+        amount=0,
+        effect_type=rule.effect_type,
+        scope=scope,
+        cost=rule.cost if scope == "costs" else "",
+        meta=meta,
+    )

@@ -161,11 +161,8 @@ class Voucherify(Adapter):
         candidates = redeemables.arrange(vouchers, tiers, self.settings)
         waiting = [one for one in candidates if not one.code][places:]
         requested = [one for one in candidates if one not in waiting]
-        return (
-            yield from select_within(
-                requested, waiting, len(vouchers) + places, self._build_validation(checkout, session)
-            )
-        )
+        limit, build = len(vouchers) + places, self._build_validation(checkout, session)
+        return (yield from select_within(requested, waiting, limit, build))
 
     def _promotions(self, checkout: Checkout, places: int) -> Conversation[tuple[Sequence[str], int]]:
         """The promotion tiers to try, and how many of `places` the project's limit leaves for them.

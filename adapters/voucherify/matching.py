@@ -40,20 +40,16 @@ def matcher_for(body: Entry, redeemables: Sequence[Redeemable]) -> Matcher:
     entries = [*_entries(body)]
     unmatched = [entry for entry in entries if plain.match(entry) is None and may_be_internal_id(entry.get("id"))]
     matched = [plain.match(entry) for entry in entries]
-    left = [redeemable for redeemable in redeemables if redeemable.code and redeemable not in matched]
+    left = [one for one in redeemables if one.code and one not in matched]
     if not unmatched or not left:
         return plain
     in_order = objects(body.get("redeemables"))
     if len(in_order) == len(redeemables) or body.get("valid") is False:
         # In mode ALL the entries have the order of the request, at least up to the first that does not apply.
         pairs = {
-            text(entry.get("id")): redeemable
-            for entry, redeemable in zip(in_order, redeemables, strict=False)
-            if entry in unmatched
+            text(entry.get("id")): one for entry, one in zip(in_order, redeemables, strict=False) if entry in unmatched
         }
-        if all(text(entry.get("id")) in pairs for entry in unmatched) and all(
-            redeemable in left for redeemable in pairs.values()
-        ):
+        if all(text(entry.get("id")) in pairs for entry in unmatched) and all(one in left for one in pairs.values()):
             return Matcher(redeemables, pairs)
     if len(unmatched) == len(left) and len({applies(entry) for entry in unmatched}) == 1:
         # All are in one list, and each list has the order of the request.

@@ -5,7 +5,7 @@ on one of Nacelle's pages and a string on another.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -97,16 +97,7 @@ B = Family(
     writes_empty_lists=False,
     is_order=True,
 )
-C = Family(
-    name="C",
-    root_list="orders",
-    lines=B.lines,
-    totals=B.totals,
-    lists=B.lists,
-    prices=B.prices,
-    writes_empty_lists=False,
-    is_order=True,
-)
+C = replace(B, name="C", root_list="orders")
 
 
 def family_of(decoded: Mapping[str, Any], operation: Operation) -> Family:

@@ -107,20 +107,9 @@ class Lines(msgspec.Struct, frozen=True):
         """A line with `price` and without discounts, as most lines are."""
         price = _amount(typed.price, self.digits)
         return Line(
-            self.first + position,
-            self,
-            position,
-            typed.sku or "",
-            typed.variant_id or "",
-            typed.product_id or "",
-            typed.quantity,
-            price,
-            price,
-            0,
-            decoded,
-            names,
-            _PRICE,
-        )
+            self.first + position, self, position, typed.sku or "", typed.variant_id or "", typed.product_id or "",
+            typed.quantity, price, price, 0, decoded, names, _PRICE,
+        )  # fmt: skip
 
     def _line(self, position: int, typed: "_TypedLine", decoded: Mapping[str, Any]) -> Line:
         digits = self.digits
@@ -144,20 +133,9 @@ class Lines(msgspec.Struct, frozen=True):
         elif discount:
             list_price = money.list_price(price, discount, typed.quantity)
         return Line(
-            self.first + position,
-            self,
-            position,
-            typed.sku or "",
-            typed.variant_id or "",
-            typed.product_id or "",
-            typed.quantity,
-            price,
-            list_price,
-            discount,
-            decoded,
-            names,
-            price_keys,
-        )
+            self.first + position, self, position, typed.sku or "", typed.variant_id or "", typed.product_id or "",
+            typed.quantity, price, list_price, discount, decoded, names, price_keys,
+        )  # fmt: skip
 
     def read_one_by_one(self, decoded: list[Any]) -> tuple[Line, ...]:
         """Reads lines whose values have any JSON types. Raises `InvalidRequest`."""
@@ -263,20 +241,9 @@ class _Reader:
         elif quantity and discount:
             list_price = money.list_price(price, discount, quantity)
         return Line(
-            self.parent.first + self.position,
-            self.parent,
-            self.position,
-            sku,
-            variant_id,
-            product_id,
-            quantity,
-            price,
-            list_price,
-            discount,
-            self.decoded,
-            names,
-            price_keys,
-        )
+            self.parent.first + self.position, self.parent, self.position, sku, variant_id, product_id,
+            quantity, price, list_price, discount, self.decoded, names, price_keys,
+        )  # fmt: skip
 
     def name(self, key: str) -> str:
         value = self.decoded.get(key)

@@ -115,6 +115,7 @@ class Voucherify(Adapter):
         stored_order = yield from self._stored(session)
         live = stored.live_redemptions(stored_order) if stored_order else ()
         if stored_order is None or not live:
+            # Merchants may store orders in Voucherify that have no redemption.
             return LookedUp("absent")
         if not stored.same_cart(stored_order, order, self.settings):
             message = "Voucherify has redeemed this order's promotions with another cart."
@@ -252,8 +253,8 @@ class Voucherify(Adapter):
         """The result of a redemption, which may have redeemed less than was requested.
 
         Voucherify does not limit an order to one redemption, and a request may be delivered twice or late. So the order
-        is read again. `EngineUnavailable` where it has another redemption: the look-up that follows names the one that
-        counts, and the others are rolled back.
+        is read again. Raises `EngineUnavailable` where it has another redemption: the look-up that follows names the
+        one that counts, and the others are rolled back.
         """
         redemptions = replies.read_redemption(reply, requested)
         stored_order = (yield from self._stored(session)) or redemptions.order

@@ -1,4 +1,4 @@
-"""The Voucherify adapter finds out what applies: in few calls, and nothing suffers from what stands beside it."""
+"""The Voucherify adapter selects the redeemables that apply: in few calls, and no tier costs the shopper a code."""
 
 from collections.abc import Sequence
 from itertools import product

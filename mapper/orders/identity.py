@@ -1,7 +1,7 @@
-"""What makes an order the same order when it comes again, whatever its bytes (CONTRACT section 7).
+"""Computes the identity of an order: a hash of the content that makes it the same order (CONTRACT section 7).
 
-A row stores which version of the rules its identity was made by, so that an order of before an upgrade is still known.
-What is not here, such as addresses, payments, notes and identifiers, may differ.
+A row stores the version of the rules with its identity, so that an order from before an upgrade is still recognised.
+All other content, such as addresses, payments, notes and identifiers, may differ.
 """
 
 import hashlib
@@ -18,23 +18,23 @@ VERSION = 2
 def identity(
     order: Checkout, key: Key, costs: tuple[str, ...], customer: str = "", version: int = VERSION
 ) -> bytes | None:
-    """The identity by a version of the rules; None where that version is not known.
+    """Returns the SHA-256 identity by a version of the rules, or None for an unknown version.
 
-    `costs`: JSON pointers to the additional costs that the engine is told of. `customer`: where the order names none.
+    `costs`: JSON pointers to the additional costs that the engine receives. `customer`: that of an order without one.
     """
     lines = sorted((line.name, line.quantity, line.list_price, line.discount) for line in order.lines)
-    given = order.promotions
+    codes = order.promotions
     content: list[Any]
     if version == 1:
         content = [
             [1, key.space, key.engine, key.order, order.currency, order.digits],
-            [sorted(set(given.coupon_codes)), given.referral_code, given.loyalty_card, sorted(set(given.identifiers))],
+            [sorted(set(codes.coupon_codes)), codes.referral_code, codes.loyalty_card, sorted(set(codes.identifiers))],
             [lines, order.root_discount],
         ]
     elif version == VERSION:
         content = [
             [2, order.currency, order.digits, order.customer or customer],
-            [sorted(set(given.coupon_codes)), given.referral_code, given.loyalty_card],
+            [sorted(set(codes.coupon_codes)), codes.referral_code, codes.loyalty_card],
             [lines, order.root_discount, [order.amount_at(pointer) for pointer in costs]],
         ]
     else:

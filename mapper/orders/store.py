@@ -1,4 +1,4 @@
-"""What carries the ledger's rows: SQLite or PostgreSQL, behind one protocol."""
+"""The protocol of the ledger's storage, which SQLite and PostgreSQL implement."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -9,29 +9,29 @@ T = TypeVar("T")
 
 
 class Store(Protocol):
-    """What carries rows. Every method may raise `LedgerUnavailable`; none of them leaves half a change behind."""
+    """Stores rows. Every method may raise `LedgerUnavailable`; every write is atomic."""
 
     async def change(self, key: Key, step: Step[T]) -> T:
-        """Reads a row, applies a pure function and writes what it says, as one; what comes back is on disk.
+        """Reads a row, applies a pure function and writes the row that it returns, atomically. Returns its result.
 
-        The function may be called more than once. What it raises is passed on, and nothing is written. Where the row
-        that it returns has another key, the row is moved there.
+        When this method returns, the row is on disk. The function may be called more than once. If it raises, nothing
+        is written, and the exception is raised here. If its row has another key, the stored row is moved there.
         """
         ...
 
     async def claim(self, key: Key, sessions: Callable[[Row | None], Sequence[str]], step: ClaimStep[T]) -> T:
-        """As `change`, with the rows of `of_session` for each of these.
+        """As `change`; the step also receives the rows of `of_session` for each of the `sessions`.
 
-        No two rows ever hold (`Row.held`) the same session, or are of the same cart while they hold one.
+        No two rows hold (`Row.held`) the same session, and no two rows that hold a session have the same cart.
         """
         ...
 
     async def of_session(self, key: Key, session: str) -> list[Row]:
-        """The rows of other orders that have a session, are of a cart of this name, or have passed on from the key."""
+        """Returns the rows of other orders with this session or cart, and those that were moved away from the key."""
         ...
 
     async def remove(self, row: Row) -> None:
-        """Deletes a row, unless it has changed."""
+        """Deletes a row if it has not changed."""
         ...
 
     async def moment(self) -> Moment: ...
@@ -39,37 +39,37 @@ class Store(Protocol):
     async def show(self, key: Key) -> Row | None: ...
 
     async def find(self, state: State | None, order: str | None, limit: int) -> list[Row]:
-        """The rows in a state, or with an order key, or both; the latest first."""
+        """Returns rows by state or order key or both (None: any), the last updated first."""
         ...
 
     async def unconfirmed(self, limit: int) -> list[Row]:
-        """Redeemed orders of which no caller was ever told; the latest first."""
+        """Returns the redeemed orders whose answer no caller has received, the last updated first."""
         ...
 
     async def due(self, limit: int) -> list[Row]:
-        """Rows that somebody has to see to now: the longest overdue first."""
+        """Returns the rows that are due (`Row.next_check_at`), the longest overdue first."""
         ...
 
     async def lead(self, owner: str, ttl_s: float) -> bool:
-        """Whether `owner` leads for the next `ttl_s` seconds; with 0, a leader steps down."""
+        """Whether `owner` is the leader for the next `ttl_s` seconds. With 0, a leader steps down."""
         ...
 
     async def backlog(self) -> Backlog: ...
 
     async def finished(self) -> dict[State, int]:
-        """How many finished rows there are, per state. It reads an entry of an index for each."""
+        """Counts the finished rows by state. It reads an index entry for each row."""
         ...
 
     async def with_body(self, before: float, limit: int) -> list[Row]:
-        """Finished and waiting rows that still have their body and were last changed before a Unix time."""
+        """Returns finished and waiting rows with a body that were last updated before a Unix time."""
         ...
 
     async def prune(self, before: float, limit: int) -> int:
-        """Deletes finished and waiting rows that were last changed before a Unix time; how many it was."""
+        """Deletes finished and waiting rows that were last updated before a Unix time. Returns how many."""
         ...
 
     async def ping(self) -> None:
-        """Writes something."""
+        """Writes something, to see whether the store can be written."""
         ...
 
     async def close(self) -> None: ...

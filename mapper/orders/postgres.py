@@ -1,11 +1,11 @@
 """The ledger in PostgreSQL, for several hosts.
 
-No transaction spans two round trips, so that a paused process holds no lock: a row is read, what follows is computed
-here, and one statement writes it provided that nobody else has written since; else it is all done again. Time is the
-database's, which all hosts share.
+No transaction spans two round trips, so that a paused process holds no lock. This module reads a row, computes the
+next one, and writes it with one statement, which has no effect if the row has changed; then all is repeated. Leases
+and quarantines are counted on the database's clock, which all hosts share.
 
-The URL is libpq's (`postgresql://user:password@host:5432/database?sslmode=require`). It is handed to the driver and
-kept nowhere else; no error and no `repr` shows it.
+The URL is libpq's (`postgresql://user:password@host:5432/database?sslmode=require`). Only the driver keeps it; no error
+and no `repr` shows it.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ from mapper.orders.rows import (
 
 T = TypeVar("T")
 
-# One entry per version of the schema: what makes it out of the one before.
+# One entry per version of the schema: the statements that migrate the version before to it.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE mapper_orders (
@@ -57,7 +57,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX mapper_orders_finished ON mapper_orders (updated_at) WHERE status IS NOT NULL",
         "CREATE TABLE mapper_leases (name text PRIMARY KEY, owner text NOT NULL, until float8 NOT NULL)",
     ),
-    # Processes of the version before may still write while this one starts: what is new has a default.
+    # Processes of version 1 may still write while this one starts, so every new column has a default.
     (
         """ALTER TABLE mapper_orders
             ADD COLUMN identity_version integer NOT NULL DEFAULT 1, ADD COLUMN digest bytea,
@@ -66,7 +66,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             ADD COLUMN handle text NOT NULL DEFAULT '', ADD COLUMN notices bytea, ADD COLUMN confirmed_at float8,
             ADD COLUMN cart text NOT NULL DEFAULT '', ADD COLUMN passed_from text NOT NULL DEFAULT ''""",
         "CREATE INDEX mapper_orders_session ON mapper_orders (space, engine, session)",
-        # Of several that were redeemed in one session, the first holds it.
+        # If several orders were redeemed in one session, the first holds it.
         """UPDATE mapper_orders SET held = session WHERE state NOT IN ('REJECTED', 'RETRYABLE') AND session <> ''
              AND NOT EXISTS (SELECT 1 FROM mapper_orders AS other WHERE other.space = mapper_orders.space
                AND other.engine = mapper_orders.engine AND other.session = mapper_orders.session
@@ -90,11 +90,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
              WHERE confirmed_at IS NULL AND state IN ('DONE', 'REPAIRED')""",
     ),
 )
-_MIGRATION_LOCK = 0x6D6170706572  # any number, so that only one process migrates at a time
+_MIGRATION_LOCK = 0x6D6170706572  # an arbitrary number; with the lock, one process migrates at a time
 
 _MAX_CONNECTIONS = 10
 _MAX_IDLE_S = 300.0
-_TRIES = 10
+_MAX_ATTEMPTS = 10
 
 _NOW = "coalesce($1::float8, extract(epoch FROM clock_timestamp())::float8)"
 _ROW = ", ".join(COLUMNS)
@@ -110,10 +110,10 @@ _INSERT = f"""
     INSERT INTO mapper_orders ({_ROW}) VALUES ({", ".join(f"${n}" for n, _ in enumerate(COLUMNS, 1))})
     ON CONFLICT DO NOTHING
 """  # noqa: S608 -- constants
-_SAME = ("space", "engine", "order_key", "fence", "version")
+_UNCHANGED = ("space", "engine", "order_key", "fence", "version")
 _UPDATE = f"""
     UPDATE mapper_orders SET {", ".join(f"{column} = ${n}" for n, column in enumerate(COLUMNS, 1))}
-    WHERE {" AND ".join(f"{column} = ${n}" for n, column in enumerate(_SAME, len(COLUMNS) + 1))}
+    WHERE {" AND ".join(f"{column} = ${n}" for n, column in enumerate(_UNCHANGED, len(COLUMNS) + 1))}
 """  # noqa: S608 -- constants
 _LEASE = f"""
     INSERT INTO mapper_leases (name, owner, until) VALUES ($2, $3, {_NOW} + $4::float8)
@@ -127,8 +127,8 @@ _PRUNE = f"""
     WHERE updated_at < $1 AND {_FINISHED} ORDER BY updated_at LIMIT $2)
 """  # noqa: S608 -- constants
 
-# The connection is gone, not the statement wrong. (`InternalClientError` is what the driver raises where the server has
-# said goodbye and the driver has not read it yet.)
+# The errors of a lost connection. The driver raises `InternalClientError` if the server has closed the connection and
+# the driver has not read that yet.
 _LOST = (
     *(OSError, asyncpg.InterfaceError, asyncpg.InternalClientError),
     *(asyncpg.PostgresConnectionError, asyncpg.AdminShutdownError),
@@ -140,21 +140,21 @@ _UNUSABLE = {
     "3F": "The ledger's schema (search_path) does not exist.",
     "42501": "The ledger's user may not make or use its tables.",
 }
-"""What does not mend itself, by SQLSTATE or its class."""
+"""The errors that a retry cannot help, by SQLSTATE or its class."""
 
 
 class _Lost(LedgerUnavailable):
-    """There is no connection, or no longer."""
+    """No connection could be made, or the connection was lost."""
 
 
 class _Taken(LedgerUnavailable):
-    """Another row has the key, or holds the session."""
+    """A unique constraint: another row has the key, or holds the session."""
 
 
 class Pool:
-    """At most `_MAX_CONNECTIONS` connections, made when needed and used again.
+    """At most `_MAX_CONNECTIONS` connections, opened on demand and reused.
 
-    Not the driver's own pool, which hands connections out again after the server has said goodbye to them.
+    The driver's own pool is not used: it reuses connections that the server has closed.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Any]], timeout_s: float) -> None:
@@ -162,12 +162,12 @@ class Pool:
         self._timeout_s = timeout_s
         self._free = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._idle: list[tuple[Any, float]] = []
-        """With the time each was last used."""
+        """Each with the time of its last use (monotonic)."""
         self._closed = False
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Any]:
-        """A connection for one statement; what fails in whatever way is not used again. Raises `LedgerUnavailable`."""
+        """Yields a connection for one statement. After any exception it is closed. Raises `LedgerUnavailable`."""
         with _errors():
             async with asyncio.timeout(self._timeout_s):
                 await self._free.acquire()
@@ -214,7 +214,7 @@ class Pool:
 
 
 class PostgresStore:
-    """See `mapper.orders.ledger.Store`."""
+    """See `mapper.orders.store.Store`."""
 
     def __init__(self, pool: Pool, clock: Clock | None) -> None:
         self._pool = pool
@@ -224,9 +224,9 @@ class PostgresStore:
     async def open(
         cls, url: str, clock: Clock | None = None, timeout_s: float = 5.0, *, create: bool = True, patient: bool = False
     ) -> "PostgresStore":
-        """Connects and brings the schema up to date; nothing takes longer than `timeout_s`. `clock` is for tests.
+        """Connects and migrates the schema. `timeout_s`: the limit of each connect and statement.
 
-        `patient`: `open_ledger`.
+        `create` and `patient`: as for `open_ledger`. `clock` is for tests.
         """
         options: dict[str, Any] = {
             "timeout": timeout_s,
@@ -234,7 +234,7 @@ class PostgresStore:
             "server_settings": {
                 "application_name": "promotions-mapper",
                 "statement_timeout": str(round(timeout_s * 1000)),
-                "synchronous_commit": "on",  # durable, whatever the database's default is
+                "synchronous_commit": "on",  # the default of the database may be less durable
                 "default_transaction_isolation": "read committed",
             },
         }
@@ -246,10 +246,10 @@ class PostgresStore:
             try:
                 connection = await asyncpg.connect(url, **options)
             except (ValueError, OverflowError):
-                # What the driver says about a URL may repeat a part of it.
+                # The driver's message may contain a part of the URL.
                 message = "The ledger's URL cannot be read: is the port right, is the password percent-encoded?"
                 raise LedgerUnusable("wrong_url", message) from None
-            if not is_current:  # the server may have been away when the process started
+            if not is_current:  # here, since the server may have been unreachable when the process started
                 try:
                     await _migrate(connection, create=create)
                 except BaseException:
@@ -272,7 +272,7 @@ class PostgresStore:
         return await self.claim(key, lambda _: (), lambda row, _, at: step(row, at))
 
     async def claim(self, key: Key, sessions: Callable[[Row | None], Sequence[str]], step: ClaimStep[T]) -> T:
-        for _ in range(_TRIES):
+        for _ in range(_MAX_ATTEMPTS):
             moment, row = await self._read(key)
             others = [other for session in sessions(row) for other in await self.of_session(key, session)]
             result, changed = step(row, others, moment)
@@ -292,7 +292,7 @@ class PostgresStore:
         await self._execute(query, key.space, key.engine, key.order, row.version)
 
     async def _write(self, row: Row | None, changed: Row) -> bool:
-        """False where somebody else was faster: with the row, with the key, or with the session that it is to hold."""
+        """False if another writer was faster: it changed the row, or took its key or its session."""
         if row is None:
             return await self._execute(_INSERT, *values_of(changed)) == 1
         same = (row.key.space, row.key.engine, row.key.order, row.fence, row.version)
@@ -366,7 +366,7 @@ class PostgresStore:
         return self._moment(now), row_of(values) if values[0] is not None else None
 
     async def _fetch(self, query: str, *arguments: Any) -> Any:
-        """Reads. Should the connection turn out to be lost, once more on a new one."""
+        """Reads rows. If the connection is lost, reads once more on a new one."""
         try:
             return await self._fetch_once(query, *arguments)
         except _Lost:
@@ -378,7 +378,7 @@ class PostgresStore:
             return await connection.fetch(query, *arguments)
 
     async def _execute(self, query: str, *arguments: Any) -> int:
-        """Writes; how many rows. It is not tried again: a lost connection does not tell whether it was written."""
+        """Writes, and returns how many rows. Never retried: after a lost connection, the write may have happened."""
         async with self._pool.connection() as connection:
             tag: str = await connection.execute(query, *arguments)
             return int(tag.rsplit(" ", 1)[-1])

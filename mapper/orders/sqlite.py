@@ -1,8 +1,8 @@
-"""The ledger in one SQLite file, for one host: any number of processes, a local disk.
+"""The ledger in one SQLite file on a local disk, for any number of processes of one host.
 
-WAL with `synchronous=FULL`: what was committed survives a power cut. Every call runs in one thread of its own, so that
-a slow disk never holds up the event loop; writers of other processes are waited for. Changes that wait for the thread
-are written in one transaction, since it is syncing that takes time.
+WAL with `synchronous=FULL`: a committed write survives a power cut. Calls run in a thread of their own, so that a slow
+disk does not block the event loop; a writer waits for those of other processes. The changes that wait for the thread
+are committed in one transaction, since most of the time goes into syncing.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ from mapper.orders.rows import (
 
 T = TypeVar("T")
 
-# One entry per version of the schema: what makes it out of the one before.
+# One entry per version of the schema: the statements that migrate the version before to it.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE orders (
@@ -60,7 +60,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE boot (id TEXT NOT NULL)",
         "INSERT INTO boot VALUES ('')",
     ),
-    # Processes of the version before may still write while this one starts: what is new has a default.
+    # Processes of version 1 may still write while this one starts, so every new column has a default.
     (
         *(
             f"ALTER TABLE orders ADD COLUMN {column}"
@@ -79,7 +79,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             )
         ),
         "CREATE INDEX orders_session ON orders (space, engine, session)",
-        # Of several that were redeemed in one session, the first holds it.
+        # If several orders were redeemed in one session, the first holds it.
         """UPDATE orders SET held = session WHERE state NOT IN ('REJECTED', 'RETRYABLE') AND session <> ''
              AND NOT EXISTS (SELECT 1 FROM orders AS other WHERE other.space = orders.space
                AND other.engine = orders.engine AND other.session = orders.session
@@ -107,15 +107,15 @@ _FINISHED = "(state IN ('DONE', 'REPAIRED', 'REJECTED', 'CANCELLED') OR (state =
 _UNCONFIRMED = "confirmed_at IS NULL AND state IN ('DONE', 'REPAIRED')"
 
 _ROW = ", ".join(COLUMNS)
-_HERE = "space = ? AND engine = ? AND order_key = ?"
+_KEY = "space = ? AND engine = ? AND order_key = ?"
 _SELECT = f"SELECT {_ROW} FROM orders"  # noqa: S608 -- a constant
-# Each by an index of its own: for an OR, SQLite would look through all that a space and an engine have.
+# A UNION, so that each part uses its own index. With OR, SQLite would scan all rows of a space and an engine.
 _OTHERS = " UNION ".join(
     f"{_SELECT} WHERE space = ?1 AND engine = ?2 AND order_key <> ?3 AND {which}"
     for which in ("session = ?4", "cart = ?4", "passed_from = ?3 AND passed_from <> ''")
 )
 _INSERT = f"INSERT INTO orders ({_ROW}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT DO NOTHING"  # noqa: S608
-_UPDATE = f"UPDATE orders SET ({_ROW}) = ({', '.join('?' * len(COLUMNS))}) WHERE {_HERE} AND fence = ? AND version = ?"  # noqa: S608
+_UPDATE = f"UPDATE orders SET ({_ROW}) = ({', '.join('?' * len(COLUMNS))}) WHERE {_KEY} AND fence = ? AND version = ?"  # noqa: S608
 
 _LEASE = """
     INSERT INTO leases (name, owner, until) VALUES (?, ?, ?)
@@ -130,7 +130,7 @@ _UNUSABLE = {
     "cantopen": "The ledger's file, or one beside it, cannot be opened.",
     "perm": "The ledger's file may not be used.",
 }
-"""What does not mend itself, of SQLite's own words."""
+"""The errors that a retry cannot help, by SQLite's name (`_error_name`)."""
 
 
 @contextmanager
@@ -138,11 +138,11 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise LedgerUnavailable(_word(error)) from error
+        raise LedgerUnavailable(_error_name(error)) from error
 
 
 class SqliteStore:
-    """See `mapper.orders.ledger.Store`."""
+    """See `mapper.orders.store.Store`."""
 
     def __init__(self, path: str, clock: Clock, busy_s: float) -> None:
         self._path = path
@@ -153,13 +153,13 @@ class SqliteStore:
         self._database: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._reopen = False
-        """Whether a file that was not to be had is tried again with each use."""
+        """Whether each use tries to open the file again if it could not be opened before."""
 
     @classmethod
     async def open(
         cls, path: str, clock: Clock, busy_s: float = 5.0, *, create: bool = True, patient: bool = False
     ) -> "SqliteStore":
-        """Opens the file, or makes it; `busy_s` is how long other writers are waited for. `patient`: `open_ledger`."""
+        """Opens or creates the file. `busy_s`: how long to wait for other writers. `patient`: as for `open_ledger`."""
         store = cls(path, clock, busy_s)
         try:
             await store._run(partial(store._connect, create=create))
@@ -180,14 +180,14 @@ class SqliteStore:
         return result
 
     async def claim(self, key: Key, sessions: Callable[[Row | None], Sequence[str]], step: ClaimStep[T]) -> T:
-        def in_one(row: Row | None, at: Moment) -> tuple[T, Row | None]:
+        def claim_step(row: Row | None, at: Moment) -> tuple[T, Row | None]:
             others = [other for session in sessions(row) for other in self._others(key, session)]
             return step(row, others, at)
 
-        return await self.change(key, in_one)
+        return await self.change(key, claim_step)
 
     async def of_session(self, key: Key, session: str) -> list[Row]:
-        """In the event loop, on a connection that never waits: a look at an index costs less than to hand it over."""
+        """Runs in the event loop, on a connection that never waits: an index read is cheaper than a thread switch."""
         if self._reader is None:
             raise LedgerUnavailable("closed")
         with _errors():
@@ -197,8 +197,8 @@ class SqliteStore:
         def work() -> None:
             with self._transaction() as database:
                 database.execute(
-                    f"DELETE FROM orders WHERE {_HERE} AND version = ?",  # noqa: S608 -- a constant
-                    (*_place(row.key), row.version),
+                    f"DELETE FROM orders WHERE {_KEY} AND version = ?",  # noqa: S608 -- a constant
+                    (*_key_values(row.key), row.version),
                 )
 
         await self._run(work)
@@ -207,7 +207,7 @@ class SqliteStore:
         return self._moment()
 
     async def show(self, key: Key) -> Row | None:
-        rows = await self._rows(f"WHERE {_HERE}", *_place(key))
+        rows = await self._rows(f"WHERE {_KEY}", *_key_values(key))
         return rows[0] if rows else None
 
     async def find(self, state: State | None, order: str | None, limit: int) -> list[Row]:
@@ -236,8 +236,8 @@ class SqliteStore:
             database = self._open()
             return database.execute(query).fetchall(), database.execute(unconfirmed).fetchone()[0]
 
-        found, untold = await self._run(work)
-        return backlog_of(found, untold, self._moment().wall)
+        found, count = await self._run(work)
+        return backlog_of(found, count, self._moment().wall)
 
     async def finished(self) -> dict[State, int]:
         states = ", ".join(f"'{state}'" for state in FINISHED)
@@ -277,7 +277,7 @@ class SqliteStore:
 
         try:
             done = asyncio.get_running_loop().run_in_executor(self._thread, guarded)
-        except RuntimeError as error:  # the thread takes no more work
+        except RuntimeError as error:  # the executor has been shut down
             raise LedgerUnavailable("closed") from error
         return await done
 
@@ -299,7 +299,7 @@ class SqliteStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """The only writer, across all processes, until it is committed or taken back."""
+        """Excludes the writers of all processes until the end of the block, which commits or rolls back."""
         database = self._open()
         database.execute("BEGIN IMMEDIATE")
         try:
@@ -311,13 +311,13 @@ class SqliteStore:
             raise
 
     def _commit_waiting(self) -> None:
-        """Everything that waits goes to disk in one transaction: syncing is what takes time, and it is shared.
+        """Commits all waiting changes in one transaction, so that they share the time of the sync.
 
-        A step that raises takes back its own part alone; an error of the database takes back all, and all are told.
+        A step that raises rolls back its own change only. An error of the database rolls back all, and each gets it.
         """
         changes = [self._waiting.popleft() for _ in range(len(self._waiting))]
         if not changes:
-            return  # an earlier call has taken them along
+            return  # an earlier call has committed them
         try:
             with self._transaction() as database:
                 for change in changes:
@@ -326,21 +326,21 @@ class SqliteStore:
                         self._apply(database, change)
                     except sqlite3.Error:
                         raise
-                    except Exception as error:  # noqa: BLE001 - whatever it is, it is this caller's
+                    except Exception as error:  # noqa: BLE001 - `change` raises it to the caller of this change
                         change.error = error
                         database.execute("ROLLBACK TO change")
                     database.execute("RELEASE change")
         except (sqlite3.Error, LedgerUnavailable) as error:
-            word = _word(error) if isinstance(error, sqlite3.Error) else error.reason.removeprefix("ledger_")
+            word = _error_name(error) if isinstance(error, sqlite3.Error) else error.reason.removeprefix("ledger_")
             for change in changes:
                 change.error = LedgerUnavailable(word)
 
     def _others(self, key: Key, session: str, database: sqlite3.Connection | None = None) -> list[Row]:
-        found = (database or self._open()).execute(_OTHERS, (*_place(key), session)).fetchall()
+        found = (database or self._open()).execute(_OTHERS, (*_key_values(key), session)).fetchall()
         return [row_of(values) for values in found]
 
     def _apply(self, database: sqlite3.Connection, change: "_Change") -> None:
-        values = database.execute(f"{_SELECT} WHERE {_HERE}", _place(change.key)).fetchone()
+        values = database.execute(f"{_SELECT} WHERE {_KEY}", _key_values(change.key)).fetchone()
         row = row_of(values) if values else None
         change.result, changed = change.step(row, self._moment())
         if changed is not None and changed is not row:
@@ -350,9 +350,9 @@ class SqliteStore:
         if row is None:
             written = database.execute(_INSERT, values_of(changed)).rowcount
         else:
-            where = (*_place(row.key), row.fence, row.version)
+            where = (*_key_values(row.key), row.fence, row.version)
             written = database.execute(_UPDATE, (*values_of(changed), *where)).rowcount
-        assert written == 1, "nobody else writes within this transaction"
+        assert written == 1, "the transaction excludes other writers"
 
     def _lease(self, name: str, owner: str, ttl_s: float) -> bool:
         now = self._moment().now
@@ -365,7 +365,7 @@ class SqliteStore:
         if Path(self._path).exists() and not Path(self._path).is_file():
             raise LedgerUnusable("cannot_open", f"The ledger's file {self._path} is no file.")
         try:
-            # Orders are personal data. The files beside it (-wal, -shm) get the same mode from SQLite.
+            # Only the owner may read it: orders are personal data. SQLite gives -wal and -shm the same mode.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             message = f"The ledger's file {self._path} cannot be opened for writing: {error.strerror}."
@@ -376,7 +376,7 @@ class SqliteStore:
         except BaseException as error:
             self._database.close()
             self._database = None
-            if isinstance(error, sqlite3.Error) and (word := _word(error)) in _UNUSABLE:
+            if isinstance(error, sqlite3.Error) and (word := _error_name(error)) in _UNUSABLE:
                 raise LedgerUnusable(word, _UNUSABLE[word]) from error
             raise
 
@@ -413,18 +413,18 @@ class SqliteStore:
         self._database = self._reader = None
 
     def _use_wal(self) -> str:
-        """Turns WAL on. Of several processes that do so at once, all but one are refused without being made to wait."""
-        give_up = time.monotonic() + self._busy_s
+        """Switches to WAL, and returns the journal mode. Retries: SQLite does not wait for another switch."""
+        give_up_at = time.monotonic() + self._busy_s
         while True:
             try:
                 return str(self._open().execute("PRAGMA journal_mode = WAL").fetchone()[0])
             except sqlite3.OperationalError as error:
-                if _word(error) != "busy" or time.monotonic() > give_up:
+                if _error_name(error) != "busy" or time.monotonic() > give_up_at:
                     raise
                 time.sleep(0.01)
 
     def _forget_other_boots(self, database: sqlite3.Connection) -> None:
-        """After the machine has started anew: no lease holds, and what was sent went out before this clock's zero."""
+        """Resets the times of other boots: no lease holds any more, and every request was sent before time 0."""
         if database.execute("SELECT id FROM boot").fetchone()[0] == self._clock.boot:
             return
         database.execute(
@@ -439,7 +439,7 @@ class SqliteStore:
 
 @dataclass(slots=True, eq=False)
 class _Change:
-    """A change that waits to be written, and what came of it."""
+    """A change that waits to be written and, after that, its result or error."""
 
     key: Key
     step: Step[Any]
@@ -447,11 +447,11 @@ class _Change:
     error: Exception | None = None
 
 
-def _place(key: Key) -> tuple[str, str, str]:
+def _key_values(key: Key) -> tuple[str, str, str]:
     return key.space, key.engine, key.order
 
 
-def _word(error: sqlite3.Error) -> str:
-    """SQLite's own word for what went wrong, such as "full", "busy" or "readonly"."""
+def _error_name(error: sqlite3.Error) -> str:
+    """Returns SQLite's name of the error in lower case, such as "full", "busy" or "readonly"."""
     name = getattr(error, "sqlite_errorname", "") or "error"
     return str(name).removeprefix("SQLITE_").split("_")[0].lower()

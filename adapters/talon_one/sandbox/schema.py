@@ -144,19 +144,9 @@ _ATTRIBUTE: Final[dict[str, Check]] = {
     "list of strings": _each(_text()),
 }
 _CONTENT: Final = (
-    "customerSession",
-    "customerProfile",
-    "coupons",
-    "triggeredCampaigns",
-    "referral",
-    "loyalty",
-    "event",
-    "awardedGiveaways",
-    "ruleFailureReasons",
-    "previousReturns",
-    "campaignEligibility",
-    "achievements",
-)
+    "customerSession", "customerProfile", "coupons", "triggeredCampaigns", "referral", "loyalty", "event",
+    "awardedGiveaways", "ruleFailureReasons", "previousReturns", "campaignEligibility", "achievements",
+)  # fmt: skip
 _MAX_UNITS: Final = 10_000
 _STATES: Final = ("open", "closed", "partially_returned", "cancelled")
 _CARD: Final = r"[A-Za-z0-9._%+@-]+"

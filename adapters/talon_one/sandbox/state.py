@@ -161,19 +161,10 @@ _DISCOUNT_PROPS: Final = {
     "additionalCostId": "additionalCostId",
     "additionalCost": "additionalCost",
 }
-_POINTS_PROPS: Final = {
-    name: name
-    for name in (
-        "programId",
-        "subLedgerId",
-        "value",
-        "recipientIntegrationId",
-        "transactionUUID",
-        "cartItemPosition",
-        "cartItemSubPosition",
-        "cardIdentifier",
-    )
-}
+_POINTS_PROPS: Final = {name: name for name in (
+    "programId", "subLedgerId", "value", "recipientIntegrationId", "transactionUUID", "cartItemPosition",
+    "cartItemSubPosition", "cardIdentifier",
+)}  # fmt: skip
 _ROLLBACKS: Final[dict[str, tuple[str, dict[str, str]]]] = {
     "acceptCoupon": ("rollbackCoupon", {"value": "value"}),
     "acceptReferral": ("rollbackReferral", {"value": "value"}),

@@ -9,25 +9,12 @@ from typing import Any
 
 import msgspec
 
-from adapters.voucherify.sandbox.catalog import (
-    ALWAYS_STACKABLE,
-    NEVER_STACKABLE,
-    Catalog,
-    Incentive,
-    moment,
-)
+from adapters.voucherify.sandbox.catalog import ALWAYS_STACKABLE, NEVER_STACKABLE, Catalog, Incentive, moment
 from adapters.voucherify.sandbox.errors import Refused, not_found, skipped_message
 from adapters.voucherify.sandbox.orders import Order, order_json, with_details
 from adapters.voucherify.sandbox.qualifications import qualify
 from adapters.voucherify.sandbox.stacking import Result, Run, Shopper
-from adapters.voucherify.sandbox.state import (
-    Books,
-    Customer,
-    Lock,
-    Redemption,
-    tracking_id,
-    ttl,
-)
+from adapters.voucherify.sandbox.state import Books, Customer, Lock, Redemption, tracking_id, ttl
 
 Json = dict[str, Any]
 

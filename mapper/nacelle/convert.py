@@ -1,10 +1,9 @@
-"""A validated checkout and its payment become an order, as Nacelle's order ingestion takes it.
+"""Converts a validated checkout and its payment to an order for Nacelle's order ingestion.
 
 Nacelle's validate page writes `items`, `price`, `total_discount` and `discounts`; its order pages write `order_items`,
-`price_amount`, `discounts_amount` and `applied_discounts`. Each merchant would write this conversion by hand. Here it
-is a pure function: every value keeps its own bytes, and nothing is dropped.
+`price_amount`, `discounts_amount` and `applied_discounts`. The conversion is a pure function, which keeps the bytes of
+every value and drops nothing. A body that is an order already (`order_items`, `orders`) keeps its names.
 
-Bodies that already are orders (`order_items`, `orders`) keep their names. What Nacelle does not document is marked so.
 Source: the ingestion, the promotions mapper and the multi-order pages of docs.nacelle.com.
 """
 
@@ -19,7 +18,7 @@ from mapper.domain.document import Document, Object, Path, Unreadable, encode
 from mapper.domain.errors import InvalidRequest
 from mapper.nacelle.check import Fault, NotAnOrder, faults_of
 
-# From the names of the validate page to those of the order pages, at the root and in each line.
+# The order pages' names by the validate page's, at the root and in each line.
 _ROOT: Final = {"items": "order_items", "total_discount": "discounts", "discounts": "applied_discounts"}
 _LINE: Final = {"price": "price_amount", "total_discount": "discounts_amount", "discounts": "applied_discounts"}
 
@@ -32,20 +31,20 @@ class Order:
     path: str
     """Below the base URL: `/orders`, or `/multiorders` for a body with `orders`."""
     key: str
-    """What makes it the same order when it comes again: its `id`, else its `source_id`; "" where it has neither."""
+    """Identifies the order: its `id`, else its `source_id`; "" without either."""
     checkout: Checkout
-    """As this service reads it, with amounts in minor units."""
+    """The parsed order, with amounts in minor units."""
 
 
 def order_of(body: bytes, default_currency: str = "") -> Order:
-    """The order in a body: a validated checkout, or `{"checkout": …, …}` with what belongs beside it.
+    """Returns the order of a body: a validated checkout, or `{"checkout": …, …}`. Raises `NotAnOrder` with all faults.
 
-    The second form is validate's own answer with `payments`, `customer` and the like put beside `checkout`: they go
-    into the order's root. Raises `NotAnOrder` with every fault.
+    The second form is validate's answer with `payments`, `customer` and the like as further members. They become
+    members of the order.
     """
     try:
-        checkout, beside = _parts(document.parse(body).root)
-        converted = _completed(document.parse(_converted(checkout, beside)), default_currency)
+        checkout, further = _parts(document.parse(body).root)
+        converted = _completed(document.parse(_converted(checkout, further)), default_currency)
         if faults := list(faults_of(document.parse(converted).at(""))):
             raise NotAnOrder(faults)
         order = documents.parse(converted, "consume")
@@ -58,7 +57,7 @@ def order_of(body: bytes, default_currency: str = "") -> Order:
 
 
 def _parts(root: Object) -> tuple[Object, dict[str, bytes]]:
-    """The checkout, and what stands beside it."""
+    """Returns the checkout, and the other members of the body."""
     inner = root.object("checkout")
     if inner is None:
         return root, {}
@@ -67,12 +66,12 @@ def _parts(root: Object) -> tuple[Object, dict[str, bytes]]:
     return inner, {key: root.raw(key) for key in root.members if key not in ("checkout", "error")}
 
 
-def _converted(given: Object, beside: dict[str, bytes]) -> bytes:
-    for key in beside:
-        if key in given.members:
+def _converted(checkout: Object, further: dict[str, bytes]) -> bytes:
+    for key in further:
+        if key in checkout.members:
             raise InvalidRequest(f"{key} stands in the checkout and beside it; which one counts is unclear.", f"/{key}")
-    members = {key: given.raw(key) for key in given.members} | beside
-    items = given.array("items")
+    members = {key: checkout.raw(key) for key in checkout.members} | further
+    items = checkout.array("items")
     if items is not None:
         lines = []
         for index in range(len(items)):
@@ -87,7 +86,7 @@ def _converted(given: Object, beside: dict[str, bytes]) -> bytes:
 
 
 def _renamed(members: Mapping[str, bytes], names: Mapping[str, str], pointer: str) -> bytes:
-    """The object with other names for some members, in the order in which they came."""
+    """Returns the object with some members renamed, in the same order. Raises `InvalidRequest` if a name is taken."""
     after = {names.get(key, key) for key in members}
     if len(after) != len(members):
         taken = next(key for key, name in names.items() if key in members and name in members and name not in names)
@@ -98,27 +97,27 @@ def _renamed(members: Mapping[str, bytes], names: Mapping[str, str], pointer: st
 
 
 def _completed(order: Document, default_currency: str) -> bytes:
-    """With a currency, which Nacelle requires, and without empty lists of discounts: it wants at least one entry."""
-    things = list(_things(order.decoded))
+    """Adds the currency, which Nacelle requires, and removes empty lists of discounts, which it refuses."""
+    objects = list(_orders_and_lines(order.decoded))
     changes: dict[Path, dict[str, Any]] = {
-        path: {"applied_discounts": None} for path, thing in things if thing.get("applied_discounts") == []
+        path: {"applied_discounts": None} for path, value in objects if value.get("applied_discounts") == []
     }
-    currencies = [thing.get("currency") for path, thing in things if path[-2:-1] != ("order_items",)]
+    currencies = [value.get("currency") for path, value in objects if path[-2:-1] != ("order_items",)]
     if not currencies[0] and (currency := next(filter(None, currencies), default_currency)):
         changes.setdefault((), {})["currency"] = currency
     return order.replace(changes)
 
 
-def _things(order: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """The order, the orders in it, and the lines of each; whatever else stands in their places is left out."""
+def _orders_and_lines(order: Mapping[str, Any]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yields the order, its orders, and the lines of each, with their paths. Skips values that are no objects."""
     parts = [((), order), *_objects(order, (), "orders")]
     yield from parts
     for path, part in parts:
         yield from _objects(part, path, "order_items")
 
 
-def _objects(above: Mapping[str, Any], path: Path, key: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    found = above.get(key)
-    for index, value in enumerate(found if isinstance(found, list) else ()):
+def _objects(parent: Mapping[str, Any], path: Path, key: str) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    values = parent.get(key)
+    for index, value in enumerate(values if isinstance(values, list) else ()):
         if isinstance(value, dict):
             yield (*path, key, index), value

@@ -1,6 +1,6 @@
-"""The ledger's database, for what stands beside the orders: single statements that SQLite and PostgreSQL both take.
+"""The ledger's database for other tables than the orders': single statements that both SQLite and PostgreSQL take.
 
-Each statement is atomic and durable by itself. Values are `$1`, `$2`, …
+Each statement is atomic and durable. Its parameters are `$1`, `$2`, …
 """
 
 import asyncio
@@ -10,22 +10,22 @@ from typing import Any, Protocol
 
 
 class DatabaseUnavailable(Exception):
-    """The database cannot be asked. The message says why, and holds no password."""
+    """A statement failed, or the database cannot be opened. The message tells why, and holds no password."""
 
 
 class Database(Protocol):
     async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
-        """The rows of one statement, durable when it returns. Raises `DatabaseUnavailable`."""
+        """Runs one statement and returns its rows. Its writes are durable then. Raises `DatabaseUnavailable`."""
         ...
 
     async def close(self) -> None: ...
 
 
 class LazyDatabase:
-    """A database that is opened when it is first needed, and again where that failed: nobody waits for it at start."""
+    """A database that is opened at its first use, so that the start does not wait. If that fails, each use retries."""
 
     def __init__(self, url: str, *tables: str, outlives_power: bool = True) -> None:
-        """`tables`: the statements that make them. `outlives_power`: see `open_database`."""
+        """`tables`: the statements that create them. `outlives_power`: see `open_database`."""
         self._url, self._tables, self._outlives_power = url, tables, outlives_power
         self._opened: Database | None = None
         self._opening = asyncio.Lock()
@@ -52,10 +52,9 @@ class LazyDatabase:
 
 
 async def open_database(url: str, *, outlives_power: bool = True) -> Database:
-    """The database at `sqlite:///<path>` or `postgresql://…`. Raises `DatabaseUnavailable`.
+    """Opens the database at `sqlite:///<path>` or `postgresql://…`. Raises `DatabaseUnavailable`.
 
-    `outlives_power`: what is written survives the machine's end, too, not just the process's: SQLite then waits for
-    the disk at each statement.
+    `outlives_power`: writes survive a power cut, not only a crash of the process. SQLite then syncs at each statement.
     """
     if url.startswith("sqlite:///"):
         return await asyncio.to_thread(_Sqlite, url.removeprefix("sqlite:///"), "FULL" if outlives_power else "NORMAL")

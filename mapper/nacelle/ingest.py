@@ -1,6 +1,6 @@
-"""Order ingestion, told from top to bottom: convert, write down, send, write down.
+"""Order ingestion from top to bottom: convert the order, write a journal entry, send the order, write the outcome.
 
-A process that dies at any point leaves an entry that says so. Nobody sends an order again whose outcome is unknown.
+A crash at any point leaves an entry that tells it. An order whose outcome is unknown is never sent again.
 """
 
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from mapper.nacelle.noms import Noms, Sent
 
 @dataclass(frozen=True)
 class Ingested:
-    """What became of one order.
+    """The outcome of one order.
 
-    `created` (now, or earlier: `again`), `refused` by Nacelle, `not_sent` (nothing was created; try again), `unknown`
-    (it may have been created; a person says), or `other_content`: the key belongs to another order.
+    `created` (now or, with `again`, earlier); `refused` by Nacelle; `not_sent`: nothing was created, so that a retry is
+    safe; `unknown`: it may have been created, which the operator settles; `other_content`: another order has the key.
     """
 
     state: Literal["created", "refused", "not_sent", "unknown", "other_content"]
@@ -34,24 +34,25 @@ class Ingestion:
     default_currency: str = ""
 
     async def ingest(self, body: bytes) -> Ingested:
-        """One order. Raises `NotAnOrder` before anything is written or sent, and `DatabaseUnavailable`."""
+        """Converts and sends one order. Raises `DatabaseUnavailable`, and `NotAnOrder` before anything is written."""
         return await self.send(order_of(body, self.default_currency))
 
     async def send(self, order: Order) -> Ingested:
+        """Sends one order unless the journal forbids it. Raises `DatabaseUnavailable`."""
         digest = digest_of(order.body)
         key = order.key or f"sha256:{digest.hex()}"
-        known = await self.journal.begin(self.noms.space, key, digest)
-        if known is None:
+        entry = await self.journal.begin(self.noms.space, key, digest)
+        if entry is None:
             sent = await self.noms.create(order)
             await self.journal.finish(self.noms.space, key, sent)
-            return _told(key, sent)
-        if known.digest != digest:
+            return _ingested(key, sent)
+        if entry.digest != digest:
             return Ingested("other_content", key, "other_content")
-        reason = known.reason or "no_answer"
-        if known.state == "created":
-            return Ingested("created", key, reason, known.status, known.answer, again=True)
-        return Ingested("unknown", key, reason, known.status, known.answer, again=True)
+        reason = entry.reason or "no_answer"
+        if entry.state == "created":
+            return Ingested("created", key, reason, entry.status, entry.answer, again=True)
+        return Ingested("unknown", key, reason, entry.status, entry.answer, again=True)
 
 
-def _told(key: str, sent: Sent) -> Ingested:
+def _ingested(key: str, sent: Sent) -> Ingested:
     return Ingested(sent.state, key, sent.reason, sent.status, sent.answer)

@@ -1,10 +1,10 @@
-"""The journal of order ingestion: what is known of each order that was to be created at Nacelle.
+"""The journal of order ingestion: one entry for each order that was to be created at Nacelle.
 
-An order is written down before it is sent. One that was sent and whose answer never came stays `sending`, which means
-the same as `unknown`: nobody sends it again on a guess. A person settles it (`promotions-mapper ingest --settle`).
+The entry is written before the order is sent. If no answer arrives, it stays `sending`, which means `unknown`: the
+order is not sent again on a guess. The operator settles it (`promotions-mapper ingest --settle`).
 
-It lives in the ledger's database (`MAPPER_LEDGER_URL`), in a table of its own. SQLite and PostgreSQL take the same
-statements; each is atomic by itself.
+The journal is a table in the ledger's database (`MAPPER_LEDGER_URL`). SQLite and PostgreSQL take the same statements,
+each of which is atomic.
 """
 
 import hashlib
@@ -45,12 +45,12 @@ _SETTLE: Final = """
 
 @dataclass(frozen=True)
 class Entry:
-    """One order. `at`: when it was written, in seconds since 1970. `answer`: what Nacelle said."""
+    """The entry of one order. `at`: when it was written (Unix time). `answer`: Nacelle's reply, or empty."""
 
     space: str
     key: str
     digest: bytes
-    """SHA-256 of the order's bytes as they were sent."""
+    """SHA-256 of the bytes that are sent."""
     state: State
     reason: str
     status: int
@@ -60,15 +60,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class Journal:
-    """What may be sent to Nacelle, and what became of it."""
+    """Decides which orders may be sent, and records their outcomes. Every method may raise `DatabaseUnavailable`."""
 
     database: Database
     wall: Callable[[], float] = time.time
 
     async def begin(self, space: str, key: str, digest: bytes) -> Entry | None:
-        """Takes the order for sending: None. Where it must not be sent: the entry that says why.
+        """Marks the order as `sending`, and returns None. If it must not be sent, returns its entry instead.
 
-        Only an order that is new, was refused or was certainly not sent may be sent.
+        An order may be sent if it is new, was refused, or certainly was not sent.
         """
         if await self.database.run(_BEGIN, space, key, digest, b"", self.wall()):
             return None
@@ -78,7 +78,7 @@ class Journal:
         await self.database.run(_FINISH, space, key, sent.state, sent.reason, sent.status, sent.answer, self.wall())
 
     async def settle(self, space: str, key: str, *, created: bool) -> bool:
-        """A person's word on an order whose outcome is unknown; False where there is none to settle."""
+        """Records the operator's decision on an order whose outcome is unknown. False if there is no such order."""
         state: State = "created" if created else "not_sent"
         return bool(await self.database.run(_SETTLE, space, key, state, self.wall()))
 
@@ -87,7 +87,7 @@ class Journal:
         return Entry(*rows[0]) if rows else None
 
     async def not_created(self) -> list[Entry]:
-        """The oldest first."""
+        """Returns the entries of orders that are not created, the oldest first."""
         return [Entry(*row) for row in await self.database.run(f"{_SELECT} WHERE state <> 'created' ORDER BY at")]
 
     async def close(self) -> None:
@@ -99,12 +99,12 @@ def digest_of(body: bytes) -> bytes:
 
 
 def journal_in(url: str) -> Journal:
-    """The journal at a URL like that of the ledger, opened when it is first needed."""
+    """Returns the journal at a ledger's URL. It is opened at its first use."""
     return Journal(LazyDatabase(url, _TABLE))
 
 
 async def open_journal(url: str) -> Journal:
-    """The journal at `sqlite:///<path>` or `postgresql://…`; makes its table. Raises `DatabaseUnavailable`."""
+    """Opens the journal at `sqlite:///<path>` or `postgresql://…`; creates its table. Raises `DatabaseUnavailable`."""
     database = await open_database(url)
     try:
         await database.run(_TABLE)

@@ -1,8 +1,8 @@
-"""Sends one order to Nacelle's order management (NOMS), and says what became of it.
+"""Sends one order to Nacelle's order management (NOMS), and returns the outcome.
 
-It follows the rules of the engines' transport: one send is at most one request on the wire, and a failure says whether
-Nacelle can have acted. Nacelle documents neither an idempotency key nor a look-up by our own id. So only what certainly
-created nothing is sent again: no connection, and 429. Everything else that is no plain answer is *unknown*.
+The transport is that of the engines: one send is at most one request on the wire, and a failure tells whether Nacelle
+may have executed it. Nacelle documents neither an idempotency key nor a look-up by our id. So a request is retried only
+if it certainly created nothing (no connection, 429). If the reply is not clear either, the outcome is *unknown*.
 
 Documented: `POST <base>/orders` with `Authorization` and `X-Nacelle-Space-Id`, and `POST <base>/multiorders`; the
 answer is 200 on one page and 201 in the OpenAPI. Not verified against a live account.
@@ -25,19 +25,19 @@ log = logging.getLogger("mapper")
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 TIMEOUT_S: Final = 20.0
 PAUSES_S: Final = (0.5, 2.0, 5.0)
-"""Before each further attempt, where the last one certainly created nothing."""
-LONGEST_PAUSE_S: Final = 30.0
+"""The delays before the retries of a request that certainly created nothing."""
+MAX_PAUSE_S: Final = 30.0
 
 State = Literal["created", "refused", "not_sent", "unknown"]
 
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of an order. `reason`: one word for log and metric. `answer`: Nacelle's body, where there is one."""
+    """The outcome of an order. `reason`: one word for log and metric. `answer`: Nacelle's reply, or empty."""
 
     state: State
     """`created`; `refused`: Nacelle says that the order or the token is wrong; `not_sent`: nothing was created, and the
-    same order may be sent again; `unknown`: it may have been created.
+    order may be sent again; `unknown`: it may have been created.
     """
     reason: str
     status: int = 0
@@ -46,7 +46,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Noms:
-    """Nacelle's order management, as one space sees it. Its `repr` shows no token."""
+    """The client of Nacelle's order management for one space. Its `repr` shows no token."""
 
     base_url: str
     authorization: str
@@ -58,16 +58,16 @@ class Noms:
         return f"Noms({self.base_url!r}, space={self.space!r})"
 
     async def create(self, order: Order) -> Sent:
-        """Sends the order. It never raises for what the network or Nacelle does."""
+        """Sends the order, with retries. Failures of the network or of Nacelle are outcomes, not exceptions."""
         for pause in PAUSES_S:
-            sent, wait = await self._once(order)
+            sent, wait = await self._attempt(order)
             if sent.state != "not_sent":
                 return sent
-            await self.sleep(min(max(pause, wait), LONGEST_PAUSE_S))
-        return (await self._once(order))[0]
+            await self.sleep(min(max(pause, wait), MAX_PAUSE_S))
+        return (await self._attempt(order))[0]
 
-    async def _once(self, order: Order) -> tuple[Sent, float]:
-        """One attempt, and how long Nacelle wants to be left alone."""
+    async def _attempt(self, order: Order) -> tuple[Sent, float]:
+        """Makes one attempt. Returns the outcome, and the `Retry-After` of the reply in seconds."""
         headers = (
             ("Accept", "application/json"),
             ("Content-Type", "application/json"),
@@ -92,9 +92,9 @@ class Noms:
 
 
 def judged(reply: EngineReply) -> Sent:
-    """What an answer of Nacelle says."""
+    """Returns the outcome that a reply of Nacelle means."""
     status, body = reply.status, reply.body
-    if status in (200, 201) and _tells_of_an_order(status, body):
+    if status in (200, 201) and _is_from_nacelle(status, body):
         return Sent("created", "created", status, body)
     if status == 429:
         return Sent("not_sent", "rate_limited", status, body)
@@ -105,8 +105,8 @@ def judged(reply: EngineReply) -> Sent:
     return Sent("unknown", "server_error" if status >= 500 else "unexpected_answer", status, body)
 
 
-def _tells_of_an_order(status: int, body: bytes) -> bool:
-    """Whether it is Nacelle's answer, and not the page of a gateway, or of a site at a wrong address."""
+def _is_from_nacelle(status: int, body: bytes) -> bool:
+    """Whether Nacelle sent this reply, and not a gateway or a site at a wrong address."""
     try:
         return isinstance(msgspec.json.decode(body), dict)
     except msgspec.DecodeError:

@@ -1,14 +1,15 @@
-"""Product data by variant: what a line lacks and a campaign asks for (category, name, weight, attributes).
+"""Product data by variant: data that lines lack and campaigns need (category, name, weight, attributes).
 
-Nacelle's page says so: "use variant id to pull additional product information as required". A `Source` knows products:
-a file, or Nacelle's Storefront API (`mapper.nacelle.storefront`). `Products` stands between it and the calls:
+Nacelle's page says: "use variant id to pull additional product information as required". A `Source` reads products from
+a file or from Nacelle's Storefront API (`mapper.nacelle.storefront`). `Products` is the cache before it:
 
-- **Kept.** For `TTL_S` what was read is used as it is. Older, it is still used, and read anew in the background.
-- **Bounded.** At most `MOST` products are kept; the one that was not used for longest goes first.
-- **Stale rather than nothing.** What validate filled in is written to the ledger's database, by checkout and by
-  product. Consume takes it from there first, however old, on any worker and after a restart: a category that is gone or
-  changed after payment would take the discount with it.
-- **In time.** A call waits `BUDGET_S` at most for the source. Then the engine is asked without, and a notice says so.
+- **Cached.** Data younger than `TTL_S` is fresh. Older data is stale: it is used, and read again in the background.
+- **Bounded.** The cache holds at most `MAX_PRODUCTS` products, and evicts the least recently used.
+- **Stored.** The data that validate added is written to the ledger's database, by checkout and by product. Consume uses
+  it first, however old, on any worker and after a restart: a category that changes after payment must not cost the
+  order its discount.
+- **In time.** A call waits at most `BUDGET_S` for the source. Then the engine is asked without the data, and the answer
+  has a notice.
 """
 
 import asyncio
@@ -35,33 +36,33 @@ log = logging.getLogger("mapper")
 
 TTL_S: Final = 300.0
 BUDGET_S: Final = 0.25
-RECALL_S: Final = 1.0
-"""How long a consume waits for what validate wrote down: it is the ledger's own database, and an order is paid for."""
+LOAD_WAIT_S: Final = 1.0
+"""How long a consume waits for the stored data. Long, since the order is paid and the ledger has the same database."""
 READING_SHARE: Final = 0.7
-"""Of the budget: the rest is for what the database remembers."""
-MOST: Final = 20_000
+"""The share of the budget that the source may use. The rest is for the database."""
+MAX_PRODUCTS: Final = 20_000
 BATCH: Final = 50
-"""Products in one question."""
-KEEPING_S: Final = 0.1
-"""How long a validate waits until what it filled in is written down."""
-KEPT_S: Final = 7 * 86_400
-"""How long it is kept by checkout; by product it is kept on."""
-FORGETTING: Final = 1000
-"""After so many checkouts, the old ones are forgotten."""
+"""The most products of one request to the source."""
+WRITE_WAIT_S: Final = 0.1
+"""How long a validate waits until the added data is stored."""
+KEEP_CHECKOUTS_S: Final = 7 * 86_400
+"""How long the data of a checkout is stored. That of a product is not deleted."""
+DELETE_EVERY: Final = 1000
+"""Old checkouts are deleted after each such number of writes."""
 
 Fields = Mapping[str, Any]
-"""What is known of one variant: JSON values by name, such as `category`."""
+"""The data of one variant: JSON values by name, such as `category`."""
 
 
 @dataclass(frozen=True)
 class Product:
-    """What is known of a product, and of each of its variants by every name that a variant has (ids and SKU)."""
+    """The data of a product, and of its variants by each of their names (ids and SKU)."""
 
     fields: Fields
     variants: Mapping[str, Fields] = field(default_factory=dict)
 
     def of(self, line: Line) -> Fields:
-        """What is known of a line's variant; of the product alone where the variant is not among them."""
+        """Returns the data of a line's variant, or of the product alone if the variant is unknown."""
         for name in (line.variant_id, line.sku):
             if name and name in self.variants:
                 return {**self.fields, **self.variants[name]}
@@ -78,17 +79,17 @@ class SourceFailed(Exception):
 
 class Source(Protocol):
     def key(self, line: Line) -> str:
-        """What the line's product is asked for by; "" where it cannot be asked for."""
+        """Returns the key of the line's product; "" if the source cannot look it up."""
         ...
 
     async def read(self, keys: Iterable[str]) -> Mapping[str, Product]:
-        """The products by key; those that do not exist are left out. Raises `SourceFailed`."""
+        """Returns the products by key, without those that do not exist. Raises `SourceFailed`."""
         ...
 
 
 @dataclass(frozen=True)
 class Filled:
-    """What a checkout's lines lack, by `Line.index`; and what is to be said where something could not be had."""
+    """The data for a checkout's lines, by `Line.index`, and a notice if some could not be read."""
 
     by_line: Mapping[int, Fields] = field(default_factory=dict)
     notice: Notice | None = None
@@ -98,14 +99,14 @@ NOTHING: Final = Filled()
 
 
 @dataclass
-class _Kept:
+class _Cached:
     product: Product | None
-    """None: it does not exist."""
+    """None if it does not exist."""
     at: float
 
 
 class Products:
-    """One per process. `count` is told how many products were fresh, stale, read or failed."""
+    """The cache of product data. One per process. `count`: gets the numbers of fresh, stale, read and failed ones."""
 
     def __init__(
         self,
@@ -119,48 +120,45 @@ class Products:
         self._database = database
         self._count = count
         self._clock = clock
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._cache: OrderedDict[str, _Cached] = OrderedDict()
         self._reading: dict[str, asyncio.Task[None]] = {}
-        """What is being read now, by key: nobody asks for the same product twice at once."""
+        """The running reads by key, so that a product is not read twice at once."""
         self._last: OrderedDict[tuple[str, str], bytes] = OrderedDict()
-        """What was written down last, by space and session: a checkout is validated again and again."""
+        """The data written last, by space and session: most validates of a checkout add the same data."""
         self._writing: set[asyncio.Task[None]] = set()
         self._written = 0
 
     async def at_validate(self, checkout: Checkout) -> Checkout:
-        """The checkout with what its lines lack."""
+        """Returns the checkout with the product data of its lines."""
         found = await self.fill(checkout, BUDGET_S)
         return _filled(checkout, found)
 
     async def keep(self, space: str, session: str, checkout: Checkout) -> None:
-        """Writes down what a checkout's lines were filled in with, for its own order.
-
-        Where that fails, what was last filled in by product has to do.
-        """
-        data = _ENCODER.encode({_name(line): checkout.product_data[index] for index, line in _known(checkout)})
+        """Stores a checkout's product data for its order. If that fails, consume uses the data stored by product."""
+        data = _ENCODER.encode({_name(line): checkout.product_data[index] for index, line in _with_data(checkout)})
         if self._database is None or self._last.get((space, session)) == data:
             return
         writing = asyncio.create_task(self._write(self._database, space, session, data))
         self._writing.add(writing)
         writing.add_done_callback(self._writing.discard)
-        await asyncio.wait({writing}, timeout=KEEPING_S)  # it goes on where the time is up
+        await asyncio.wait({writing}, timeout=WRITE_WAIT_S)  # after that, the write continues
 
     async def _write(self, database: Database, space: str, session: str, data: bytes) -> None:
         with suppress(DatabaseUnavailable):
             await database.run(_KEEP_CHECKOUT, f"{space}\n{session}", data, time.time())
             self._last[space, session] = data
-            while len(self._last) > MOST:
+            while len(self._last) > MAX_PRODUCTS:
                 self._last.popitem(last=False)
             self._written += 1
-            if self._written % FORGETTING == 0:
-                await database.run(_FORGET, time.time() - KEPT_S)
+            if self._written % DELETE_EVERY == 0:
+                await database.run(_FORGET, time.time() - KEEP_CHECKOUTS_S)
 
     async def at_consume(self, order: Checkout, space: str, session: str) -> Checkout:
-        """The same of an order, as validate filled it in: for this session, else, for any, each product last."""
-        kept = await self._of_checkout(space, session)
-        known = {line.index: kept[name] for line in order.cart if (name := _name(line)) in kept}
-        found = await self.fill(order, BUDGET_S, as_before=True, without=known.keys())
-        return _filled(order, Filled({**found.by_line, **known}, found.notice))
+        """Returns the order with the product data that validate last added: for this session, else for any."""
+        stored = await self._load_checkout(space, session)
+        by_line = {line.index: stored[name] for line in order.cart if (name := _name(line)) in stored}
+        found = await self.fill(order, BUDGET_S, as_before=True, without=by_line.keys())
+        return _filled(order, Filled({**found.by_line, **by_line}, found.notice))
 
     async def fill(
         self,
@@ -170,27 +168,27 @@ class Products:
         as_before: bool = False,
         without: Container[int] = (),
     ) -> Filled:
-        """What the lines of a checkout lack. It never raises, and never waits longer than `budget_s`.
+        """Returns the product data of a checkout's lines within `budget_s`. Never raises.
 
-        `as_before`: what was filled in last, by any process, comes before what the source says now; for that it may
-        take `RECALL_S`. `without`: the lines (`Line.index`) that need nothing.
+        `as_before`: prefers the stored data to the source's, and waits up to `LOAD_WAIT_S` for it. `without`: the lines
+        (`Line.index`) that need no data.
         """
         lines = [line for line in checkout.cart if line.index not in without]
         keys = {line.index: key for line in lines if (key := self._source.key(line))}
         wanted = set(keys.values())
         if as_before:
-            await self._recall(wanted, RECALL_S)
-        give_up = time.monotonic() + budget_s
+            await self._load(wanted, LOAD_WAIT_S)
+        give_up_at = time.monotonic() + budget_s
         now = self._clock()
-        known = {key for key in wanted if key in self._kept}
-        stale = {key for key in known if now > self._kept[key].at + TTL_S}
+        known = {key for key in wanted if key in self._cache}
+        stale = {key for key in known if now > self._cache[key].at + TTL_S}
         missing = wanted - known
         reading = self._read(missing if as_before else missing | stale)
         if missing:
-            left = give_up - time.monotonic()
-            await self._wait({reading[key] for key in missing}, left if as_before else left * READING_SHARE)
-            await self._recall({key for key in missing if key not in self._kept}, give_up - time.monotonic())
-        failed = wanted - self._kept.keys()
+            left_s = give_up_at - time.monotonic()
+            await self._wait({reading[key] for key in missing}, left_s if as_before else left_s * READING_SHARE)
+            await self._load({key for key in missing if key not in self._cache}, give_up_at - time.monotonic())
+        failed = wanted - self._cache.keys()
         self._count("fresh", len(known - stale))
         self._count("stale", len(stale))
         self._count("read", len(missing - failed))
@@ -202,11 +200,11 @@ class Products:
         without: list[str] = []
         for line in checkout.cart:
             key = keys.get(line.index, "")
-            kept = self._kept.get(key)
-            if kept is not None:
-                self._kept.move_to_end(key)
-            if kept is not None and kept.product is not None:
-                found[line.index] = kept.product.of(line)
+            cached = self._cache.get(key)
+            if cached is not None:
+                self._cache.move_to_end(key)
+            if cached is not None and cached.product is not None:
+                found[line.index] = cached.product.of(line)
             elif key in failed:
                 without.append(line.pointer)
         if not without:
@@ -215,7 +213,7 @@ class Products:
         return Filled(found, Notice("product_data_missing", text, {"lines": without}))
 
     def _read(self, keys: set[str]) -> dict[str, asyncio.Task[None]]:
-        """Starts to read what nobody reads yet; the task of each key."""
+        """Starts a read for each key without a running one. Returns the tasks by key."""
         for batch in _batches(sorted(keys - self._reading.keys())):
             task = asyncio.create_task(self._read_batch(batch))
             self._reading |= dict.fromkeys(batch, task)
@@ -234,37 +232,37 @@ class Products:
             for key in keys:
                 self._reading.pop(key, None)
         for key in found:
-            self._keep(key, found[key], self._clock())
-        # What the source has no longer is known as it was.
+            self._put(key, found[key], self._clock())
+        # A product that the source no longer has keeps its last data.
         gone = {key for key in keys if key not in found}
-        await self._recall({key for key in gone if key not in self._kept}, BUDGET_S)
+        await self._load({key for key in gone if key not in self._cache}, BUDGET_S)
         for key in gone:
-            kept = self._kept.get(key)
-            self._keep(key, kept.product if kept else None, self._clock())
-        await self._remember(found)
+            cached = self._cache.get(key)
+            self._put(key, cached.product if cached else None, self._clock())
+        await self._store(found)
 
-    def _keep(self, key: str, product: Product | None, at: float) -> None:
-        self._kept[key] = _Kept(product, at)
-        self._kept.move_to_end(key)
-        while len(self._kept) > MOST:
-            self._kept.popitem(last=False)
+    def _put(self, key: str, product: Product | None, at: float) -> None:
+        self._cache[key] = _Cached(product, at)
+        self._cache.move_to_end(key)
+        while len(self._cache) > MAX_PRODUCTS:
+            self._cache.popitem(last=False)
 
     @staticmethod
     async def _wait(tasks: set[asyncio.Task[None]], budget_s: float) -> None:
-        """The tasks go on where the time is up: what they read is there for the next call."""
+        """Waits for reads. After the time-out they continue, for the next call."""
         await asyncio.wait(tasks, timeout=budget_s)
 
-    # -- What outlives the process -------------------------------------------------------------------------------------
+    # -- The stored data -----------------------------------------------------------------------------------------------
 
-    async def _remember(self, found: Mapping[str, Product]) -> None:
+    async def _store(self, found: Mapping[str, Product]) -> None:
         if self._database is None:
             return
-        with suppress(DatabaseUnavailable):  # it is read again, then
+        with suppress(DatabaseUnavailable):  # the next read stores it
             for key, product in found.items():
                 await self._database.run(_KEEP, key, _ENCODER.encode(product), time.time())
 
-    async def _recall(self, keys: set[str], budget_s: float) -> None:
-        """Takes from the database what the source did not give in time. It counts as stale: it is read anew."""
+    async def _load(self, keys: set[str], budget_s: float) -> None:
+        """Loads stored products into the cache. They count as stale, so that they are read again."""
         if self._database is None or not keys:
             return
         with suppress(DatabaseUnavailable, TimeoutError):
@@ -272,12 +270,12 @@ class Products:
                 for some in _batches(sorted(keys)):
                     places = ", ".join(f"${number}" for number in range(1, len(some) + 1))
                     for key, data in await self._database.run(f"{_FIND} ({places})", *some):
-                        self._keep(key, _DECODER.decode(data), self._clock() - TTL_S - 1)
+                        self._put(key, _DECODER.decode(data), self._clock() - TTL_S - 1)
 
-    async def _of_checkout(self, space: str, session: str) -> Mapping[str, Fields]:
-        """What the lines of a checkout were filled in with, by their names."""
+    async def _load_checkout(self, space: str, session: str) -> Mapping[str, Fields]:
+        """Returns the stored product data of a checkout's lines, by `_name`."""
         with suppress(DatabaseUnavailable, TimeoutError):
-            async with asyncio.timeout(RECALL_S):
+            async with asyncio.timeout(LOAD_WAIT_S):
                 for (data,) in (
                     await self._database.run(_FIND_CHECKOUT, f"{space}\n{session}") if self._database else ()
                 ):
@@ -311,23 +309,23 @@ _CHECKOUT_DECODER: Final = msgspec.json.Decoder(dict[str, dict[str, Any]], float
 
 
 def remembered_in(url: str) -> Database:
-    """The ledger's database, with the tables of what was filled in."""
-    return LazyDatabase(url, *_TABLES, outlives_power=False)  # a validate waits for it
+    """Returns the ledger's database, with the tables of product data."""
+    return LazyDatabase(url, *_TABLES, outlives_power=False)  # not synced, since a validate waits for the write
 
 
 def _filled(checkout: Checkout, found: Filled) -> Checkout:
-    """With an entry for each line but those that could not be asked about: nothing known is an answer, too."""
+    """Adds an entry, possibly empty, for each line except those whose data could not be read."""
     failed = found.notice.payload["lines"] if found.notice else ()
     by_line = {line.index: found.by_line.get(line.index, {}) for line in checkout.cart if line.pointer not in failed}
     return checkout.with_product_data(by_line, *([found.notice] if found.notice else []))
 
 
-def _known(checkout: Checkout) -> Iterator[tuple[int, Line]]:
+def _with_data(checkout: Checkout) -> Iterator[tuple[int, Line]]:
     return ((line.index, line) for line in checkout.cart if line.index in checkout.product_data)
 
 
 def _name(line: Line) -> str:
-    """What makes two lines the same to a source."""
+    """Returns the names that a source identifies a line by."""
     return f"{line.variant_id}\n{line.sku}\n{line.product_id}"
 
 
@@ -337,29 +335,29 @@ def _batches(keys: list[str]) -> Iterator[list[str]]:
 
 
 async def prepare(database: Database) -> None:
-    """Makes the tables. Raises `DatabaseUnavailable`."""
+    """Creates the tables. Raises `DatabaseUnavailable`."""
     for table in _TABLES:
         await database.run(table)
 
 
 class FileSource:
-    """A static file: a row for each variant, found by `variant_id`, else `sku`, else `product_id`.
+    """A static file with a row for each variant, which is found by `variant_id`, else `sku`, else `product_id`.
 
-    CSV with a header, or JSON: a list of objects. Every other column is a field, named by its header.
+    The file is CSV with a header, or JSON with a list of objects. Every other column is a field, named by its header.
     """
 
     NAMES: Final = ("variant_id", "sku", "product_id")
 
     def __init__(self, path: Path) -> None:
-        """Reads the file. Raises `ValueError` with a sentence that names the place, and `OSError`."""
+        """Reads the file. Raises `OSError`, and `ValueError` with a sentence that names the row."""
         self._rows: dict[str, Fields] = {}
         for place, row in _rows(path):
             names = [f"{name}:{row[name]}" for name in self.NAMES if row.get(name) not in (None, "")]
             if not names:
                 raise ValueError(f"{place}: a row needs one of {', '.join(self.NAMES)}")
-            known = {key: value for key, value in row.items() if key not in self.NAMES and value not in (None, "")}
+            fields = {key: value for key, value in row.items() if key not in self.NAMES and value not in (None, "")}
             for name in names:
-                self._rows.setdefault(name, known)
+                self._rows.setdefault(name, fields)
 
     def key(self, line: Line) -> str:
         for name in self.NAMES:
@@ -372,7 +370,7 @@ class FileSource:
 
 
 def _rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """Each row with its place."""
+    """Yields each row with its place in the file. Raises as `FileSource`."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -392,7 +390,7 @@ def _rows(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
 
 
 def _csv_rows(name: str, text: str) -> Iterator[tuple[str, Mapping[str, str]]]:
-    """Cells may hold line ends, and are trimmed."""
+    """Yields each row with its line number. Cells are trimmed, and may contain line ends."""
     reader = csv.reader(io.StringIO(text, newline=""))
     csv.field_size_limit(max(len(text), csv.field_size_limit()))  # a product's description may be long
     header: list[str] = []

@@ -1,9 +1,9 @@
 """Nacelle's Storefront GraphQL API as a source of product data.
 
-There is no filter by variant id: products are asked for by their own ids, and the variant is found among a product's
-variants. An id may be Nacelle's (`nacelleEntryId`) or that of the system of origin (`sourceEntryId`); both are asked in
-one request. Source: the types of the npm package `@nacelle/storefront-sdk`, and
-docs.nacelle.com/docs/storefront-graphql-api-stable. Not verified against a live space.
+The API has no filter by variant id: the query is by product id, and the variant is one of the product's variants. An id
+may be Nacelle's (`nacelleEntryId`) or the source system's (`sourceEntryId`); one request asks for both. Source: the
+types of the npm package `@nacelle/storefront-sdk`, and docs.nacelle.com/docs/storefront-graphql-api-stable. Not
+verified against a live space.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +20,7 @@ from mapper.settings import ProductSettings
 
 TIMEOUT_S: Final = 5.0
 MAX_ANSWER_BYTES: Final = 10 * 1024 * 1024
-"""Nacelle's own limit."""
+"""Nacelle's limit of a reply."""
 
 _PRODUCT: Final = """
     edges { node {
@@ -92,7 +92,7 @@ class _Answer(msgspec.Struct):
 
 @dataclass(frozen=True)
 class Storefront:
-    """One space's products. Its `repr` shows no token."""
+    """The product data of one space. Its `repr` shows no token."""
 
     url: str
     token: str
@@ -128,13 +128,13 @@ class Storefront:
         return dict(_products(answer.data))
 
 
-def source_of(given: ProductSettings, transport: Transport) -> Source:
-    """The configured source of product data. Raises `ValueError` and `OSError` for a file that cannot be used."""
-    return FileSource(given.file) if given.file else Storefront(given.url, given.token, transport)
+def source_of(settings: ProductSettings, transport: Transport) -> Source:
+    """Returns the configured source of product data. Raises `ValueError` or `OSError` for an unusable file."""
+    return FileSource(settings.file) if settings.file else Storefront(settings.url, settings.token, transport)
 
 
 def _products(data: _Data) -> Iterator[tuple[str, Product]]:
-    """Each product by every id that it has."""
+    """Yields each product once for each of its ids."""
     for connection in (data.by_source, data.by_entry):
         for edge in connection.edges if connection else ():
             product = Product(_fields(edge.node), dict(_variants(edge.node)))
@@ -179,17 +179,17 @@ _GRAMS: Final = {
     **dict.fromkeys(("oz", "ounce", "ounces"), Decimal("28.349523125")),
     **dict.fromkeys(("lb", "lbs", "pound", "pounds"), Decimal("453.59237")),
 }
-"""A unit of weight, in grams. Nacelle passes on what the system of origin calls it; there is no list."""
+"""Units of weight in grams. Nacelle passes on the source system's names, of which there is no list."""
 
 
 def _weight(variant: _Variant) -> Fields:
-    """In grams, as Talon.One takes it; none where the unit is not known."""
+    """Returns the weight in grams, which Talon.One expects. Empty for an unknown unit."""
     grams = _GRAMS.get((variant.weight_unit or "").lower())
     return {} if variant.weight is None or grams is None else {"weight": variant.weight * grams}
 
 
 def _metafields(fields: list[_Metafield | None] | None) -> dict[str, str]:
-    """By `namespace.key`."""
+    """Returns the values by `namespace.key`."""
     return {
         ".".join(filter(None, (field.namespace, field.key))): field.value
         for field in fields or ()

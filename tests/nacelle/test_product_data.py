@@ -77,7 +77,7 @@ def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """How long the service waits is tried by one test alone; for the others a busy machine is no matter."""
     if "cannot_be_read" not in request.node.name:
         monkeypatch.setattr(products, "BUDGET_S", 10.0)
-        monkeypatch.setattr(products, "KEEPING_S", 10.0)
+        monkeypatch.setattr(products, "WRITE_WAIT_S", 10.0)
 
 
 def call(url: str, operation: str, body: object) -> Answer:

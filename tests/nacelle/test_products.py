@@ -145,7 +145,7 @@ def test_many_products_are_asked_for_in_batches_and_by_all_callers_together() ->
 
 
 def test_no_more_is_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST", 3)
+    monkeypatch.setattr(module, "MAX_PRODUCTS", 3)
     shelf = Shelf()
 
     async def story() -> None:
@@ -322,7 +322,7 @@ class Books:
 def test_what_a_checkout_was_filled_in_with_is_written_once_and_forgotten_after_a_week(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "FORGETTING", 2)
+    monkeypatch.setattr(module, "DELETE_EVERY", 2)
     books = Books()
 
     async def story() -> None:

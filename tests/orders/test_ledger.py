@@ -595,6 +595,7 @@ def test_what_a_cancel_may_do_follows_from_the_row(found: Row | None, expected: 
             assert found is not None
             assert (mine.state, mine.lease_until, mine.fence) == (State.CANCELLING, NOW + 10, found.fence + 1)
             assert (mine.held, is_first) == (found.held, found.state is not State.CANCELLING)
+            assert mine.checks == found.checks + 1
         case InProgress(held, left_s):
             assert (held, left_s) == (found, held.lease_until - NOW)
 
@@ -602,6 +603,12 @@ def test_what_a_cancel_may_do_follows_from_the_row(found: Row | None, expected: 
 @pytest.mark.parametrize(("age", "state"), [(86_399, State.UNKNOWN), (86_400, State.MANUAL)])
 def test_a_row_that_cannot_be_worked_on_for_a_day_needs_a_person(age: float, state: State) -> None:
     assert postponed(row(State.UNKNOWN, unknown_since=NOW - age), AT, "unreadable").state is state
+
+
+def test_who_has_been_told_is_not_told_for_the_first_time_again() -> None:
+    told = row(State.DONE)
+    assert confirmed(told, AT) is told
+    assert confirmed(replace(told, confirmed_at=None), AT).confirmed_at == AT.wall
 
 
 def test_an_erased_body_is_a_change_that_others_notice() -> None:

@@ -1046,4 +1046,5 @@ def test_internal_errors_are_logged_with_their_traceback(house: House, caplog: p
     house("consume", ORDERED)
     house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
     house("consume", {**ORDERED, "id": "c-2"})
-    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"][-1] == "repaired"
+    told = [record for record in caplog.records if record.levelname == "ERROR"][-1]
+    assert (told.getMessage(), vars(told)["facts"]) == ("repaired", {"order": "c-2", "rolled_back": 1})

@@ -100,7 +100,7 @@ class Job:
     order: Checkout
     record: Record = field(default_factory=lambda: Record("reconcile", ""))
     has_caller: bool = True
-    """False for an order that the reconciler resumes, and once the caller has been told to send the order again."""
+    """False for an order that the reconciler resumes, and after `consume` has answered or raised."""
     has_hung_up: Callable[[], bool] = lambda: False
     tries: int = 0
     """The attempts of this job so far."""
@@ -140,6 +140,7 @@ class Later:
 
 
 async def as_it_came(order: Checkout, *_of: str) -> Checkout:
+    """Adds no product data."""
     return order
 
 
@@ -400,7 +401,7 @@ class OrderRedeemer:
         return Answer(200, _document(job.order, notices_of(row) or NOTHING), "replayed")
 
     async def _retry(self, job: Job, row: Row, deadline: float, *, was_refused: bool) -> Answer | Later:
-        """Redeems an order that certainly was not. Without a caller, it waits unless `after_failure` says otherwise."""
+        """Redeems an order that certainly is not redeemed, for its caller or if `after_failure` is `redeem_later`."""
         if job.is_waited_for or self.settings.after_failure == "redeem_later":
             return await self._redeem(job, row, deadline)
         if was_refused:

@@ -363,7 +363,7 @@ class SqliteStore:
         if not create and not Path(self._path).is_file():
             raise self._missing()
         if Path(self._path).exists() and not Path(self._path).is_file():
-            raise LedgerUnusable("cannot_open", f"The ledger's file {self._path} is no file.")
+            raise LedgerUnusable("cannot_open", f"{self._path} is not a file, so it cannot be the ledger.")
         try:
             # Only the owner may read it: orders are personal data. SQLite gives -wal and -shm the same mode.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))

@@ -188,7 +188,7 @@ def test_a_wrong_url_is_a_wrong_setting(
 
 @pytest.mark.parametrize(
     ("url", "said"),
-    [("postgresql://u:p@127.0.0.1:99999/x", "is the port right"), ("sqlite:////dev/null", "is no file")],
+    [("postgresql://u:p@127.0.0.1:99999/x", "is the port right"), ("sqlite:////dev/null", "is not a file")],
 )
 def test_a_url_that_leads_to_no_ledger_is_one_sentence(
     url: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

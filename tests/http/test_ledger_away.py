@@ -169,7 +169,7 @@ def _wrong_password(folder: Path) -> str:
     ("url", "says"),
     [
         (lambda folder: f"sqlite:///{folder}/no/such/ledger.db", "No such file or directory"),
-        (lambda folder: f"sqlite:///{folder}", "Is a directory"),
+        (lambda folder: f"sqlite:///{folder}", "is not a file"),
         (_too_new, "version 999"),
         (_no_database, "no SQLite database"),
         (_no_such_postgres, "does not exist"),

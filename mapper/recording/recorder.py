@@ -31,7 +31,7 @@ from mapper.domain.record import Record as CallRecord
 from mapper.engine.transcript import Transcript
 from mapper.recording import records, replay
 from mapper.recording.records import Answer, Conversation, Exchange, Record, Result
-from mapper.recording.redaction import Redaction
+from mapper.recording.redaction import Redaction, is_secret
 from mapper.recording.replay import Rules
 from mapper.settings import Settings
 
@@ -135,6 +135,8 @@ class Recorder:
         call = answered.call
         cart = next(transcript.cart for transcript in answered.transcripts if transcript.cart is not None)
         redaction = Redaction(cart.promotions.codes, self._name_of_code)
+        for token in _tokens(answered.transcripts):
+            redaction.placeholder(token)
         record = Record(
             version=__version__,
             engine=self._rules.adapter.name,
@@ -208,6 +210,15 @@ class Recorder:
     def _parsed(self, body: bytes, record: Record) -> Checkout:
         rules = self._rules
         return documents.parse(body, record.operation, rules.default_currency, rules.customer_path)
+
+
+def _tokens(transcripts: Iterable[Transcript]) -> Iterator[str]:
+    """Yields the secrets in the requests' own headers, such as a token that an earlier reply of the engine holds."""
+    for transcript in transcripts:
+        for request in transcript.requests:
+            for name, value in request.headers:
+                if is_secret(name):
+                    yield from (part for part in value.split() if len(part) >= _MIN_SECRET_BYTES)
 
 
 def _exchanges(transcript: Transcript, redaction: Redaction) -> Iterator[Exchange]:

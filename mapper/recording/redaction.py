@@ -121,7 +121,7 @@ class Redaction:
             return {
                 self._key(name): self._of_body(each, name, personal=personal, kept=kept or name in OURS)
                 for name, each in value.items()
-                if not _SECRET.search(name)
+                if not is_secret(name)
             }
         if isinstance(value, list):
             return [self._of_body(each, key, personal=personal, kept=kept) for each in value]
@@ -154,7 +154,7 @@ class Redaction:
         )
 
     def _of_reply(self, value: Any, key: str, *, personal: bool) -> Any:
-        personal = personal or _plain(key) in PERSONAL or _SECRET.search(key) is not None
+        personal = personal or _plain(key) in PERSONAL or is_secret(key)
         if isinstance(value, Mapping):
             return {self._key(name): self._of_reply(each, name, personal=personal) for name, each in value.items()}
         if isinstance(value, list):
@@ -162,6 +162,11 @@ class Redaction:
         if not isinstance(value, str) or (key in VOCABULARY and _WORD.fullmatch(value)):
             return value
         return self.placeholder(value) if personal else self.text(value)
+
+
+def is_secret(key: str) -> bool:
+    """Whether a key, or the name of a header, says that its value is a secret."""
+    return _SECRET.search(key) is not None
 
 
 def _plain(key: str) -> str:

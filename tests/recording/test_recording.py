@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import stat
 import threading
@@ -15,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from mapper import settings
-from mapper.adapter import Discount, Outcome
+from mapper.adapter import Checkout, Conversation, Discount, EngineRequest, Outcome
 from mapper.commands import cli
 from mapper.domain import money
 from mapper.domain.record import Record as Call
@@ -272,9 +273,9 @@ SMALL = {"id": "c-1", "items": [{"sku": "S", "quantity": 1, "price": "140.00"}],
 class FakeShop(Shop):
     """With an engine of our own invention."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, adapter: fakes.FakeAdapter | None = None) -> None:
         self.folder = folder
-        self.adapter, self.wire = fakes.FakeAdapter(), fakes.FakeTransport()
+        self.adapter, self.wire = adapter or fakes.FakeAdapter(), fakes.FakeTransport()
         self.adapter.granted = TEN_OFF
         self.configured = fakes.settings(
             self.adapter, MAPPER_LEDGER_URL=fakes.new_ledger(), MAPPER_RECORD=str(self.folder)
@@ -307,6 +308,40 @@ def test_an_engine_of_somebody_elses_is_recorded_and_replayed(shop: FakeShop) ->
     assert [replay(shop.configured, one) for one in (answered, failed)] == [[], []]
     shop.adapter.granted = Outcome()
     assert Finding("priced differently", "/items/0/price", "130.00", "140.00") in replay(shop.configured, answered)
+
+
+class TokenAdapter(fakes.FakeAdapter):
+    """Gets a token from its engine, and sends it in a header."""
+
+    pattern = rb""
+
+    def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
+        reply = yield self._request("token", session, repeatable=True)
+        found = re.search(self.pattern, reply.body)
+        assert found is not None
+        headers = (("Authorization", f"Bearer {found[1].decode()}"),)
+        yield EngineRequest(
+            operation="validate", method="POST", path="/validate", headers=headers, effect="none", repeatable=True
+        )
+        return self.granted
+
+
+@pytest.mark.parametrize(
+    ("reply", "pattern"),
+    [
+        (b"<token>%s</token>", rb"<token>(.*)</token>"),
+        (b"token=%s&expires_in=60", rb"token=([^&]*)"),
+        (b'{"access":"%s"}', rb'"access": ?"([^"]*)"'),
+    ],
+)
+def test_a_token_that_the_engine_gives_out_is_in_no_record(tmp_path: Path, reply: bytes, pattern: bytes) -> None:
+    shop = FakeShop(tmp_path, TokenAdapter())
+    TokenAdapter.pattern, shop.wire.reply = pattern, reply % CANARY.encode()
+    with shop.http:
+        assert shop.post("validate", SMALL).status_code == 200
+    (text,) = [file.read_bytes() for file in shop.files()]
+    assert CANARY.encode() not in text
+    assert replay(shop.configured, records.read(text)) == []
 
 
 def test_who_has_not_shown_a_secret_fills_no_disk(shop: FakeShop) -> None:

@@ -22,7 +22,9 @@ _REDEMPTION_FIELDS = {"date", "related_object_type", "related_object_id", "stack
 def read_order(reply: EngineReply) -> StoredOrder | None:
     """The stored order; None where there is none. Raises a `Problem` for any other reply."""
     if reply.status == 200:
-        return document(reply)
+        order = document(reply)
+        # Another object, taken for an order without redemptions, would lead to a second redemption.
+        return order if text(order.get("id")) else not_understood("no order")
     # Only Voucherify's own "not found" counts. A 404 of a proxy, taken for it, would lead to a second redemption.
     if reply.status == 404 and read_error(reply).key in _NOT_FOUND:
         return None

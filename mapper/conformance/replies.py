@@ -23,6 +23,7 @@ GARBAGE: dict[str, bytes] = {
     "a string": b'"ok"',
     "an array of nulls": b"[null]",
     "a thousand brackets": b"[" * 1000,
+    "another object": b'{"status": "ok", "data": [1, null]}',
 }
 """What is no answer at all, whatever engine it comes from."""
 

@@ -170,11 +170,19 @@ def test_a_session_closed_with_other_content_is_not_this_order(changes: dict[str
 
 
 @pytest.mark.parametrize(
-    "answer", [stored("open"), stored(None), stored(""), reply({}), reply({"customerSession": None}), reply({}, 404)]
+    "answer",
+    [stored("open"), stored(None), stored(""), reply({"customerSession": None, "effects": []}), reply({}, 404)],
 )
 def test_a_session_that_is_open_empty_or_unknown_was_not_redeemed(answer: EngineReply) -> None:
     asked, found = talk(adapter().look_up(CART, "s"), answer)
     assert ([request.method for request in asked], found.state) == (["GET"], "absent")
+
+
+@pytest.mark.parametrize("other", [{}, {"status": "ok", "data": [1, None]}])
+def test_another_object_is_no_session_without_a_redemption(other: dict[str, Any]) -> None:
+    for conversation in (adapter().look_up(CART, "s"), adapter().undo(CART, "s", final=True)):
+        with pytest.raises(EngineUnavailable):
+            talk(conversation, reply(other))
 
 
 def test_recall_returns_what_the_closed_session_granted() -> None:
@@ -217,7 +225,7 @@ def test_a_recall_that_is_refused_is_an_error(status: int, reason: str) -> None:
         [reply({"effects": []})],
         [reply({"message": "Cannot move"}, 400), stored("open")],
         [reply({"message": "Cannot move"}, 400), stored("cancelled")],
-        [reply({"message": "Cannot move"}, 400), reply({})],
+        [reply({"message": "Cannot move"}, 400), reply({"effects": []})],
         [reply({}, 404), reply({}, 404)],
     ],
 )

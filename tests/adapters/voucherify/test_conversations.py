@@ -583,6 +583,12 @@ def test_undo_needs_no_order_and_believes_the_handle_where_the_order_is_not_foun
         assert [one.method for one in requests] == (["GET"] if final else ["GET", "PUT"])
 
 
+def test_another_object_is_no_order_without_redemptions() -> None:
+    for conversation in (engine().look_up(order(SHIRT), ORDER), engine().undo(None, ORDER, "r_1", final=True)):
+        with pytest.raises(EngineUnavailable):
+            held(conversation, {"status": "ok", "data": [1, None]})
+
+
 @pytest.mark.parametrize("renamed", [reply({}), failure("not_found", 404), reply(b"", 405), reply(b"", 503)])
 def test_an_order_that_was_undone_to_be_redeemed_again_makes_room_for_the_next(renamed: EngineReply) -> None:
     """Voucherify redeems the order that it has stored under a source id, whatever it is sent."""

@@ -72,7 +72,7 @@ def requests() -> Iterator[EngineRequest]:
         yield redemption.send(reply({"valid": True, "redeemables": found}))
         undo = adapter.undo(order, "s-1")
         next(undo)
-        yield undo.send(reply({"redemptions": {"r_1": {}}}))
+        yield undo.send(reply({"id": "ord_1", "redemptions": {"r_1": {}}}))
 
 
 def without_nulls(value: Any) -> Any:

@@ -24,7 +24,9 @@ def read_order(reply: EngineReply) -> StoredOrder | None:
     if reply.status == 200:
         order = document(reply)
         # Another object, taken for an order without redemptions, would lead to a second redemption.
-        return order if text(order.get("id")) else not_understood("no order")
+        if not text(order.get("id")):
+            not_understood("no order")
+        return order
     # Only Voucherify's own "not found" counts. A 404 of a proxy, taken for it, would lead to a second redemption.
     if reply.status == 404 and read_error(reply).key in _NOT_FOUND:
         return None

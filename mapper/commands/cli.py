@@ -13,11 +13,14 @@ from importlib import import_module
 from pathlib import Path
 
 from mapper import __version__, settings
-from mapper.commands import read_input
+from mapper.commands import read_input, whole_number
 from mapper.domain import signature
 
 MODULES = ("ledger", "cancel", "ingest", "doctor", "explain", "replay", "new_adapter")
 """The commands with a module of their own. It is loaded when it is called for: `serve` starts without them."""
+PORT = whole_number("a port is", 0, 65535)
+WORKERS = whole_number("workers are", 1, 64)
+FD = whole_number("a file descriptor is", 0, 1_000_000)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,9 +62,9 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="run the service; settings come from the environment")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=_port, default=8080, help="port to listen on (default: %(default)s)")
-    serve.add_argument("--workers", type=_workers, default=1, help="processes (default: %(default)s)")
-    serve.add_argument("--fd", type=_fd, metavar="N", help="listen on this inherited socket instead (systemd: 3)")
+    serve.add_argument("--port", type=PORT, default=8080, help="port to listen on (default: %(default)s)")
+    serve.add_argument("--workers", type=WORKERS, default=1, help="processes (default: %(default)s)")
+    serve.add_argument("--fd", type=FD, metavar="N", help="listen on this inherited socket instead (systemd: 3)")
     serve.add_argument(
         "--drain",
         type=_seconds,
@@ -80,7 +83,7 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
 
     sandbox = commands.add_parser("sandbox", help="run the engines and Nacelle, emulated over HTTP, on a rule book")
     sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    sandbox.add_argument("--port", type=_port, default=8090, help="port to listen on (default: %(default)s)")
+    sandbox.add_argument("--port", type=PORT, default=8090, help="port to listen on (default: %(default)s)")
     sandbox.add_argument("--rulebook", type=Path, help="a rule book of your own (TOML) instead of the default one")
     sandbox.set_defaults(run=_sandbox)
 
@@ -100,24 +103,6 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
     hashing.add_argument("code", metavar="CODE")
     hashing.set_defaults(run=_hash)
     return parser
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or not 0 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
-    return int(text)
-
-
-def _fd(text: str) -> int:
-    if not text.isdigit() or int(text) > 1_000_000:
-        raise argparse.ArgumentTypeError("a file descriptor is a number from 0")
-    return int(text)
-
-
-def _workers(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 64:
-        raise argparse.ArgumentTypeError("workers are a number from 1 to 64")
-    return int(text)
 
 
 def _seconds(text: str) -> float:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mapper import settings
+from mapper.commands import whole_number
 from mapper.domain.errors import Problem
 from mapper.orders.ledger import Ledger, open_ledger
 from mapper.orders.rows import OPEN, Row, State, WrongMove
@@ -52,7 +53,12 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     listing.add_argument("--state", choices=[state.value for state in State], help="only those in this state")
     listing.add_argument("--waiting", action="store_true", help="only those that wait for their caller")
     listing.add_argument("--unconfirmed", action="store_true", help="those redeemed of which no caller was ever told")
-    listing.add_argument("--limit", type=_limit, default=50, help="how many at the most (default: %(default)s)")
+    listing.add_argument(
+        "--limit",
+        type=whole_number("a limit is", 1, 1_000_000),
+        default=50,
+        help="how many at the most (default: %(default)s)",
+    )
     listing.set_defaults(act=_list)
 
     for verb, act, text in (
@@ -77,12 +83,6 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     backing_up.add_argument("file", metavar="FILE", help="the copy; must not exist")
     parser.set_defaults(run=_run)
     backing_up.set_defaults(run=_backup)
-
-
-def _limit(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError("a limit is a number from 1 to 1000000")
-    return int(text)
 
 
 def _run(chosen: argparse.Namespace) -> int:

@@ -1069,7 +1069,7 @@ def test_connections_that_wait_to_be_accepted_are_served_before_the_socket_is_cl
             await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
             await send({"type": "http.response.body"})
 
-    with running(blocking) as made, contextlib.ExitStack() as held:
+    with running(blocking, replace(SHORT, head_s=5)) as made, contextlib.ExitStack() as held:
         first, *others = (held.enter_context(raw_http.connect(made.address)) for _ in range(50))
         first.sendall(request("GET", "/block"))
         assert busy.wait(5)

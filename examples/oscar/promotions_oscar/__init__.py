@@ -71,17 +71,17 @@ class Oscar(Adapter):
         who = self._who("order", session)
         basket = request.Basket(who.header("AUTH"))
         stored = yield from self._orders(who, make=True)
-        members_only = yield from self._members_only(order, session)
-        if not stored:
-            filled = yield from self._filled(order, basket, members_only)
-            if not order.cart or (order.promotions.codes and len(filled.rejected) == len(order.promotions.codes)):
-                return NotRedeemed(tuple(filled.rejected))
-            # Only now: an order that is placed before this is seen, and one after it has taken this very basket.
-            stored = replies.read((yield basket.orders()), list[replies.Priced])
         if stored:
-            outcome = yield from self._granted(stored[0], order, basket)
-            return Redeemed(_with(outcome, redeemed=True), stored[0].number)
-        shipping = replies.read((yield basket.shipping()), list[replies.Shipping])
+            return (yield from self._redeemed_before(stored[0], order, basket))
+        members_only = yield from self._members_only(order, session)
+        filled = yield from self._filled(order, basket, members_only)
+        if not order.cart or (order.promotions.codes and len(filled.rejected) == len(order.promotions.codes)):
+            return NotRedeemed(tuple(filled.rejected))
+        # Only now: an order that is placed before this is seen, and one after it has taken this very basket.
+        answers = yield from together(basket.orders(), basket.shipping())
+        if stored := replies.read(answers[0], list[replies.Priced]):
+            return (yield from self._redeemed_before(stored[0], order, basket))
+        shipping = replies.read(answers[1], list[replies.Shipping])
         total = replies.total(filled.basket, shipping)
         reply = yield basket.checkout(filled.basket.url, total, shipping[0].code if shipping else None)
         if reply.status == 406:  # a voucher was used up meanwhile; which one, another try tells
@@ -94,7 +94,7 @@ class Oscar(Adapter):
         placed = replies.decode(reply, replies.Priced)
         if not placed.number:
             raise EngineUnavailable("Oscar's answer does not say that an order is placed.", reason="bad_reply")
-        outcome = yield from self._granted(placed, order, basket)
+        outcome = yield from self._granted(placed, order, basket, filled.catalogue)
         return Redeemed(_with(outcome, rejected=tuple(filled.rejected)), placed.number)
 
     def look_up(self, order: Checkout, session: str, handle: str) -> Conversation[LookedUp]:
@@ -142,7 +142,7 @@ class Oscar(Adapter):
         rows = replies.read(answers[1], list[replies.Row])
         if priced.id != opened.id or not replies.same_quantities(rows, catalogue):
             raise EngineUnavailable("Another call has changed this basket.", reason="basket_changed")
-        if checkout.cart and checkout.currency and priced.currency != checkout.currency:
+        if checkout.cart and not replies.in_currency(priced, checkout):
             raise EngineRejected("Oscar's prices are in another currency.", reason="currency_differs")
         if not replies.at_list_prices(rows, catalogue, checkout):
             raise EngineRejected("A price differs from that in Oscar's catalogue.", reason="price_differs")
@@ -186,18 +186,32 @@ class Oscar(Adapter):
                 found.append(refused)
         return found
 
-    def _granted(self, placed: replies.Priced, order: Checkout, basket: request.Basket) -> Conversation[Outcome]:
-        """What an order that is placed has granted. Raises `OrderMismatch` where it has another cart or other codes."""
-        catalogue = yield from self._catalogue(order)
+    def _redeemed_before(
+        self, placed: replies.Priced, order: Checkout, basket: request.Basket
+    ) -> Conversation[Redeemed | NotRedeemed]:
+        outcome = yield from self._granted(placed, order, basket)
+        return Redeemed(_with(outcome, redeemed=True), placed.number)
+
+    def _granted(
+        self,
+        placed: replies.Priced,
+        order: Checkout,
+        basket: request.Basket,
+        catalogue: replies.Catalogue | None = None,
+    ) -> Conversation[Outcome]:
+        """What a placed order has granted. Raises `OrderMismatch` where its cart, its currency or its codes differ."""
+        if catalogue is None:
+            catalogue = yield from self._catalogue(order)
         rows = replies.read((yield basket.order_lines(replies.number(placed.url))), list[replies.Row])
         brought = {code.upper(): code for code in order.promotions.coupon_codes}
         granted = replies.codes(placed)
         if (
             not replies.same_quantities(rows, catalogue)
             or not replies.at_list_prices(rows, catalogue, order)
+            or not replies.in_currency(placed, order)
             or not granted <= set(brought)
         ):
-            raise OrderMismatch("Oscar has another cart or other codes in this order.", reason="other_content")
+            raise OrderMismatch("Oscar has another cart, currency or codes in this order.", reason="other_content")
         outcome = replies.outcome(placed, rows, catalogue, order)
         left_out = [Rejection(code, Reason.NOT_APPLIED, "") for upper, code in brought.items() if upper not in granted]
         return _with(outcome, rejected=(*replies.unsupported(order), *left_out))

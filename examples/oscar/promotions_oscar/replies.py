@@ -174,6 +174,11 @@ def at_list_prices(rows: Iterable[Row], catalogue: Catalogue, checkout: Checkout
     return before == listed
 
 
+def in_currency(priced: Priced, checkout: Checkout) -> bool:
+    """A cart without a currency is in the shop's."""
+    return not checkout.currency or priced.currency == checkout.currency
+
+
 def outcome(priced: Priced, rows: Iterable[Row], catalogue: Catalogue, checkout: Checkout) -> Outcome:
     """What is off each line. `rows` have the cart's products and list prices: the caller has looked."""
     promotions = sorted([*priced.offer_discounts, *priced.voucher_discounts], key=_order)

@@ -128,7 +128,11 @@ async def explain(configured: Settings, transport: Transport, body: bytes) -> Ex
     asked = time.perf_counter()
     allocation = discounts.allocate(checkout, outcome)
     done = time.perf_counter()
-    ms = {"reading": 1000 * (read - started), "asking": 1000 * (asked - read), "settling": 1000 * (done - asked)}
+    ms = {
+        "reading": 1000 * (read - started),
+        "asking the engine": 1000 * (asked - read),
+        "settling": 1000 * (done - asked),
+    }
     times = [attempt.seconds for attempt in attempts if attempt.failure is None]
     timed = tuple(replace(exchange, ms=1000 * seconds) for exchange, seconds in zip(exchanges, times, strict=False))
     return _explanation(configured.adapter.name, session, checkout, outcome, allocation, timed, ms, problem)

@@ -1,8 +1,11 @@
 """START HERE: the three operations of this service, validate, consume and cancel, each from request to answer.
 
-Each one verifies the signature, parses the body, asks the engine, and builds the answer, in this order.
-`mapper.orders.redeem` redeems an order once; `mapper.orders.rows` decides from an order's row what to do next, and
-when; `mapper.nacelle.convert` turns a checkout into an order at Nacelle.
+Each one verifies the signature and parses the body. Validate then asks the engine and builds the answer. Consume and
+cancel go to `mapper.orders.redeem`, which redeems an order once; `mapper.orders.rows` decides from an order's row what
+to do next, and when.
+
+The engines are not here but in `adapters/<engine>/`; `mapper.adapter` is their contract. How an HTTP request gets here,
+and its log line: `mapper.http.endpoint`. CONTRIBUTING.md lists what to open for which change.
 """
 
 import asyncio
@@ -23,7 +26,7 @@ from mapper.domain.discounts import Allocation
 from mapper.domain.errors import EngineRejected, EngineUnavailable, Forbidden, InvalidRequest, Operation, Problem
 from mapper.domain.languages import Language, language_of
 from mapper.domain.outcome import Outcome
-from mapper.domain.receipt import Receipt, Receipts, digest
+from mapper.domain.receipt import Receipt, Receipts, content_of
 from mapper.domain.record import Record
 from mapper.domain.signature import Headers
 from mapper.engine.conversation import Engine
@@ -36,7 +39,7 @@ from mapper.threads import run_in_thread
 log = logging.getLogger("mapper")
 
 MAX_SESSIONS = 5
-"""Sessions (`c-1`, `c-1~2`, …) that validate tries for one cart: each order made from the cart uses one up."""
+"""Sessions (`c-1`, `c-1~2`, …) that validate tries for one cart. An order uses up its session."""
 LEDGER_WAIT_S = 0.1
 """How long validate waits for the ledger once the engine has answered."""
 
@@ -137,7 +140,10 @@ async def validate(service: Service, call: Call) -> Answer:
 
 
 async def consume(service: Service, call: Call) -> Answer:
-    """Redeems the order's promotions, once, and returns the order unchanged, byte for byte. Raises `Problem`."""
+    """Redeems the order's promotions, once, and returns the order. Raises `Problem`.
+
+    Every byte of the order is unchanged, except that the engine's notices are added to `promotions.meta.mapper`.
+    """
     space = signature.verify(call.body, call.headers, service.settings.credentials)
     order = await _parse(service, call, "consume")
     if (paid := service.settings.consume_requires) and order.at(paid) is None:
@@ -217,7 +223,7 @@ async def _parse(service: Service, call: Call, operation: Operation) -> Checkout
     )
 
 
-def _start_record(service: Service, call: Call, checkout: Checkout, space: str, key: str, session: str) -> None:
+def _start_record(service: Service, call: Call, checkout: Checkout, space: str, id_or_key: str, session: str) -> None:
     """Puts into the record what is known before the engine is asked, so that the log has it however the call ends."""
     record = call.record
     accepted = next((value.decode("latin-1") for name, value in call.headers if name == b"accept-language"), "")
@@ -225,7 +231,7 @@ def _start_record(service: Service, call: Call, checkout: Checkout, space: str, 
     served = service.settings.credentials.spaces
     # `space` is "" where only one is served; the log names it all the same.
     record.space = space or (next(iter(served)) if len(served) == 1 else "")
-    record.id, record.session = key, session
+    record.id, record.session = id_or_key, session
     record.codes, record.currency = checkout.promotions.codes, checkout.currency
 
 
@@ -239,7 +245,7 @@ def _build_answer(
     now: float,
     language: Language,
 ) -> tuple[Answer, Allocation]:
-    """Returns validate's answer, and the discounts as they were allocation over the lines."""
+    """Returns validate's answer, and how the discounts were allocated to lines and order."""
     allocation = discounts.allocate(checkout, outcome)
     note = {
         "engine": receipts.engine,
@@ -247,7 +253,7 @@ def _build_answer(
         "rejected": [notes.rejection(rejected, language) for rejected in outcome.rejected],
         "notices": [notes.notice(notice) for notice in outcome.notices],
         "degraded": degraded,
-        "receipt": receipts.write(session, checkout.customer, degraded, _receipt_digest(checkout, allocation), now),
+        "receipt": receipts.write(session, checkout.customer, degraded, content_of(checkout, allocation), now),
     }
     answer = Answer(
         200,
@@ -286,14 +292,6 @@ def _may_answer_without_engine(service: Service, checkout: Checkout) -> bool:
     return policy == "no_discount" or (policy == "no_discount_without_codes" and not entered)
 
 
-def _receipt_digest(checkout: Checkout, allocation: Allocation) -> bytes:
-    """Returns the digest of the content that a receipt signs. Consume computes the same one from the order."""
-    lines = sorted(
-        (line.name, line.quantity, line.list_price, allocation.line_total(line.index)) for line in checkout.lines
-    )
-    return digest(checkout.currency, lines, allocation.root_total)
-
-
 def _read_receipt(service: Service, order: Checkout, space: str) -> Receipt | Forbidden | None:
     """Returns the order's receipt, None without one, or the error for a forged one."""
     try:
@@ -303,7 +301,7 @@ def _read_receipt(service: Service, order: Checkout, space: str) -> Receipt | Fo
 
 
 def _receipt_status(receipt: Receipt | Forbidden | None, order: Checkout) -> str:
-    """One of `RECEIPT_FATES`, for log and metric."""
+    """One of `mapper.domain.record.RECEIPT_FATES`, for log and metric."""
     if isinstance(receipt, Forbidden):
         return "forged"
     if receipt is None:

@@ -8,7 +8,10 @@ from typing import Self
 
 
 class Reason(StrEnum):
-    """The word for logs, metrics and answers; `message` is the sentence for the shopper."""
+    """The word for logs, metrics and answers. `message` is the English sentence for the shopper.
+
+    The sentences in other languages, and the hints for merchants, are in `mapper.domain.languages`.
+    """
 
     message: str
 

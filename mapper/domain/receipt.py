@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from mapper.domain.checkout import Checkout
+from mapper.domain.discounts import Allocation
 from mapper.domain.errors import Forbidden
 from mapper.domain.signature import is_one_of
 
@@ -158,13 +159,13 @@ def _quoted(text: str) -> str:
     return quote(text, safe="").replace(".", "%2E")
 
 
-def content_of(checkout: Checkout) -> bytes:
-    """The digest of the lines and discounts in a body, whatever their family and their order."""
-    lines = sorted((line.name, line.quantity, line.list_price, line.discount) for line in checkout.lines)
-    return digest(checkout.currency, lines, checkout.root_discount)
+def content_of(checkout: Checkout, allocation: Allocation | None = None) -> bytes:
+    """The digest of lines and discounts, whatever their family and their order.
 
-
-def digest(currency: str, lines: list[tuple[str, int, int, int]], root_discount: int) -> bytes:
-    """`lines`: sorted (name, quantity, unit list price, line discount), amounts in minor units."""
-    content: list[Any] = [currency, lines, root_discount]
+    The discounts are those of `allocation`, which validate is about to write, or those that the body carries.
+    """
+    discounts = allocation.line_totals if allocation else {line.index: line.discount for line in checkout.lines}
+    lines = sorted((line.name, line.quantity, line.list_price, discounts.get(line.index, 0)) for line in checkout.lines)
+    root_discount = allocation.root_total if allocation else checkout.root_discount
+    content: list[Any] = [checkout.currency, lines, root_discount]
     return hashlib.sha256(msgspec.json.encode(content)).digest()

@@ -13,7 +13,11 @@ RECEIPT_FATES: Final = ("good", "stale", "absent", "forged")
 
 @dataclass
 class Record:
-    """One call. Amounts are in minor units of `currency`. Codes are in clear text here; the log masks them."""
+    """One call. Amounts are in minor units of `currency`. Codes are in clear text here; the log masks them.
+
+    `mapper.http.endpoint` creates it, `mapper.promotions` and `mapper.orders.redeem` fill it in, and `mapper.ops.logs`
+    writes it.
+    """
 
     operation: str
     request_id: str

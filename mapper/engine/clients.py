@@ -1,4 +1,7 @@
-"""Creates the configured HTTP client for calls to the engine; the other one is not loaded."""
+"""Creates the configured HTTP client for calls to the engine; the other one is not loaded.
+
+The rules and time limits of both are in `mapper.engine.transport`.
+"""
 
 import logging
 from typing import Literal

@@ -1,5 +1,7 @@
 """Limits how many calls run at once; the others wait in a queue. Each endpoint has a limiter of its own.
 
+`mapper.http.app` has their capacities.
+
 A call is refused only if it could not be answered within its deadline. Its wait is estimated as the length of the queue
 times the recent duration of a call, divided by the capacity. It may wait for its deadline less that duration.
 

@@ -42,10 +42,10 @@ from mapper.domain.errors import InvalidRequest, OutcomePending, Problem
 
 T = TypeVar("T")
 
-SCHEDULE = (0, 0.2, 0.5, 1, 2, 5, 15, 30, 60, 300, 1800, 7200, 43_200, 86_400)
-"""The times of the look-ups, in seconds since the outcome became unknown. At the last one, the row becomes MANUAL."""
+LOOK_UP_TIMES_S = (0, 0.2, 0.5, 1, 2, 5, 15, 30, 60, 300, 1800, 7200, 43_200, 86_400)
+"""When an unknown outcome is looked up, in seconds since it became unknown. At the last one, the row becomes MANUAL."""
 ABSENT_APART_S = 1.0
-"""The time between two look-ups that prove an absence: an engine may show a redemption with a delay."""
+"""The shortest time between the two look-ups that prove an absence: an engine may show a redemption with a delay."""
 ABSENCE_FRESH_S = 5.0
 """How long a look-up that did not find an order allows the order to be sent again."""
 SEND_WITHIN_S = 0.5
@@ -605,7 +605,7 @@ def not_seen_again(row: Row, at: Moment) -> Row:
     """The further look-up of a redeemed order failed. It is repeated for a day."""
     _require_state(row, *REDEEMED)
     assert row.unknown_since is not None, "redeemed() sets it with the time of the look-up"
-    times = [row.unknown_since + after for after in SCHEDULE]
+    times = [row.unknown_since + after for after in LOOK_UP_TIMES_S]
     return _released(_move(row, at, row.state), next((moment for moment in times if moment > at.now), None))
 
 
@@ -682,9 +682,9 @@ def postponed(row: Row, at: Moment, reason: str) -> Row:
     """The reconciler's step failed: other rows come first. After a day, the operator has to settle the order."""
     _require_state(row, *OPEN)
     since = at.now if row.unknown_since is None else row.unknown_since
-    if at.now >= since + SCHEDULE[-1]:
+    if at.now >= since + LOOK_UP_TIMES_S[-1]:
         return _released(_move(row, at, State.MANUAL, reason=reason), None)
-    after = next((after for after in SCHEDULE if after >= 30 and since + after > at.now), SCHEDULE[-1])
+    after = next((after for after in LOOK_UP_TIMES_S if after >= 30 and since + after > at.now), LOOK_UP_TIMES_S[-1])
     return replace(_move(row, at, row.state, unknown_since=since, reason=reason), next_check_at=since + after)
 
 
@@ -764,7 +764,7 @@ def after_failed_look_up(row: Row, at: Moment, quarantine_s: float, reason: str)
 
 def _is_schedule_over(row: Row, at: Moment) -> bool:
     assert row.unknown_since is not None, "set on the way to UNKNOWN"
-    return at.now >= row.unknown_since + SCHEDULE[-1]
+    return at.now >= row.unknown_since + LOOK_UP_TIMES_S[-1]
 
 
 def _to_operator(row: Row, at: Moment, reason: str) -> GiveUp:
@@ -779,7 +779,7 @@ def _check_later(row: Row, at: Moment, quarantine_s: float, reason: str) -> Wait
 def next_check(row: Row, now: float, quarantine_s: float) -> float:
     """Returns the time of the next look-up: the schedule's, or the first at which an absence would count."""
     assert row.unknown_since is not None
-    times = [row.unknown_since + after for after in SCHEDULE]
+    times = [row.unknown_since + after for after in LOOK_UP_TIMES_S]
     if row.sent_at is not None:
         times.append(row.sent_at + quarantine_s)
     if row.absent_since is not None:

@@ -30,7 +30,7 @@ from mapper.orders.rows import (
     COLUMNS,
     KEEP_BODIES_S,
     KEEP_S,
-    SCHEDULE,
+    LOOK_UP_TIMES_S,
     SEND_WITHIN_S,
     Absence,
     Absent,
@@ -509,7 +509,7 @@ def test_a_look_up_that_fails_is_made_again_for_a_day(age: float, expected: type
 def test_look_ups_follow_the_schedule_and_the_end_of_the_quarantine() -> None:
     base = replace(row(State.UNKNOWN), sent_at=0.0, unknown_since=1.0)
     times, now = [], 1.0
-    while now < 1 + SCHEDULE[-1]:
+    while now < 1 + LOOK_UP_TIMES_S[-1]:
         now = next_check(base, now, 60)
         times.append(round(now - 1, 3))
     assert times == [0.2, 0.5, 1, 2, 5, 15, 30, 59, 60, 300, 1800, 7200, 43_200, 86_400]
@@ -951,7 +951,7 @@ def test_later_it_is_looked_up_once_more_before_it_is_sent_again(home: Home) -> 
 def test_what_nobody_can_tell_for_a_day_is_left_to_a_person(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await ledger.looking((await ledger.mark_sent(await claimed(ledger))).row)
-        home.time.now += SCHEDULE[-1]
+        home.time.now += LOOK_UP_TIMES_S[-1]
         after = await ledger.look_later(mine, "broken")
         assert isinstance(after, GiveUp)
         assert await claim(ledger) == NeedsOperator("broken")
@@ -966,7 +966,7 @@ def test_what_nobody_can_tell_for_a_day_is_left_to_a_person(home: Home) -> None:
 def test_a_person_may_settle_what_is_left_to_them(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await ledger.looking((await ledger.mark_sent(await claimed(ledger))).row)
-        home.time.now += SCHEDULE[-1]
+        home.time.now += LOOK_UP_TIMES_S[-1]
         await ledger.absent(mine, None)
         found = (await ledger.find(state=State.MANUAL))[0]
         await ledger.redeemed(found, b"[]", "", "settled_by_hand", confirmed=False)

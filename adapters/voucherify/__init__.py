@@ -14,7 +14,8 @@ from adapters.voucherify import effects, reasons, redeemables, replies, request,
 from adapters.voucherify.errors import inapplicable_by_error, read_error
 from adapters.voucherify.options import MAX_REDEEMABLES, OPTIONS, read
 from adapters.voucherify.redeemables import Redeemable
-from adapters.voucherify.stacking import BuildValidation, Selection, retry_if_busy, select, select_within
+from adapters.voucherify.replies import Validation
+from adapters.voucherify.stacking import Selection, Validator, retry_if_busy, select, select_within
 from mapper.adapter import (
     Account,
     Adapter,
@@ -22,7 +23,6 @@ from mapper.adapter import (
     Checkout,
     Conversation,
     EngineRejected,
-    EngineReply,
     EngineUnavailable,
     LookedUp,
     Notice,
@@ -63,8 +63,9 @@ class Voucherify(Adapter):
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         """Validates the codes of the cart and the promotion tiers of the settings."""
         vouchers, rejected = redeemables.vouchers(checkout, self.settings, frozenset())
-        selection = yield from self._select_with_promotions(checkout, session, vouchers)
-        yield from self._release_unused(checkout, session, selection)
+        validator = self._validator(checkout, session)
+        selection = yield from self._select_with_promotions(checkout, vouchers, validator)
+        yield from self._release_unused(validator, session, selection.applicable)
         outcome = self._outcome(selection, checkout, rejected)
         not_validated = () if checkout.cart else map(effects.not_validated_notice, vouchers)
         return _with_notices(outcome, *not_validated, *effects.left_out_notices(selection.inapplicable))
@@ -72,11 +73,12 @@ class Voucherify(Adapter):
     def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
         """Validates the redeemables that `redeem` redeems: those that validate showed the shopper."""
         requested, rejected = self._shown(order)
-        selection = yield from self._select(order, session, requested)
+        validator = self._validator(order, session)
+        selection = yield from select(requested, validator)
         redeemed_before = yield from self._redeemed_before(order, session, selection.inapplicable.values())
+        yield from self._release_unused(validator, session, () if redeemed_before else selection.applicable)
         if redeemed_before is not None:
             return redeemed_before
-        yield from self._release_unused(order, session, selection)
         outcome = self._outcome(selection, order, rejected)
         return _with_notices(outcome, *effects.refused_promotion_notices(selection.inapplicable))
 
@@ -86,20 +88,28 @@ class Voucherify(Adapter):
         A second redemption is requested only after an error reply to the first, which has then redeemed nothing.
         """
         requested, rejected = self._shown(order)
+        validator = self._validator(order, session)
         inapplicable: dict[Redeemable, str] = {}
         if len({one.object for one in requested}) > 1:
             # A promotion tier must not cost a code that `check` has granted.
-            selection = yield from self._select(order, session, requested)
+            selection = yield from select(requested, validator)
             requested, inapplicable = selection.redeemables, selection.inapplicable
         redeemed_before = yield from self._redeemed_before(order, session, inapplicable.values())
         while requested and redeemed_before is None:
+            yield from self._release_unused(validator, session, requested)
             reply = yield request.redemption(order, session, requested, self.settings)
             if reply.status == 200:
-                return (yield from self._redeemed(reply, order, session, requested, rejected, inapplicable))
+                redemptions = replies.read_redemption(reply, requested)
+                yield from self._ensure_once(redemptions, order, session)
+                yield from self._release_unused(validator, session, redemptions.redeemed)
+                return self._redeemed(redemptions.result, redemptions.ids, order, rejected, inapplicable)
             named, key = inapplicable_by_error(reply, requested, may_exceed_limit=True)
-            requested, dropped = yield from self._after_error(order, session, requested, named, key)
+            requested, dropped = yield from self._after_error(validator, requested, named, key)
             inapplicable = {**inapplicable, **dropped}
+            # `check` may have granted, and so locked, what does not apply on account of something else.
+            validator.may_have_locked(one.code for one, why in dropped.items() if not reasons.is_own(why))
             redeemed_before = yield from self._redeemed_before(order, session, [key, *dropped.values()])
+        yield from self._release_unused(validator, session, ())
         if redeemed_before is not None:
             return Redeemed(redeemed_before)
         rejected = _in_order([*rejected, *_rejections(inapplicable)], order)
@@ -153,7 +163,7 @@ class Voucherify(Adapter):
     # --- Parts of conversations --------------------------------------------------------------------------------------
 
     def _select_with_promotions(
-        self, checkout: Checkout, session: str, vouchers: Sequence[Redeemable]
+        self, checkout: Checkout, vouchers: Sequence[Redeemable], validator: Validator
     ) -> Conversation[Selection]:
         """Selects among the vouchers and the promotion tiers to try. Tiers beyond the project's limit wait."""
         if not checkout.cart:
@@ -162,8 +172,7 @@ class Voucherify(Adapter):
         candidates = redeemables.arrange(vouchers, tiers, self.settings)
         waiting = [one for one in candidates if not one.code][places:]
         requested = [one for one in candidates if one not in waiting]
-        limit, build = len(vouchers) + places, self._build_validation(checkout, session)
-        return (yield from select_within(requested, waiting, limit, build))
+        return (yield from select_within(requested, waiting, len(vouchers) + places, validator))
 
     def _promotions(self, checkout: Checkout, places: int) -> Conversation[tuple[Sequence[str], int]]:
         """The promotion tiers to try, and how many of `places` the project's limit leaves for them.
@@ -181,17 +190,23 @@ class Voucherify(Adapter):
         limit = replies.limit_in(qualification.rules, "redeemables_limit") or MAX_REDEEMABLES
         return qualification.tiers, max(places - (MAX_REDEEMABLES - limit), 0)
 
-    def _select(self, checkout: Checkout, session: str, requested: Sequence[Redeemable]) -> Conversation[Selection]:
-        return select(requested, self._build_validation(checkout, session))
-
-    def _build_validation(self, checkout: Checkout, session: str) -> BuildValidation:
-        return lambda some: request.validation(checkout, session, some, self.settings)
-
-    def _release_unused(self, checkout: Checkout, session: str, selection: Selection) -> Conversation[None]:
-        """Unlocks the codes that an earlier validate may have locked and that do not apply any more."""
+    def _validator(self, checkout: Checkout, session: str) -> Validator:
+        validator = Validator(lambda some: request.validation(checkout, session, some, self.settings))
         if self.settings.lock_ttl:
-            applicable = {one.code for one in selection.applicable}
-            unused = [code for code in redeemables.applied_before(checkout) if code not in applicable]
+            validator.may_have_locked(redeemables.applied_before(checkout))
+        return validator
+
+    def _release_unused(self, validator: Validator, session: str, kept: Iterable[Redeemable]) -> Conversation[None]:
+        """Unlocks the codes that may be locked for this session, except those of `kept`.
+
+        An earlier validate has locked codes, as the body tells, and so has each validation of this conversation.
+        """
+        if self.settings.lock_ttl:
+            fold = str.casefold if self.settings.ignores_case else str
+            names = {fold(one.code) for one in kept}
+            unused = [code for code in validator.maybe_locked if fold(code) not in names]
+            for code in unused:
+                del validator.maybe_locked[code]
             yield from _release(unused, session)
 
     def _outcome(self, selection: Selection, checkout: Checkout, rejected: Sequence[Rejection]) -> Outcome:
@@ -221,7 +236,7 @@ class Voucherify(Adapter):
         return msgspec.structs.replace(looked_up.outcome, redeemed=True) if looked_up.state == "redeemed" else None
 
     def _after_error(
-        self, order: Checkout, session: str, requested: Sequence[Redeemable], named: dict[Redeemable, str], key: str
+        self, validator: Validator, requested: Sequence[Redeemable], named: dict[Redeemable, str], key: str
     ) -> Conversation[tuple[Sequence[Redeemable], dict[Redeemable, str]]]:
         """The redeemables to request after an error reply to a redemption, and those that are dropped.
 
@@ -230,7 +245,7 @@ class Voucherify(Adapter):
         has_codes = any(one.code for one in requested)
         if has_codes and named.keys() >= {*requested}:
             return (), named
-        selection = yield from self._select(order, session, requested)
+        selection = yield from select(requested, validator)
         if selection.validation is None or len(selection.redeemables) < len(requested):
             return selection.redeemables, selection.inapplicable
         if selection.inapplicable:
@@ -241,22 +256,12 @@ class Voucherify(Adapter):
         dropped = named or dict.fromkeys(requested, key)
         return [one for one in requested if one not in dropped], dropped
 
-    def _redeemed(
-        self,
-        reply: EngineReply,
-        order: Checkout,
-        session: str,
-        requested: Sequence[Redeemable],
-        rejected: Sequence[Rejection],
-        inapplicable: Mapping[Redeemable, str],
-    ) -> Conversation[Redeemed | NotRedeemed]:
-        """The result of a redemption, which may have redeemed less than was requested.
+    def _ensure_once(self, redemptions: replies.Redemptions, order: Checkout, session: str) -> Conversation[None]:
+        """Raises `EngineUnavailable` where the order has another redemption than these.
 
         Voucherify does not limit an order to one redemption, and a request may be delivered twice or late. So the order
-        is read again. Raises `EngineUnavailable` where it has another redemption: the look-up that follows names the
-        one that counts, and the others are rolled back.
+        is read again. The look-up that follows the error names the redemption that counts; the others are rolled back.
         """
-        redemptions = replies.read_redemption(reply, requested)
         stored_order = (yield from self._stored(session)) or redemptions.order
         live = {*stored.live_redemptions(redemptions.order), *stored.live_redemptions(stored_order)}
         if redemptions.ids and live - {*redemptions.ids, *redemptions.children}:
@@ -265,16 +270,25 @@ class Voucherify(Adapter):
             yield from _roll_back(redemptions.ids)
             yield from _rename(stored_order, session)
             raise EngineUnavailable("Voucherify has redeemed the cart of an earlier attempt.", reason="earlier_cart")
-        result = redemptions.result
+
+    def _redeemed(
+        self,
+        result: Validation,
+        ids: Sequence[str],
+        order: Checkout,
+        rejected: Sequence[Rejection],
+        inapplicable: Mapping[Redeemable, str],
+    ) -> Redeemed | NotRedeemed:
+        """The result of a redemption, which may have redeemed less than was requested."""
         inapplicable = {**inapplicable, **result.inapplicable}
         rejected = _in_order([*rejected, *_rejections(inapplicable)], order)
         notices = effects.refused_promotion_notices(inapplicable)
         if not result.applied:
             return NotRedeemed(tuple(rejected), tuple(notices))
         outcome = effects.outcome(result, order, self.settings, binding=False, rejected=rejected)
-        if not redemptions.ids:
+        if not ids:
             return Redeemed(_with_notices(outcome, *notices))
-        return Redeemed(_with_notices(outcome, *notices, _ids_notice(redemptions.ids)), handle=redemptions.ids[0])
+        return Redeemed(_with_notices(outcome, *notices, _ids_notice(ids)), handle=ids[0])
 
     def _missing(
         self, stored_order: stored.StoredOrder, parts: Sequence[str], order: Checkout

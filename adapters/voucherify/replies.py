@@ -80,6 +80,8 @@ class Validation:
     """Redeemables that Voucherify calls applicable, in a validation that is not valid too."""
     rules: Mapping[str, Any] = field(default_factory=dict)
     """The project's stacking rules."""
+    locked: tuple[str, ...] = ()
+    """The codes that Voucherify applied, and locked where the request asked for that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,10 @@ class Redemptions:
     children: tuple[str, ...]
     order: dict[str, Any]
     """The stored order."""
+
+    @property
+    def redeemed(self) -> list[Redeemable]:
+        return [one.redeemable for one in self.result.applied]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +140,15 @@ def read_validation(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Va
         # The orders that an invalid reply holds do not count.
         inapplicable = read_inapplicable(body, matcher, applicable)
         return Validation(False, inapplicable=inapplicable, applicable=applicable, rules=rules)
+    locked = tuple(one.code for one in applicable if one.code)
     if internal := _by_internal_id(entries, matcher, applicable):
-        return Validation(False, inapplicable=dict.fromkeys(internal, "not_found"), applicable=applicable, rules=rules)
+        inapplicable = dict.fromkeys(internal, "not_found")
+        locked += tuple(one.code for one in internal)
+        return Validation(False, inapplicable=inapplicable, applicable=applicable, rules=rules, locked=locked)
     order = mapping(body.get("order"))
     applied = tuple(_applied(entry, matcher, order if len(entries) == 1 else {}) for entry in entries)
     total = amount(order, "total_applied_discount_amount")
-    return Validation(True, applied, _not_applied(body, matcher, applied), total, applicable, rules)
+    return Validation(True, applied, _not_applied(body, matcher, applied), total, applicable, rules, locked)
 
 
 def _by_internal_id(

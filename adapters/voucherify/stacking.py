@@ -34,8 +34,27 @@ _MAYBE_TOO_MANY = ("invalid_redeemables", "invalid_payload", "unexpected_error")
 # Tiers that are tried one by one. Five is Voucherify's default limit of redeemables that apply.
 _MAX_TRIED = 5
 
-BuildValidation = Callable[[Sequence[Redeemable]], EngineRequest]
-"""Builds the request that validates these redeemables."""
+
+@dataclass(frozen=True, slots=True)
+class Validator:
+    """The validations of one conversation."""
+
+    build: Callable[[Sequence[Redeemable]], EngineRequest]
+    """Builds the request that validates these redeemables."""
+    maybe_locked: dict[str, None] = field(default_factory=dict)
+    """The codes that may be locked for the session: each of these validations locks what it applies."""
+
+    def may_have_locked(self, codes: Iterable[str]) -> None:
+        self.maybe_locked.update((code, None) for code in codes if code)
+
+    def read(self, reply: EngineReply, redeemables: Sequence[Redeemable]) -> Validation:
+        """The validation in a reply, or in an error about a code. Raises a `Problem` for any other error."""
+        if reply.status != 200:
+            inapplicable, _ = inapplicable_by_error(reply, redeemables)
+            return Validation(valid=False, inapplicable=inapplicable)
+        validation = read_validation(reply, redeemables)
+        self.may_have_locked(validation.locked)
+        return validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +85,15 @@ class _Attempt(Selection):
     rules: dict[str, Any] = field(default_factory=dict)
 
 
-def select(redeemables: Sequence[Redeemable], build: BuildValidation) -> Conversation[Selection]:
+def select(redeemables: Sequence[Redeemable], validator: Validator) -> Conversation[Selection]:
     """The redeemables that apply together. A code takes precedence over a promotion tier."""
-    first = yield from _validate_until_valid(redeemables, build)
+    first = yield from _validate_until_valid(redeemables, validator)
     if first.problem is not None:
-        return (yield from _select_within_project_limit(redeemables, build, first.problem))
+        return (yield from _select_within_project_limit(redeemables, validator, first.problem))
     if not first.conflicts:
         return first
     candidates = [one for one in _codes(redeemables) if not reasons.is_own(first.inapplicable.get(one, ""))]
-    codes = yield from _validate_until_valid(candidates, build)
+    codes = yield from _validate_until_valid(candidates, validator)
     if first.validation is not None and set(_codes(first.applicable)) >= set(codes.applicable):
         return first
     own = {
@@ -87,22 +106,22 @@ def select(redeemables: Sequence[Redeemable], build: BuildValidation) -> Convers
     suspects = [one for one in redeemables if one in first.others and not one.code]
     conflicting = [] if fail_alone or only_limit else suspects
     if len(conflicting) > 1:
-        conflicting = yield from _conflicting(conflicting, codes.applicable, build)
+        conflicting = yield from _conflicting(conflicting, codes.applicable, validator)
     tiers = [one for one in redeemables if not one.code and one not in own and one not in conflicting]
-    return (yield from _add_tiers(codes, tiers, build, {**own, **dict.fromkeys(conflicting, "")}))
+    return (yield from _add_tiers(codes, tiers, validator, {**own, **dict.fromkeys(conflicting, "")}))
 
 
 def select_within(
-    redeemables: Sequence[Redeemable], waiting: Sequence[Redeemable], limit: int, build: BuildValidation
+    redeemables: Sequence[Redeemable], waiting: Sequence[Redeemable], limit: int, validator: Validator
 ) -> Conversation[Selection]:
     """As `select`. Where a tier does not apply, tiers that are `waiting` take the free places, up to `limit`."""
-    selection = yield from select(redeemables, build)
+    selection = yield from select(redeemables, validator)
     inapplicable = {**dict.fromkeys(waiting, reasons.LIMIT_EXCEEDED), **selection.inapplicable}
     rules = selection.validation.rules if selection.validation else {}
     most = limit_in(rules, "applicable_redeemables_limit") or limit
     following = waiting[: max(min(limit, most) - len(selection.applicable), 0)]
     if following and any(not one.code for one in selection.inapplicable):
-        filled = yield from _validate_until_valid(_in_order([*selection.applicable, *following]), build)
+        filled = yield from _validate_until_valid(_in_order([*selection.applicable, *following]), validator)
         if filled.validation is not None and {*selection.applicable} <= {*filled.applicable}:
             others = {one: key for one, key in inapplicable.items() if one not in following}
             return Selection(filled.validation, filled.redeemables, {**others, **filled.inapplicable})
@@ -110,15 +129,15 @@ def select_within(
 
 
 def _conflicting(
-    tiers: Sequence[Redeemable], codes: Sequence[Redeemable], build: BuildValidation
+    tiers: Sequence[Redeemable], codes: Sequence[Redeemable], validator: Validator
 ) -> Conversation[list[Redeemable]]:
     """The tiers with which one of the codes does not apply. Those beyond `_MAX_TRIED` count as such, untried."""
     tried, conflicting = tiers[:_MAX_TRIED], [*tiers[_MAX_TRIED:]]
     groups = [_in_order([*codes, tier]) for tier in tried]
-    replies = yield from _send_in_parallel(groups, build)
+    replies = yield from _send_in_parallel(groups, validator)
     for tier, group, reply in zip(tried, groups, replies, strict=True):
         try:
-            validation = read(reply, group)
+            validation = validator.read(reply, group)
         except EngineRejected:
             validation = Validation(valid=False)
         if not validation.valid or not {*codes} <= {one.redeemable for one in validation.applied}:
@@ -127,7 +146,7 @@ def _conflicting(
 
 
 def _add_tiers(
-    codes: _Attempt, tiers: Sequence[Redeemable], build: BuildValidation, inapplicable: dict[Redeemable, str]
+    codes: _Attempt, tiers: Sequence[Redeemable], validator: Validator, inapplicable: dict[Redeemable, str]
 ) -> Conversation[Selection]:
     """Adds as many tiers to the codes as the project's limits allow; none where a code then does not apply."""
     limit = limit_in(codes.rules, "redeemables_limit", "applicable_redeemables_limit")
@@ -135,7 +154,7 @@ def _add_tiers(
     beyond = dict.fromkeys(tiers[len(fitting) :], reasons.LIMIT_EXCEEDED)
     inapplicable = {**inapplicable, **beyond, **codes.inapplicable}
     if fitting:
-        joined = yield from _validate_until_valid(_in_order([*codes.applicable, *fitting]), build)
+        joined = yield from _validate_until_valid(_in_order([*codes.applicable, *fitting]), validator)
         if joined.validation is not None and set(codes.applicable) <= set(joined.applicable):
             return Selection(joined.validation, joined.redeemables, {**inapplicable, **joined.inapplicable})
         inapplicable |= {tier: joined.inapplicable.get(tier, "") for tier in fitting}
@@ -143,7 +162,7 @@ def _add_tiers(
 
 
 def _select_within_project_limit(
-    redeemables: Sequence[Redeemable], build: BuildValidation, problem: EngineRejected
+    redeemables: Sequence[Redeemable], validator: Validator, problem: EngineRejected
 ) -> Conversation[Selection]:
     """Selects after the request was refused: as many as the project takes, codes first, or the codes alone.
 
@@ -153,28 +172,28 @@ def _select_within_project_limit(
     codes, tiers = _codes(redeemables), [one for one in redeemables if not one.code]
     if len(redeemables) == 1:
         raise problem
-    probe = yield from _validate_until_valid([*codes, *tiers][:1], build)
+    probe = yield from _validate_until_valid([*codes, *tiers][:1], validator)
     if probe.problem is not None:
         raise problem
     limit = limit_in(probe.rules, "redeemables_limit")
     if limit is not None and limit < len(redeemables):
         kept = {*[*codes, *tiers][:limit]}
         waiting = [one for one in redeemables if one not in kept]
-        return (yield from select_within([one for one in redeemables if one in kept], waiting, limit, build))
+        return (yield from select_within([one for one in redeemables if one in kept], waiting, limit, validator))
     if not (codes and tiers):
         raise problem
-    selection = yield from select(codes, build)
+    selection = yield from select(codes, validator)
     inapplicable = {**dict.fromkeys(tiers, ""), **selection.inapplicable}
     return Selection(selection.validation, selection.redeemables, inapplicable)
 
 
-def _validate_until_valid(redeemables: Sequence[Redeemable], build: BuildValidation) -> Conversation[_Attempt]:
+def _validate_until_valid(redeemables: Sequence[Redeemable], validator: Validator) -> Conversation[_Attempt]:
     """Validates until a reply is valid, each time without the redeemables that do not apply by themselves."""
     rest, inapplicable, rules = list(redeemables), dict[Redeemable, str](), dict[str, Any]()
     invalid_replies, tried_each = 0, False
     while rest:
         try:
-            validation = read((yield from retry_if_busy(build(rest))), rest)
+            validation = validator.read((yield from retry_if_busy(validator.build(rest))), rest)
         except EngineRejected as problem:
             if problem.reason not in _MAYBE_TOO_MANY:
                 raise
@@ -189,7 +208,7 @@ def _validate_until_valid(redeemables: Sequence[Redeemable], build: BuildValidat
         undecided = [one for one in rest if one not in validation.applicable and one not in causes]
         if not (conflicts or tried_each) and len(undecided) > 1 and (invalid_replies > 1 or not causes):
             tried_each = True
-            more, conflicts = yield from _try_each([one for one in rest if one in others], undecided, build)
+            more, conflicts = yield from _try_each([one for one in rest if one in others], undecided, validator)
             causes |= more
         if not (causes or conflicts):
             last = _least_important(rest)
@@ -202,15 +221,15 @@ def _validate_until_valid(redeemables: Sequence[Redeemable], build: BuildValidat
 
 
 def _try_each(
-    applicable: Sequence[Redeemable], undecided: Sequence[Redeemable], build: BuildValidation
+    applicable: Sequence[Redeemable], undecided: Sequence[Redeemable], validator: Validator
 ) -> Conversation[tuple[dict[Redeemable, str], dict[Redeemable, str]]]:
     """Validates each undecided redeemable together with the applicable ones. Returns causes and conflicts."""
     groups = [_in_order([*applicable, one]) for one in undecided]
     causes: dict[Redeemable, str] = {}
     conflicts: dict[Redeemable, str] = {}
-    replies = yield from _send_in_parallel(groups, build)
+    replies = yield from _send_in_parallel(groups, validator)
     for one, group, reply in zip(undecided, groups, replies, strict=True):
-        validation = read(reply, group)
+        validation = validator.read(reply, group)
         causes |= {other: key for other, key in _causes(validation).items() if other == one}
         conflicts |= _conflicts(validation, group)
     return causes, conflicts
@@ -238,25 +257,15 @@ def _least_important(redeemables: Sequence[Redeemable]) -> Redeemable:
     return next((one for one in reversed(redeemables) if not one.code), redeemables[-1])
 
 
-def read(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Validation:
-    """The validation in a reply, or in an error about a code. Raises a `Problem` for any other error."""
-    if reply.status == 200:
-        return read_validation(reply, redeemables)
-    inapplicable, _ = inapplicable_by_error(reply, redeemables)
-    return Validation(valid=False, inapplicable=inapplicable)
-
-
 def retry_if_busy(request: EngineRequest) -> Conversation[EngineReply]:
     """Sends a repeatable request, and once more where another request for the same order or voucher is in progress."""
     reply = yield request
     return (yield request) if _is_busy(reply) else reply
 
 
-def _send_in_parallel(
-    groups: Iterable[Sequence[Redeemable]], build: BuildValidation
-) -> Conversation[list[EngineReply]]:
+def _send_in_parallel(groups: Iterable[Sequence[Redeemable]], validator: Validator) -> Conversation[list[EngineReply]]:
     """Validates the groups in parallel. They may block each other, so a busy one is sent again afterwards."""
-    requests = [build(group) for group in groups]
+    requests = [validator.build(group) for group in groups]
     replies: list[EngineReply] = []
     for request, reply in zip(requests, (yield from together(*requests)), strict=True):
         replies.append((yield from retry_if_busy(request)) if _is_busy(reply) else reply)

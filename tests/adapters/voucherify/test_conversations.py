@@ -678,13 +678,18 @@ def voucher_meta(code: str) -> dict[str, Any]:
     return {"object": "voucher", "redeemable": code, "code": code, "position": 0}
 
 
-def before(call: str, codes: Sequence[str], *metas: dict[str, Any], notices: Sequence[Any] = ()) -> Any:
+def before(call: str, codes: Sequence[str], *metas: dict[str, Any], notices: Sequence[Any] = (), **options: str) -> Any:
     """The conversation about a body that brings an earlier answer of ours along."""
     entries = [{"name": "n", "amount": "0.01", "effect_type": "e", "meta": meta} for meta in metas]
-    promotions = {"meta": {"mapper": {"notices": list(notices)}}}
+    promotions, adapter = {"meta": {"mapper": {"notices": list(notices)}}}, engine(**LOCKED, **options)
     if call == "validate":
-        return engine(**LOCKED).validate(cart(SHIRT, codes=codes, discounts=entries, promotions=promotions), ORDER)
-    return engine(**LOCKED).check(order(SHIRT, codes=codes, applied_discounts=entries, promotions=promotions), ORDER)
+        return adapter.validate(cart(SHIRT, codes=codes, discounts=entries, promotions=promotions), ORDER)
+    paid = order(SHIRT, codes=codes, applied_discounts=entries, promotions=promotions)
+    return getattr(adapter, call)(paid, ORDER)
+
+
+def unlocked(requests: Sequence[Any]) -> list[str]:
+    return [one.path.split("/")[3] for one in requests if one.method == "DELETE"]
 
 
 @pytest.mark.parametrize("call", ["validate", "check"])
@@ -712,6 +717,56 @@ def test_a_code_that_has_left_the_cart_is_not_kept_locked(
     ]
     assert all((one.effect, one.repeatable) == ("session", True) for one in freed)
     assert all({409, 429, 500, 503} <= one.answers for one in freed)
+
+
+@pytest.mark.parametrize(("options", "released"), [({}, []), ({"CODE_CASE": "sensitive"}, ["A"])])
+def test_a_code_that_applies_in_another_spelling_stays_locked(options: dict[str, str], released: list[str]) -> None:
+    answers: list[Any] = [valid(applies("a", share(5))), *[reply(b"", 204)] * len(released)]
+    _, requests = held(before("validate", ["a"], voucher_meta("A"), **options), *answers)
+    assert unlocked(requests) == released
+
+
+A_ALONE = [redeemed(redemption("A", 5)), UNKNOWN]
+WITHOUT_B = [
+    failure("order_rules_violated", resource_type="voucher", resource_id="B"),
+    invalid(applies("A", share(5)), fails("B", "order_rules_violated")),
+    valid(applies("A", share(5))),
+]
+FREED = reply(b"", 204)
+
+
+@pytest.mark.parametrize(
+    ("codes", "locked", "answers", "released"),
+    [
+        (["A"], "A", A_ALONE, []),
+        # It has left the order, or validate applied it and the redemption does not.
+        (["A"], "AB", [FREED, *A_ALONE], ["B"]),
+        (["A", "B"], "AB", [redeemed(redemption("A", 5), skipped_redeemables=[fails("B", "")]), UNKNOWN, FREED], ["B"]),
+        # What the check may have granted; an expired code it has not.
+        (["A", "B"], "", [*WITHOUT_B, FREED, *A_ALONE], ["B"]),
+        (["A"], "", [failure("order_rules_violated"), FREED], ["A"]),
+        (["A"], "", [failure("voucher_expired")], []),
+        (["A"], "A", [failure("voucher_expired"), FREED], ["A"]),
+        # The last validation leaves out what the one before it applied.
+        (
+            ["A", "B"],
+            "",
+            [
+                WITHOUT_B[0],
+                valid(applies("A", share(5)), applies("B", share(5))),
+                FREED,
+                failure("order_rules_violated", resource_id="A"),
+                FREED,
+            ],
+            ["B", "A"],
+        ),
+    ],
+)
+def test_what_is_not_redeemed_is_not_kept_locked(
+    codes: list[str], locked: str, answers: list[Any], released: list[str]
+) -> None:
+    _, requests = held(before("redeem", codes, *map(voucher_meta, locked)), *answers)
+    assert unlocked(requests) == released
 
 
 def test_without_locks_nothing_is_released() -> None:

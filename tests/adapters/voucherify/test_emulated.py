@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mapper.adapter import (
@@ -137,12 +137,23 @@ CODES = (
 CART = [("SKU-1", 1, "140.00"), ("CUP-SMALL", 3, "20.00"), ("CUP-LARGE", 1, "25.00")]
 
 
+Case = tuple[Sequence[tuple[str, str]], Sequence[str], dict[str, str]]
+"""What differs from the default rule book, the codes of the cart, and the adapter's options."""
+
+# Two validations lock GOOD-5, and a third leaves it out.
+LOCKED_AND_DROPPED: Case = (
+    [ALL],
+    ["FREE-MUG", "NOPE-1", "ALONE-15", "GOOD-5"],
+    {"PROMOTIONS": "off", "PROMOTIONS_ORDER": "codes_first", "SESSION_LOCK_TTL": "900"},
+)
+
+
 @st.composite
-def shops(draw: st.DrawFn) -> tuple[Emulated, list[str], dict[str, str]]:
+def cases(draw: st.DrawFn) -> Case:
     def choice(old: str, *others: str) -> tuple[str, str]:
         return old, draw(st.sampled_from((old, *others)))
 
-    shop = Emulated(
+    changes = (
         choice(*ALL),
         choice(*NAMED),
         choice('absent_amounts = "omitted"', 'absent_amounts = "null"'),
@@ -156,32 +167,39 @@ def shops(draw: st.DrawFn) -> tuple[Emulated, list[str], dict[str, str]]:
         "PROMOTIONS_ORDER": draw(st.sampled_from(("codes_first", "promotions_first"))),
         "SESSION_LOCK_TTL": draw(st.sampled_from(("0", "900"))),
     }
-    return shop, codes, options
+    return changes, codes, options
+
+
+def held(shop: Emulated) -> set[str]:
+    """The codes that are locked. Tiers can be locked, too, and not be unlocked."""
+    return {name for one in shop.books["sessions"] if not (name := one["id"]).startswith("promo_")}
 
 
 @settings(max_examples=60, deadline=None)
-@given(shops())
-def test_what_validate_grants_is_what_check_grants_and_redeem_redeems(
-    case: tuple[Emulated, list[str], dict[str, str]],
-) -> None:
-    shop, codes, options = case
-    adapter = engine(**options)
+@given(cases())
+@example(LOCKED_AND_DROPPED)
+def test_what_validate_grants_is_what_check_grants_and_redeem_redeems(case: Case) -> None:
+    changes, codes, options = case
+    shop, adapter = Emulated(*changes), engine(**options)
     alone = {*offs(validated(shop, cart(*CART, codes=codes), **options | {"PROMOTIONS": "off"}))}
     shown = validated(shop, cart(*CART, codes=codes), **options)
     assert alone <= {*offs(shown)}
     paid = as_paid(shown, codes)
+    refused = {one.code for one in shown.rejected}
+    assert not refused & held(shop), "a checkout holds no code that is refused"
     checked = shop.hold(adapter.check(paid, SESSION))
+    assert not refused & held(shop)
     assert taken(checked) == taken(shown)
     assert not checked.rejected
     done = shop.hold(adapter.redeem(paid, SESSION))
     if isinstance(done, NotRedeemed):
         assert not checked.discounts
+        assert not held(shop)
         return
     assert isinstance(done, Redeemed)
     assert taken(done.outcome) == taken(checked)
     assert not done.outcome.rejected
-    held = [one["id"] for one in shop.books["sessions"]]
-    assert all(name.startswith("promo_") for name in held), "a consumed checkout holds no code"
+    assert not held(shop), "a consumed checkout holds no code"
     found = shop.hold(adapter.look_up(paid, SESSION, done.handle))
     assert sum(one.amount for one in found.outcome.discounts) == sum(one.amount for one in checked.discounts)
     shop.hold(adapter.undo(None, SESSION, done.handle, final=True))
@@ -232,3 +250,11 @@ def test_a_lock_is_released_when_its_code_leaves_the_cart() -> None:
     entries = [{"name": "n", "amount": "0.01", "meta": one.meta} for one in shown.discounts]
     validated(shop, cart(GOODS, discounts=entries), **locked)
     assert offs(shop.hold(other.validate(theirs, "other")))
+
+
+def test_an_order_that_has_been_redeemed_locks_nothing_again() -> None:
+    shop, adapter = Emulated(), engine(SESSION_LOCK_TTL="900")
+    paid = order(GOODS, codes=["SINGLE-0001", "GOOD-5"])
+    assert isinstance(shop.hold(adapter.redeem(paid, SESSION)), Redeemed)
+    assert shop.hold(adapter.check(paid, SESSION)).redeemed
+    assert not held(shop)

@@ -146,7 +146,7 @@ async def consume(service: Service, call: Call) -> Answer:
     """
     space = signature.verify(call.body, call.headers, service.settings.credentials)
     order = await _parse(service, call, "consume")
-    if (paid := service.settings.consume_requires) and order.at(paid) is None:
+    if (paid := service.settings.consume_requires) and _is_empty(order.at(paid)):
         raise InvalidRequest("This order has not been paid.", paid, reason="not_paid")
     # A bad receipt is not raised here: an order that has been redeemed is answered from the ledger whatever it brings.
     receipt = _read_receipt(service, order, space)
@@ -344,6 +344,11 @@ def _order_to_cancel(body: bytes) -> str:
     if not (key := documents.id_at(root, "/cancel/id")):
         raise InvalidRequest("The id is neither a string nor a number.", "/cancel/id")
     return key
+
+
+def _is_empty(value: object) -> bool:
+    """Whether the value at the pointer of `MAPPER_CONSUME_REQUIRES` says nothing of a payment. 0 is an amount."""
+    return value is None or (isinstance(value, bool | str | list | dict) and not value)
 
 
 def _receipt_pointer(order: Checkout) -> str:

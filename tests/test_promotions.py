@@ -319,11 +319,13 @@ def test_the_shopper_stays_the_same(validated: object, ordered: object, redeemed
 
 def test_what_is_no_paid_order_is_refused_where_the_settings_say_how_to_tell() -> None:
     house = House(MAPPER_CONSUME_REQUIRES="/payments/0")
-    for unpaid in (ORDER, ORDER | {"payments": []}, ORDER | {"payments": [None]}):
+    empty: list[object] = [None, "", False, [], {}]
+    for unpaid in (ORDER, ORDER | {"payments": []}, *(ORDER | {"payments": [value]} for value in empty)):
         problem = house.refusal("consume", unpaid)
         assert (problem.category, problem.details) == ("invalid_request", {"pointer": "/payments/0"})
     assert house.wire.sent == []
-    assert "order" in house("consume", ORDER | {"payments": [{"id": "p"}]})
+    for number, paid in enumerate(({"id": "p"}, 0)):
+        assert "order" in house("consume", ORDER | {"id": f"o-{number}", "payments": [paid]})
 
 
 BARE = {"items": CHECKOUT["items"]}

@@ -78,11 +78,17 @@ class Document:
         value = at(self.decoded, pointer)
         if value is None or isinstance(value, str | int):
             return value
-        tokens = [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]]
-        if not tokens:
+        if not pointer:
             return self.root.at(pointer)
-        parent = self._find(tuple(tokens[:-1]))
-        return parent.value(tokens[-1]) if isinstance(parent, Object) else parent.value(_index(tokens[-1]))
+        *parents, last = _tokens(pointer)
+        parent = self._find(tuple(parents))
+        return parent.value(last) if isinstance(parent, Object) else parent.value(_index(last))
+
+    def raw_at(self, pointer: str) -> bytes:
+        """The bytes of the value that a JSON pointer names, which must exist and not be the root."""
+        *parents, last = _tokens(pointer)
+        parent = self._find(tuple(parents))
+        return parent.raw(last) if isinstance(parent, Object) else parent.raw(_index(last))
 
     def decoded_at(self, path: Path) -> Any:
         """The value in `decoded` at a path; None where there is none."""
@@ -229,7 +235,7 @@ class Object:
     def at(self, pointer: str) -> Any:
         """The value at a JSON pointer within this object; None where there is none. Raises `Unreadable`."""
         parent: Object | Array | None = self
-        tokens = [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]]
+        tokens = _tokens(pointer)
         if not tokens:
             return decode(self._sanitized[self.start : self.end])
         for token in tokens[:-1]:
@@ -323,6 +329,11 @@ class Array:
     def kind(self, index: int) -> str:
         """As `Object.kind`."""
         return kind(self.text[self.items[index][0]]) if 0 <= index < len(self.items) else ""
+
+    def raw(self, index: int) -> bytes:
+        """The bytes of an item, which must exist."""
+        start, end = self.items[index]
+        return self.text[start:end]
 
     def value(self, index: int) -> Any:
         """As `Object.value`; None where there is no such item."""
@@ -478,6 +489,10 @@ def escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
+def _tokens(pointer: str) -> list[str]:
+    return [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]]
+
+
 def _index(token: str) -> int:
     """The array index that a token of a JSON pointer names; -1 where it names none."""
     return int(token) if token.isascii() and token.isdigit() and len(token) < 10 else -1
@@ -501,8 +516,7 @@ def expand(document: Any, pointer: str) -> list[str]:
 
 def at(document: Any, pointer: str) -> Any:
     """The value at a JSON pointer in decoded JSON; None where there is none."""
-    for escaped in pointer.split("/")[1:]:
-        token = escaped.replace("~1", "/").replace("~0", "~")
+    for token in _tokens(pointer):
         if isinstance(document, dict):
             document = document.get(token)
         elif isinstance(document, list) and 0 <= _index(token) < len(document):

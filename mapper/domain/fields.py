@@ -1,13 +1,16 @@
 """Reads single values of a body: amounts, ids, listed discounts. Errors name the place as a JSON pointer."""
 
+import json
 from collections.abc import Mapping
-from typing import Any, cast
+from decimal import Decimal
+from typing import Any, Final, cast
 
 from mapper.domain import document, money
 from mapper.domain.document import Document, Object, pointer_of
 from mapper.domain.errors import InvalidRequest
 
 MAX_ID = 255
+_MAX_ZEROS: Final = 12
 
 Entry = dict[str, Any]
 """A discount as a body lists it."""
@@ -24,13 +27,19 @@ def value_at(source: Document | Object, pointer: str, parent: str = "") -> Any:
 def amount(value: Any, digits: int, *place: str | int) -> int:
     """The minor units of an amount. `place`: a JSON pointer and further tokens."""
     try:
-        text = value if isinstance(value, str) else "" if isinstance(value, bool) else str(value)
+        text = value if isinstance(value, str) else "" if isinstance(value, bool) else _plain(value)
         minor = money.parse(text, digits)
     except money.NotMoney as error:
         raise InvalidRequest(f"The amount {error}.", pointer_of(*place), reason="not_money") from None
     if minor < 0 or text.startswith("-"):
         raise InvalidRequest("The amount is negative.", pointer_of(*place), reason="negative_amount")
     return minor
+
+
+def _plain(number: Any) -> str:
+    """The number's digits. `str` writes 0.00000000 as 0E-8, which would be refused for its exponent."""
+    is_long_zero = isinstance(number, Decimal) and not number and abs(number.adjusted()) <= _MAX_ZEROS
+    return f"{number:f}" if is_long_zero else str(number)
 
 
 def scalar_amount(source: Object, key: str, pointer: str, digits: int) -> int:
@@ -58,26 +67,23 @@ def entry_amount(entry: Mapping[str, Any], pointer: str, digits: int) -> int:
     return amount(value, digits, f"{pointer}/amount")
 
 
-def own_id(body: Document, key: str) -> str:
-    """The body's `id` or `source_id`; "" where it has none. The number 77 is "77"."""
-    value = body.decoded.get(key)
+def id_at(body: Document, pointer: str, *, required: bool = False) -> str:
+    """The id that a JSON pointer names: a string, or a number as it is written; "" where there is none.
+
+    `required`: whether a value of another type raises `InvalidRequest`, instead of being no id.
+    """
+    value = document.at(body.decoded, pointer)
     if value is None:
         return ""
-    if not isinstance(value, str):
-        if body.root.kind(key) != "number":
-            raise InvalidRequest(f"{key} is not a string.", f"/{key}")
-        value = body.root.raw(key).decode()
-    elif not body.is_unicode:
-        value = body.as_written((), key)
-    return check_id(value.strip(), f"/{key}")
-
-
-def id_at(body: Document, pointer: str) -> str:
-    """The id that a JSON pointer names; "" where there is none. Raises `InvalidRequest`."""
-    value = value_at(body, pointer)
-    if isinstance(value, str | int) and not isinstance(value, bool):
-        return check_id(str(value).strip(), pointer)
-    return ""
+    if not (isinstance(value, str) and body.is_unicode):
+        raw = body.raw_at(pointer)
+        kind = document.kind(raw[0])
+        if kind not in ("string", "number"):
+            if required:
+                raise InvalidRequest(f"{pointer.rpartition('/')[2]} is neither a string nor a number.", pointer)
+            return ""
+        value = json.loads(raw) if kind == "string" else raw.decode()
+    return check_id(value.strip(), pointer)
 
 
 def check_id(value: str, pointer: str) -> str:

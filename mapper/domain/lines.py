@@ -107,14 +107,12 @@ class Lines(msgspec.Struct, frozen=True):
         """A line with `price` and without discounts, as most lines are."""
         price = _amount(typed.price, self.digits)
         return Line(
-            self.first + position, self, position, typed.sku or "", typed.variant_id or "", typed.product_id or "",
-            typed.quantity, price, price, 0, decoded, names, _PRICE,
+            self.first + position, self, position, *_names(typed), typed.quantity, price, price, 0, decoded, names,
+            _PRICE,
         )  # fmt: skip
 
     def _line(self, position: int, typed: "_TypedLine", decoded: Mapping[str, Any]) -> Line:
         digits = self.digits
-        if not typed.has_name:
-            raise _Unusual
         price_keys = self.family.prices if len(self.family.prices) == 1 else typed.price_keys
         text = getattr(typed, price_keys[0]) if price_keys else None
         if text is None:
@@ -133,8 +131,7 @@ class Lines(msgspec.Struct, frozen=True):
         elif discount:
             list_price = money.list_price(price, discount, typed.quantity)
         return Line(
-            self.first + position, self, position, typed.sku or "", typed.variant_id or "", typed.product_id or "",
-            typed.quantity, price, list_price, discount, decoded, names, price_keys,
+            self.first + position, self, position, *_names(typed), typed.quantity, price, list_price, discount, decoded, names, price_keys,
         )  # fmt: skip
 
     def read_one_by_one(self, decoded: list[Any]) -> tuple[Line, ...]:
@@ -170,10 +167,6 @@ class _TypedLine(msgspec.Struct, gc=False):
     applied_discounts: list[_TypedEntry] | None = None
 
     @property
-    def has_name(self) -> bool:
-        return bool(self.sku or self.variant_id or self.product_id)
-
-    @property
     def is_undiscounted(self) -> bool:
         """Whether the line has `price` alone, and no discount."""
         return (
@@ -183,12 +176,18 @@ class _TypedLine(msgspec.Struct, gc=False):
             and self.discounts is None
             and self.discounts_amount is None
             and self.applied_discounts is None
-            and self.has_name
         )
 
     @property
     def price_keys(self) -> tuple[str, ...]:
         return tuple([key for key in ("price", "price_amount") if getattr(self, key) is not None])
+
+
+def _names(line: _TypedLine) -> tuple[str, str, str]:
+    names = (line.sku or "").strip(), (line.variant_id or "").strip(), (line.product_id or "").strip()
+    if not any(names):
+        raise _Unusual
+    return names
 
 
 def _sum_entries(entries: "list[_TypedEntry]", digits: int) -> tuple[int, int | None]:
@@ -248,7 +247,7 @@ class _Reader:
     def name(self, key: str) -> str:
         value = self.decoded.get(key)
         if value is None or isinstance(value, str):
-            return value or ""
+            return (value or "").strip()
         raw = self.source.raw(key)
         if raw.isdigit():
             return raw.decode()

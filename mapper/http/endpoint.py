@@ -52,7 +52,8 @@ _JSON_HEADERS = (
 )
 _CLOSE = (b"connection", b"close")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,64}")
-_MEDIA_TYPE = re.compile(rb"application/(json|[\w.-]+\+json)\s*(;\s*charset=\"?utf-8\"?\s*)?", re.IGNORECASE)
+_MEDIA_TYPE = re.compile(rb"application/(json|[\w.-]+\+json)[ \t]*(;.*)?", re.IGNORECASE)
+_CHARSET = re.compile(rb";[ \t]*charset=\"?([^\s\";]*)", re.IGNORECASE)
 
 Handler = Callable[[Service, Call], Awaitable[Answer]]
 
@@ -239,14 +240,20 @@ def _waited_s(scope: Scope) -> float:
 
 def _check_head(first: Mapping[bytes, bytes], max_bytes: int) -> int:
     """Returns the size of the body, 0 if unknown. `first`: the first header of each name. Raises `HttpError`."""
-    if not _MEDIA_TYPE.fullmatch(first.get(b"content-type", b"application/json")):
+    if not is_json(first.get(b"content-type", b"application/json")):
         raise HttpError(415, "media_type", "The content type must be application/json in UTF-8.")
-    if first.get(b"content-encoding", b"identity").lower() != b"identity":
+    if first.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
         raise HttpError(415, "content_encoding", "The body must not be compressed.")
     length = first.get(b"content-length", b"0")
     if not length.isdigit() or len(length) > 15 or (size := int(length)) > max_bytes:
         raise _too_large(max_bytes)
     return size
+
+
+def is_json(content_type: bytes) -> bool:
+    """Whether it is a media type of JSON in UTF-8. Any other parameter says nothing to us."""
+    charsets = {charset.lower() for charset in _CHARSET.findall(content_type)}
+    return _MEDIA_TYPE.fullmatch(content_type) is not None and charsets <= {b"utf-8", b"utf8", b"us-ascii"}
 
 
 def _too_large(max_bytes: int) -> HttpError:

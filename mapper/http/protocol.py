@@ -304,7 +304,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._fields_bytes += len(name) + len(value)
         if self._fields_bytes > self._limits.head_bytes or len(self.headers) >= self._limits.headers:
             self._stop_parsing(_LARGE_HEAD)
-        super().on_header(name, value)
+        super().on_header(name, value.rstrip(b" \t"))  # the parser strips white space before it alone
 
     def on_headers_complete(self) -> None:
         self._in_head = False

@@ -183,6 +183,8 @@ def test_lines_are_counted_through_all_orders_and_those_of_no_quantity_stay_out_
         ({"sku": ..., "variant_id": "V", "product_id": "P"}, "V"),
         ({"sku": None, "variant_id": "V"}, "V"),
         ({"sku": "", "variant_id": "V"}, "V"),
+        ({"sku": " \t", "variant_id": " V "}, "V"),
+        ({"sku": " A-2", "variant_id": 5}, "A-2"),
         ({"sku": ..., "variant_id": None, "product_id": "P"}, "P"),
         ({"sku": 12345678901234567890}, "12345678901234567890"),
     ],
@@ -335,6 +337,42 @@ def test_a_pointer_names_what_configuration_wants_of_the_body() -> None:
     assert found.amount_at("/metadata/gift/1", first) == 250
 
 
+@pytest.mark.parametrize("places", [1, 6, 7, 12])
+def test_zero_may_have_any_number_of_trailing_zeros(places: int) -> None:
+    zero = f"0.{'0' * places}"
+    body = f'{{"items":[{{"sku":"A","quantity":1,"price":1,"discounts":[{{"amount":{zero}}}]}}],"fee":{zero}}}'
+    found = parse(body.encode())
+    assert (found.amount_at("/fee"), found.lines[0].discount) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ('" o-1 "', "o-1"),
+        ("77", "77"),
+        ("7.50", "7.50"),
+        ("1e3", "1e3"),
+        ("-0", "-0"),
+        ("1" * 30, "1" * 30),
+        ('"a\\u002fb"', "a/b"),
+        ("true", ""),
+        ("null", ""),
+        ("[1]", ""),
+    ],
+)
+def test_an_id_at_a_pointer_is_a_text_or_a_number_as_it_is_written(written: str, value: str) -> None:
+    found = parse(f'{{"items":[],"x":["\\ud800",{{"id":{written}}}]}}'.encode())
+    assert checkout.id_at(found.source, "/x/1/id") == value
+
+
+@pytest.mark.parametrize("written", ['"\\ud800"', f'"{"x" * 256}"', "1" * 256, '".."'])
+def test_what_cannot_be_an_id_is_refused_at_a_pointer(written: str) -> None:
+    found = parse(f'{{"items":[],"x":{written}}}'.encode())
+    with pytest.raises(InvalidRequest) as refused:
+        checkout.id_at(found.source, "/x")
+    assert refused.value.pointer == "/x"
+
+
 @pytest.mark.parametrize(
     ("spelled", "reason"),
     [
@@ -397,7 +435,7 @@ BAD_LINES: list[tuple[Any, str]] = [
     *((no_line, "") for no_line in (None, 5, "x", [], [{"sku": "A"}], [[{"sku": "A"}]])),
     ({}, "/sku"),
     (line(sku=...), "/sku"),
-    *with_line("sku", "", None, True, 1.5, -1, [], {}),
+    *with_line("sku", "", " ", None, True, 1.5, -1, [], {}),
     *with_line("variant_id", True, 1.5, -1, [], {}),
     *with_line("product_id", True, 1.5, -1, [], {}),
     (line(quantity=...), "/quantity"),

@@ -243,6 +243,8 @@ def test_other_ways_to_write_a_target_lead_nowhere(served: Running, line: str, s
         (signed(), [200]),
         (signed() + LIVEZ, [200, 200]),
         (b"\r\n" + LIVEZ, [200]),
+        (signed().replace(b"application/json\r\n", b"application/json \t\r\n"), [200]),
+        (re.sub(rb"([0-9a-f]{64})\r\n", rb"\1 \t\r\n", signed()), [200]),
         (head("GET /livez HTTP/1.0"), [200]),
         (head("GET /livez?probe=1 HTTP/1.1", HOST), [200]),
         (head("GET /livez HTTP/1.1", "Host: [::1]:8080"), [200]),

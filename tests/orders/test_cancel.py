@@ -238,6 +238,14 @@ def test_a_number_and_a_padded_id_name_the_same_order(house: House) -> None:
     assert house.cancel(77).status == 200
 
 
+@pytest.mark.parametrize("spelled", ["7.50", "1e3", "-0", "12345678901234567890123"])
+def test_any_number_is_an_id_as_it_is_written(house: House, spelled: str) -> None:
+    house.bytes("consume", json.dumps(ORDERED | {"id": "?"}).replace('"?"', spelled).encode())
+    data, headers = signed_with(CANCEL_SECRET, f'{{"cancel": {{"id": {spelled}}}}}'.encode())
+    answer = asyncio.run(house.within(lambda service: promotions.cancel(service, Call(data, headers, house.time + 8))))
+    assert (answer.status, house.row(spelled).state) == (200, State.CANCELLED)
+
+
 def test_a_cancel_is_of_its_own_space() -> None:
     house = House(NACELLE_SPACE_IDS="one,two")
     house.adapter.granted = TEN_OFF

@@ -123,6 +123,7 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         with super().capture_signals():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a worker starts with it blocked
             yield
             self._captured_signals.clear()  # else uvicorn raises them again, and they set the exit code
 

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing import resource_tracker
 from types import FrameType
 
 from prometheus_client import multiprocess
@@ -45,7 +46,16 @@ class Worker(Process):
     # -- In the supervisor ---------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        super().start()
+        """Starts the process with SIGINT blocked, until it has a handler (`Server.capture_signals`).
+
+        A terminal's Ctrl-C would end it with a traceback while it imports.
+        """
+        resource_tracker.ensure_running()  # its start unblocks SIGINT
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            super().start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         self.child_conn.close()  # so that the pipe closes when either process ends
         self.started = time.monotonic()
 

@@ -50,6 +50,7 @@ from mapper.orders.rows import (
     Answer,
     Ask,
     Backlog,
+    CancelDecision,
     Cancelled,
     Conflict,
     Fenced,
@@ -600,7 +601,7 @@ class OrderRedeemer:
     # -- Cancelling ------------------------------------------------------------------------------------------------
 
     async def _cancel(self, key: Key, deadline: float) -> Answer:
-        decision = await self.ledger.cancel(key)
+        decision = await self._decide_cancel(key, deadline)
         match decision:
             case Absent():
                 raise UnknownOrder
@@ -618,6 +619,15 @@ class OrderRedeemer:
                 return await self._undo(row, deadline, is_first=is_first)
             case _:
                 assert_never(decision)
+
+    async def _decide_cancel(self, key: Key, deadline: float) -> CancelDecision:
+        """Decides what to do with the order; waits until the deadline for a concurrent duplicate of the cancel."""
+        while True:
+            decision = await self.ledger.cancel(key)
+            is_duplicate = isinstance(decision, InProgress) and decision.row.state is State.CANCELLING
+            if not is_duplicate or self.clock() + DUPLICATE_POLL_S > deadline:
+                return decision
+            await self.sleep(DUPLICATE_POLL_S)
 
     async def _undo(self, row: Row, deadline: float, *, is_first: bool) -> Answer:
         """Undoes a redemption for good. The row already records that the order is being cancelled."""

@@ -1026,6 +1026,14 @@ def test_ctrl_c_does_not_wait_for_the_load_balancer_but_loses_nothing_either(
         assert (load.lost, set(load.statuses)) == (Counter(), {200})
 
 
+def test_ctrl_c_while_the_workers_start_is_no_error(tmp_path: Path, engine: str) -> None:
+    with process(tmp_path, engine, "--workers", "2", start_new_session=True) as service:
+        service.wait_for(lambda: len(service.workers()) == 2)
+        os.killpg(service.popen.pid, signal.SIGINT)
+        assert service.popen.wait(15) == 0
+        assert "Traceback" not in Path(service.log.name).read_text()
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_second_ctrl_c_waits_for_nothing(tmp_path: Path, engine: str, workers: str) -> None:
     with process(tmp_path, engine, "--workers", workers) as service:

@@ -153,6 +153,20 @@ def test_a_cancel_that_dies_half_way_is_finished_by_another(house: House) -> Non
     assert house.wire.sent == ["check", "redeem", "undo"]
 
 
+def test_cancels_at_the_same_time_get_the_same_answer(house: House) -> None:
+    house("consume", ORDERED)
+    house.wire.pause = 0.02
+
+    async def cancel_three_times(service: Service) -> list[Any]:
+        data, headers = signed_with(CANCEL_SECRET, {"cancel": {"id": "c-1"}})
+        calls = [promotions.cancel(service, Call(data, headers, house.time + 3600)) for _ in range(3)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    answers = asyncio.run(house.within(cancel_three_times))
+    assert [answer.status for answer in answers] == [200, 200, 200]
+    assert house.wire.sent == ["check", "redeem", "undo"]
+
+
 def test_an_undo_that_is_refused_after_one_whose_outcome_is_unknown_goes_on(house: House) -> None:
     """Somebody has been told already that the order will be cancelled."""
     house("consume", ORDERED)

@@ -31,7 +31,7 @@ from mapper.domain.record import Record
 from mapper.domain.signature import Headers
 from mapper.engine.conversation import Engine
 from mapper.engine.promotion_engine import PromotionEngine
-from mapper.orders.redeem import OrderRedeemer, as_it_came
+from mapper.orders.redeem import OrderRedeemer, add_no_product_data
 from mapper.orders.rows import Answer, Key, LedgerUnavailable, Terms, next_session
 from mapper.settings import Settings
 from mapper.threads import run_in_thread
@@ -55,7 +55,7 @@ class Service:
     """The monotonic clock of all deadlines; `validating` and `redeemer` use the same one."""
     now: Callable[[], float] = time.time
     new_id: Callable[[], str] = lambda: f"checkout-{uuid.uuid4()}"
-    add_product_data: Callable[[Checkout], Awaitable[Checkout]] = as_it_came
+    add_product_data: Callable[[Checkout], Awaitable[Checkout]] = add_no_product_data
     """Adds product data that the lines lack (`MAPPER_PRODUCT_DATA`)."""
     save_product_data: Callable[[str, str, Checkout], Awaitable[None]] | None = None
     """Stores the added data by space and session, so that consume sends the engine the same."""
@@ -116,7 +116,7 @@ async def validate(service: Service, call: Call) -> Answer:
         if not _may_answer_without_engine(service, checkout):
             raise
         outcome, session, degraded = Outcome(), session or service.new_id(), True
-    outcome = notes.as_entered(checkout, outcome)
+    outcome = notes.complete(checkout, outcome)
     call.record.rejected = outcome.rejected
     if outcome.rejected and service.settings.on_rejected == "refuse":
         raise notes.refused(outcome.rejected, call.record.language)
@@ -177,7 +177,7 @@ async def _ask_engine(
     key = Key(space, service.adapter.name, "")
     for _ in range(MAX_SESSIONS):
         try:
-            if service.redeemer.ledger.looks_at_once:
+            if service.redeemer.ledger.free_session_is_fast:
                 session = await _free_session(service, key, session)
                 return await service.engine.validate(checkout, session, deadline), session
             outcome, free = await _ask_engine_and_ledger(service, key, checkout, session, deadline)

@@ -131,7 +131,8 @@ class Lines(msgspec.Struct, frozen=True):
         elif discount:
             list_price = money.list_price(price, discount, typed.quantity)
         return Line(
-            self.first + position, self, position, *_names(typed), typed.quantity, price, list_price, discount, decoded, names, price_keys,
+            self.first + position, self, position, *_names(typed), typed.quantity, price, list_price, discount, decoded,
+            names, price_keys,
         )  # fmt: skip
 
     def read_one_by_one(self, decoded: list[Any]) -> tuple[Line, ...]:

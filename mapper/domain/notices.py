@@ -21,7 +21,7 @@ def refused(rejected: Iterable[Rejection], language: Language = "en") -> Refused
     return Refused([rejection(one, language) for one in rejected])
 
 
-def as_entered(checkout: Checkout, outcome: Outcome) -> Outcome:
+def complete(checkout: Checkout, outcome: Outcome) -> Outcome:
     """The outcome with codes spelled and ordered as entered, with malformed codes rejected, and with the checkout's own
     notices.
     """
@@ -42,7 +42,7 @@ def notice(one: Notice) -> dict[str, Any]:
     return {"type": one.type, "text": one.text, "payload": one.payload}
 
 
-def as_it_came(order: Checkout) -> bytes:
+def unchanged(order: Checkout) -> bytes:
     """The answer of consume: the order, unchanged."""
     return b'{"order":' + order.source.replace({}) + b"}"
 

@@ -39,7 +39,7 @@ from mapper.ops.logs import CodeNames
 from mapper.ops.telemetry import Telemetry, log
 from mapper.ops.tracing import Tracing
 from mapper.orders.ledger import open_ledger
-from mapper.orders.redeem import OrderRedeemer, as_it_came
+from mapper.orders.redeem import OrderRedeemer, add_no_product_data
 from mapper.promotions import Service
 from mapper.settings import Settings
 
@@ -126,7 +126,7 @@ def create(
             ledger,
             time.monotonic,
             on_backlog=telemetry.backlog,
-            fill=products.at_consume if products else as_it_came,
+            fill=products.at_consume if products else add_no_product_data,
         )
         validating = new_engine(breaker=True, on_breaker=telemetry.breaker)
         for account in accounts:

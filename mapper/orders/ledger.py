@@ -52,7 +52,7 @@ from mapper.orders.rows import (
     extended,
     holds_session,
     hurried,
-    is_nobodys,
+    is_released,
     looking,
     next_session,
     not_cancelled,
@@ -89,7 +89,7 @@ class Ledger:
     """Longer than any time that passes between two writes to a claimed row."""
     local: Callable[[], float]
     """The monotonic clock of this process, for `Permit`."""
-    looks_at_once: bool = False
+    free_session_is_fast: bool = False
     """Whether `free_session` only reads a local file, and never waits."""
 
     async def claim(self, ask: Ask) -> Decision:
@@ -113,9 +113,9 @@ class Ledger:
             await self.store.remove(own)
 
         def step(found: Row | None, at: Moment) -> tuple[None, Row | None]:
-            return None, passed.row if found == passed.held_by else None
+            return None, passed.row if found == passed.previous else None
 
-        await self.store.change(passed.held_by.key, step)
+        await self.store.change(passed.previous.key, step)
 
     async def free_session(self, key: Key, session: str) -> str:
         """Returns the session or, if an order has closed it, the next free one: validate never reopens a session."""
@@ -300,7 +300,7 @@ class Ledger:
 
     async def _change(self, row: Row, step: Callable[[Row, Moment], tuple[T, Row]]) -> T:
         def fenced(found: Row | None, at: Moment) -> tuple[T, Row | None]:
-            if found is None or found.fence != row.fence or is_nobodys(found):
+            if found is None or found.fence != row.fence or is_released(found):
                 raise Fenced
             return step(found, at)
 
@@ -371,4 +371,4 @@ async def open_ledger(
         from mapper.orders.postgres import PostgresStore  # noqa: PLC0415 -- it imports this module
 
         store = await PostgresStore.open(url, clock, create=create, patient=patient)
-    return Ledger(store, owner, quarantine_s, lease_s, local.now, looks_at_once=url.startswith("sqlite:///"))
+    return Ledger(store, owner, quarantine_s, lease_s, local.now, free_session_is_fast=url.startswith("sqlite:///"))

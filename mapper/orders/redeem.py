@@ -140,7 +140,7 @@ class Later:
     row: Row
 
 
-async def as_it_came(order: Checkout, *_of: str) -> Checkout:
+async def add_no_product_data(order: Checkout, *_of: str) -> Checkout:
     """Adds no product data."""
     return order
 
@@ -156,7 +156,7 @@ class OrderRedeemer:
     """The monotonic clock of deadlines; the same as the engine's."""
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     on_backlog: Callable[[Backlog], None] | None = None
-    fill: Callable[[Checkout, str, str], Awaitable[Checkout]] = as_it_came
+    fill: Callable[[Checkout, str, str], Awaitable[Checkout]] = add_no_product_data
     """Adds the product data that validate added for this space and session. Without it, a discount on a category that
     has since changed would be lost."""
     _running: set[asyncio.Task[Answer]] = field(default_factory=set)
@@ -652,7 +652,7 @@ def judge(order: Checkout, outcome: Outcome, known: Judged | None = None) -> Jud
         return known
     allocation = discounts.allocate(order, outcome)
     drift = notes.drift(order, allocation)
-    return Judged(outcome, notes.as_entered(order, outcome), drift, is_clamped=allocation.clamped > 0)
+    return Judged(outcome, notes.complete(order, outcome), drift, is_clamped=allocation.clamped > 0)
 
 
 NOTHING = b"[]"
@@ -674,7 +674,7 @@ def _with_notice(outcome: Outcome, refused: Problem) -> Outcome:
 def _document(order: Checkout, notices: bytes) -> bytes:
     """Returns the order's own bytes, annotated with the notices if there are any."""
     if notices == NOTHING:
-        return notes.as_it_came(order)
+        return notes.unchanged(order)
     note = order.promotions.meta.get("mapper")
     annotated = {**(note if isinstance(note, dict) else {}), "notices": msgspec.Raw(notices)}
     return b'{"order":' + discounts.annotate(order, annotated) + b"}"

@@ -342,7 +342,7 @@ class UsedSession:
 class PassedOn:
     """The same order was redeemed under another key, but no caller was answered: the redemption passes to this key."""
 
-    held_by: Row
+    previous: Row
     """The row of the other key, as it was found."""
     row: Row
     """The row of this key, to be written in its place."""
@@ -544,7 +544,7 @@ def _released(row: Row, next_check_at: float | None) -> Row:
     return replace(row, lease_until=0.0, next_check_at=next_check_at)
 
 
-def is_nobodys(row: Row) -> bool:
+def is_released(row: Row) -> bool:
     """Whether the row was released, so that it has to be claimed before it is written again."""
     return row.state in (State.INTENT, State.UNKNOWN, State.CANCELLING) and row.lease_until == 0
 

@@ -279,8 +279,8 @@ def test_what_a_claim_may_do_where_another_order_has_its_session(other: Row, exp
             assert (reason, holder) == ("session_of_another_order", "order-0")
         case InProgress(_, _, holder):
             assert holder == "order-0"
-        case PassedOn(held_by, passed):
-            assert (held_by, passed.key, passed.held, passed.notices) == (other, KEY, other.held, NOTICES)
+        case PassedOn(previous, passed):
+            assert (previous, passed.key, passed.held, passed.notices) == (other, KEY, other.held, NOTICES)
             assert (passed.cart, passed.passed_from) == (other.cart, "order-0")
             assert (passed.fence, passed.order, passed.confirmed_at) == (other.fence + 1, BODY, AT.wall)
 

@@ -273,6 +273,11 @@ def test_a_receipt_of_a_retired_secret_counts_while_the_secret_is_known(known: b
     [
         lambda order: order["promotions"].pop("meta"),
         lambda order: order["order_items"][0].update(price="1.00", discounts="139.00", applied_discounts=[]),
+        lambda order: order["order_items"][0].update(price="1.00"),
+        lambda order: order["order_items"][0].update(price="140.01"),
+        lambda order: order["order_items"][0]["applied_discounts"][0].update(amount="139.00"),
+        lambda order: order["order_items"][0].update(discounts_amount="139.00"),
+        lambda order: order.update(discounts="139.00"),
         lambda order: order["order_items"].append({"sku": "T", "quantity": 1, "price": "1.00"}),
         lambda order: order["order_items"][0].update(quantity=2),
         lambda order: order.update(customer={"id": "somebody else"}),
@@ -288,6 +293,35 @@ def test_a_required_receipt_must_be_that_of_the_order(change: Callable[[dict[str
     assert (problem.reason, problem.details["pointer"]) == ("no_receipt", "/promotions/meta/mapper/receipt")
     assert "redeem" not in house.wire.sent
     assert "order" in house("consume", order)
+
+
+TWO = Discount(name="Two", description="Two off", amount=200, effect_type="off")
+THIRDS = [{"sku": "S", "quantity": 3, "price_amount": 20}, {"sku": "T", "quantity": 0, "price": "1.00"}]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"order_items": [{"sku": "S", "quantity": 3, "price": "140.00"}], "applied_discounts": []},
+        {"order_items": THIRDS, "discounts": 0},
+        {"orders": [{"order_items": THIRDS}, {"order_items": [{"sku": "U", "quantity": 1, "price": "9.00"}]}]},
+    ],
+)
+def test_what_validate_answers_has_a_good_receipt_in_every_family(body: dict[str, Any]) -> None:
+    house = House(MAPPER_RECEIPT="required")
+    house.adapter.granted = Outcome(discounts=(*TEN_OFF.discounts, TWO))
+    answer = house("validate", {"id": "c-1", "promotions": {}, **body})["checkout"]
+    assert house("consume", answer)["order"] == answer
+    restored = copy.deepcopy(answer)
+    for order in restored.get("orders", [restored]):
+        for line in order["order_items"]:
+            key = "price_amount" if "price_amount" in line else "price"
+            line[key] = (line.get("applied_discounts") or [{"meta": {"list_price": line[key]}}])[0]["meta"][
+                "list_price"
+            ]
+    assert restored != answer
+    assert house("consume", restored | {"id": "c-1"})["order"] == restored
+    assert house.record.receipt == "good"
 
 
 def test_a_required_receipt_must_not_be_old() -> None:

@@ -5,14 +5,15 @@ another session closed. So validate signs its answer, with a key that is derived
 
 The format is `2.<key id>.<engine>.<space>.<unix time>.<customer>.<sha256 of the content>.<hmac>`, with free text
 percent-encoded. The HMAC also covers the `session` and `degraded` members next to the receipt. The content is lines,
-list prices and discounts. Version, key id, engine and space are not hidden, so that a receipt from elsewhere is not
-mistaken for a forged one. Version 1 has no key id, space or customer: `1.<unix time>.<sha256>.<hmac>`.
+list prices and discounts; all other prices and totals must follow from them. Version, key id, engine and space are not
+hidden, so that a receipt from elsewhere is not mistaken for a forged one. Version 1 has no key id, space or customer:
+`1.<unix time>.<sha256>.<hmac>`.
 """
 
 import hashlib
 import hmac
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,9 +21,13 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from mapper.domain import fields, money
 from mapper.domain.checkout import Checkout
 from mapper.domain.discounts import Allocation
+from mapper.domain.document import Path
 from mapper.domain.errors import Forbidden
+from mapper.domain.families import Names
+from mapper.domain.lines import Line
 from mapper.domain.signature import is_one_of
 
 _TOKEN = re.compile(
@@ -47,7 +52,7 @@ class Receipt:
     degraded: bool
     expired: bool
     same_content: bool
-    """Whether the body still has the lines, list prices and discounts that validate answered."""
+    """Whether the body still has the lines, prices and discounts that validate answered."""
 
     def matches(self, customer: str) -> bool:
         """Whether the prices of an order for this customer ("" for none) can be trusted.
@@ -139,7 +144,7 @@ class Receipts:
             customer=customer,
             degraded=degraded,
             expired=not -_CLOCK_SKEW_S <= now - int(match["time"]) <= self.ttl_s,
-            same_content=match["content"] == content_of(checkout).hex(),
+            same_content=match["content"] == content_of(checkout).hex() and _adds_up(checkout),
         )
 
 
@@ -169,3 +174,48 @@ def content_of(checkout: Checkout, allocation: Allocation | None = None) -> byte
     root_discount = allocation.root_total if allocation else checkout.root_discount
     content: list[Any] = [checkout.currency, lines, root_discount]
     return hashlib.sha256(msgspec.json.encode(content)).digest()
+
+
+def _adds_up(checkout: Checkout) -> bool:
+    """Whether all prices and totals in a body follow from what `content_of` covers. Somebody may have changed just one.
+
+    A line may have its list price back, since its discount says what is off.
+    """
+    for line in checkout.lines:
+        reduced = money.unit_price(line.gross - line.discount, line.quantity) if line.discount else line.list_price
+        if line.price not in (reduced, line.list_price):
+            return False
+        if line.names.has_list and _listed(line, checkout.digits) != line.discount:
+            return False
+    return all(
+        _amount(decoded, key, path, checkout) == total
+        for path, decoded, names, total in _totals(checkout)
+        for key in names.totals
+        if decoded.get(key) is not None
+    )
+
+
+def _listed(line: Line, digits: int) -> int:
+    entries = line.decoded[line.names.list]
+    if any(isinstance(entry["amount"], float) for entry in entries):
+        entries = fields.entries(line.source, line.names.list, line.pointer)
+    return sum(fields.entry_amount(entry, line.pointer, digits) for entry in entries)
+
+
+def _amount(decoded: Mapping[str, Any], key: str, path: Path, checkout: Checkout) -> int:
+    """An amount of the object at `path`; one that is a JSON number is read from its digits."""
+    if isinstance(decoded[key], str):
+        return fields.amount(decoded[key], checkout.digits, key)
+    return fields.scalar_amount(checkout.source.object(path), key, "", checkout.digits)
+
+
+def _totals(checkout: Checkout) -> Iterator[tuple[Path, Mapping[str, Any], Names, int]]:
+    """Each object that has a total discount: its path, members, names, and what that total must be."""
+    for line in checkout.lines:
+        yield line.path, line.decoded, line.names, line.discount
+    for order in checkout.orders:
+        if order.path:
+            total = sum(line.discount for line in order.lines)
+            yield order.path, checkout.source.decoded_at(order.path), order.names, total
+    total = sum(line.discount for line in checkout.lines) + checkout.root_discount
+    yield (), checkout.source.decoded, checkout.names, total

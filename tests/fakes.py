@@ -83,6 +83,9 @@ class FakeAdapter:
         self.handle = ""
         self.handles: list[str] = []
         """With which redemptions were taken back."""
+        self.undone_orders: list[Checkout | None] = []
+        self.looked_up: list[str] = []
+        """The handles of look-ups."""
         self.undone: list[tuple[str, bool]] = []
         """(session, whether for good)."""
         self.surplus: list[tuple[str, ...]] = []
@@ -107,11 +110,13 @@ class FakeAdapter:
         return Redeemed(self.granted if self.on_redeem is None else self.on_redeem, self.handle)
 
     def look_up(self, order: Checkout, session: str, handle: str) -> Conversation[LookedUp]:
+        self.looked_up.append(handle)
         yield self._request("look_up", session, repeatable=True)
         return self.found
 
     def undo(self, order: Checkout | None, session: str, handle: str, *, final: bool) -> Conversation[None]:
         self.handles.append(handle)
+        self.undone_orders.append(order)
         self.undone.append((session, final))
         return self._command("undo", session)
 
@@ -125,6 +130,8 @@ class FakeAdapter:
             raise EngineRejected("The engine refuses.", reason="engine_key")
 
     def _request(self, operation: str, session: str, *, repeatable: bool) -> EngineRequest:
+        assert isinstance(session, str)
+        assert session, "the core names the session of every conversation"
         self.sessions.append((operation, session))
         effect: Effect = "redeems" if operation == "redeem" else "none"
         return EngineRequest(

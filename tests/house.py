@@ -43,6 +43,7 @@ class House:
         self.now, self.record = NOW, Record("", "")
         self.time = 1000.0
         """What deadlines, leases and quarantines are counted on; sleeping moves it."""
+        self.pauses: list[float] = []
         self.ledger_url = new_ledger()
         self.configured = settings(self.adapter, **{"MAPPER_CANCEL_SECRETS": CANCEL_SECRET.decode(), **environment})
 
@@ -78,6 +79,7 @@ class House:
             await ledger.close()
 
     async def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
         self.time += seconds
         await asyncio.sleep(0)
 

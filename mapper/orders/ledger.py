@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeVar, assert_never
 
 from mapper.orders.rows import (
-    KEEP_BODIES_S,
     KEEP_S,
     Absent,
     AfterLookUp,
@@ -72,6 +71,8 @@ from mapper.orders.rows import (
 from mapper.orders.store import Store
 
 T = TypeVar("T")
+
+PRUNE_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,7 @@ class Ledger:
         """Counts the finished orders by state. The time grows with their number."""
         return await self.store.finished()
 
-    async def prune(self, keep_bodies_s: float = KEEP_BODIES_S, limit: int = 500) -> int:
+    async def prune(self, keep_bodies_s: float, limit: int = PRUNE_BATCH) -> int:
         """Erases old bodies and deletes older rows: up to `limit` of each. Returns how many. Repeat until 0."""
         wall = (await self.moment()).wall
         old = await self.store.with_body(wall - keep_bodies_s, limit)

@@ -40,7 +40,7 @@ from mapper.domain.record import Record
 from mapper.engine.conversation import NOT_EXECUTED, Engine
 from mapper.engine.promotion_engine import Declined, Done, InDoubt, NotDone, PromotionEngine
 from mapper.orders.identity import VERSION, identity
-from mapper.orders.ledger import Ledger
+from mapper.orders.ledger import PRUNE_BATCH, Ledger
 from mapper.orders.rows import (
     DEGRADED,
     REDEEMED,
@@ -90,7 +90,6 @@ RECONCILE_EVERY_S = 0.5
 LEAD_FOR_S = 5.0
 DUE_BATCH = 8
 PRUNE_EVERY_S = 3600.0
-PRUNE_BATCH = 500
 
 
 @dataclass
@@ -241,7 +240,7 @@ class OrderRedeemer:
                         rows = await self.ledger.due(DUE_BATCH)
                         await asyncio.gather(*(self._resume(row) for row in rows))
                         if self.clock() >= prune_at:
-                            pruned = await self.ledger.prune(self.settings.keep_bodies_s, PRUNE_BATCH)
+                            pruned = await self.ledger.prune(self.settings.keep_bodies_s)
                             prune_at = self.clock() + (0 if pruned >= PRUNE_BATCH else PRUNE_EVERY_S)
                     if self.on_backlog is not None:
                         self.on_backlog(await self._backlog())
@@ -385,7 +384,7 @@ class OrderRedeemer:
             case InProgress(row, retry_after_s, holder):
                 if holder:
                     raise await self._pending(row, retry_after_s)
-                return Later(min(DUPLICATE_POLL_S, max(0.0, retry_after_s)), row)
+                return Later(DUPLICATE_POLL_S, row)
             case Conflict(reason, holder):
                 raise _conflict(reason, holder)
             case NeedsOperator(reason):

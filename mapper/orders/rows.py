@@ -50,8 +50,6 @@ ABSENCE_FRESH_S = 5.0
 """How long a look-up that did not find an order allows the order to be sent again."""
 SEND_WITHIN_S = 0.5
 """A request may be sent this long after the call of `mark_sent`. After that, the process was paused."""
-KEEP_BODIES_S = 30 * 86_400
-"""How long a finished row keeps its body."""
 KEEP_S = 400 * 86_400.0
 """How long a finished row is kept: Nacelle may send an order again after months."""
 
@@ -353,10 +351,12 @@ Claim = Decision | UsedSession | PassedOn
 
 
 def sessions_of(row: Row | None, ask: Ask) -> tuple[str, ...]:
-    """Returns the sessions whose other rows `decide` needs; none if the order's own row suffices."""
+    """Returns the sessions and carts whose other rows `decide` needs; none if the order's own row suffices."""
     if row is not None and row.state not in (State.RETRYABLE, State.REJECTED, State.INTENT):
         return ()
-    return tuple({_session_for(row, ask), _cart_for(row, ask), row.session if row else ""} - {""})
+    of_terms = () if isinstance(ask.terms, Problem) else (ask.terms.session,)
+    of_row = () if row is None else (row.session, row.cart)
+    return tuple({ask.moved_to, *of_terms, *of_row} - {""})
 
 
 def _session_for(row: Row | None, ask: Ask) -> str:

@@ -35,9 +35,13 @@ def cancelled(house: House) -> Any:
 
 def test_a_redeemed_order_is_undone_for_good(house: House) -> None:
     house("consume", ORDERED)
-    assert cancelled(house) == ORDERED
+    answer = house.cancel()
+    assert (answer.status, answer.reason, json.loads(answer.reply)["order"]) == (200, "cancelled", ORDERED)
     assert house.wire.sent == ["check", "redeem", "undo"]
     assert house.adapter.undone == [("c-1", True)]
+    (order,) = house.adapter.undone_orders
+    assert order is not None
+    assert order.source.text == json.dumps(ORDERED, separators=(",", ":")).encode()
     assert cancelled(house) == ORDERED, "idempotent"
     assert house.wire.sent == ["check", "redeem", "undo"]
     refused = house.refusal("consume", ORDERED)
@@ -56,6 +60,7 @@ def test_also_when_its_body_has_been_erased(house: House) -> None:
     asyncio.run(house.within(forget))
     assert cancelled(house) == {}
     assert house.adapter.undone == [("c-1", True)]
+    assert house.adapter.undone_orders == [None]
 
 
 @pytest.mark.parametrize("state", ["refused", "not done", "degraded"])
@@ -133,7 +138,9 @@ def test_an_undo_whose_outcome_is_unknown_is_finished_in_the_background(house: H
     problem = house.cancel_refusal()
     assert (problem.status("cancel"), problem.category, problem.retry_after) == (500, "outcome_pending", 5)
     assert house.row().state is State.CANCELLING
+    began = house.time
     assert house.refusal("consume", ORDERED).category == "outcome_pending"
+    assert house.time - began > 7.9, "it waits, and does not ask the ledger without a pause"
     house.wire.script = {}
     house.reconcile(after_s=60)
     assert house.row().state is State.CANCELLED

@@ -28,7 +28,6 @@ from mapper.orders import sqlite as ledger_sqlite
 from mapper.orders.ledger import Ledger, open_ledger, system_clock
 from mapper.orders.rows import (
     COLUMNS,
-    KEEP_BODIES_S,
     KEEP_S,
     LOOK_UP_TIMES_S,
     SEND_WITHIN_S,
@@ -87,6 +86,7 @@ from tests.orders import postgres
 from tests.orders.ledgers import BODY, KEY, NOTICES, PRINT, STORES, Home, ask, claim, claimed, done, shown
 
 NOW = 5_000.0
+MONTH_S = 30 * 86_400
 AT = Moment(NOW, 1_700_000_000)
 MINE = Ask(**ask(), owner="me", lease_s=10)
 OTHER = Ask(**ask(content=b"\x02" * 32, body=b"other bytes"), owner="me", lease_s=10)
@@ -1083,17 +1083,21 @@ def test_bodies_go_after_a_month_and_rows_after_a_year(home: Home) -> None:
         await ledger.retry_later(await claimed(ledger, Key("", "", "waits")), None, "refused", answered=True)
         open_row = await claimed(ledger)
         later = await ledger.retry_later(await claimed(ledger, Key("", "", "later")), 9e9, "refused", answered=True)
-        assert await ledger.prune() == 0
-        home.time.now += KEEP_BODIES_S + 1
+        assert await ledger.prune(MONTH_S) == 0
+        home.time.now += MONTH_S + 1
         young = await done(ledger, Key("", "", "young"))
-        assert [await ledger.prune(limit=2), await ledger.prune(limit=2), await ledger.prune(limit=2)] == [2, 1, 0]
+        assert [await ledger.prune(MONTH_S, 2), await ledger.prune(MONTH_S, 2), await ledger.prune(MONTH_S, 2)] == [
+            2,
+            1,
+            0,
+        ]
         old = await shown(ledger, Key("", "", "a"))
         assert (old.state, old.order, old.notices) == (State.DONE, b"", NOTICES)
         assert await claim(ledger, old.key) == Replay(old, same_bytes=True)
         assert await claim(ledger, old.key, content=b"\x02", body=b"other bytes") == Conflict("order_mismatch")
         assert await shown(ledger, young.key) == young
-        home.time.now += KEEP_S - KEEP_BODIES_S
-        assert [await ledger.prune(limit=3), await ledger.prune(limit=3)] == [4, 0]  # and "young" is trimmed
+        home.time.now += KEEP_S - MONTH_S
+        assert [await ledger.prune(MONTH_S, 3), await ledger.prune(MONTH_S, 3)] == [4, 0]  # and "young" is trimmed
         left = {found.key.order for found in await ledger.find()}
         assert left == {"young", "later", KEY.order}
         assert await shown(ledger) == open_row
@@ -1156,6 +1160,29 @@ def test_no_two_orders_ever_hold_one_cart(home: Home) -> None:
             taken = await claim(ledger, Key("", "engine", name), session="cart")
             assert taken == Conflict("session_of_another_order", mine.key.order)
         assert await ledger.free_session(Key("", "engine", ""), "cart") not in ("cart", mine.session)
+
+    home.run(story)
+
+
+@pytest.mark.parametrize("terms", [Terms("another", from_receipt=True), Forbidden("No receipt.", reason="no_receipt")])
+def test_what_waited_is_not_looked_up_where_another_order_has_its_cart(home: Home, terms: Terms | Forbidden) -> None:
+    async def story(ledger: Ledger) -> None:
+        mine, others = Key("", "engine", "mine"), Key("", "engine", "others")
+        await ledger.rejected(await claimed(ledger, others, session="cart"), "used_up")
+        row = (await ledger.mark_sent(await claimed(ledger, mine, session="cart"))).row
+        assert (row.session, row.cart) == ("cart~2", "cart")
+        home.time.now += 61
+        for _ in range(2):
+            await ledger.absent(await ledger.looking(await claimed(ledger, mine)), None)
+            home.time.now += 1
+        home.time.now += 9
+        await claimed(ledger, others, session="cart", content=b"\x02" * 32, body=b"other bytes")
+        again = Ask(**ask(mine) | {"terms": terms}, owner="me", lease_s=10)
+        if isinstance(terms, Terms):
+            assert isinstance(await ledger.claim(again), Retry)
+        else:
+            with pytest.raises(Forbidden):
+                await ledger.claim(again)
 
     home.run(story)
 
@@ -1243,8 +1270,9 @@ def test_an_older_schema_is_brought_up_to_date_with_its_rows(home: Home, monkeyp
     for _ in range(2):  # the second time there is nothing left to do
         assert home.run(shown) == first
     monkeypatch.undo()
-    with pytest.raises(LedgerTooNew, match=r"version 3.*up to 2"):
+    with pytest.raises(LedgerTooNew, match=r"version 3.*up to 2") as caught:
         home.run(shown)
+    assert caught.value.reason == "ledger_too_new"
 
 
 OLD_STATES = ("INTENT", "RETRYABLE", "UNKNOWN", "MANUAL", "DONE", "REJECTED", "REPAIRED")

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -22,8 +23,8 @@ from mapper.domain import checkout as documents
 from mapper.domain.checkout import Checkout
 from mapper.domain.errors import EngineRejected, EngineUnavailable, OrderMismatch, OutcomePending
 from mapper.engine.transport import NotSent, Unknown
-from mapper.orders.ledger import Ledger
-from mapper.orders.redeem import OrderRedeemer
+from mapper.orders.ledger import PRUNE_BATCH, Ledger
+from mapper.orders.redeem import RETRY_AFTER_S, OrderRedeemer
 from mapper.orders.rows import Answer, Backlog, Fenced, Key, LedgerUnavailable, Moment, Row, State, Terms
 from mapper.promotions import Call, Service
 from tests.fakes import CAPABILITIES, SECRET, FakeAdapter, settings, signed
@@ -84,6 +85,36 @@ def test_what_may_help_is_tried_again_while_the_caller_waits(house: House, failu
     assert house.wire.sent.count("redeem") == 3
 
 
+@pytest.mark.parametrize(("within_s", "pauses"), [(8, [0.2, 0.5, 1.0]), (1.0, [0.2]), (0.4, [])])
+def test_the_pauses_between_tries_grow_and_leave_time_for_one_more(
+    house: House, within_s: float, pauses: list[float]
+) -> None:
+    fail(house, 429, times=99)
+
+    async def call(service: Service) -> None:
+        data, headers = signed(ORDERED)
+        await promotions.consume(service, Call(data, headers, house.time + within_s))
+
+    with pytest.raises(EngineUnavailable):
+        asyncio.run(house.within(call))
+    assert [pause for pause in house.pauses if pause > 0.1] == pauses, "those of the engine's own retries are shorter"
+
+
+def test_without_a_caller_it_is_tried_by_the_schedule_and_then_waits_for_one() -> None:
+    house = House(MAPPER_AFTER_FAILURE="redeem_later")
+    fail(house, 429, times=999)
+    house.refusal("consume", ORDERED)
+    delays: list[float] = []
+    while (due_at := house.row().next_check_at) is not None:
+        delays.append(round(due_at - house.time))
+        if len(delays) == 5:
+            assert house.refusal("consume", ORDERED).retry_after == delays[-1] == 60
+        else:
+            house.reconcile(after_s=due_at - house.time)
+    # The last of the first caller's own tries counts; a caller who comes meanwhile uses up none.
+    assert delays == [*RETRY_AFTER_S[1:6], 60, *RETRY_AFTER_S[6:]]
+
+
 def test_what_cannot_help_is_not_tried_again(house: House) -> None:
     fail(house, 401)
     house.refusal("consume", ORDERED)
@@ -124,16 +155,39 @@ def test_what_the_engine_does_not_know_after_the_quarantine_is_sent_again_for_wh
     assert end is not State.RETRYABLE or house.row().reason == "absent"
 
 
-def test_a_caller_who_runs_out_of_time_is_told_when_the_quarantine_ends(house: House) -> None:
+@pytest.mark.parametrize(
+    ("within_s", "quarantine_s", "retry_after"),
+    [(0.05, 60, 1), (0.15, 60, 60), (0.15, 0, 1)],
+    ids=["unsent", "sent", "none"],
+)
+def test_a_caller_who_runs_out_of_time_is_told_when_the_quarantine_ends(
+    house: House, within_s: float, quarantine_s: float, retry_after: int
+) -> None:
     house.wire.pause = 0.1
 
     async def call(service: Service) -> None:
+        service.redeemer.ledger = dataclasses.replace(service.redeemer.ledger, quarantine_s=quarantine_s)
         data, headers = signed(ORDERED)
-        await promotions.consume(service, Call(data, headers, house.time + 0.15))
+        await promotions.consume(service, Call(data, headers, house.time + within_s))
 
     with pytest.raises(OutcomePending) as raised:
         asyncio.run(house.within(call))
-    assert (raised.value.reason, raised.value.retry_after) == ("still_working", 60)
+    assert (raised.value.reason, raised.value.retry_after) == ("still_working", retry_after)
+
+
+def test_a_drain_waits_no_longer_than_it_may(house: House) -> None:
+    house.wire.pause = 30
+
+    async def call(service: Service) -> None:
+        data, headers = signed(ORDERED)
+        caller = asyncio.create_task(promotions.consume(service, Call(data, headers, house.time + 8)))
+        await asyncio.sleep(0.05)
+        await service.redeemer.drain(0.01)
+        assert service.redeemer._running
+        for task in (caller, *service.redeemer._running):
+            task.cancel()
+
+    asyncio.run(asyncio.wait_for(house.within(call), 10))
 
 
 # -- A refusal is no stored answer ---------------------------------------------------------------------------------
@@ -261,6 +315,7 @@ def test_what_must_not_stand_is_taken_back_before_anybody_is_told(house: House, 
     house.wire.script = {}
     house.reconcile(after_s=61)
     assert (house.row().state, house.wire.sent[-1], house.wire.sent.count("redeem")) == (State.REJECTED, "undo", 1)
+    assert set(house.adapter.undone) == {("c-1", False)}, "not for good: the order may be sent again"
 
 
 def test_where_there_is_no_undo_a_partly_refused_redemption_is_done_with_a_notice(house: House) -> None:
@@ -661,7 +716,7 @@ def test_a_degraded_order_is_recorded_as_done_with_nothing_redeemed() -> None:
     house.wire.script["validate"] = [503] * 9
     order = to_order(house("validate", CHECKOUT))
     first = house.bytes("consume", order)
-    assert (house.row().state, house.row().reason) == (State.DONE, "degraded")
+    assert (house.row().state, house.row().reason, house.record.degraded) == (State.DONE, "degraded", True)
     house.now += 999_999
     assert house.bytes("consume", order) == first
     assert house.refusal("consume", {**order, "discounts": "1.00"}).category == "order_mismatch"
@@ -692,13 +747,19 @@ def test_a_redemption_is_confirmed_by_whoever_is_still_there(house: House, is_to
     assert house.row().confirmed_at is not None
 
 
-def test_a_healthy_order_ends_as_done_and_a_repaired_one_as_repaired(house: House) -> None:
-    house("consume", ORDERED)
-    assert house.row().state is State.DONE
+def test_a_healthy_order_ends_as_done_and_a_repaired_one_as_repaired(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = house.answer("consume", ORDERED)
+    assert (answer.status, answer.reason, json.loads(answer.reply)["order"]) == (200, "redeemed", ORDERED)
+    assert (house.row().state, house.row().reason, house.record.clamped) == (State.DONE, "redeemed", False)
+    assert not caplog.records
     house.wire.script["redeem"] = [Unknown("timeout")]
     house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
+    began = house.time
     house("consume", {**ORDERED, "id": "c-2"})
-    assert house.row("c-2").state is State.REPAIRED
+    assert (house.row("c-2").state, house.row("c-2").reason) == (State.REPAIRED, "redeemed_twice")
+    assert house.time == began, "what a look-up finds is answered at once"
     assert (house.wire.sent[-2:], house.adapter.surplus) == (["look_up", "repair"], [("r_2",)])
 
 
@@ -845,6 +906,7 @@ def test_what_has_been_written_since_needs_no_room_made_for_others(
     house.reconcile(after_s=61)
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert [record.exc_info[0] for record in errors if record.exc_info] == [ZeroDivisionError]
+    assert [(record.message, vars(record)["facts"]) for record in errors] == [("internal error", {"order": "c-1"})]
 
 
 def test_a_call_that_is_answered_leaves_nothing_running(house: House) -> None:
@@ -927,6 +989,89 @@ def test_each_order_that_is_taken_up_without_a_caller_is_a_line_of_the_log(
     assert house.row().state is State.DONE
 
 
+def unknown(house: House) -> None:
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", ORDERED)
+
+
+def due_for_cancel(house: House) -> None:
+    house("consume", ORDERED)
+    house.wire.script["undo"] = [503] * 2
+    house.cancel_refusal()
+
+
+def seen_once(house: House) -> None:
+    found_after_an_unknown_outcome(house)
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+
+
+def not_seen(house: House) -> None:
+    found_after_an_unknown_outcome(house)
+    house.wire.script["look_up"] = [503] * 9
+
+
+def erased(house: House) -> None:
+    found_after_an_unknown_outcome(house)
+    row = house.row()
+    asyncio.run(house.within(lambda service: service.redeemer.ledger.forget(row)))
+
+
+def other_order(house: House) -> None:
+    unknown(house)
+    house.adapter.look_up = lambda *_: raising(OrderMismatch("Another cart.", reason="other_content"))  # type: ignore[method-assign]
+
+
+def raising(error: Exception) -> Conversation[Any]:
+    yield EngineRequest(operation="look_up", method="GET", path="/look_up", effect="none", repeatable=True)
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("begin", "result", "state"),
+    [
+        (unknown, "waiting", State.UNKNOWN),
+        (due_for_cancel, "cancelled", State.CANCELLED),
+        (found_after_an_unknown_outcome, "repaired", State.REPAIRED),
+        (seen_once, "done", State.DONE),
+        (not_seen, "server_error", State.DONE),
+        (erased, "erased", State.DONE),
+        (other_order, "other_content", State.REJECTED),
+        (hold, "waiting", State.RETRYABLE),
+    ],
+)
+def test_the_log_says_what_became_of_an_order_without_a_caller(
+    house: House, begin: Callable[[House], object], result: str, state: State, caplog: pytest.LogCaptureFixture
+) -> None:
+    begin(house)
+    was = house.row()
+    caplog.set_level("INFO")
+    house.reconcile(after_s=61)
+    (line,) = [entry for entry in caplog.records if entry.message == "reconcile"]
+    assert vars(line)["facts"] == {"order": "c-1", "was": was.state.value, "result": result}
+    assert house.row().state is state
+
+
+def test_finished_orders_are_counted_in_a_hundredth_of_the_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[float] = []
+
+    async def finished(_: Ledger) -> dict[State, int]:
+        counted.append(house.time)
+        house.time += 0.5
+        return {State.DONE: len(counted)}
+
+    async def rounds(service: Service) -> list[int]:
+        told: list[Backlog] = []
+        service.redeemer.on_backlog = told.append
+        for at in (1000.0, 1001.0, 1049.75, 1050.0, 1060.0):
+            house.time = at
+            await reconcile(service)
+        return [backlog.counts[State.DONE] for backlog in told]
+
+    monkeypatch.setattr(Ledger, "finished", finished)
+    assert asyncio.run(house.within(rounds)) == [1, 1, 1, 2, 2]
+    assert counted == [1000.0, 1050.0]
+
+
 def test_a_leader_whose_ledger_is_away_says_that_it_could_not_hand_over(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -953,7 +1098,8 @@ def test_a_leader_that_stops_hands_over_at_once(house: House) -> None:
 def test_all_that_is_old_is_forgotten_in_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[int] = []
 
-    async def prune(self: Ledger, keep_bodies_s: float, limit: int = 500) -> int:
+    async def prune(self: Ledger, keep_bodies_s: float, limit: int = PRUNE_BATCH) -> int:
+        assert keep_bodies_s == house.configured.keep_bodies_s
         limits.append(limit)
         return limit if len(limits) < 3 else 7
 
@@ -1001,8 +1147,8 @@ def test_a_ledger_that_is_away_is_told_once_and_not_twice_a_second(
             await service.redeemer.reconcile()
 
     asyncio.run(house.within(rounds))
-    told = [entry.__dict__["facts"]["reason"] for entry in caplog.records if entry.levelname == "ERROR"]
-    assert told == ["ledger_away", "ledger_away", "ledger_hangs"]
+    told = [(entry.message, vars(entry)["facts"]["reason"]) for entry in caplog.records if entry.levelname == "ERROR"]
+    assert told == [("ledger unavailable", f"ledger_{reason}") for reason in ("away", "away", "hangs")]
     assert pauses == {0.5}
 
 

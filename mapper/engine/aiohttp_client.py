@@ -14,7 +14,7 @@ from yarl import URL
 
 from mapper.adapter import EngineReply
 from mapper.engine import transport
-from mapper.engine.transport import Body, Client, Exchange, merged
+from mapper.engine.transport import Body, Client, Exchange, Stage, merged
 
 _AUTOMATIC = frozenset(("accept", "content-type"))
 """Headers that aiohttp adds by itself where they are not given."""
@@ -57,7 +57,7 @@ class _Connector(aiohttp.TCPConnector):
         while True:
             connection = await super().connect(req, traces, timeout)
             if connection.protocol is None or not connection.protocol.should_close:
-                _current.get().stage = "sending"
+                _current.get().stage = Stage.SENDING
                 return connection
             connection.close()
 
@@ -96,7 +96,7 @@ class AiohttpTransport(Client):
             timeout=aiohttp.ClientTimeout(total=None, connect=exchange.timeout_s / 2),
         )
         try:
-            exchange.stage = "reading"
+            exchange.stage = Stage.READING
             headers = merged(response.headers.items())
             body = Body(headers.get("content-encoding", ""), exchange.max_bytes)
             while chunk := await response.content.readany():

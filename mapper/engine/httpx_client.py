@@ -11,7 +11,7 @@ import httpx2
 
 from mapper.adapter import EngineReply
 from mapper.engine import transport
-from mapper.engine.transport import Body, Client, Exchange, merged
+from mapper.engine.transport import Body, Client, Exchange, Stage, merged
 
 
 class HttpxTransport(Client):
@@ -32,7 +32,7 @@ class HttpxTransport(Client):
     async def perform(self, exchange: Exchange) -> EngineReply:
         async def trace(event: str, _: dict[str, Any]) -> None:
             if event == "http11.send_request_headers.started":
-                exchange.stage = "sending"
+                exchange.stage = Stage.SENDING
 
         extensions = {
             "timeout": {"connect": exchange.timeout_s / 2, "pool": exchange.timeout_s / 2},
@@ -48,7 +48,7 @@ class HttpxTransport(Client):
         )
         response = await self._pool.handle_async_request(request)
         try:
-            exchange.stage = "reading"
+            exchange.stage = Stage.READING
             headers = merged(response.headers.multi_items())
             body = Body(headers.get("content-encoding", ""), exchange.max_bytes)
             async with aclosing(response.aiter_raw()) as chunks:

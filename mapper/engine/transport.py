@@ -25,8 +25,9 @@ import ssl
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from enum import StrEnum
 from functools import lru_cache
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 from mapper import __version__
 from mapper.adapter import EngineReply
@@ -75,6 +76,12 @@ class Transport(Protocol):
     async def aclose(self) -> None: ...
 
 
+class Stage(StrEnum):
+    CONNECTING = "connecting"
+    SENDING = "sending"
+    READING = "reading"
+
+
 class Exchange:
     """One request and its stage, which decides what a failure means."""
 
@@ -89,7 +96,7 @@ class Exchange:
         self.headers, self.named = _checked(tuple(headers))
         self.method, self.url, self.body = method, url, body
         self.timeout_s, self.max_bytes = timeout_s, max_bytes
-        self.stage: Literal["connecting", "sending", "reading"] = "connecting"
+        self.stage = Stage.CONNECTING
 
 
 @lru_cache(maxsize=64)
@@ -171,12 +178,12 @@ class Client(ABC):
     def _failure(self, exchange: Exchange, error: Exception) -> NotSent | Unknown:
         kind = type(error.__cause__ or error).__name__
         timed_out = isinstance(error, self.timeouts)
-        if exchange.stage == "connecting":
+        if exchange.stage is Stage.CONNECTING:
             detail = str(error) if isinstance(error, self.safe_to_log) else kind
             return NotSent("connect" if timed_out else _why_no_connection(error), detail)
         if timed_out:
             return Unknown("timeout", exchange.stage)
-        if exchange.stage == "reading":
+        if exchange.stage is Stage.READING:
             return Unknown("truncated", kind)
         return Unknown("garbled" if self.is_garbled(error) else "reset", kind)
 

@@ -369,6 +369,7 @@ def test_an_answer_that_an_adapter_asks_for_reaches_it(status: int) -> None:
         (request(effect="redeem"), "effect"),
         (request(answers=frozenset({404})), "answers"),
         (request(answers=frozenset({302})), "answers"),
+        (request(answers=frozenset({600})), "answers"),
     ],
 )
 def test_what_no_adapter_should_ask_is_not_sent(asked: Any, says: str) -> None:

@@ -9,7 +9,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from mapper.adapter import Conversation, Discount, LookedUp, Notice, NotRedeemed, Outcome, Reason, Redeemed, Rejection
+from mapper.adapter import (
+    Conversation,
+    Diagnostic,
+    Discount,
+    LookedUp,
+    Notice,
+    NotRedeemed,
+    Outcome,
+    Reason,
+    Redeemed,
+    Rejection,
+)
 from mapper.domain.checkout import Checkout, parse
 from mapper.domain.errors import (
     AdapterFault,
@@ -210,6 +221,10 @@ BAD: dict[str, Any] = {
     "a cost below zero": Outcome(costs=(Cost("shipping", -1),)),
     "a cost of a line that is not there": Outcome(costs=(Cost("shipping", 1, 7),)),
     "a cost without a name": Outcome(costs=(Cost(None, 1),)),  # type: ignore[arg-type]
+    "a diagnostic without a text": Outcome(diagnostics=(Diagnostic("t", None),)),  # type: ignore[arg-type]
+    "a diagnostic whose code is none": Outcome(diagnostics=(Diagnostic("t", "x", None),)),  # type: ignore[arg-type]
+    "facts that do not encode": Outcome(diagnostics=(Diagnostic("t", "x", facts={"a": Text()}),)),
+    "something among the others": Outcome(diagnostics=("x",)),  # type: ignore[arg-type]
 }
 
 
@@ -270,6 +285,7 @@ def test_a_right_value_comes_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
         rejected=(Rejection("TEN", Reason.OTHER, ""),),
         notices=(Notice("t", "x", None),),
         costs=SHIPPING,
+        diagnostics=(Diagnostic("t", "x", "TEN", {"a": 1}),),
     )
     promotion_engine, world = held(Scripted(value, request()))
     assert asyncio.run(promotion_engine.validate(ORDER, "s", world.now + 5)) is value

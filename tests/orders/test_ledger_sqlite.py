@@ -1,8 +1,9 @@
 """What SQLite's store does beyond the common suite: changes that wait together are written together."""
 
 import asyncio
+import sqlite3
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,42 @@ def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
             await claim(ledger, KEYS[0])
 
     run(tmp_path, act)
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [(None, "ledger_missing"), (0, "ledger_missing"), (1, "ledger_too_old"), (3, "ledger_too_new")],
+)
+def test_who_only_reads_makes_no_ledger_and_brings_none_up_to_date(
+    tmp_path: Path, found: int | None, reason: str
+) -> None:
+    path = tmp_path / "ledger.db"
+    if found is not None:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute(f"PRAGMA user_version = {found}")
+    with pytest.raises(LedgerUnavailable) as caught:
+        asyncio.run(open_ledger(f"sqlite:///{path}", create=False))
+    assert caught.value.reason == reason
+    assert path.exists() is (found is not None)
+
+
+def test_a_busy_ledger_is_opened_at_its_first_use_by_who_is_patient(tmp_path: Path) -> None:
+    path, clock = str(tmp_path / "ledger.db"), Clock(lambda: 1.0, lambda: 2.0, "boot")
+
+    async def act() -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("PRAGMA journal_mode = WAL")
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(LedgerUnavailable) as caught:
+                await SqliteStore.open(path, clock, 0.02)
+            assert caught.value.reason == "ledger_busy"
+            store = await SqliteStore.open(path, clock, 0.02, patient=True)
+            with pytest.raises(LedgerUnavailable):
+                await store.ping()
+        await store.ping()
+        await store.close()
+        with pytest.raises(LedgerUnavailable) as caught:
+            await store.ping()
+        assert caught.value.reason == "ledger_closed"
+
+    asyncio.run(act())

@@ -228,6 +228,17 @@ def test_only_what_lowers_the_item_lowers_its_price(
         assert (meta.get("position"), meta.get("sku")) == ((None, None) if kind == "setDiscount" else (0, "A"))
 
 
+def test_discounts_come_by_line_then_those_of_the_order_then_those_on_costs_of_lines() -> None:
+    on_cost = effect(
+        "setDiscountPerAdditionalCostPerItem", {"name": "w", "value": 4, "position": 0, "additionalCost": "w"}
+    )
+    on_order = effect("setDiscount", {"name": "Off", "value": 3})
+    result = outcome(CART, [on_cost, on_order, per_item(2, 1), per_item(1, 0)])
+    assert [(one.line, one.amount, one.scope) for one in result.discounts] == [
+        (0, 100, "goods"), (1, 200, "goods"), (None, 300, "total"), (0, 400, "costs"),
+    ]  # fmt: skip
+
+
 def test_each_configured_cost_has_a_price_for_all_units_and_none_where_it_is_not_there() -> None:
     lines = [{"sku": "A", "quantity": 2, "price": "1.00", "wrap": "5.00"}, {"sku": "B", "quantity": 1, "price": "1.00"}]
     checkout = documents.parse(json.dumps({"items": lines, "shipping_rate": {"price": "15.00"}}).encode(), "validate")

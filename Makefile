@@ -23,8 +23,8 @@ chaos: $(VENV)/.dev ## kill, pause and fill the disk of two replicas under load:
 chaos-teeth: $(VENV)/.dev ## take one protection after the other away, and see that each run fails for it
 	$(BIN)/python -m chaos --teeth --profile ci $(ARGS)
 
-mutants: $(VENV)/.tools ## break the core in small ways and see whether the tests notice: long; ARGS="--sample 100 --seed 1"
-	nice $(BIN)/python -m chaos.mutants $(ARGS)
+mutants: $(VENV)/.tools ## break the core in small ways and see whether the tests notice: long; AREA=orders ARGS="--sample 100 --seed 1"
+	nice $(BIN)/python -m chaos.mutants $(if $(AREA),--area $(AREA)) $(ARGS)
 
 bench: $(VENV)/.bench ## measure the service beside what it is compared with, and write docs/performance.md: long
 	$(BIN)/python -m bench $(ARGS)

@@ -1,8 +1,8 @@
 """A pytest plugin: each mutant's tests run in a fork of the session, the quick ones first, until one fails.
 
-Collecting the tests takes longer than most mutants live, so it is done once. `chaos.mutants` says what is to run, in
-the file that `MUTANT_JOBS` names: by mutant, its tests in order, and how many seconds they take. What a fork ended with
-goes to the file beside it, one JSON line each.
+Collecting the tests takes longer than most mutants live, so it is done once. The folder that it runs in has the files:
+`NAMES`, the mutants that are to run; `REACHED`, what each test reached and how many seconds it took, with nothing
+broken (made where it is missing, unless a test fails); `ENDED`, what each mutant's tests ended with, a line each.
 """
 
 import gc
@@ -13,65 +13,125 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
-ENDED = "ended.jsonl"
-WHOLE = "whole.x_nothing__mutmut_0"
-"""No mutant: what fails with nothing broken would notice nothing. It alone says what it does."""
+NAMES, REACHED, ENDED = "names.json", "reached.json", "ended.jsonl"
+SURVIVED, FAILED, NO_TEST = 0, 1, 5
+"""As pytest's exit codes: of a mutant that no test noticed, of one that was noticed, and where no test comes by."""
 CPU_S, TIMES = 10, 4
 """A mutant may take so many seconds of the processor, and so many times what its tests take; it loops for ever else."""
 WAITS_S = 90
 """And so long altogether; it waits for ever else."""
 
+Reached = dict[str, tuple[float, list[str]]]
+"""By test: seconds, and functions."""
+
+
+def ended(folder: Path) -> dict[str, int]:
+    """By mutant, what its tests ended with."""
+    file = folder / ENDED
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    return {found["name"]: found["code"] for found in map(json.loads, lines)}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if "postgres_home" not in getattr(item, "fixturenames", ())]
+
 
 def pytest_runtestloop(session: pytest.Session) -> bool:
-    jobs = Path(os.environ["MUTANT_JOBS"])
+    folder = Path.cwd()
     items = {item.nodeid: item for item in session.items}
-    running: dict[int, tuple[str, str]] = {}
-
-    def wait() -> None:
-        pid, status, used = os.wait4(-1, 0)
-        name, folder = running.pop(pid)
-        shutil.rmtree(folder, ignore_errors=True)
-        code, cpu_s = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
-        ended.write(json.dumps({"name": name, "code": code, "cpu_s": round(cpu_s, 2)}) + "\n")
-        ended.flush()
-
     gc.collect()
     gc.freeze()  # else each fork copies what its collector looks at
-    with jobs.with_name(ENDED).open("a", encoding="utf-8") as ended:
-        for name, (tests, seconds) in json.loads(jobs.read_text("utf-8")).items():
-            while len(running) >= (os.cpu_count() or 1):
+    if not (folder / REACHED).exists():
+        _fork("stats", lambda: _measure([*items.values()], folder / REACHED))
+        os.wait()
+    if not (folder / REACHED).exists():
+        return True
+    reached: Reached = json.loads((folder / REACHED).read_text("utf-8"))
+    tests: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
+    for test, (seconds, functions) in reached.items():
+        for function in functions if test in items else ():
+            tests[function].append((seconds, test))
+    running: dict[int, tuple[str, str]] = {}
+    known = ended(folder)
+
+    with (folder / ENDED).open("a", encoding="utf-8") as file:
+
+        def write(name: str, code: int, cpu_s: float) -> None:
+            file.write(json.dumps({"name": name, "code": code, "cpu_s": round(cpu_s, 2)}) + "\n")
+            file.flush()
+
+        def wait() -> None:
+            pid, status, used = os.wait4(-1, 0)
+            name, scratch = running.pop(pid)
+            shutil.rmtree(scratch, ignore_errors=True)
+            write(name, os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime)
+
+        for name in json.loads((folder / NAMES).read_text("utf-8")):
+            found = sorted(tests[name.rpartition("__mutmut_")[0]])
+            if name in known:
+                continue
+            if not found:
+                write(name, NO_TEST, 0)
+                continue
+            while len(running) >= int(os.environ["MUTANT_JOBS"]):
                 wait()
-            folder = tempfile.mkdtemp(prefix="mutant-")
-            pid = os.fork()
-            if pid == 0:
-                os.environ |= {"MUTANT_UNDER_TEST": name, "PYTEST_DEBUG_TEMPROOT": folder}
-                _run([items[test] for test in tests], seconds, quiet=name != WHOLE)
-            running[pid] = name, folder
+            scratch = tempfile.mkdtemp(prefix="mutant-")
+            os.environ["PYTEST_DEBUG_TEMPROOT"] = scratch
+            chosen, seconds = [items[test] for _, test in found], sum(seconds for seconds, _ in found)
+            running[_fork(name, lambda chosen=chosen, seconds=seconds: _try(chosen, seconds))] = name, scratch  # type: ignore[misc]
         while running:
             wait()
     return True
 
 
-def _run(items: list[pytest.Item], seconds: float, *, quiet: bool) -> None:
-    """Does not return: exit code 1 where a test fails, 0 where none does, a signal where it takes too long."""
+def _fork(mutant: str, work: Callable[[], int]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        os.environ["MUTANT_UNDER_TEST"] = mutant
+        code = FAILED
+        try:
+            code = work()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return pid
+
+
+def _try(items: list[pytest.Item], seconds: float) -> int:
+    """Whether a test fails. A signal ends it where that takes too long."""
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in (1, 2) if quiet else ():
+    for stream in (1, 2):
         os.dup2(nowhere, stream)
     limit_s = CPU_S + round(TIMES * seconds)
     resource.setrlimit(resource.RLIMIT_CPU, (limit_s, limit_s + 1))
     signal.alarm(WAITS_S + 3 * limit_s)
-    code = 1
-    try:
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if item.session.testsfailed:
+            return FAILED
+    return SURVIVED
+
+
+def _measure(items: list[pytest.Item], file: Path) -> int:
+    from mutmut.mutation import trampoline  # noqa: PLC0415 - this module is a plugin of tests that need no mutmut
+
+    hits: set[str] = set()
+    reached: Reached = {}
+    with patch.object(trampoline, "record_trampoline_hit", lambda name, **_: hits.add(name)):
         for item, following in zip(items, [*items[1:], None], strict=True):
+            hits.clear()
+            began = time.perf_counter()
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if item.session.testsfailed:
-                break
-        else:
-            code = 0
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
+                return FAILED
+            reached[item.nodeid] = round(time.perf_counter() - began, 4), sorted(hits)
+    file.write_text(json.dumps(reached), "utf-8")
+    return SURVIVED

@@ -1,11 +1,13 @@
 """The core, broken in small ways, one at a time: does a test notice?
 
-    python -m chaos.mutants --sample 400 --seed 1
+    make mutants AREA=orders ARGS="--sample 150 --seed 1"
 
-mutmut makes the mutants and finds out which tests come by which function (`[tool.mutmut]` in pyproject.toml says which
-files and which tests). Here a sample is drawn by a seed, of all rooms alike, and run (`chaos.mutant_tests`); then it is
-told per room how many were noticed, and each that was not. What only rewords a sentence for people is left out. It all
-runs in a copy of the tree, in build/mutants.
+mutmut makes the mutants. In each area a sample is drawn by a seed and run (`chaos.mutant_tests`). A mutant is noticed
+if a test fails, or else if mypy refuses it, as `make lint` would; each that is not is shown. What only rewords a
+sentence for people is not drawn. Exit code 1 where an area is below its aim, or where mutants have not run.
+
+It all runs in a copy of the tree, in build/mutants. `--again` goes on there: what has run is not run again, so that a
+run that was stopped can be finished with its seed, and another seed needs no new preparation.
 """
 
 import argparse
@@ -16,144 +18,207 @@ import random
 import shutil
 import subprocess
 import sys
-import tomllib
+import textwrap
 from collections import Counter
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+
+from mutmut.mutation.file_mutation import mutate_file_contents
 
 from chaos import mutant_tests
+from chaos.mutant_tests import FAILED, NO_TEST, SURVIVED
 
 COPY = Path("build/mutants")
-MADE = COPY / "mutants"
-ROOMS = {"mapper/orders": 0.95, "mapper/domain": 0.9, "mapper/engine": 0.9, "adapters": 0.9}
-"""With the share that must be noticed."""
-SURVIVED, FAILED, NO_TEST = 0, 1, 5
-"""pytest's exit codes for a mutant that no test noticed, for one that was noticed, and where no test comes by."""
 UNNOTICED = (SURVIVED, NO_TEST)
+_FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
 SQL = {"SELECT", "INSERT", "UPDATE", "DELETE", "WHERE", "PRAGMA"}
+
+
+@dataclass(frozen=True)
+class Area:
+    least: float
+    """The share of the mutants that must be noticed."""
+    files: str
+
+
+AREAS = {
+    "orders": Area(0.95, "mapper/orders/*.py"),
+    "effects": Area(0.9, "adapters/*/effects.py"),
+    "engine": Area(0.9, "mapper/engine/*.py"),
+    "domain": Area(0.9, "mapper/domain/*.py"),
+}
+LEFT_OUT = {Path("mapper/orders/postgres.py")}  # its tests start a server
+TESTS = (
+    *("tests/domain", "tests/recording", "tests/test_promotions.py", "tests/nacelle/test_products.py"),
+    *(f"tests/engine/test_{name}.py" for name in ("breaker", "engine", "promotion_engine", "transport")),
+    *(f"tests/orders/test_{name}.py" for name in ("cancel", "identity", "ledger", "ledger_sqlite", "redeem")),
+    "tests/adapters/test_cassettes.py",
+    *(
+        f"tests/adapters/talon_one/test_{name}.py"
+        for name in ("answers", "asked_back", "conversations", "effects", "one_price")
+    ),
+    *(f"tests/adapters/voucherify/test_{name}.py" for name in ("answers", "conversations", "effects")),
+)
+SLOW = (
+    "postgres",
+    "password",
+    "is_the_database_s",
+    "survives_a_kill",
+    "several_processes",
+    "costs_next_to",
+    "is_loaded",
+)
+"""Parts of the names of tests that start a server or a process, or wait."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos.mutants", description=__doc__)
-    parser.add_argument("--sample", type=int, default=400, help="how many mutants (default: %(default)s)")
+    parser.add_argument("--area", choices=AREAS, help="one of the areas (default: all of them)")
+    parser.add_argument("--sample", type=int, default=60, help="how many mutants of an area (default: %(default)s)")
     parser.add_argument("--seed", type=int, help="of an earlier run, to draw the same ones")
-    parser.add_argument("--only", default="", help="a part of the path of the files to take mutants of")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at once (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="go on in the copy of the last run")
     chosen = parser.parse_args()
     seed = random.randrange(1_000_000) if chosen.seed is None else chosen.seed
+    areas = [chosen.area] if chosen.area else [*AREAS]
     if not chosen.again:
-        copy_tree()
-        mutmut("there is no mutant of this name")  # makes them all, and sees which tests come by which function
-    named = {name: path for path in metas() for name in mutants(path) if chosen.only in str(path)}
-    wanted = [name for name in sorted(named) if is_told_apart(name, named[name])]
-    drawn = random.Random(seed).sample(wanted, min(chosen.sample, len(wanted)))
-    print(f"seed {seed}: {len(drawn)} of {len(wanted)} mutants")
-    return tell(run(drawn), named)
+        prepare()
+    failed = [area for area in areas if not _is_good(area, chosen.sample, seed, chosen.jobs)]
+    return int(bool(failed))
 
 
-def copy_tree() -> None:
+def _is_good(area: str, sample: int, seed: int, jobs: int) -> bool:
+    every = [(name, path) for path in sources(area) for name in mutants(path)]
+    random.Random(seed).shuffle(every)
+    drawn: dict[str, Path] = {}
+    for name, path in every:
+        if len(drawn) < sample and is_told_apart(name, path):
+            drawn[name] = path
+    print(f"{area}: {len(drawn)} of {len(every)} mutants, seed {seed}", flush=True)
+    return tell(area, run([*drawn], jobs), drawn)
+
+
+def sources(area: str) -> list[Path]:
+    return [path for path in sorted(Path().glob(AREAS[area].files)) if path not in LEFT_OUT]
+
+
+def prepare() -> None:
+    """Copies the tree, and puts all the mutants into the copy: each function asks the environment which it is to be."""
     shutil.rmtree(COPY, ignore_errors=True)
     listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True).stdout
     for name in listed.rstrip("\0").split("\0"):
         (COPY / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(name, COPY / name)
+    for area in AREAS:
+        for path in sources(area):
+            text = (COPY / path).read_text("utf-8")
+            _original(path).write_text(text, "utf-8")
+            (COPY / path).write_text(mutate_file_contents(str(path), text).code, "utf-8")
 
 
-def mutmut(*names: str) -> None:
-    command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *names]
-    with (COPY / "mutmut.log").open("ab") as log:
-        subprocess.run(command, cwd=COPY, stdout=log, stderr=log, check=False)
+def _original(path: Path) -> Path:
+    return (COPY / path).with_suffix(".orig")
 
 
-def metas() -> list[Path]:
-    return [path for room in ROOMS for path in sorted((MADE / room).rglob("*.py.meta"))]
-
-
-def mutants(meta: Path) -> list[str]:
-    return list(json.loads(meta.read_text("utf-8"))["exit_code_by_key"])
-
-
-def run(drawn: list[str]) -> dict[str, int | None]:
-    """Of each mutant, what its tests ended with; None where they have not run."""
-    stats: dict[str, dict[str, Any]] = json.loads((MADE / "mutmut-stats.json").read_text("utf-8"))
-    took: dict[str, float] = stats["duration_by_test"]
-    jobs: dict[str, tuple[list[str], float]] = {}
-    for name in drawn:
-        reached = stats["tests_by_mangled_function_name"].get(name.rpartition("__mutmut_")[0], ())
-        tests = sorted(reached, key=lambda test: took[test])
-        if tests:
-            jobs[name] = tests, sum(took[test] for test in tests)
-    every = {test: None for tests, _ in jobs.values() for test in tests}
-    jobs = {mutant_tests.WHOLE: ([*every], sum(took[test] for test in every)), **jobs}
-    file = (MADE / "jobs.json").absolute()
-    file.write_text(json.dumps(jobs), "utf-8")
-    file.with_name(mutant_tests.ENDED).unlink(missing_ok=True)
-    settings = tomllib.loads(Path("pyproject.toml").read_text("utf-8"))["tool"]["mutmut"]
-    options = [*settings["pytest_add_cli_args"], *settings["pytest_add_cli_args_test_selection"]]
-    plugin = ["-q", "-s", "--tb=no", "-p", "chaos.mutant_tests", "--rootdir=."]
-    command = [sys.executable, "-m", "pytest", *plugin, *options]
+def run(drawn: list[str], jobs: int) -> dict[str, int]:
+    """Of each mutant that has run, what its tests ended with."""
+    (COPY / mutant_tests.NAMES).write_text(json.dumps(drawn), "utf-8")
+    options = ["-q", "-s", "--tb=short", "-p", "chaos.mutant_tests", "-p", "no:cacheprovider", "--rootdir=."]
+    deselected = ["-k", " and ".join(f"not {part}" for part in SLOW)]
     with (COPY / "tests.log").open("wb") as log:
-        environment = os.environ | {"MUTANT_JOBS": str(file)}
-        subprocess.run(command, cwd=MADE, env=environment, stdout=log, stderr=log, check=False)
-    lines = file.with_name(mutant_tests.ENDED).read_text("utf-8").splitlines()
-    ended = {found["name"]: found["code"] for found in map(json.loads, lines)}
-    if ended.get(mutant_tests.WHOLE) != SURVIVED:
+        subprocess.run(
+            [sys.executable, "-m", "pytest", *options, *deselected, *TESTS],
+            cwd=COPY,
+            env=os.environ | {"MUTANT_UNDER_TEST": "", "MUTANT_JOBS": str(jobs)},
+            stdout=log,
+            stderr=log,
+            check=False,
+        )
+    if not (COPY / mutant_tests.REACHED).is_file():
         sys.exit(f"The tests fail with nothing broken: see {COPY / 'tests.log'}")
-    return {name: ended.get(name) if name in jobs else NO_TEST for name in drawn}
+    return {name: code for name, code in mutant_tests.ended(COPY).items() if name in drawn}
 
 
-def tell(ended: dict[str, int | None], named: dict[str, Path]) -> int:
-    """Prints what was noticed, per room; 1 where it is too little, or where mutants have not run."""
+def tell(area: str, codes: dict[str, int], drawn: dict[str, Path]) -> bool:
+    """Prints what was noticed. False where it is too little, or where mutants have not run."""
     total: Counter[str] = Counter()
-    noticed: Counter[str] = Counter()
-    for name, code in ended.items():
-        room = next(room for room in ROOMS if (MADE / room) in named[name].parents)
+    for name, path in drawn.items():
+        code = codes.get(name)
         if code is None:
-            print(f"has not run: {name}")
-            continue
-        total[room] += 1
-        noticed[room] += code not in UNNOTICED
-        if code in UNNOTICED:
-            print(f"\n{name}{' (no test comes by)' if code == NO_TEST else ''}\n{difference(name, named[name])}")
-        elif code != FAILED:
-            print(f"\n{name} ended with {code}: it took too long")
-    failed = None in ended.values()
-    for room, least in ROOMS.items():
-        if total[room]:
-            share = noticed[room] / total[room]
-            failed = failed or share < least
-            print(f"{room}: {noticed[room]} of {total[room]} noticed, {share:.1%} (at least {least:.0%})")
-    return int(failed)
+            print(f"\n{name} has not run")
+        elif code not in UNNOTICED:
+            total["by tests"] += 1
+            if code != FAILED:
+                print(f"\n{name} ended with {code}: it took too long")
+        elif is_refused_by_types(name, path):
+            total["by types"] += 1
+        else:
+            total["survived"] += 1
+            print(f"\n{name}{' (no test comes by)' if code == NO_TEST else ''}\n{difference(name, path)}")
+    share = 1 - total["survived"] / max(1, total.total())
+    least = AREAS[area].least
+    print(f"\n{area}: noticed {total['by tests']} by tests and {total['by types']} by types,", end=" ")
+    print(f"{total['survived']} survived: {share:.1%} (at least {least:.0%})\n", flush=True)
+    return share >= least and codes.keys() == drawn.keys()
 
 
-def difference(name: str, meta: Path) -> str:
-    before, after = (ast.unparse(found).splitlines()[1:] for found in functions(name, meta))
+def is_refused_by_types(name: str, path: Path) -> bool:
+    """Whether mypy refuses a mutant, and not the function as it is, written in the same way: so would `make lint`."""
+    before, after = functions(name, path)
+    return not _has_types(name, path, after) and _has_types(name, path, before)
+
+
+def _has_types(name: str, path: Path, body: ast.stmt) -> bool:
+    text = _original(path).read_text("utf-8")
+    owner, _, function = name.rpartition(".")[2].rpartition("__mutmut_")[0].rpartition("ǁ")
+    owner, function = owner.removeprefix("xǁ"), function.removeprefix("x_") if not owner else function
+    tree = ast.parse(text)
+    scope = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == owner) if owner else tree
+    original = next(n for n in scope.body if isinstance(n, _FUNCTIONS) and n.name == function)
+    assert isinstance(body, _FUNCTIONS)
+    body.name, body.decorator_list = function, original.decorator_list
+    first = min([original.lineno, *(decorator.lineno for decorator in original.decorator_list)])
+    lines = text.splitlines()
+    lines[first - 1 : original.end_lineno] = [textwrap.indent(ast.unparse(body), " " * original.col_offset)]
+    shadow = COPY / "shadow.py"
+    shadow.write_text("\n".join(lines) + "\n", "utf-8")
+    command = [sys.executable, "-m", "mypy", "--shadow-file", str(path), str(shadow), str(path)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def difference(name: str, path: Path) -> str:
+    before, after = (ast.unparse(found).splitlines()[1:] for found in functions(name, path))
     return "\n".join(
         [*(f"- {line}" for line in before if line not in after), *(f"+ {line}" for line in after if line not in before)]
     )
 
 
-def is_told_apart(name: str, meta: Path) -> bool:
+def is_told_apart(name: str, path: Path) -> bool:
     """Whether a mutant does something else, rather than to say the same in other words."""
-    before, after = functions(name, meta)
+    before, after = functions(name, path)
     return ast.dump(_Wordless().visit(before)) != ast.dump(_Wordless().visit(after))
 
 
-_trees: dict[Path, dict[str, ast.stmt]] = {}
+@cache
+def _bodies(path: Path) -> dict[str, ast.stmt]:
+    tree = ast.parse((COPY / path).read_text("utf-8"))
+    return {node.name: node for node in ast.walk(tree) if isinstance(node, _FUNCTIONS)}
 
 
-def functions(name: str, meta: Path) -> tuple[ast.stmt, ast.stmt]:
+def mutants(path: Path) -> list[str]:
+    """The full names of a file's mutants."""
+    module = ".".join(path.with_suffix("").parts)
+    return [f"{module}.{name}" for name in _bodies(path) if "__mutmut_" in name and not name.endswith("_orig")]
+
+
+def functions(name: str, path: Path) -> tuple[ast.stmt, ast.stmt]:
     """A function as it is, and as the mutant has it; both freshly parsed, under one name."""
-    if meta not in _trees:
-        tree = ast.parse(meta.with_suffix("").read_text("utf-8"))
-        _trees[meta] = {
-            node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        }
     mutant = name.rpartition(".")[2]
     original = f"{mutant.rpartition('__mutmut_')[0]}__mutmut_orig"
-    before, after = (ast.parse(ast.unparse(_trees[meta][one])).body[0] for one in (original, mutant))
+    before, after = (ast.parse(ast.unparse(_bodies(path)[one])).body[0] for one in (original, mutant))
     for one in (before, after):
-        assert isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+        assert isinstance(one, _FUNCTIONS)
         one.name = "it"
     return before, after
 

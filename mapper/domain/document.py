@@ -63,7 +63,7 @@ class Document:
     __slots__ = ("_roundtrips", "_visited", "decoded", "is_unicode", "root", "text")
 
     def __init__(self, text: bytes, sanitized: bytes, decoded: dict[str, Any], *, roundtrips: bool) -> None:
-        """`sanitized`: see `_sanitized`. `roundtrips`: whether `encode` makes the same bytes of `decoded`."""
+        """`sanitized`: `without_lone_surrogates(text)`. `roundtrips`: whether `encode` makes the same of `decoded`."""
         self.text = text
         self.root = Object(text, len(text) - len(text.lstrip()), len(text.rstrip()), sanitized)
         self.decoded: Mapping[str, Any] = decoded
@@ -169,7 +169,7 @@ class Object:
     __slots__ = ("_members", "_sanitized", "_spans", "end", "start", "text")
 
     def __init__(self, text: bytes, start: int, end: int, sanitized: bytes) -> None:
-        """The object is at [start, end). Values are decoded from `sanitized` (see `_sanitized`), copied from `text`."""
+        """The object is at [start, end). Values are decoded from `sanitized`, copied from `text`."""
         self.text, self.start, self.end, self._sanitized = text, start, end, sanitized
         self._members: dict[str, msgspec.Raw] | None = None
         self._spans: dict[str, tuple[int, int]] | None = None
@@ -378,7 +378,7 @@ def parse(body: bytes) -> Document:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"The body is not UTF-8 (byte {error.start}).", "", reason="not_utf8") from None
-    sanitized = _sanitized(body)
+    sanitized = without_lone_surrogates(body)
     try:
         decoded, roundtrips = _read(sanitized)
     except RecursionError:
@@ -426,7 +426,7 @@ def _unwrap(value: Any) -> Any:
     return value
 
 
-def _sanitized(body: bytes) -> bytes:
+def without_lone_surrogates(body: bytes) -> bytes:
     """The body with each lone surrogate replaced by U+FFFD, which has as many bytes, so that positions are the same."""
     if b"\\" not in body or (b"\\ud" not in body and b"\\uD" not in body):
         return body

@@ -33,6 +33,7 @@ from typing import Generic, cast
 import msgspec
 
 from mapper.adapter import Account, Conversation, EngineReply, EngineRequest, T
+from mapper.domain import document
 from mapper.domain.errors import EngineUnavailable
 from mapper.engine.breaker import Breaker, State
 from mapper.engine.transport import NotSent, Transport, Unknown
@@ -84,6 +85,7 @@ _PATH = re.compile(rf"/(?:{_SEGMENT}(?:/{_SEGMENT})*+/?)?(?:\?(?:[{_PLAIN}/?\[\]
 _DOTS = re.compile(r"/(?:\.|%2e){1,2}(?=/|$)", re.IGNORECASE)
 EFFECTS = ("none", "session", "redeems")
 _DIGITS = re.compile(r"[0-9]{1,12}")
+_JSON = re.compile(rb"\s*[{\[]")
 
 
 Headers = tuple[tuple[str, str], ...]
@@ -412,9 +414,25 @@ class _Returned(Generic[T]):
 def _resume(conversation: Conversation[T], replies: Replies | None) -> Requests | _Returned[T]:
     """Returns the adapter's next requests, or its result. The cast: `Conversation` is typed for one at a time."""
     try:
-        return next(conversation) if replies is None else conversation.send(cast("EngineReply", replies))
+        return next(conversation) if replies is None else conversation.send(cast("EngineReply", _readable(replies)))
     except StopIteration as stop:
         return _Returned(stop.value)
+
+
+def _readable(replies: Replies) -> Replies:
+    """The replies as the adapter is handed them: JSON without lone surrogates, as in a name that was cut in an emoji.
+
+    Few decoders take these, and no answer of ours could pass them on.
+    """
+    if isinstance(replies, tuple):
+        return tuple([_readable_reply(reply) for reply in replies])
+    return _readable_reply(replies)
+
+
+def _readable_reply(reply: EngineReply) -> EngineReply:
+    if not _JSON.match(reply.body) or (body := document.without_lone_surrogates(reply.body)) is reply.body:
+        return reply
+    return msgspec.structs.replace(reply, body=body)
 
 
 def _body_bytes(replies: Replies | None) -> int:

@@ -140,6 +140,20 @@ def test_every_reply_but_409_429_5xx_and_redirects_goes_to_the_adapter() -> None
             assert world.hold(ask(ONCE)) == [status]
 
 
+@pytest.mark.parametrize(
+    ("body", "handed"),
+    [
+        (rb'{"name":"cut \ud83d"}', rb'{"name":"cut \ufffd"}'),
+        (rb' ["\uDE00","\ud83d\ude00","\\ud83d"]', rb' ["\ufffd","\ud83d\ude00","\\ud83d"]'),
+        (rb"<name>\ud83d</name>", rb"<name>\ud83d</name>"),
+    ],
+)
+def test_json_without_lone_surrogates_goes_to_the_adapter(body: bytes, handed: bytes) -> None:
+    two, answer = together(request("/a"), request("/b")), reply(body=body)
+    assert [one.body for one in replay(two, [answer, answer])[0]] == [handed, handed]
+    assert [one.body for one in replay(together(request("/a")), [answer])[0]] == [handed]
+
+
 def test_headers_of_a_request_go_along_and_take_the_place_of_defaults() -> None:
     world = World()
     world.hold(ask(request(headers=(("Idempotency-Key", "k"), ("accept", "text/plain"), ("content-type", "text/x")))))

@@ -103,6 +103,7 @@ TABLE: dict[str, EffectRule] = {
     "error": EffectRule("notice", "A promotion rule failed; what it grants is missing."),
 }
 _MONEY = frozenset(name for name, rule in TABLE.items() if rule.kind in ("order", "cost", "item", "item_cost"))
+_MESSAGES = (TABLE["showNotification"].text, TABLE["showBundleMetadata"].text)
 _MAX_FAILURES, _MAX_DETAILS = 50, 200
 _UNKNOWN = EffectRule("notice", "The promotion engine returns something that this service does not know.")
 
@@ -356,10 +357,11 @@ def _price_notice(position: int, price: Decimal, request: SessionRequest) -> Not
 
 
 def _fill(text: str, payload: Any) -> str:
-    """The text with the payload's props, "?" for those that are missing."""
+    """The text with the payload's props, "?" for those that are missing; a message has no more than its own words."""
     props = payload.items() if isinstance(payload, dict) else ()
     known = {key: str(value) for key, value in props if isinstance(value, str | int | Decimal)}
-    return text.format_map(defaultdict(lambda: "?", known)).strip(" :")
+    missing = "" if text in _MESSAGES else "?"
+    return text.format_map(defaultdict(lambda: missing, known)).strip(" :")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -375,7 +377,7 @@ class _RejectedCode(NamedTuple):
 
 
 def _read_code(effect: replies.Effect, text: Raw, rule: EffectRule, reading: _Reading) -> None:
-    props = replies.decode(replies.CODE, text)
+    props = replies.code_props(text)
     if props is None:
         raise _unreadable_effect()
     kind: CodeKind = "coupon" if effect.effect_type.endswith("Coupon") else "referral"

@@ -4,7 +4,7 @@ The structs follow the Integration API's specification of August 2026 (https://d
 that are not listed are ignored. Decoding is lenient:
 
 - A reply is decoded in one pass. Where that fails, each effect and each campaign is decoded by itself, so that one
-  malformed effect does not lose the others.
+  malformed effect does not lose the others, and a name of the wrong type loses no more than the name.
 - A number may come as 1, 1.0 or "1" and keeps its exact digits (`Decimal`).
 - A list that is null is empty.
 """
@@ -76,7 +76,7 @@ class _Envelope(msgspec.Struct, frozen=True, rename="camel"):
 class CodeProps(msgspec.Struct, frozen=True, rename="camel"):
     """The props of acceptCoupon, rejectCoupon, acceptReferral and rejectReferral: .../api-effects#rejectcoupon"""
 
-    value: str
+    value: str = ""
     rejection_reason: str | None = None
     campaign_exclusion_reason: str | None = None
 
@@ -155,7 +155,7 @@ class _RawState(_Extras, frozen=True, kw_only=True, rename="camel"):
     """The same reply with effects, campaigns and session left raw, each to be decoded by itself."""
 
     effects: Raw | UnsetType = UNSET
-    triggered_campaigns: list[Raw] | None = None
+    triggered_campaigns: Raw = ABSENT
     customer_session: Raw = ABSENT
 
 
@@ -191,11 +191,12 @@ _STATE = _lenient(_State)
 _RAW_STATE = _lenient(_RawState)
 _SESSION = _lenient(StoredSession)
 _ITEMS = _lenient(list[StoredItem])
-CODE = _lenient(CodeProps)
+_CODE = _lenient(CodeProps)
 ERROR = _lenient(ErrorReply)
 JSON: "msgspec.json.Decoder[Any]" = msgspec.json.Decoder(float_hook=Decimal)
 _RAW_EFFECTS = _lenient(_RawEffects)
 _LIST = _lenient(list[Raw])
+_FIELDS = _lenient(dict[str, Raw])
 _EFFECT = _lenient(Effect)
 _ENVELOPE = _lenient(_Envelope)
 _IDS = _lenient(EffectIds)
@@ -205,6 +206,9 @@ _CAMPAIGN = _lenient(Campaign)
 _COUPON = _lenient(Coupon)
 _RULE_FAILURE = _lenient(RuleFailure)
 
+
+_WHERE = frozenset({"position", "scope", "additionalCost"})
+"""The props that say what a discount is on."""
 
 UNREADABLE = (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError)
 """What a decoder raises where the text is not of its type, not JSON, not UTF-8, or too deep or large."""
@@ -280,12 +284,12 @@ def read_one_by_one(body: bytes) -> State | None:
     if (raw := decode(_RAW_STATE, body)) is None:
         return None
     session = StoredSession() if bytes(raw.customer_session) == b"null" else decode(_SESSION, raw.customer_session)
-    campaigns = [decode(_CAMPAIGN, text) for text in raw.triggered_campaigns or ()]
+    campaigns = _decode_each(_CAMPAIGN, raw.triggered_campaigns)
     return State(body, None if raw.effects is UNSET else _effects(raw.effects), campaigns, session, raw)
 
 
 def _decode_each(decoder: "msgspec.json.Decoder[T]", text: Raw) -> list[T]:
-    """The items of a list that can be decoded."""
+    """The items of a list that can be decoded; none where the text is no list."""
     items = [decode(decoder, item) for item in decode(_LIST, text) or ()]
     return [item for item in items if item is not None]
 
@@ -303,8 +307,26 @@ def _effect(text: Raw) -> Effect | None:
         return effect
     if (envelope := decode(_ENVELOPE, text)) is None:
         return None
-    ids = decode(_IDS, text) or EffectIds()
-    return Effect(effect_type=envelope.effect_type, props=decode(_MONEY, envelope.props), **msgspec.structs.asdict(ids))
+    ids, props = _decode_fields(_IDS, text) or EffectIds(), _decode_fields(_MONEY, envelope.props, _WHERE)
+    return Effect(effect_type=envelope.effect_type, props=props, **msgspec.structs.asdict(ids))
+
+
+def code_props(text: Raw) -> CodeProps | None:
+    """The props of an effect on a code; None where they do not name it."""
+    props = _decode_fields(_CODE, text, frozenset({"value"}))
+    return props if props and props.value else None
+
+
+def _decode_fields(decoder: "msgspec.json.Decoder[T]", text: Raw, required: frozenset[str] = frozenset()) -> T | None:
+    """The decoded object, without the fields that have another type; None where one of these is `required`."""
+    if (value := decode(decoder, text)) is not None or (fields := decode(_FIELDS, text)) is None:
+        return value
+    fitting = {
+        name: field
+        for name, field in fields.items()
+        if name in required or decode(decoder, msgspec.json.encode({name: field})) is not None
+    }
+    return decode(decoder, msgspec.json.encode(fitting))
 
 
 def items(text: Raw) -> list[StoredItem] | None:

@@ -133,3 +133,40 @@ def test_an_effect_that_cannot_be_decoded_loses_nothing_but_itself() -> None:
         _, result = talk(adapter().validate(cart(("A", 1, "9.00")), "s"), reply(body))
         assert amounts(result) == [(0, 500)]
         assert (only(result.discounts).description, len(result.notices)) == ("Summer", 1)
+
+
+MISFITS: list[Any] = [7.5, {}, [], "x"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *[{"props": {name: junk}} for name in ("name", "bundleName", "totalDiscount") for junk in MISFITS],
+        *[{name: junk} for name in ("ruleName", "triggeredByCoupon", "selectedPrice") for junk in MISFITS],
+        {"ruleName": 7},
+        {"rulesetId": 10**30},
+    ],
+)
+def test_a_name_or_a_number_for_information_costs_no_more_than_itself(more: dict[str, Any]) -> None:
+    campaigns = [{"id": 1, "name": "Summer"}]
+    result = outcome(cart(("A", 1, "9.00")), [per_item(5, 0, **more)], campaigns)
+    assert amounts(result) == [(0, 500)]
+    assert (only(result.discounts).meta["campaignId"], only(result.discounts).description) == (1, "Summer")
+
+
+@pytest.mark.parametrize("name", ["scope", "position", "additionalCost"])
+def test_what_does_not_say_what_a_discount_is_on_sets_no_price(name: str) -> None:
+    with pytest.raises(Problem):
+        outcome(cart(("A", 1, "9.00")), [per_item(5, 0, props={name: {}})])
+
+
+@pytest.mark.parametrize("name", ["rejectionReason", "campaignExclusionReason", "details"])
+def test_a_refusal_counts_whatever_its_reason_is(name: str) -> None:
+    props = {"value": "SAVE", "rejectionReason": "CouponExpired", name: 7}
+    (refused,) = outcome(cart(("A", 1, "9.00"), codes=["SAVE"]), [effect("rejectCoupon", props)]).rejected
+    assert (refused.code, refused.reason) == ("SAVE", "other" if name == "rejectionReason" else "expired")
+
+
+@pytest.mark.parametrize("campaigns", [{}, 7, "x", [None, 7, {"id": 2}]])
+def test_campaigns_that_cannot_be_read_cost_no_discount(campaigns: Any) -> None:
+    assert amounts(outcome(cart(("A", 1, "9.00")), [per_item(5, 0)], campaigns)) == [(0, 500)]

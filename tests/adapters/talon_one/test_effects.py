@@ -170,9 +170,16 @@ def test_a_pro_rata_discount_of_nothing_is_told_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("title", "body", "text"), [("Hi", "there", "Hi: there"), ("", "there", "there"), ("Hi", "", "Hi")]
+    ("title", "body", "text"),
+    [
+        ("Hi", "there", "Hi: there"),
+        ("", "there?", "there?"),
+        ("Hi", "", "Hi"),
+        (None, "there", "there"),
+        ("A", {}, "A"),
+    ],
 )
-def test_a_message_without_a_title_is_its_text(title: str, body: str, text: str) -> None:
+def test_a_message_without_a_title_is_its_text(title: Any, body: Any, text: str) -> None:
     props = {"notificationType": "Info", "title": title, "body": body}
     (notice,) = outcome(cart(("A", 1, "1.00")), [effect("showNotification", props)]).notices
     assert notice.text == text

@@ -160,9 +160,9 @@ def _discount(applied: Applied, line: Line | None, amount: int, meta: dict[str, 
 
 
 def _effect(applied: Applied, default: str) -> str:
-    if "gift" in applied.result:
+    if isinstance(applied.result.get("gift"), dict):
         return GIFT_CARD
-    if "loyalty_card" in applied.result:
+    if isinstance(applied.result.get("loyalty_card"), dict):
         return PAY_WITH_POINTS
     effect = applied.discount.get("effect")
     return effect if isinstance(effect, str) and effect else default

@@ -7,7 +7,7 @@ from typing import Any
 
 from adapters.voucherify.matching import LISTS, Entry, Matcher, applies, matcher_for
 from adapters.voucherify.options import TIER_ID
-from adapters.voucherify.reading import amount, document, mapping, not_understood, objects, text
+from adapters.voucherify.reading import amount, document, listed, mapping, not_understood, objects, text
 from adapters.voucherify.redeemables import Redeemable, find, may_be_internal_id
 from mapper.adapter import EngineReply
 
@@ -147,7 +147,7 @@ def read_validation(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Va
         return Validation(False, inapplicable=inapplicable, applicable=applicable, rules=rules, locked=locked)
     order = mapping(body.get("order"))
     applied = tuple(_applied(entry, matcher, order if len(entries) == 1 else {}) for entry in entries)
-    total = amount(order, "total_applied_discount_amount")
+    total = _total(order)
     return Validation(True, applied, _not_applied(body, matcher, applied), total, applicable, rules, locked)
 
 
@@ -178,9 +178,16 @@ def _applied(entry: dict[str, Any], matcher: Matcher, order: dict[str, Any]) -> 
     )
 
 
+def _total(order: dict[str, Any]) -> int:
+    """What the reply as a whole takes off: the engine's total, else its two parts. Voucherify leaves zeros out."""
+    parts = amount(order, "applied_discount_amount") + amount(order, "items_applied_discount_amount")
+    return amount(order, "total_applied_discount_amount") or parts
+
+
 def read_amounts(order: dict[str, Any], key: str) -> Amounts:
     """`key`: `applied_discount_amount` (by this redeemable) or `discount_amount` (by all up to it)."""
-    items = tuple(_item(item, key) for item in objects(order.get("items")))
+    # Each item keeps its place, which is that of its line: one that is no object says nothing.
+    items = tuple(_item(mapping(item), key) for item in listed(order.get("items")))
     return Amounts(amount(order, key), items, amount(order, f"total_{key}"))
 
 
@@ -245,7 +252,10 @@ def read_redemption(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Re
     body = document(reply)
     if not isinstance(body.get("redemptions"), list):
         not_understood("redemptions is missing")
-    entries = [entry for entry in objects(body["redemptions"]) if entry.get("result") == "SUCCESS"]
+    entries = objects(body["redemptions"])
+    if any(entry.get("result") not in ("SUCCESS", "FAILURE") for entry in entries):
+        not_understood("a redemption has no result")
+    entries = [entry for entry in entries if entry["result"] == "SUCCESS"]
     order = mapping(body.get("order"))
     whole = order if len(entries) == 1 else {}
     # A redemption that does not name its voucher is matched by its place, if as many came back as were requested.
@@ -259,7 +269,7 @@ def read_redemption(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Re
     parent = text(mapping(body.get("parent_redemption")).get("id"))
     inapplicable = _not_applied(body, _matcher_of_rest(body, redeemables, applied), applied)
     return Redemptions(
-        result=Validation(True, applied, inapplicable, amount(order, "total_applied_discount_amount")),
+        result=Validation(True, applied, inapplicable, _total(order)),
         ids=(parent,) if parent else children,
         children=children,
         order=order,

@@ -24,7 +24,7 @@ def read_order(reply: EngineReply) -> StoredOrder | None:
     if reply.status == 200:
         order = document(reply)
         # Another object, taken for an order without redemptions, would lead to a second redemption.
-        if not text(order.get("id")):
+        if not text(order.get("id")) or not isinstance(order.get("redemptions") or {}, dict):
             not_understood("no order")
         return order
     # Only Voucherify's own "not found" counts. A 404 of a proxy, taken for it, would lead to a second redemption.
@@ -50,7 +50,7 @@ def granted(order: StoredOrder, session: str, checkout: Checkout) -> Validation:
 
 def same_cart(order: StoredOrder, checkout: Checkout, settings: Settings) -> bool:
     """Whether a stored order has the lines of this cart, apart from units that Voucherify added."""
-    if "items" not in order:
+    if order.get("items") is None:
         return True
     items, cart = objects(order.get("items")), checkout.cart
     lines, added = items[: len(cart)], items[len(cart) :]
@@ -61,8 +61,10 @@ def same_cart(order: StoredOrder, checkout: Checkout, settings: Settings) -> boo
 
 
 def _same_line(item: Mapping[str, Any], line: Line, checkout: Checkout, settings: Settings) -> bool:
+    if item.get("source_id") not in (None, line_name(line, settings)[0]):
+        return False
     price = settings.to_engine(line.list_price, checkout.digits)
-    if item.get("source_id") not in (None, line_name(line, settings)[0]) or item.get("price") not in (None, price):
+    if item.get("price") is not None and amount(item, "price") != price:
         return False
     if item.get("quantity") is None and item.get("initial_quantity") is None:
         return True

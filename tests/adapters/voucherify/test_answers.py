@@ -75,12 +75,22 @@ def test_an_answer_that_cannot_be_trusted_with_money_sets_no_price(answer: Any, 
         {**valid(applies("X", share(5))), "inapplicable_redeemables": None, "skipped_redeemables": None},
         {**valid({**applies("X", share(5)), "order": None}), "order": {**share(5), "object": "order"}},
         {**valid(applies("X", share(5))), "redeemables": [7, None, applies("X", share(5))]},
+        {**valid(applies("X", share(5))), "order": {"applied_discount_amount": 5}},
+        {**valid(applies("X", share(0, item(5)))), "order": {"items_applied_discount_amount": 5}},
+        valid({**applies("X", share(5)), "campaign_name": "cut in an emoji \ud83d"}),
     ],
 )
 def test_unknown_words_and_fields_never_cost_an_answer(answer: dict[str, Any]) -> None:
     outcome = validated(cart(SHIRT, codes=["X"]), answer)
     assert [one.amount for one in outcome.discounts] == [5]
     assert not outcome.rejected
+
+
+def test_an_item_that_is_none_keeps_its_place() -> None:
+    answer = valid(applies("X", share(0, item(), item(5))))
+    answer["redeemables"][0]["order"]["items"][0] = None
+    outcome = validated(cart(SHIRT, ("B", 1, "5.00"), codes=["X"]), answer)
+    assert [(one.line, one.amount) for one in outcome.discounts] == [(1, 5)]
 
 
 # --- Refused codes ----------------------------------------------------------------------------------------------------

@@ -254,7 +254,14 @@ def test_after_a_redemption_amounts_that_do_not_add_up_are_told_and_not_fatal() 
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"{}", b'{"redemptions":{}}', b'{"redemptions":[{"result":"SUCCESS","order":{"items":[{"price":"?"}]}}]}'],
+    [
+        b"",
+        b"{}",
+        b'{"redemptions":{}}',
+        b'{"redemptions":[{"result":"SUCCESS","order":{"items":[{"price":"?"}]}}]}',
+        b'{"redemptions":[{"id":"r_1","status":"SUCCEEDED"}]}',
+        b'{"redemptions":[{"id":"r_1","result":null}]}',
+    ],
 )
 def test_a_redemption_that_cannot_be_read_is_an_unknown_outcome(answer: bytes) -> None:
     with pytest.raises(EngineUnavailable):
@@ -327,6 +334,7 @@ def test_an_order_that_was_redeemed_with_another_cart_is_another_order(items: li
 @pytest.mark.parametrize(
     "items",
     [
+        None,
         [{"source_id": "SHIRT-M", "quantity": 2, "price": 2000}],
         [{"source_id": "SHIRT-M"}],
         # Units that Voucherify has added, told in one way or another.
@@ -340,9 +348,16 @@ def test_an_order_that_was_redeemed_with_another_cart_is_another_order(items: li
         [{"source_id": "SHIRT-M", "quantity": 1, "applied_quantity": -1, "price": 2000}],
     ],
 )
-def test_what_voucherify_itself_has_changed_makes_no_other_order(items: list[dict[str, Any]]) -> None:
+def test_what_voucherify_itself_has_changed_makes_no_other_order(items: list[dict[str, Any]] | None) -> None:
     found, _ = held(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
     assert found.state == "redeemed"
+
+
+@pytest.mark.parametrize("price", ["2000", {}, True])
+def test_a_stored_price_that_cannot_be_read_makes_no_other_order(price: Any) -> None:
+    items = [{"source_id": "SHIRT-M", "quantity": 2, "price": price}]
+    with pytest.raises(EngineUnavailable):
+        held(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
 
 
 def test_recall_finds_further_redemptions_and_repair_leaves_the_first() -> None:
@@ -583,10 +598,11 @@ def test_undo_needs_no_order_and_believes_the_handle_where_the_order_is_not_foun
         assert [one.method for one in requests] == (["GET"] if final else ["GET", "PUT"])
 
 
-def test_another_object_is_no_order_without_redemptions() -> None:
+@pytest.mark.parametrize("answer", [{"status": "ok", "data": [1, None]}, stored("r_1", redemptions=[{"id": "r_1"}])])
+def test_another_object_is_no_order_without_redemptions(answer: dict[str, Any]) -> None:
     for conversation in (engine().look_up(order(SHIRT), ORDER), engine().undo(None, ORDER, "r_1", final=True)):
         with pytest.raises(EngineUnavailable):
-            held(conversation, {"status": "ok", "data": [1, None]})
+            held(conversation, answer)
 
 
 @pytest.mark.parametrize("renamed", [reply({}), failure("not_found", 404), reply(b"", 405), reply(b"", 503)])

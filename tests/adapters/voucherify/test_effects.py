@@ -480,6 +480,19 @@ def test_what_takes_no_money_off_is_passed_on(result: dict[str, Any], notice: st
     assert outcome.notices[0].payload["result"] == result
 
 
+@pytest.mark.parametrize(
+    ("result", "effect"),
+    [
+        ({**discount("APPLY_TO_ORDER", "PERCENT"), "gift": None, "loyalty_card": None}, "APPLY_TO_ORDER"),
+        ({"discount": None, "gift": {"credits": 5}, "loyalty_card": None}, "GIFT_CARD"),
+        ({"discount": None, "gift": None, "loyalty_card": {"points": 5}}, "PAY_WITH_POINTS"),
+    ],
+)
+def test_null_is_no_gift_card_and_no_loyalty_card(result: dict[str, Any], effect: str) -> None:
+    outcome = validated(cart(SHIRT, codes=["X"]), valid(applies("X", share(5), **result)))
+    assert [one.effect_type for one in outcome.discounts] == [effect]
+
+
 # --- Whatever the answer ----------------------------------------------------------------------------------------------
 
 RESULTS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(

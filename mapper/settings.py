@@ -293,6 +293,7 @@ class Reader:
         self.environment = environment
         self.problems: list[tuple[str, str]] = []
         self.warnings: list[str] = []
+        self._empty_files: set[str] = set()
         for prefix in ("MAPPER_", "NACELLE_", "NOMS_"):
             self._warn_unknown(prefix, frozenset(TABLE), SECRETS, environment)
             self._warn_quoted(prefix)
@@ -309,20 +310,24 @@ class Reader:
     def text(self, name: str) -> str:
         """Returns the setting's value, from its file if `NAME_FILE` is set, or its default if it is unset or empty."""
         value = self.environment.get(name, "").strip()
-        path = self.environment.get(f"{name}_FILE", "") if name in SECRETS else ""
+        path = self.environment.get(f"{name}_FILE", "").strip() if name in SECRETS else ""
         if path:
             value = self._read(name, path)
         return value or TABLE[name][0]
 
     def _read(self, name: str, path: str) -> str:
-        if self.environment.get(name):
+        if self.environment.get(name, "").strip():
             self.problems.append((name, f"both {name} and {name}_FILE are set; set one"))
         try:
-            return Path(path).read_text("utf-8").strip()
+            value = Path(path).read_text("utf-8-sig").strip()  # editors on Windows start files with a byte order mark
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             self.problems.append((f"{name}_FILE", f"{path!r} cannot be read: {reason}"))
             return ""
+        if not value and f"{name}_FILE" not in self._empty_files:
+            self._empty_files.add(f"{name}_FILE")
+            self.warnings.append(f"{name}_FILE: {path!r} is empty, so that {name} counts as not set")
+        return value
 
     def list(self, name: str) -> tuple[str, ...]:
         return tuple(part.strip() for part in self.text(name).split(",") if part.strip())
@@ -511,7 +516,9 @@ class Reader:
         )
         given = {name: own.get(prefix + name, "") for name in names(options)}
         return given | {
-            name: self._read(prefix + name, path) for name in secrets if (path := own.get(f"{prefix}{name}_FILE"))
+            name: self._read(prefix + name, path)
+            for name in secrets
+            if (path := own.get(f"{prefix}{name}_FILE", "").strip())
         }
 
     def _warn_unknown(

@@ -99,6 +99,21 @@ def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
     assert ("Authorization", "ApiKey-v1 engine-key-2") in got.adapter.accounts[""].headers
 
 
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbfthe secret in a file\r\n", b"\n the secret in a file\n\n"])
+def test_what_editors_add_to_a_secret_file_is_not_part_of_the_secret(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    path = f" {tmp_path}/secret\n"
+    got = load({**GOOD, "NACELLE_SIGNING_SECRETS": " ", "NACELLE_SIGNING_SECRETS_FILE": path})
+    assert got.credentials.secrets == (b"the secret in a file",)
+
+
+def test_an_empty_secret_file_is_warned_about_once(tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("\n")
+    (warning,) = load({**GOOD, "MAPPER_LEDGER_URL_FILE": f"{tmp_path}/url", "MAPPER_PRODUCT_DATA": "off"}).warnings
+    assert "MAPPER_LEDGER_URL_FILE" in warning
+    assert "empty" in warning
+
+
 def test_a_secret_file_that_cannot_be_read_or_competes_is_named(tmp_path: Path) -> None:
     assert set(wrong(TALON_ONE_API_KEY="", TALON_ONE_API_KEY_FILE=str(tmp_path / "no"))) >= {"TALON_ONE_API_KEY_FILE"}
     file = tmp_path / "secret"

@@ -1,15 +1,17 @@
-"""The commands, one a module; what several share."""
+"""One module for each command, and what they share."""
 
 import argparse
 import errno
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 
 def read_input(path: str) -> bytes:
-    """The bytes of a file; `-`: of standard input. Raises `OSError`, whose `filename` says which it is."""
+    """Returns the bytes of a file, or of standard input for `-`. Raises `OSError`, whose `filename` names it."""
     if path != "-":
         return Path(path).read_bytes()
     if sys.stdin is None:
@@ -18,11 +20,27 @@ def read_input(path: str) -> bytes:
 
 
 def whole_number(subject: str, least: int, most: int) -> Callable[[str], int]:
-    """The `type` of an argument. `subject` begins the sentence of the error, such as "a port is"."""
+    """Returns the `type` of an argument. `subject` starts the error's sentence, such as "a port is"."""
 
     def read(text: str) -> int:
-        if not text.isdigit() or not least <= int(text) <= most:
+        if not re.fullmatch("[0-9]{1,9}", text) or not least <= int(text) <= most:
             raise argparse.ArgumentTypeError(f"{subject} a number from {least} to {most}")
         return int(text)
 
     return read
+
+
+def fail(message: str, code: int = 1) -> int:
+    """Prints an error, and returns the exit code."""
+    print(message, file=sys.stderr)
+    return code
+
+
+def has_temporary_folder() -> bool:
+    """Whether temporary files can be written; prints what to do if not."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        fail("This command needs a folder for temporary files: mount /tmp, or name a writable folder in TMPDIR.")
+        return False
+    return True

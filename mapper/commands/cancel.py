@@ -1,12 +1,12 @@
-"""`promotions-mapper cancel ORDER`: takes the redemption of an order back in the engine, for good."""
+"""`promotions-mapper cancel ORDER`: undoes the redemption of an order in the engine, for good."""
 
 import argparse
 import asyncio
 import os
-import sys
 import time
 
 from mapper import settings
+from mapper.commands import fail
 from mapper.domain.errors import Problem
 from mapper.engine import clients
 from mapper.engine.conversation import Engine
@@ -17,10 +17,9 @@ from mapper.settings import Settings
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command to the program's."""
-    parser = commands.add_parser("cancel", help="take the redemption of an order back in the engine, for good")
+    parser = commands.add_parser("cancel", help="undo the redemption of an order in the engine, for good")
     parser.add_argument("order", metavar="ORDER", help="the order's id")
-    parser.add_argument("--space", default="", help="the Nacelle space, where several are served")
+    parser.add_argument("--space", default="", help="the Nacelle space, if several are served")
     parser.set_defaults(run=_run)
 
 
@@ -28,8 +27,7 @@ def _run(chosen: argparse.Namespace) -> int:
     configured = settings.load(os.environ)
     spaces = configured.credentials.spaces
     if configured.credentials.tells_spaces_apart and chosen.space not in spaces:
-        print(f"Name the space: --space, one of {', '.join(sorted(spaces))}.", file=sys.stderr)
-        return 2
+        return fail(f"Name the space with --space, one of {', '.join(sorted(spaces))}.", 2)
     return asyncio.run(_cancel(configured, chosen))
 
 
@@ -46,9 +44,8 @@ async def _cancel(configured: Settings, chosen: argparse.Namespace) -> int:
         finally:
             await ledger.close()
     except Problem as problem:
-        print(f"{problem.message} Reason: {problem.reason}.", file=sys.stderr)
-        return 1
+        return fail(f"{problem.message} Reason: {problem.reason}.")
     finally:
         await client.aclose()
-    print("Cancelled: nothing of this order stands in the engine, and its id is refused from now on.")
+    print("The order is cancelled: nothing of it is redeemed in the engine, and its id is refused from now on.")
     return 0

@@ -5,32 +5,32 @@ import asyncio
 import errno
 import io
 import os
+import re
 import socket
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
 from mapper import __version__, settings
-from mapper.commands import read_input, whole_number
+from mapper.commands import fail, has_temporary_folder, read_input, whole_number
 from mapper.domain import signature
+from mapper.settings import Settings
 
 MODULES = ("ledger", "cancel", "ingest", "doctor", "explain", "replay", "new_adapter")
-"""The commands with a module of their own. It is loaded when it is called for: `serve` starts without them."""
+"""The modules of commands that are imported only when they are used, so that `serve` starts faster."""
 PORT = whole_number("a port is", 0, 65535)
 WORKERS = whole_number("workers are", 1, 64)
 FD = whole_number("a file descriptor is", 0, 1_000_000)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """`python -m mapper`, also installed as `promotions-mapper`.
+    """Runs `python -m mapper`, which is also installed as `promotions-mapper`.
 
-    Exit code 2: the arguments or settings are wrong; 130: Ctrl-C; 1 also where nobody reads what is printed.
+    Exits with 2 if the arguments or settings are wrong, with 130 after Ctrl-C, and with 1 if the output's reader has
+    gone.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that has no arrows gets question marks
+    _prepare_output()
     given = sys.argv[1:] if arguments is None else arguments
     parser = _parser([name for name in MODULES if name in given[:1]] if _is_command(given) else MODULES)
     chosen = parser.parse_args(given)
@@ -41,14 +41,28 @@ def main(arguments: list[str] | None = None) -> None:
         code = chosen.run(chosen)
         sys.stdout.flush()
     except settings.InvalidSettings as error:
-        code = _tell_wrong(error)
+        code = _report_settings(error)
     except KeyboardInterrupt:
         code = 130
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        code = _tell_unread(error)
+        code = _discard_output(error)
     sys.exit(code)
+
+
+def _prepare_output() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - stays open
+        if isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without arrows shows question marks
+
+
+def _discard_output(error: OSError) -> int:
+    """Discards all further output, since its reader has gone (as with `| head`) or its disk is full."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the rest when it exits
+    return 1 if error.errno == errno.EPIPE else fail(f"The output cannot be written: {error.strerror}")
 
 
 def _is_command(given: Sequence[str]) -> bool:
@@ -60,7 +74,7 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the service; settings come from the environment")
+    serve = commands.add_parser("serve", help="run the service with the settings in the environment")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=PORT, default=8080, help="port to listen on (default: %(default)s)")
     serve.add_argument("--workers", type=WORKERS, default=1, help="processes (default: %(default)s)")
@@ -70,24 +84,26 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
         type=_seconds,
         default=2.0,
         metavar="S",
-        help="on SIGTERM, seconds to go on while /readyz says no (default: %(default)s)",
+        help="seconds of service after SIGTERM, during which /readyz answers 503 (default: %(default)s)",
     )
     serve.add_argument(
         "--keep-alive",
         type=_seconds,
         default=75.0,
         metavar="S",
-        help="seconds an idle connection is kept; longer than the load balancer keeps it (default: %(default)s)",
+        help="seconds until an idle connection is closed; more than the load balancer's (default: %(default)s)",
     )
     serve.set_defaults(run=_serve)
 
-    sandbox = commands.add_parser("sandbox", help="run the engines and Nacelle, emulated over HTTP, on a rule book")
+    sandbox = commands.add_parser(
+        "sandbox", help="emulate the engines and Nacelle over HTTP, with the rules of a rule book"
+    )
     sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     sandbox.add_argument("--port", type=PORT, default=8090, help="port to listen on (default: %(default)s)")
-    sandbox.add_argument("--rulebook", type=Path, help="a rule book of your own (TOML) instead of the default one")
+    sandbox.add_argument("--rulebook", type=Path, help="your own rule book (TOML)")
     sandbox.set_defaults(run=_sandbox)
 
-    demo = commands.add_parser("demo", help="run both, and a shopper's journey through them with each engine")
+    demo = commands.add_parser("demo", help="run both, and send a shopper's calls through them with each engine")
     demo.add_argument("--keep", action="store_true", help="leave sandbox and service running until Ctrl-C")
     demo.add_argument("--json", type=Path, metavar="DIR", help="write the JSON of each step to files in this folder")
     demo.set_defaults(run=_demo)
@@ -96,17 +112,17 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
         import_module(f"mapper.commands.{name}").add(commands)
 
     sign = commands.add_parser("sign", help="print the signature header of a body, with the first signing secret")
-    sign.add_argument("file", nargs="?", metavar="FILE", help="the body; standard input where none is named")
+    sign.add_argument("file", nargs="?", metavar="FILE", help="the body (default: standard input)")
     sign.set_defaults(run=_sign)
 
-    hashing = commands.add_parser("hash", help="print a code as it stands in the log")
+    hashing = commands.add_parser("hash", help="print a code as the log shows it")
     hashing.add_argument("code", metavar="CODE")
     hashing.set_defaults(run=_hash)
     return parser
 
 
 def _seconds(text: str) -> float:
-    if not text.replace(".", "", 1).isdigit() or not 0 <= float(text) <= 3600:
+    if not re.fullmatch(r"[0-9]{1,4}(\.[0-9]{1,9})?", text) or float(text) > 3600:
         raise argparse.ArgumentTypeError("seconds are a number from 0 to 3600")
     return float(text)
 
@@ -114,48 +130,46 @@ def _seconds(text: str) -> float:
 def _serve(chosen: argparse.Namespace) -> int:
     configured = settings.load(os.environ)
     from mapper.http import app, server
-    from mapper.nacelle.products import FileSource
     from mapper.ops import logs
     from mapper.orders.rows import LedgerUnusable
 
-    if configured.products and configured.products.file:
-        try:
-            FileSource(configured.products.file)
-        except (ValueError, OSError) as error:
-            wrong = f"the file cannot be used: {error}"
-            raise settings.InvalidSettings([("MAPPER_PRODUCT_DATA", wrong)]) from None
-    if configured.record is not None:
-        from mapper.recording import recorder
-
-        try:
-            recorder.prepare(configured.record)
-        except OSError as error:
-            wrong = f"the folder {configured.record} cannot be written: {error.strerror}"
-            raise settings.InvalidSettings([("MAPPER_RECORD", wrong)]) from None
-    if chosen.workers > 1:
-        try:
-            tempfile.gettempdir()
-        except FileNotFoundError:
-            print("Several workers need a folder for metrics: mount /tmp, or name one in TMPDIR.", file=sys.stderr)
-            return 1
+    _check_files(configured)
+    if chosen.workers > 1 and not has_temporary_folder():  # for the metrics
+        return 1
     logs.configure(configured.log_level, configured.log_format)
     try:
         asyncio.run(app.check_ledger(configured))
     except LedgerUnusable as problem:
-        print(f"MAPPER_LEDGER_URL: {problem.message} (reason: {problem.reason})", file=sys.stderr)
-        return 2
+        return fail(f"MAPPER_LEDGER_URL: {problem.message} (reason: {problem.reason})", 2)
     listeners: list[socket.socket] = []
-    where = ""
+    address = ""
     try:
-        where = f"{chosen.host} port {chosen.port}" if chosen.fd is None else f"the inherited socket {chosen.fd}"
+        address = f"{chosen.host} port {chosen.port}" if chosen.fd is None else f"the inherited socket {chosen.fd}"
         listeners += [server.listening(chosen.host, chosen.port) if chosen.fd is None else server.inherited(chosen.fd)]
         if configured.admin_port is not None:
-            where = f"{chosen.host} port {configured.admin_port} (MAPPER_ADMIN_PORT)"
+            address = f"{chosen.host} port {configured.admin_port} (MAPPER_ADMIN_PORT)"
             listeners += [server.listening(chosen.host, configured.admin_port)]
     except OSError as error:
-        print(f"Cannot listen on {where}: {error.strerror}", file=sys.stderr)
-        return 1
+        return fail(f"Cannot listen on {address}: {error.strerror}")
     return app.run(listeners, chosen.workers, drain_s=chosen.drain, keep_alive_s=chosen.keep_alive)
+
+
+def _check_files(configured: Settings) -> None:
+    """Opens the file of product data and the folder for records. Raises `InvalidSettings`."""
+    name, expected = "MAPPER_PRODUCT_DATA", "the file cannot be used"
+    try:
+        if configured.products and configured.products.file:
+            from mapper.nacelle.products import FileSource
+
+            FileSource(configured.products.file)
+        if configured.record is not None:
+            from mapper.recording import recorder
+
+            name, expected = "MAPPER_RECORD", f"the folder {configured.record} cannot be written"
+            recorder.prepare(configured.record)
+    except (ValueError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise settings.InvalidSettings([(name, f"{expected}: {reason}")]) from None
 
 
 def _sandbox(chosen: argparse.Namespace) -> int:
@@ -187,25 +201,13 @@ def _sign(chosen: argparse.Namespace) -> int:
     try:
         body = read_input(chosen.file or "-")
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return fail(f"{error.filename}: {error.strerror}", 2)
     print(f"{signature.SIGNATURE.decode()}: {signature.sign(body, secrets[0])}")
     return 0
 
 
-def _tell_unread(error: OSError) -> int:
-    """Standard output takes no more: its reader has gone, as with `| head`, or its disk is full."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written when Python ends
-    if error.errno == errno.ENOSPC:
-        print(f"The output cannot be written: {error.strerror}", file=sys.stderr)
-    return 1
-
-
-def _tell_wrong(error: settings.InvalidSettings) -> int:
-    print(f"The settings are wrong in {len(error.problems)} place(s):", file=sys.stderr)
-    for name, expected in error.problems:
-        print(f"  {name}: {expected}", file=sys.stderr)
-    for warning in error.warnings:
-        print(f"  {warning}", file=sys.stderr)
-    print("docs/settings.md lists every setting.", file=sys.stderr)
-    return 2
+def _report_settings(error: settings.InvalidSettings) -> int:
+    lines = [f"  {name}: {expected}" for name, expected in error.problems]
+    lines += [f"  {warning}" for warning in error.warnings]
+    head = f"The settings are wrong in {len(error.problems)} place(s):"
+    return fail("\n".join([head, *lines, "docs/settings.md lists every setting."]), 2)

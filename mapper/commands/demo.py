@@ -1,7 +1,7 @@
-"""The whole thing at work on this machine, without an account: a shopper's journey with each engine, on one screen.
+"""`promotions-mapper demo`: sandbox and service on this machine, and a shopper's calls with each engine, on one screen.
 
-A merchant sees what becomes of the prices, an integrator gets the JSON of each call (`--json`). The demo checks itself:
-it exits with 1 if any answer, or the sandbox's books at the end, are not what they should be.
+It shows a merchant what becomes of the prices; `--json` writes the JSON of each call for an integrator. It exits with 1
+if an answer, or the sandbox's state at the end, is not as expected.
 """
 
 import json
@@ -21,7 +21,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from mapper.commands.journey import CHECKOUT, ENGINES, Journey, NotAsItShouldBe, Step, World, cents, cost, space_of
+from mapper.commands import has_temporary_folder
+from mapper.commands.journey import CHECKOUT, ENGINES, Journey, Step, Unexpected, World, cents, cost, space_of
 from mapper.domain import money
 from mapper.ops import logs
 
@@ -29,24 +30,25 @@ NAMES = {"talon_one": "Talon.One", "voucherify": "Voucherify"}
 
 
 def run(*, keep: bool = False, folder: Path | None = None) -> int:
-    """Exit code 0 if everything went as it should. `folder`: where the JSON of each step goes."""
+    """Returns 0 if everything is as expected. `folder`: for the JSON of each step."""
+    if not has_temporary_folder():
+        return 1
     console = Console(highlight=False)
     with ExitStack() as running:
         running.callback(logs.log.setLevel, logs.log.level)
-        logs.log.setLevel(logging.CRITICAL + 1)  # the demo speaks for itself
-        place = running.enter_context(tempfile.TemporaryDirectory())
-        world = running.enter_context(World({name: f"sqlite:///{place}/{name}.db" for name in ENGINES}))
-        told: dict[str, list[Step]] = {}
+        logs.log.setLevel(logging.CRITICAL + 1)  # only the demo's own output is shown
+        ledgers = running.enter_context(tempfile.TemporaryDirectory())
+        world = running.enter_context(World({name: f"sqlite:///{ledgers}/{name}.db" for name in ENGINES}))
+        steps: dict[str, list[Step]] = {}
         journeys = {engine: world.journey(engine) for engine in world.engines}
         try:
             for engine, journey in journeys.items():
-                steps = told[engine] = []
-                with console.status(f"{NAMES.get(engine, engine)}: on the way"):
-                    steps.extend(_kept(journey, folder))
-        except (NotAsItShouldBe, OSError) as problem:
+                with console.status(f"{NAMES.get(engine, engine)} …"):
+                    steps[engine] = _run_steps(journey, folder)
+        except (Unexpected, OSError) as problem:
             console.print(f"This is not as it should be: {problem}", markup=False)
             return 1
-        _show(console, journeys, told)
+        _show(console, journeys, steps)
         if len({tuple(_amounts(journey)) for journey in journeys.values()}) > 1:
             console.print("This is not as it should be: the engines do not agree.")
             return 1
@@ -61,17 +63,17 @@ def run(*, keep: bool = False, folder: Path | None = None) -> int:
 # -- On the screen -----------------------------------------------------------------------------------------------------
 
 
-def _show(console: Console, journeys: Mapping[str, Journey], told: Mapping[str, Sequence[Step]]) -> None:
+def _show(console: Console, journeys: Mapping[str, Journey], steps: Mapping[str, Sequence[Step]]) -> None:
     engines = [NAMES.get(engine, engine) for engine in journeys]
     wide = console.width >= 110
     console.rule("A shopper's journey through Nacelle, with each promotion engine")
     console.print("Engines and Nacelle are emulated; nothing leaves this machine.", style="dim", justify="center")
     console.print(_prices(engines, list(journeys.values()), wide=wide))
-    console.print(_steps(engines, list(told.values()), wide=wide))
+    console.print(_steps(engines, list(steps.values()), wide=wide))
 
 
 def _prices(engines: Sequence[str], journeys: Sequence[Journey], *, wide: bool) -> Table:
-    """Before and after, side by side; where there is room, also why."""
+    """Returns the prices before and after, side by side. `wide`: with the reasons."""
     before = journeys[0].before
     table = Table(box=SIMPLE_HEAD, expand=True)
     table.add_column(f"the cart, with {', '.join(before['promotions']['coupon_codes'])}", ratio=2)
@@ -91,14 +93,14 @@ def _prices(engines: Sequence[str], journeys: Sequence[Journey], *, wide: bool) 
 
 
 def _rows(cart: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What there is to pay for, and its price."""
+    """Returns what is to be paid for, and its prices."""
     rows = [(f"{item['quantity']} x {item['sku']}, each", item["price"]) for item in cart["items"]]
     shipping = cart["shipping_rate"]
     return [*rows, (f"shipping, {shipping['name']}", shipping["price"]), ("to pay", money.text(cost(dict(cart)), 2))]
 
 
 def _amounts(journey: Journey) -> list[str]:
-    """The same prices with everything that the engine grants."""
+    """Returns the prices of the same rows after the engine's discounts."""
     after = journey.after
     shipping = cents(after["shipping_rate"]["price"]) - sum(cents(entry["amount"]) for entry in after["discounts"])
     prices = [item["price"] for item in after["items"]]
@@ -109,8 +111,8 @@ def _why(discounts: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(dict.fromkeys(entry["name"] for entry in discounts))
 
 
-def _steps(engines: Sequence[str], told: Sequence[Sequence[Step]], *, wide: bool) -> Table:
-    """What happened, step by step, with each engine; where there is room, also what it shows."""
+def _steps(engines: Sequence[str], by_engine: Sequence[Sequence[Step]], *, wide: bool) -> Table:
+    """Returns the steps and their results with each engine. `wide`: with what they show."""
     table = Table(box=SIMPLE_HEAD, expand=True)
     table.add_column("", width=1)
     table.add_column("what happens", ratio=None if wide else 1)
@@ -118,7 +120,7 @@ def _steps(engines: Sequence[str], told: Sequence[Sequence[Step]], *, wide: bool
         table.add_column(engine)
     if wide:
         table.add_column("what it shows", style="dim", ratio=1)
-    for steps in zip(*told, strict=True):
+    for steps in zip(*by_engine, strict=True):
         shows = [steps[0].shows] if wide else []
         table.add_row(Text("✓", style="green"), steps[0].title, *(step.result for step in steps), *shows)
     return table
@@ -127,10 +129,10 @@ def _steps(engines: Sequence[str], told: Sequence[Sequence[Step]], *, wide: bool
 # -- On request --------------------------------------------------------------------------------------------------------
 
 
-def _kept(journey: Journey, folder: Path | None) -> list[Step]:
-    """The steps, each written to a file of its own where there is a folder. Raises `NotAsItShouldBe`, `OSError`."""
+def _run_steps(journey: Journey, folder: Path | None) -> list[Step]:
+    """Runs the steps, and writes each to a file of its own if there is a folder. Raises `Unexpected`, `OSError`."""
     steps = []
-    for number, step in enumerate(journey.tell(), 1):
+    for number, step in enumerate(journey.run(), 1):
         steps.append(step)
         if folder is not None and step.exchanges:
             folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +143,7 @@ def _kept(journey: Journey, folder: Path | None) -> list[Step]:
 
 
 def _wait(console: Console, world: World) -> None:
-    """Keeps everything running, with commands that work as they are printed."""
+    """Keeps everything running until Ctrl-C. The printed commands work as they are."""
     engine = world.engines[0]
     space, url = space_of(engine), world.services[engine]
     cart = json.dumps({**CHECKOUT, "id": "1003"}, separators=(",", ":"))
@@ -163,7 +165,7 @@ curl -s {url}/promotions/validate --data-binary @checkout.json \\
         ("what the engines' and Nacelle's books say:", f"curl -s {world.url}/_sandbox/books"),
     ):
         console.print(f"# {title}", style="dim")
-        # As it is: a line that is broken for the screen could not be pasted.
+        # Not wrapped, so that it can be pasted.
         console.print(commands, markup=False, soft_wrap=True)
         console.print()
     try:

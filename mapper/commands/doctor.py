@@ -1,7 +1,7 @@
-"""`promotions-mapper doctor`: is everything as it must be, and if not, what is to be done?
+"""`promotions-mapper doctor`: checks settings, secrets, engine and ledger, and says how to correct each fault.
 
-It asks the engine with carts of its own, which redeem nothing: a plain one, one with each configured cost, and one with
-each configured attribute or metadata, so that what the engine refuses has a name.
+It sends the engine test carts that redeem nothing: a plain one, and one for each configured cost, attribute or
+metadata, so that it can name what the engine refuses.
 """
 
 import argparse
@@ -38,38 +38,38 @@ from mapper.recording import recorder
 from mapper.settings import Settings
 
 SLOW_S = 0.5
-"""An engine that takes longer spoils a checkout."""
+"""An engine that takes longer delays checkouts."""
 CLOCK_S = 60.0
-"""A clock that is wrong by more makes receipts expire too early or too late."""
+"""A larger error of the clock makes receipts expire too early or too late."""
 REACH_S = 5.0
 MAX_REACH_BYTES = 1024 * 1024
 CODE = "doctor-asks"
-"""A code that nobody has: some engines are asked nothing for a cart without one."""
+"""A code that does not exist. For a cart without a code, some engines get no request."""
 MOUNTS = Path("/proc/self/mounts")
 LOST = frozenset({"overlay", "ramfs", "tmpfs"})
-"""File systems that end with their container or machine."""
+"""File systems that are lost when the container or machine stops."""
 SHARED = frozenset(
     {"9p", "afs", "ceph", "cifs", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "lustre", "nfs", "nfs4", "smb3"}
 )
-"""File systems of a network: their locks are not to be relied on."""
+"""Network file systems, whose locks are not reliable."""
 MENDS = {
-    "dns": "Look at the address in {base_url}, and at this machine's name server.",
+    "dns": "Check the address in {base_url}, and this machine's name server.",
     "tls": (
-        "Look at the address in {base_url}. Where a proxy of your own signs the engine's certificate, name that"
-        " authority's file in SSL_CERT_FILE."
+        "Check the address in {base_url}. If your own proxy signs the engine's certificate, name the file of that"
+        " authority in SSL_CERT_FILE."
     ),
     "redirect": "Set {base_url} to the address that it leads to.",
     "rate_limited": "Wait a minute; if it stays so, ask the engine for a larger quota.",
     "not_found_at_engine": "Set {base_url} to the deployment's or region's address alone, without a path.",
-    "engine_key": "Look at the key in the settings {prefix}_…, and whether it is of what {base_url} leads to.",
+    "engine_key": "Check the key in the settings {prefix}_…, and that it belongs to the address in {base_url}.",
 }
-"""By reason."""
+"""What to do, by the reason of a `Problem`."""
 SIGNS = {"ok": "[green]ok[/]", "warning": "[yellow]look[/]", "failed": "[red]FAILED[/]"}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `mend`: what to do, where something is to be done."""
+    """The result of one check. `mend`: what to do, or "" if nothing."""
 
     check: str
     state: Literal["ok", "warning", "failed"]
@@ -78,28 +78,27 @@ class Finding:
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command to the program's."""
-    parser = commands.add_parser("doctor", help="check settings, secrets, engine and ledger; say how to mend each")
-    parser.add_argument("--json", action="store_true", help="for a program: one JSON object")
+    parser = commands.add_parser("doctor", help="check settings, secrets, engine and ledger; say how to correct them")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Exit code 0: all is well, or worth a look; 1: something fails; 2: the settings are wrong."""
+    """Returns 0 if nothing fails, 1 if something fails, and 2 if the settings are wrong."""
     try:
         configured = settings.load(os.environ)
     except settings.InvalidSettings as error:
-        findings = [Finding(name, "failed", expected, "Set it so.") for name, expected in error.problems]
-        findings += [*_warned_of(error.warnings)]
+        findings = [Finding(name, "failed", expected, "Correct the setting.") for name, expected in error.problems]
+        findings += [*_warnings(error.warnings)]
         _show(findings, as_json=chosen.json)
         return 2
-    findings = asyncio.run(_look(configured))
+    findings = asyncio.run(_check(configured))
     _show(findings, as_json=chosen.json)
     return 1 if any(finding.state == "failed" for finding in findings) else 0
 
 
-async def _look(configured: Settings) -> list[Finding]:
-    findings = [*_settings(configured), *_record(configured), *_secrets(configured), *_pasted(configured)]
+async def _check(configured: Settings) -> list[Finding]:
+    findings = [*_settings(configured), *_record(configured), *_secrets(configured), *_shared_secrets(configured)]
     findings += [finding async for finding in _ledger(configured)]
     findings += [finding async for finding in _engine(configured)]
     client = clients.create(configured.http_client, connections=2)
@@ -113,24 +112,24 @@ async def _look(configured: Settings) -> list[Finding]:
 
 def _settings(configured: Settings) -> Iterator[Finding]:
     yield Finding("settings", "ok", f"engine {configured.adapter.name}, all settings can be read")
-    yield from _warned_of(configured.warnings)
+    yield from _warnings(configured.warnings)
     if not configured.receipt_required:
         yield Finding(
             "receipts",
             "warning",
-            "consume takes orders that validate did not answer",
+            "consume accepts orders that validate has not answered",
             "Set MAPPER_RECEIPT=required, or MAPPER_CONSUME_REQUIRES (docs/security.md).",
         )
     if not (configured.order_key_path or configured.session_id_path):
         yield Finding(
             "order key",
             "warning",
-            "an order without id and source_id is known by a digest of its body",
+            "an order without id and source_id is identified by a digest of its body",
             "If your orders have neither, set MAPPER_ORDER_KEY_PATH and MAPPER_SESSION_ID_PATH.",
         )
 
 
-def _warned_of(warnings: Iterable[str]) -> Iterator[Finding]:
+def _warnings(warnings: Iterable[str]) -> Iterator[Finding]:
     for warning in warnings:
         yield Finding("settings", "warning", warning, "Correct the name or the value.")
 
@@ -144,8 +143,8 @@ def _record(configured: Settings) -> Iterator[Finding]:
         text = f"{configured.record} cannot be written: {error.strerror}"
         yield Finding("records", "failed", text, "Give the service's user the folder in MAPPER_RECORD.")
     else:
-        text = f"calls are recorded in {configured.record}, at the cost of processor time"
-        yield Finding("records", "warning", text, "Take MAPPER_RECORD out again once there are enough of them.")
+        text = f"calls are recorded in {configured.record}, which costs processor time"
+        yield Finding("records", "warning", text, "Unset MAPPER_RECORD once you have enough records.")
 
 
 def _secrets(configured: Settings) -> Iterator[Finding]:
@@ -163,39 +162,41 @@ def _secrets(configured: Settings) -> Iterator[Finding]:
             yield Finding("signature", "ok", "a body that is signed with the current secret is accepted")
 
 
-def _pasted(configured: Settings) -> Iterator[Finding]:
-    """Two settings with one secret: a value that was pasted into the wrong place."""
+def _shared_secrets(configured: Settings) -> Iterator[Finding]:
+    """Finds settings with the same secret: it was probably pasted into the wrong one."""
     options = names(option for option in configured.adapter.options if option.secret)
     holders: dict[str, list[str]] = {}
     for name in (*settings.SECRETS, *(f"{configured.adapter.name.upper()}_{option}" for option in sorted(options))):
         path = os.environ.get(f"{name}_FILE")
-        text = Path(path).read_text("utf-8") if path else os.environ.get(name, "")
+        text = Path(path.strip()).read_text("utf-8-sig") if path else os.environ.get(name, "")
         for secret in {part.strip() for part in text.split(",")} - {""}:
             holders.setdefault(secret, []).append(name)
     for together in holders.values():
         if len(together) > 1:
             text = f"{' and '.join(together)} hold the same secret"
-            yield Finding("secrets", "warning", text, "Look which of them it belongs to, and set the other.")
+            yield Finding("secrets", "warning", text, "Find out which of them it belongs to, and correct the other.")
 
 
 async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
     name = configured.ledger_url.partition(":")[0]
-    for finding in _place(configured.ledger_url):
+    for finding in _file_system(configured.ledger_url):
         yield finding
     try:
         ledger = await open_ledger(configured.ledger_url, create=False)
     except LedgerUnavailable as problem:
-        if problem.reason == "ledger_missing" and _can_be_made(configured.ledger_url):
-            yield Finding("ledger", "ok", f"{name}, none yet: `serve` makes it")
+        if problem.reason == "ledger_missing" and _can_be_created(configured.ledger_url):
+            yield Finding("ledger", "ok", f"{name}, not there yet: `serve` creates it")
             return
         if problem.reason == "ledger_too_old":
             yield Finding("ledger", "warning", f"{name}: {problem.message}", "Back it up first (docs/operations.md).")
             return
-        mend = "Mend MAPPER_LEDGER_URL or its server."
-        if problem.reason == "ledger_missing":
-            mend = "Make its folder and give it to the service's user, or mend the path in MAPPER_LEDGER_URL."
-        elif problem.reason == "ledger_unreachable":
-            mend = "Look whether its server runs, at host, port and sslmode in MAPPER_LEDGER_URL, and at the network."
+        mends = {
+            "ledger_missing": "Make its folder and give it to the service's user, or correct MAPPER_LEDGER_URL.",
+            "ledger_unreachable": (
+                "Check that its server runs, host, port and sslmode in MAPPER_LEDGER_URL, and the network."
+            ),
+        }
+        mend = mends.get(problem.reason, "Correct MAPPER_LEDGER_URL, or repair its server.")
         yield Finding("ledger", "failed", f"{name}: {problem.message} ({problem.reason})", mend)
         return
     try:
@@ -204,36 +205,36 @@ async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
         yield Finding("ledger", "ok", f"{name}, writable, {sum(backlog.counts.values())} order(s) open")
         if waiting := backlog.counts.get(State.MANUAL, 0):
             yield Finding(
-                "ledger", "warning", f"{waiting} order(s) need a person", "`promotions-mapper ledger list` says which."
+                "ledger", "warning", f"{waiting} order(s) need you", "`promotions-mapper ledger list` lists them."
             )
     except LedgerUnavailable as problem:
-        yield Finding("ledger", "failed", f"{name}: {problem.reason}", "Look at its disk or server.")
+        yield Finding("ledger", "failed", f"{name}: {problem.reason}", "Check its disk or server.")
     finally:
         await ledger.close()
 
 
-def _place(url: str) -> Iterator[Finding]:
-    """What a SQLite file lies on. Linux alone tells."""
+def _file_system(url: str) -> Iterator[Finding]:
+    """Checks the file system of a SQLite ledger, on Linux only."""
     if not url.startswith("sqlite:///") or not MOUNTS.is_file():
         return
     path = Path(url.removeprefix("sqlite:///")).resolve()
     kinds = {Path(where): kind for _, where, kind, *_ in map(str.split, MOUNTS.read_text("utf-8").splitlines())}
     kind = next((kinds[folder] for folder in path.parents if folder in kinds), "")
     if kind in LOST:
-        text = f"sqlite: {path} lies on {kind}, which ends with the container or the machine, and the orders with it"
+        text = f"sqlite: {path} is on {kind}, which is lost with the container or machine, and the orders with it"
         yield Finding("ledger", "warning", text, "Name a file on a volume in MAPPER_LEDGER_URL, or use PostgreSQL.")
     elif kind in SHARED:
-        text = f"sqlite: {path} lies on {kind}, whose locks do not keep processes apart"
+        text = f"sqlite: {path} is on {kind}, whose locks do not keep processes apart"
         yield Finding("ledger", "failed", text, "Name a file on a local disk in MAPPER_LEDGER_URL, or use PostgreSQL.")
 
 
-def _can_be_made(url: str) -> bool:
-    """Whether a SQLite file that is not there can be made: PostgreSQL is never missing."""
+def _can_be_created(url: str) -> bool:
+    """Whether the file of a missing SQLite ledger can be created."""
     return os.access(Path(url.removeprefix("sqlite:///")).resolve().parent, os.W_OK)
 
 
 class _Probe:
-    """Asks the engine with carts that redeem nothing, and notes how long it took and what its clock says."""
+    """Sends the engine carts that redeem nothing, and notes the time it takes and the skew of its clock."""
 
     def __init__(self, configured: Settings) -> None:
         self._configured = configured
@@ -255,7 +256,7 @@ class _Probe:
                 self.skew_s = None
 
     async def ask(self, currency: str, **body: Any) -> Problem | None:
-        """What is wrong; None where the engine answers."""
+        """Returns the problem with a cart, or None if the engine answers."""
         problem = await self._ask(currency, body)
         if problem is None and not self._answers:
             self._codes = (CODE,)
@@ -298,7 +299,7 @@ async def _account(configured: Settings, probe: _Probe, account: str) -> AsyncIt
         yield Finding(name, "failed", problem.message, _mend(problem, configured.adapter.name))
         return
     state: Literal["ok", "warning"] = "ok" if probe.took_s < SLOW_S else "warning"
-    mend = "" if state == "ok" else "Choose a deployment of the engine that is closer, or ask its support."
+    mend = "" if state == "ok" else "Choose a closer deployment of the engine, or ask its support."
     yield Finding(name, state, f"answers, and accepts the key; {probe.took_s * 1000:.0f} ms", mend)
     for what, pointer, of_line in _pointers(configured):
         value = {"line": _at(pointer, "1")} if of_line else _at(pointer, "1")
@@ -317,18 +318,18 @@ async def _products(configured: Settings, client: Transport) -> AsyncIterator[Fi
         await source_of(configured.products, client).read(["doctor"])
     except (OSError, ValueError) as error:
         text = f"the file cannot be used: {error}"
-        yield Finding("product data", "failed", text, "Mend the file that MAPPER_PRODUCT_DATA names.")
+        yield Finding("product data", "failed", text, "Correct the file of MAPPER_PRODUCT_DATA.")
     except SourceFailed as failure:
-        settings_to_look_at = "NACELLE_STOREFRONT_URL, NACELLE_STOREFRONT_TOKEN and the space's id, NOMS_SPACE_ID"
         text = f"Nacelle's Storefront API gives none: {failure.reason}"
-        yield Finding("product data", "failed", text, f"Look at {settings_to_look_at}.")
+        mend = "Check NACELLE_STOREFRONT_URL, NACELLE_STOREFRONT_TOKEN and the space's id, NOMS_SPACE_ID."
+        yield Finding("product data", "failed", text, mend)
     else:
         source = "the file can be read" if configured.products.file else "Nacelle's Storefront API answers"
         yield Finding("product data", "ok", source)
 
 
 async def _noms(client: Transport) -> AsyncIterator[Finding]:
-    """Order ingestion, where it is set up. Its token is not tried: whatever asks for one creates an order."""
+    """Checks order ingestion, if it is configured. Its token is not tried: any request with it creates an order."""
     if not any(os.environ.get(name) for name in ("NOMS_TOKEN", "NOMS_TOKEN_FILE", "MAPPER_INGEST_TOKEN")):
         return
     try:
@@ -336,21 +337,21 @@ async def _noms(client: Transport) -> AsyncIterator[Finding]:
     except settings.InvalidSettings as error:
         for name, expected in error.problems:
             yield Finding(
-                name, "failed", expected, "Set it so, or take NOMS_TOKEN out: order ingestion needs all of them."
+                name, "failed", expected, "Correct it, or unset NOMS_TOKEN: order ingestion needs all of them."
             )
         return
     try:
         reply = await client.send("GET", given.base_url, (), b"", REACH_S, MAX_REACH_BYTES)
     except (NotSent, Unknown) as failure:
         text = f"NOMS cannot be reached: {failure.reason}"
-        yield Finding("order ingestion", "failed", text, "Look at NOMS_BASE_URL, and at the network.")
+        yield Finding("order ingestion", "failed", text, "Check NOMS_BASE_URL and the network.")
     else:
         text = f"NOMS answers ({reply.status}); the token is not tried, since that would create an order"
         yield Finding("order ingestion", "ok", text)
 
 
 def _pointers(configured: Settings) -> Iterator[tuple[str, str, bool]]:
-    """The configured costs, attributes and metadata: (setting and name, pointer, whether it points into a line)."""
+    """Yields the configured costs, attributes and metadata: setting and name, pointer, whether it is of a line."""
     prefix = configured.adapter.name.upper()
     for option in configured.adapter.options:
         if option.kind != "map":
@@ -362,7 +363,7 @@ def _pointers(configured: Settings) -> Iterator[tuple[str, str, bool]]:
 
 
 def _at(pointer: str, value: str) -> dict[str, Any]:
-    """An object in which the pointer finds the value."""
+    """Returns an object with the value at the pointer."""
     found: Any = value
     for token in reversed(pointer.strip("/").split("/")):
         found = [found] if token in ("0", "*") else {token.replace("~1", "/").replace("~0", "~"): found}
@@ -375,20 +376,20 @@ def _mend(problem: Problem, engine: str) -> str:
         return mend.format(prefix=prefix, base_url=f"{prefix}_BASE_URL")
     if isinstance(problem, EngineUnavailable):
         proxies = ", ".join(name for name in sorted(os.environ) if name.lower() in ("all_proxy", "https_proxy"))
-        unused = f" {proxies} is not used: the engine is asked directly." if proxies else ""
-        return f"Look at the address in {prefix}_BASE_URL, at the network and at the engine's status page.{unused}"
+        unused = f" {proxies} is not used: requests go to the engine directly." if proxies else ""
+        return f"Check the address in {prefix}_BASE_URL, the network and the engine's status page.{unused}"
     if isinstance(problem, EngineRejected):
-        return f"Look at the key, the address and the names in the settings {prefix}_…"
-    return "The log of the service says more."
+        return f"Check the key, the address and the names in the settings {prefix}_…"
+    return "See the log of the service."
 
 
 def _show(findings: list[Finding], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=1))
         return
-    table = Table("", "what", "found, and what to do", show_header=False, box=None, padding=(0, 1))
+    table = Table("", "check", "finding, and what to do", show_header=False, box=None, padding=(0, 1))
     for column in table.columns:
-        column.overflow = "fold"  # the name of a setting is worth nothing in part
+        column.overflow = "fold"  # never cut the name of a setting
     for finding in findings:
         mend = f"\n[bold]→ {finding.mend}[/]" if finding.mend else ""
         table.add_row(SIGNS[finding.state], finding.check, finding.text.replace("[", r"\[") + mend)

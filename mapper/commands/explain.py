@@ -1,16 +1,15 @@
-"""`promotions-mapper explain FILE`: what a checkout earns, and why."""
+"""`promotions-mapper explain FILE`: shows which discounts a checkout gets, and why."""
 
 import argparse
 import asyncio
 import json
 import os
-import sys
 
 from rich.console import Console
 from rich.table import Table
 
 from mapper import settings
-from mapper.commands import read_input
+from mapper.commands import fail, read_input
 from mapper.domain.errors import InvalidRequest
 from mapper.engine import clients
 from mapper.explain import Explanation, Step, explain
@@ -18,33 +17,30 @@ from mapper.settings import Settings
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command to the program's."""
-    parser = commands.add_parser("explain", help="what a checkout or an order earns, effect by effect, and why")
+    parser = commands.add_parser("explain", help="show which discounts a checkout or an order gets, and why")
     parser.add_argument(
-        "file", metavar="FILE", help="a checkout, an order, our answer to one, or a record; - for standard input"
+        "file", metavar="FILE", help="a checkout, an order, an answer to one, or a record; - for standard input"
     )
-    parser.add_argument("--exchange", action="store_true", help="show also what was sent to the engine and came back")
+    parser.add_argument("--exchange", action="store_true", help="show the engine's requests and replies, too")
     parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Exit code 0: explained; 1: the engine did not answer, or the body cannot be read; 2: wrong settings or file."""
+    """Returns 0 if it is explained, 1 if the engine fails or the body is invalid, 2 for wrong settings or files."""
     configured = settings.load(os.environ)
     try:
         body = read_input(chosen.file)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return fail(f"{error.filename}: {error.strerror}", 2)
     try:
-        told = asyncio.run(_ask(configured, body))
+        explanation = asyncio.run(_explain(configured, body))
     except InvalidRequest as problem:
-        print(f"{problem.details['pointer'] or '/'}: {problem.message}", file=sys.stderr)
-        return 1
-    show(told, Console(), exchange=chosen.exchange)
-    return 1 if told.problem or not told.adds_up else 0
+        return fail(f"{problem.details['pointer'] or '/'}: {problem.message}")
+    show(explanation, Console(), exchange=chosen.exchange)
+    return 1 if explanation.problem or not explanation.adds_up else 0
 
 
-async def _ask(configured: Settings, body: bytes) -> Explanation:
+async def _explain(configured: Settings, body: bytes) -> Explanation:
     transport = clients.create(configured.http_client, connections=2)
     try:
         return await explain(configured, transport, body)
@@ -52,48 +48,53 @@ async def _ask(configured: Settings, body: bytes) -> Explanation:
         await transport.aclose()
 
 
-def show(told: Explanation, console: Console, *, exchange: bool = False) -> None:
-    times = ", ".join(f"{step} {ms:.1f} ms" for step, ms in told.ms.items()) or "as recorded"
-    console.print(f"{told.engine}, session {told.session!r}, {told.currency or 'no currency'}; {times}", markup=False)
-    if told.problem:
-        console.print(f"There is no outcome: {told.problem}", style="red", markup=False)
+def show(explanation: Explanation, console: Console, *, exchange: bool = False) -> None:
+    times = ", ".join(f"{step} {ms:.1f} ms" for step, ms in explanation.ms.items()) or "as recorded"
+    console.print(
+        f"{explanation.engine}, session {explanation.session!r}, {explanation.currency or 'no currency'}; {times}",
+        markup=False,
+    )
+    if explanation.problem:
+        console.print(f"The engine gave no outcome: {explanation.problem}", style="red", markup=False)
         return
     table = Table("line", "quantity", "price", "amount", box=None, pad_edge=False)
     for name in ("quantity", "price", "amount"):
         next(column for column in table.columns if column.header == name).justify = "right"
-    for line in told.lines:
-        table.add_row(line.name, str(line.quantity), told.text(line.list_price), told.text(line.gross))
+    for line in explanation.lines:
+        table.add_row(line.name, str(line.quantity), explanation.text(line.list_price), explanation.text(line.gross))
         for step in line.steps:
-            table.add_row(f"  {_named(told, step)}", "", "", f"-{told.text(step.taken)}")
+            table.add_row(f"  {_named(explanation, step)}", "", "", f"-{explanation.text(step.taken)}")
         if line.steps:
-            table.add_row("  [bold]net[/]", "", told.text(line.unit_price), f"[bold]{told.text(line.net)}[/]")
-    for step in told.root:
-        table.add_row(f"order: {_named(told, step)}", "", "", f"-{told.text(step.taken)}")
-    table.add_row("[bold]discounts in all[/]", "", "", f"[bold]-{told.text(told.total)}[/]")
+            table.add_row(
+                "  [bold]net[/]", "", explanation.text(line.unit_price), f"[bold]{explanation.text(line.net)}[/]"
+            )
+    for step in explanation.root:
+        table.add_row(f"order: {_named(explanation, step)}", "", "", f"-{explanation.text(step.taken)}")
+    table.add_row("[bold]all discounts[/]", "", "", f"[bold]-{explanation.text(explanation.total)}[/]")
     console.print(table)
-    if told.clamped:
-        console.print(f"{told.text(told.clamped)} was granted beyond what the things cost, and is not taken off.")
-    for one in told.rejected:
+    if explanation.clamped:
+        console.print(f"{explanation.text(explanation.clamped)} exceeds the prices, and is not taken off.")
+    for one in explanation.rejected:
         console.print(
             f"{one.code}: {one.reason.message} ({one.reason}; the engine says {one.engine_reason})", markup=False
         )
-    for hint in told.diagnostics:
+    for hint in explanation.diagnostics:
         console.print(f"{hint.code + ': ' if hint.code else ''}{hint.text}", markup=False)
-    for notice in told.notices:
+    for notice in explanation.notices:
         console.print(f"notice {notice.type}: {notice.text}", style="dim", markup=False)
-    for call in told.exchanges:
+    for call in explanation.exchanges:
         console.print(
             f"{call.operation}: {call.method} {call.path} -> {call.status}, {call.ms:.0f} ms", style="dim", markup=False
         )
         if exchange:
-            console.print_json(json.dumps({"sent": call.request, "came back": call.reply}))
-    if not told.adds_up:
+            console.print_json(json.dumps({"request": call.request, "reply": call.reply}))
+    if not explanation.adds_up:
         console.print(
-            "The parts do not add up to the total: this is a fault of the mapper. Please report it.", style="red"
+            "The discounts do not add up to the total. This is a fault of the mapper; please report it.", style="red"
         )
 
 
-def _named(told: Explanation, step: Step) -> str:
-    cut = f", granted {told.text(step.granted)}" if step.granted != step.taken else ""
+def _named(explanation: Explanation, step: Step) -> str:
+    cut = f", granted {explanation.text(step.granted)}" if step.granted != step.taken else ""
     code = f", code {step.code}" if step.code else ""
     return f"{step.name} ({step.effect_type}{code}{cut})".replace("[", r"\[")

@@ -1,9 +1,8 @@
-"""`promotions-mapper ingest`: validated checkouts with their payments become orders at Nacelle."""
+"""`promotions-mapper ingest`: creates orders at Nacelle from validated checkouts with their payments."""
 
 import argparse
 import asyncio
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rich.progress import track
 from rich.table import Table
 
 from mapper import settings
-from mapper.commands import read_input
+from mapper.commands import fail, read_input
 from mapper.engine import clients
 from mapper.nacelle.check import NotAnOrder
 from mapper.nacelle.database import DatabaseUnavailable
@@ -22,21 +21,20 @@ from mapper.nacelle.noms import Noms
 
 WORDS = {
     "created": "created",
-    "refused": "refused by Nacelle: mend the order or the token, then ingest it again",
+    "refused": "refused by Nacelle: correct the order or the token, then ingest it again",
     "not_sent": "not sent; nothing was created: ingest it again",
     "unknown": "UNKNOWN: it may have been created; look it up at Nacelle, then settle it (--settle KEY=created|absent)",
-    "other_content": "another order came under this id; nothing was sent",
+    "other_content": "not sent: another order has this id",
 }
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command to the program's."""
     parser = commands.add_parser("ingest", help="create orders at Nacelle from validated checkouts with their payments")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("path", nargs="?", metavar="FILE", help="a file, a folder of *.json, or - for standard input")
-    what.add_argument("--open", action="store_true", help="list the orders that are not created")
+    what.add_argument("--open", action="store_true", help="list the orders that are not created yet")
     what.add_argument(
-        "--settle", metavar="KEY=created|absent", type=_settled, help="say what became of an unknown order"
+        "--settle", metavar="KEY=created|absent", type=_settled, help="record the outcome of an unknown order"
     )
     parser.set_defaults(run=run)
 
@@ -49,22 +47,20 @@ def _settled(text: str) -> tuple[str, bool]:
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Exit code 0: all created; 1: some are not; 2: wrong settings or arguments."""
-    given = settings.load_ingest(os.environ)
+    """Returns 0 if all orders are created, 1 if some are not, 2 for wrong settings or arguments."""
+    configured = settings.load_ingest(os.environ)
     try:
         bodies = [] if chosen.open or chosen.settle else _bodies(chosen.path)
     except OSError as error:
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        return fail(f"{error.filename}: {error.strerror}", 2)
     try:
-        return asyncio.run(_run(chosen, given, bodies))
+        return asyncio.run(_run(chosen, configured, bodies))
     except DatabaseUnavailable as error:
-        print(f"The journal cannot be used: {error}. MAPPER_LEDGER_URL says where it is.", file=sys.stderr)
-        return 1
+        return fail(f"The journal in the database of MAPPER_LEDGER_URL cannot be used: {error}.")
 
 
 Bodies = list[tuple[str, Callable[[], bytes]]]
-"""How to read each body, with the name to tell it by."""
+"""The name of each body, and the function that reads it."""
 
 
 def _bodies(path: str) -> Bodies:
@@ -76,28 +72,27 @@ def _bodies(path: str) -> Bodies:
     return [(file.name, file.read_bytes) for file in files]
 
 
-async def _run(chosen: argparse.Namespace, given: settings.IngestSettings, bodies: Bodies) -> int:
-    journal = await open_journal(given.ledger_url)
-    transport = clients.create(given.http_client, connections=4)
+async def _run(chosen: argparse.Namespace, configured: settings.IngestSettings, bodies: Bodies) -> int:
+    journal = await open_journal(configured.ledger_url)
+    transport = clients.create(configured.http_client, connections=4)
     try:
         if chosen.settle:
             key, created = chosen.settle
-            if not await journal.settle(given.space, key, created=created):
-                print(f"There is no order {key!r} whose outcome is unknown.", file=sys.stderr)
-                return 1
+            if not await journal.settle(configured.space, key, created=created):
+                return fail(f"There is no order {key!r} whose outcome is unknown.")
             print(f"{key}: {'created' if created else 'not created; it may be ingested again'}.")
             return 0
         if chosen.open:
-            return _listed([(entry.key, entry.state, entry.reason) for entry in await journal.not_created()])
-        noms = Noms(given.base_url, given.authorization, given.space, transport)
-        return await _ingest(Ingestion(noms, journal, given.default_currency), bodies)
+            return _print_open([(entry.key, entry.state, entry.reason) for entry in await journal.not_created()])
+        noms = Noms(configured.base_url, configured.authorization, configured.space, transport)
+        return await _ingest(Ingestion(noms, journal, configured.default_currency), bodies)
     finally:
         await transport.aclose()
         await journal.close()
 
 
 async def _ingest(ingestion: Ingestion, bodies: Bodies) -> int:
-    """One after the other: Nacelle limits the rate, and documents no figure."""
+    """Ingests one order after the other: Nacelle limits the rate, but does not document the limit."""
     console = Console(stderr=True)
     failed = 0
     for name, read in track(bodies, "Ingesting", console=console, transient=True, disable=len(bodies) < 2):
@@ -128,7 +123,7 @@ def _sentence(done: Ingested) -> str:
     return f"order {done.key} {WORDS[done.state]}{again}{reason}"
 
 
-def _listed(rows: list[tuple[str, str, str]]) -> int:
+def _print_open(rows: list[tuple[str, str, str]]) -> int:
     if not rows:
         print("Every order that was ingested is created.")
         return 0

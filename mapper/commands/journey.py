@@ -1,10 +1,9 @@
-"""A shopper's whole journey through Nacelle, with one engine: the story that the demo tells and the tests check.
+"""A shopper's calls through Nacelle, with one engine, as the demo shows them and the tests check them.
 
 A cart is validated, changed and validated again; a code is refused; the engine is down; a payment is cancelled; the
-order is paid, and delivered twice. A second order meets an engine that is down and then loses its answer. At last the
-first order is cancelled. `World` runs what it takes on this machine; `Journey.tell` raises `NotAsItShouldBe` where an
-answer is wrong, and ends with what must hold in any case: the shopper paid what was shown, and each code is redeemed
-once or not at all, by the sandbox's own books.
+order is paid and delivered twice. A second order meets an engine that is down, and then one whose reply is lost. At
+last the first order is cancelled. `World` runs the services on this machine. `Journey.run` raises `Unexpected` for a
+wrong answer. Its last steps check that the shopper paid what was shown, and that each code is redeemed at most once.
 """
 
 import json
@@ -26,7 +25,7 @@ from mapper.sandbox import host as sandbox
 
 Json = dict[str, Any]
 
-# The checkout of Nacelle's page on the promotions mapper, with the shipping that its answer is about.
+# The checkout of Nacelle's page on the promotions mapper, with the shipping that its answer names.
 CHECKOUT: Final[Json] = {
     "id": "1001",
     "currency": "USD",
@@ -57,7 +56,7 @@ ANOTHER_ADDRESS: Final = "203.0.113.7"
 
 @dataclass(frozen=True)
 class Connection:
-    """How the service is told about an engine's sandbox (`{url}`: where that listens), and which request redeems."""
+    """The settings that connect the service to an engine's sandbox at `{url}`, and the request that redeems."""
 
     settings: Mapping[str, str]
     redeems: str
@@ -84,8 +83,8 @@ ENGINES: Final[dict[str, Connection]] = {
 }
 
 
-class NotAsItShouldBe(Exception):
-    """An answer, or the books, are not what they should be."""
+class Unexpected(Exception):
+    """An answer, or the sandbox's state, is not as expected."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Step:
-    """What happened and what it shows, in words that are the same for each engine; what came of it with this one."""
+    """One step. `title` and `shows` are the same for each engine; `result` is of this one."""
 
     title: str
     result: str
@@ -112,7 +111,7 @@ class World(AbstractContextManager["World"]):
     """The sandbox, and a service in front of each engine, on free ports of this machine."""
 
     def __init__(self, ledgers: Mapping[str, str]) -> None:
-        """`ledgers`: `MAPPER_LEDGER_URL` for each engine that takes part."""
+        """`ledgers`: `MAPPER_LEDGER_URL` by engine."""
         self.engines = [name for name in ENGINES if name in known(SANDBOXES) and name in ledgers]
         self.secret, self.cancel_secret = secrets.token_hex(16), secrets.token_hex(16)
         self.services: dict[str, str] = {}
@@ -121,7 +120,7 @@ class World(AbstractContextManager["World"]):
         self._running = ExitStack()
 
     def environment(self, engine: str) -> dict[str, str]:
-        """The service's settings."""
+        """Returns the settings of an engine's service."""
         own = {name: value.format(url=self.url) for name, value in ENGINES[engine].settings.items()}
         return own | {
             "MAPPER_ENGINE": engine,
@@ -149,7 +148,7 @@ class World(AbstractContextManager["World"]):
         self._running.close()
 
     def connect(self, **given: object) -> None:
-        """Tells Nacelle's sandbox which mapper each space has; `given`: further options of the spaces."""
+        """Connects Nacelle's sandbox to the mapper of each space. `given`: further options of the spaces."""
         spaces = {
             space_of(engine): {"mapper_url": url, "secret": self.secret, **given}
             for engine, url in self.services.items()
@@ -168,18 +167,18 @@ class Journey:
     world: World
     engine: str
     shown: dict[str, int] = field(default_factory=dict)
-    """What each order costs, as the shopper saw it last; in cents, by order id."""
+    """The cost of each order as last shown to the shopper, in cents, by order id."""
     before: Json = field(default_factory=dict)
-    """The first order's cart as the shop has it, at list prices."""
+    """The first order's cart at list prices."""
     after: Json = field(default_factory=dict)
-    """The same as it came back when it was validated last."""
+    """The first order's cart as last validated."""
     token: str = ""
     second: Json = field(default_factory=dict)
-    """The second order's cart, validated."""
+    """The second order's validated cart."""
     _exchanges: list[Exchange] = field(default_factory=list)
 
-    def tell(self) -> Iterator[Step]:
-        """The story, step by step. Raises `NotAsItShouldBe`."""
+    def run(self) -> Iterator[Step]:
+        """Runs the steps one by one. Raises `Unexpected`."""
         yield self._step("A token from Nacelle", self._get_token(), "client credentials, as documented")
         yield self._step("Validate the cart", self._validate(), "signed, then asked of the engine")
         yield self._step("One more of it: validate", self._change(), "nothing is discounted twice")
@@ -193,7 +192,7 @@ class Journey:
         yield self._step("Paid is what was shown", self._paid_as_shown(), "in the orders that Nacelle stored")
         yield self._step("Codes, by the books", self._redeemed_once(), f"{CODE}, {SINGLE}, {REFUSED}")
 
-    # -- The steps: each returns in a few words what came of it --------------------------------------------------------
+    # -- The steps: each returns its result in a few words -------------------------------------------------------------
 
     def _get_token(self) -> str:
         given = {
@@ -216,7 +215,7 @@ class Journey:
         return f"{_text(cost(self.before))} to {_text(cost(self.after))}"
 
     def _change(self) -> str:
-        """The cart as it came back, reduced price and all, with one more of the item."""
+        """Sends the validated cart, with its reduced prices, with one more of the item."""
         changed = {**self.after, "items": [{**self.after["items"][0], "quantity": 2}]}
         self.before = {**CHECKOUT, "items": [{**CHECKOUT["items"][0], "quantity": 2}]}
         self.after = self._validated(changed)
@@ -243,7 +242,7 @@ class Journey:
         answer = self._nacelle("api/v1/checkout/validate", self.after)
         self._break([])
         _expect(answer, 422)
-        _must(answer.answer["error"]["category"] == "engine_unavailable", "an outage is told as something else")
+        _must(answer.answer["error"]["category"] == "engine_unavailable", "an outage has another category")
         return str(answer.answer["error"]["category"])
 
     def _unpaid(self) -> str:
@@ -278,7 +277,7 @@ class Journey:
         return str(answer.answer["error"]["category"])
 
     def _order_again(self) -> str:
-        """The engine redeems, and its answer is lost on the way: it is asked what happened."""
+        """The engine redeems, but its reply is lost: the service asks it what happened."""
         redeems = ENGINES[self.engine].redeems
         self._break([{"name": "close_after", "engine": self.engine, "operation": redeems, "count": 1}])
         answer = self._nacelle("api/v1/multiorders", self._order(self.second))
@@ -288,7 +287,7 @@ class Journey:
         return "redeemed once"
 
     def _cancel(self) -> str:
-        """The merchant cancels the first order, twice, and Nacelle's copy of it comes once more."""
+        """The merchant cancels the first order twice, then Nacelle sends it once more."""
         self._mapper("cancel", {"cancel": {"id": "1001"}}, self.world.cancel_secret)
         answer = self._mapper("cancel", {"cancel": {"id": "1001"}}, self.world.cancel_secret)
         _expect(answer, 200)
@@ -303,12 +302,12 @@ class Journey:
         return ", ".join(_text(amount) for amount in paid.values())
 
     def _redeemed_once(self) -> str:
-        """The first order was cancelled: its code is redeemed no longer."""
+        """The first order was cancelled, so that its code is not redeemed any more."""
         used = {code: self._redeemed(code) for code in (CODE, SINGLE, REFUSED)}
         _must(used == {CODE: 0, SINGLE: 1, REFUSED: 0}, f"the engine's books say {used}")
         return ", ".join(f"{code.partition('-')[0]} {used[code]}" for code in (CODE, SINGLE))
 
-    # -- What the steps are made of ------------------------------------------------------------------------------------
+    # -- Parts of the steps --------------------------------------------------------------------------------------------
 
     def _step(self, title: str, result: str, shows: str) -> Step:
         exchanges, self._exchanges = tuple(self._exchanges), []
@@ -320,13 +319,13 @@ class Journey:
         return dict(answer.answer)
 
     def _order(self, checkout: Json) -> Json:
-        """The paid order of a validated checkout, in the names of Nacelle's consume call."""
+        """Returns the paid order of a validated checkout, as Nacelle sends it to consume."""
         paid = {"checkout": checkout, "payments": [{"id": f"pay-{checkout['id']}", "amount": _text(cost(checkout))}]}
         order: Json = json.loads(order_of(json.dumps(paid).encode()).body)
         return order
 
     def _orders(self) -> list[Json]:
-        """Those that Nacelle has stored for this engine's space."""
+        """Returns the orders that Nacelle has stored for this engine's space."""
         return [order for order in self._books("nacelle")["orders"] if order["space"] == space_of(self.engine)]
 
     def _redeemed(self, code: str) -> int:
@@ -340,29 +339,27 @@ class Journey:
 
     def _nacelle(self, path: str, body: Json) -> Exchange:
         headers = {"authorization": f"Bearer {self.token}", "x-nacelle-space-id": space_of(self.engine)}
-        return self._keep(_send(f"{self.world.url}/nacelle/{path}", body, headers))
+        return self._record(_send(f"{self.world.url}/nacelle/{path}", body, headers))
 
     def _mapper(self, operation: str, body: Json, secret: str) -> Exchange:
-        """Past Nacelle, signed with one of the mapper's own secrets."""
+        """Calls the mapper directly, signed with one of its secrets."""
         data = json.dumps(body).encode()
         headers = {signature.SIGNATURE.decode(): signature.sign(data, secret.encode())}
         headers[signature.SPACE.decode()] = space_of(self.engine)
-        return self._keep(_send(f"{self.world.services[self.engine]}/promotions/{operation}", data, headers))
+        return self._record(_send(f"{self.world.services[self.engine]}/promotions/{operation}", data, headers))
 
-    def _keep(self, exchange: Exchange) -> Exchange:
+    def _record(self, exchange: Exchange) -> Exchange:
         self._exchanges.append(exchange)
         return exchange
 
 
 def space_of(engine: str) -> str:
-    """The space of Nacelle that is connected to the service in front of an engine."""
+    """Returns the Nacelle space that is connected to an engine's service."""
     return f"shop-{engine.replace('_', '-')}"
 
 
 def cost(document: Json) -> int:
-    """What a checkout or order costs with its shipping, in cents, from what stands in it: prices of units as they are
-    now, less the discounts at the root.
-    """
+    """Returns what a checkout or order costs in cents: lines and shipping, less the discounts at the root."""
     lines = document.get("items") or document.get("order_items") or []
     goods = sum(int(line["quantity"]) * cents(line.get("price") or line["price_amount"]) for line in lines)
     listed: list[Json] = next((document[key] for key in ("applied_discounts", "discounts") if key in document), [])
@@ -383,9 +380,9 @@ def _without_receipt(checkout: Json) -> Json:
     return copy
 
 
-def _must(true: bool, otherwise: str) -> None:
-    if not true:
-        raise NotAsItShouldBe(otherwise)
+def _must(expected: bool, otherwise: str) -> None:
+    if not expected:
+        raise Unexpected(otherwise)
 
 
 def _expect(exchange: Exchange, status: int) -> None:
@@ -396,7 +393,7 @@ _OPENER: Final = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def _send(url: str, body: object, headers: Mapping[str, str]) -> Exchange:
-    """POSTs a body (bytes as they are, anything else as JSON); GETs where there is none."""
+    """POSTs a body (bytes unchanged, anything else as JSON), or GETs without one."""
     data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"content-type": "application/json", **headers})  # noqa: S310 - our own
     try:

@@ -1,85 +1,87 @@
-"""`promotions-mapper ledger`: what became of an order, for the merchant at 2 a.m., and what can be done about it."""
+"""`promotions-mapper ledger`: shows what became of an order, and what the operator can do about it."""
 
 import argparse
 import asyncio
 import os
+import shlex
 import sqlite3
-import sys
 import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mapper import settings
-from mapper.commands import whole_number
+from mapper.commands import fail, whole_number
 from mapper.domain.errors import Problem
 from mapper.orders.ledger import Ledger, open_ledger
 from mapper.orders.rows import OPEN, Row, State, WrongMove
 
-# What a state means, and what is to be done about it.
 MEANING: dict[State, tuple[str, str]] = {
-    State.INTENT: ("in progress", "A process is at it, or was when it ended; it is taken up again by itself."),
+    State.INTENT: ("in progress", "A process works on it, or has crashed; the service continues by itself."),
     State.RETRYABLE: (
         "waiting for the caller",
         (
             "The engine has certainly not redeemed it. It is redeemed when the same id comes again, with any content;"
-            " with MAPPER_AFTER_FAILURE=redeem_later, also by itself."
+            " with MAPPER_AFTER_FAILURE=redeem_later, also without a caller."
         ),
     ),
-    State.UNKNOWN: ("being looked up", "Sent, but no answer came back; the engine is asked again by itself."),
+    State.UNKNOWN: ("being looked up", "It was sent, but no reply came back; the service asks the engine by itself."),
     State.MANUAL: (
         "NEEDS YOU",
         (
-            "The engine could not say for a day what became of this order. Look its session up in the engine's own"
-            " console. If it is redeemed there: `ledger settle KEY redeemed`. If it is not: `settle KEY refused`, or"
-            " `cancelled` where it was to be. If the engine works again: `ledger retry KEY` has it asked once more."
+            "The engine could not say for a day what became of this order. Look up its session in the engine's"
+            " console. If it is redeemed there: `ledger settle KEY redeemed`. If not: `ledger settle KEY refused`, or"
+            " `cancelled` if it was being cancelled. If the engine works again: `ledger retry KEY` asks it once more."
         ),
     ),
     State.DONE: ("redeemed", "Nothing to do: the same order, sent again, gets the same answer."),
-    State.REJECTED: ("refused", "Nothing was redeemed: the same id, sent again, is checked anew."),
-    State.REPAIRED: ("redeemed, repaired", "It had been redeemed twice; all but the first were rolled back."),
-    State.CANCELLING: ("being cancelled", "The engine is asked to take it back until it has; by itself."),
-    State.CANCELLED: ("cancelled", "Nothing of it stands in the engine. The same id, sent again, is refused."),
+    State.REJECTED: ("refused", "Nothing is redeemed: the same id, sent again, is checked again."),
+    State.REPAIRED: ("redeemed, repaired", "It was redeemed twice; all but the first redemption were rolled back."),
+    State.CANCELLING: ("being cancelled", "The service undoes the redemption in the engine by itself."),
+    State.CANCELLED: ("cancelled", "Nothing of it is redeemed in the engine. The same id, sent again, is refused."),
 }
+"""By state: a word for it, and what the operator can do."""
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command to the program's."""
-    parser = commands.add_parser("ledger", help="look into the ledger of consumed orders; settle what needs a person")
+    parser = commands.add_parser("ledger", help="show the ledger of consumed orders; settle those that need you")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    listing = verbs.add_parser("list", help="the orders that are not finished; --all lists every one")
-    listing.add_argument("--all", action="store_true", help="finished ones, too")
-    listing.add_argument("--state", choices=[state.value for state in State], help="only those in this state")
-    listing.add_argument("--waiting", action="store_true", help="only those that wait for their caller")
-    listing.add_argument("--unconfirmed", action="store_true", help="those redeemed of which no caller was ever told")
+    listing = verbs.add_parser("list", help="list the orders that are not finished")
+    listing.add_argument("--all", action="store_true", help="list finished orders, too")
+    listing.add_argument("--state", choices=[state.value for state in State], help="list the orders in this state")
+    listing.add_argument("--waiting", action="store_true", help="list the orders that wait for their caller")
+    listing.add_argument(
+        "--unconfirmed", action="store_true", help="list the redeemed orders whose answer no caller received"
+    )
     listing.add_argument(
         "--limit",
         type=whole_number("a limit is", 1, 1_000_000),
         default=50,
-        help="how many at the most (default: %(default)s)",
+        help="how many at most (default: %(default)s)",
     )
     listing.set_defaults(act=_list)
 
     for verb, act, text in (
-        ("show", _show, "all that is known of an order"),
-        ("retry", _retry, "have an order that needs you looked up in the engine once more, or one that is due now"),
-        ("settle", _settle, "say yourself what became of an order that needs you"),
-        ("forget", _forget, "erase the body of a finished order; what it takes to answer it the same stays"),
+        ("show", _show, "show all that is known of an order"),
+        ("retry", _retry, "look an order up in the engine once more"),
+        ("settle", _settle, "record what became of an order that needs you"),
+        ("forget", _forget, "erase the body of a finished order; it is still answered the same"),
     ):
         one = verbs.add_parser(verb, help=text)
         one.add_argument("key", metavar="KEY", help="the order's id")
-        one.add_argument("--space", help="the Nacelle space, where several use the same order ids")
+        one.add_argument("--space", help="the Nacelle space, if several have this order id")
+        one.add_argument("--engine", help="the engine, if several have redeemed this order id")
         one.set_defaults(act=act)
         if verb == "settle":
             outcomes = ["redeemed", "refused", "cancelled"]
-            one.add_argument("outcome", choices=outcomes, help="what the engine's own console says")
+            one.add_argument("outcome", choices=outcomes, help="what the engine's console shows")
 
     pruning = verbs.add_parser(
-        "prune", help="forget what is old: bodies after MAPPER_KEEP_BODIES_S, finished orders after 13 months"
+        "prune", help="erase what is old: bodies after MAPPER_KEEP_BODIES_S, finished orders after 13 months"
     )
     pruning.set_defaults(act=_prune)
-    backing_up = verbs.add_parser("backup", help="copy a SQLite ledger, also while it is in use")
+    backing_up = verbs.add_parser("backup", help="copy a SQLite ledger, even while it is in use")
     backing_up.add_argument("file", metavar="FILE", help="the copy; must not exist")
     parser.set_defaults(run=_run)
     backing_up.set_defaults(run=_backup)
@@ -94,11 +96,11 @@ async def _with_ledger(chosen: argparse.Namespace) -> int:
     try:
         ledger = await open_ledger(url, create=False)
     except Problem as problem:
-        return _fail(f"{problem.message} MAPPER_LEDGER_URL says where it is; reason: {problem.reason}.")
+        return fail(f"{problem.message} It is the one of MAPPER_LEDGER_URL; reason: {problem.reason}.")
     try:
         result: int = await chosen.act(ledger, chosen)
     except Problem as problem:
-        return _fail(f"{problem.message} Reason: {problem.reason}.")
+        return fail(f"{problem.message} Reason: {problem.reason}.")
     finally:
         await ledger.close()
     return result
@@ -113,29 +115,40 @@ def _url() -> str:
 
 
 def _file(url: str) -> Path | None:
-    """Where a SQLite ledger is; None for another."""
+    """Returns the path of a SQLite ledger, or None for another database."""
     return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
 
 
 async def _list(ledger: Ledger, chosen: argparse.Namespace) -> int:
-    found = await _found(ledger, chosen)
+    found = await _find(ledger, chosen)
     if not found:
         is_part = chosen.all or chosen.state or chosen.waiting or chosen.unconfirmed
         print("No such orders." if is_part else "Every order is finished.")
         return 0
-    lines = [("ORDER", "STATE", "CHANGED", "TRIES", "REASON")]
-    lines += [
-        (row.key.order, MEANING[row.state][0], _ago(row.updated_at), str(row.attempts), row.reason)
-        for row in found[: chosen.limit]
-    ]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    for line in lines:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    shown = found[: chosen.limit]
+    columns = {
+        "ORDER": [row.key.order for row in shown],
+        "SPACE": [row.key.space for row in shown],
+        "ENGINE": [row.key.engine for row in shown],
+        "STATE": [MEANING[row.state][0] for row in shown],
+        "CHANGED": [_ago(row.updated_at) for row in shown],
+        "TRIES": [str(row.attempts) for row in shown],
+        "REASON": [row.reason for row in shown],
+    }
+    for name in ("SPACE", "ENGINE"):
+        if len(set(columns[name])) == 1:
+            del columns[name]
+    padded = []
+    for name, cells in columns.items():
+        width = max(map(len, (name, *cells)))
+        padded.append([cell.ljust(width) for cell in (name, *cells)])
+    for line in zip(*padded, strict=True):
+        print("  ".join(line).rstrip())
     return 0
 
 
-async def _found(ledger: Ledger, chosen: argparse.Namespace) -> list[Row]:
-    """The rows that are asked for, the latest first."""
+async def _find(ledger: Ledger, chosen: argparse.Namespace) -> list[Row]:
+    """Returns the chosen rows, latest first."""
     if chosen.unconfirmed:
         return await ledger.unconfirmed(chosen.limit)
     if chosen.waiting:
@@ -155,19 +168,19 @@ async def _show(ledger: Ledger, chosen: argparse.Namespace) -> int:
     word, advice = MEANING[row.state]
     facts = [
         ("order", row.key.order),
-        ("space", row.key.space or "none named"),
+        ("space", row.key.space or "none"),
         ("engine", row.key.engine),
         ("session", row.session),
         ("state", f"{word} ({row.state.value})"),
         ("reason", row.reason or "none"),
-        ("first came", _time(row.created_at)),
+        ("received", _time(row.created_at)),
         ("changed", f"{_time(row.updated_at)}, {_ago(row.updated_at)} ago"),
         ("tries", str(row.attempts)),
         ("attempt", str(row.attempt)),
         ("look-ups", str(row.checks)),
         ("handle", row.handle or "none"),
         *([("redeemed as", row.passed_from)] if row.passed_from else []),
-        ("confirmed", _time(row.confirmed_at) if row.confirmed_at else "to nobody yet"),
+        ("confirmed", _time(row.confirmed_at) if row.confirmed_at else "not yet"),
         ("body", f"{len(row.order)} bytes" if row.order else "erased"),
     ]
     for name, value in facts:
@@ -186,10 +199,10 @@ async def _retry(ledger: Ledger, chosen: argparse.Namespace) -> int:
         case State.UNKNOWN | State.CANCELLING if row.lease_until <= (await ledger.moment()).now:
             await ledger.hurry(row)
         case State.UNKNOWN | State.CANCELLING | State.INTENT:
-            return _fail("A process is at this order just now; look again in a minute.")
+            return fail("A process is at this order just now; look again in a minute.")
         case _:
-            return _fail(f"The order is {MEANING[row.state][0]}. {MEANING[row.state][1]}")
-    print("The engine will be asked once more, by the service, within seconds.")
+            return fail(f"The order is {MEANING[row.state][0]}. {MEANING[row.state][1]}")
+    print("The service will ask the engine once more, within seconds.")
     return 0
 
 
@@ -198,7 +211,7 @@ async def _settle(ledger: Ledger, chosen: argparse.Namespace) -> int:
     if row is None:
         return 1
     if row.state is not State.MANUAL:
-        return _fail(f"The order is {MEANING[row.state][0]}. {MEANING[row.state][1]}")
+        return fail(f"The order is {MEANING[row.state][0]}. {MEANING[row.state][1]}")
     match chosen.outcome:
         case "redeemed":
             await ledger.redeemed(row, b"[]", "", "settled_by_hand", confirmed=False)
@@ -206,7 +219,7 @@ async def _settle(ledger: Ledger, chosen: argparse.Namespace) -> int:
             await ledger.rejected(row, "settled_by_hand")
         case _:
             await ledger.cancelled(row)
-    print(f"Settled as {chosen.outcome}. The same order, sent again, is answered accordingly.")
+    print(f"The order is settled as {chosen.outcome}. Sent again, it is answered accordingly.")
     return 0
 
 
@@ -217,8 +230,8 @@ async def _forget(ledger: Ledger, chosen: argparse.Namespace) -> int:
     try:
         await ledger.forget(row)
     except WrongMove:
-        return _fail(f"The order is {MEANING[row.state][0]}: its body is still needed. {MEANING[row.state][1]}")
-    again = "tried anew" if row.state in (State.RETRYABLE, State.REJECTED) else "answered the same"
+        return fail(f"The order is {MEANING[row.state][0]}: its body is still needed. {MEANING[row.state][1]}")
+    again = "tried again" if row.state in (State.RETRYABLE, State.REJECTED) else "answered the same"
     print(f"Its body is erased. The same order, sent again, is {again}.")
     return 0
 
@@ -236,41 +249,41 @@ async def _prune(ledger: Ledger, chosen: argparse.Namespace) -> int:
 
 
 def _backup(chosen: argparse.Namespace) -> int:
-    """A copy to go back to: the ledger is read as it is, whatever version of the service wrote it."""
+    """Copies the ledger's file as it is, whatever version of the service wrote it."""
     path, copy = _file(_url()), Path(chosen.file)
     if path is None:
-        return _fail("This ledger is a PostgreSQL database; copy it with pg_dump.")
+        return fail("This ledger is a PostgreSQL database; copy it with pg_dump.")
     if not path.is_file():
-        return _fail(f"There is no ledger at {path}. MAPPER_LEDGER_URL says where it is.")
+        return fail(f"There is no ledger at {path}, the path in MAPPER_LEDGER_URL.")
     try:
-        os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # orders are personal data
+        os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # orders hold personal data
     except OSError as error:
-        return _fail(f"{copy} cannot be made: {error.strerror}.")
+        return fail(f"{copy} cannot be created: {error.strerror}.")
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)
     except sqlite3.Error as error:
         copy.unlink()
-        return _fail(f"{path} cannot be copied: {error}.")
-    print(f"Copied to {copy}.")
+        return fail(f"{path} cannot be copied: {error}.")
+    print(f"The ledger is copied to {copy}.")
     return 0
 
 
 async def _row(ledger: Ledger, chosen: argparse.Namespace) -> Row | None:
-    found = [row for row in await ledger.find(order=chosen.key) if chosen.space in (None, row.key.space)]
+    """Returns the row of the chosen order; prints why if there is none, or several."""
+    found = [
+        row
+        for row in await ledger.find(order=chosen.key)
+        if chosen.space in (None, row.key.space) and chosen.engine in (None, row.key.engine)
+    ]
     if len(found) == 1:
         return found[0]
     if found:
-        spaces = ", ".join(sorted(row.key.space or "none" for row in found))
-        _fail(f"Several orders have this id; name the space: --space, one of {spaces}.")
+        options = sorted(f"--space {shlex.quote(row.key.space)} --engine {row.key.engine}" for row in found)
+        fail("Several orders have this id; name one of them: " + ", ".join(options) + ".")
     else:
-        _fail("The ledger has no order with this id.")
+        fail("The ledger has no order with this id.")
     return None
-
-
-def _fail(text: str) -> int:
-    print(text, file=sys.stderr)
-    return 1
 
 
 def _time(unix: float) -> str:

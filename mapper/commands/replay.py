@@ -1,4 +1,4 @@
-"""`promotions-mapper replay DIR`: which of the recorded carts would this version price differently?"""
+"""`promotions-mapper replay DIR`: finds the recorded carts that this version would price differently."""
 
 import argparse
 import json
@@ -14,18 +14,19 @@ from rich.progress import track
 from rich.table import Table
 
 from mapper import settings
+from mapper.commands import fail
 from mapper.recording import records
 from mapper.recording.records import Unusable
 from mapper.recording.replay import Finding, replay
 from mapper.settings import Rules
 
 MOST_SHOWN: Final = 20
-"""Differences of one cart on the terminal; `--json` has them all."""
+"""The limit for differences of one cart on the terminal; `--json` has all."""
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """One file: what differs, or why it cannot be used."""
+    """The result of one file: its differences, or why it cannot be used."""
 
     file: str
     id: str = ""
@@ -34,26 +35,24 @@ class Replayed:
 
 
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command to the program's."""
-    parser = commands.add_parser("replay", help="recorded calls through this version: which carts cost something else?")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the folder that MAPPER_RECORD named")
-    parser.add_argument("--json", action="store_true", help="for a program: one JSON object")
+    parser = commands.add_parser("replay", help="find the recorded carts that this version would price differently")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the folder of MAPPER_RECORD")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
 
 def run(chosen: argparse.Namespace) -> int:
-    """Exit code 0: every cart costs what it cost; 1: at least one differs; 2: a record, or a setting, is unusable."""
+    """Returns 0 if every cart costs the same, 1 if one differs, and 2 if a record or setting cannot be used."""
     rules = settings.load_rules(os.environ)
     files = sorted(chosen.folder.glob("*.json"))
     if not files:
-        print(f"There is no record in {chosen.folder}.", file=sys.stderr)
-        return 2
-    watched = track(files, "Replaying", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    replayed = [_replayed(rules, file) for file in watched]
+        return fail(f"There is no record in {chosen.folder}.", 2)
+    tracked = track(files, "Replaying", console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    replayed = [_replayed(rules, file) for file in tracked]
     if chosen.json:
-        _tell_program(replayed)
+        _print_json(replayed)
     else:
-        _tell(replayed, Console())
+        _print_table(replayed, Console())
     if any(one.findings for one in replayed):
         return 1
     return 2 if any(one.unusable for one in replayed) else 0
@@ -76,12 +75,12 @@ def _counts(replayed: Iterable[Replayed]) -> dict[str, int]:
     return counts
 
 
-def _tell_program(replayed: Sequence[Replayed]) -> None:
-    told = [asdict(one) for one in replayed if one.findings or one.unusable]
-    print(json.dumps({**_counts(replayed), "carts": told}, indent=1))
+def _print_json(replayed: Sequence[Replayed]) -> None:
+    carts = [asdict(one) for one in replayed if one.findings or one.unusable]
+    print(json.dumps({**_counts(replayed), "carts": carts}, indent=1))
 
 
-def _tell(replayed: Sequence[Replayed], console: Console) -> None:
+def _print_table(replayed: Sequence[Replayed], console: Console) -> None:
     table = Table("record", "id", "what", "where", "recorded", "now", box=None, pad_edge=False)
     for column in table.columns:
         column.overflow = "fold"

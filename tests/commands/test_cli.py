@@ -159,7 +159,33 @@ def test_a_terminal_that_has_no_such_letters_gets_question_marks(monkeypatch: py
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii", write_through=True))
     assert run("doctor") == 2
-    assert b"? Set it so." in out.getvalue()
+    assert b"? Correct the setting." in out.getvalue()
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_output_that_is_closed_is_no_fault(stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "a signing secret that is long enough")
+    (tmp_path / "body").write_bytes(BODY)
+    monkeypatch.setattr(sys, stream, None)
+    assert (run("sign", str(tmp_path / "body")), run("sign", "no-such-file")) == (0, 2)
+    getattr(sys, stream).close()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["serve", "--port", "\N{ARABIC-INDIC DIGIT EIGHT}\N{ARABIC-INDIC DIGIT ZERO}"], "a port is a number from 0"),
+        (["ledger", "list", "--limit", "\N{SUPERSCRIPT TWO}"], "a limit is a number from 1"),
+        (["ledger", "list", "--limit", "9" * 5000], "a limit is a number from 1"),
+        (["serve", "--drain", "\N{SUPERSCRIPT TWO}"], "seconds are a number from 0"),
+        (["serve", "--drain", "3600.5"], "seconds are a number from 0"),
+    ],
+)
+def test_a_number_of_the_command_line_is_of_ascii_digits(
+    command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*command) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["sign"], ["explain", "-"]])
@@ -200,7 +226,7 @@ def test_a_url_that_leads_to_no_ledger_is_one_sentence(
     assert said in line
 
 
-def test_several_workers_without_a_folder_to_write_to_are_one_sentence(
+def test_a_command_without_a_folder_to_write_to_says_so_in_one_sentence(
     ledger_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def nowhere() -> str:
@@ -209,8 +235,10 @@ def test_several_workers_without_a_folder_to_write_to_are_one_sentence(
     for name, value in {**SERVICE, "MAPPER_LEDGER_URL": ledger_url}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tempfile.gettempdir", nowhere)
-    assert run("serve", "--port", "0", "--workers", "2") == 1
-    assert "TMPDIR" in capsys.readouterr().err
+    for command in (["serve", "--port", "0", "--workers", "2"], ["demo"]):
+        assert run(*command) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "TMPDIR" in line
 
 
 def test_an_adapter_takes_no_name_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +271,22 @@ def test_open_orders_are_listed_and_shown(ledger_url: str, capsys: pytest.Captur
     told = capsys.readouterr().out
     assert "session-1" in told
     assert "by itself" in told
+
+
+def test_an_order_of_two_engines_is_named_by_its_engine(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    async def claim_for_each(ledger: Ledger) -> None:
+        for engine in ("talon_one", "voucherify"):
+            await claim(ledger, Key("", engine, "order-1"))
+
+    prepare(ledger_url, claim_for_each)
+    assert run("ledger", "list") == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:3] == ["ORDER", "ENGINE", "STATE"]
+    assert {line.split()[1] for line in lines} == {"talon_one", "voucherify"}
+    assert run("ledger", "show", "order-1") == 1
+    assert "--engine talon_one" in capsys.readouterr().err
+    assert run("ledger", "show", "order-1", "--engine", "voucherify") == 0
+    assert "voucherify" in capsys.readouterr().out
 
 
 def test_an_order_that_needs_a_person_is_settled_by_hand(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,7 +367,7 @@ def test_a_body_is_forgotten_unless_it_is_still_needed(ledger_url: str, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("story", "again"), [(wait_for_the_caller, "tried anew"), (redeem_untold, "answered the same")]
+    ("story", "again"), [(wait_for_the_caller, "tried again"), (redeem_untold, "answered the same")]
 )
 def test_forget_says_what_becomes_of_the_order(
     ledger_url: str, capsys: pytest.CaptureFixture[str], story: Any, again: str

@@ -230,7 +230,7 @@ def test_an_engine_that_asks_nothing_for_a_plain_cart_is_asked_with_a_code(
         (
             403,
             [],
-            "Look at the key in the settings TALON_ONE_…, and whether it is of what TALON_ONE_BASE_URL leads to.",
+            "Check the key in the settings TALON_ONE_…, and that it belongs to the address in TALON_ONE_BASE_URL.",
         ),
         (429, [], "Wait a minute; if it stays so, ask the engine for a larger quota."),
     ],

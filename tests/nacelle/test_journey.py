@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mapper.commands import journey as module
-from mapper.commands.journey import CODE, ENGINES, Connection, Journey, NotAsItShouldBe, World, cost
+from mapper.commands.journey import CODE, ENGINES, Connection, Journey, Unexpected, World, cost
 from mapper.nacelle.convert import order_of
 from tests.orders.ledgers import STORES, Home
 
@@ -22,7 +22,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_journey_is_as_it_should_be(world: World, engine: str) -> None:
     told = world.journey(engine)
-    steps = list(told.tell())
+    steps = list(told.run())
     assert [step.result for step in steps[1:3]] == ["155.00 to 105.00", "295.00 to 210.00"]
     assert cost(told.after) == told.shown["1001"] == 210_00
     assert all(exchange.call.startswith("POST http://127.0.0.1:") for step in steps for exchange in step.exchanges)
@@ -33,7 +33,7 @@ def test_the_journey_is_as_it_should_be(world: World, engine: str) -> None:
 
 def until(told: Journey, title: str) -> Iterator[module.Step]:
     """The steps, up to the one whose title begins so; the rest can be told on."""
-    steps = told.tell()
+    steps = told.run()
     for step in steps:
         if step.title.startswith(title):
             return steps
@@ -50,7 +50,7 @@ def test_an_amount_that_was_not_shown_is_noticed(small_world: World) -> None:
     told = small_world.journey("talon_one")
     rest = until(told, "Again")
     told.shown["1002"] += 1
-    with pytest.raises(NotAsItShouldBe, match="shown was"):
+    with pytest.raises(Unexpected, match="shown was"):
         list(rest)
 
 
@@ -60,15 +60,15 @@ def test_a_code_that_is_redeemed_once_more_is_noticed(small_world: World) -> Non
     checkout = told._validated({**module.CHECKOUT, "id": "1003"})
     told.shown["1003"] = cost(checkout)
     assert told._nacelle("api/v1/multiorders", told._order(checkout)).status == 201
-    with pytest.raises(NotAsItShouldBe, match=rf"books say .*{CODE}"):
+    with pytest.raises(Unexpected, match=rf"books say .*{CODE}"):
         list(rest)
 
 
 def test_wrong_prices_are_noticed(small_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     dearer = {**module.CHECKOUT, "items": [{**module.CHECKOUT["items"][0], "price": "150.00"}]}
     monkeypatch.setattr(module, "CHECKOUT", dearer)
-    with pytest.raises(NotAsItShouldBe, match="the prices are"):
-        list(small_world.journey("talon_one").tell())
+    with pytest.raises(Unexpected, match="the prices are"):
+        list(small_world.journey("talon_one").run())
 
 
 MULTI = {"billing_address": {"city": "B"}, "email": "a@b.c", "price": "1", "subtotal": "1", "tax_amount": "0"}

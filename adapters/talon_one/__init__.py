@@ -315,7 +315,7 @@ def _reopen(account: str, session: str) -> Conversation[None]:
         current = yield from _read_session(session, account)
         if current.state not in _CLOSED:
             return
-    replies.require_success(reply)
+    _require_effects(replies.state_of(reply))  # a 200 without them is another object's
 
 
 def _cancel(account: str, session: str) -> Conversation[None]:

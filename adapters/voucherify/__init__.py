@@ -13,6 +13,7 @@ import msgspec
 from adapters.voucherify import effects, reasons, redeemables, replies, request, stored
 from adapters.voucherify.errors import inapplicable_by_error, read_error
 from adapters.voucherify.options import MAX_REDEEMABLES, OPTIONS, read
+from adapters.voucherify.reading import document, not_understood, objects
 from adapters.voucherify.redeemables import Redeemable
 from adapters.voucherify.replies import Validation
 from adapters.voucherify.stacking import Selection, Validator, retry_if_busy, select, select_within
@@ -331,8 +332,10 @@ def _other_codes() -> OrderMismatch:
 def _roll_back(ids: Sequence[str]) -> Conversation[None]:
     for redemption in ids:
         reply = yield from retry_if_busy(request.rollback(redemption))
-        key = "" if reply.status == 200 else read_error(reply).key
-        if reply.status != 200 and key != "already_rolled_back":
+        if reply.status == 200:
+            if not objects(document(reply).get("rollbacks")):
+                not_understood("no rollback")
+        elif (key := read_error(reply).key) != "already_rolled_back":
             raise reasons.problem(reply.status, key)
 
 

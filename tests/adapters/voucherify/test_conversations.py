@@ -48,6 +48,8 @@ from tests.adapters.voucherify.talk import (
     valid,
 )
 
+ROLLED_BACK = {"rollbacks": [{"id": "rr_1", "object": "redemption_rollback", "result": "SUCCESS"}]}
+
 # --- Promotions without a code ----------------------------------------------------------------------------------------
 
 
@@ -364,7 +366,7 @@ def test_recall_finds_further_redemptions_and_repair_leaves_the_first() -> None:
     answer = stored(redemptions={"r_1": {"date": "2026-01-02"}, "r_3": {"date": "2026-01-03"}, "r_2": {"date": "2026"}})
     found, _ = held(engine().look_up(order(SHIRT), ORDER), answer)
     assert found.extra == ("r_1", "r_3")
-    done = [reply({"rollbacks": []}), failure("already_rolled_back")]
+    done = [reply(ROLLED_BACK), failure("already_rolled_back")]
     _, requests = held(engine().repair(order(SHIRT), ORDER, found.extra), *done)
     assert [one.path for one in requests] == [f"/v1/redemptions/{name}/rollbacks" for name in found.extra]
     assert held(engine().look_up(order(SHIRT), ORDER), stored("r_1"))[0].extra == ()
@@ -576,7 +578,7 @@ def test_as_many_redemptions_as_an_order_can_have_fit_into_one_conversation() ->
         (failure("not_found", 404), []),
     ],
 )
-@pytest.mark.parametrize("again", [reply({"rollbacks": []}), failure("already_rolled_back")])
+@pytest.mark.parametrize("again", [reply(ROLLED_BACK), failure("already_rolled_back")])
 def test_undo_rolls_back_all_that_stands_and_a_second_time_is_no_error(
     answer: EngineReply, rolled_back: list[str], again: EngineReply
 ) -> None:
@@ -586,7 +588,7 @@ def test_undo_rolls_back_all_that_stands_and_a_second_time_is_no_error(
 
 
 def test_undo_needs_no_order_and_believes_the_handle_where_the_order_is_not_found() -> None:
-    done = reply({"rollbacks": []})
+    done = reply(ROLLED_BACK)
     for final in (True, False):
         aside = [] if final else [reply({})]
         _, requests = held(engine().undo(None, ORDER, "r_1", final=final), stored("r_1"), done, *aside)
@@ -609,7 +611,7 @@ def test_another_object_is_no_order_without_redemptions(answer: dict[str, Any]) 
 def test_an_order_that_was_undone_to_be_redeemed_again_makes_room_for_the_next(renamed: EngineReply) -> None:
     """Voucherify redeems the order that it has stored under a source id, whatever it is sent."""
     undo = engine().undo(order(SHIRT), ORDER, "r_1", final=False)
-    _, requests = held(undo, stored("r_1"), {"rollbacks": []}, renamed)
+    _, requests = held(undo, stored("r_1"), ROLLED_BACK, renamed)
     last = requests[-1]
     assert (last.method, last.path, body_of(last)) == ("PUT", f"/v1/orders/{ORDER}", {"source_id": f"{ORDER}~ord_1"})
     assert (last.effect, last.repeatable) == ("session", True)
@@ -620,7 +622,7 @@ def test_what_was_redeemed_with_the_cart_of_an_earlier_attempt_is_taken_back() -
     reused = stored("r_1", rolled_back=["r_0"], items=other)
     paid = order(SHIRT, codes=["A"])
     conversation = engine().redeem(paid, ORDER)
-    replies = [redeemed(redemption("A", 5)), reused, {"rollbacks": []}, {}]
+    replies = [redeemed(redemption("A", 5)), reused, ROLLED_BACK, {}]
     with pytest.raises(EngineUnavailable) as caught:
         held(conversation, *replies)
     assert caught.value.reason == "earlier_cart"
@@ -793,7 +795,7 @@ def test_without_locks_nothing_is_released() -> None:
 
 def test_a_cancelled_order_keeps_no_code_locked() -> None:
     paid = order(SHIRT, codes=["A", "B"])
-    replies: list[Any] = [stored("r_1"), {"rollbacks": []}, reply(b"", 204), failure("not_found", 404)]
+    replies: list[Any] = [stored("r_1"), ROLLED_BACK, reply(b"", 204), failure("not_found", 404)]
     _, requests = held(engine(**LOCKED).undo(paid, ORDER, "r_1", final=True), *replies)
     assert [one.path for one in requests[2:]] == [f"/v1/vouchers/{code}/sessions/{KEY}" for code in "AB"]
     # Undone to be redeemed again: the codes stay this checkout's.

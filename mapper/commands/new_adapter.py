@@ -7,10 +7,10 @@ typed and tested.
 import argparse
 from pathlib import Path
 
+from mapper.adapter import ADAPTERS, known
 from mapper.commands import fail
 from mapper.domain.options import ENGINE_NAME, RESERVED
 
-BUILT_IN = ("talon_one", "voucherify")
 SCAFFOLD = Path(__file__).with_name("scaffold")
 
 
@@ -26,9 +26,9 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def run(chosen: argparse.Namespace) -> int:
     if not ENGINE_NAME.fullmatch(chosen.name) or chosen.name.split("_")[0] in RESERVED:
         return fail(f"{chosen.name}: a name is [a-z][a-z0-9_]* and does not start with {', '.join(RESERVED)}", 2)
-    if chosen.name in BUILT_IN:
-        return fail(f"{chosen.name}: the mapper has an adapter of this name; choose another", 2)
-    folder = chosen.into / _renamed("promotions-acme", chosen.name)
+    if chosen.name in known(ADAPTERS):
+        return fail(f"{chosen.name}: an adapter of this name is installed; choose another", 2)
+    folder = chosen.into / renamed("promotions-acme", chosen.name)
     try:
         write(chosen.name, folder)
     except OSError as error:
@@ -46,14 +46,14 @@ def write(name: str, folder: Path) -> None:
         place = file.relative_to(SCAFFOLD)
         if not file.is_file() or "__pycache__" in place.parts:
             continue
-        target = folder / _renamed(str(place), name)
+        target = folder / renamed(str(place), name)
         if place.name == "gitignore":
             target = target.with_name(".gitignore")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(_renamed(file.read_text("utf-8"), name), "utf-8")
+        target.write_text(renamed(file.read_text("utf-8"), name), "utf-8")
 
 
-def _renamed(text: str, name: str) -> str:
+def renamed(text: str, name: str) -> str:
     """Replaces `acme`, in any spelling, with the engine's name."""
     distribution = f"promotions-{name.replace('_', '-')}"
     for old, new in (

@@ -241,11 +241,6 @@ def test_a_command_without_a_folder_to_write_to_says_so_in_one_sentence(
         assert "TMPDIR" in line
 
 
-def test_an_adapter_takes_no_name_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("new-adapter", "talon_one") == 2
-    assert "choose another" in capsys.readouterr().err
-
-
 async def nothing(ledger: Ledger) -> None:
     """The ledger is there, and empty."""
 

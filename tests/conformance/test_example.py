@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mapper.commands import new_adapter
 from tests.conformance.acme import describe
 from tests.conformance.test_new_adapter import run
 
@@ -51,6 +52,15 @@ def test_make_example_finds_an_interpreter_where_none_is_named() -> None:
     )
     (made,) = [line for line in done.stdout.splitlines() if " venv " in line]
     assert "python3" in made
+
+
+@pytest.mark.parametrize("name", ["serve.sh", "Dockerfile", "tests/test_readme.py"])
+def test_the_example_has_the_scaffolds_own_files_but_for_its_settings(name: str) -> None:
+    theirs = new_adapter.renamed((new_adapter.SCAFFOLD / name).read_text("utf-8"), "oscar")
+    ours = (EXAMPLE / name).read_text("utf-8").splitlines()
+    assert [line for line in ours if not line.startswith("export OSCAR_")] == [
+        line for line in theirs.splitlines() if not line.startswith("export OSCAR_")
+    ]
 
 
 def test_the_example_imports_the_contract_alone() -> None:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from mapper.commands import cli, new_adapter
-from tests.conformance.acme import describe
+from tests.conformance.acme import describe, installed
 from tests.test_docs import free_ports
 
 MOST_S = 240
@@ -64,6 +64,16 @@ def test_a_name_that_no_engine_can_have_is_refused(
         cli.main(["new-adapter", name, "--into", str(tmp_path)])
     assert (done.value.code, list(tmp_path.iterdir())) == (2, [])
     assert "a name is" in capsys.readouterr().err
+
+
+def test_an_adapter_that_is_installed_keeps_its_name(
+    package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("talon_one", "loyal_fox"):
+        with installed(package), pytest.raises(SystemExit) as done:
+            cli.main(["new-adapter", name, "--into", str(tmp_path / "again")])
+        assert done.value.code == 2
+        assert f"{name}: an adapter of this name is installed; choose another" in capsys.readouterr().err
 
 
 def test_what_is_there_is_not_overwritten(package: Path, capsys: pytest.CaptureFixture[str]) -> None:

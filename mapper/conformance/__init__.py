@@ -1,6 +1,15 @@
 """What every adapter must pass: adopt `mapper.conformance.suite.Conformance` in a test, and run pytest.
 
-Ships as the extra `promotions-mapper[conformance]`. `lab` holds conversations against an emulator, as strictly as the
-service does; `service` is the whole service, with its ledger; `faults` is what goes wrong on the way; `carts` and
-`replies` make what is hard to read; `scorecard` says what an adapter has earned; `plugin` is what pytest loads.
+It ships as the extra `promotions-mapper[conformance]`.
+
+| module | holds |
+|---|---|
+| `suite` | the class to adopt |
+| `adopter` | what its author declares, and what the tests work with |
+| `checks/` | the standard tests, a module for each thing that they check |
+| `lab` | conversations with an emulator, checked as strictly as the service checks them |
+| `service` | the whole service, with its ledger |
+| `faults`, `mutations`, `carts` | what goes wrong on the network; mutated replies; carts that are easy to get wrong |
+| `amounts`, `cases` | outcomes made comparable; all failed cases of a test reported together |
+| `plugin`, `scorecard` | what pytest loads; what an adapter has earned |
 """

@@ -19,7 +19,7 @@ LINES: st.SearchStrategy[Line] = st.tuples(
     st.integers(0, 5),
     st.integers(0, 5000).map(lambda cents: f"{cents // 100}.{cents % 100:02}"),
 )
-"""Lines of all kinds; prices in cents up to 50.00."""
+"""Random lines, with prices up to 50.00."""
 
 PRICES = tuple(
     (Decimal(price), quantity)
@@ -30,7 +30,7 @@ PRICES = tuple(
 """Prices in major units, and quantities. A tenth of 2.90 or 43.50 is less, in cents, once it has been a float."""
 
 IDS = ("a/b", "a%2Fb", "..a", "a b", "grüße-☃", "a?b#c", "'\"<&>", "x" * 200)
-"""Ids of checkouts and orders: data of strangers."""
+"""Ids of checkouts and orders, which anybody may choose."""
 
 
 def body(
@@ -43,21 +43,21 @@ def body(
     promotions: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
-    """A checkout or order. In family C each line is in an order of its own."""
+    """The body of a checkout or order. In family C each line is in an order of its own."""
     items = [{"sku": sku, "quantity": quantity, "price": price} for sku, quantity, price in lines]
-    told: dict[str, Any] = {"id": name, "currency": currency, **more}
-    told["promotions"] = {"coupon_codes": list(codes), **(promotions or {})}
+    root: dict[str, Any] = {"id": name, "currency": currency, **more}
+    root["promotions"] = {"coupon_codes": list(codes), **(promotions or {})}
     match family:
         case "A":
-            return {**told, "items": items}
+            return {**root, "items": items}
         case "B":
-            return {**told, "order_items": items}
+            return {**root, "order_items": items}
         case "C":
-            return {**told, "orders": [{"order_items": [item]} for item in items]}
+            return {**root, "orders": [{"order_items": [item]} for item in items]}
 
 
 def parse(given: Mapping[str, Any] | bytes) -> Checkout:
-    """As the service reads it."""
+    """Parses a body as the service does."""
     text = given if isinstance(given, bytes) else msgspec.json.encode(given)
     return documents.parse(text, "validate", customer_path="/customer/id")
 
@@ -69,10 +69,10 @@ def discounted(checkout: Checkout, outcome: Outcome) -> Checkout:
 
 
 def off(checkout: Checkout, outcome: Outcome) -> int:
-    """What is taken off in all, in minor units."""
+    """The sum of all discounts, in minor units."""
     return discounts.allocate(checkout, outcome).total
 
 
 def beyond(checkout: Checkout, outcome: Outcome) -> int:
-    """What is granted beyond the price of the thing that it is granted on."""
+    """By how much discounts exceed the prices of what they are on, in minor units."""
     return discounts.allocate(checkout, outcome).clamped

@@ -1,4 +1,4 @@
-"""What goes wrong between the mapper and an engine: the wire's part of the crash matrix."""
+"""What goes wrong on the network between the mapper and an engine."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from mapper.engine.transport import NotSent, Unknown
 
 @dataclass(frozen=True)
 class Fault:
-    """What becomes of one request."""
+    """What happens to one request."""
 
     delivered: Literal["now", "late", "never"]
-    """Whether the engine gets it; late: after somebody has asked what became of it."""
+    """Whether the engine receives it; late: after it has been looked up."""
     answer: Callable[[EngineReply | None], EngineReply]
-    """What comes back instead of the engine's reply (None where it got nothing). May raise `NotSent` or `Unknown`."""
+    """Given the engine's reply, or None if it received nothing: what comes back. May raise `NotSent` or `Unknown`."""
 
 
 def _raises(error: Exception) -> Callable[[EngineReply | None], EngineReply]:
@@ -50,14 +50,17 @@ FAULTS: Mapping[str, Fault] = {
     "gets a page of HTML": Fault("now", answered(200, b"<html>a proxy's page</html>")),
     "gets a redirect": Fault("never", answered(302)),
 }
-"""By what the request suffers."""
+"""By what happens to the request."""
+
+FEW_FAULTS = ("cannot be reached", "loses its answer", "arrives late", "gets half an answer")
+"""One of each kind: certainly not sent, done without an answer, done late, an answer that cannot be read."""
 
 
 def replaced(reply: EngineReply) -> Fault:
-    """The engine gets the request, and another answer comes back."""
+    """The engine receives the request, and another reply comes back."""
     return Fault("now", lambda _: reply)
 
 
 def instead(reply: EngineReply) -> Fault:
-    """The engine gets nothing, and this comes back."""
+    """The engine receives nothing, and this reply comes back."""
     return Fault("never", lambda _: reply)

@@ -1,7 +1,6 @@
-"""One adapter, one emulator, and the service's own engine between them: as strict as the service, and stricter.
+"""An adapter and an emulator, with the service's own engine between them. It is as strict as the service, and stricter.
 
-Every conversation is held over the emulator's ASGI application, without a socket. What is on the way is the wire's
-business: it takes down each exchange, and does to it what a `Fault` says.
+Requests reach the emulator's ASGI application without a socket. The wire records each exchange, and applies faults.
 """
 
 import asyncio
@@ -41,7 +40,7 @@ from mapper.conformance.service import Shop
 from mapper.domain.errors import AdapterFault, Problem
 from mapper.engine import results
 from mapper.engine.conversation import BrokenContract, Engine, Redemption, request_limit
-from mapper.engine.promotion_engine import Declined, Done, InDoubt, NotDone, PromotionEngine, Verdict
+from mapper.engine.promotion_engine import InDoubt, NotDone, PromotionEngine, Verdict
 from mapper.engine.transport import Unknown
 from mapper.sandbox import rulebook
 
@@ -55,9 +54,9 @@ Send = Callable[[Message], Awaitable[None]]
 
 DEADLINE_S = 60.0
 PROBLEMS = (EngineRejected, EngineUnavailable, OrderMismatch, InvalidRequest)
-"""All that a conversation may raise."""
+"""What a conversation may raise."""
 _CARTLESS = 1000
-"""What a conversation without a cart may need: as much as the largest."""
+"""A conversation without a cart may make as many requests as one about the largest."""
 
 READERS: dict[str, Callable[[Any, Any], tuple[Any, list[str]]]] = {
     "validate": results.outcome,
@@ -67,7 +66,7 @@ READERS: dict[str, Callable[[Any, Any], tuple[Any, list[str]]]] = {
     "undo": results.nothing,
     "repair": results.nothing,
 }
-"""What judges the result of each method."""
+"""What checks the result of each method."""
 
 
 class Application(Protocol):
@@ -80,13 +79,13 @@ class Application(Protocol):
         ...
 
 
-class Unfit(AssertionError):
-    """What the adapter does is not what the contract says. The message is a sentence for its author."""
+class ContractViolation(AssertionError):
+    """The adapter does something else than the contract says. The message is a sentence for its author."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request as it went out, with what came back; `reply` is None where nothing did."""
+    """One request as it was sent, with its reply; None where nothing came back."""
 
     request: EngineRequest
     reply: EngineReply | None
@@ -94,20 +93,21 @@ class Exchange:
 
 @dataclass
 class Wire:
-    """The way to the emulator. What each request says of itself, the conversation has told it (`expected`)."""
+    """The network between the engine and the emulator. `expected` tells it what a request says of itself."""
 
     emulator: Application
     base_urls: Sequence[str]
     fault: Callable[[EngineRequest, int], Fault | None] | None = None
-    """What happens to a request, the first of which is number 0."""
-    doubled: Callable[[EngineRequest], bool] = lambda _: False
-    """Which requests arrive twice; the second answer comes back."""
+    """The fault of a request, given the request and its position, from 0."""
+    duplicated: Callable[[EngineRequest], bool] = lambda _: False
+    """Which requests arrive twice; the second reply comes back."""
     exchanges: list[Exchange] = field(default_factory=list)
     expected: list[EngineRequest] = field(default_factory=list)
+    """Requests that the conversation is about to make."""
     late: list[EngineRequest] = field(default_factory=list)
-    """What is still on its way to the emulator."""
+    """Requests that have not arrived yet."""
     on_delivered: Callable[[EngineRequest, Any, Any], None] | None = None
-    """Is told the books before and after each request."""
+    """Called with each request that arrives, and the books before and after it."""
 
     async def send(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
@@ -120,7 +120,7 @@ class Wire:
         reply = None
         if fault is None or fault.delivered == "now":
             reply = await self.deliver(sent)
-            if self.doubled(request):
+            if self.duplicated(request):
                 reply = await self.deliver(sent)
         elif fault.delivered == "late":
             self.late.append(sent)
@@ -134,25 +134,21 @@ class Wire:
         return reply
 
     async def deliver(self, request: EngineRequest) -> EngineReply:
-        """Brings a request to the emulator."""
-        watching = self.on_delivered
-        before = self.books() if watching is not None else None
-        reply = await _call(self.emulator, request)
-        if watching is not None:
-            watching(request, before, self.books())
+        """Delivers a request to the emulator."""
+        on_delivered = self.on_delivered
+        before = self.books() if on_delivered is not None else None
+        reply = await call(self.emulator, request)
+        if on_delivered is not None:
+            on_delivered(request, before, self.books())
         return reply
 
     async def deliver_late(self) -> None:
-        """What was on its way arrives."""
+        """Delivers the requests that are late."""
         while self.late:
             await self.deliver(self.late.pop(0))
 
     async def aclose(self) -> None:
         """Nothing is open."""
-
-    def operation(self, place: int) -> str:
-        """What the request at this place is, for whoever reads of a fault in it."""
-        return f"request {place} ({self.exchanges[place].request.operation})"
 
     def books(self) -> Any:
         """A copy of what the emulator holds."""
@@ -171,7 +167,7 @@ class Wire:
         raise AssertionError(f"a request that no conversation made: {method} {path}")
 
 
-async def _call(application: Application, request: EngineRequest) -> EngineReply:
+async def call(application: Application, request: EngineRequest) -> EngineReply:
     path, _, query = request.path.partition("?")
     scope: Scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": request.method, "scheme": "http",
@@ -201,7 +197,7 @@ async def _call(application: Application, request: EngineRequest) -> EngineReply
 
 
 class Observed:
-    """The adapter, whose conversations tell the wire what they are about to ask."""
+    """The adapter; its conversations announce each request to the wire."""
 
     def __init__(self, adapter: Adapter, wire: Wire) -> None:
         self._adapter, self._wire = adapter, wire
@@ -214,11 +210,11 @@ class Observed:
 
         def start(*given: Any, **named: Any) -> object:
             conversation = found(*given, **named)
-            return self._told(conversation) if isinstance(conversation, Generator) else conversation
+            return self._announcing(conversation) if isinstance(conversation, Generator) else conversation
 
         return start
 
-    def _told(self, conversation: Conversation[T]) -> Conversation[T]:
+    def _announcing(self, conversation: Conversation[T]) -> Conversation[T]:
         try:
             asked = next(conversation)
             while True:
@@ -232,16 +228,16 @@ class Observed:
 
 
 def no_stock(emulator: Application, checkout: Checkout) -> None:
-    """An engine that is told prices has no catalogue to fill."""
+    """An engine that is sent prices has no catalogue to fill."""
 
 
 class Lab:
-    """One case: an emulator with empty books, and an adapter. `close` it."""
+    """One emulator with empty books, and one adapter. `close` it in the end."""
 
     def __init__(
         self, adapter: Adapter, emulator: Application, stock: Callable[[Application, Checkout], None] = no_stock
     ) -> None:
-        """`stock` puts the products of a cart into the emulator's catalogue, where it has one."""
+        """`stock` puts the products of a cart into the emulator's catalogue, if it has one."""
         self.adapter, self.emulator, self.stock = adapter, emulator, stock
         self.wire = Wire(emulator, [account.base_url.rstrip("/") for account in adapter.accounts.values()])
         self._observed = cast("Adapter", Observed(adapter, self.wire))
@@ -250,32 +246,32 @@ class Lab:
     def close(self) -> None:
         self._runner.close()
 
-    # -- Conversations as the contract has them; what does not fit it is `Unfit` -------------------------------------
+    # The conversations of the contract. They raise `PROBLEMS`, and `ContractViolation` for everything else.
 
     def validate(self, checkout: Checkout, session: str) -> Outcome:
-        return cast("Outcome", self.hold("validate", checkout, session))
+        return cast("Outcome", self.converse("validate", checkout, session))
 
     def check(self, order: Checkout, session: str) -> Outcome:
-        return cast("Outcome", self.hold("check", order, session))
+        return cast("Outcome", self.converse("check", order, session))
 
     def redeem(self, order: Checkout, session: str, attempt: str = "order/1") -> Redeemed | NotRedeemed:
-        return cast("Redeemed | NotRedeemed", self.hold("redeem", replace(order, attempt=attempt), session))
+        return cast("Redeemed | NotRedeemed", self.converse("redeem", replace(order, attempt=attempt), session))
 
     def look_up(self, order: Checkout, session: str, handle: str = "") -> LookedUp:
-        return cast("LookedUp", self.hold("look_up", order, session, handle))
+        return cast("LookedUp", self.converse("look_up", order, session, handle))
 
     def undo(self, order: Checkout | None, session: str, handle: str = "", *, final: bool = False) -> None:
-        self.hold("undo", order, session, handle, final=final)
+        self.converse("undo", order, session, handle, final=final)
 
     def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> None:
-        self.hold("repair", order, session, extra)
+        self.converse("repair", order, session, extra)
 
-    def hold(self, method: str, order: Checkout | None, *given: Any, **named: Any) -> object:
-        """What the conversation returns. Raises what it may raise (`PROBLEMS`), and else `Unfit`."""
-        return self._runner.run(self._hold(method, order, *given, **named))
+    def converse(self, method: str, order: Checkout | None, *given: Any, **named: Any) -> object:
+        """Returns the conversation's result. Raises `PROBLEMS`, and `ContractViolation` for anything else."""
+        return self._runner.run(self._converse(method, order, *given, **named))
 
-    async def _hold(self, method: str, order: Checkout | None, *given: Any, **named: Any) -> object:
-        course = Redemption(_always) if method == "redeem" else None
+    async def _converse(self, method: str, order: Checkout | None, *given: Any, **named: Any) -> object:
+        redemption = Redemption(_always) if method == "redeem" else None
         lines = _CARTLESS if order is None else len(order.cart)
         self.wire.expected.clear()
         if order is not None:
@@ -283,25 +279,27 @@ class Lab:
         try:
             conversation = getattr(self._observed, method)(order, *given, **named)
             if not isinstance(conversation, Generator):
-                raise Unfit(f"{method} starts no conversation: it returns {type(conversation).__name__}")  # noqa: TRY301
-            value = await self._engine().converse(conversation, _now() + DEADLINE_S, course, limit=request_limit(lines))
+                raise ContractViolation(f"{method} starts no conversation, but returns {type(conversation).__name__}")  # noqa: TRY301
+            value = await self._engine().converse(
+                conversation, _now() + DEADLINE_S, redemption, limit=request_limit(lines)
+            )
             sound, faults = READERS[method](value, order)
-        except (*PROBLEMS, Unfit):
+        except (*PROBLEMS, ContractViolation):
             raise
         except (BrokenContract, results.BadResult) as error:
-            raise Unfit(f"{method}: {error}") from error
+            raise ContractViolation(f"{method}: {error}") from error
         except Exception as error:
-            raise Unfit(f"{method} raises {type(error).__name__}: {error}") from error
+            raise ContractViolation(f"{method} raises {type(error).__name__}: {error}") from error
         if faults:
-            raise Unfit(f"{method} returns what the contract does not know: {'; '.join(faults)}")
+            raise ContractViolation(f"{method} returns something that does not fit the contract: {'; '.join(faults)}")
         return sound
 
     def verdict(self, order: Checkout, session: str, attempt: str = "order/1") -> Verdict:
-        """What the service makes of a redemption."""
+        """Redeems, and returns the service's verdict."""
         return self._runner.run(self._verdict(order, session, attempt))
 
     def verdicts(self, order: Checkout, session: str, count: int) -> list[Verdict]:
-        """The same order redeemed by several processes at once."""
+        """Redeems the same order in several processes at once."""
 
         async def together() -> list[Verdict]:
             return list(await asyncio.gather(*(self._verdict(order, session, "order/1") for _ in range(count))))
@@ -313,14 +311,14 @@ class Lab:
         engine = PromotionEngine(self._observed, self._engine())
         verdict = await engine.redeem(replace(order, attempt=attempt), session, _now() + DEADLINE_S, _always)
         if isinstance(verdict, NotDone | InDoubt) and isinstance(verdict.problem, AdapterFault):
-            raise Unfit("redeem breaks: see the log for the cause") from verdict.problem.__cause__
+            raise ContractViolation("redeem breaks: see the log for the cause") from verdict.problem.__cause__
         return verdict
 
     def deliver_late(self) -> None:
         self._runner.run(self.wire.deliver_late())
 
     def shop(self, options: Mapping[str, str], folder: Path) -> Shop:
-        """A whole service on this lab's wire; `run` what it does."""
+        """Returns a whole service on this lab's wire; `run` its coroutines."""
         return Shop(self._observed, self.wire, options, folder)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -333,25 +331,27 @@ class Lab:
 
 @cache
 def find(name: str, group: str = ADAPTERS) -> EntryPoint:
-    """What is installed under this name. Raises `Unfit`."""
+    """The installed entry point of this name. Raises `ContractViolation`."""
     if (point := known(group).get(name)) is None:
-        raise Unfit(f"there is no {name!r} among the entry points {group}")
+        raise ContractViolation(f"there is no {name!r} among the entry points {group}")
     return point
 
 
-def make(point: EntryPoint, options: Mapping[str, str]) -> Adapter:
-    """The adapter as the service makes it. Raises `Unfit`."""
+def build(point: EntryPoint, options: Mapping[str, str]) -> Adapter:
+    """Builds the adapter as the service does. Raises `ContractViolation`."""
     try:
         adapter, problems = installed.build(point, installed.load(point), options)
     except installed.BrokenAdapter as error:
-        raise Unfit(str(error)) from error
+        raise ContractViolation(str(error)) from error
     if adapter is None:
-        raise Unfit(f"the options are wrong: {'; '.join(f'{name}: {expected}' for name, expected in problems)}")
+        raise ContractViolation(
+            f"the options are wrong: {'; '.join(f'{name}: {expected}' for name, expected in problems)}"
+        )
     return adapter
 
 
 def installed_emulator(name: str) -> Application:
-    """The emulator that is installed under this name, on the default rule book. Raises `Unfit`."""
+    """The installed emulator of this name, with the default rule book. Raises `ContractViolation`."""
     at = datetime(2026, 1, 1, tzinfo=UTC)
     return cast("Application", find(name, SANDBOXES).load()(_default_book(), lambda: at))
 
@@ -361,29 +361,12 @@ def _default_book() -> rulebook.RuleBook:
     return rulebook.load()
 
 
-def outcome_of(value: object) -> Outcome:
-    """What a result grants and refuses."""
-    match value:
-        case Outcome():
-            return value
-        case Redeemed() | LookedUp():
-            return value.outcome
-        case NotRedeemed():
-            return Outcome(rejected=value.rejected, notices=value.notices)
-        case Done():
-            return value.redeemed.outcome
-        case Declined():
-            return outcome_of(value.declined)
-        case _:
-            raise AssertionError(value)
-
-
 async def _always() -> bool:
     return True
 
 
 async def _do_not_sleep(seconds: float) -> None:
-    """Time is nobody's concern here."""
+    """Retries follow at once."""
 
 
 def _now() -> float:

@@ -1,7 +1,7 @@
-"""What pytest loads: keeps the standard tests whole, and prints the scorecard.
+"""The pytest plugin: it guards the standard tests, and prints the scorecard.
 
-A class that adopts `Conformance` has all its tests. One that is removed or overridden fails; one that an adapter cannot
-pass is named in `exempt` with the reason, is expected to fail, and fails where it passes.
+A class that adopts `Conformance` has all its tests. A test that is removed or overridden fails. A test that an adapter
+cannot pass is named in `exempt` with the reason: it is expected to fail, and fails if it passes.
 """
 
 import inspect
@@ -12,8 +12,11 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from mapper.conformance.scorecard import Level, Result, Scorecard
+from mapper.conformance.scorecard import LEVELS, Level, Result, Scorecard
 
+_FIXTURES = ("lab", "new_lab", "laboratories", "order")
+_OF_A_CLASS = vars(type("_", (), {"__annotations__": {}}))
+"""The names that every class has."""
 _CARDS = pytest.StashKey[dict[type, Scorecard]]()
 
 
@@ -30,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_pycollect_makeitem(
     collector: pytest.Module | pytest.Class, name: str, obj: object
 ) -> Generator[None, object, object]:
-    """Beside the class, a failing test for each standard test that it has changed."""
+    """Adds to the class a failing test for each standard test that it has changed."""
     made = yield
     if made is None or not inspect.isclass(obj) or not is_adopter(obj):
         return made
@@ -42,7 +45,7 @@ def pytest_pycollect_makeitem(
 
 
 class _Changed(pytest.Item):
-    """A standard test that is not what it should be."""
+    """Fails with what an adopter has changed."""
 
     def __init__(self, *, sentence: str, **given: Any) -> None:
         super().__init__(**given)
@@ -69,27 +72,34 @@ def _standard(adopter: type) -> type:
     return next(base for base in adopter.__mro__ if _is_standard(base))
 
 
+def _parts(standard: type) -> dict[str, object]:
+    """The tests of the standard and what they consist of, by name; what an author declares is not among them."""
+    found: dict[str, object] = {}
+    for base in reversed(standard.__mro__[:-1]):
+        found |= {name: part for name, part in vars(base).items() if name not in _OF_A_CLASS}
+    return {name: part for name, part in found.items() if name.startswith(("test_", "_")) or name in _FIXTURES}
+
+
 def levels(adopter: type) -> dict[str, Level]:
-    """The standard tests, with their levels."""
-    standard = _standard(adopter)
-    return {name: cast("Level", found.level) for name, found in vars(standard).items() if name.startswith("test_")}
+    """The standard tests, with their levels, lowest first."""
+    tests = [(name, part) for name, part in _parts(_standard(adopter)).items() if name.startswith("test_")]
+    found: dict[str, Level] = {name: cast("Any", part).level for name, part in tests}
+    return dict(sorted(found.items(), key=lambda test: LEVELS.index(test[1])))
 
 
 def exempt(adopter: type) -> dict[str, str]:
-    """The tests that it cannot pass, with its reasons."""
+    """The tests that it cannot pass, with the reasons."""
     found: Mapping[str, str] = getattr(adopter, "exempt", {})
     return dict(found)
 
 
 def changes(adopter: type) -> list[str]:
-    """What an adopter has changed that is not its to change: sentences."""
-    standard, reasons = _standard(adopter), exempt(adopter)
-    kept = [name for name in vars(standard) if name.startswith(("test_", "_")) and not name.startswith("__")]
-    kept += ["lab", "labs", "laboratories", "order"]
+    """What an adopter has changed and must not: sentences."""
+    reasons = exempt(adopter)
     found = [
-        f"{name} is removed or overridden: what cannot pass is exempt, with a reason"
-        for name in kept
-        if inspect.getattr_static(adopter, name, None) is not vars(standard)[name]
+        f"{name} is removed or overridden: a test that cannot pass is exempt, with a reason"
+        for name, part in _parts(_standard(adopter)).items()
+        if inspect.getattr_static(adopter, name, None) is not part
     ]
     tests = levels(adopter)
     found += [f"exempt names {name}, which is no standard test" for name in reasons if name not in tests]

@@ -1,12 +1,12 @@
-"""What an adapter has earned: bronze, silver and gold, from the tests that it has passed.
+"""The level that an adapter has earned by the tests it passes: bronze, silver or gold.
 
 | level | says |
 |---|---|
-| bronze | it prices a cart: shape, options, money, refusals, whatever carts and replies look like |
-| silver | an order is redeemed exactly once, and every refusal has its reason |
-| gold | it stands what engines and networks do, and takes a redemption back |
+| bronze | it prices a cart: options, money, refusals, odd carts, mutated replies |
+| silver | it redeems an order exactly once |
+| gold | it survives what engines and networks do, and undoes a redemption |
 
-A level is earned where all its tests, and all of the levels below, have passed or are exempt with a reason.
+A level is earned if all its tests, and all tests of the levels below, have passed or are exempt with a reason.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ LEVELS: tuple[Level, ...] = ("bronze", "silver", "gold")
 
 
 class Scorecard(msgspec.Struct, kw_only=True):
-    """Of one adapter. `results` by the name of the test."""
+    """The scorecard of one adapter. `results` are by the name of the test."""
 
     adapter: str
     levels: dict[str, Level]
@@ -31,7 +31,7 @@ class Scorecard(msgspec.Struct, kw_only=True):
 
     @property
     def level(self) -> Level | None:
-        """The highest that is earned; None: not even bronze."""
+        """The highest level that is earned; None: not even bronze."""
         earned: Level | None = None
         for level in LEVELS:
             if self.left(level):

@@ -1,4 +1,4 @@
-"""The whole service over a lab's wire: its story of consume, its ledger in a file, and time that passes at once."""
+"""The whole service over a lab's wire: `promotions.consume`, a ledger in a file, and a clock that the test moves."""
 
 import asyncio
 import dataclasses
@@ -25,7 +25,7 @@ _ASKED_AT_MOST = 6
 
 
 class Shop:
-    """A merchant's service, whose processes come and go; what stays is the ledger's file."""
+    """A merchant's service: each call runs in a process of its own, and the ledger's file stays."""
 
     def __init__(self, adapter: Adapter, wire: Transport, options: Mapping[str, str], folder: Path) -> None:
         prefix = adapter.name.upper()
@@ -39,7 +39,7 @@ class Shop:
         self._wire, self.now = wire, 5_000.0
 
     async def consume(self, body: bytes) -> int:
-        """One process starts, is sent the order, and ends: the status of its answer."""
+        """Starts a process, sends it the order, and ends it. Returns the status of the answer."""
         headers = [(SIGNATURE, sign(body, _SECRET.encode()).encode()), (b"content-type", b"application/json")]
         async with self._process() as service:
             try:
@@ -48,11 +48,11 @@ class Shop:
                 return problem.status("consume")
 
     async def consume_at_once(self, body: bytes, count: int) -> list[int]:
-        """So many processes are sent the order at the same time."""
+        """Sends the order to several processes at the same time."""
         return list(await asyncio.gather(*(self.consume(body) for _ in range(count))))
 
     async def consume_until_done(self, body: bytes) -> int:
-        """Nacelle asks again and again, in its time."""
+        """Sends the order again and again, as Nacelle does."""
         status = 0
         for _ in range(_ASKED_AT_MOST):
             self.now += _LATER_S

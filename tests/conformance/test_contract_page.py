@@ -34,7 +34,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "Reasons": ("mapper/domain/reasons.py", ("Reason",)),
     "An emulator": ("mapper/sandbox/emulator.py", ("Emulator",)),
-    "A conformance test": ("mapper/conformance/suite.py", ("Conformance",)),
+    "A conformance test": ("mapper/conformance/adopter.py", ("Adopter",)),
 }  # fmt: skip
 """By heading: where it is defined, and what of it."""
 

@@ -14,7 +14,7 @@ from promotions_oscar.sandbox import OscarSandbox
 from shop_server import KEY, Shop, needed, running
 
 from mapper.adapter import EngineRejected, EngineRequest, NotRedeemed, OrderMismatch, Reason, Redeemed, checkout
-from mapper.conformance.lab import Lab, _call
+from mapper.conformance.lab import Lab, call
 from mapper.sandbox import rulebook
 
 ORDER = {
@@ -199,7 +199,7 @@ async def _answers(application: Any, host: str) -> list[tuple[int, Any]]:
         headers = [("Authorization", KEY), ("Accept", "application/json"), ("Accept-Language", "en")]
         headers += [("Content-Type", "application/json"), ("Session-Id", filled(session))]
         text = "" if body is None else filled(msgspec.json.encode(body).decode(), "http://{host}/api/{name}s/{value}/")
-        reply = await _call(
+        reply = await call(
             application,
             EngineRequest(
                 operation="ask",

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from mapper.adapter import EngineReply, EngineRequest
-from mapper.conformance.lab import Lab, find, installed_emulator, make
+from mapper.conformance.lab import Lab, build, find, installed_emulator
 
 OPTIONS = {"APP_ID": "i", "APP_TOKEN": "t", "BASE_URL": "https://voucherify.test"}
 REDEEM = "/v1/redemptions"
@@ -38,7 +38,7 @@ def a_stranger_uses(lab: Lab, code: str, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_an_order_that_was_taken_back_is_redeemed_with_the_cart_that_comes_then(
     tmp_path: Path, quantity: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with closing(Lab(make(find("voucherify"), OPTIONS), installed_emulator("voucherify"))) as lab:
+    with closing(Lab(build(find("voucherify"), OPTIONS), installed_emulator("voucherify"))) as lab:
         shop = lab.shop(OPTIONS, tmp_path)
         a_stranger_uses(lab, "SINGLE-0001", monkeypatch)
         assert lab.run(shop.consume(paid(1, "GOOD-5", "SINGLE-0001"))) == 500

@@ -86,5 +86,7 @@ class Acme(Adapter):
     def undo(self, order: Checkout | None, session: str, handle: str, *, final: bool) -> Conversation[None]:
         """Takes it back. The order may have been erased by then: the session suffices."""
         reply = yield request.undo(session, final=final)
-        if reply.status != 404:  # what is not there, needs no undoing
-            replies.insist(reply)
+        if reply.status in (204, 404):  # what is not there needs no undoing
+            return
+        replies.insist(reply)  # of an undo: another 2xx, such as a proxy's page, does not say that it is done
+        raise EngineUnavailable("Acme's answer does not say that the order is undone.", reason="bad_reply")

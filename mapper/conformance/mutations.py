@@ -1,6 +1,6 @@
-"""Replies that are hard to read: every field of a good one changed, in turn, and its arrays in another order.
+"""Mutated replies: each field of a good reply changed in turn, its arrays reordered, its effects repeated.
 
-A reply is JSON, or a text in which values stand between marks: XML, or a form.
+A reply is JSON, or a text with values between marks: XML, or a form.
 """
 
 import re
@@ -25,27 +25,27 @@ GARBAGE: dict[str, bytes] = {
     "a thousand brackets": b"[" * 1000,
     "another object": b'{"status": "ok", "data": [1, null]}',
 }
-"""What is no answer at all, whatever engine it comes from."""
+"""Bodies that no engine gives as an answer."""
 
 _VALUES: tuple[Any, ...] = (None, True, -1, 10**30, "", "x", [], {}, [None], {"x": 1})
 _NUMBERS = (b"1e400", b"-0.005", b"0.1234567890123456789")
 _TEXTS = (b"", b"x", b"-1", b"1e400", b"-0.005", b"NaN", "\u0661".encode())
 _AMOUNT = re.compile(r"[0-9]+\.[0-9]+")
 _VALUE = re.compile(rb"""(?<=[>"'=])[^\s<>"'&=][^<>"'&=]*(?=[<"'&]|\Z)""")
-"""A value in a text: what stands in quotes, between tags, or after an equals sign."""
+"""A value in a text: in quotes, between tags, or after an equals sign."""
 _FIELD = re.compile(rb"""<[^<>/?]+/>|\s[\w:.-]+=(?:"[^"]*"|'[^']*')|(?:(?<=&)|(?<=\A))[^<>"'&=\s]+=[^<>&]*&?""")
 """A part of a text that may be missing: an element without content, an attribute, a field of a form."""
 _DECLARATION = re.compile(rb"\A\s*<\?xml[^>]*>")
 MOST_FIELDS = 40
-"""Of one reply: a large one is changed at so many places, spread over it."""
+"""The most fields that are changed in one reply; in a large one they are spread evenly."""
 
 
-def changed(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
-    """Each field of the reply gone, or something else; with a word for what was done."""
+def mutated(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
+    """Each field of the reply removed, then replaced by other values; with the name of each change."""
     try:
         document = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
-        yield from _changed_text(reply)
+        yield from _mutated_text(reply)
         return
     paths = list(_paths(document, ()))
     step = max(1, len(paths) // MOST_FIELDS)
@@ -59,7 +59,7 @@ def changed(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
             yield f"{where} = {number.decode()}", _with_body(reply, body)
 
 
-def _changed_text(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
+def _mutated_text(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
     for pattern, values in ((_FIELD, (b"",)), (_VALUE, _TEXTS)):
         found = _found(reply, pattern)
         for one in found[:: max(1, len(found) // MOST_FIELDS)]:
@@ -68,7 +68,7 @@ def _changed_text(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
 
 
 def with_amounts(reply: EngineReply, number: bytes) -> Iterator[tuple[str, EngineReply]]:
-    """Each number of the reply replaced, in turn, be it a JSON number or a text such as "12.50"; with its place."""
+    """Each number of the reply replaced in turn, whether a JSON number or a text such as "12.50"; with its place."""
     try:
         document = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
@@ -76,10 +76,7 @@ def with_amounts(reply: EngineReply, number: bytes) -> Iterator[tuple[str, Engin
             if _AMOUNT.fullmatch(one[0].decode(errors="replace")):
                 yield _change(one, number), _with_body(reply, _replaced(one, number))
         return
-    for path in _paths(document, ()):
-        value: Any = document
-        for key in path:
-            value = value[key]
+    for path, value in _values(document):
         spelled: Any = None
         if isinstance(value, str):
             spelled = number.decode() if _AMOUNT.fullmatch(value) else None
@@ -89,8 +86,50 @@ def with_amounts(reply: EngineReply, number: bytes) -> Iterator[tuple[str, Engin
             yield "/".join(map(str, path)), _with_body(reply, msgspec.json.encode(_put(document, path, spelled)))
 
 
-def with_effect(reply: EngineReply, unknown: Callable[[Any], Any]) -> EngineReply | None:
-    """The same with what an emulator's `unknown_effect` puts into it; None where it puts nothing into this one."""
+def with_other_words(reply: EngineReply) -> Iterator[EngineReply]:
+    """Each text that is no amount, each boolean and each integer of the reply, replaced in turn by another."""
+    try:
+        document = msgspec.json.decode(reply.body)
+    except msgspec.DecodeError:
+        for one in _found(reply, _VALUE):
+            if not _AMOUNT.fullmatch(one[0].decode(errors="replace")):
+                yield _with_body(reply, _replaced(one, b"x"))
+        return
+    for path, value in _values(document):
+        other: Any
+        match value:
+            case bool():
+                other = not value
+            case int():
+                other = value + 1000
+            case str() if not _AMOUNT.fullmatch(value):
+                other = "x"
+            case _:
+                continue
+        yield _with_body(reply, msgspec.json.encode(_put(document, path, other)))
+
+
+def with_repeated_items(reply: EngineReply) -> Iterator[tuple[str, EngineReply, list[EngineReply]]]:
+    """Each item of an array repeated in turn: its place, that reply, and replies with other amounts in the item."""
+    try:
+        document = msgspec.json.decode(reply.body)
+    except msgspec.DecodeError:
+        return
+    changed = dict(with_amounts(reply, b"0.03"))
+    for path, value in _values(document):
+        if not isinstance(value, list):
+            continue
+        for place, item in enumerate(value):
+            where = "/".join(map(str, (*path, place)))
+            repeated = (
+                _put(document, path, [*value[: place + 1], item, *value[place + 1 :]]) if path else [*value, item]
+            )
+            others = [other for at, other in changed.items() if at == where or at.startswith(f"{where}/")]
+            yield where, _with_body(reply, msgspec.json.encode(repeated)), others
+
+
+def with_unknown_effect(reply: EngineReply, unknown: Callable[[Any], Any]) -> EngineReply | None:
+    """The reply after an emulator's `unknown_effect`; None where that changes nothing in this reply."""
     try:
         body, same = (rewritten(reply.body, change) for change in (unknown, lambda document: document))
     except UnicodeDecodeError:
@@ -99,7 +138,7 @@ def with_effect(reply: EngineReply, unknown: Callable[[Any], Any]) -> EngineRepl
 
 
 def lists(reply: EngineReply) -> set[str]:
-    """The names of its arrays; in XML, of the elements with several others in them."""
+    """The names of its arrays with several items; in XML, of the elements with several children."""
     try:
         document = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
@@ -109,7 +148,7 @@ def lists(reply: EngineReply) -> set[str]:
 
 
 def reordered(reply: EngineReply, ordered: Container[str]) -> EngineReply:
-    """The same with every array backwards, but for those whose order means something (by their names)."""
+    """The reply with all arrays reversed, except those of these names, whose order has a meaning."""
     try:
         document = msgspec.json.decode(reply.body, type=dict[str, msgspec.Raw] | list[msgspec.Raw])
     except (msgspec.DecodeError, msgspec.ValidationError):
@@ -120,8 +159,8 @@ def reordered(reply: EngineReply, ordered: Container[str]) -> EngineReply:
     return _with_body(reply, msgspec.json.encode(_backwards(document, "", ordered)))
 
 
-def told_apart(reply: EngineReply, marker: str) -> EngineReply:
-    """The same with every text in it beginning with `marker`, so that it can be found again."""
+def marked(reply: EngineReply, marker: str) -> EngineReply:
+    """The reply with `marker` before each of its texts."""
     try:
         document = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
@@ -141,7 +180,7 @@ def _with_body(reply: EngineReply, body: bytes) -> EngineReply:
 
 
 def _found(reply: EngineReply, pattern: re.Pattern[bytes]) -> list[re.Match[bytes]]:
-    """Where this stands in a text, behind what declares it to be XML."""
+    """The matches in a text, after the XML declaration."""
     declared = _DECLARATION.match(reply.body)
     return list(pattern.finditer(reply.body, declared.end() if declared else 0))
 
@@ -183,8 +222,18 @@ def _paths(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[str | int,
         yield from _paths(each, (*path, key))
 
 
+def _values(document: Any) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    """All values in a document, each with its path."""
+    yield (), document
+    for path in _paths(document, ()):
+        value = document
+        for key in path:
+            value = value[key]
+        yield path, value
+
+
 def _put(value: Any, path: tuple[str | int, ...], new: Any) -> Any:
-    """A copy with something else at a path; UNSET takes it away."""
+    """A copy with another value at a path; UNSET removes it."""
     key, rest = path[0], path[1:]
     if isinstance(value, list):
         assert isinstance(key, int)
@@ -196,7 +245,7 @@ def _put(value: Any, path: tuple[str | int, ...], new: Any) -> Any:
 
 
 def _backwards(value: Any, name: str, ordered: Container[str]) -> Any:
-    """Numbers keep their spelling: a `Raw` is opened only where it holds more values."""
+    """Numbers keep their spelling: only a `Raw` that contains other values is decoded."""
     if isinstance(value, msgspec.Raw):
         text = bytes(value).lstrip()
         if text[:1] not in (b"{", b"["):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mapper.adapter import EngineReply
-from mapper.conformance import replies
+from mapper.conformance import mutations
 
 
 def reply(body: bytes) -> EngineReply:
@@ -30,7 +30,7 @@ def reply(body: bytes) -> EngineReply:
     ],
 )  # fmt: skip
 def test_an_amount_is_a_number_or_a_text_with_decimals(body: bytes, changed: list[tuple[str, bytes]]) -> None:
-    assert [(where, other.body) for where, other in replies.with_amounts(reply(body), b"1e400")] == changed
+    assert [(where, other.body) for where, other in mutations.with_amounts(reply(body), b"1e400")] == changed
 
 
 def test_each_value_and_each_field_of_a_text_is_changed() -> None:
@@ -44,18 +44,18 @@ def test_each_value_and_each_field_of_a_text_is_changed() -> None:
         b"state=ok&off=5": [b"off=5", b"state=ok&", b"state=ok&off=1e400"],
     }
     for body, wanted in bodies.items():
-        assert {*wanted} <= {other.body for _, other in replies.changed(reply(body))}
+        assert {*wanted} <= {other.body for _, other in mutations.mutated(reply(body))}
 
 
 def test_the_lists_of_a_reply_are_turned_one_by_one() -> None:
     json, xml = reply(b'{"a":[1,2],"b":[[3,4]]}'), reply(b"<q><a/><b><c/><d/></b></q>")
-    assert (replies.lists(json), replies.lists(xml)) == ({"a", "b"}, {"q", "b"})
-    assert replies.reordered(json, {"a"}).body == b'{"a":[1,2],"b":[[4,3]]}'
-    assert replies.reordered(xml, {"q"}).body.endswith(b"<q><a /><b><d /><c /></b></q>")
+    assert (mutations.lists(json), mutations.lists(xml)) == ({"a", "b"}, {"q", "b"})
+    assert mutations.reordered(json, {"a"}).body == b'{"a":[1,2],"b":[[4,3]]}'
+    assert mutations.reordered(xml, {"q"}).body.endswith(b"<q><a /><b><d /><c /></b></q>")
 
 
 def test_every_text_of_xml_is_marked() -> None:
-    marked = replies.told_apart(reply(b"<?xml version='1.0'?><a why='x'>gone</a>"), "M")
+    marked = mutations.marked(reply(b"<?xml version='1.0'?><a why='x'>gone</a>"), "M")
     assert marked.body == b"<?xml version='1.0'?><a why='M x'>M gone</a>"
 
 
@@ -77,5 +77,5 @@ def unknown(document: Any) -> Any:
     ],
 )
 def test_an_unknown_effect_stands_where_the_emulator_puts_it(body: bytes, changed: bytes | None) -> None:
-    found = replies.with_effect(reply(body), unknown)
+    found = mutations.with_unknown_effect(reply(body), unknown)
     assert (found and found.body) == changed

@@ -56,9 +56,9 @@ TESTS = (
     "tests/adapters/test_cassettes.py",
     *(
         f"tests/adapters/talon_one/test_{name}.py"
-        for name in ("answers", "asked_back", "conversations", "effects", "one_price")
+        for name in ("answers", "asked_back", "code_case", "codes", "conversations", "effects", "one_price")
     ),
-    *(f"tests/adapters/voucherify/test_{name}.py" for name in ("answers", "conversations", "effects")),
+    *(f"tests/adapters/voucherify/test_{name}.py" for name in ("answers", "conversations", "effects", "stacking")),
 )
 SLOW = (
     "postgres",
@@ -84,19 +84,22 @@ def main() -> int:
     areas = [chosen.area] if chosen.area else [*AREAS]
     if not chosen.again:
         prepare()
-    failed = [area for area in areas if not _is_good(area, chosen.sample, seed, chosen.jobs)]
-    return int(bool(failed))
+    samples = {area: draw(area, chosen.sample, seed) for area in areas}
+    codes = run([name for sample in samples.values() for name in sample], chosen.jobs)
+    good = [tell(area, codes, sample) for area, sample in samples.items()]
+    return int(not all(good))
 
 
-def _is_good(area: str, sample: int, seed: int, jobs: int) -> bool:
+def draw(area: str, size: int, seed: int) -> dict[str, Path]:
+    """By name, the file of each mutant of a sample."""
     every = [(name, path) for path in sources(area) for name in mutants(path)]
     random.Random(seed).shuffle(every)
     drawn: dict[str, Path] = {}
     for name, path in every:
-        if len(drawn) < sample and is_told_apart(name, path):
+        if len(drawn) < size and is_told_apart(name, path):
             drawn[name] = path
     print(f"{area}: {len(drawn)} of {len(every)} mutants, seed {seed}", flush=True)
-    return tell(area, run([*drawn], jobs), drawn)
+    return drawn
 
 
 def sources(area: str) -> list[Path]:
@@ -137,7 +140,7 @@ def run(drawn: list[str], jobs: int) -> dict[str, int]:
         )
     if not (COPY / mutant_tests.REACHED).is_file():
         sys.exit(f"The tests fail with nothing broken: see {COPY / 'tests.log'}")
-    return {name: code for name, code in mutant_tests.ended(COPY).items() if name in drawn}
+    return mutant_tests.ended(COPY)
 
 
 def tell(area: str, codes: dict[str, int], drawn: dict[str, Path]) -> bool:
@@ -160,7 +163,7 @@ def tell(area: str, codes: dict[str, int], drawn: dict[str, Path]) -> bool:
     least = AREAS[area].least
     print(f"\n{area}: noticed {total['by tests']} by tests and {total['by types']} by types,", end=" ")
     print(f"{total['survived']} survived: {share:.1%} (at least {least:.0%})\n", flush=True)
-    return share >= least and codes.keys() == drawn.keys()
+    return share >= least and drawn.keys() <= codes.keys()
 
 
 def is_refused_by_types(name: str, path: Path) -> bool:
@@ -224,12 +227,22 @@ def functions(name: str, path: Path) -> tuple[ast.stmt, ast.stmt]:
 
 
 class _Wordless(ast.NodeTransformer):
-    """Sentences, which have a space in them, are for people, unless they are SQL."""
+    """Leaves out what nobody can see.
+
+    Sentences, which have a space in them, are for people, unless they are SQL; its words may be in any case. That two
+    lists are of one length (`strict`) guards against faults of ours: no test can make them differ.
+    """
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        node.keywords = [keyword for keyword in node.keywords if keyword.arg != "strict"]
+        return self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:
-        words = node.value.upper().split() if isinstance(node.value, str) else []
-        is_sentence = len(words) > 1 and not SQL.intersection(words)
-        return ast.Constant("a sentence") if is_sentence else node
+        if not isinstance(node.value, str) or len(words := node.value.upper().split()) < 2:
+            return node
+        if not SQL.intersection(words):
+            return ast.Constant("a sentence")
+        return node if "'" in node.value else ast.Constant(node.value.upper())
 
 
 if __name__ == "__main__":

@@ -684,7 +684,7 @@ def postponed(row: Row, at: Moment, reason: str) -> Row:
     since = at.now if row.unknown_since is None else row.unknown_since
     if at.now >= since + LOOK_UP_TIMES_S[-1]:
         return _released(_move(row, at, State.MANUAL, reason=reason), None)
-    after = next((after for after in LOOK_UP_TIMES_S if after >= 30 and since + after > at.now), LOOK_UP_TIMES_S[-1])
+    after = next(after for after in LOOK_UP_TIMES_S if after >= 30 and since + after > at.now)
     return replace(_move(row, at, row.state, unknown_since=since, reason=reason), next_check_at=since + after)
 
 

@@ -61,6 +61,7 @@ from mapper.orders.rows import (
     after_absence,
     after_failed_look_up,
     after_failed_undo,
+    cancelled,
     confirmed,
     decide,
     decide_cancel,
@@ -71,6 +72,7 @@ from mapper.orders.rows import (
     next_check,
     next_session,
     not_cancelled,
+    not_seen_again,
     postponed,
     redeemed,
     rejected,
@@ -78,6 +80,7 @@ from mapper.orders.rows import (
     repaired,
     retryable,
     row_of,
+    seen_again,
     sent,
     trimmed,
     values_of,
@@ -408,6 +411,102 @@ ALREADY = {
     ("redeemed", State.DONE), ("redeemed", State.REPAIRED), ("rejected", State.REJECTED),
 }  # fmt: skip
 """A write that was confirmed too late, and is made again."""
+
+
+LEASED: dict[str, Any] = {"lease_until": NOW + 10, "next_check_at": NOW + 10}
+LEFT: dict[str, Any] = {"lease_until": 0.0, "next_check_at": None}
+NONE_STANDS: dict[str, Any] = {"sent_at": None, "unknown_since": None, "held": None}
+TOLD: dict[str, Any] = {"notices": NOTICES, "confirmed_at": AT.wall}
+LOOKED: dict[str, Any] = {"looked_at": NOW, "checks": 1, **LEASED}
+
+
+@pytest.mark.parametrize(
+    ("before", "move", "changes"),
+    [
+        (row(State.INTENT, leased=True), "sent", {"sent_at": NOW, **LEASED}),
+        (row(State.UNKNOWN, leased=True), "extended", LEASED),
+        (row(State.INTENT, leased=True), "looking", {"state": State.UNKNOWN, "unknown_since": NOW, **LOOKED}),
+        (row(State.UNKNOWN, leased=True), "looking", LOOKED),
+        (
+            row(State.RETRYABLE, unknown_since=NOW - 9),
+            "looking",
+            {"state": State.UNKNOWN, "unknown_since": NOW, "held": "session of order-1", **LOOKED},
+        ),
+        (
+            row(State.UNKNOWN, leased=True),
+            "redeemed",
+            {"state": State.DONE, "reason": "redeemed", "handle": "handle", **TOLD, **LEFT},
+        ),
+        (
+            row(State.INTENT, leased=True, was_sent=False),
+            "degraded",
+            {"state": State.DONE, "reason": "degraded", "held": None, **TOLD, **LEFT},
+        ),
+        (
+            row(State.UNKNOWN, leased=True, absent_since=1.0),
+            "rejected",
+            {"state": State.REJECTED, "reason": "used_up", "attempt": 2, "absent_since": None, **NONE_STANDS, **LEFT},
+        ),
+        (row(State.DONE), "repaired", {"state": State.REPAIRED, "reason": "twice"}),
+        (
+            row(State.INTENT, leased=True, unknown_since=1.0),
+            "retryable",
+            {"state": State.RETRYABLE, "reason": "refused", **NONE_STANDS, **LEFT},
+        ),
+        (
+            row(State.MANUAL, absent_since=1.0),
+            "reopened",
+            {"state": State.UNKNOWN, "unknown_since": NOW, "absent_since": None, "next_check_at": NOW},
+        ),
+        (
+            row(State.MANUAL, reason="cancel_timeout"),
+            "reopened",
+            {"state": State.CANCELLING, "unknown_since": NOW, "next_check_at": NOW},
+        ),
+        (row(State.UNKNOWN, leased=True), "absent", {"reason": "absent", **LEFT, "next_check_at": NOW + 220}),
+        (row(State.UNKNOWN, leased=True), "failed look-up", {"reason": "broken", **LEFT, "next_check_at": NOW + 220}),
+        (
+            row(State.CANCELLING, leased=True),
+            "not cancelled",
+            {"state": State.DONE, "reason": "no", "unknown_since": None, **LEFT},
+        ),
+        (
+            row(State.CANCELLING, leased=True),
+            "failed undo",
+            {"reason": "timeout", **LEFT, "next_check_at": NOW + 220},
+        ),
+        (row(State.DONE, next_check_at=NOW), "seen again", {"next_check_at": None}),
+        (
+            row(State.DONE, next_check_at=NOW),
+            "seen twice",
+            {"state": State.REPAIRED, "reason": "redeemed_twice", "next_check_at": None},
+        ),
+        (row(State.DONE, unknown_since=NOW - 40, next_check_at=NOW), "not seen again", {"next_check_at": NOW + 20}),
+        (row(State.UNKNOWN, next_check_at=NOW + 90), "hurried", {"next_check_at": NOW}),
+        (row(State.UNKNOWN, unknown_since=NOW - 30), "postponed", {"reason": "internal", "next_check_at": NOW + 30}),
+        (
+            row(State.INTENT, next_check_at=NOW),
+            "postponed",
+            {"reason": "internal", "unknown_since": NOW, "next_check_at": NOW + 30},
+        ),
+        (
+            row(State.CANCELLING, leased=True),
+            "cancelled",
+            {"state": State.CANCELLED, "reason": "cancelled", "fence": 2, **NONE_STANDS, **LEFT},
+        ),
+    ],
+)
+def test_a_move_changes_what_the_table_says_and_nothing_else(before: Row, move: str, changes: dict[str, Any]) -> None:
+    others: dict[str, Callable[[Row], Row]] = {
+        "seen again": lambda found: seen_again(found, AT, repaired=False),
+        "seen twice": lambda found: seen_again(found, AT, repaired=True),
+        "not seen again": lambda found: not_seen_again(found, AT),
+        "hurried": lambda found: hurried(found, AT),
+        "postponed": lambda found: postponed(found, AT, "internal"),
+        "cancelled": lambda found: cancelled(found, AT),
+    }
+    after = (others[move] if move in others else MOVES[move][0])(before)
+    assert after == replace(before, version=2, updated_at=AT.wall, **changes)
 
 
 @pytest.mark.parametrize("answered", [True, False])

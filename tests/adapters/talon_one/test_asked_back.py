@@ -38,6 +38,12 @@ def test_why_a_code_did_not_apply_is_told_to_the_merchant_and_not_to_the_shopper
     assert (result.notices, result.rejected) == ((), ())
 
 
+def test_so_it_is_of_a_referral_code_and_of_an_effect_that_failed() -> None:
+    failed = {"campaignID": 7, "referralValue": "REF", "effectIndex": 0, "details": ""}
+    (told,) = asked(cart(("A", 1, "9.00")), ruleFailureReasons=[failed]).diagnostics
+    assert (told.code, told.facts) == ("REF", {"campaign": 7, "effect": 0})
+
+
 @pytest.mark.parametrize("content", [{}, {"ruleFailureReasons": None}, {"ruleFailureReasons": "?"}])
 def test_without_reasons_there_is_nothing_to_tell(content: dict[str, Any]) -> None:
     assert asked(cart(("A", 1, "9.00")), **content).diagnostics == ()

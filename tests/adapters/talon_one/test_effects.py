@@ -74,6 +74,23 @@ def test_an_unknown_effect_is_told_with_its_payload_and_costs_nothing() -> None:
     assert told.payload == {"wish": Decimal("1.1")}
 
 
+@pytest.mark.parametrize("odd", ["text", 5, None, [], {"effectType": 5, "props": {"a": 1}}])
+def test_what_is_no_effect_is_told_as_it_came_and_costs_nothing(odd: Any) -> None:
+    result = outcome(cart(("A", 1, "9.00")), [odd, per_item(5, 0)])
+    assert amounts(result) == [(0, 500)]
+    assert [(told.type, told.payload) for told in result.notices] == [("unreadable", odd)]
+
+
+@pytest.mark.parametrize(("totals", "by_line"), [([10, 10], [500, 500]), ([10, 20], [333, 333])])
+def test_effects_that_announce_different_totals_are_added_up(totals: list[int], by_line: list[int]) -> None:
+    shares = [Decimal("4.995"), Decimal("4.995")] if totals == [10, 10] else [Decimal("3.33"), Decimal("3.33")]
+    effects = [
+        per_item(share, number, props={"totalDiscount": total})
+        for number, (share, total) in enumerate(zip(shares, totals, strict=True))
+    ]
+    assert [amount for _, amount in amounts(outcome(CART, effects))] == by_line
+
+
 def test_the_vendors_worked_example_of_flattening() -> None:
     # https://docs.talon.one/docs/dev/tutorials/partially-returning-a-session: "$5 per item"
     units = [(0, 0), (1, 0), (1, 1)]

@@ -166,6 +166,7 @@ def test_every_effect_takes_off_what_its_shares_say(
     assert [one.effect_type for one in outcome.discounts] == effect_types
     assert all(one.amount == 10 for one in outcome.discounts)
     assert all(one.description == EFFECTS.get(one.effect_type, "Discount") for one in outcome.discounts)
+    assert {one.scope for one in outcome.discounts} == {"goods"}
 
 
 def test_the_table_of_effects_is_complete() -> None:
@@ -393,17 +394,18 @@ def test_free_shipping_is_a_discount_of_the_checkouts_own_shipping(
     outcome = validated(cart(("A", 1, "5.00"), codes=["X"], **body), valid(applies("X", share(0, *items), **result)))
     assert sorted(taken(outcome), key=str) == sorted(expected, key=str)
     if not expected:
-        assert [notice.type for notice in outcome.notices] == ["free_shipping"]
+        assert [(notice.type, notice.payload["redeemable"]) for notice in outcome.notices] == [("free_shipping", "X")]
     for one in outcome.discounts:
         if one.effect_type == "FREE_SHIPPING":
             assert (one.cost, outcome.costs) == ("shipping", (Cost("shipping", 1500),))
+            assert (one.name, one.description, one.meta["redeemable"]) == ("X", "Free shipping", "X")
 
 
 def test_shipping_is_free_once() -> None:
     answer = valid(*[applies(code, share(0, item(), APPENDED), **FREE) for code in ("X", "Y")])
     outcome = validated(cart(("A", 1, "5.00"), codes=["X", "Y"], **RATE), answer)
     assert taken(outcome) == [("X", None, 1500, "FREE_SHIPPING")]
-    assert [notice.payload["redeemable"] for notice in outcome.notices] == ["Y"]
+    assert [(notice.type, notice.payload["redeemable"]) for notice in outcome.notices] == [("free_shipping", "Y")]
 
 
 def test_shipping_at_the_root_of_several_orders_is_their_shipping() -> None:
@@ -477,7 +479,8 @@ def test_a_discount_carries_its_name_and_the_engines_ids(
 def test_what_takes_no_money_off_is_passed_on(result: dict[str, Any], notice: str) -> None:
     outcome = validated(cart(SHIRT, codes=["X"]), valid(applies("X", share(), **result)))
     assert [one.type for one in outcome.notices] == [notice]
-    assert outcome.notices[0].payload["result"] == result
+    payload = outcome.notices[0].payload
+    assert (payload["result"], payload["redeemable"], payload["code"]) == (result, "X", "X")
 
 
 @pytest.mark.parametrize(

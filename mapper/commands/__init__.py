@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from mapper.ops.logs import printable
+
 
 def read_input(path: str) -> bytes:
     """Returns the bytes of a file, or of standard input for `-`. Raises `OSError`, whose `filename` names it."""
@@ -32,7 +34,7 @@ def whole_number(subject: str, least: int, most: int) -> Callable[[str], int]:
 
 def fail(message: str, code: int = 1) -> int:
     """Prints an error, and returns the exit code."""
-    print(message, file=sys.stderr)
+    print("\n".join(map(printable, message.split("\n"))), file=sys.stderr)
     return code
 
 

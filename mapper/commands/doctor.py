@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mapper import settings
 from mapper.adapter import EngineReply, EngineRequest, names
@@ -32,6 +33,7 @@ from mapper.engine.promotion_engine import PromotionEngine
 from mapper.engine.transport import NotSent, Transport, Unknown
 from mapper.nacelle.products import SourceFailed
 from mapper.nacelle.storefront import source_of
+from mapper.ops.logs import printable
 from mapper.orders.ledger import open_ledger
 from mapper.orders.rows import LedgerUnavailable, State
 from mapper.recording import recorder
@@ -391,6 +393,7 @@ def _show(findings: list[Finding], *, as_json: bool) -> None:
     for column in table.columns:
         column.overflow = "fold"  # never cut the name of a setting
     for finding in findings:
-        mend = f"\n[bold]→ {finding.mend}[/]" if finding.mend else ""
-        table.add_row(SIGNS[finding.state], finding.check, finding.text.replace("[", r"\[") + mend)
+        mend = f"\n→ {printable(finding.mend)}" if finding.mend else ""
+        text = Text.assemble(printable(finding.text), (mend, "bold"))
+        table.add_row(SIGNS[finding.state], Text(printable(finding.check)), text)
     Console(file=sys.stdout).print(table)

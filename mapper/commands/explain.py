@@ -7,12 +7,14 @@ import os
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mapper import settings
 from mapper.commands import fail, read_input
 from mapper.domain.errors import InvalidRequest
 from mapper.engine import clients
 from mapper.explain import Explanation, Step, explain
+from mapper.ops.logs import printable
 from mapper.settings import Settings
 
 
@@ -55,33 +57,36 @@ def show(explanation: Explanation, console: Console, *, exchange: bool = False) 
         markup=False,
     )
     if explanation.problem:
-        console.print(f"The engine gave no outcome: {explanation.problem}", style="red", markup=False)
+        console.print(_plain(f"The engine gave no outcome: {explanation.problem}"), style="red")
         return
     table = Table("line", "quantity", "price", "amount", box=None, pad_edge=False)
     for name in ("quantity", "price", "amount"):
         next(column for column in table.columns if column.header == name).justify = "right"
     for line in explanation.lines:
-        table.add_row(line.name, str(line.quantity), explanation.text(line.list_price), explanation.text(line.gross))
+        table.add_row(
+            _plain(line.name), str(line.quantity), explanation.text(line.list_price), explanation.text(line.gross)
+        )
         for step in line.steps:
-            table.add_row(f"  {_named(explanation, step)}", "", "", f"-{explanation.text(step.taken)}")
+            table.add_row(_plain(f"  {_named(explanation, step)}"), "", "", f"-{explanation.text(step.taken)}")
         if line.steps:
             table.add_row(
                 "  [bold]net[/]", "", explanation.text(line.unit_price), f"[bold]{explanation.text(line.net)}[/]"
             )
     for step in explanation.root:
-        table.add_row(f"order: {_named(explanation, step)}", "", "", f"-{explanation.text(step.taken)}")
+        table.add_row(_plain(f"order: {_named(explanation, step)}"), "", "", f"-{explanation.text(step.taken)}")
     table.add_row("[bold]all discounts[/]", "", "", f"[bold]-{explanation.text(explanation.total)}[/]")
     console.print(table)
     if explanation.clamped:
         console.print(f"{explanation.text(explanation.clamped)} exceeds the prices, and is not taken off.")
-    for one in explanation.rejected:
-        console.print(
-            f"{one.code}: {one.reason.message} ({one.reason}; the engine says {one.engine_reason})", markup=False
-        )
-    for hint in explanation.diagnostics:
-        console.print(f"{hint.code + ': ' if hint.code else ''}{hint.text}", markup=False)
+    texts = [
+        f"{one.code}: {one.reason.message} ({one.reason}; the engine says {one.engine_reason})"
+        for one in explanation.rejected
+    ]
+    texts += [f"{hint.code + ': ' if hint.code else ''}{hint.text}" for hint in explanation.diagnostics]
+    for text in texts:
+        console.print(_plain(text))
     for notice in explanation.notices:
-        console.print(f"notice {notice.type}: {notice.text}", style="dim", markup=False)
+        console.print(_plain(f"notice {notice.type}: {notice.text}"), style="dim")
     for call in explanation.exchanges:
         console.print(
             f"{call.operation}: {call.method} {call.path} -> {call.status}, {call.ms:.0f} ms", style="dim", markup=False
@@ -97,4 +102,9 @@ def show(explanation: Explanation, console: Console, *, exchange: bool = False) 
 def _named(explanation: Explanation, step: Step) -> str:
     cut = f", granted {explanation.text(step.granted)}" if step.granted != step.taken else ""
     code = f", code {step.code}" if step.code else ""
-    return f"{step.name} ({step.effect_type}{code}{cut})".replace("[", r"\[")
+    return f"{step.name} ({step.effect_type}{code}{cut})"
+
+
+def _plain(text: str) -> Text:
+    """A text of a body or of the engine: without markup and control characters."""
+    return Text(printable(text))

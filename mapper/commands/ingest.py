@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from mapper import settings
 from mapper.commands import fail, read_input
@@ -18,6 +19,7 @@ from mapper.nacelle.database import DatabaseUnavailable
 from mapper.nacelle.ingest import Ingested, Ingestion
 from mapper.nacelle.journal import open_journal
 from mapper.nacelle.noms import Noms
+from mapper.ops.logs import printable
 
 WORDS = {
     "created": "created",
@@ -108,10 +110,10 @@ async def _ingest(ingestion: Ingestion, bodies: Bodies) -> int:
             failed += 1
             print(f"{name}: not sent; {len(error.faults)} fault(s):")
             for fault in error.faults:
-                print(f"  {fault.pointer or '/'}: {fault.message}")
+                print(f"  {printable(fault.pointer) or '/'}: {printable(fault.message)}")
             continue
         failed += done.state != "created"
-        print(f"{name}: {_sentence(done)}")
+        print(f"{name}: {printable(_sentence(done))}")
     if len(bodies) != 1:
         print(f"{len(bodies) - failed} of {len(bodies)} created.")
     return 1 if failed else 0
@@ -129,6 +131,6 @@ def _print_open(rows: list[tuple[str, str, str]]) -> int:
         return 0
     table = Table("order", "state", "reason")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(text)) for text in row))
     Console().print(table)
     return 1

@@ -12,9 +12,11 @@ from typing import Final
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from mapper import settings
 from mapper.commands import fail
+from mapper.ops.logs import printable
 from mapper.recording import records
 from mapper.recording.records import Unusable
 from mapper.recording.replay import Finding, replay
@@ -86,7 +88,7 @@ def _print_table(replayed: Sequence[Replayed], console: Console) -> None:
         column.overflow = "fold"
     for one in replayed:
         for row in _rows(one):
-            table.add_row(*(text.replace("[", r"\[") for text in row))
+            table.add_row(*(Text(printable(text)) for text in row))
     if table.rows:
         console.print(table)
     counts = _counts(replayed)

@@ -61,12 +61,19 @@ class _JsonFormatter(logging.Formatter):
         return _json(line)
 
 
+def printable(text: str) -> str:
+    """Escapes control characters, which a terminal would obey."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
 def _text_formatter() -> logging.Formatter:
     import structlog  # noqa: PLC0415 - slow to load, and used by `text` only
 
     def with_facts(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         record: logging.LogRecord = event["_record"]
-        return {**_line(event["time"], event["level"], event["event"], getattr(record, "facts", {})), **event}
+        line = _line(event["time"], event["level"], event["event"], getattr(record, "facts", {}))
+        escaped = {name: printable(value) if isinstance(value, str) else value for name, value in line.items()}
+        return {**escaped, **event}
 
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[

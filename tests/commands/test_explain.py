@@ -82,3 +82,16 @@ def test_what_cannot_be_done_is_told(
     assert "could not be" in capsys.readouterr().out
     monkeypatch.delenv("TALON_ONE_API_KEY")
     assert run(str(file)) == 2
+
+
+def test_a_terminal_neither_obeys_a_body_nor_takes_it_for_markup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cart.json"
+    sku = "[red]x[/]\x1b[2J\x07"
+    file.write_text(json.dumps({**CART, "items": [{"sku": sku, "quantity": 1, "price": "140.00"}]}))
+    assert run(str(file)) == 0
+    assert r"[red]x[/]\x1b[2J\x07" in capsys.readouterr().out
+    file.write_text('{"\\u001b[2J": 1, "\\u001b[2J": 2}')
+    assert run(str(file)) == 1
+    assert capsys.readouterr().err == "/\\x1b[2J: An object has a duplicate key.\n"

@@ -177,6 +177,13 @@ def test_text_is_for_a_person(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -
     assert re.search(r"\[info +\] request +.*operation=validate.* request_id=id-1", stderr.writes[-1])
 
 
+def test_a_terminal_does_not_obey_what_came(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    logs.configure("debug", "text")
+    telemetry().request(Record("validate", "id-1", facts={"pointer": "/\x1b[2J\u2028\n"}), 400, "x", "x", 0.1)
+    assert r"pointer=/\x1b[2J\u2028\n" in stderr.writes[-1]
+
+
 def test_no_text_can_forge_a_line(stderr: Stream) -> None:
     telemetry().request(Record("validate", 'x"\n{"level":"info"}\u2028'), 200, "ok", "ok", 0.1)
     assert "".join(stderr.writes).count("\n") == 1

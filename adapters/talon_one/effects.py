@@ -25,6 +25,7 @@ from mapper.adapter import (
     Notice,
     Outcome,
     Problem,
+    Reason,
     Rejection,
     Scope,
     checkout,
@@ -372,7 +373,9 @@ class _RejectedCode(NamedTuple):
     kind: CodeKind
     code: str | None
     """As it was sent; None where the request has no such code."""
-    props: replies.CodeProps
+    reason: Reason
+    word: str
+    """The engine's own."""
     notice: Notice
 
 
@@ -384,7 +387,9 @@ def _read_code(effect: replies.Effect, text: Raw, rule: EffectRule, reading: _Re
     code = reading.request.codes.match(kind, props.value)
     notice = _notice(effect, text, rule.text)
     if rule.kind == "reject":
-        reading.rejected.append(_RejectedCode(kind, code, props, notice))
+        table = reasons.COUPON if kind == "coupon" else reasons.REFERRAL
+        reason = reasons.reason(table, props.rejection_reason, props.campaign_exclusion_reason)
+        reading.rejected.append(_RejectedCode(kind, code, reason, reasons.word(props.rejection_reason), notice))
         return
     reading.notices.append(notice)
     if code is not None:
@@ -396,18 +401,19 @@ def _read_code(effect: replies.Effect, text: Raw, rule: EffectRule, reading: _Re
 def _rejections(reading: _Reading) -> tuple[Rejection, ...]:
     """One rejection for each rejected code, in the order in which the codes were sent.
 
-    Three cases become notices instead: a code that one campaign rejects and another accepts, since it works; a code
-    that was not sent; and a sent code without an effect, since nothing says that it does not work.
+    These become notices instead: that one campaign rejects a code which another accepts, since it works; that another
+    campaign rejects it, too; that a code is rejected which was not sent; and that a sent code has no effect, since
+    nothing says that it does not work.
     """
     request = reading.request
     rejections: dict[tuple[CodeKind, str], Rejection] = {}
-    for kind, code, props, notice in reading.rejected:
-        if code is None or (kind, code) in reading.accepted:
+    for kind, code, reason, word, notice in sorted(
+        reading.rejected, key=lambda each: each.reason in reasons.NOT_RUNNING
+    ):
+        if code is None or (kind, code) in reading.accepted or (kind, code) in rejections:
             reading.notices.append(notice)
-            continue
-        table = reasons.COUPON if kind == "coupon" else reasons.REFERRAL
-        reason = reasons.reason(table, props.rejection_reason, props.campaign_exclusion_reason)
-        rejections.setdefault((kind, code), Rejection(code, reason, reasons.word(props.rejection_reason)))
+        else:
+            rejections[kind, code] = Rejection(code, reason, word)
     for kind, code in request.codes:
         if (kind, code) not in rejections and (kind, code) not in reading.accepted:
             text = f"The promotion engine neither accepts nor refuses the code {code}."

@@ -53,6 +53,9 @@ EXCLUSION = {
     "CampaignNotInEvaluationSet": "not_active",  # for example archived
 }
 
+# Another campaign may have the same code: why it does not apply there says more than that it is over here.
+NOT_RUNNING = frozenset({Reason.NOT_FOUND, Reason.EXPIRED, Reason.NOT_STARTED, Reason.NOT_ACTIVE})
+
 # The engine's word goes to the shopper's browser, so free text, which may hold private data, is dropped.
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9 _.:-]{0,63}", re.ASCII)
 

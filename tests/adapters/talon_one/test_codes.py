@@ -113,6 +113,20 @@ def test_a_code_that_one_campaign_accepts_works_though_another_refuses_it() -> N
         assert {"acceptCoupon", "rejectCoupon"} <= {notice.type for notice in result.notices}
 
 
+def test_of_several_refusals_that_of_a_campaign_which_runs_is_told_and_the_others_are_notices() -> None:
+    """Merchants give a code again, so that it may belong to a campaign of last year as well."""
+    over = [("CouponExpired", 1), ("CouponPartOfNotRunningCampaign", 2)]
+    effects = [
+        effect("rejectCoupon", {"value": "COUP-XYZ789", "rejectionReason": word}, campaign=campaign)
+        for word, campaign in [*over, ("CouponRejectedByCondition", 3)]
+    ]
+    for shuffled in (effects, effects[::-1]):
+        result = outcome(CART, shuffled)
+        assert [one.reason for one in result.rejected] == ["conditions_not_met"]
+        told = [one.payload["rejectionReason"] for one in result.notices if one.type == "rejectCoupon"]
+        assert told == [word for word, _ in over]
+
+
 def test_a_refused_code_that_nobody_typed_and_a_code_without_an_answer_are_told() -> None:
     result = outcome(CART, [effect("rejectCoupon", {"value": "STALE", "rejectionReason": "CouponExpired"})])
     assert result.rejected == ()

@@ -110,7 +110,7 @@ class StoredSession(msgspec.Struct, frozen=True, rename="camel"):
     profile_id: str | None = None
     store_integration_id: str | None = None
     attributes: dict[str, Raw] | None = None
-    additional_costs: dict[str, StoredCost] | None = None
+    additional_costs: dict[str, StoredCost | None] | None = None
     update_count: int | None = None
     """1 where the request created the session."""
 
@@ -255,7 +255,7 @@ class State:
         """The name and the JSON of what else `RESPONSE_CONTENT` asks for."""
         extras = self._extras
         named = (("coupons", extras.coupons), ("customerProfile", extras.customer_profile), ("loyalty", extras.loyalty))
-        return [(name, decode(JSON, text)) for name, text in named if text is not ABSENT]
+        return [(name, decode(JSON, text)) for name, text in named if bytes(text) != b"null"]
 
     def props(self, index: int) -> Raw:
         """The raw props of the effect at that index; the whole entry where it is no effect."""

@@ -252,7 +252,7 @@ def read_redemption(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Re
     body = document(reply)
     if not isinstance(body.get("redemptions"), list):
         not_understood("redemptions is missing")
-    entries = objects(body["redemptions"])
+    entries = [mapping(entry) for entry in body["redemptions"]]
     if any(entry.get("result") not in ("SUCCESS", "FAILURE") for entry in entries):
         not_understood("a redemption has no result")
     entries = [entry for entry in entries if entry["result"] == "SUCCESS"]

@@ -60,7 +60,8 @@ def test_what_else_was_asked_for_is_passed_on() -> None:
     content = {"coupons": [{"id": 5, "value": "X"}], "customerProfile": {"id": 1.5}, "loyalty": {"cards": []}}
     told = {notice.type: notice.payload for notice in asked(cart(("A", 1, "9.00")), **content).notices}
     assert json.dumps(told, default=str) == json.dumps({**content, "customerProfile": {"id": "1.5"}})
-    assert asked(cart(("A", 1, "9.00"))).notices == ()
+    for nothing in ({}, dict.fromkeys(content)):
+        assert asked(cart(("A", 1, "9.00")), **nothing).notices == ()
 
 
 def test_costs_of_several_orders_are_added_up() -> None:

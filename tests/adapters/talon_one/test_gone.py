@@ -168,6 +168,13 @@ def test_what_others_have_set_and_what_is_empty_stays(session: dict[str, Any]) -
     talk(adapter(**OPTIONS).validate(checkout, "s"), reply(held(**session)))
 
 
+def test_a_cost_that_is_null_hides_nothing_else_that_is_held() -> None:
+    answer = reply(held(additionalCosts={"shipping": None}, storeIntegrationId="berlin"))
+    with pytest.raises(EngineRejected) as caught:
+        talk(adapter(**OPTIONS).validate(shopping(store=None), "s"), answer)
+    assert caught.value.reason == "session_closed"
+
+
 def test_an_answer_that_does_not_say_what_is_held_is_taken_as_it_is() -> None:
     for session in (None, "unreadable"):
         talk(adapter(**OPTIONS).validate(shopping(store=None), "s"), reply({"effects": [], "customerSession": session}))

@@ -263,6 +263,7 @@ def test_after_a_redemption_amounts_that_do_not_add_up_are_told_and_not_fatal() 
         b'{"redemptions":[{"result":"SUCCESS","order":{"items":[{"price":"?"}]}}]}',
         b'{"redemptions":[{"id":"r_1","status":"SUCCEEDED"}]}',
         b'{"redemptions":[{"id":"r_1","result":null}]}',
+        b'{"redemptions":[null]}',
     ],
 )
 def test_a_redemption_that_cannot_be_read_is_an_unknown_outcome(answer: bytes) -> None:

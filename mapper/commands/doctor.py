@@ -231,8 +231,9 @@ def _file_system(url: str) -> Iterator[Finding]:
 
 
 def _can_be_created(url: str) -> bool:
-    """Whether the file of a missing SQLite ledger can be created."""
-    return os.access(Path(url.removeprefix("sqlite:///")).resolve().parent, os.W_OK)
+    """Whether a missing ledger can be created; a PostgreSQL database exists already."""
+    is_file = url.startswith("sqlite:///")
+    return not is_file or os.access(Path(url.removeprefix("sqlite:///")).resolve().parent, os.W_OK)
 
 
 class _Probe:

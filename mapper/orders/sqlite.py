@@ -152,6 +152,8 @@ class SqliteStore:
         self._waiting: deque[_Change] = deque()
         self._database: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
+        self._files: dict[str, tuple[int, int] | None] = {}
+        """What is open, by path. SQLite goes on with a file that has lost its name, where the next start finds nothing."""
         self._reopen = False
         """Whether each use tries to open the file again if it could not be opened before."""
 
@@ -301,6 +303,8 @@ class SqliteStore:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Excludes the writers of all processes until the end of the block, which commits or rolls back."""
         database = self._open()
+        if any(_identity(path) != opened for path, opened in self._files.items()):
+            raise LedgerUnavailable("moved", "The ledger's file was moved, deleted or replaced while it was in use.")
         database.execute("BEGIN IMMEDIATE")
         try:
             yield database
@@ -360,10 +364,10 @@ class SqliteStore:
             return database.execute(_LEASE, (name, owner, now + ttl_s, now)).rowcount == 1
 
     def _connect(self, *, create: bool) -> None:
-        if not create and not Path(self._path).is_file():
-            raise self._missing()
         if Path(self._path).exists() and not Path(self._path).is_file():
             raise LedgerUnusable("cannot_open", f"{self._path} is not a file, so it cannot be the ledger.")
+        if not create and not Path(self._path).is_file():
+            raise self._missing()
         try:
             # Only the owner may read it: orders are personal data. SQLite gives -wal and -shm the same mode.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -384,6 +388,9 @@ class SqliteStore:
         if self._use_wal() != "wal":
             raise LedgerUnusable("without_wal", "The ledger's file system cannot carry SQLite's write-ahead log.")
         database.execute("PRAGMA synchronous = FULL")
+        database.execute("SELECT 1 FROM sqlite_master").fetchall()  # makes the two files beside
+        real = os.path.realpath(self._path)
+        self._files = {path: _identity(path) for path in (self._path, f"{real}-wal", f"{real}-shm")}
         with self._transaction():
             self._migrate(database, create=create)
             self._forget_other_boots(database)
@@ -445,6 +452,15 @@ class _Change:
     step: Step[Any]
     result: Any = None
     error: Exception | None = None
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Returns device and inode of a file; None if it is not there."""
+    try:
+        found = Path(path).stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _key_values(key: Key) -> tuple[str, str, str]:

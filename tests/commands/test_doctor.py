@@ -13,6 +13,7 @@ import pytest
 from mapper.commands import cli
 from mapper.sandbox import host
 from tests.fakes import new_ledger
+from tests.orders import postgres
 from tests.sandbox.live import control
 
 
@@ -96,6 +97,7 @@ def test_a_service_that_is_well_has_nothing_to_mend(capsys: pytest.CaptureFixtur
         ("MAPPER_RECEIPT", "optional", 0, "receipts", "MAPPER_RECEIPT=required"),
         ("MAPPER_ORDER_KEY_PATH", "", 0, "order key", "MAPPER_ORDER_KEY_PATH"),
         ("MAPPER_LEDGER_URL", "sqlite:////proc/none/x.db", 1, "ledger", "Make its folder"),
+        ("MAPPER_LEDGER_URL", "sqlite:////dev", 1, "ledger", "is not a file"),
         ("MAPPER_LEDGER_URL", "postgresql://127.0.0.1:1/x", 1, "ledger", "host, port and sslmode"),
         ("TALON_ONE_BASE_URL", "http://127.0.0.1:1", 1, "engine", "TALON_ONE_BASE_URL"),
         ("TALON_ONE_BASE_URL", "http://talon.example", 2, "TALON_ONE_BASE_URL", "https"),
@@ -189,6 +191,16 @@ def test_a_key_that_the_engine_does_not_take_is_named(sandbox: str, capsys: pyte
     (one,) = [one for one in found if one["state"] != "ok"]
     assert "key" in one["text"]
     assert one["mend"]
+
+
+def test_a_ledger_that_is_still_to_be_made_is_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for url in (f"sqlite:///{tmp_path}/ledger.db", postgres.url("information_schema")):
+        monkeypatch.setenv("MAPPER_LEDGER_URL", url)
+        (one,) = [one for one in findings(capsys)[1] if one["check"] == "ledger"]
+        assert (one["state"], one["mend"]) == ("ok", "")
+        assert "not there yet" in one["text"]
 
 
 def test_it_is_readable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,3 +151,18 @@ def test_a_busy_ledger_is_opened_at_its_first_use_by_who_is_patient(tmp_path: Pa
         assert caught.value.reason == "ledger_closed"
 
     asyncio.run(act())
+
+
+@pytest.mark.parametrize("name", ["ledger.db", "ledger.db-wal", "ledger.db-shm"])
+def test_nothing_is_written_to_a_file_that_has_lost_its_name(tmp_path: Path, name: str) -> None:
+    async def act(ledger: Ledger, store: SqliteStore) -> list[str]:
+        file, away = tmp_path / name, tmp_path / "away"
+        results: list[Any] = [await claim(ledger, KEYS[0])]
+        file.rename(away)
+        results += await asyncio.gather(ledger.ping(), claim(ledger, KEYS[1]), return_exceptions=True)
+        file.write_bytes(away.read_bytes())  # a copy in its place is another file
+        results += await asyncio.gather(claim(ledger, KEYS[2]), return_exceptions=True)
+        away.replace(file)
+        return [getattr(one, "reason", type(one).__name__) for one in (*results, await claim(ledger, KEYS[3]))]
+
+    assert run(tmp_path, act) == ["New", "ledger_moved", "ledger_moved", "ledger_moved", "New"]

@@ -26,7 +26,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
 def _run(chosen: argparse.Namespace) -> int:
     configured = settings.load(os.environ)
     spaces = configured.credentials.spaces
-    if configured.credentials.tells_spaces_apart and chosen.space not in spaces:
+    named = chosen.space or configured.credentials.tells_spaces_apart
+    if spaces and named and chosen.space not in spaces:
         return fail(f"Name the space with --space, one of {', '.join(sorted(spaces))}.", 2)
     return asyncio.run(_cancel(configured, chosen))
 

@@ -5,6 +5,7 @@ import asyncio
 import os
 import shlex
 import sqlite3
+import sys
 import time
 from contextlib import closing
 from datetime import UTC, datetime
@@ -48,10 +49,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
     listing = verbs.add_parser("list", help="list the orders that are not finished")
-    listing.add_argument("--all", action="store_true", help="list finished orders, too")
-    listing.add_argument("--state", choices=[state.value for state in State], help="list the orders in this state")
-    listing.add_argument("--waiting", action="store_true", help="list the orders that wait for their caller")
-    listing.add_argument(
+    which = listing.add_mutually_exclusive_group()
+    which.add_argument("--all", action="store_true", help="list finished orders, too")
+    which.add_argument("--state", choices=[state.value for state in State], help="list the orders in this state")
+    which.add_argument("--waiting", action="store_true", help="list the orders that wait for their caller")
+    which.add_argument(
         "--unconfirmed", action="store_true", help="list the redeemed orders whose answer no caller received"
     )
     listing.add_argument(
@@ -144,20 +146,22 @@ async def _list(ledger: Ledger, chosen: argparse.Namespace) -> int:
         padded.append([cell.ljust(width) for cell in (name, *cells)])
     for line in zip(*padded, strict=True):
         print("  ".join(line).rstrip())
+    if len(found) > len(shown):
+        print(f"There are more than these {len(shown)} orders: --limit shows them.", file=sys.stderr)
     return 0
 
 
 async def _find(ledger: Ledger, chosen: argparse.Namespace) -> list[Row]:
-    """Returns the chosen rows, latest first."""
+    """Returns the chosen rows, latest first; more than the limit if there are more."""
     if chosen.unconfirmed:
-        return await ledger.unconfirmed(chosen.limit)
+        return await ledger.unconfirmed(chosen.limit + 1)
     if chosen.waiting:
         states: tuple[State, ...] = (State.RETRYABLE,)
     elif chosen.state:
         states = (State(chosen.state),)
     else:
         states = tuple(State) if chosen.all else OPEN
-    found = [row for state in states for row in await ledger.find(state=state, limit=chosen.limit)]
+    found = [row for state in states for row in await ledger.find(state=state, limit=chosen.limit + 1)]
     return sorted(found, key=lambda row: row.updated_at, reverse=True)
 
 
@@ -262,25 +266,25 @@ def _backup(chosen: argparse.Namespace) -> int:
     try:
         with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)
-    except sqlite3.Error as error:
-        copy.unlink()
-        return fail(f"{path} cannot be copied: {error}.")
+    except BaseException as error:
+        copy.unlink()  # half a copy looks like a whole one
+        if not isinstance(error, sqlite3.Error):
+            raise
+        return fail(f"{path} cannot be copied to {copy}: {error}.")
     print(f"The ledger is copied to {copy}.")
     return 0
 
 
 async def _row(ledger: Ledger, chosen: argparse.Namespace) -> Row | None:
     """Returns the row of the chosen order; prints why if there is none, or several."""
-    found = [
-        row
-        for row in await ledger.find(order=chosen.key)
-        if chosen.space in (None, row.key.space) and chosen.engine in (None, row.key.engine)
-    ]
+    rows = await ledger.find(order=chosen.key.strip())
+    found = [row for row in rows if chosen.space in (None, row.key.space) and chosen.engine in (None, row.key.engine)]
     if len(found) == 1:
         return found[0]
-    if found:
-        options = sorted(f"--space {shlex.quote(row.key.space)} --engine {row.key.engine}" for row in found)
-        fail("Several orders have this id; name one of them: " + ", ".join(options) + ".")
+    if rows:
+        options = sorted(f"--space {shlex.quote(row.key.space)} --engine {row.key.engine}" for row in found or rows)
+        which = "Several orders have" if found else "No order there has"
+        fail(f"{which} this id; name one of these: " + ", ".join(options) + ".")
     else:
         fail("The ledger has no order with this id.")
     return None

@@ -182,7 +182,7 @@ def request(
         facts["codes"] = [names(code) for code in record.codes]
     if record.rejected:
         facts["rejected"] = [
-            {"code": names(one.code), "reason": one.reason, "engine_reason": one.engine_reason}
+            {"code": names(one.code), "reason": one.reason.value, "engine_reason": one.engine_reason}
             for one in record.rejected
         ]
     if record.diagnostics:

@@ -8,6 +8,7 @@ import os
 import re
 import sqlite3
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -144,6 +145,19 @@ def test_a_reader_who_has_gone_is_no_fault_of_ours(tmp_path: Path, monkeypatch: 
         gone.fileno = out.fileno  # type: ignore[method-assign]
         monkeypatch.setattr(sys, "stdout", gone)
         assert run("sign", str(tmp_path / "body")) == 1
+
+
+def test_closed_standard_streams_are_filled(tmp_path: Path) -> None:
+    """Else the first sockets get their numbers, and libuv aborts when it closes one."""
+    (tmp_path / "run.py").write_text(
+        "import os; from mapper.commands import cli\n"
+        "os.closerange(0, 3)\n"
+        "try: cli.main(['sign', 'no-such-file'])\n"
+        "finally: open('left', 'w').write(' '.join(os.readlink(f'/proc/self/fd/{number}') for number in range(3)))\n"
+    )
+    environment = {**os.environ, **SERVICE, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
+    subprocess.run([sys.executable, "run.py"], cwd=tmp_path, env=environment, timeout=60, check=False)
+    assert (tmp_path / "left").read_text().split() == ["/dev/null"] * 3
 
 
 def test_ctrl_c_is_130_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,6 +366,15 @@ def test_orders_that_wait_and_orders_of_which_nobody_was_told_are_listed(
         assert line.startswith(name)
 
 
+def test_a_list_that_is_cut_says_so(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(ledger_url, claim, lambda ledger: claim(ledger, Key("two", "talon_one", "order-2")))
+    assert run("ledger", "list", "--limit", "2") == 0
+    assert capsys.readouterr().err == ""
+    assert run("ledger", "list", "--limit", "1") == 0
+    assert "more than these 1" in capsys.readouterr().err
+    assert run("ledger", "list", "--waiting", "--unconfirmed") == 2
+
+
 def test_a_body_is_forgotten_unless_it_is_still_needed(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(ledger_url, claim, redeem_untold)
     assert run("ledger", "forget", "order-1") == 1
@@ -424,11 +447,46 @@ def test_a_ledger_is_copied_while_it_is_in_use(
     assert "order-1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("error", "code"), [(sqlite3.OperationalError("disk is full"), 1), (KeyboardInterrupt(), 130)])
+def test_half_a_copy_is_no_copy(
+    error: BaseException,
+    code: int,
+    ledger_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Source(sqlite3.Connection):
+        def backup(self, *arguments: Any, **options: Any) -> None:
+            raise error
+
+    prepare(ledger_url, claim)
+    copy, connect = tmp_path / "copy.db", sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda path: connect(path, factory=Source))
+    assert run("ledger", "backup", str(copy)) == code
+    assert not copy.exists()
+    assert (f"cannot be copied to {copy}: disk is full" in capsys.readouterr().err) == (code == 1)
+
+
 def test_two_spaces_with_one_order_id_must_be_told_apart(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(ledger_url, claim, lambda ledger: claim(ledger, Key("two", "talon_one", "order-1")))
     assert run("ledger", "show", "order-1") == 1
     assert "--space" in capsys.readouterr().err
     assert run("ledger", "show", "order-1", "--space", "two") == 0
+    assert run("ledger", "show", " order-1\n", "--space", "") == 0
+    assert run("ledger", "show", "order-1", "--space", "three") == 1
+    assert "No order there has this id; name one of these: --space '' --engine" in capsys.readouterr().err
+
+
+def test_a_cancel_in_a_space_that_is_not_served_is_refused(
+    ledger_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {**SERVICE, "NACELLE_SPACE_IDS": "one"}.items():
+        monkeypatch.setenv(name, value)
+    prepare(ledger_url, redeem_untold)
+    assert run("cancel", "order-2", "--space", "two") == 2
+    assert "--space, one of one." in capsys.readouterr().err
+    assert run("cancel", "nobody", "--space", "one") == 1
 
 
 def test_an_unknown_order_is_no_crash(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,8 +173,10 @@ def test_what_is_logged_by_the_way_has_the_ids_of_the_request(stderr: Stream) ->
 def test_text_is_for_a_person(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stderr)
     logs.configure("debug", "text")
-    telemetry().request(Record("validate", "id-1"), 200, "ok", "ok", 0.1)
-    assert re.search(r"\[info +\] request +.*operation=validate.* request_id=id-1", stderr.writes[-1])
+    telemetry().request(Record("validate", "id-1", rejected=(EXPIRED,)), 200, "ok", "ok", 0.1)
+    assert re.search(
+        r"\[info +\] request +.*operation=validate.*'reason': 'expired'.* request_id=id-1", stderr.writes[-1]
+    )
 
 
 def test_a_terminal_does_not_obey_what_came(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:

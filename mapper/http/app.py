@@ -138,6 +138,7 @@ def create(
         app.state.service = validate.service = consume.service = cancel.service = service
         readiness = app.state.readiness = Readiness(ledger)
         await readiness.check()
+        log.info("started", extra={"facts": {"version": __version__, "pid": os.getpid()}})
         background = {asyncio.create_task(redeemer.reconcile()), asyncio.create_task(readiness.check_forever())}
         try:
             yield
@@ -152,6 +153,7 @@ def create(
             await journal.close()
             await ledger.close()
             await client.aclose()
+            log.info("stopped", extra={"facts": {"pid": os.getpid()}})
 
     validate = Endpoint("validate", promotions.validate, VALIDATE_CAPACITY, configured, telemetry, recorder)
     consume = Endpoint("consume", promotions.consume, CONSUME_CAPACITY, configured, telemetry, recorder)

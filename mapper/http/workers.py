@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -25,6 +26,7 @@ from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from mapper.http import server
 from mapper.ops import logs
+from mapper.settings import InvalidSettings
 
 log = logging.getLogger("mapper")
 
@@ -80,7 +82,11 @@ class Worker(Process):
         self.parent_conn.close()
         logs.configure_from(os.environ)
         threading.Thread(target=self.always_pong, daemon=True).start()
-        server.run(self._web_server, sockets or [])
+        try:
+            server.run(self._web_server, sockets or [])
+        except InvalidSettings as error:  # a secret file that has changed, or is gone
+            log.error("wrong settings", extra={"facts": {"problem": str(error)}})  # noqa: TRY400 - the sentence is enough
+            sys.exit(2)
 
     def always_pong(self) -> None:
         try:
@@ -136,10 +142,14 @@ class Supervisor(Multiprocess):
         for index, worker in enumerate(self.processes):
             if worker.is_alive(START_S) or self.should_exit.is_set():
                 continue
+            hangs = worker.process.is_alive()
             worker.kill()
             worker.join()
-            multiprocess.mark_process_dead(worker.pid, os.environ["PROMETHEUS_MULTIPROC_DIR"])  # type: ignore[no-untyped-call]
-            log.error("worker died", extra={"facts": {"pid": worker.pid, "exit_code": worker.exitcode}})
+            _drop_gauges(worker)
+            if hangs:
+                log.error("worker hangs", extra={"facts": {"pid": worker.pid, "seconds": START_S}})
+            else:
+                log.error("worker died", extra={"facts": {"pid": worker.pid, "exit_code": worker.exitcode}})
             if time.monotonic() < worker.started + PAUSE_S:
                 self.should_exit.wait(PAUSE_S)
             self.processes[index] = self._start()
@@ -153,6 +163,7 @@ class Supervisor(Multiprocess):
             if not new.wait_until_ready(START_S, self.should_exit):
                 new.kill()
                 new.join()
+                _drop_gauges(new)
                 if not self.should_exit.is_set():
                     log.error("not renewed", extra={"facts": {"exit_code": new.exitcode}})
                 return
@@ -161,7 +172,13 @@ class Supervisor(Multiprocess):
             while old.process.is_alive() and not self.should_exit.is_set():
                 old.process.join(PAUSE_S)
                 self.keep_subprocess_alive()
+            _drop_gauges(old)
         log.info("renewed", extra={"facts": {"workers": self.processes_num}})
+
+
+def _drop_gauges(worker: Worker) -> None:
+    """Takes what only a living process has, such as its version and its open breakers, out of the common metrics."""
+    multiprocess.mark_process_dead(worker.pid, os.environ["PROMETHEUS_MULTIPROC_DIR"])  # type: ignore[no-untyped-call]
 
 
 def supervise(web_server: server.Server, listeners: Sequence[socket.socket], count: int) -> int:

@@ -153,7 +153,7 @@ class SqliteStore:
         self._database: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
         self._files: dict[str, tuple[int, int] | None] = {}
-        """What is open, by path. SQLite goes on with a file that has lost its name, where the next start finds nothing."""
+        """What is open, by path. SQLite goes on with a file that has lost its name; the next start finds another."""
         self._reopen = False
         """Whether each use tries to open the file again if it could not be opened before."""
 

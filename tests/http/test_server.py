@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
+from unittest.mock import Mock
 
 import pytest
 from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
@@ -33,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mapper.commands import cli
 from mapper.domain.signature import SIGNATURE, sign
-from mapper.http import app, endpoint, server
+from mapper.http import app, endpoint, server, workers
 from mapper.http.protocol import RECEIVED, Limits
 from mapper.sandbox import host as sandbox
 from tests import fakes
@@ -1186,6 +1187,7 @@ def test_a_worker_that_dies_is_replaced_and_none_outlives_its_supervisor(tmp_pat
         os.kill(victim, signal.SIGKILL)
         service.wait_for(lambda: len(service.workers() - {victim}) == 2)
         assert service.logged("worker died") == 1
+        service.wait_for(lambda: service.logged("started") == 3)
         left = service.workers()
         service.popen.kill()
         service.popen.wait()
@@ -1193,6 +1195,28 @@ def test_a_worker_that_dies_is_replaced_and_none_outlives_its_supervisor(tmp_pat
         while any(Path(f"/proc/{pid}").exists() for pid in left):
             assert time.monotonic() < until
             time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("hangs", "event"), [(True, "worker hangs"), (False, "worker died")])
+def test_a_worker_that_hangs_is_told_from_one_that_was_killed(
+    hangs: bool, event: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Gone(workers.Worker):
+        """Answers no ping."""
+
+        def __init__(self) -> None:
+            self.started = 0.0
+
+        process = Mock(pid=1, exitcode=-9, **{"is_alive.return_value": hangs})
+        is_alive = Mock(return_value=False)
+        kill = join = Mock()
+
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    supervisor = object.__new__(workers.Supervisor)
+    supervisor.processes, supervisor.should_exit = [Gone()], threading.Event()
+    monkeypatch.setattr(supervisor, "_start", Gone)
+    supervisor.keep_subprocess_alive()
+    assert [record.message for record in caplog.records] == [event]
 
 
 def test_a_worker_that_cannot_start_is_tried_again_after_a_pause_while_the_others_serve(
@@ -1217,6 +1241,26 @@ def test_a_worker_that_cannot_start_is_tried_again_after_a_pause_while_the_other
         assert max(before) in service.workers()
         away.rename(home)
         service.wait_for(lambda: len(service.workers()) == 2)
+        assert service.stop() == 0
+
+
+def test_a_renewal_with_wrong_settings_says_what_is_wrong_and_the_old_workers_stay(tmp_path: Path, engine: str) -> None:
+    secrets = tmp_path / "secrets"
+    secrets.write_text(SECRET)
+    given = {"NACELLE_SIGNING_SECRETS": "", "NACELLE_SIGNING_SECRETS_FILE": str(secrets)}
+    with process(tmp_path, engine, "--workers", "2", "--drain", "0", **given) as service:
+        service.wait_for(lambda: service.logged("ready"))
+        before = service.workers()
+        secrets.unlink()
+        service.tell(signal.SIGHUP)
+        service.wait_for(lambda: service.logged("not renewed"))
+        assert service.workers() == before
+        lines = [
+            json.loads(line) for line in Path(service.log.name).read_text().splitlines()
+        ]  # no traceback among them
+        (wrong,) = [line for line in lines if line["event"] == "wrong settings"]
+        assert "NACELLE_SIGNING_SECRETS_FILE" in wrong["problem"]
+        assert [line["exit_code"] for line in lines if line["event"] == "not renewed"] == [2]
         assert service.stop() == 0
 
 

@@ -1,6 +1,7 @@
 """`/metrics` of a real process with two workers: whichever is asked, the figures are those of both."""
 
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ def engine() -> Iterator[str]:
 
 
 def test_the_metrics_are_those_of_all_workers_together(tmp_path: Path, engine: str) -> None:
-    with process(tmp_path, engine, "--workers", "2", "--drain", "0", MAPPER_VALIDATE_DEADLINE_MS="30000") as service:
+    settings = {"MAPPER_VALIDATE_DEADLINE_MS": "30000", "TMPDIR": str(tmp_path)}
+    with process(tmp_path, engine, "--workers", "2", "--drain", "0", **settings) as service:
         service.wait_for(lambda: service.logged("ready"))
 
         def call() -> None:
@@ -44,4 +46,9 @@ def test_the_metrics_are_those_of_all_workers_together(tmp_path: Path, engine: s
             assert counted
             seen.add(float(counted[1]))
         assert seen == {float(CALLS)}
+        service.tell(signal.SIGHUP)
+        service.wait_for(lambda: service.logged("renewed"))
+        (folder,) = tmp_path.glob("promotions-mapper-*")
+        gauges = {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*.db")}
+        assert gauges == service.workers()  # a gauge of a process that has ended would stay as it was, for ever
         assert service.stop() == 0

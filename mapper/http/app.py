@@ -136,7 +136,7 @@ def create(
         if products is not None:
             service = replace(service, add_product_data=products.at_validate, save_product_data=products.keep)
         app.state.service = validate.service = consume.service = cancel.service = service
-        readiness = app.state.readiness = Readiness(ledger)
+        readiness = app.state.readiness = Readiness(ledger, telemetry.metrics)
         await readiness.check()
         log.info("started", extra={"facts": {"version": __version__, "pid": os.getpid()}})
         background = {asyncio.create_task(redeemer.reconcile()), asyncio.create_task(readiness.check_forever())}

@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from mapper.ops.metrics import Metrics
 from mapper.orders.ledger import Ledger
 from mapper.orders.rows import LedgerUnavailable
 
@@ -30,8 +31,9 @@ DRAINING: Final = Ready(validate=False, consume=False, why="draining")
 class Readiness:
     """Checks the ledger, which consume needs and validate does not. Asking the engine would use up its quota."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, metrics: Metrics) -> None:
         self._ledger = ledger
+        self._metrics = metrics
         self.latest = Ready(validate=True, consume=False, why="starting")
 
     async def check_forever(self) -> None:
@@ -52,6 +54,7 @@ class Readiness:
         except Exception:
             log.exception("internal error")
             self.latest = Ready(validate=True, consume=False, why="internal")
+        self._metrics.readiness(consume=self.latest.consume)
         if self.latest != before and self.latest.why:
             log.error("consume is not served", extra={"facts": {"reason": self.latest.why}})
         elif self.latest != before and before.why != "starting":

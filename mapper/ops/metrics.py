@@ -40,7 +40,7 @@ class Row:
     kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     meaning: str
-    mode: Literal["livesum", "livemax", "livemostrecent"] = "livemax"
+    mode: Literal["livesum", "livemax", "livemin", "livemostrecent"] = "livemax"
 
 
 TABLE: Final = (
@@ -55,6 +55,13 @@ TABLE: Final = (
         "counter",
         ("operation", "where"),
         "calls refused as `overloaded`: at the `door` or in the `queue`",
+    ),
+    Row(
+        "mapper_consume_served",
+        "gauge",
+        (),
+        "1 while consume is served; 0 while the ledger cannot be used, and in a worker that starts",
+        "livemin",
     ),
     Row("mapper_engine_calls_total", "counter", ("engine", "operation", "result"), "calls to the engine"),
     Row("mapper_engine_call_seconds", "histogram", ("engine", "operation"), "time the engine took"),
@@ -131,6 +138,7 @@ class Metrics:
         metrics = {row.name: _create(row, self._registry) for row in TABLE}
         # Cached, since `labels()` costs more than `inc()`.
         self._series = lru_cache(maxsize=1024)(lambda name, *labels: metrics[name].labels(*labels))
+        self._consume_served: Gauge = metrics["mapper_consume_served"]
         self._oldest: Gauge = metrics["mapper_ledger_oldest_open_seconds"]
         self._unconfirmed: Gauge = metrics["mapper_ledger_unconfirmed_orders"]
         self._series("mapper_build_info", __version__, engine, platform.python_version()).set(1)
@@ -197,6 +205,9 @@ class Metrics:
 
     def record(self, fate: str) -> None:
         self._series("mapper_records_total", fate).inc()
+
+    def readiness(self, *, consume: bool) -> None:
+        self._consume_served.set(consume)
 
     def backlog(self, backlog: Backlog) -> None:
         for state in State:

@@ -95,6 +95,11 @@ def ready(service: Process, query: str = "") -> tuple[int, Any, float]:
     return answer.status, json.loads(answer.body), time.monotonic() - since
 
 
+def metrics(service: Process) -> bytes:
+    (answer,) = exchange(service.address, request("GET", "/metrics"), expect=1, wait_s=5).responses
+    return answer.body
+
+
 def check_served_without_ledger(service: Process) -> None:
     status, body, seconds = ready(service)
     assert (status, body["validate"], body["consume"]) == (200, True, False)
@@ -102,6 +107,7 @@ def check_served_without_ledger(service: Process) -> None:
     assert seconds < 1
     assert ready(service, "?for=consume")[0] == 503
     assert ask(service, "validate").status == 200
+    assert b"\nmapper_consume_served 0.0\n" in metrics(service)
     refused = ask(service, "consume")
     assert refused.status == 500
     assert int(refused.headers["retry-after"]) > 0
@@ -110,6 +116,7 @@ def check_served_without_ledger(service: Process) -> None:
 def check_served_again(service: Process) -> None:
     service.wait_for(lambda: ready(service)[1] == SERVED)
     assert ask(service, "consume").status == 200
+    assert b"\nmapper_consume_served 1.0\n" in metrics(service)
 
 
 def test_a_postgres_server_that_comes_late_goes_and_hangs(tmp_path: Path, engine: str) -> None:

@@ -97,7 +97,7 @@ class Voucherify(Adapter):
             requested, inapplicable = selection.redeemables, selection.inapplicable
         redeemed_before = yield from self._redeemed_before(order, session, inapplicable.values())
         while requested and redeemed_before is None:
-            yield from self._release_unused(validator, session, requested)
+            yield from self._release_unused(validator, session, [one for one in requested if one not in inapplicable])
             reply = yield request.redemption(order, session, requested, self.settings)
             if reply.status == 200:
                 redemptions = replies.read_redemption(reply, requested)

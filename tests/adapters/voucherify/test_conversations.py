@@ -788,6 +788,17 @@ def test_what_is_not_redeemed_is_not_kept_locked(
     assert unlocked(requests) == released
 
 
+def test_what_a_validation_leaves_out_is_unlocked_before_the_rest_is_redeemed() -> None:
+    """A request that fails after the redemption leaves its outcome unknown."""
+    metas = [voucher_meta("A"), voucher_meta("B"), tier_meta(TIER, 2)]
+    left: dict[str, Any] = {"inapplicable_redeemables": [fails("B", "voucher_expired")]}
+    selected = valid(applies("A", share(5)), tier(TIER, share(1)), **left)
+    result = redeemed(redemption("A", 5), redemption(TIER, 1, 2, **TIER_REDEMPTION), **left)
+    _, requests = held(before("redeem", ["A", "B"], *metas, PROMOTIONS="qualify"), selected, FREED, result, UNKNOWN)
+    assert [one.operation for one in requests] == ["validate", "release lock", "redeem", "read order"]
+    assert unlocked(requests) == ["B"]
+
+
 def test_without_locks_nothing_is_released() -> None:
     entries = [{"name": "n", "amount": "0.01", "effect_type": "e", "meta": voucher_meta("GONE")}]
     _, requests = held(engine().validate(cart(SHIRT, discounts=entries), ORDER))

@@ -168,7 +168,7 @@ def gift_credits(checkout: Checkout, settings: Settings) -> dict[str, int]:
     if not isinstance(amounts, dict):
         raise InvalidRequest("The gift credits are not an object of code and amount.", parent)
     result: dict[str, int] = {}
-    for code in amounts:
+    for code in (code for code, amount in amounts.items() if amount is not None):
         pointer = f"{parent}/{code.replace('~', '~0').replace('/', '~1')}"
         minor = checkout.amount_at(pointer)
         if not minor:

@@ -261,7 +261,7 @@ def test_a_loyalty_card_names_its_reward(meta: dict[str, Any], option: str, rewa
 
 def test_gift_credits_are_what_the_shopper_chose_to_spend() -> None:
     checkout = cart(
-        SHIRT, codes=["GIFT", "A/B", "X"], promotions={"meta": {"gift_credits": {"GIFT": "10.50", "A/B": 3}}}
+        SHIRT, codes=["GIFT", "A/B", "X"], promotions={"meta": {"gift_credits": {"GIFT": "10.50", "A/B": 3, "X": None}}}
     )
     sent = body_of(next(engine().validate(checkout, ORDER)))["redeemables"]
     assert [one.get("gift") for one in sent] == [{"credits": 1050}, {"credits": 300}, None]

@@ -230,11 +230,16 @@ class _Wordless(ast.NodeTransformer):
     """Leaves out what nobody can see.
 
     Sentences, which have a space in them, are for people, unless they are SQL; its words may be in any case. That two
-    lists are of one length (`strict`) guards against faults of ours: no test can make them differ.
+    lists are of one length (`strict`) and that no case is missing (`assert_never`) guards against faults of ours: no
+    test can make it happen.
     """
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         node.keywords = [keyword for keyword in node.keywords if keyword.arg != "strict"]
+        return self.generic_visit(node)
+
+    def visit_Match(self, node: ast.Match) -> ast.AST:
+        node.cases = [case for case in node.cases if "assert_never" not in ast.unparse(case.body[0])]
         return self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> ast.Constant:

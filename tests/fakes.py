@@ -84,8 +84,8 @@ class FakeAdapter:
         self.handles: list[str] = []
         """With which redemptions were taken back."""
         self.undone_orders: list[Checkout | None] = []
-        self.looked_up: list[str] = []
-        """The handles of look-ups."""
+        self.looked_up: list[tuple[Checkout, str]] = []
+        """(order, handle) of look-ups."""
         self.undone: list[tuple[str, bool]] = []
         """(session, whether for good)."""
         self.surplus: list[tuple[str, ...]] = []
@@ -110,7 +110,7 @@ class FakeAdapter:
         return Redeemed(self.granted if self.on_redeem is None else self.on_redeem, self.handle)
 
     def look_up(self, order: Checkout, session: str, handle: str) -> Conversation[LookedUp]:
-        self.looked_up.append(handle)
+        self.looked_up.append((order, handle))
         yield self._request("look_up", session, repeatable=True)
         return self.found
 

@@ -41,6 +41,9 @@ from mapper.orders.rows import (
 
 T = TypeVar("T")
 
+BUSY_S = 5.0
+"""How long to wait for other writers."""
+
 # One entry per version of the schema: the statements that migrate the version before to it.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -159,9 +162,9 @@ class SqliteStore:
 
     @classmethod
     async def open(
-        cls, path: str, clock: Clock, busy_s: float = 5.0, *, create: bool = True, patient: bool = False
+        cls, path: str, clock: Clock, busy_s: float = BUSY_S, *, create: bool = True, patient: bool = False
     ) -> "SqliteStore":
-        """Opens or creates the file. `busy_s`: how long to wait for other writers. `patient`: as for `open_ledger`."""
+        """Opens or creates the file. `patient`: as for `open_ledger`."""
         store = cls(path, clock, busy_s)
         try:
             await store._run(partial(store._connect, create=create))

@@ -288,9 +288,20 @@ def test_what_a_claim_may_do_where_another_order_has_its_session(other: Row, exp
             assert (passed.fence, passed.order, passed.confirmed_at) == (other.fence + 1, BODY, AT.wall)
 
 
-def test_what_waited_is_not_looked_up_in_a_session_that_is_anothers_now() -> None:
-    decision = decide(row(State.RETRYABLE, **LATE), [neighbour(State.DONE)], MINE, AT)
-    assert isinstance(decision, Conflict)
+@pytest.mark.parametrize(
+    ("session", "cart", "expected"),
+    [
+        ("session of order-1", "", Conflict),
+        ("elsewhere", "session of order-1", Conflict),
+        ("session of order-1", "another", Conflict),
+        ("elsewhere", "another", LookUp),
+    ],
+)
+def test_what_waited_is_not_looked_up_in_a_session_or_cart_that_is_anothers_now(
+    session: str, cart: str, expected: type
+) -> None:
+    other = replace(neighbour(State.DONE), session=session, held=session, cart=cart)
+    assert type(decide(row(State.RETRYABLE, **LATE), [other], MINE, AT)) is expected
 
 
 @pytest.mark.parametrize(

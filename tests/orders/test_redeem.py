@@ -367,6 +367,15 @@ def test_an_order_that_names_no_currency_is_the_same_in_the_currency_that_it_was
     assert house.refusal("consume", {**ORDERED, "currency": now or "EUR"}).category == "order_mismatch"
 
 
+def test_it_is_looked_up_in_that_currency_by_its_handle(house: House) -> None:
+    house.wire.script = {"redeem": [Unknown("timeout")], "look_up": [503] * 9}
+    house.refusal("consume", ORDERED)
+    house.wire.script = {}
+    house.configured = settings(house.adapter, MAPPER_DEFAULT_CURRENCY="EUR")
+    house.reconcile(after_s=61)
+    assert {(order.currency, handle) for order, handle in house.adapter.looked_up} == {("", "")}
+
+
 @pytest.mark.parametrize(
     "elsewhere",
     [
@@ -478,17 +487,19 @@ def test_also_where_the_new_id_had_been_tried_before(house: House) -> None:
     test_a_redemption_that_nobody_was_told_of_passes_to_the_new_id(house)
 
 
-@pytest.mark.parametrize("state", ["in flight", "unknown"])
-def test_while_another_order_has_the_session_it_is_pending(house: House, state: str) -> None:
+@pytest.mark.parametrize(("state", "wait_s"), [("in flight", 30), ("nearly free", 1), ("unknown", 55)])
+def test_while_another_order_has_the_session_it_is_pending(house: House, state: str, wait_s: int) -> None:
     if state == "unknown":
         house.wire.script["redeem"] = [Unknown("timeout")]
         house.refusal("consume", ORDERED)
     else:
         hold(house)
+        house.time += 29.6 if state == "nearly free" else 0
     house.wire.sent = []
     note = house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]
     problem = house.refusal("consume", {**ORDERED, "id": "o-2", "promotions": {"meta": note}})
     assert (problem.category, problem.status("consume")) == ("outcome_pending", 500)
+    assert (problem.reason, problem.retry_after) == ("unknown_outcome", wait_s)
     assert "redeem" not in house.wire.sent
 
 

@@ -57,6 +57,8 @@ def _prepare_output() -> None:
             os.fstat(descriptor)
         except OSError:  # closed: a socket would get its number, and libuv would abort when it closes that
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
+    if os.environ.get("COLUMNS") == "0":  # as in some containers; tables of this width are empty
+        del os.environ["COLUMNS"]
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - stays open

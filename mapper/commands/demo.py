@@ -21,7 +21,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from mapper.commands import has_temporary_folder
+from mapper.commands import fail, has_temporary_folder
 from mapper.commands.journey import CHECKOUT, ENGINES, Journey, Step, Unexpected, World, cents, cost, space_of
 from mapper.domain import money
 from mapper.ops import logs
@@ -45,9 +45,11 @@ def run(*, keep: bool = False, folder: Path | None = None) -> int:
             for engine, journey in journeys.items():
                 with console.status(f"{NAMES.get(engine, engine)} …"):
                     steps[engine] = _run_steps(journey, folder)
-        except (Unexpected, OSError) as problem:
+        except Unexpected as problem:
             console.print(f"This is not as it should be: {problem}", markup=False)
             return 1
+        except OSError as error:
+            return fail(f"{error.filename}: {error.strerror}" if error.filename else f"The demo ends here: {error}")
         _show(console, journeys, steps)
         if len({tuple(_amounts(journey)) for journey in journeys.values()}) > 1:
             console.print("This is not as it should be: the engines do not agree.")

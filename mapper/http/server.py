@@ -45,6 +45,11 @@ def inherited(fd: int) -> socket.socket:
     """Returns the socket that the parent process has opened. Raises `OSError`."""
     listener = socket.socket(fileno=fd)
     listener.set_inheritable(False)
+    try:
+        listener.listen()  # not every socket can
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import re
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -158,6 +159,23 @@ def test_closed_standard_streams_are_filled(tmp_path: Path) -> None:
     environment = {**os.environ, **SERVICE, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     subprocess.run([sys.executable, "run.py"], cwd=tmp_path, env=environment, timeout=60, check=False)
     assert (tmp_path / "left").read_text().split() == ["/dev/null"] * 3
+
+
+def test_a_width_of_0_is_no_width(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert run("doctor") == 2
+    assert "NACELLE_SIGNING_SECRETS" in capsys.readouterr().out
+
+
+def test_an_inherited_socket_that_cannot_listen_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in SERVICE.items():
+        monkeypatch.setenv(name, value)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+        fd = os.dup(datagrams.fileno())
+        assert run("serve", "--fd", str(fd)) == 1
+    assert f"Cannot listen on the inherited socket {fd}: " in capsys.readouterr().err
 
 
 def test_ctrl_c_is_130_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,16 @@ def test_the_demo_exits_with_1_where_prices_are_wrong(
     assert "not as it should be: the prices are" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "ENGINES", {"talon_one": journey.ENGINES["talon_one"]})
+    file = tmp_path / "file"
+    file.write_text("")
+    assert demo.run(folder=file) == 1
+    assert capsys.readouterr().err == f"{file}: File exists\n"
+
+
 def documents(text: str) -> Iterator[Any]:
     """The JSON documents that stand in a text one after the other."""
     while text := text.lstrip():

@@ -70,6 +70,8 @@ class Adopter:
     """The currencies in which the emulator prices a cart."""
     ordered: ClassVar[frozenset[str]] = frozenset()
     """The names of arrays in the engine's replies whose order has a meaning."""
+    unique: ClassVar[frozenset[str]] = frozenset()
+    """The names of arrays in the engine's replies with one item for each thing, such as a line: none is repeated."""
     most_requests: ClassVar[int] = 10
     """The most requests of one conversation without faults, for a cart of any size."""
     requests_per_line: ClassVar[int] = 0

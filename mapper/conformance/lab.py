@@ -5,7 +5,7 @@ Requests reach the emulator's ASGI application without a socket. The wire record
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -101,6 +101,8 @@ class Wire:
     """The fault of a request, given the request and its position, from 0."""
     duplicated: Callable[[EngineRequest], bool] = lambda _: False
     """Which requests arrive twice; the second reply comes back."""
+    removed_headers: Container[str] = ()
+    """Headers that do not arrive, by their names in lower case."""
     exchanges: list[Exchange] = field(default_factory=list)
     expected: list[EngineRequest] = field(default_factory=list)
     """Requests that the conversation is about to make."""
@@ -116,7 +118,8 @@ class Wire:
         fault = self.fault(request, len(self.exchanges)) if self.fault is not None else None
         place = len(self.exchanges)
         self.exchanges.append(Exchange(request, None))
-        sent = msgspec.structs.replace(request, headers=tuple(headers))
+        arriving = tuple(header for header in headers if header[0].lower() not in self.removed_headers)
+        sent = msgspec.structs.replace(request, headers=arriving)
         reply = None
         if fault is None or fault.delivered == "now":
             reply = await self.deliver(sent)

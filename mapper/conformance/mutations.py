@@ -31,6 +31,7 @@ _VALUES: tuple[Any, ...] = (None, True, -1, 10**30, "", "x", [], {}, [None], {"x
 _NUMBERS = (b"1e400", b"-0.005", b"0.1234567890123456789")
 _TEXTS = (b"", b"x", b"-1", b"1e400", b"-0.005", b"NaN", "\u0661".encode())
 _AMOUNT = re.compile(r"[0-9]+\.[0-9]+")
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 _VALUE = re.compile(rb"""(?<=[>"'=])[^\s<>"'&=][^<>"'&=]*(?=[<"'&]|\Z)""")
 """A value in a text: in quotes, between tags, or after an equals sign."""
 _FIELD = re.compile(rb"""<[^<>/?]+/>|\s[\w:.-]+=(?:"[^"]*"|'[^']*')|(?:(?<=&)|(?<=\A))[^<>"'&=\s]+=[^<>&]*&?""")
@@ -73,13 +74,13 @@ def with_amounts(reply: EngineReply, number: bytes) -> Iterator[tuple[str, Engin
         document = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
         for one in _found(reply, _VALUE):
-            if _AMOUNT.fullmatch(one[0].decode(errors="replace")):
+            if _NUMBER.fullmatch(one[0].decode(errors="replace")):
                 yield _change(one, number), _with_body(reply, _replaced(one, number))
         return
     for path, value in _values(document):
         spelled: Any = None
         if isinstance(value, str):
-            spelled = number.decode() if _AMOUNT.fullmatch(value) else None
+            spelled = number.decode() if _NUMBER.fullmatch(value) else None
         elif isinstance(value, int | float) and not isinstance(value, bool):
             spelled = msgspec.Raw(number)
         if spelled is not None:
@@ -109,23 +110,24 @@ def with_other_words(reply: EngineReply) -> Iterator[EngineReply]:
         yield _with_body(reply, msgspec.json.encode(_put(document, path, other)))
 
 
-def with_repeated_items(reply: EngineReply) -> Iterator[tuple[str, EngineReply, list[EngineReply]]]:
-    """Each item of an array repeated in turn: its place, that reply, and replies with other amounts in the item."""
+def with_repeated_items(reply: EngineReply) -> Iterator[tuple[str, str, EngineReply, list[EngineReply]]]:
+    """Each item of a JSON array repeated: array, place, that reply, and the replies with other amounts in the item."""
     try:
         document = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
         return
-    changed = dict(with_amounts(reply, b"0.03"))
+    changed = dict(with_amounts(reply, b"3"))
     for path, value in _values(document):
         if not isinstance(value, list):
             continue
+        name = next((str(key) for key in reversed(path) if isinstance(key, str)), "")
         for place, item in enumerate(value):
             where = "/".join(map(str, (*path, place)))
             repeated = (
                 _put(document, path, [*value[: place + 1], item, *value[place + 1 :]]) if path else [*value, item]
             )
             others = [other for at, other in changed.items() if at == where or at.startswith(f"{where}/")]
-            yield where, _with_body(reply, msgspec.json.encode(repeated)), others
+            yield name, where, _with_body(reply, msgspec.json.encode(repeated)), others
 
 
 def with_unknown_effect(reply: EngineReply, unknown: Callable[[Any], Any]) -> EngineReply | None:

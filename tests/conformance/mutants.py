@@ -97,6 +97,7 @@ MUTANTS: dict[str, list[Mutant]] = {
         ("takes no answer for an empty one", "replies", "raise EngineUnavailable(\"Acme's answer cannot be read.\", reason=\"bad_reply\") from error\n\n\ndef outcome", "return Answer([], {})\n\n\ndef outcome"),
     ],
     "test_a_wrong_key_is_not_the_shoppers_fault": [
+        ("takes a wrong key for an outage", "replies", 'raise EngineRejected("Acme does not accept the API key.", reason="engine_key")', 'raise EngineUnavailable("Acme does not answer.", reason="engine_key")'),
         ("takes a wrong key for an answer", "replies", "if reply.status in (401, 403):", "if reply.status in (401, 403):\n        return\n    if reply.status == 0:"),
     ],
     "test_money_that_cannot_be_read_is_refused": [

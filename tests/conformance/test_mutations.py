@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from mapper.adapter import EngineReply
@@ -16,20 +17,21 @@ def reply(body: bytes) -> EngineReply:
     ("body", "changed"),
     [
         (b'{"label":"5 off","off":5.00}', [("off", b'{"label":"5 off","off":1e400}')]),
-        (b'{"number":"100003","off":"5.00"}', [("off", b'{"number":"100003","off":"1e400"}')]),
+        (b'{"code":"SAVE-5","off":"5.00"}', [("off", b'{"code":"SAVE-5","off":"1e400"}')]),
+        (b'{"percent":"10"}', [("percent", b'{"percent":"1e400"}')]),
         (b'[{"off":"5.00"},{"off":7}]', [
             ("0/off", b'[{"off":"1e400"},{"off":7}]'),
             ("1/off", b'[{"off":"5.00"},{"off":1e400}]'),
         ]),
         (b"", []),
         (b"<html>", []),
-        (b'<quote id="7"><off>5.00</off></quote>', [
-            ("'5.00' at byte 19 = '1e400'", b'<quote id="7"><off>1e400</off></quote>'),
+        (b'<quote id="q"><off>5.00</off></quote>', [
+            ("'5.00' at byte 19 = '1e400'", b'<quote id="q"><off>1e400</off></quote>'),
         ]),
         (b"state=ok&off=5.00", [("'5.00' at byte 13 = '1e400'", b"state=ok&off=1e400")]),
     ],
 )  # fmt: skip
-def test_an_amount_is_a_number_or_a_text_with_decimals(body: bytes, changed: list[tuple[str, bytes]]) -> None:
+def test_an_amount_is_a_number_or_a_text_that_is_one(body: bytes, changed: list[tuple[str, bytes]]) -> None:
     assert [(where, other.body) for where, other in mutations.with_amounts(reply(body), b"1e400")] == changed
 
 
@@ -52,6 +54,32 @@ def test_the_lists_of_a_reply_are_turned_one_by_one() -> None:
     assert (mutations.lists(json), mutations.lists(xml)) == ({"a", "b"}, {"q", "b"})
     assert mutations.reordered(json, {"a"}).body == b'{"a":[1,2],"b":[[4,3]]}'
     assert mutations.reordered(xml, {"q"}).body.endswith(b"<q><a /><b><d /><c /></b></q>")
+
+
+def test_each_item_is_repeated_and_has_other_amounts() -> None:
+    found = list(mutations.with_repeated_items(reply(b'{"a":[{"off":"10"},{"off":2}],"b":[["x"]]}')))
+    assert [(name, at, decoded(other), [decoded(one) for one in others]) for name, at, other, others in found] == [
+        ("a", "a/0", {"a": [{"off": "10"}, {"off": "10"}, {"off": 2}], "b": [["x"]]},
+         [{"a": [{"off": "3"}, {"off": 2}], "b": [["x"]]}]),
+        ("a", "a/1", {"a": [{"off": "10"}, {"off": 2}, {"off": 2}], "b": [["x"]]},
+         [{"a": [{"off": "10"}, {"off": 3}], "b": [["x"]]}]),
+        ("b", "b/0", {"a": [{"off": "10"}, {"off": 2}], "b": [["x"], ["x"]]}, []),
+        ("b", "b/0/0", {"a": [{"off": "10"}, {"off": 2}], "b": [["x", "x"]]}, []),
+    ]  # fmt: skip
+
+
+def test_each_word_is_replaced_by_another() -> None:
+    good = {"state": "done", "ok": True, "step": 2, "off": "5.00", "rate": 0.5}
+    others = [decoded(other) for other in mutations.with_other_words(reply(msgspec.json.encode(good)))]
+    assert others == [{**good, **other} for other in ({"state": "x"}, {"ok": False}, {"step": 1002})]
+    assert [other.body for other in mutations.with_other_words(reply(b"<a state='done'>5.00</a>"))] == [
+        b"<a state='x'>5.00</a>"
+    ]
+    assert not list(mutations.with_other_words(reply(b"")))
+
+
+def decoded(one: EngineReply) -> Any:
+    return msgspec.json.decode(one.body)
 
 
 def test_every_text_of_xml_is_marked() -> None:

@@ -300,6 +300,11 @@ def test_a_shopper_reads_the_rules_name_and_the_campaigns_description(
     assert (discount.name, discount.description) == (name, description)
 
 
+def test_a_discount_without_any_name_is_called_discount() -> None:
+    discount = only(outcome(CART, [per_item(5, 0, name="", ruleName=None)]).discounts)
+    assert (discount.name, discount.description) == ("Discount", "Discount")
+
+
 def test_the_meta_has_the_engines_ids_and_the_code_that_earned_it() -> None:
     effects = [
         effect("acceptCoupon", {"value": "COUP-xyz789"}, coupon=9),

@@ -254,6 +254,14 @@ def test_after_a_redemption_amounts_that_do_not_add_up_are_told_and_not_fatal() 
     assert [one.type for one in outcome.notices] == ["amounts_differ", "redemption"]
 
 
+def test_nor_are_those_about_other_lines_which_count_for_nothing() -> None:
+    about = redemption("A", 5)
+    about["order"]["items"] = [item(5, source_id="OTHER")]
+    outcome, _ = held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), redeemed(about), UNKNOWN)
+    assert outcome.discounts == ()
+    assert outcome.notices[0].type == "lines_differ"
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -163,7 +163,8 @@ async def cancel(service: Service, call: Call) -> Answer:
     credentials = service.settings.cancel_credentials
     assert credentials is not None, "without secrets there is no such route"
     space = signature.verify(call.body, call.headers, credentials)
-    key = Key(space, service.adapter.name, _order_to_cancel(call.body))
+    call.record.id = _order_to_cancel(call.body)
+    key = Key(space, service.adapter.name, call.record.id)
     return await service.redeemer.cancel(key, call.deadline)
 
 

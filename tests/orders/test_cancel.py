@@ -254,6 +254,14 @@ def test_nobody_but_the_merchant_cancels(house: House, secret: bytes) -> None:
     assert refusal.value.category == "signature"
 
 
+def test_the_log_line_of_a_cancel_names_the_order(house: House) -> None:
+    house("consume", ORDERED)
+    data, headers = signed_with(CANCEL_SECRET, {"cancel": {"id": "c-1"}})
+    call = Call(data, headers, house.time + 8)
+    asyncio.run(house.within(lambda service: promotions.cancel(service, call)))
+    assert call.record.ids()["id"] == "c-1"
+
+
 def test_a_number_and_a_padded_id_name_the_same_order(house: House) -> None:
     house("consume", {**ORDERED, "id": " 77 "})
     assert house.cancel(77).status == 200

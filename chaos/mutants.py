@@ -189,6 +189,7 @@ def _has_types(name: str, path: Path, body: ast.stmt) -> bool:
     lines[first - 1 : original.end_lineno] = [textwrap.indent(ast.unparse(body), " " * original.col_offset)]
     shadow = COPY / "shadow.py"
     shadow.write_text("\n".join(lines) + "\n", "utf-8")
+    os.utime(path)  # mypy would take its last result else: it looks at this file's time, not at its shadow's
     command = [sys.executable, "-m", "mypy", "--shadow-file", str(path), str(shadow), str(path)]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 

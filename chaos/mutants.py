@@ -187,11 +187,23 @@ def _has_types(name: str, path: Path, body: ast.stmt) -> bool:
     first = min([original.lineno, *(decorator.lineno for decorator in original.decorator_list)])
     lines = text.splitlines()
     lines[first - 1 : original.end_lineno] = [textwrap.indent(ast.unparse(body), " " * original.col_offset)]
-    shadow = COPY / "shadow.py"
-    shadow.write_text("\n".join(lines) + "\n", "utf-8")
-    os.utime(path)  # mypy would take its last result else: it looks at this file's time, not at its shadow's
-    command = [sys.executable, "-m", "mypy", "--shadow-file", str(path), str(shadow), str(path)]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    copy = _copy_for_types()
+    command = [sys.executable, "-m", "mypy", "--config-file", str(Path("pyproject.toml").resolve()), str(path)]
+    try:
+        (copy / path).write_text("\n".join(lines) + "\n", "utf-8")
+        return subprocess.run(command, cwd=copy, capture_output=True, check=False).returncode == 0
+    finally:
+        (copy / path).write_text(text, "utf-8")
+
+
+@cache
+def _copy_for_types() -> Path:
+    """A copy of the packages for mypy. (With `--shadow-file`, its cache takes a mutant for the last one.)"""
+    copy = COPY / "types"
+    shutil.rmtree(copy, ignore_errors=True)
+    for package in ("mapper", "adapters"):
+        shutil.copytree(package, copy / package)
+    return copy
 
 
 def difference(name: str, path: Path) -> str:

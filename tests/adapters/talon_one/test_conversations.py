@@ -242,6 +242,7 @@ def test_undo_reopens_the_session_or_finds_nothing_to_undo(answers: list[EngineR
         ([reply({"message": "no"}, 404), stored("closed")], "not_found_at_engine"),
         ([reply({"message": "no"}, 401)], "engine_key"),
         ([reply({"message": "no"}, 400), reply(b"?")], "bad_reply"),
+        ([reply({"status": "ok"})], "bad_reply"),
     ],
 )
 def test_undo_that_fails_says_so(answers: list[EngineReply], reason: str) -> None:

@@ -644,6 +644,9 @@ def test_what_was_redeemed_with_the_cart_of_an_earlier_attempt_is_taken_back() -
 def test_undo_that_fails_says_so() -> None:
     with pytest.raises(EngineRejected):
         held(engine().undo(order(SHIRT), ORDER), stored("r_1"), failure("invalid_redemption_parent"))
+    for answer in ({"status": "ok"}, {"rollbacks": []}):
+        with pytest.raises(EngineUnavailable):
+            held(engine().undo(order(SHIRT), ORDER), stored("r_1"), reply(answer))
 
 
 def test_a_promotion_that_keeps_the_codes_from_being_redeemed_is_left_out_and_told() -> None:

@@ -121,7 +121,8 @@ _LEASE = f"""
     WHERE mapper_leases.owner = excluded.owner OR mapper_leases.until <= {_NOW}
 """  # noqa: S608 -- constants
 _FINISHED = "(state IN ('DONE', 'REPAIRED', 'REJECTED', 'CANCELLED') OR (state = 'RETRYABLE' AND look_at IS NULL))"
-_UNCONFIRMED = "confirmed_at IS NULL AND state IN ('DONE', 'REPAIRED')"
+_REDEEMED = "state IN ('DONE', 'REPAIRED')"
+_UNCONFIRMED = f"confirmed_at IS NULL AND {_REDEEMED}"
 _PRUNE = f"""
     DELETE FROM mapper_orders WHERE (space, engine, order_key) IN (SELECT space, engine, order_key FROM mapper_orders
     WHERE updated_at < $1 AND {_FINISHED} ORDER BY updated_at LIMIT $2)
@@ -322,7 +323,7 @@ class PostgresStore:
         return [row_of(list(found)) for found in await self._fetch(query, limit)]
 
     async def due(self, limit: int) -> list[Row]:
-        query = f"SELECT {_ROW} FROM mapper_orders WHERE look_at <= {_NOW} ORDER BY look_at LIMIT $2"  # noqa: S608
+        query = f"SELECT {_ROW} FROM mapper_orders WHERE look_at <= {_NOW} ORDER BY {_REDEEMED}, look_at LIMIT $2"  # noqa: S608
         return [row_of(list(found)) for found in await self._fetch(query, self._now(), limit)]
 
     async def lead(self, owner: str, ttl_s: float) -> bool:

@@ -88,7 +88,9 @@ RETRY_AFTER_S = (1, 2, 5, 10, 30, 60, 300, 900, 1800, 3600, 7200, 14_400, 28_800
 """The delays before the retries without a caller (MAPPER_AFTER_FAILURE=redeem_later). Then the order waits for one."""
 RECONCILE_EVERY_S = 0.5
 LEAD_FOR_S = 5.0
-DUE_BATCH = 8
+DUE_BATCH = 16
+BATCH_PAUSE_S = 0.05
+"""The pause of the reconciler where more rows may be due."""
 PRUNE_EVERY_S = 3600.0
 
 
@@ -235,6 +237,7 @@ class OrderRedeemer:
         prune_at, logged = self.clock(), ""
         try:
             while True:
+                rows: list[Row] = []
                 try:
                     if await self.ledger.lead(LEAD_FOR_S):
                         rows = await self.ledger.due(DUE_BATCH)
@@ -251,7 +254,7 @@ class OrderRedeemer:
                         log.error("ledger unavailable", extra={"facts": {"reason": logged}})  # noqa: TRY400 - the reason is enough
                 except Exception:
                     log.exception("internal error")
-                await self.sleep(RECONCILE_EVERY_S)
+                await self.sleep(RECONCILE_EVERY_S if len(rows) < DUE_BATCH else BATCH_PAUSE_S)
         finally:
             await self._step_down()
 

@@ -107,7 +107,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 
 _FINISHED = "(state IN ('DONE', 'REPAIRED', 'REJECTED', 'CANCELLED') OR (state = 'RETRYABLE' AND look_at IS NULL))"
-_UNCONFIRMED = "confirmed_at IS NULL AND state IN ('DONE', 'REPAIRED')"
+_REDEEMED = "state IN ('DONE', 'REPAIRED')"
+_UNCONFIRMED = f"confirmed_at IS NULL AND {_REDEEMED}"
+# The subquery sorts without the bodies.
+_DUE = f"""WHERE rowid IN (SELECT rowid FROM orders WHERE look_at <= ? ORDER BY {_REDEEMED}, look_at LIMIT ?)
+    ORDER BY {_REDEEMED}, look_at"""  # noqa: S608 -- constants
 
 _ROW = ", ".join(COLUMNS)
 _KEY = "space = ? AND engine = ? AND order_key = ?"
@@ -227,7 +231,7 @@ class SqliteStore:
         return await self._rows(f"WHERE {_UNCONFIRMED} ORDER BY updated_at DESC LIMIT ?", limit)
 
     async def due(self, limit: int) -> list[Row]:
-        return await self._rows("WHERE look_at <= ? ORDER BY look_at LIMIT ?", self._moment().now, limit)
+        return await self._rows(_DUE, self._moment().now, limit)
 
     async def lead(self, owner: str, ttl_s: float) -> bool:
         return await self._run(lambda: self._lease("leader", owner, ttl_s))

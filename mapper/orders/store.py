@@ -47,7 +47,7 @@ class Store(Protocol):
         ...
 
     async def due(self, limit: int) -> list[Row]:
-        """Returns the rows that are due (`Row.next_check_at`), the longest overdue first."""
+        """Returns the rows that are due (`Row.next_check_at`): open ones first, then the longest overdue."""
         ...
 
     async def lead(self, owner: str, ttl_s: float) -> bool:

@@ -1132,6 +1132,21 @@ def test_what_is_due_comes_in_order(home: Home) -> None:
     home.run(story)
 
 
+def test_an_open_order_comes_before_a_redeemed_one_that_is_looked_up_once_more(home: Home) -> None:
+    async def story(ledger: Ledger) -> None:
+        async def looked_for(name: str) -> Row:
+            return await ledger.looking((await ledger.mark_sent(await claimed(ledger, Key("", "", name)))).row)
+
+        for name in ("redeemed", "redeemed too"):
+            await ledger.redeemed(await looked_for(name), b"[]", "", "redeemed", confirmed=True, may_double=True)
+        home.time.now += 5
+        await ledger.look_later(await looked_for("open"), "broken")
+        home.time.now += 1000
+        assert [row.key.order for row in await ledger.due(2)] == ["open", "redeemed"]
+
+    home.run(story)
+
+
 def test_one_process_leads_at_a_time(home: Home) -> None:
     async def story(first: Ledger) -> None:
         second = await home.open()

@@ -23,6 +23,7 @@ from mapper.domain import checkout as documents
 from mapper.domain.checkout import Checkout
 from mapper.domain.errors import EngineRejected, EngineUnavailable, OrderMismatch, OutcomePending
 from mapper.engine.transport import NotSent, Unknown
+from mapper.orders import redeem
 from mapper.orders.ledger import PRUNE_BATCH, Ledger
 from mapper.orders.redeem import RETRY_AFTER_S, OrderRedeemer
 from mapper.orders.rows import Answer, Backlog, Fenced, Key, LedgerUnavailable, Moment, Row, State, Terms
@@ -918,6 +919,28 @@ def test_what_has_been_written_since_needs_no_room_made_for_others(
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert [record.exc_info[0] for record in errors if record.exc_info] == [ZeroDivisionError]
     assert [(record.message, vars(record)["facts"]) for record in errors] == [("internal error", {"order": "c-1"})]
+
+
+def test_the_reconciler_hardly_pauses_while_more_rows_are_due(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redeem, "DUE_BATCH", 2)
+    for number in range(3):
+        house.wire.script["redeem"] = [Unknown("timeout")]
+        house.refusal("consume", {**ORDERED, "id": f"c-{number}"})
+    house.time += 61
+    pauses: list[float] = []
+
+    async def rounds(service: Service) -> None:
+        async def sleep(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                raise asyncio.CancelledError
+
+        service.redeemer.sleep = sleep
+        with pytest.raises(asyncio.CancelledError):
+            await service.redeemer.reconcile()
+
+    asyncio.run(house.within(rounds))
+    assert pauses[:2] == [redeem.BATCH_PAUSE_S, redeem.RECONCILE_EVERY_S]
 
 
 def test_a_call_that_is_answered_leaves_nothing_running(house: House) -> None:

@@ -75,9 +75,17 @@ async def read(url: str) -> tuple[list[Record], list[Record]]:
 
 async def open_orders(url: str) -> int:
     """How many somebody still works on, or needs to."""
-    where = "look_at IS NOT NULL OR state = 'MANUAL'"
-    found = await _read(url, f"SELECT count(*) AS open FROM {_table(url)} WHERE {where}")
-    return int(found[0]["open"])
+    return await _count(url, "state NOT IN ('DONE', 'REPAIRED') AND (look_at IS NOT NULL OR state = 'MANUAL')")
+
+
+async def further_look_ups(url: str) -> int:
+    """How many redeemed orders are to be looked up once more."""
+    return await _count(url, "state IN ('DONE', 'REPAIRED') AND look_at IS NOT NULL")
+
+
+async def _count(url: str, where: str) -> int:
+    found = await _read(url, f"SELECT count(*) AS number FROM {_table(url)} WHERE {where}")
+    return int(found[0]["number"])
 
 
 async def waiting(url: str) -> list[str]:

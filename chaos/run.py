@@ -20,6 +20,9 @@ from mapper.orders.ledger import open_ledger
 
 LAST_ORDERS_S = 45.0
 """How long orders nobody asks for any more may stay open, at the most: the reconciler's schedule grows."""
+FURTHER_LOOK_UPS_S = 90.0
+"""How long redeemed orders may take to be looked up once more. A long run has thousands: replicas that are
+killed every few seconds look few of them up."""
 LATE_CLIENTS_S = 30.0
 LATE_CLIENT_S = 0.03
 """How long those may ask who come back when the faults are over, and how much longer for each order of the plan: on a
@@ -102,6 +105,9 @@ async def _settle(
     """Waits until nothing is open any more; then those come back who had asked once only."""
     give_up = time.monotonic() + max(settle_s, LAST_ORDERS_S)
     while time.monotonic() < give_up and await changes.open_orders(ledger_url):  # noqa: ASYNC110 - another process's
+        await asyncio.sleep(0.3)
+    give_up = time.monotonic() + FURTHER_LOOK_UPS_S
+    while time.monotonic() < give_up and await changes.further_look_ups(ledger_url):  # noqa: ASYNC110 - likewise
         await asyncio.sleep(0.3)
     client.settled.set()
     await asyncio.wait({driving}, timeout=patience_s)

@@ -105,7 +105,7 @@ async def validate(service: Service, call: Call) -> Answer:
     space = signature.verify(call.body, call.headers, service.settings.credentials)
     checkout = await _parse(service, call, "validate")
     receipts = service.receipts(space)
-    session = _session_id(service, checkout, space, receipts.read_if_ours(checkout, service.now()))
+    session = _session_id(service, checkout, space, receipts.session_if_ours(checkout))
     _start_record(service, call, checkout, space, checkout.id or checkout.source_id, session)
     _warn_of_missing_costs(service, checkout)
     checkout = await service.add_product_data(checkout)
@@ -264,10 +264,10 @@ def _build_answer(
     return answer, allocation
 
 
-def _session_id(service: Service, checkout: Checkout, space: str, receipt: Receipt | None) -> str:
+def _session_id(service: Service, checkout: Checkout, space: str, of_receipt: str | None) -> str:
     """Returns the engine session's id: the receipt's, else the body's own id with the space before it, else ""."""
-    if receipt is not None:
-        return receipt.session
+    if of_receipt is not None:
+        return of_receipt
     own = checkout.id or checkout.source_id
     if not own and (path := service.settings.session_id_path):
         own = documents.id_at(checkout.source, path)
@@ -318,7 +318,7 @@ def _terms(service: Service, order: Checkout, space: str, receipt: Receipt | For
         message = "The order has no receipt, or one that has expired or is not of these lines, prices and discounts."
         return InvalidRequest(message, _receipt_pointer(order), reason="no_receipt")
     return Terms(
-        session=_session_id(service, order, space, receipt),
+        session=_session_id(service, order, space, receipt.session if receipt else None),
         from_receipt=receipt is not None,
         customer=order.customer or (receipt.customer if receipt else ""),
         currency=order.currency,

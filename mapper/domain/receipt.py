@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -87,6 +87,26 @@ class Receipts:
 
         Raises `Forbidden` where it names all three and its MAC is wrong.
         """
+        verified = self._verify(checkout)
+        if verified is None:
+            return None
+        return Receipt(
+            session=verified.session,
+            customer=verified.customer,
+            degraded=verified.degraded,
+            expired=not -_CLOCK_SKEW_S <= now - verified.time <= self.ttl_s,
+            same_content=verified.content == content_of(checkout).hex() and _adds_up(checkout),
+        )
+
+    def session_if_ours(self, checkout: Checkout) -> str | None:
+        """The session of the receipt in a body; None where `read` finds none, or raises."""
+        try:
+            verified = self._verify(checkout)
+        except Forbidden:
+            return None
+        return verified.session if verified else None
+
+    def _verify(self, checkout: Checkout) -> "_Verified | None":
         note = checkout.promotions.meta.get("mapper")
         token = note.get("receipt") if isinstance(note, dict) else None
         if not isinstance(note, dict) or not isinstance(token, str):
@@ -95,7 +115,7 @@ class Receipts:
         if not isinstance(session, str) or not isinstance(degraded, bool):
             session, degraded = "", False  # no valid receipt has this session
         if match := _TOKEN_1.fullmatch(token):
-            return self._read_1(match, session, degraded, checkout, now)
+            return self._verify_1(match, session, degraded)
         key = self._claimed_key(token)
         if key is None:
             return None
@@ -105,14 +125,7 @@ class Receipts:
             raise Forbidden(
                 "The receipt in promotions.meta.mapper was not written by this service.", reason="forged_receipt"
             )
-        return self._receipt(match, session, unquote(match["customer"]), degraded, checkout, now)
-
-    def read_if_ours(self, checkout: Checkout, now: float) -> Receipt | None:
-        """As `read`, but None for a forged receipt."""
-        try:
-            return self.read(checkout, now)
-        except Forbidden:
-            return None
+        return _Verified(session, unquote(match["customer"]), degraded, int(match["time"]), match["content"])
 
     def _claimed_key(self, token: str) -> "_Key | None":
         """The key that the receipt names; None where the key is unknown, or the space or the engine is another one."""
@@ -125,27 +138,25 @@ class Receipts:
     def _keys(self) -> Sequence["_Key"]:
         return [_Key(secret) for secret in (*self.secrets, *self.retired)]
 
-    def _read_1(
-        self, match: "re.Match[str]", session: str, degraded: bool, checkout: Checkout, now: float
-    ) -> Receipt | None:
+    def _verify_1(self, match: "re.Match[str]", session: str, degraded: bool) -> "_Verified | None":
         """A receipt of version 1; None where the MAC is wrong. It does not name its key, so it is not called forged."""
         message = msgspec.json.encode(["1", match["time"], self.engine, session, degraded, match["content"]])
         keys = [hmac.digest(secret, _KEY_1, "sha256") for secret in (*self.secrets, *self.retired)]
         macs = [hmac.new(key, message, hashlib.sha256).hexdigest().encode() for key in keys]
         if not is_one_of(match["mac"].encode(), macs):
             return None
-        return self._receipt(match, session, "", degraded, checkout, now)
+        return _Verified(session, "", degraded, int(match["time"]), match["content"])
 
-    def _receipt(
-        self, match: "re.Match[str]", session: str, customer: str, degraded: bool, checkout: Checkout, now: float
-    ) -> Receipt:
-        return Receipt(
-            session=session,
-            customer=customer,
-            degraded=degraded,
-            expired=not -_CLOCK_SKEW_S <= now - int(match["time"]) <= self.ttl_s,
-            same_content=match["content"] == content_of(checkout).hex() and _adds_up(checkout),
-        )
+
+class _Verified(NamedTuple):
+    """What a receipt with a valid MAC says."""
+
+    session: str
+    customer: str
+    degraded: bool
+    time: int
+    content: str
+    """The digest, in hex."""
 
 
 class _Key:

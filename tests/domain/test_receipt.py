@@ -81,7 +81,7 @@ def test_what_was_written_can_be_read(space: str, customer: str, degraded: bool)
 )
 def test_what_is_not_ours_is_absent(absent: dict[str, Any] | None) -> None:
     assert RECEIPTS.read(order(absent), NOW) is None
-    assert RECEIPTS.read_if_ours(order(absent), NOW) is None
+    assert RECEIPTS.session_if_ours(order(absent)) is None
 
 
 TOKEN: str = note()["receipt"]
@@ -110,7 +110,7 @@ def test_a_receipt_of_ours_that_was_touched_is_forged(change: dict[str, Any]) ->
     with pytest.raises(Forbidden) as refusal:
         RECEIPTS.read(touched, NOW)
     assert refusal.value.reason == "forged_receipt"
-    assert RECEIPTS.read_if_ours(touched, NOW) is None
+    assert RECEIPTS.session_if_ours(touched) is None
 
 
 @pytest.mark.parametrize(("age", "expired"), [(0, False), (DAY, False), (DAY + 1, True), (-300, False), (-301, True)])

@@ -25,7 +25,7 @@ from mapper.domain import fields, money
 from mapper.domain.checkout import Checkout
 from mapper.domain.discounts import Allocation
 from mapper.domain.document import Path
-from mapper.domain.errors import Forbidden
+from mapper.domain.errors import Forbidden, InvalidRequest
 from mapper.domain.families import Names
 from mapper.domain.lines import Line
 from mapper.domain.signature import is_one_of
@@ -198,12 +198,15 @@ def _adds_up(checkout: Checkout) -> bool:
             return False
         if line.names.has_list and _listed(line, checkout.digits) != line.discount:
             return False
-    return all(
-        _amount(decoded, key, path, checkout) == total
-        for path, decoded, names, total in _totals(checkout)
-        for key in names.totals
-        if decoded.get(key) is not None
-    )
+    try:
+        return all(
+            _amount(decoded, key, path, checkout) == total
+            for path, decoded, names, total in _totals(checkout)
+            for key in names.totals
+            if decoded.get(key) is not None
+        )
+    except InvalidRequest:  # a second total, which nothing else reads
+        return False
 
 
 def _listed(line: Line, digits: int) -> int:

@@ -103,12 +103,13 @@ async def _settle(
     client: Client, driving: "asyncio.Task[None]", ledger_url: str, settle_s: float, patience_s: float
 ) -> None:
     """Waits until nothing is open any more; then those come back who had asked once only."""
-    give_up = time.monotonic() + max(settle_s, LAST_ORDERS_S)
-    while time.monotonic() < give_up and await changes.open_orders(ledger_url):  # noqa: ASYNC110 - another process's
-        await asyncio.sleep(0.3)
-    give_up = time.monotonic() + FURTHER_LOOK_UPS_S
-    while time.monotonic() < give_up and await changes.further_look_ups(ledger_url):  # noqa: ASYNC110 - likewise
-        await asyncio.sleep(0.3)
+    for left, limit_s in (
+        (changes.open_orders, max(settle_s, LAST_ORDERS_S)),
+        (changes.further_look_ups, FURTHER_LOOK_UPS_S),
+    ):
+        give_up = time.monotonic() + limit_s
+        while time.monotonic() < give_up and await left(ledger_url):  # noqa: ASYNC110 - another process's
+            await asyncio.sleep(0.3)
     client.settled.set()
     await asyncio.wait({driving}, timeout=patience_s)
     client.over = True

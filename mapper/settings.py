@@ -286,6 +286,11 @@ def _flat(shared: tuple[bytes, ...], by_space: Mapping[str, tuple[bytes, ...]]) 
     return (*shared, *(secret for secrets in by_space.values() for secret in secrets))
 
 
+def read_secret(path: str) -> str:
+    """Returns the secret in a file. Editors on Windows start files with a byte order mark. Raises as `read_text`."""
+    return Path(path.strip()).read_text("utf-8-sig").strip()
+
+
 class Reader:
     """Reads single settings, and collects their faults and warnings."""
 
@@ -319,7 +324,7 @@ class Reader:
         if self.environment.get(name, "").strip():
             self.problems.append((name, f"both {name} and {name}_FILE are set; set one"))
         try:
-            value = Path(path).read_text("utf-8-sig").strip()  # editors on Windows start files with a byte order mark
+            value = read_secret(path)
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
             self.problems.append((f"{name}_FILE", f"{path!r} cannot be read: {reason}"))

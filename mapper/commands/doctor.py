@@ -170,7 +170,7 @@ def _shared_secrets(configured: Settings) -> Iterator[Finding]:
     holders: dict[str, list[str]] = {}
     for name in (*settings.SECRETS, *(f"{configured.adapter.name.upper()}_{option}" for option in sorted(options))):
         path = os.environ.get(f"{name}_FILE")
-        text = Path(path.strip()).read_text("utf-8-sig") if path else os.environ.get(name, "")
+        text = settings.read_secret(path) if path else os.environ.get(name, "")
         for secret in {part.strip() for part in text.split(",")} - {""}:
             holders.setdefault(secret, []).append(name)
     for together in holders.values():

@@ -242,7 +242,7 @@ def _check_head(first: Mapping[bytes, bytes], max_bytes: int) -> int:
     """Returns the size of the body, 0 if unknown. `first`: the first header of each name. Raises `HttpError`."""
     if not is_json(first.get(b"content-type", b"application/json")):
         raise HttpError(415, "media_type", "The content type must be application/json in UTF-8.")
-    if first.get(b"content-encoding", b"").lower() not in (b"", b"identity"):
+    if is_encoded(first.get(b"content-encoding", b"")):
         raise HttpError(415, "content_encoding", "The body must not be compressed.")
     length = first.get(b"content-length", b"0")
     if not length.isdigit() or len(length) > 15 or (size := int(length)) > max_bytes:
@@ -254,6 +254,11 @@ def is_json(content_type: bytes) -> bool:
     """Whether it is a media type of JSON in UTF-8. Any other parameter says nothing to us."""
     charsets = {charset.lower() for charset in _CHARSET.findall(content_type)}
     return _MEDIA_TYPE.fullmatch(content_type) is not None and charsets <= {b"utf-8", b"utf8", b"us-ascii"}
+
+
+def is_encoded(content_encoding: bytes) -> bool:
+    """Whether the body is compressed or otherwise encoded."""
+    return content_encoding.lower() not in (b"", b"identity")
 
 
 def _too_large(max_bytes: int) -> HttpError:

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from mapper.domain.signature import is_one_of
 from mapper.engine.transport import Transport
-from mapper.http.endpoint import SECURITY_HEADERS, is_json
+from mapper.http.endpoint import SECURITY_HEADERS, is_encoded, is_json
 from mapper.nacelle.check import NotAnOrder
 from mapper.nacelle.database import DatabaseUnavailable
 from mapper.nacelle.ingest import Ingested, Ingestion
@@ -48,7 +48,7 @@ def routes(
             return refused
         if not is_json(request.headers.get("content-type", "").encode("latin-1")):
             return _problem(415, "The body must be application/json.")
-        if request.headers.get("content-encoding", "").lower() not in ("", "identity"):
+        if is_encoded(request.headers.get("content-encoding", "").encode("latin-1")):
             return _problem(415, "The body must not be compressed.")
         body = await _body(request, configured.max_body_bytes)
         if body is None:

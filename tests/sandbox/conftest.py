@@ -1,4 +1,4 @@
-"""The sandbox, served for the tests of a module and empty for each."""
+"""One sandbox server per test module, reset for each test."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What the tests of both emulated engines share: rule books, and requests straight into an emulator."""
+"""Shared by the tests of both emulated engines: rule books, and requests sent straight to an emulator."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
 @cache
 def book(*changes: tuple[str, str]) -> rulebook.RuleBook:
-    """The default rule book with something changed."""
+    """The default rule book with these texts replaced."""
     text = DEFAULT
     for old, new in changes:
         assert old in text, old
@@ -26,7 +26,7 @@ def book(*changes: tuple[str, str]) -> rulebook.RuleBook:
 
 
 def campaigns(effects: dict[str, str]) -> str:
-    """One coupon for each effect, in this order; a code that starts with "promo_" is a campaign that needs none."""
+    """One coupon for each effect, in this order; a code that starts with "promo_" is a campaign without a coupon."""
     text = ""
     for number, (code, effect) in enumerate(effects.items(), 1):
         needs = "nothing" if code.startswith("promo_") else "coupon"
@@ -38,7 +38,7 @@ def campaigns(effects: dict[str, str]) -> str:
 async def send(
     app: Any, method: str, path: str, body: bytes, usual: Mapping[str, str], more: Mapping[str, str], pause: float = 0
 ) -> tuple[int, dict[str, str], bytes]:
-    """One request, with the path as it stands on the wire: status, headers and body of the reply.
+    """Send one request, with the path as it is on the wire. Returns status, headers and body of the reply.
 
     Headers are the `usual` ones and `more`, in which x_app_id is x-app-id.
     """

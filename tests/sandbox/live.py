@@ -1,4 +1,4 @@
-"""A sandbox on a real connection, since most faults happen to one; and its controls."""
+"""Requests to a sandbox on a real connection, which most faults need; and its controls."""
 
 import http.client
 import json

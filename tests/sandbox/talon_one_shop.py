@@ -1,4 +1,4 @@
-"""A shop that talks to Talon.One's sandbox, and how it reads the replies."""
+"""A shop that calls Talon.One's sandbox, and helpers that read the replies."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ async def call(
 
 
 class Shop:
-    """A shop that talks to a sandbox of its own, at a time of its own."""
+    """A shop with its own sandbox and its own clock."""
 
     def __init__(self, *changes: tuple[str, str], own: rulebook.RuleBook | None = None) -> None:
         self.now = NOW
@@ -85,12 +85,12 @@ def of(reply: Json, kind: str) -> list[Json]:
     return [effect["props"] for effect in reply["effects"] if effect["effectType"] == kind]
 
 
-def told(reply: Json) -> Counter[str]:
-    """What a reply says, whatever the order: "kind value" or "kind name value", and where."""
-    said = []
+def effect_counts(reply: Json) -> Counter[str]:
+    """Each effect of a reply as text, in no order: "kind value" or "kind name value", and its position."""
+    texts = []
     for effect in reply["effects"]:
         props = effect["props"]
         spot = [str(props[name]) for name in ("position", "subPosition") if name in props]
         words = [props.get("rejectionReason") or props.get("name"), props.get("value"), "/".join(spot)]
-        said.append(" ".join([effect["effectType"], *(str(word) for word in words if word not in (None, ""))]))
-    return Counter(said)
+        texts.append(" ".join([effect["effectType"], *(str(word) for word in words if word not in (None, ""))]))
+    return Counter(texts)

@@ -1,4 +1,4 @@
-"""docs/engines.md names a test and a setting for what we assume: each is there."""
+"""docs/engines.md names a test and a setting for each assumption; both exist."""
 
 import ast
 import re
@@ -24,7 +24,7 @@ def settings() -> set[str]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[-1].split("::")[-1].strip("`") for row in ROWS])
-def test_an_assumption_has_what_would_settle_it_and_a_test_that_holds_it(row: list[str]) -> None:
+def test_each_assumption_names_an_existing_test_and_setting(row: list[str]) -> None:
     assumed, settled, setting, held = row
     assert assumed
     assert settled
@@ -37,6 +37,6 @@ def test_an_assumption_has_what_would_settle_it_and_a_test_that_holds_it(row: li
         assert set(re.findall(r"`(\w+)`", setting)) <= settings()
 
 
-def test_the_page_says_that_no_account_was_asked() -> None:
+def test_page_says_nothing_was_verified_against_a_live_account() -> None:
     assert "verified against a live account" in PAGE.read_text("utf-8")
     assert len(ROWS) > 30

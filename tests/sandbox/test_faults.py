@@ -1,4 +1,4 @@
-"""Faults, on a real connection: each fails as it says, and commits or not."""
+"""Faults on a real connection: what the caller sees, and whether the request is committed."""
 
 import http.client
 import json
@@ -47,7 +47,7 @@ from tests.sandbox.talon_one_shop import KEY, Json, cart, of
         ("twice=3", 400, False),
     ],
 )
-def test_a_fault_fails_as_it_says_and_commits_or_not(
+def test_fault_gives_its_outcome_and_commits_or_not(
     live: tuple[str, sandbox.Sandbox], fault: str, outcome: int | type[Exception], committed: bool
 ) -> None:
     if isinstance(outcome, int):
@@ -65,7 +65,7 @@ def test_a_fault_fails_as_it_says_and_commits_or_not(
 
 
 @pytest.mark.parametrize(("fault", "committed"), [("hang", False), ("hang_after", True), ("wrong_length=9", True)])
-def test_who_waits_for_more_than_comes_waits_in_vain(
+def test_incomplete_answer_times_out_and_commits_or_not(
     live: tuple[str, sandbox.Sandbox], fault: str, committed: bool
 ) -> None:
     with pytest.raises(TimeoutError):
@@ -73,7 +73,7 @@ def test_who_waits_for_more_than_comes_waits_in_vain(
     assert closes(live[0]) == committed
 
 
-def test_what_is_garbled_was_done_and_is_none_of_the_engines_answers(live: tuple[str, sandbox.Sandbox]) -> None:
+def test_garbled_answer_is_committed_and_has_no_effects(live: tuple[str, sandbox.Sandbox]) -> None:
     for fault, content_type in (("html", "text/html"), ("empty", "application/json"), ("strange", "application/json")):
         status, headers, body = ask(live[0], x_sandbox_fault=fault)
         # The second and third close are refused by a session that is closed: a status is never garbled.
@@ -84,7 +84,7 @@ def test_what_is_garbled_was_done_and_is_none_of_the_engines_answers(live: tuple
 
 
 @pytest.mark.parametrize(("fault", "status"), [("twice=1", 200), ("twice=2", 400), ("twice", 400)])
-def test_a_request_can_come_twice_and_either_answer_goes_back(
+def test_request_delivered_twice_returns_first_or_second_answer(
     live: tuple[str, sandbox.Sandbox], fault: str, status: int
 ) -> None:
     # A session closes once: the second delivery is refused, and what the first redeemed stands.
@@ -92,7 +92,7 @@ def test_a_request_can_come_twice_and_either_answer_goes_back(
     assert closes(live[0]) == 1
 
 
-def test_a_redemption_that_comes_twice_redeems_twice(live: tuple[str, sandbox.Sandbox]) -> None:
+def test_redemption_delivered_twice_redeems_twice(live: tuple[str, sandbox.Sandbox]) -> None:
     order = {"source_id": "o1", "items": [{"source_id": "A", "related_object": "sku", "price": 5000, "quantity": 1}]}
     body = json.dumps({"redeemables": [{"object": "voucher", "id": "TEN-PERCENT"}], "order": order}).encode()
     keys: Json = {"x_app_id": "a", "x_app_token": "t", "content_type": "application/json"}
@@ -102,7 +102,7 @@ def test_a_redemption_that_comes_twice_redeems_twice(live: tuple[str, sandbox.Sa
     books = control(live[0], "books")["voucherify"]
     first, second = books["orders"]["o1"]["redemptions"]
     assert json.loads(reply)["redemptions"][0]["id"] == second
-    # And the surplus may be refused to be rolled back.
+    # The rollback of the second redemption may be refused.
     control(live[0], "faults", [{"name": "status", "value": 403, "operation": "rollback"}])
     status, _, refusal = ask(live[0], "POST", f"/voucherify/v1/redemptions/{second}/rollbacks", b"{}", **keys)
     assert (status, json.loads(refusal)["code"]) == (403, 403)
@@ -110,7 +110,7 @@ def test_a_redemption_that_comes_twice_redeems_twice(live: tuple[str, sandbox.Sa
     assert first != second
 
 
-def test_a_late_commit_comes_after_the_caller_gave_up(live: tuple[str, sandbox.Sandbox]) -> None:
+def test_late_commit_happens_after_the_connection_closes(live: tuple[str, sandbox.Sandbox]) -> None:
     with pytest.raises(http.client.RemoteDisconnected):
         ask(live[0], x_sandbox_fault="late_commit=100")
     assert closes(live[0]) == 0
@@ -120,7 +120,7 @@ def test_a_late_commit_comes_after_the_caller_gave_up(live: tuple[str, sandbox.S
     assert closes(live[0]) == 1
 
 
-def test_a_late_answer_is_committed_before_and_a_latency_after_the_wait(live: tuple[str, sandbox.Sandbox]) -> None:
+def test_late_answer_commits_before_its_wait_and_latency_after(live: tuple[str, sandbox.Sandbox]) -> None:
     for fault, early in (("late_answer=200", 1), ("latency=200", 0)):
         control(live[0], "reset", {})
         with ThreadPoolExecutor(1) as pool:
@@ -134,13 +134,13 @@ def test_a_late_answer_is_committed_before_and_a_latency_after_the_wait(live: tu
         assert closes(live[0]) == 1
 
 
-def test_a_drip_comes_byte_by_byte(live: tuple[str, sandbox.Sandbox]) -> None:
+def test_drip_sends_byte_by_byte(live: tuple[str, sandbox.Sandbox]) -> None:
     started = time.monotonic()
     _, _, body = ask(live[0], x_sandbox_fault="drip=1")
     assert time.monotonic() - started > len(body) / 1000
 
 
-def test_a_drip_ends_when_nobody_listens() -> None:
+def test_drip_ends_when_the_client_disconnects() -> None:
     with sandbox.running(sandbox.create()) as url:
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=5)
         connection.request("GET", SESSION, headers=KEY | {"x-sandbox-fault": "drip=60000"})
@@ -148,7 +148,7 @@ def test_a_drip_ends_when_nobody_listens() -> None:
             assert reply.read(1) == b"{"
         connection.close()
         started = time.monotonic()
-    # Else the server waits for it before it stops.
+    # Otherwise the server would wait for the drip before it stops.
     assert time.monotonic() - started < 1
 
 
@@ -156,7 +156,7 @@ def test_a_drip_ends_when_nobody_listens() -> None:
     ("fault", "names"),
     [("status=429;retry_after=7", ("retry-after", "7")), ("redirect", ("location", "http://elsewhere.invalid/"))],
 )
-def test_a_fault_brings_its_header(live: tuple[str, sandbox.Sandbox], fault: str, names: tuple[str, str]) -> None:
+def test_fault_answer_has_its_header(live: tuple[str, sandbox.Sandbox], fault: str, names: tuple[str, str]) -> None:
     assert ask(live[0], x_sandbox_fault=fault)[1][names[0]] == names[1]
 
 
@@ -167,7 +167,7 @@ def test_errors_have_the_engines_own_body(live: tuple[str, sandbox.Sandbox]) -> 
     assert "retry-after" not in ask(live[0], x_sandbox_fault="status=429")[1]
 
 
-def test_what_nobody_knows_is_added_and_what_is_known_stays(live: tuple[str, sandbox.Sandbox]) -> None:
+def test_unknown_effects_and_fields_leave_known_effects_unchanged(live: tuple[str, sandbox.Sandbox]) -> None:
     body = json.dumps({"customerSession": cart("TEN-PERCENT", price=99.99)}).encode()
     plain = json.loads(ask(live[0], body=body)[2])
     strange = json.loads(ask(live[0], body=body, x_sandbox_fault="unknown_effect,extra_fields,huge=1000")[2])
@@ -199,7 +199,7 @@ def test_what_nobody_knows_is_added_and_what_is_known_stays(live: tuple[str, san
         ({"probability": 0.5, "seed": 2}, "close read"),
     ],
 )
-def test_a_fault_meets_the_requests_it_names(live: tuple[str, sandbox.Sandbox], fault: Json, hit: str) -> None:
+def test_fault_applies_only_to_matching_requests(live: tuple[str, sandbox.Sandbox], fault: Json, hit: str) -> None:
     control(live[0], "faults", [{"name": "status", "value": 503, **fault}])
     requests = {
         "dry": ("PUT", f"{SESSION}?dry=true", b'{"customerSession": {}}'),
@@ -211,7 +211,7 @@ def test_a_fault_meets_the_requests_it_names(live: tuple[str, sandbox.Sandbox], 
     assert " ".join(met) == hit
 
 
-def test_faults_that_make_no_sense_are_refused(live: tuple[str, sandbox.Sandbox]) -> None:
+def test_invalid_faults_are_refused(live: tuple[str, sandbox.Sandbox]) -> None:
     for body in (
         b'[{"name":"flood"}]',
         b'[{"name":"status","often":1}]',

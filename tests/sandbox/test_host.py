@@ -15,23 +15,23 @@ from tests.sandbox.live import CLOSE, SESSION, ask, control
 from tests.sandbox.talon_one_shop import call, cart, of
 
 
-def test_the_log_tells_every_request_and_no_secret(live: tuple[str, sandbox.Sandbox]) -> None:
+def test_request_log_has_every_request_and_no_secret(live: tuple[str, sandbox.Sandbox]) -> None:
     ask(live[0], authorization="ApiKey-v1 canary", x_sandbox_fault="status_after=500", idempotency_key="k1")
     ask(live[0], "GET", f"{SESSION}%2Fb?x=1")
-    told = control(live[0], "requests")
-    assert told["counts"] == {"talon_one close": 1, "talon_one read": 1}
-    first, second = told["requests"]
+    log = control(live[0], "requests")
+    assert log["counts"] == {"talon_one close": 1, "talon_one read": 1}
+    first, second = log["requests"]
     assert (first["operation"], first["status"], first["faults"]) == ("close", 500, ["status_after"])
     assert (first["body"], first["headers"]["idempotency-key"]) == (CLOSE.decode(), "k1")
     assert (second["path"], second["query"], second["status"]) == (f"{SESSION}%2Fb", "x=1", 404)
-    assert "canary" not in json.dumps(told)
+    assert "canary" not in json.dumps(log)
 
 
 @pytest.mark.parametrize("page", ["books", "requests"])
-def test_what_a_page_tells_is_of_one_moment(
+def test_control_pages_are_encoded_in_one_thread(
     live: tuple[str, sandbox.Sandbox], monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
-    """It is put together where requests are answered, one after the other, and in no other thread."""
+    """In the thread that answers requests one by one: a page is a consistent snapshot."""
     threads: set[int] = set()
 
     class Noting:
@@ -47,7 +47,7 @@ def test_what_a_page_tells_is_of_one_moment(
     assert len(threads) == 1
 
 
-def test_the_clock_can_be_set(live: tuple[str, sandbox.Sandbox]) -> None:
+def test_clock_can_be_set_and_unset(live: tuple[str, sandbox.Sandbox]) -> None:
     def reason() -> list[str]:
         body = json.dumps({"customerSession": cart("EXPIRED-10", "SOON-10")}).encode()
         return sorted(p["value"] for p in of(json.loads(ask(live[0], body=body)[2]), "acceptCoupon"))
@@ -61,18 +61,18 @@ def test_the_clock_can_be_set(live: tuple[str, sandbox.Sandbox]) -> None:
     assert ask(live[0], "POST", "/_sandbox/clock", b"{}")[0] == 400
 
 
-def test_reset_takes_everything_back(live: tuple[str, sandbox.Sandbox]) -> None:
+def test_reset_restores_books_requests_faults_and_clock(live: tuple[str, sandbox.Sandbox]) -> None:
     before = {page: control(live[0], page) for page in ("books", "requests", "faults")}
     control(live[0], "clock", {"now": "2021-01-01T00:00:00Z"})
     ask(live[0])
     control(live[0], "faults", [{"name": "reset"}])
-    assert [page for page, told in before.items() if control(live[0], page) == told] == []
+    assert [page for page, content in before.items() if control(live[0], page) == content] == []
     control(live[0], "reset", {})
     assert {page: control(live[0], page) for page in before} == before
     assert live[1].clock().year > 2021
 
 
-def test_the_front_page_says_what_this_is_and_what_to_try(live: tuple[str, sandbox.Sandbox]) -> None:
+def test_front_page_lists_codes_and_faults(live: tuple[str, sandbox.Sandbox]) -> None:
     status, headers, body = ask(live[0], "GET", "/")
     page = body.decode()
     assert (status, headers["x-sandbox"]) == (200, "promotions-mapper")
@@ -82,16 +82,16 @@ def test_the_front_page_says_what_this_is_and_what_to_try(live: tuple[str, sandb
     assert ask(live[0], "GET", "/nowhere")[1]["x-sandbox"] == "promotions-mapper"
 
 
-def test_a_faulty_rule_book_is_told_with_its_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_prints_each_rule_book_mistake_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "book.toml"
     path.write_text("[engines.talon_one]\nflaten = true\napplication_id = 'x'\n")
     assert sandbox.run(rulebook=path) == 2
-    told = capsys.readouterr().err
-    assert "engines.talon_one.flaten: is not known" in told
-    assert "engines.talon_one.application_id: Expected `int`" in told
+    printed = capsys.readouterr().err
+    assert "engines.talon_one.flaten: is not known" in printed
+    assert "engines.talon_one.application_id: Expected `int`" in printed
 
 
-def test_without_access_to_the_connection_a_broken_one_is_an_error() -> None:
+def test_reset_fault_raises_without_access_to_the_connection() -> None:
     app = sandbox.create(now=lambda: NOW)
     with pytest.raises(ConnectionResetError):
         asyncio.run(call(app, SESSION, x_sandbox_fault="reset"))

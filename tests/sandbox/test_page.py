@@ -1,6 +1,6 @@
-"""The sandbox's start page: what a try asks, what is shown of the answer, and that nothing can be put into it.
+"""The sandbox's start page: what it sends, what it shows of the answer, and that it escapes input.
 
-How it looks is tested in a browser, in tests/http.
+Its look is tested in a browser, in tests/http.
 """
 
 import json
@@ -32,7 +32,7 @@ REFUSED = {"code": "X", "message": "Too late.", "reason": "expired", "engine_rea
 
 
 class Try:
-    """The page, with a mapper that answers what it is told to."""
+    """The page, with a mapper that gives a fixed answer."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, status: int = 200, answer: object = None) -> None:
         application = sandbox.create()
@@ -54,7 +54,7 @@ class Try:
 
 
 @pytest.mark.parametrize(
-    ("code", "brought"),
+    ("code", "sent_promotions"),
     [
         ("XMAS-2021-25", {"coupon_codes": ["XMAS-2021-25"]}),
         (" NOPE ", {"coupon_codes": ["NOPE"]}),
@@ -64,13 +64,15 @@ class Try:
         ("GIFT-50", {"coupon_codes": ["GIFT-50"], "meta": {"gift_credits": {"GIFT-50": "10.00"}}}),
     ],
 )
-def test_a_code_is_brought_as_what_it_is(code: str, brought: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_is_sent_in_the_field_of_its_kind(
+    code: str, sent_promotions: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried = Try(monkeypatch, 200, {"checkout": ANSWER})
     tried.page(code)
-    assert [asked["promotions"] for asked in tried.asked] == [brought]
+    assert [asked["promotions"] for asked in tried.asked] == [sent_promotions]
 
 
-def test_the_cart_is_shown_before_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_shows_cart_before_and_after_discounts(monkeypatch: pytest.MonkeyPatch) -> None:
     page = Try(monkeypatch, 200, {"checkout": ANSWER}).page("XMAS-2021-25")
     for text in ("XMAS-2021-25: 50.00 off, says some_engine", "Winter boots", "&minus;35.00", "105.00", "&minus;15.00"):
         assert text in page, text
@@ -79,7 +81,7 @@ def test_the_cart_is_shown_before_and_after(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize(
-    ("status", "answer", "said"),
+    ("status", "answer", "shown"),
     [
         (0, None, "No mapper answers there."),
         (401, {"checkout": {}, "error": {"error": "Not signed.", "details": {}}}, "Not signed."),
@@ -93,18 +95,18 @@ def test_the_cart_is_shown_before_and_after(monkeypatch: pytest.MonkeyPatch) -> 
         ),
     ],
 )
-def test_what_goes_wrong_is_said(status: int, answer: object, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert said in Try(monkeypatch, status, answer).page("XMAS-2021-25")
+def test_page_shows_the_error(status: int, answer: object, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shown in Try(monkeypatch, status, answer).page("XMAS-2021-25")
 
 
-def test_nothing_can_be_put_into_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_escapes_markup_in_code_and_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     evil = "</pre><script>alert(1)</script>"
     page = Try(monkeypatch, 200, {"checkout": {**ANSWER, "evil": evil}}).page(evil)
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
 
-def test_nobody_is_asked_before_somebody_clicks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mapper_is_not_called_without_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = Try(monkeypatch)
     assert "Codes to try" in tried.http.get("/").text
     assert tried.asked == []

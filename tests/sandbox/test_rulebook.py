@@ -1,4 +1,4 @@
-"""The rule book: every mistake is reported with its place, and what is read is exact."""
+"""The rule book: every mistake is reported with its place, and amounts are read exactly."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -40,7 +40,7 @@ def problems(text: str) -> list[rulebook.Problem]:
     return caught.value.problems
 
 
-def test_the_default_book_has_the_campaign_of_nacelles_page() -> None:
+def test_default_book_has_the_campaign_of_nacelles_page() -> None:
     book = rulebook.load()
     found = book.find("XMAS-2021-25")
     assert found is not None
@@ -50,7 +50,7 @@ def test_the_default_book_has_the_campaign_of_nacelles_page() -> None:
     assert (effect.amount, effect.items.price_over) == (Decimal("35.00"), Decimal("100.00"))
 
 
-def test_every_code_to_try_says_what_it_shows() -> None:
+def test_every_code_to_try_has_a_note() -> None:
     assert [code for code, note in rulebook.load().codes_to_try() if not (code and note)] == []
 
 
@@ -64,7 +64,7 @@ def test_every_code_to_try_says_what_it_shows() -> None:
         ("api_keys = ['']", "settings.api_keys[0]", "length >= 1"),
     ],
 )
-def test_a_mistake_in_the_settings_is_reported_with_its_place(settings: str, place: str, says: str) -> None:
+def test_mistake_in_settings_is_reported_with_its_place(settings: str, place: str, says: str) -> None:
     found = problems(f"[settings]\n{settings}")
     assert [(spot, says in said) for spot, said in found] == [(place, True)], found
 
@@ -117,7 +117,7 @@ def test_a_mistake_in_the_settings_is_reported_with_its_place(settings: str, pla
         ("[[loyalty_cards]]\ncode = 'CARD 1'\nprogram = 5", "loyalty_cards[0].code", "matching regex"),
     ],
 )
-def test_a_mistake_is_reported_with_its_place(more: str, place: str, says: str) -> None:
+def test_mistake_in_a_table_is_reported_with_its_place(more: str, place: str, says: str) -> None:
     found = problems(f"{BOOK}\n{more}")
     assert [(spot, says in said) for spot, said in found] == [(place, True)], found
 
@@ -147,7 +147,7 @@ def test_a_mistake_is_reported_with_its_place(more: str, place: str, says: str) 
         ("{ kind = 'replace_units', sku = 'A', by = 'B' }", ".price", "is missing"),
     ],
 )
-def test_a_mistake_in_an_effect_is_reported_with_its_place(effect: str, place: str, says: str) -> None:
+def test_mistake_in_effect_is_reported_with_its_place(effect: str, place: str, says: str) -> None:
     found = problems(f"{BOOK}\n[[campaigns]]\nid = 3\nname = 'X'\neffects = [{effect}]")
     assert [(spot, says in said) for spot, said in found] == [(f"campaigns[2].effects[0]{place}", True)], found
 
@@ -173,7 +173,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
     ]
 
 
-def test_what_is_not_toml_or_cannot_be_read_is_a_mistake_like_any_other(tmp_path: Path) -> None:
+def test_invalid_toml_and_unreadable_file_raise_rule_book_error(tmp_path: Path) -> None:
     assert "line 1, column 13" in problems("campaigns = ?")[0][1]
     with pytest.raises(rulebook.RuleBookError, match="cannot be read"):
         rulebook.load(tmp_path / "absent.toml")
@@ -184,7 +184,7 @@ def test_what_is_not_toml_or_cannot_be_read_is_a_mistake_like_any_other(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("typed", "spelled"),
+    ("entered", "book_spelling"),
     [
         ("CODE-1", "CODE-1"),
         ("code-1", "CODE-1"),
@@ -199,15 +199,13 @@ def test_what_is_not_toml_or_cannot_be_read_is_a_mistake_like_any_other(tmp_path
         ("", None),
     ],
 )
-def test_a_code_is_found_in_whatever_case_and_known_by_its_spelling_in_the_book(
-    typed: str, spelled: str | None
-) -> None:
-    found = rulebook.parse(BOOK).find(typed)
-    assert (found and found[0]) == spelled
+def test_code_matches_in_any_case_and_returns_book_spelling(entered: str, book_spelling: str | None) -> None:
+    found = rulebook.parse(BOOK).find(entered)
+    assert (found and found[0]) == book_spelling
 
 
 @pytest.mark.parametrize(
-    ("typed", "any_case", "by_case"),
+    ("entered", "any_case", "by_case"),
     [
         ("TWIN-5", "TWIN-5", "TWIN-5"),
         ("twin-5", "TWIN-5", "twin-5"),
@@ -218,12 +216,12 @@ def test_a_code_is_found_in_whatever_case_and_known_by_its_spelling_in_the_book(
         ("i\u0307ndi\u0307ri\u0307m", "İNDİRİM", None),
     ],
 )
-def test_codes_that_differ_by_case_are_two_where_case_counts(
-    typed: str, any_case: str | None, by_case: str | None
+def test_codes_that_differ_by_case_match_exactly_when_case_sensitive(
+    entered: str, any_case: str | None, by_case: str | None
 ) -> None:
     more = "".join(f"\n[[coupons]]\ncode = '{code}'\ncampaign = 1" for code in ("TWIN-5", "twin-5", "İNDİRİM"))
     book = rulebook.parse(BOOK + more)
-    for found, expected in ((book.find(typed), any_case), (book.find(typed, by_case=True), by_case)):
+    for found, expected in ((book.find(entered), any_case), (book.find(entered, by_case=True), by_case)):
         assert (found and found[0]) == expected
 
 
@@ -237,7 +235,7 @@ def test_amounts_are_exact() -> None:
     ("amount", "percent", "value", "off"),
     [("35", None, "140", "35"), ("35", None, "20", "20"), (None, "10", "99.99", "9.999"), (None, "100", "15", "15")],
 )
-def test_a_discount_is_never_more_than_what_it_is_taken_off_and_never_rounded(
+def test_discount_is_capped_at_the_value_and_never_rounded(
     amount: str | None, percent: str | None, value: str, off: str
 ) -> None:
     effect = rulebook.OffUnits(
@@ -258,6 +256,6 @@ def test_a_discount_is_never_more_than_what_it_is_taken_off_and_never_rounded(
         ({"ends": datetime(2026, 1, 2, tzinfo=UTC)}, True),
     ],
 )
-def test_a_campaign_runs_from_its_start_until_its_end(campaign: dict[str, datetime | bool], running: bool) -> None:
+def test_campaign_runs_from_start_until_end(campaign: dict[str, datetime | bool], running: bool) -> None:
     made = rulebook.Campaign(id=1, name="X", **campaign)  # type: ignore[arg-type]
     assert made.running(datetime(2026, 1, 1, tzinfo=UTC)) is running

@@ -1,4 +1,4 @@
-"""The vendor's own client judges Talon.One's sandbox."""
+"""Talon.One's sandbox works with the vendor's own client."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -36,7 +36,7 @@ def vendor(live: tuple[str, sandbox.Sandbox]) -> Iterator[Any]:
     client.rest_client.pool_manager.clear()
 
 
-def test_the_vendors_client_opens_updates_reads_closes_reopens_and_cancels_a_session(vendor: Any) -> None:
+def test_vendors_client_runs_a_session_from_open_to_cancelled(vendor: Any) -> None:
     def put(session: Json, **options: Any) -> Any:
         request = talon_one.IntegrationRequest.from_dict({"customerSession": session, "responseContent": CONTENT})
         return vendor.update_customer_session_v2("a/b c", request, **options)
@@ -71,7 +71,7 @@ def test_the_vendors_client_opens_updates_reads_closes_reopens_and_cancels_a_ses
     assert put({"state": "cancelled"}).customer_session.state == "cancelled"
 
 
-def test_the_vendors_client_returns_units_of_a_closed_session(vendor: Any) -> None:
+def test_vendors_client_returns_units_of_a_closed_session(vendor: Any) -> None:
     closing = {"customerSession": cart("TEN-PERCENT", quantity=3, profileId="joe", state="closed")}
     vendor.update_customer_session_v2("s1", talon_one.IntegrationRequest.from_dict(closing))
     back: Json = {"return": {"returnedCartItems": [{"position": 0, "quantity": 1}]}}
@@ -91,8 +91,8 @@ def test_the_vendors_client_returns_units_of_a_closed_session(vendor: Any) -> No
 @pytest.mark.parametrize(
     "code", [*(code for code, _ in rulebook.load().codes_to_try() if ".." not in code), "SINGLE-0001"]
 )
-def test_the_vendors_models_understand_the_reply_to_every_code(code: str) -> None:
-    # What of the vendor's newest specification its published client does not know yet.
+def test_vendors_models_parse_the_reply_to_every_code(code: str) -> None:
+    # In the vendor's newest specification, but not yet in its published client.
     newer = {"achievements", "campaignEligibility"}
     models: dict[str, Any] = {
         "acceptCoupon": talon_one.AcceptCouponEffectProps,

@@ -1,15 +1,15 @@
-"""Talon.One's sandbox: what a cart earns."""
+"""Talon.One's sandbox: the effects that a cart earns."""
 
 from collections import Counter
 
 import pytest
 
-from tests.sandbox.talon_one_shop import Json, Shop, cart, items, of, small_book, told
+from tests.sandbox.talon_one_shop import Json, Shop, cart, effect_counts, items, of, small_book
 
 
-def test_the_cart_of_nacelles_page_earns_what_the_page_shows() -> None:
+def test_cart_of_nacelles_page_earns_the_discounts_shown_there() -> None:
     reply = Shop().ok(cart("XMAS-2021-25", additionalCosts={"shipping": {"price": 15}}))
-    assert told(reply) == {
+    assert effect_counts(reply) == {
         "acceptCoupon XMAS-2021-25": 1,
         "setDiscountPerItem 35 off every item over 100#0 35 0/0": 1,
         "setDiscountPerAdditionalCost Free shipping 15": 1,
@@ -100,11 +100,11 @@ def test_the_cart_of_nacelles_page_earns_what_the_page_shows() -> None:
         ),
     ],
 )
-def test_a_cart_earns_what_the_rule_book_says(session: Json, expected: list[str]) -> None:
-    assert told(Shop().ok(session)) == Counter(expected)
+def test_cart_earns_the_effects_of_the_rule_book(session: Json, expected: list[str]) -> None:
+    assert effect_counts(Shop().ok(session)) == Counter(expected)
 
 
-def test_a_sum_is_spread_pro_rata_with_its_total_in_every_effect() -> None:
+def test_pro_rata_discount_has_its_total_in_every_effect() -> None:
     lines = items(("A", 1, 30), ("B", 2, 15), ("C", 1, 40))
     for line in lines[:2]:
         line["category"] = "shoes"
@@ -116,15 +116,15 @@ def test_a_sum_is_spread_pro_rata_with_its_total_in_every_effect() -> None:
     }
 
 
-def test_an_old_application_gives_one_discount_per_line() -> None:
+def test_application_without_flattening_gives_one_discount_per_line() -> None:
     shop = Shop(("flatten = true", "flatten = false"))
-    assert told(shop.ok(cart("TEN-PERCENT", quantity=3, price=10))) == {
+    assert effect_counts(shop.ok(cart("TEN-PERCENT", quantity=3, price=10))) == {
         "acceptCoupon TEN-PERCENT": 1,
         "setDiscountPerItem 10 % off#0 3 0": 1,
     }
 
 
-def test_cascading_discounts_compute_on_what_is_left_and_name_their_scope() -> None:
+def test_cascading_discounts_use_the_remaining_amount_and_name_their_scope() -> None:
     session = cart("TEN-PERCENT", "WINTER-25", "MIN-200", price=200)
     plain = Shop().ok(session)
     assert sorted(p["value"] for p in of(plain, "setDiscountPerItem")) == [20, 50]
@@ -134,7 +134,7 @@ def test_cascading_discounts_compute_on_what_is_left_and_name_their_scope() -> N
     assert of(cascading, "setDiscount")[0]["scope"] == "cartItems"
 
 
-def test_a_budget_that_is_too_small_gives_nothing_or_what_it_has() -> None:
+def test_exhausted_budget_rejects_code_or_gives_the_rest() -> None:
     for changes, third in (((), None), ((("partial_rewards = false", "partial_rewards = true"),), (20, 50))):
         shop = Shop(*changes)
         for id_ in ("a", "b"):
@@ -148,7 +148,7 @@ def test_a_budget_that_is_too_small_gives_nothing_or_what_it_has() -> None:
         assert of(shop.ok(cart("BUDGET-50"), "d"), "rejectCoupon")[0]["rejectionReason"] == "EffectCouldNotBeApplied"
 
 
-def test_the_order_of_effects_means_nothing_and_stays_the_same() -> None:
+def test_order_of_effects_is_shuffled_but_stable_per_session() -> None:
     session = {"cartItems": items(*((sku, 1, 140) for sku in "ABCDEFGH")), "couponCodes": ["XMAS-2021-25"]}
     orders = {id_: [p["position"] for p in of(Shop().ok(session, id_), "setDiscountPerItem")] for id_ in ("x", "y")}
     assert sorted(orders["x"]) == sorted(orders["y"]) == list(range(8))
@@ -175,7 +175,7 @@ WRAP_4 = ('cost = "gift_wrap"\n  percent = "100"', 'cost = "gift_wrap"\n  amount
         ((), ["COSTS-5"], own_costs(20), []),
         ((), ["TOTAL-10"], own_costs(20, shipping=5), ["itemTotal 2.5"]),
         ((), ["TEN-PERCENT"], own_costs(20, shipping=5), ["price 2"]),
-        # Without cascading each computes on list prices: together they take more off the costs than those are.
+        # Without cascading each computes on list prices: together they exceed the costs.
         ((), ["COSTS-5", "WRAPPED"], own_costs(20, gift_wrap=4), ["additionalCosts 4", "gift_wrap 4"]),
         ((CASCADING,), ["COSTS-5", "WRAPPED"], own_costs(20, gift_wrap=4), ["gift_wrap 4"]),
         (
@@ -184,7 +184,7 @@ WRAP_4 = ('cost = "gift_wrap"\n  percent = "100"', 'cost = "gift_wrap"\n  amount
             own_costs(20, gift_wrap=6),
             ["additionalCosts 2", "gift_wrap 4"],
         ),
-        # With cascading a discount of item and costs takes the price first.
+        # With cascading a discount on items and costs uses up the price first.
         (
             (CASCADING,),
             ["TOTAL-10", "TEN-PERCENT"],
@@ -195,7 +195,7 @@ WRAP_4 = ('cost = "gift_wrap"\n  percent = "100"', 'cost = "gift_wrap"\n  amount
         ((BEYOND,), ["COSTS-5"], own_costs(20), []),
     ],
 )
-def test_a_discount_is_of_the_item_or_its_costs_or_both(
+def test_discount_applies_to_item_its_costs_or_both(
     changes: tuple[tuple[str, str], ...], codes: list[str], lines: list[Json], expected: list[str]
 ) -> None:
     reply = Shop(*changes).ok({"cartItems": lines, "couponCodes": codes})
@@ -203,7 +203,7 @@ def test_a_discount_is_of_the_item_or_its_costs_or_both(
     assert sorted(f"{p.get('scope') or p['additionalCost']} {p['value']}" for p in given) == expected
 
 
-def test_a_discount_of_item_and_costs_uses_up_the_price_then_one_cost_after_the_other() -> None:
+def test_item_and_costs_discount_uses_price_first_then_each_cost() -> None:
     own = small_book(
         {
             "TOTAL": '{ kind = "off_units", amount = "15", scope = "items_and_costs" }',
@@ -219,7 +219,7 @@ def test_a_discount_of_item_and_costs_uses_up_the_price_then_one_cost_after_the_
     assert sorted((p["name"], p["value"]) for p in given) == [("SHIP#0", 3), ("TOTAL#0", 15)]
 
 
-def test_an_application_may_grant_more_than_there_is() -> None:
+def test_application_setting_allows_discount_above_the_price() -> None:
     for changes, value in (((), 30), ((BEYOND,), 50)):
         assert of(Shop(*changes).ok(cart("BUDGET-50", price=30)), "setDiscount")[0]["value"] == value
 
@@ -233,9 +233,7 @@ def test_an_application_may_grant_more_than_there_is() -> None:
         ("items_and_costs", True, "sessionTotal"),
     ],
 )
-def test_the_scope_of_a_discount_on_the_order_is_told_with_cascading_discounts(
-    scope: str, cascading: bool, shown: str | None
-) -> None:
+def test_order_discount_names_its_scope_only_when_cascading(scope: str, cascading: bool, shown: str | None) -> None:
     scoped = ('name = "5 off", amount', f'name = "5 off", scope = "{scope}", amount')
     shop = Shop(scoped, *([CASCADING] if cascading else []))
     (props,) = of(shop.ok(cart("GOOD-5", additionalCosts={"shipping": {"price": 9}}, price=50)), "setDiscount")
@@ -255,7 +253,7 @@ def test_the_scope_of_a_discount_on_the_order_is_told_with_cascading_discounts(
         ('weight_at_most = "500"', {}, False),
     ],
 )
-def test_the_fields_of_an_item_are_conditions(condition: str, line: Json, applies: bool) -> None:
+def test_campaign_conditions_match_item_fields(condition: str, line: Json, applies: bool) -> None:
     shop = Shop(('categories = ["shoes"]', condition))
     reply = shop.ok({"cartItems": [items(("A", 1, 50))[0] | line], "couponCodes": ["SHOES-10"]})
     assert [p["value"] for p in of(reply, "setDiscountPerItem")] == ([10] if applies else [])
@@ -272,7 +270,7 @@ def test_the_fields_of_an_item_are_conditions(condition: str, line: Json, applie
         ([("COFFEE", 2, 3), ("CAKE", 1, 4)], {}),
     ],
 )
-def test_a_bundle_gives_its_discount_to_its_own_units(
+def test_bundle_discounts_only_its_own_units(
     lines: list[tuple[str, int, float]], expected: dict[tuple[int, int], int]
 ) -> None:
     reply = Shop().ok({"cartItems": items(*lines), "couponCodes": ["BUNDLE-3"]})
@@ -281,29 +279,29 @@ def test_a_bundle_gives_its_discount_to_its_own_units(
     assert {p["bundleName"] for p in given} == ({"Coffee and cake"} if expected else set())
 
 
-def test_the_code_of_a_giveaway_is_told_at_close_and_never_comes_back() -> None:
+def test_giveaway_code_is_awarded_at_close_and_never_rolled_back() -> None:
     shop = Shop()
-    said = shop.ok(cart("LUCKY-DRAW", profileId="joe"), "s1")
-    assert of(said, "willAwardGiveaway") == [
+    opened = shop.ok(cart("LUCKY-DRAW", profileId="joe"), "s1")
+    assert of(opened, "willAwardGiveaway") == [
         {"poolId": 1, "poolName": "Cinema tickets", "recipientIntegrationId": "joe"}
     ]
-    assert not of(said, "awardGiveaway")
+    assert not of(opened, "awardGiveaway")
     closed = [shop.ok(cart("LUCKY-DRAW", state="closed"), id_, "", "awardedGiveaways") for id_ in ("s1", "s2")]
     assert [of(reply, "awardGiveaway")[0]["code"] for reply in closed] == ["CINEMA-A1", "CINEMA-B2"]
     assert closed[1]["awardedGiveaways"][0]["code"] == "CINEMA-B2"
     assert "rollbackGiveaway" not in str(shop.reopen("s1"))
     assert of(shop.ok(cart("LUCKY-DRAW", state="closed"), "s3"), "awardGiveaway")[0]["code"] == "CINEMA-C3"
-    assert told(shop.ok(cart("LUCKY-DRAW"), "s4")) == {"rejectCoupon EffectCouldNotBeApplied LUCKY-DRAW": 1}
+    assert effect_counts(shop.ok(cart("LUCKY-DRAW"), "s4")) == {"rejectCoupon EffectCouldNotBeApplied LUCKY-DRAW": 1}
 
 
-def test_a_unit_is_in_one_part_of_a_bundle() -> None:
+def test_unit_counts_for_only_one_part_of_a_bundle() -> None:
     shop = Shop(('{ sku = "COFFEE" }', '{ sku = "CAKE" }'))
     for quantity, discounted in ((2, 0), (3, 3), (5, 3), (6, 6)):
         reply = shop.ok({"cartItems": items(("CAKE", quantity, 4)), "couponCodes": ["BUNDLE-3"]})
         assert len(of(reply, "setDiscountPerItem")) == discounted
 
 
-def test_no_code_of_a_pool_is_given_twice_in_one_session() -> None:
+def test_giveaway_pool_gives_each_code_once_per_session() -> None:
     tickets = '{ kind = "giveaway", pool = "Tickets", codes = ["A-1", "B-2", "C-3"] }'
     shop = Shop(own=small_book({"TWICE": f"{tickets}, {tickets}", "ONCE": tickets, "MORE": tickets}))
     reply = shop.ok(cart("TWICE", "ONCE", "MORE", state="closed"))
@@ -311,7 +309,7 @@ def test_no_code_of_a_pool_is_given_twice_in_one_session() -> None:
     assert [p["value"] for p in of(reply, "rejectCoupon")] == ["MORE"]
 
 
-def test_an_upgrade_is_told_as_an_effect_of_the_merchants_own() -> None:
+def test_upgrade_is_returned_as_custom_effect() -> None:
     (props,) = of(Shop().ok({"cartItems": items(("CUP-SMALL", 3, 20)), "couponCodes": ["UPGRADE"]}), "customEffect")
     assert props["payload"] == {"replace": "CUP-SMALL", "by": "CUP-LARGE", "quantity": 1}
 
@@ -323,6 +321,6 @@ def test_an_upgrade_is_told_as_an_effect_of_the_merchants_own() -> None:
         (["GOOD-5"], {"acceptCoupon GOOD-5": 1, "setDiscount 5 off 5": 1}),
     ],
 )
-def test_an_automatic_promotion_that_stands_alone_gives_way_to_a_code(codes: list[str], expected: list[str]) -> None:
+def test_exclusive_automatic_promotion_yields_to_a_code(codes: list[str], expected: list[str]) -> None:
     session = {"cartItems": items(("OUTLET-SHIRT", 1, 20)), "couponCodes": codes}
-    assert told(Shop().ok(session)) == Counter(expected)
+    assert effect_counts(Shop().ok(session)) == Counter(expected)

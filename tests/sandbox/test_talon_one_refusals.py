@@ -1,4 +1,4 @@
-"""Talon.One's sandbox: which codes are refused, in the vendor's words."""
+"""Talon.One's sandbox: which codes are refused, with the vendor's reasons."""
 
 import pytest
 
@@ -39,13 +39,13 @@ from tests.sandbox.talon_one_shop import Json, Shop, cart, of
         (cart(referralCode="FRIEND-OF-JANE", profileId="jane"), "ReferralRecipientIdSameAsAdvocate"),
     ],
 )
-def test_a_code_is_refused_in_the_words_of_the_documentation(session: Json, reason: str | None) -> None:
+def test_code_is_refused_with_the_documented_reason(session: Json, reason: str | None) -> None:
     reply = Shop().ok(session)
     refused = of(reply, "rejectCoupon") + of(reply, "rejectReferral")
     assert [props["rejectionReason"] for props in refused] == ([] if reason is None else [reason])
 
 
-def test_every_note_of_the_rule_book_that_says_refused_is_right() -> None:
+def test_every_code_with_a_refused_note_is_refused() -> None:
     wrong = {}
     for entry in book().entries:
         if entry.note.startswith("refused"):
@@ -57,13 +57,13 @@ def test_every_note_of_the_rule_book_that_says_refused_is_right() -> None:
     assert wrong == {}
 
 
-def test_an_exclusion_says_why() -> None:
+def test_excluded_code_names_its_exclusion_reason() -> None:
     for codes, why in ((("TEN-PERCENT", "ALONE-15"), "CampaignIsNotFirst"), (("WINTER-5", "WINTER-25"), None)):
         (props,) = of(Shop().ok(cart(*codes)), "rejectCoupon")
         assert props["campaignExclusionReason"] == (why or "CampaignGaveLowerDiscount")
 
 
-def test_codes_are_the_same_in_any_case_and_answered_in_the_engines_spelling() -> None:
+def test_codes_match_in_any_case_and_return_book_spelling() -> None:
     reply = Shop().ok(cart("ten-percent", "Ten-Percent", "nothing"))
     assert [p["value"] for p in of(reply, "acceptCoupon")] == ["TEN-PERCENT"]
     assert [p["value"] for p in of(reply, "rejectCoupon")] == ["nothing"]
@@ -83,7 +83,7 @@ BY_CASE = ("case_sensitive_codes = false\n# An amount", "case_sensitive_codes = 
         ((BY_CASE,), ["single-0001", "SINGLE-0002"], ["SINGLE-0002"], ["single-0001"]),
     ],
 )
-def test_codes_that_differ_by_case_are_one_or_two(
+def test_codes_that_differ_by_case_are_distinct_only_when_case_sensitive(
     changes: tuple[tuple[str, str], ...], codes: list[str], accepted: list[str], refused: list[str]
 ) -> None:
     reply = Shop(*changes).ok(cart(*codes))
@@ -91,12 +91,12 @@ def test_codes_that_differ_by_case_are_one_or_two(
     assert [p["value"] for p in of(reply, "rejectCoupon")] == refused
 
 
-def test_where_case_counts_a_referral_code_differs_too() -> None:
+def test_referral_code_follows_the_case_setting() -> None:
     for changes, kind in (((), "acceptReferral"), ((BY_CASE,), "rejectReferral")):
         assert of(Shop(*changes).ok(cart(referralCode="friend-of-jane", profileId="joe")), kind)
 
 
-def test_the_merchant_can_ask_why_a_rule_failed() -> None:
+def test_rule_failure_reasons_name_the_failed_condition() -> None:
     reply = Shop().ok(cart("MIN-200", "EXPIRED-10"), "s1", "", "ruleFailureReasons")
     failures = {one.get("couponValue"): one for one in reply["ruleFailureReasons"]}
     assert failures["MIN-200"]["conditionIndex"] == 1

@@ -1,4 +1,4 @@
-"""Talon.One's sandbox: what a request may hold."""
+"""Talon.One's sandbox: validation of requests."""
 
 import msgspec
 import pytest
@@ -61,7 +61,7 @@ from tests.sandbox.talon_one_shop import Json, Shop, items
         ({"cuponCodes": []}, ["/cuponCodes"]),
     ],
 )
-def test_a_session_is_checked_and_every_fault_is_named(session: Json, pointers: list[str]) -> None:
+def test_invalid_session_gets_400_naming_every_field(session: Json, pointers: list[str]) -> None:
     status, reply = Shop().put(session)
     assert status == (400 if pointers else 200), reply
     if pointers:
@@ -89,13 +89,13 @@ def test_a_session_is_checked_and_every_fault_is_named(session: Json, pointers: 
         (b"[" * 100_000, 400),
     ],
 )
-def test_a_body_that_is_no_request_is_refused(body: bytes, status: int) -> None:
+def test_invalid_body_is_refused(body: bytes, status: int) -> None:
     code, reply = Shop().request("s1", body)
     assert code == status
     assert ("message" in reply) is (status != 200)
 
 
-def test_fields_that_are_not_documented_can_be_ignored() -> None:
+def test_setting_ignores_undocumented_fields() -> None:
     shop = Shop(('unknown_fields = "refuse"', 'unknown_fields = "ignore"'))
     assert shop.send({"customerSession": {"cuponCodes": []}, "more": 1})[0] == 200
     assert shop.put({"attributes": {"MyAttribute": 1}})[0] == 400
@@ -114,7 +114,7 @@ def test_fields_that_are_not_documented_can_be_ignored() -> None:
         ("?dry=true&now=tomorrow", 400),
     ],
 )
-def test_a_query_is_checked(query: str, status: int) -> None:
+def test_query_is_validated(query: str, status: int) -> None:
     assert Shop().put({}, "s1", query)[0] == status
 
 
@@ -129,7 +129,7 @@ def test_a_query_is_checked(query: str, status: int) -> None:
         ('["good"]', "ApiKey-v1 bad", 401),
     ],
 )
-def test_a_key_is_asked_for(keys: str, header: str, status: int) -> None:
+def test_api_key_is_required(keys: str, header: str, status: int) -> None:
     shop = Shop(("api_keys = []", f"api_keys = {keys}"))
     code, reply = shop.put({}, authorization=header)
     assert code == status
@@ -154,7 +154,7 @@ def test_a_key_is_asked_for(keys: str, header: str, status: int) -> None:
         ("%FF", None),
     ],
 )
-def test_a_session_id_is_one_encoded_segment(segment: str, id_: str | None) -> None:
+def test_session_id_is_one_encoded_path_segment(segment: str, id_: str | None) -> None:
     shop = Shop()
     assert shop.put({}, segment)[0] == (404 if id_ is None else 200)
     assert list(shop.books["sessions"]) == ([] if id_ is None else [id_])
@@ -165,6 +165,6 @@ def test_other_methods_are_not_allowed(method: str, status: int) -> None:
     assert Shop().request("s1", method=method)[0] == status
 
 
-def test_the_default_rule_book_shows_the_default_options() -> None:
+def test_default_rule_book_lists_the_default_options() -> None:
     shown = book().engines["talon_one"]
     assert shown == msgspec.to_builtins(Options())

@@ -1,10 +1,10 @@
-"""Talon.One's sandbox: units of a closed session that come back."""
+"""Talon.One's sandbox: returned units of a closed session."""
 
 from collections import Counter
 
 import pytest
 
-from tests.sandbox.talon_one_shop import Json, Shop, cart, items, of, told
+from tests.sandbox.talon_one_shop import Json, Shop, cart, effect_counts, items, of
 
 
 @pytest.mark.parametrize(
@@ -20,12 +20,12 @@ from tests.sandbox.talon_one_shop import Json, Shop, cart, items, of, told
         ),
     ],
 )
-def test_what_comes_back_takes_its_discounts_back(returned: list[Json], expected: Json, left: int) -> None:
+def test_returned_units_roll_back_their_discounts(returned: list[Json], expected: Json, left: int) -> None:
     shop = Shop()
     shop.ok({"cartItems": items(("A", 1, 60), ("B", 2, 20)), "couponCodes": ["TEN-PERCENT"], "state": "closed"})
     status, reply = shop.give_back(*returned)
-    assert (status, told(reply)) == (200, Counter(expected))
-    # The code stays used, the discount on the rest stays; a cancel takes back the rest.
+    assert (status, effect_counts(reply)) == (200, Counter(expected))
+    # The code stays used and the other units keep their discount; a cancel rolls back the rest.
     assert shop.books["codes"]["TEN-PERCENT"] == 1
     assert shop.books["campaigns"]["10"] == {"redemptions": 1, "discount": left}
     status, reply = shop.put({"state": "cancelled"})
@@ -33,7 +33,7 @@ def test_what_comes_back_takes_its_discounts_back(returned: list[Json], expected
     assert shop.books["campaigns"]["10"] == {"redemptions": 0, "discount": 0}
 
 
-def test_the_last_units_of_a_line_come_back_first_and_their_sale_with_them() -> None:
+def test_last_units_of_a_line_are_returned_first_and_reduce_total_sales() -> None:
     shop = Shop()
     shop.ok(cart("TEN-PERCENT", quantity=4, price=10, profileId="joe", state="closed"))
     for count, units, left in ((1, [3], 30), (2, [1, 2], 10)):
@@ -45,11 +45,11 @@ def test_the_last_units_of_a_line_come_back_first_and_their_sale_with_them() -> 
     assert [p["cartItemSubPosition"] for p in of(reply, "rollbackDiscount")] == [0]
 
 
-def test_an_old_application_takes_back_a_part_of_the_discount_of_a_line() -> None:
+def test_return_without_flattening_rolls_back_part_of_the_line_discount() -> None:
     shop = Shop(("flatten = true", "flatten = false"))
     shop.ok(cart("TEN-PERCENT", quantity=4, price=10, state="closed"))
-    assert told(shop.give_back({"position": 0, "quantity": 1})[1]) == {"rollbackDiscount 10 % off#0 1": 1}
-    assert told(shop.give_back({"position": 0, "quantity": 3})[1]) == {"rollbackDiscount 10 % off#0 3": 1}
+    assert effect_counts(shop.give_back({"position": 0, "quantity": 1})[1]) == {"rollbackDiscount 10 % off#0 1": 1}
+    assert effect_counts(shop.give_back({"position": 0, "quantity": 3})[1]) == {"rollbackDiscount 10 % off#0 3": 1}
     assert shop.books["campaigns"]["10"]["discount"] == 0
 
 
@@ -63,7 +63,7 @@ def test_an_old_application_takes_back_a_part_of_the_discount_of_a_line() -> Non
         ([{"position": 0, "quantity": 0}], "/return/returnedCartItems/0/quantity"),
     ],
 )
-def test_units_that_are_not_there_cannot_come_back(returned: list[Json], pointer: str) -> None:
+def test_return_of_missing_units_is_refused(returned: list[Json], pointer: str) -> None:
     shop = Shop()
     shop.ok({"cartItems": items(("A", 1, 60), ("B", 2, 20)), "state": "closed"})
     status, reply = shop.give_back(*returned)
@@ -71,7 +71,7 @@ def test_units_that_are_not_there_cannot_come_back(returned: list[Json], pointer
     assert shop.get()[1]["customerSession"]["state"] == "closed"
 
 
-def test_a_return_is_repeated_by_its_key() -> None:
+def test_idempotency_key_replays_a_return() -> None:
     shop = Shop()
     shop.ok(cart("TEN-PERCENT", quantity=3, state="closed"))
     first = shop.give_back({"position": 0, "quantity": 1}, idempotency_key="k")

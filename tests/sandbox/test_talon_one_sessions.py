@@ -1,11 +1,11 @@
-"""Talon.One's sandbox: a session's states, what a close redeems, and how that is taken back."""
+"""Talon.One's sandbox: a session's states, what a close redeems, and how that is rolled back."""
 
 import asyncio
 from collections.abc import Callable
 
 import pytest
 
-from tests.sandbox.talon_one_shop import Json, Shop, call, cart, items, of, told
+from tests.sandbox.talon_one_shop import Json, Shop, call, cart, effect_counts, items, of
 
 
 @pytest.mark.parametrize(
@@ -21,14 +21,14 @@ from tests.sandbox.talon_one_shop import Json, Shop, call, cart, items, of, told
         ),
     ],
 )
-def test_put_is_a_merge(second: Json, expected: set[str]) -> None:
+def test_put_merges_into_the_session(second: Json, expected: set[str]) -> None:
     shop = Shop()
     shop.ok(cart("TEN-PERCENT", referralCode="FRIEND-OF-JANE", profileId="joe"))
-    said = set(told(shop.ok(second)))
-    assert {word for word in said if not word.startswith("setDiscount 10 off for a friend")} == expected
+    counted = set(effect_counts(shop.ok(second)))
+    assert {text for text in counted if not text.startswith("setDiscount 10 off for a friend")} == expected
 
 
-def test_attributes_are_kept_one_by_one_and_other_fields_as_a_whole() -> None:
+def test_put_merges_attributes_and_replaces_other_fields() -> None:
     shop = Shop()
     shop.ok({"attributes": {"ShippingCity": "Berlin", "b2b": True}, "additionalCosts": {"shipping": {"price": 1}}})
     second = {"attributes": {"b2b": False}, "additionalCosts": {"handling": {"price": 2}}}
@@ -37,13 +37,15 @@ def test_attributes_are_kept_one_by_one_and_other_fields_as_a_whole() -> None:
     assert session["additionalCosts"] == {"handling": {"price": 2}}
 
 
-def test_a_dry_request_considers_only_what_it_carries_and_changes_nothing() -> None:
+def test_dry_request_uses_only_its_own_fields_and_changes_nothing() -> None:
     shop = Shop()
-    assert told(shop.ok(cart("TEN-PERCENT", state="closed"), "new", "?dry=true"))["acceptCoupon TEN-PERCENT"] == 1
+    assert (
+        effect_counts(shop.ok(cart("TEN-PERCENT", state="closed"), "new", "?dry=true"))["acceptCoupon TEN-PERCENT"] == 1
+    )
     assert shop.get("new")[0] == 404
     shop.ok(cart("TEN-PERCENT", profileId="joe"))
     before = shop.get()
-    assert told(shop.ok({"couponCodes": ["MIN-200"]}, "s1", "?dry=true")) == {
+    assert effect_counts(shop.ok({"couponCodes": ["MIN-200"]}, "s1", "?dry=true")) == {
         "rejectCoupon CouponRejectedByCondition MIN-200": 1
     }
     shop.ok({"state": "closed"}, "s1", "?dry=true")
@@ -51,7 +53,7 @@ def test_a_dry_request_considers_only_what_it_carries_and_changes_nothing() -> N
     assert shop.books["codes"].get("TEN-PERCENT") is None
 
 
-def test_with_a_key_for_testing_nothing_is_ever_closed() -> None:
+def test_testing_key_never_closes_a_session() -> None:
     shop = Shop(("testing_key = false", "testing_key = true"))
     reply = shop.ok(cart("SINGLE-0001", state="closed"), "s1", "", "customerSession")
     assert reply["customerSession"]["state"] == "closed"
@@ -60,7 +62,7 @@ def test_with_a_key_for_testing_nothing_is_ever_closed() -> None:
     assert shop.books["redemptions"] == []
 
 
-def test_a_dry_request_can_look_ahead() -> None:
+def test_dry_request_accepts_a_time_and_campaign_ids() -> None:
     shop = Shop()
     assert of(shop.ok(cart("SOON-10"), "s1", "?dry=true&now=2099-06-01T00:00:00Z"), "acceptCoupon")
     assert of(shop.ok(cart("PAUSED-5", evaluableCampaignIds=[13]), "s1", "?dry=true"), "acceptCoupon")
@@ -101,7 +103,7 @@ PUTS: dict[str, Callable[[Shop], tuple[int, Json]]] = {
         (["cancelled"], 'Cannot move session to state "cancelled" from state ""'),
     ],
 )
-def test_a_session_moves_as_documented(path: list[str], message: str | None) -> None:
+def test_session_allows_only_documented_state_changes(path: list[str], message: str | None) -> None:
     shop = Shop()
     *steps, last = (PUTS[step](shop) for step in path)
     assert [status for status, _ in steps] == [200] * len(steps)
@@ -111,26 +113,26 @@ def test_a_session_moves_as_documented(path: list[str], message: str | None) -> 
         assert "StatusCode" not in last[1]
 
 
-def test_a_code_is_redeemed_at_close_only_and_comes_back_with_cancel_and_reopen() -> None:
+def test_code_is_redeemed_at_close_and_freed_by_cancel_and_reopen() -> None:
     for back, rolled in ((lambda shop: shop.put({"state": "cancelled"}), "cancelled"), (Shop.reopen, "open")):
         shop = Shop()
         shop.ok(cart("SINGLE-0042", profileId="joe"))
         assert shop.books["codes"].get("SINGLE-0042") is None
         shop.ok({"state": "closed"})
         assert shop.books["codes"]["SINGLE-0042"] == 1
-        assert told(shop.ok(cart("SINGLE-0042"), "s2")) == {"rejectCoupon CouponLimitReached SINGLE-0042": 1}
-        assert told(shop.ok(cart("SINGLE-0043"), "s3"))["acceptCoupon SINGLE-0043"] == 1
+        assert effect_counts(shop.ok(cart("SINGLE-0042"), "s2")) == {"rejectCoupon CouponLimitReached SINGLE-0042": 1}
+        assert effect_counts(shop.ok(cart("SINGLE-0043"), "s3"))["acceptCoupon SINGLE-0043"] == 1
         status, reply = back(shop)
         assert status == 200
-        assert told(reply) == {"rollbackCoupon SINGLE-0042": 1, "rollbackDiscount 10 % off#0 14": 1}
+        assert effect_counts(reply) == {"rollbackCoupon SINGLE-0042": 1, "rollbackDiscount 10 % off#0 14": 1}
         assert shop.get()[1]["customerSession"]["state"] == rolled
         assert shop.get()[1]["effects"] == []
         assert shop.books["codes"].get("SINGLE-0042") is None
         assert [entry["what"] for entry in shop.books["redemptions"]] == ["redeemed", "rolled back"]
-        assert told(shop.ok(cart("SINGLE-0042"), "s4"))["acceptCoupon SINGLE-0042"] == 1
+        assert effect_counts(shop.ok(cart("SINGLE-0042"), "s4"))["acceptCoupon SINGLE-0042"] == 1
 
 
-def test_everything_a_close_takes_is_counted_and_given_back() -> None:
+def test_cancel_restores_codes_balances_and_points() -> None:
     shop = Shop()
     session = cart("GIFT-50", "FIRST-THREE", profileId="joe", referralCode="FRIEND-OF-JANE", price=40)
     before = shop.books
@@ -152,14 +154,14 @@ def test_everything_a_close_takes_is_counted_and_given_back() -> None:
     ("limits", "reason"),
     [("redemptions = 1", "CampaignLimitReached"), ('budget = "15.00"', "EffectCouldNotBeApplied")],
 )
-def test_two_codes_of_one_campaign_in_one_cart_share_its_limits(limits: str, reason: str) -> None:
+def test_two_codes_of_one_campaign_share_its_limits(limits: str, reason: str) -> None:
     shop = Shop(('name = "Ten percent"', f'name = "Ten percent"\nlimits = {{ {limits} }}'))
     reply = shop.ok(cart("SINGLE-0001", "SINGLE-0002", price=100))
     assert [p["value"] for p in of(reply, "setDiscountPerItem")] == [10]
     assert [p["rejectionReason"] for p in of(reply, "rejectCoupon")] == [reason]
 
 
-def test_two_campaigns_never_spend_a_point_twice() -> None:
+def test_two_campaigns_never_spend_the_same_points() -> None:
     another = '[[campaigns]]\nid = 52\nname = "Again"\nneeds = "loyalty_card"\n'
     another += 'effects = [{ kind = "pay_with_points", value = "0.01" }]\n\n[[loyalty_cards]]\ncode = "CARD-SPEND"'
     shop = Shop(("campaigns = [51]", "campaigns = [52, 51]"), ('[[loyalty_cards]]\ncode = "CARD-SPEND"', another))
@@ -169,10 +171,10 @@ def test_two_campaigns_never_spend_a_point_twice() -> None:
 
 
 @pytest.mark.parametrize("back", [Shop.reopen, lambda shop: shop.put({"state": "cancelled"})])
-def test_what_was_refused_or_given_for_good_is_not_rolled_back(back: Callable[[Shop], tuple[int, Json]]) -> None:
+def test_rejections_and_non_monetary_effects_are_not_rolled_back(back: Callable[[Shop], tuple[int, Json]]) -> None:
     shop = Shop()
     shop.ok(cart("EVERYTHING", "NO-SUCH-CODE", state="closed"))
-    assert not [kind for kind in told(back(shop)[1]) if not kind.startswith("rollback")]
+    assert not [kind for kind in effect_counts(back(shop)[1]) if not kind.startswith("rollback")]
     assert {effect["effectType"] for effect in shop.get()[1]["effects"]} == {
         "addFreeItem",
         "customEffect",
@@ -180,27 +182,29 @@ def test_what_was_refused_or_given_for_good_is_not_rolled_back(back: Callable[[S
     }
 
 
-def test_limits_per_customer_and_per_campaign_count_closed_sessions() -> None:
+def test_customer_and_campaign_limits_count_closed_sessions() -> None:
     shop = Shop()
     for id_ in ("a", "b", "c"):
         shop.ok(cart("FIRST-THREE", state="closed"), id_)
-    assert told(shop.ok(cart("FIRST-THREE"), "d")) == {"rejectCoupon CampaignLimitReached FIRST-THREE": 1}
+    assert effect_counts(shop.ok(cart("FIRST-THREE"), "d")) == {"rejectCoupon CampaignLimitReached FIRST-THREE": 1}
     shop.ok(cart("ONCE-EACH-10", profileId="joe", state="closed"), "e")
     for profile, kind in (("joe", "rejectCoupon ProfileLimitReached"), ("jim", "acceptCoupon")):
-        assert told(shop.ok(cart("ONCE-EACH-10", profileId=profile), f"f-{profile}"))[f"{kind} ONCE-EACH-10"] == 1
+        assert (
+            effect_counts(shop.ok(cart("ONCE-EACH-10", profileId=profile), f"f-{profile}"))[f"{kind} ONCE-EACH-10"] == 1
+        )
 
 
-def test_the_last_use_goes_to_the_first_close_and_the_second_is_closed_without_it() -> None:
+def test_last_use_goes_to_the_first_close_and_the_second_closes_without() -> None:
     shop = Shop()
     for id_ in ("first", "second"):
         assert of(shop.ok(cart("SINGLE-0001"), id_), "acceptCoupon")
     assert of(shop.ok({"state": "closed"}, "first"), "acceptCoupon")
-    assert told(shop.ok({"state": "closed"}, "second")) == {"rejectCoupon CouponLimitReached SINGLE-0001": 1}
+    assert effect_counts(shop.ok({"state": "closed"}, "second")) == {"rejectCoupon CouponLimitReached SINGLE-0001": 1}
     assert shop.get("second")[1]["customerSession"]["state"] == "closed"
     assert shop.books["codes"]["SINGLE-0001"] == 1
 
 
-def test_what_is_read_is_what_the_last_update_left() -> None:
+def test_get_returns_the_last_update() -> None:
     shop = Shop()
     assert shop.get() == (404, {"message": "Customer session not found", "errors": [], "StatusCode": 404})
     reply = shop.ok(cart("TEN-PERCENT", state="closed"), "s1", "", "customerSession")
@@ -225,10 +229,10 @@ def test_what_is_read_is_what_the_last_update_left() -> None:
         ),
     ],
 )
-def test_the_totals_of_a_session_are_before_any_discount(session: Json, totals: tuple[float, ...]) -> None:
-    told = Shop().ok(session, "s1", "", "customerSession")["customerSession"]
+def test_session_totals_are_before_discounts(session: Json, totals: tuple[float, ...]) -> None:
+    answered = Shop().ok(session, "s1", "", "customerSession")["customerSession"]
     names = ("total", "cartItemTotal", "additionalCostTotal", "cartItemAdditionalCostTotal")
-    assert tuple(told[name] for name in names) == totals
+    assert tuple(answered[name] for name in names) == totals
 
 
 def test_money_is_written_as_exact_json_numbers() -> None:
@@ -238,7 +242,7 @@ def test_money_is_written_as_exact_json_numbers() -> None:
     assert b'"value":9.999,' in reply
 
 
-TOLD = {
+SENT = {
     "attributes": {"b2b": True, "channel": "web"},
     "additionalCosts": {"shipping": {"price": 1}},
     "storeIntegrationId": "berlin",
@@ -253,33 +257,33 @@ NULLS = {"attributes": {"b2b": None}, "additionalCosts": None, "storeIntegration
 @pytest.mark.parametrize(
     ("change", "second", "left"),
     [
-        (None, {}, TOLD),
-        (None, {"attributes": {"b2b": False}}, TOLD | {"attributes": {"b2b": False, "channel": "web"}}),
-        (ATTRIBUTES, {"attributes": {"b2b": False}}, TOLD | {"attributes": {"b2b": False}}),
-        (None, {"additionalCosts": HANDLING}, TOLD | {"additionalCosts": HANDLING}),
-        (COSTS, {"additionalCosts": HANDLING}, TOLD | {"additionalCosts": {"shipping": {"price": 1}} | HANDLING}),
-        (None, {"storeIntegrationId": "new-york"}, TOLD | {"storeIntegrationId": "new-york"}),
+        (None, {}, SENT),
+        (None, {"attributes": {"b2b": False}}, SENT | {"attributes": {"b2b": False, "channel": "web"}}),
+        (ATTRIBUTES, {"attributes": {"b2b": False}}, SENT | {"attributes": {"b2b": False}}),
+        (None, {"additionalCosts": HANDLING}, SENT | {"additionalCosts": HANDLING}),
+        (COSTS, {"additionalCosts": HANDLING}, SENT | {"additionalCosts": {"shipping": {"price": 1}} | HANDLING}),
+        (None, {"storeIntegrationId": "new-york"}, SENT | {"storeIntegrationId": "new-york"}),
         (CLEAR, NULLS, {"attributes": {"channel": "web"}, "additionalCosts": {}, "storeIntegrationId": None}),
-        (IGNORE, NULLS, TOLD),
-        (IGNORE, {"additionalCosts": {"shipping": None}}, TOLD | {"additionalCosts": {}}),
+        (IGNORE, NULLS, SENT),
+        (IGNORE, {"additionalCosts": {"shipping": None}}, SENT | {"additionalCosts": {}}),
     ],
 )
-def test_what_was_told_stays_until_it_is_told_otherwise(
+def test_session_keeps_each_field_until_an_update_changes_it(
     change: tuple[str, str] | None, second: Json, left: Json
 ) -> None:
     shop = Shop(*([change] if change else []))
-    shop.ok(TOLD)
+    shop.ok(SENT)
     session = shop.ok(second, "s1", "", "customerSession")["customerSession"]
-    assert {name: session.get(name) for name in TOLD} == left
+    assert {name: session.get(name) for name in SENT} == left
 
 
-def test_a_null_is_refused_unless_the_rule_book_says_otherwise() -> None:
+def test_null_is_refused_by_default() -> None:
     status, reply = Shop().put({"attributes": {"b2b": None}, "storeIntegrationId": None})
     assert status == 400
     assert {error["source"]["pointer"] for error in reply["errors"]} == {"/attributes/b2b", "/storeIntegrationId"}
 
 
-def test_a_discount_that_hangs_on_a_store_goes_on_until_the_store_is_cleared() -> None:
+def test_store_discount_applies_until_the_store_is_cleared() -> None:
     shop = Shop(CLEAR)
     shop.ok(cart(price=300, storeIntegrationId="berlin"))
     assert of(shop.ok(cart(price=300)), "addFreeItem")

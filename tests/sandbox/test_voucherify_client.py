@@ -1,4 +1,4 @@
-"""The vendor's own client judges Voucherify's sandbox; it takes four seconds to import."""
+"""Voucherify's sandbox works with the vendor's own client, which takes four seconds to import."""
 
 import json
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from tests.sandbox.voucherify_shop import ALL, TIERS, Json, Shop, cart, lock, re
 
 @pytest.fixture(scope="module")
 def vendor() -> Iterator[Any]:
-    """The vendor's package, and its client pointed at a sandbox that listens on this machine."""
-    import voucherify  # noqa: PLC0415 slow, so only when it is asked for
+    """The vendor's package, and its client connected to a local sandbox."""
+    import voucherify  # noqa: PLC0415 slow to import
 
     package: Any = voucherify
     with sandbox.running(sandbox.create(now=lambda: NOW)) as url:
@@ -25,7 +25,7 @@ def vendor() -> Iterator[Any]:
         client.rest_client.pool_manager.clear()
 
 
-def test_the_vendors_client_validates_redeems_reads_and_rolls_back(vendor: Any) -> None:
+def test_vendors_client_validates_redeems_reads_and_rolls_back(vendor: Any) -> None:
     package, client = vendor
     order = cart((14_000, 1), source_id="sdk/1")
     codes = ("XMAS-2021-25", "promo_2")
@@ -57,8 +57,8 @@ def test_the_vendors_client_validates_redeems_reads_and_rolls_back(vendor: Any) 
     assert redemptions.rollback_redemption(one.id, _request_timeout=5).redemption == one.id
 
 
-def test_the_vendors_client_can_send_what_its_from_dict_makes(vendor: Any) -> None:
-    """With a null for every field that is not given."""
+def test_vendors_client_can_send_bodies_made_by_from_dict(vendor: Any) -> None:
+    """They have a null for every absent field."""
     package, client = vendor
     given = request("TEN-PERCENT", "promo_2", order=cart((14_000, 1), source_id="sdk/2"), customer="jim", **lock("k2"))
     body = package.ValidationsValidateRequestBody.from_dict(given)
@@ -81,7 +81,7 @@ def test_the_vendors_client_can_send_what_its_from_dict_makes(vendor: Any) -> No
     assert back.parent_rollback.reason == "tried"
 
 
-def test_the_vendors_client_reads_vouchers_releases_sessions_and_qualifies(vendor: Any) -> None:
+def test_vendors_client_reads_vouchers_releases_sessions_and_qualifies(vendor: Any) -> None:
     package, client = vendor
     vouchers = package.VouchersApi(client)
     assert vouchers.get_voucher("GIFT-50", _request_timeout=5).gift.balance == 5000
@@ -96,7 +96,7 @@ def test_the_vendors_client_reads_vouchers_releases_sessions_and_qualifies(vendo
     assert [entry.id for entry in found.redeemables.data] == ["promo_2"]
 
 
-def test_a_fault_meets_the_operation_it_names_and_says_what_it_does(vendor: Any) -> None:
+def test_vendors_client_raises_for_faults_that_commit_or_not(vendor: Any) -> None:
     package, client = vendor
     redemptions, orders = package.RedemptionsApi(client), package.OrdersApi(client)
     header = "X-Sandbox-Fault"
@@ -118,9 +118,9 @@ def test_a_fault_meets_the_operation_it_names_and_says_what_it_does(vendor: Any)
 
 
 @pytest.mark.parametrize("mode", ["ALL", "PARTIAL"])
-def test_the_vendors_models_understand_every_reply(vendor: Any, mode: str) -> None:
+def test_vendors_models_parse_every_reply(vendor: Any, mode: str) -> None:
     package, _ = vendor
-    # The vendor's client loses a whole answer over REPLACE_ITEMS, which its list of effects lacks.
+    # The vendor's client fails on REPLACE_ITEMS, which its list of effects lacks.
     no_upgrade = ('name = "The larger cup"\ndesc', 'name = "The larger cup"\nactive = false\ndesc')
     shop = Shop((ALL[0], ALL[1].replace("ALL", mode)), no_upgrade)
     points = {"object": "voucher", "id": "CARD-SPEND", "reward": {"id": "rew_51", "points": 3}}
@@ -147,14 +147,14 @@ def test_the_vendors_models_understand_every_reply(vendor: Any, mode: str) -> No
 
 
 def checked(model: Any, reply: Json) -> None:
-    """Parses, and what the vendor's model understood is what the reply says."""
+    """The vendor's model parses the reply without changing a value."""
     understood = model.from_json(json.dumps(reply)).to_dict()
     assert differences(reply, understood) == []
     assert understood.keys() & reply.keys() == {name for name in reply if name in understood}
 
 
 def differences(sent: Any, understood: Any, place: str = "") -> list[str]:
-    """Where a model took something for something else. What it does not know is left out, what is not there is null."""
+    """Where a model changed a value. It drops fields that it does not know, and has null for absent ones."""
     if isinstance(understood, dict) and isinstance(sent, dict):
         known = {name: part for name, part in understood.items() if part is not None}
         return [

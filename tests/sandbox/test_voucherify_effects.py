@@ -1,4 +1,4 @@
-"""Voucherify's sandbox: what a cart earns, to the cent."""
+"""Voucherify's sandbox: the discounts that a cart earns, to the cent."""
 
 import random
 from typing import Any
@@ -22,7 +22,7 @@ from tests.sandbox.voucherify_shop import (
 )
 
 
-def test_the_cart_of_nacelles_page_earns_what_the_page_shows() -> None:
+def test_cart_of_nacelles_page_earns_the_discounts_shown_there() -> None:
     reply = Shop().validate("XMAS-2021-25", "promo_2")
     assert reply["valid"]
     assert earned(reply) == ["XMAS-2021-25 #0 3500", "promo_2 #1+1 free"]
@@ -67,7 +67,7 @@ EARNS: list[tuple[list[Any], Json, list[str]]] = [
     (["TEN-PERCENT", "WINTER-25"], cart((1000, 1)), ["TEN-PERCENT #0 100", "WINTER-25 #0 250"]),
     (["FRIEND-OF-JANE"], cart((1000, 2)), ["FRIEND-OF-JANE order 1000"]),
     (["FRIEND-OF-JANE"], cart((400, 1)), ["FRIEND-OF-JANE order 400"]),
-    # Without a price nothing comes off, and nobody says so.
+    # Without a price there is no discount and no error.
     (["TEN-PERCENT"], {"items": [{"product_id": "prod_1", "quantity": 1}]}, ["TEN-PERCENT"]),
     (["TEN-PERCENT"], {"amount": 5000}, ["TEN-PERCENT"]),
     (["MIN-200"], {"amount": 20000}, ["MIN-200 order 2000"]),
@@ -89,7 +89,7 @@ EARNS: list[tuple[list[Any], Json, list[str]]] = [
 
 
 @pytest.mark.parametrize(("codes", "order", "expected"), EARNS)
-def test_a_cart_earns_what_the_rule_book_says(codes: list[Any], order: Json, expected: list[str]) -> None:
+def test_cart_earns_the_discounts_of_the_rule_book(codes: list[Any], order: Json, expected: list[str]) -> None:
     assert earned(Shop().validate(*codes, order=order)) == expected
 
 
@@ -103,7 +103,7 @@ def test_a_cart_earns_what_the_rule_book_says(codes: list[Any], order: Json, exp
         '{ kind = "custom" }',
     ],
 )
-def test_what_voucherify_cannot_express_does_nothing(effect: str) -> None:
+def test_effect_that_voucherify_cannot_express_does_nothing(effect: str) -> None:
     costs = "[settings.costs]\nhandling = 'order'\ngift_wrap = 'item'\n"
     shop = Shop(own=rulebook.parse(costs + campaigns({"NOTHING": effect})))
     shipping = {"product_id": "prod_5h1pp1ng", "quantity": 1, "price": 1500}
@@ -112,7 +112,7 @@ def test_what_voucherify_cannot_express_does_nothing(effect: str) -> None:
     assert reply["redeemables"][0]["result"]["discount"]["amount_off"] == 0
 
 
-def test_what_is_paid_already_cannot_come_off_again() -> None:
+def test_discounts_never_exceed_the_remaining_amount() -> None:
     card = {"object": "voucher", "id": "GIFT-50", "gift": {"credits": 4000}}
     assert earned(Shop().validate(card, "LINE-10", order=cart((3000, 1), (1500, 1)))) == [
         "GIFT-50 order 4000",
@@ -124,7 +124,7 @@ def test_what_is_paid_already_cannot_come_off_again() -> None:
     assert reply["order"]["items"][1]["discount_quantity"] == 1
 
 
-def test_messages_and_payloads_are_metadata_of_what_is_redeemed() -> None:
+def test_messages_and_payloads_are_metadata_of_the_redeemable() -> None:
     reply = Shop().validate("EVERYTHING", options={"expand": ["order", "redeemable"]})
     assert reply["redeemables"][0]["metadata"] == {
         "message": {"level": "info", "title": "You found it", "text": "This code does everything at once."},
@@ -135,8 +135,8 @@ def test_messages_and_payloads_are_metadata_of_what_is_redeemed() -> None:
 ON_ITEMS = 'items = { skus = ["SKU-0", "SKU-1"] }'
 
 
-# Name, effects by code, the order, what is redeemed, and for each the applied order- and item-level amounts with what
-# is left to pay afterwards. Percentages are of what earlier discounts left, as in all of the vendor's examples but one.
+# Name, effects by code, order, redeemables, and for each redeemable its order-level and item-level amounts and the
+# total left. Percentages are of the amount that earlier discounts left, as in all of the vendor's examples but one.
 OFFICIAL: list[tuple[str, dict[str, str], Json, list[Any], list[tuple[int, list[int], int]]]] = [
     (
         # guides/manage-stackable-discounts, "Validation": a gift card of 100 credits, 20 %, 80.00 off.
@@ -225,7 +225,7 @@ OFFICIAL: list[tuple[str, dict[str, str], Json, list[Any], list[tuple[int, list[
 
 
 @pytest.mark.parametrize(("name", "effects", "order", "codes", "expected"), OFFICIAL, ids=[row[0] for row in OFFICIAL])
-def test_the_vendors_worked_examples_come_out_to_the_cent(
+def test_vendors_worked_examples_match_to_the_cent(
     name: str, effects: dict[str, str], order: Json, codes: list[Any], expected: list[tuple[int, list[int], int]]
 ) -> None:
     shop = Shop(own=worked_book(effects))
@@ -238,7 +238,7 @@ def test_the_vendors_worked_examples_come_out_to_the_cent(
 
 
 def worked_book(effects: dict[str, str]) -> rulebook.RuleBook:
-    """Beside the coupons: a gift card CREDITS, and a loyalty card POINTS whose points are worth 1.00 each."""
+    """The coupons, a gift card CREDITS, and a loyalty card POINTS whose points are worth 1.00 each."""
     cards = """
         [[campaigns]]
         id = 900
@@ -272,7 +272,7 @@ def applied(order: Json) -> tuple[int, list[int], int]:
     return order.get("applied_discount_amount", 0), lines, order["total_amount"]
 
 
-def test_percentages_can_be_of_the_initial_amounts() -> None:
+def test_percentages_can_use_the_initial_amounts() -> None:
     # orchestrate/using-stacking-rules-and-categories, "Discount calculation mode", scenario A.
     shop = Shop(own=small_book({"TENPC": off("10%"), "TWENTY": off("20%")}))
     reply = shop.validate("TENPC", "TWENTY", order={"amount": 10_000})
@@ -281,8 +281,8 @@ def test_percentages_can_be_of_the_initial_amounts() -> None:
 
 
 UNITS: list[tuple[str, int, Json | None, dict[str, Any]]] = [
-    # Effect, units, price of the one unit in the cart (None: there is none), the line as the examples of
-    # POST /v1/promotions/validation and POST /v1/vouchers/{code}/validate show it.
+    # Effect, units, price of the one unit in the cart (None: not in the cart), and the line in the vendor's examples of
+    # POST /v1/promotions/validation and POST /v1/vouchers/{code}/validate.
     (
         "ADD_MISSING_ITEMS",
         23,
@@ -314,9 +314,7 @@ UNITS: list[tuple[str, int, Json | None, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("effect", "units", "present", "expected"), UNITS)
-def test_free_units_are_added_and_counted_as_documented(
-    effect: str, units: int, present: Json | None, expected: Json
-) -> None:
+def test_free_units_are_added_as_documented(effect: str, units: int, present: Json | None, expected: Json) -> None:
     effects = {"FREEBIE": f'{{ kind = "free_item", sku = "ROSES", quantity = {units} }}'}
     shop = Shop(own=small_book(effects, engine=f'free_items = "{effect}"\nprices = {{ ROSES = "5.00" }}'))
     other = {"source_id": "OTHER", "related_object": "sku", "price": 2900, "quantity": 1}
@@ -329,7 +327,7 @@ def test_free_units_are_added_and_counted_as_documented(
     assert order["total_amount"] == order["amount"] - expected["discount_amount"]
 
 
-def test_several_free_units_are_one_discount_of_many() -> None:
+def test_several_free_items_become_one_add_many_items_discount() -> None:
     effects = {
         "FREEBIES": '{ kind = "free_item", sku = "ROSES" }, { kind = "off_cost", cost = "shipping", percent = "100" }'
     }
@@ -344,7 +342,7 @@ def test_several_free_units_are_one_discount_of_many() -> None:
 
 
 SHIPPING: list[tuple[str, Json | None, dict[str, str], str]] = [
-    # Shipping that is sent, or has a price in the catalog, comes off with an amount; else there is only a line.
+    # Shipping in the order, or with a price in the catalog, is discounted by an amount; otherwise a free line is added.
     ('percent = "100"', {"source_id": "5h1pp1ng", "related_object": "product", "price": 1500}, {}, "#1 1500"),
     ('percent = "100"', {"product_id": "prod_5h1pp1ng", "price": 1500}, {}, "#1 1500"),
     ('percent = "100"', None, {"5h1pp1ng": "15.00"}, "#1+1 1500"),
@@ -356,7 +354,7 @@ SHIPPING: list[tuple[str, Json | None, dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("off_shipping", "line", "prices", "expected"), SHIPPING)
-def test_shipping_comes_off_as_a_product(
+def test_shipping_is_discounted_as_a_product(
     off_shipping: str, line: Json | None, prices: dict[str, str], expected: str
 ) -> None:
     catalog = ", ".join(f'"{name}" = "{price}"' for name, price in prices.items())
@@ -366,13 +364,13 @@ def test_shipping_comes_off_as_a_product(
     assert earned(shop.validate("promo_1", order=order)) == [f"promo_1 {expected}".strip()]
 
 
-def test_the_items_of_a_campaign_never_hold_the_shipping() -> None:
+def test_item_discounts_never_apply_to_shipping() -> None:
     shipping = {"product_id": "prod_5h1pp1ng", "quantity": 1, "price": 1500}
     reply = Shop().validate("TEN-PERCENT", order={"items": [*items((1000, 1)), shipping]})
     assert earned(reply) == ["TEN-PERCENT #0 100"]
 
 
-def test_the_shares_of_the_redeemables_add_up_in_every_answer() -> None:
+def test_redeemables_discounts_add_up_to_the_order_totals() -> None:
     dice = random.Random(5)
     codes = ["XMAS-2021-25", "TEN-PERCENT", "MIN-200", "LINE-10", "SHOES-10", "WINTER-25", "FRIEND-OF-JANE", "GIFT-50"]
     codes += ["UPGRADE", "TEN-LARGE", "BUNDLE-3", "GOOD-5", "EVERYTHING"]
@@ -403,7 +401,7 @@ def check_sums(reply: Json) -> None:
             assert line.get("discount_amount", 0) <= line.get("amount", 0)
 
 
-# --- Units that are replaced, bundles ---------------------------------------------------------------------------------
+# --- Replaced units and bundles ---------------------------------------------------------------------------------------
 
 
 def line(sku: str, price: int | None, quantity: int = 1, **more: Any) -> Json:
@@ -414,7 +412,7 @@ def line(sku: str, price: int | None, quantity: int = 1, **more: Any) -> Json:
 CUPS = [line("CUP-SMALL", 2000, 3), line("CUP-LARGE", 2500)]
 
 
-def test_an_upgrade_replaces_a_unit_and_leaves_the_total_as_it_was() -> None:
+def test_upgrade_replaces_a_unit_and_keeps_the_total() -> None:
     reply = Shop().validate("UPGRADE", order={"items": CUPS})
     own = reply["redeemables"][0]["order"]
     counts = ("quantity", "initial_quantity", "applied_quantity", "applied_quantity_amount", "applied_discount_amount")
@@ -433,7 +431,7 @@ def test_an_upgrade_replaces_a_unit_and_leaves_the_total_as_it_was() -> None:
         "target_applied_quantity_amount": 2500,
         "target_applied_discount_amount": 500,
     }
-    # Only the order of the whole answer has them.
+    # Only the order of the whole answer has application details.
     assert [item["application_details"] for item in reply["order"]["items"]] == [[details]] * 2
     assert "application_details" not in own["items"][0]
 
@@ -446,14 +444,12 @@ def test_an_upgrade_replaces_a_unit_and_leaves_the_total_as_it_was() -> None:
         (["TEN-LARGE", "UPGRADE"], ["TEN-LARGE #1 250", "UPGRADE #0+-1 free #1+1 500"], 8250),
     ],
 )
-def test_what_else_comes_off_the_line_of_an_upgrade_is_told_apart(
-    codes: list[str], expected: list[str], left: int
-) -> None:
+def test_upgrade_and_other_discount_on_a_line_are_separate(codes: list[str], expected: list[str], left: int) -> None:
     reply = Shop().validate(*codes, order={"items": CUPS})
     assert (earned(reply), reply["order"]["total_amount"]) == (expected, left)
 
 
-def test_an_upgrade_adds_the_line_that_is_not_there_and_a_rollback_takes_it_off() -> None:
+def test_upgrade_adds_the_missing_line_and_rollback_removes_it() -> None:
     shop = Shop()
     order = {"items": [line("CUP-SMALL", 2000)], "source_id": "o1"}
     done = shop.redeem("UPGRADE", order=order)
@@ -464,7 +460,7 @@ def test_an_upgrade_adds_the_line_that_is_not_there_and_a_rollback_takes_it_off(
     assert earned(shop.validate("UPGRADE", order=cart((2000, 1)))) == ["UPGRADE - order_rules_violated"]
 
 
-def test_no_more_units_are_replaced_than_there_are() -> None:
+def test_upgrade_replaces_at_most_the_units_in_the_cart() -> None:
     shop = Shop(('by = "CUP-LARGE"', 'by = "CUP-LARGE"\n  quantity = 2'))
     for have, replaced in ((1, 1), (2, 2), (3, 2)):
         order = {"items": [line("CUP-SMALL", 2000, have)]}
@@ -473,7 +469,7 @@ def test_no_more_units_are_replaced_than_there_are() -> None:
         ]
 
 
-def test_a_line_whose_units_are_all_replaced_stays_where_it_was() -> None:
+def test_line_with_all_units_replaced_keeps_its_place() -> None:
     shop = Shop()
     lines = [line("CUP-SMALL", 2000), line("MUG", 1000)]
     shop.redeem("UPGRADE", order={"items": lines, "source_id": "o1"})
@@ -497,7 +493,7 @@ COFFEE_AND_CAKE = {"COFFEE": 300, "CAKE": 400}
         ([("COFFEE", 2), ("CAKE", 1)], "BUNDLE-3 - order_rules_violated", 0, [(0, 1), (1, 1)]),
     ],
 )
-def test_a_bundle_multiplies_its_discount_and_says_what_it_found(
+def test_bundle_multiplies_its_discount_and_lists_its_items(
     order: list[tuple[str, int]], expected: str, bundles: int, identified: list[tuple[int, int]]
 ) -> None:
     lines = [line(sku, COFFEE_AND_CAKE[sku], quantity) for sku, quantity in order]
@@ -521,13 +517,13 @@ def test_a_bundle_multiplies_its_discount_and_says_what_it_found(
         ('{ kind = "free_item", sku = "SPOON", quantity = 3 }', "BUNDLE-3 #2+6 free"),
     ],
 )
-def test_whatever_a_bundle_takes_off_is_taken_for_each_bundle(effect: str, expected: str) -> None:
+def test_every_effect_of_a_bundle_applies_once_per_bundle(effect: str, expected: str) -> None:
     shop = Shop(('{ kind = "off_units", name = "1 off each piece", amount = "1.00" }', effect))
     order = {"items": [line("COFFEE", 300, 2), line("CAKE", 400, 4)]}
     assert earned(shop.validate("BUNDLE-3", order=order)) == [expected]
 
 
-def test_amounts_that_are_not_there_can_be_null() -> None:
+def test_absent_amounts_can_be_null() -> None:
     shop = Shop(('absent_amounts = "omitted"', 'absent_amounts = "null"'))
     (item,) = shop.validate("TEN-PERCENT")["redeemables"][0]["order"]["items"]
     assert {name: item[name] for name in ("applied_quantity", "discount_quantity", "applied_discount_amount")} == {
@@ -550,7 +546,7 @@ def test_amounts_that_are_not_there_can_be_null() -> None:
         ('weight_at_most = "500"', {}, False),
     ],
 )
-def test_what_describes_an_item_is_a_condition(condition: str, described: Json, applies: bool) -> None:
+def test_campaign_conditions_match_item_fields(condition: str, described: Json, applies: bool) -> None:
     shop = Shop(('categories = ["shoes"]', condition))
     reply = shop.validate("SHOES-10", order={"items": [line("A", 5000, **described)]})
     assert earned(reply) == ["SHOES-10 #0 1000" if applies else "SHOES-10 - order_rules_violated"]

@@ -1,4 +1,4 @@
-"""Voucherify's sandbox as it looks from the host."""
+"""Voucherify's sandbox: what the host asks of it."""
 
 import pytest
 
@@ -24,13 +24,13 @@ from tests.sandbox.voucherify_shop import Shop, cart, lock, off, small_book
         ("GET", "/", "other"),
     ],
 )
-def test_operations_are_named(method: str, path: str, operation: str) -> None:
+def test_paths_map_to_operation_names(method: str, path: str, operation: str) -> None:
     engine = Shop().engine
     assert engine.operation(method, path, "", b"") == operation
     assert engine.operation(method, f"/voucherify{path}", "", b"") == operation
 
 
-def test_an_effect_of_tomorrow_changes_no_amount() -> None:
+def test_unknown_effect_fault_changes_no_amount() -> None:
     reply = Shop().validate("TEN-PERCENT", "promo_2")
     changed = Shop().engine.unknown_effect(reply)
     effects = [entry["result"]["discount"]["effect"] for entry in changed["redeemables"]]
@@ -46,7 +46,7 @@ def test_errors_have_the_engines_own_body(status: int) -> None:
     assert {"message", "details", "request_id"} <= error.keys()
 
 
-def test_reset_forgets_everything_but_the_rule_book() -> None:
+def test_reset_clears_everything_but_the_rule_book() -> None:
     shop = Shop()
     before = shop.books
     shop.redeem("SINGLE-0001", "GIFT-50", order=cart((1000, 1), source_id="o1"), customer="jane")
@@ -57,7 +57,7 @@ def test_reset_forgets_everything_but_the_rule_book() -> None:
     assert shop.refused("GET", "orders/o1") == (404, "not_found")
 
 
-def test_the_books_tell_what_happened() -> None:
+def test_books_show_orders_redemptions_and_sessions() -> None:
     shop = Shop()
     shop.redeem("XMAS-2021-25", "promo_2", order=cart((14_000, 1), source_id="o1"), customer="jane")
     shop.validate("TEN-PERCENT", **lock("mine"))
@@ -72,7 +72,7 @@ def test_the_books_tell_what_happened() -> None:
     assert [(held["id"], held["key"]) for held in books["sessions"]] == [("TEN-PERCENT", "mine")]
 
 
-def test_the_default_rule_book_shows_the_default_options() -> None:
+def test_default_rule_book_lists_the_default_options() -> None:
     problems: list[rulebook.Problem] = []
     shown = rulebook.read(book().engines["voucherify"], Options, problems=problems)
     assert (shown, problems) == (Options(), [])
@@ -92,7 +92,7 @@ def test_the_default_rule_book_shows_the_default_options() -> None:
         ("stacks = { stack_a = [7] }", "engines.voucherify.stacks.stack_a: there is no campaign 7 without a code"),
     ],
 )
-def test_options_that_make_no_sense_are_refused(wrong: str, problem: str) -> None:
+def test_invalid_options_are_refused(wrong: str, problem: str) -> None:
     with pytest.raises(rulebook.RuleBookError) as refused:
         Shop(own=small_book({"CODE": off("1.00")}, engine=wrong))
     assert str(refused.value).startswith(problem)

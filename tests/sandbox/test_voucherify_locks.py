@@ -1,11 +1,11 @@
-"""Voucherify's sandbox: sessions that lock what was validated."""
+"""Voucherify's sandbox: sessions that lock validated codes."""
 
 from datetime import timedelta
 
 from tests.sandbox.voucherify_shop import ALL, Shop, earned, lock, request
 
 
-def test_a_session_holds_a_single_use_for_whoever_has_its_key() -> None:
+def test_session_locks_a_single_use_code_to_its_key() -> None:
     shop = Shop()
     assert shop.validate("SINGLE-0001", **lock("mine"))["session"] == {
         "key": "mine",
@@ -22,7 +22,7 @@ def test_a_session_holds_a_single_use_for_whoever_has_its_key() -> None:
     assert shop.books["sessions"] == [], "redeeming ends it"
 
 
-def test_a_session_ends_with_its_time_or_when_it_is_released() -> None:
+def test_session_ends_when_it_expires_or_is_released() -> None:
     shop = Shop()
     for ttl, unit, held in ((5, "MINUTES", 300), (1.5, "SECONDS", 1.5), (7, "DAYS", 7 * 86_400), (3, "HOURS", 10_800)):
         shop.validate("SINGLE-0001", **lock("mine", ttl=ttl, ttl_unit=unit))
@@ -40,7 +40,7 @@ def test_a_session_ends_with_its_time_or_when_it_is_released() -> None:
     assert shop.refused("DELETE", "vouchers/SINGLE-0002/sessions/a%2Fb%20c") == (404, "not_found")
 
 
-def test_a_session_holds_credits_and_points() -> None:
+def test_session_locks_credits_and_points() -> None:
     shop = Shop()
     gift = {"object": "voucher", "id": "GIFT-50", "gift": {"credits": 3000}}
     points = {"object": "voucher", "id": "CARD-SPEND", "reward": {"id": "rew_51", "points": 150}}
@@ -53,7 +53,7 @@ def test_a_session_holds_credits_and_points() -> None:
     assert left["result"]["gift"] == {"balance": 2000, "credits": 2000}
 
 
-def test_a_key_is_made_where_none_is_given_and_nothing_is_held_by_what_is_not_valid() -> None:
+def test_session_without_key_gets_one_and_invalid_codes_lock_nothing() -> None:
     shop = Shop(ALL)
     assert shop.validate("TEN-PERCENT", session={"type": "LOCK"})["session"]["key"].startswith("ssn_")
     shop.validate("SINGLE-0001", "NOPE-10", **lock("mine"))

@@ -13,10 +13,10 @@ def qualified(reply: Json) -> list[str]:
     return [entry["id"] for entry in reply["redeemables"]["data"]]
 
 
-def test_qualifications_are_candidates_and_some_of_their_rules_are_not_looked_at() -> None:
+def test_qualifications_ignore_some_rules() -> None:
     shop = Shop()
     body = {"order": cart((100, 1), metadata={"store": "berlin"}), "options": TIERS}
-    # Free shipping from 100.00 and a mug from 300.00, for a cart of 1.00: "total amount before discount" is ignored.
+    # Free shipping from 100.00 and a mug from 300.00 qualify for 1.00: "total amount before discount" is ignored.
     assert qualified(shop.ok("POST", "qualifications", body)) == ["promo_3", "promo_2"]
     assert qualified(shop.ok("POST", "qualifications", body | {"order": cart((100, 1))})) == ["promo_2"]
     assert not shop.validate("promo_2", "promo_3", order=body["order"])["valid"]
@@ -27,7 +27,7 @@ def test_qualifications_are_candidates_and_some_of_their_rules_are_not_looked_at
         assert not limited.validate("promo_1")["valid"]
 
 
-def test_qualifications_come_in_pages_and_hold_more_than_tiers() -> None:
+def test_qualifications_are_paged_and_include_campaigns() -> None:
     shop = Shop()
     page = shop.ok("POST", "qualifications", {"order": cart((100, 1))})
     assert len(page["redeemables"]["data"]) == 5
@@ -72,12 +72,12 @@ def test_qualifications_are_sorted_and_filtered(options: Json, scenario: str, ex
     assert qualified(shop.ok("POST", "qualifications", body)) == expected
 
 
-def test_a_page_of_qualifications_holds_fifty_at_most() -> None:
+def test_qualifications_page_limit_is_one_to_fifty() -> None:
     for limit, status in ((50, 200), (51, 400), (0, 400)):
         assert Shop().call("POST", "qualifications", {"options": {"limit": limit}})[0] == status
 
 
-def test_each_qualified_tier_is_computed_alone_and_named() -> None:
+def test_each_qualified_tier_has_its_own_order_and_name() -> None:
     shop = Shop(own=small_book({"promo_1": off("8.00"), "promo_2": off("7.00")}))
     body = {"order": cart((1000, 1)), "customer": {"source_id": "jane"}, "options": {"expand": ["redeemable"]}}
     reply = shop.ok("POST", "qualifications", body)
@@ -87,7 +87,7 @@ def test_each_qualified_tier_is_computed_alone_and_named() -> None:
     assert "total_discount_amount" not in reply["order"]
 
 
-def test_candidates_can_be_stale() -> None:
+def test_cached_qualifications_can_be_stale() -> None:
     cached = ("qualifications_cached_s = 0", "qualifications_cached_s = 300")
     ending = (
         'conditions = { cart_over = "100.00" }',
@@ -104,7 +104,7 @@ def test_candidates_can_be_stale() -> None:
         assert "promo_2" not in qualified(shop.ok("POST", "qualifications", body))
 
 
-def test_a_question_that_differs_is_never_answered_from_what_was_kept() -> None:
+def test_qualifications_cache_is_not_used_for_a_different_order() -> None:
     shop = Shop(("qualifications_cached_s = 0", "qualifications_cached_s = 300"))
     for price, tiers in ((14_000, ["promo_3", "promo_2"]), (1000, [])):
         body = {"order": cart((price, 1), metadata={"store": "berlin"}), "options": TIERS}

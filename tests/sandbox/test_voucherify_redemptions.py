@@ -1,4 +1,4 @@
-"""Voucherify's sandbox: redemptions and the orders they are stored with."""
+"""Voucherify's sandbox: redemptions and their orders."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ from tests.sandbox.voucherify_shop import (
 )
 
 
-def test_one_redeemable_has_no_parent_and_several_have_one() -> None:
+def test_only_several_redeemables_have_a_parent_redemption() -> None:
     shop = Shop()
     one = shop.redeem("TEN-PERCENT", order=cart((14_000, 1), source_id="o1"), customer="jane")
     (single,) = one["redemptions"]
@@ -50,7 +50,7 @@ def test_one_redeemable_has_no_parent_and_several_have_one() -> None:
         assert redemption["channel"] == {"channel_id": "app", "channel_type": "API"}
 
 
-def test_an_order_that_is_renamed_frees_its_name_for_another() -> None:
+def test_renamed_order_frees_its_source_id() -> None:
     shop = Shop()
     first = shop.redeem("TEN-PERCENT", order=cart((14_000, 1), source_id="o1"), customer="jane")
     renamed = shop.ok("PUT", "orders/o1", {"source_id": "o1~aside"})
@@ -65,7 +65,7 @@ def test_an_order_that_is_renamed_frees_its_name_for_another() -> None:
     assert shop.refused("PUT", "orders/o1", {"nonsense": 1})[0] == 400
 
 
-def test_the_order_is_stored_under_its_own_id_and_the_merchants() -> None:
+def test_order_is_readable_by_its_id_and_its_source_id() -> None:
     shop = Shop()
     order = shop.redeem("TEN-PERCENT", order=cart((14_000, 1), source_id="o/1"), customer="jane")["order"]
     assert (order["source_id"], order["status"], order["total_amount"]) == ("o/1", "PAID", 12_600)
@@ -78,7 +78,7 @@ def test_the_order_is_stored_under_its_own_id_and_the_merchants() -> None:
     assert shop.redeem("TEN-PERCENT", order=cart((1, 1), status="FULFILLED"))["order"]["status"] == "FULFILLED"
 
 
-def test_the_stored_order_wins_over_the_one_that_is_sent() -> None:
+def test_stored_order_overrides_the_order_in_the_request() -> None:
     shop = Shop()
     shop.redeem("TEN-PERCENT", order=cart((14_000, 1), source_id="o1"))
     order = shop.validate("LINE-10", order=cart((300, 9), source_id="o1"))["order"]
@@ -94,8 +94,8 @@ def test_the_stored_order_wins_over_the_one_that_is_sent() -> None:
     assert shop.refused("POST", "validations", request("LINE-10", order={"id": "ord_x"})) == (404, "not_found")
 
 
-def test_the_same_redemption_again_adds_a_second_one() -> None:
-    # guides/manage-stackable-discounts, "Apply discount to the already created order": what is left is what comes off.
+def test_repeated_redemption_adds_a_second_one() -> None:
+    # guides/manage-stackable-discounts, "Apply discount to the already created order": only the rest is discounted.
     shop = Shop(own=small_book({"FIRST": off("92.00"), "a2pl4qJw": off("10.00")}))
     first = shop.redeem("FIRST", order={"amount": 10_000, "source_id": "o1"})["order"]
     order = shop.redeem("a2pl4qJw", order={"id": first["id"]})["order"]
@@ -113,7 +113,7 @@ def test_the_same_redemption_again_adds_a_second_one() -> None:
     assert shop.books["codes"] == {"FIRST": 1, "a2pl4qJw": 2}
 
 
-def test_a_code_for_one_use_works_once() -> None:
+def test_single_use_code_is_redeemed_once() -> None:
     shop = Shop()
     shop.redeem("SINGLE-0007", order=cart((1000, 1), source_id="o1"))
     assert shop.refused("POST", "redemptions", request("SINGLE-0007", order=cart((1000, 1), source_id="o1"))) == (
@@ -133,7 +133,7 @@ def test_a_code_for_one_use_works_once() -> None:
         ("GIFT-50", "", 1, "gift_amount_exceeded"),
     ],
 )
-def test_redemptions_use_limits_up(code: str, customer: str, times: int, key: str) -> None:
+def test_redemptions_use_up_limits_and_rollback_restores_them(code: str, customer: str, times: int, key: str) -> None:
     shop = Shop()
     for _ in range(times):
         last = shop.redeem(code, customer=customer)["redemptions"][0]["id"]
@@ -150,7 +150,7 @@ def test_two_codes_of_one_campaign_share_its_limits(limits: str) -> None:
     assert earned(reply) == ["CODE-1 order 100", "CODE-2 - redemption_rules_violated"]
 
 
-def test_cards_say_what_they_paid() -> None:
+def test_card_redemptions_show_the_amount_or_points_used() -> None:
     shop = Shop()
     points = {"object": "voucher", "id": "CARD-SPEND", "reward": {"id": "rew_51", "points": 30}}
     gift, card = shop.redeem({"object": "voucher", "id": "GIFT-50", "gift": {"credits": 1200}}, points)["redemptions"]
@@ -167,7 +167,7 @@ def test_cards_say_what_they_paid() -> None:
     assert shop.refused("GET", "vouchers/NOPE") == (404, "not_found")
 
 
-def test_no_more_points_are_used_than_the_order_needs() -> None:
+def test_points_used_never_exceed_the_order_amount() -> None:
     shop = Shop()
     points = {"object": "voucher", "id": "CARD-SPEND", "reward": {"id": "rew_51", "points": 100}}
     entry = shop.validate(points, order=cart((12, 1)))["redeemables"][0]
@@ -176,7 +176,7 @@ def test_no_more_points_are_used_than_the_order_needs() -> None:
 
 
 @pytest.mark.parametrize("mode", ["ALL", "PARTIAL"])
-def test_a_redemption_that_fails_is_an_error_and_is_recorded(mode: str) -> None:
+def test_failed_redemption_returns_an_error_and_is_recorded(mode: str) -> None:
     shop = Shop((ALL[0], ALL[1].replace("ALL", mode)))
     codes = ["TEN-PERCENT", "EXPIRED-10"] if mode == "ALL" else ["EXPIRED-10"]
     status, error = shop.call("POST", "redemptions", request(*codes, customer="jane"))
@@ -188,14 +188,14 @@ def test_a_redemption_that_fails_is_an_error_and_is_recorded(mode: str) -> None:
     assert shop.call("POST", "redemptions", request("NOPE-10"))[0] == 404
 
 
-def test_in_partial_mode_the_rest_is_redeemed() -> None:
+def test_partial_mode_redeems_the_applicable_codes() -> None:
     reply = Shop().redeem("TEN-PERCENT", "NOPE-10", "WINTER-5", "WINTER-25")
     assert [entry["voucher"]["code"] for entry in reply["redemptions"]] == ["TEN-PERCENT", "WINTER-5"]
     assert [entry["id"] for entry in reply["inapplicable_redeemables"]] == ["NOPE-10"]
     assert [entry["id"] for entry in reply["skipped_redeemables"]] == ["WINTER-25"]
 
 
-def test_a_customer_comes_into_being_with_a_redemption() -> None:
+def test_redemption_creates_the_customer() -> None:
     shop = Shop()
     assert shop.validate("TEN-PERCENT", customer="jane")["tracking_id"].startswith("track_")
     id_ = shop.redeem("TEN-PERCENT", customer="jane")["redemptions"][0]["customer_id"]
@@ -206,7 +206,7 @@ def test_a_customer_comes_into_being_with_a_redemption() -> None:
     assert Shop().refused("POST", "validations", known) == (404, "not_found")
 
 
-def test_one_order_is_used_in_one_request_at_once() -> None:
+def test_parallel_requests_for_one_order_are_refused() -> None:
     shop = Shop()
     order = shop.redeem("TEN-PERCENT", order=cart((1, 1), source_id="o1"))["order"]
     nameless = shop.redeem("TEN-PERCENT")["redemptions"][0]["id"]

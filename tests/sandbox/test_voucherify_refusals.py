@@ -1,4 +1,4 @@
-"""Voucherify's sandbox: which codes are refused, in the vendor's words."""
+"""Voucherify's sandbox: which codes are refused, with the vendor's error keys."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ from tests.sandbox.voucherify_shop import (
         ),
     ],
 )
-def test_a_code_is_refused_in_the_words_of_the_documentation(code: Any, customer: str, key: str | None) -> None:
+def test_code_is_refused_with_the_documented_key(code: Any, customer: str, key: str | None) -> None:
     reply = Shop().validate(code, customer=customer)
     assert reply["valid"] is (key is None)
     (entry,) = merged(reply)
@@ -65,7 +65,7 @@ def test_a_code_is_refused_in_the_words_of_the_documentation(code: Any, customer
 
 
 RULES: list[tuple[str, str, Json, str, str | None]] = [
-    # What the campaign says, the customer, the order's metadata, its one line, why it is refused.
+    # The campaign's rule, customer, order metadata, the one line, the error key.
     ("conditions = { customers = ['jane'] }", "jane", {}, "1000 x 1", None),
     ("conditions = { customers = ['jane'] }", "bob", {}, "1000 x 1", "customer_rules_violated"),
     ("conditions = { customers = ['jane'] }", "", {}, "1000 x 1", "customer_rules_violated"),
@@ -94,7 +94,7 @@ RULES: list[tuple[str, str, Json, str, str | None]] = [
 
 
 @pytest.mark.parametrize(("rule", "customer", "metadata", "line", "key"), RULES)
-def test_the_rules_of_a_campaign_decide(rule: str, customer: str, metadata: Json, line: str, key: str | None) -> None:
+def test_campaign_rules_decide(rule: str, customer: str, metadata: Json, line: str, key: str | None) -> None:
     settings = "[settings]\nstores = ['berlin']\n[settings.session_attributes]\nchannel = 'string'\n"
     campaign = campaigns({"promo_1": off("1.00")}).replace("needs", f"{rule}\nneeds")
     shop = Shop(own=rulebook.parse(settings + campaign))
@@ -162,21 +162,21 @@ CARDS = """
         ("FOR-BOB", "max", "- customer_rules_violated"),
     ],
 )
-def test_cards_and_referral_codes_have_rules_of_their_own(code: str, customer: str, expected: str) -> None:
+def test_cards_and_referral_codes_have_their_own_rules(code: str, customer: str, expected: str) -> None:
     reward = {"reward": {"id": "rew_2"}} if code.startswith("CARD") else {}
     reply = Shop(own=rulebook.parse(CARDS)).validate({"object": "voucher", "id": code} | reward, customer=customer)
     assert earned(reply) == [f"{code} {expected}"]
 
 
-def test_a_broken_rule_says_what_the_merchant_wrote() -> None:
+def test_violated_rule_returns_the_merchants_message() -> None:
     result = Shop().validate("MIN-200")["redeemables"][0]["result"]
     assert result["error"]["error"] == {"message": "20 off the items of carts from 200."}
     assert result["details"]["message"] == "20 off the items of carts from 200."
 
 
-def test_every_note_of_the_rule_book_that_says_refused_is_right() -> None:
-    # Of two codes that exclude each other Voucherify lets the exclusive one win, and of the best only the first: the
-    # notes of those tell what the codes are for.
+def test_every_code_with_a_refused_note_is_refused() -> None:
+    # Of two codes that exclude each other Voucherify keeps the exclusive one, or the first: their notes say refused,
+    # but this engine does not refuse them.
     others = {"refused together with another code", "refused together with WINTER-25, which gives more"}
     for code, note in book().codes_to_try():
         if note.startswith("refused"):
@@ -186,7 +186,7 @@ def test_every_note_of_the_rule_book_that_says_refused_is_right() -> None:
     assert all(any(other in note for _, note in book().codes_to_try()) for other in others)
 
 
-def test_what_data_is_missing_is_said() -> None:
+def test_missing_order_data_is_named() -> None:
     shop = Shop()
     table = [("SHOES-10", {"amount": 500}, "missing_order_items"), ("MIN-200", {}, "missing_amount")]
     for code, order, key in table:
@@ -196,13 +196,13 @@ def test_what_data_is_missing_is_said() -> None:
         assert earned(shop.ok("POST", "validations", body)) == [f"{code} - missing_order"]
 
 
-def test_codes_can_be_case_sensitive() -> None:
+def test_case_sensitive_setting_refuses_other_case() -> None:
     shop = Shop(("case_sensitive_codes = false", "case_sensitive_codes = true"))
     assert earned(shop.validate("ten-percent")) == ["ten-percent - not_found"]
     assert earned(shop.validate("TEN-PERCENT")) == ["TEN-PERCENT #0 1400"]
 
 
-def test_a_voucher_goes_by_its_internal_id_too() -> None:
+def test_voucher_is_found_by_its_internal_id() -> None:
     shop = Shop()
     id_ = shop.ok("GET", "vouchers/TEN-PERCENT")["id"]
     assert id_.startswith("v_")
@@ -214,7 +214,7 @@ def test_a_voucher_goes_by_its_internal_id_too() -> None:
 BY_CASE = ("case_sensitive_codes = false\n# For so many", "case_sensitive_codes = true\n# For so many")
 
 
-def test_codes_that_differ_by_case_are_one_or_two() -> None:
+def test_codes_that_differ_by_case_are_distinct_only_when_case_sensitive() -> None:
     assert Shop().refused("POST", "validations", request("TWIN-5", "twin-5")) == (400, "duplicated_redeemables")
     assert earned(Shop().validate("twin-5")) == ["TWIN-5 order 500"]
     shop = Shop(BY_CASE)
@@ -232,13 +232,13 @@ TWIN = f"v_{b'TWIN-5'.hex()}"
         ("as_requested", ["good-5", "bad-1", "nope", "promo_2", TWIN]),
     ],
 )
-def test_an_answer_names_a_code_as_it_is_stored_or_as_it_was_asked_for(naming: str, names: list[str]) -> None:
+def test_answer_names_a_code_as_stored_or_as_requested(naming: str, names: list[str]) -> None:
     shop = Shop(('redeemables_named = "as_stored"', f'redeemables_named = "{naming}"'))
     reply = shop.validate("good-5", "bad-1", "nope", "promo_2", {"object": "voucher", "id": TWIN})
     assert sorted(entry["id"] for entry in merged(reply)) == sorted(names)
 
 
-def test_an_internal_id_is_of_one_spelling() -> None:
+def test_internal_id_is_case_sensitive_when_codes_are() -> None:
     shop = Shop(BY_CASE)
     for code, expected in (("twin-5", "twin-5 order 700"), ("TWIN-5", "TWIN-5 order 500")):
         assert earned(shop.validate({"object": "voucher", "id": f"v_{code.encode().hex()}"})) == [expected]
@@ -247,7 +247,7 @@ def test_an_internal_id_is_of_one_spelling() -> None:
 
 
 @pytest.mark.parametrize("code", ["v_day10", "v_31323334", "promo_10", "stack_up"])
-def test_a_code_may_look_like_an_internal_id(code: str) -> None:
+def test_code_that_looks_like_an_internal_id_is_found(code: str) -> None:
     shop = Shop(own=small_book({"CODE": off("5.00")} | {"CODE-2": off("5.00")}))
     assert earned(shop.validate({"object": "voucher", "id": code})) == [f"{code} - not_found"]
     text = campaigns({"1234": off("1.00"), "CODE": off("5.00")})
@@ -263,11 +263,11 @@ def test_a_code_may_look_like_an_internal_id(code: str) -> None:
         ("ALL", "no_applicable_redeemables", "voucher_expired"),
     ],
 )
-def test_a_redemption_of_nothing_says_so_in_one_of_two_ways(mode: str, nothing: str, key: str) -> None:
+def test_redemption_without_applicable_codes_returns_the_configured_key(mode: str, nothing: str, key: str) -> None:
     shop = Shop(
         ('mode = "PARTIAL"', f'mode = "{mode}"'),
         ('nothing_applies = "first_refusal"', f'nothing_applies = "{nothing}"'),
     )
     assert shop.refused("POST", "redemptions", request("BAD-1", "BAD-2")) == (400, key)
-    # A validation of nothing is no error.
+    # The same validation is not an error.
     assert shop.validate("BAD-1", "BAD-2")["valid"] is False

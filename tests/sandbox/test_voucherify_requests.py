@@ -1,4 +1,4 @@
-"""Voucherify's sandbox: what a request may hold."""
+"""Voucherify's sandbox: validation of requests."""
 
 import asyncio
 from datetime import timedelta
@@ -66,7 +66,7 @@ from tests.sandbox.voucherify_shop import (
         ({"order_id": "o1"}, "Property  should NOT have additional property 'order_id'"),
     ],
 )
-def test_a_payload_is_checked_in_the_words_of_the_vendor(change: Json, details: str) -> None:
+def test_invalid_payload_gets_the_vendors_error(change: Json, details: str) -> None:
     for path in ("validations", "redemptions"):
         status, error = Shop().call("POST", path, request("TEN-PERCENT") | change)
         assert (status, error["key"], error["message"]) == (400, "invalid_payload", "Invalid payload")
@@ -84,18 +84,18 @@ def test_a_payload_is_checked_in_the_words_of_the_vendor(change: Json, details: 
         {"redeemables": [{"object": "voucher", "id": "TEN-PERCENT", "gift": None, "reward": None}]},
     ],
 )
-def test_nulls_and_counts_as_strings_are_understood_as_the_vendors_client_and_examples_send_them(change: Json) -> None:
+def test_nulls_and_quantities_as_strings_are_accepted(change: Json) -> None:
     assert earned(Shop().ok("POST", "validations", request("TEN-PERCENT") | change)) == ["TEN-PERCENT #0 1400"]
 
 
-def test_metadata_stay_as_they_are() -> None:
+def test_metadata_is_stored_unchanged() -> None:
     shop = Shop()
     metadata = {"quantity": "1", "note": None}
     shop.redeem("TEN-PERCENT", order=cart((1000, 1), source_id="o1", metadata=metadata))
     assert shop.ok("GET", "orders/o1")["metadata"] == metadata
 
 
-def test_fields_that_are_not_documented_can_be_ignored() -> None:
+def test_setting_ignores_undocumented_fields() -> None:
     shop = Shop(('unknown_fields = "refuse"', 'unknown_fields = "ignore"'))
     assert shop.validate("TEN-PERCENT", order_id="o1")["valid"]
     assert shop.refused("POST", "validations", request("A") | {"order": []}) == (400, "invalid_payload")
@@ -105,12 +105,12 @@ DEEP = b'{"a":' + b"[" * 3000 + b"]" * 3000 + b"}"
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"a": 1e999999999999999999999}', DEEP])
-def test_a_body_that_is_no_request_is_refused(body: bytes) -> None:
+def test_invalid_body_is_refused(body: bytes) -> None:
     status, _, error = asyncio.run(call(Shop().engine, "POST", "/v1/validations", body))
     assert (status, error["key"]) == (400, "invalid_payload")
 
 
-def test_the_same_redeemable_twice_is_refused() -> None:
+def test_duplicate_redeemables_are_refused() -> None:
     shop = Shop()
     for codes in (["TEN-PERCENT", "ten-percent"], ["NOPE", "NOPE"], ["promo_2", "promo_2"]):
         assert shop.refused("POST", "redemptions", request(*codes)) == (400, "duplicated_redeemables")
@@ -127,7 +127,7 @@ def test_the_same_redeemable_twice_is_refused() -> None:
         ('"right"', {"x_app_token": "wrong"}, 401),
     ],
 )
-def test_both_keys_are_asked_for(keys: str, headers: dict[str, str], status: int) -> None:
+def test_both_api_keys_are_required(keys: str, headers: dict[str, str], status: int) -> None:
     shop = Shop(("api_keys = []", f"api_keys = [{keys}]"))
     answered, reply = shop.call("POST", "validations", request("TEN-PERCENT"), **headers)
     assert answered == status
@@ -149,7 +149,7 @@ def test_both_keys_are_asked_for(keys: str, headers: dict[str, str], status: int
         ("GET", "", 404),
     ],
 )
-def test_other_places_and_methods_are_refused(method: str, path: str, status: int) -> None:
+def test_unknown_paths_and_methods_are_refused(method: str, path: str, status: int) -> None:
     answered, reply = Shop().call(method, path)
     assert (answered, reply["code"]) == (status, status)
     if status == 405:
@@ -160,7 +160,7 @@ def test_another_media_type_is_refused() -> None:
     assert Shop().call("POST", "validations", request("A"), content_type="text/plain")[0] == 415
 
 
-def test_calls_are_counted_by_the_minute() -> None:
+def test_rate_limit_counts_calls_per_minute() -> None:
     shop = Shop(("calls_per_minute = 100000", "calls_per_minute = 2"))
 
     def get() -> tuple[int, dict[str, str], Any]:

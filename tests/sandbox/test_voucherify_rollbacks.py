@@ -3,7 +3,7 @@
 from tests.sandbox.voucherify_shop import CASCADING, Shop, amounts, cart
 
 
-def test_a_rollback_gives_everything_back_and_cancels_the_order() -> None:
+def test_rollback_restores_all_balances_and_cancels_the_order() -> None:
     shop = Shop()
     before = shop.books
     points = {"object": "voucher", "id": "CARD-SPEND", "reward": {"id": "rew_51", "points": 30}}
@@ -28,7 +28,7 @@ def test_a_rollback_gives_everything_back_and_cancels_the_order() -> None:
     }
 
 
-def test_the_order_can_stay_as_it_is() -> None:
+def test_rollback_can_leave_the_order_unchanged() -> None:
     shop = Shop(('"WITH_ORDER"\n', '"WITHOUT_ORDER"\n'))
     done = shop.redeem("SINGLE-0001", order=cart((14_000, 1), source_id="o1"))
     shop.ok("POST", f"redemptions/{done['redemptions'][0]['id']}/rollback")
@@ -37,7 +37,7 @@ def test_the_order_can_stay_as_it_is() -> None:
     assert shop.validate("SINGLE-0001")["valid"]
 
 
-def test_of_two_redemptions_of_an_order_one_can_be_rolled_back() -> None:
+def test_one_of_two_redemptions_of_an_order_can_be_rolled_back() -> None:
     shop = Shop(CASCADING)
     first = shop.redeem("TEN-PERCENT", order=cart((10_000, 1), source_id="o1"))["redemptions"][0]["id"]
     shop.redeem("TEN-PERCENT", "LINE-10", order={"source_id": "o1"})
@@ -46,7 +46,7 @@ def test_of_two_redemptions_of_an_order_one_can_be_rolled_back() -> None:
     assert (order["status"], order["total_discount_amount"]) == ("PAID", 1900)
 
 
-def test_what_cannot_be_rolled_back_says_why() -> None:
+def test_refused_rollback_returns_the_reason() -> None:
     shop = Shop()
     stack = shop.redeem("TEN-PERCENT", "promo_2", order=cart((14_000, 1), source_id="o1"), customer="jane")
     parent, child = stack["parent_redemption"]["id"], stack["redemptions"][0]["id"]

@@ -1,4 +1,4 @@
-"""Voucherify's sandbox: redeemables side by side."""
+"""Voucherify's sandbox: several redeemables in one request."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def lists(reply: Json) -> dict[str, list[str]]:
     return {name: [f"{entry['id']} {entry['status']}" for entry in reply[name]] for name in names if name in reply}
 
 
-def test_in_partial_mode_the_rest_applies() -> None:
+def test_partial_mode_applies_the_other_codes() -> None:
     reply = Shop().validate("TEN-PERCENT", "NOPE-10", "LINE-10")
     assert reply["valid"]
     assert lists(reply) == {
@@ -22,7 +22,7 @@ def test_in_partial_mode_the_rest_applies() -> None:
     assert reply["order"]["total_discount_amount"] == 1400 + 1000
 
 
-def test_in_all_mode_one_bad_code_spoils_all_and_an_earlier_one_still_looks_good() -> None:
+def test_all_mode_is_invalid_with_one_bad_code() -> None:
     reply = Shop(ALL).validate("TEN-PERCENT", "NOPE-10", "LINE-10")
     assert not reply["valid"]
     assert "order" not in reply
@@ -37,7 +37,7 @@ def test_in_all_mode_one_bad_code_spoils_all_and_an_earlier_one_still_looks_good
 
 
 STACKING: list[tuple[list[str], dict[str, str], list[str]]] = [
-    # "Never stackable" blocks common ones wherever it stands; cards and automatic promotions are "Always stackable".
+    # A "Never stackable" code blocks others in any position; cards and automatic promotions are "Always stackable".
     (
         ["TEN-PERCENT", "ALONE-15", "promo_2", "GIFT-50"],
         {},
@@ -64,7 +64,7 @@ STACKING: list[tuple[list[str], dict[str, str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("codes", "changes", "expected"), STACKING)
-def test_stacking_rules_decide_who_stands_beside_whom(
+def test_stacking_rules_decide_which_redeemables_combine(
     codes: list[str], changes: dict[str, str], expected: list[str]
 ) -> None:
     reply = Shop(*changes.items()).validate(*codes)
@@ -72,7 +72,7 @@ def test_stacking_rules_decide_who_stands_beside_whom(
     assert earned(reply) == expected
 
 
-def test_two_exclusive_campaigns_stand_together_where_the_limit_allows() -> None:
+def test_exclusive_campaigns_combine_up_to_the_limit() -> None:
     def shop(limit: int) -> Shop:
         alone = "combinable = false\n"
         text = campaigns({"ONLY-1": off("1.00"), "ONLY-2": off("2.00")})
@@ -86,7 +86,7 @@ def test_two_exclusive_campaigns_stand_together_where_the_limit_allows() -> None
     assert earned(shop(2).validate("ONLY-1", "ONLY-2")) == ["ONLY-1 order 100", "ONLY-2 order 200"]
 
 
-def test_a_stack_comes_back_as_its_tiers_and_stands_alone() -> None:
+def test_promotion_stack_returns_its_tiers_and_excludes_codes() -> None:
     shop = Shop(("stacks = {}", "stacks = { stack_all = [2, 3] }"))
     assert earned(shop.validate("stack_all")) == ["promo_2 #1+1 free", "promo_3 - order_rules_violated"]
     assert shop.refused("POST", "validations", request("stack_all", "TEN-PERCENT")) == (400, "invalid_redeemables")
@@ -104,10 +104,10 @@ def test_a_stack_comes_back_as_its_tiers_and_stands_alone() -> None:
         ([], False, False),
     ],
 )
-def test_expand_decides_what_is_told(expand: list[str] | None, has_order: bool, has_name: bool) -> None:
+def test_expand_selects_the_returned_fields(expand: list[str] | None, has_order: bool, has_name: bool) -> None:
     options = {} if expand is None else {"options": {"expand": expand}}
     reply = Shop().validate("GIFT-50", "promo_2", **options)
-    assert "order" in reply, "the order as a whole is always told"
+    assert "order" in reply, "the order as a whole is always returned"
     for entry in reply["redeemables"]:
         assert ("order" in entry) is has_order
         named = {"campaign_name", "campaign_id", "metadata"}
@@ -116,7 +116,7 @@ def test_expand_decides_what_is_told(expand: list[str] | None, has_order: bool, 
     assert ("name" in reply["redeemables"][1]) is has_name
 
 
-def test_an_earlier_discount_counts_but_is_not_applied_now() -> None:
+def test_earlier_discount_counts_in_totals_but_is_not_applied() -> None:
     sent = {"items": items((20_000, 1), discount_amount=100), "discount_amount": 2650}
     order = Shop().validate("MIN-200", order=sent)["order"]
     assert (order["discount_amount"], order["applied_discount_amount"], order["total_amount"]) == (4650, 2000, 15_250)
@@ -134,7 +134,7 @@ def test_an_earlier_discount_counts_but_is_not_applied_now() -> None:
     ]
 
 
-def test_lines_stay_as_they_came_and_added_ones_follow() -> None:
+def test_lines_keep_their_order_and_added_lines_follow() -> None:
     lines = [
         {"source_id": "A", "related_object": "sku", "quantity": 1, "price": 30_000, "metadata": {"n": 1}},
         {"source_id": "A", "related_object": "sku", "quantity": 1, "price": 30_000, "metadata": {"n": 2}},
@@ -163,13 +163,11 @@ OUTLET = {"items": [{"source_id": "OUTLET-SHIRT", "related_object": "sku", "pric
         ),
     ],
 )
-def test_a_tier_that_stands_alone_can_cost_a_shopper_the_code_that_he_typed(
-    codes: list[str], expected: list[str]
-) -> None:
+def test_exclusive_tier_can_displace_the_shoppers_code(codes: list[str], expected: list[str]) -> None:
     assert earned(Shop().validate(*codes, order=OUTLET)) == expected
 
 
-def test_one_bad_code_after_another_is_told_in_all_mode() -> None:
+def test_all_mode_names_only_the_first_bad_code() -> None:
     shop = Shop(ALL)
     for codes, expected in (
         (
@@ -188,7 +186,7 @@ def test_one_bad_code_after_another_is_told_in_all_mode() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3])
-def test_more_redeemables_than_the_project_allows_are_refused_as_a_whole(limit: int) -> None:
+def test_request_above_the_redeemables_limit_is_refused(limit: int) -> None:
     shop = Shop(("redeemables_limit = 30\napplicable", f"redeemables_limit = {limit}\napplicable"))
     assert shop.ok("POST", "qualifications", {"order": OUTLET})["stacking_rules"]["redeemables_limit"] == limit
     codes = ["GOOD-5", "promo_2", "promo_3", "TEN-PERCENT"]
@@ -196,7 +194,7 @@ def test_more_redeemables_than_the_project_allows_are_refused_as_a_whole(limit: 
     assert shop.call("POST", "validations", request(*codes[:limit]))[0] == 200
 
 
-def test_of_one_category_so_many_apply_as_the_project_allows() -> None:
+def test_category_limit_caps_the_applied_redeemables() -> None:
     shop = Shop(("per_category_limit = 30", "per_category_limit = 1"))
     order = {"items": items((30_000, 1)), "metadata": {"store": "berlin"}}
     assert earned(shop.validate("promo_2", "promo_3", order=order)) == [
@@ -205,7 +203,7 @@ def test_of_one_category_so_many_apply_as_the_project_allows() -> None:
     ]
 
 
-def test_the_hierarchy_of_categories_can_decide_who_goes_first() -> None:
+def test_category_hierarchy_can_sort_the_redeemables() -> None:
     codes = ("GIFT-50", "GOOD-5", "XMAS-2021-25")
     asked = Shop().validate(*codes)
     assert [entry["id"] for entry in asked["redeemables"]] == list(codes)

@@ -1,6 +1,6 @@
-"""A shop that talks to Voucherify's sandbox, and how it reads the replies.
+"""A shop that calls Voucherify's sandbox, and helpers that read the replies.
 
-The expected figures of the tests are copied from the vendor's documentation, named beside each.
+The tests copy their expected figures from the vendor's documentation and name the page.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ async def call(
 
 
 class Shop:
-    """A shop that talks to a sandbox of its own, at a time of its own."""
+    """A shop with its own sandbox and its own clock."""
 
     def __init__(self, *changes: tuple[str, str], own: rulebook.RuleBook | None = None) -> None:
         self.now = NOW
@@ -67,7 +67,7 @@ class Shop:
 
 
 def redeemable(given: Any) -> Json:
-    """ "CODE", "promo_1", "stack_x", or a redeemable as it is sent."""
+    """From "CODE", "promo_1", "stack_x", or a redeemable in the vendor's form."""
     if isinstance(given, dict):
         return given
     kinds = {"promo": "promotion_tier", "stack": "promotion_stack"}
@@ -95,8 +95,8 @@ def cart(*lines: tuple[int, int], **more: Any) -> Json:
 
 
 def earned(reply: Json) -> list[str]:
-    """What each redeemable does by itself: "CODE order 500 #0 3500 #1+2 700 free", and why another does nothing."""
-    told = []
+    """What each redeemable takes off: "CODE order 500 #0 3500 #1+2 700 free", or why it does not apply."""
+    texts = []
     for entry in merged(reply):
         words = [entry["id"]]
         if entry["status"] == "APPLICABLE":
@@ -110,12 +110,12 @@ def earned(reply: Json) -> list[str]:
         else:
             result = entry["result"]
             words += ["-", result["error"]["key"] if "error" in result else result["details"]["key"]]
-        told.append(" ".join(words))
-    return told
+        texts.append(" ".join(words))
+    return texts
 
 
 def merged(reply: Json) -> list[Json]:
-    """All redeemables of a reply, whichever list they are in."""
+    """The redeemables of all lists of a reply."""
     lists = [reply.get(name) or [] for name in ("redeemables", "inapplicable_redeemables", "skipped_redeemables")]
     return list({(entry["object"], entry["id"]): entry for entry in itertools.chain(*lists)}.values())
 

@@ -1,4 +1,4 @@
-"""HTTP by hand, over plain sockets: what no client library would let through, and exactly what came back."""
+"""HTTP by hand over plain sockets: sends what client libraries refuse to send, and keeps the exact answer."""
 
 import re
 import socket
@@ -19,13 +19,13 @@ class Response:
 
 @dataclass(frozen=True)
 class Heard:
-    """What came back on one connection, until it was closed or `wait_s` had passed."""
+    """What was received on one connection, until it was closed or `wait_s` had passed."""
 
     raw: bytes
     closed: bool
     seconds: float
     all_sent: bool
-    """False where the other side hung up while something was still being sent."""
+    """False if the server closed the connection before all was sent."""
     responses: list[Response] = field(default_factory=list)
 
     @property
@@ -36,7 +36,7 @@ class Heard:
 def request(
     method: str = "POST", target: str = "/promotions/validate", body: bytes = b"", headers: tuple[str, ...] = ()
 ) -> bytes:
-    """A well-formed request; `headers` are whole lines, put in as they are."""
+    """A well-formed request; `headers` are whole lines, inserted unchanged."""
     lines = [f"{method} {target} HTTP/1.1", "Host: mapper.test", *headers]
     if body or method == "POST":
         lines.append(f"Content-Length: {len(body)}")
@@ -44,7 +44,7 @@ def request(
 
 
 def head(*lines: str) -> bytes:
-    """A request's head, whatever its lines say."""
+    """A request's head of these lines, unchecked."""
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
@@ -53,7 +53,7 @@ def connect(address: Address, timeout_s: float = 5.0) -> socket.socket:
 
 
 def exchange(address: Address, *parts: bytes, pause_s: float = 0.0, wait_s: float = 2.0, expect: int = 0) -> Heard:
-    """Sends the parts, each `pause_s` after the one before, and listens until the end; or until `expect` responses."""
+    """Sends the parts, `pause_s` apart, and reads until the connection closes, or until `expect` responses."""
     with connect(address) as connection:
         return converse(connection, *parts, pause_s=pause_s, wait_s=wait_s, expect=expect)
 
@@ -61,7 +61,7 @@ def exchange(address: Address, *parts: bytes, pause_s: float = 0.0, wait_s: floa
 def converse(
     connection: socket.socket, *parts: bytes, pause_s: float = 0.0, wait_s: float = 2.0, expect: int = 0
 ) -> Heard:
-    """The same on a connection that is open already."""
+    """The same on an open connection."""
     started, all_sent = time.monotonic(), True
     for number, part in enumerate(parts):
         if number:
@@ -69,7 +69,7 @@ def converse(
         try:
             connection.sendall(part)
         except OSError:
-            all_sent = False  # what the other side said before may still be read
+            all_sent = False  # what the server sent before can still be read
             break
     raw, closed = _listen(connection, started + wait_s, expect)
     return Heard(raw, closed, time.monotonic() - started, all_sent, parse(raw))
@@ -94,7 +94,7 @@ def _listen(connection: socket.socket, until: float, expect: int) -> tuple[bytes
 
 
 def parse(raw: bytes) -> list[Response]:
-    """The complete responses in what was received. Raises `ValueError` for what is no response."""
+    """The complete responses in `raw`. Raises `ValueError` for anything else."""
     found: list[Response] = []
     while raw:
         top, separator, rest = raw.partition(b"\r\n\r\n")

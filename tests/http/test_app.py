@@ -27,7 +27,7 @@ SUBJECT = {"validate": "checkout", "consume": "order"}
 
 
 class Client:
-    """The service over ASGI, with a fake engine behind it."""
+    """The service over ASGI, with a fake engine."""
 
     def __init__(self, **environment: str) -> None:
         self.adapter, self.wire = FakeAdapter(), FakeTransport()
@@ -50,7 +50,7 @@ def client() -> Iterator[Client]:
 
 
 def check_error(response: Any, operation: str, status: int, category: str) -> dict[str, Any]:
-    """The body that Nacelle's page describes for an error, and nothing of the engine in it."""
+    """The error body is as Nacelle's page describes it, without any text of the engine."""
     body = response.json()
     assert (response.status_code, body["error"]["category"]) == (status, category)
     assert set(body) == {SUBJECT[operation], "error"}
@@ -71,7 +71,7 @@ BOTH = pytest.mark.parametrize("operation", ["validate", "consume"])
 
 
 @BOTH
-def test_a_signed_call_is_answered(client: Client, operation: str) -> None:
+def test_signed_call_gets_200(client: Client, operation: str) -> None:
     client.adapter.granted = TEN_OFF
     response = client.post(operation)
     assert (response.status_code, set(response.json())) == (200, {SUBJECT[operation]})
@@ -96,14 +96,14 @@ def test_a_signed_call_is_answered(client: Client, operation: str) -> None:
         ({"order_items": [{"sku": "S", "quantity": 1, "price": "1e3"}]}, "/order_items/0/price"),
     ],
 )
-def test_400_names_the_place(client: Client, operation: str, body: object, pointer: str) -> None:
+def test_400_names_the_pointer(client: Client, operation: str, body: object, pointer: str) -> None:
     details = check_error(client.post(operation, body), operation, 400, "invalid_request")
     assert details == {"pointer": pointer}
     assert client.wire.sent == []
 
 
 @BOTH
-def test_401_is_one_and_the_same_answer_whatever_was_wrong(client: Client, operation: str) -> None:
+def test_401_is_identical_for_every_signature_fault(client: Client, operation: str) -> None:
     data, _ = signed(BODIES[operation])
     wrong: list[list[tuple[str, str]]] = [
         [],
@@ -123,7 +123,7 @@ def test_401_is_one_and_the_same_answer_whatever_was_wrong(client: Client, opera
 
 
 @BOTH
-def test_403_for_a_space_that_is_not_served(operation: str) -> None:
+def test_other_space_id_gets_403(operation: str) -> None:
     client = Client(NACELLE_SPACE_IDS="one,two")
     with client.http:
         assert client.post(operation, x_nacelle_space_id="two").status_code == 200
@@ -131,7 +131,7 @@ def test_403_for_a_space_that_is_not_served(operation: str) -> None:
         check_error(client.post(operation), operation, 403, "forbidden")
 
 
-def test_403_for_a_forged_receipt_at_consume(client: Client) -> None:
+def test_forged_receipt_gets_403_at_consume_only(client: Client) -> None:
     validated = client.post("validate", {**BODIES["validate"], "promotions": {}}).json()["checkout"]
     note = validated["promotions"]["meta"]["mapper"] | {"session": "another's"}
     forged = {"promotions": {"meta": {"mapper": note}}}
@@ -139,7 +139,7 @@ def test_403_for_a_forged_receipt_at_consume(client: Client) -> None:
     assert client.post("validate", {**BODIES["validate"], **forged}).status_code == 200
 
 
-def test_an_order_is_cancelled_by_a_call_of_its_own_which_is_off_by_default(client: Client) -> None:
+def test_cancel_is_off_by_default_and_repeatable(client: Client) -> None:
     assert client.post("cancel", {"cancel": {"id": "c-1"}}).status_code == 404
     secret = "the secret that cancels are signed with"
     client = Client(MAPPER_CANCEL_SECRETS=secret)
@@ -156,7 +156,7 @@ def test_an_order_is_cancelled_by_a_call_of_its_own_which_is_off_by_default(clie
 
 @BOTH
 @pytest.mark.parametrize(
-    ("locale", "accepted", "says"),
+    ("locale", "accepted", "sentence"),
     [
         ({}, "", "This code has expired."),
         ({}, "it, fr;q=0.5, de;q=0.8", "Dieser Code ist abgelaufen."),
@@ -164,8 +164,8 @@ def test_an_order_is_cancelled_by_a_call_of_its_own_which_is_off_by_default(clie
         ({"locale": "it"}, "", "This code has expired."),
     ],
 )
-def test_a_shopper_is_told_why_in_their_language(
-    operation: str, locale: dict[str, str], accepted: str, says: str
+def test_rejection_message_is_in_the_shoppers_language(
+    operation: str, locale: dict[str, str], accepted: str, sentence: str
 ) -> None:
     for policy in ("refuse", "apply_rest"):
         client = Client(MAPPER_ON_REJECTED=policy)
@@ -174,13 +174,13 @@ def test_a_shopper_is_told_why_in_their_language(
         with client.http:
             answer = client.post(operation, body, accept_language=accepted).json()
         if policy == "refuse":
-            assert answer["error"]["details"]["codes"][0]["message"] == says
+            assert answer["error"]["details"]["codes"][0]["message"] == sentence
         elif operation == "validate":
-            assert answer["checkout"]["promotions"]["meta"]["mapper"]["rejected"][0]["message"] == says
+            assert answer["checkout"]["promotions"]["meta"]["mapper"]["rejected"][0]["message"] == sentence
 
 
 @pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
-def test_a_refused_code(client: Client, operation: str, status: int) -> None:
+def test_refused_code_is_named_with_its_reason(client: Client, operation: str, status: int) -> None:
     client.adapter.granted = Outcome(rejected=(Rejection("XMAS", Reason.EXPIRED, "CouponExpired"),))
     body = {**BODIES[operation], "promotions": {"coupon_codes": ["XMAS"]}}
     details = check_error(client.post(operation, body), operation, status, "promotion_codes")
@@ -205,14 +205,16 @@ def test_a_refused_code(client: Client, operation: str, status: int) -> None:
         (302, "engine_unavailable"),
     ],
 )
-def test_a_failing_engine(client: Client, operation: str, status: int, failure: int | Exception, category: str) -> None:
+def test_engine_failure_has_status_category_and_reason(
+    client: Client, operation: str, status: int, failure: int | Exception, category: str
+) -> None:
     client.wire.script = {"validate": [failure] * 9, "check": [failure] * 9}
     details = check_error(client.post(operation), operation, status, category)
     assert details["reason"]
 
 
 @pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
-def test_an_engine_that_rejects_our_request_or_key(client: Client, operation: str, status: int) -> None:
+def test_engine_rejected_answer_hides_keys_and_settings(client: Client, operation: str, status: int) -> None:
     refusal = EngineRejected(
         "The engine does not accept the key.", reason="engine_key", engine_pointers=["/attributes"]
     )
@@ -221,22 +223,22 @@ def test_an_engine_that_rejects_our_request_or_key(client: Client, operation: st
     assert details == {"reason": "configuration"}, "keys and settings are for the log"
 
 
-def test_same_order_other_content(client: Client) -> None:
+def test_same_order_with_other_content_gets_400(client: Client) -> None:
     client.adapter.on_redeem = OrderMismatch("This order was redeemed with other content.", reason="order_mismatch")
     client.wire.script = {"redeem": [400]}
     check_error(client.post("consume"), "consume", 400, "order_mismatch")
 
 
-def test_an_outcome_that_is_not_known_yet() -> None:
+def test_unknown_outcome_gets_outcome_pending_with_retry_after() -> None:
     client = Client(MAPPER_CONSUME_DEADLINE_MS="500")
     with client.http:
         client.wire.script = {"redeem": [Unknown("timeout")]}
         response = client.post("consume")
         check_error(response, "consume", 500, "outcome_pending")
-        assert response.headers["retry-after"] == "60", "what is left of the quarantine"
+        assert response.headers["retry-after"] == "60", "the rest of the quarantine"
 
 
-def test_other_amounts_where_they_are_refused() -> None:
+def test_refused_drift_gets_amount_mismatch() -> None:
     client = Client(MAPPER_ON_DRIFT="refuse")
     with client.http:
         client.adapter.granted = TEN_OFF
@@ -247,7 +249,7 @@ def test_other_amounts_where_they_are_refused() -> None:
     ("operation", "environment", "status"),
     [("validate", {}, 422), ("consume", {}, 500), ("validate", {"MAPPER_OVERLOAD_STATUS": "503"}, 503)],
 )
-def test_when_the_service_is_full(
+def test_full_service_gets_overloaded_with_retry_after(
     operation: str, environment: dict[str, str], status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Limiter, "_would_wait_too_long", lambda *_: True)
@@ -259,7 +261,7 @@ def test_when_the_service_is_full(
 
 
 @pytest.mark.parametrize(("operation", "status"), [("validate", 422), ("consume", 500)])
-def test_a_fault_of_our_own_tells_nothing_but_where_to_look(
+def test_internal_error_names_only_the_request_id(
     client: Client, operation: str, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def to_nobody(operation: str, session: str, *, repeatable: bool) -> EngineRequest:
@@ -275,13 +277,13 @@ def test_a_fault_of_our_own_tells_nothing_but_where_to_look(
     assert "Traceback" not in response.text
 
 
-def test_every_category_has_a_status_that_nacelle_knows() -> None:
+def test_every_category_has_a_status_nacelle_accepts() -> None:
     for validate, consume in STATUS.values():
         assert validate in (400, 401, 403, 422, 500)
         assert consume in (400, 401, 403, 500)
 
 
-# -- What is no call of the contract -------------------------------------------------------------------------------
+# -- Other requests ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -297,7 +299,7 @@ def test_every_category_has_a_status_that_nacelle_knows() -> None:
         ("POST", "/livez", 405),
     ],
 )
-def test_other_paths_and_methods(client: Client, method: str, path: str, status: int) -> None:
+def test_other_paths_and_methods_get_an_error(client: Client, method: str, path: str, status: int) -> None:
     response = client.http.request(method, f"http://testserver{path}")
     assert response.status_code == status
     assert set(response.json()) == {"error"}
@@ -324,7 +326,7 @@ def test_other_paths_and_methods(client: Client, method: str, path: str, status:
         ({"content_encoding": "identity"}, 200),
     ],
 )
-def test_the_media_type(client: Client, headers: dict[str, str], status: int) -> None:
+def test_media_type_is_checked(client: Client, headers: dict[str, str], status: int) -> None:
     data, sent = signed(CHECKOUT)
     named = {k.decode(): v.decode() for k, v in sent} | {k.replace("_", "-"): v for k, v in headers.items()}
     response = client.http.post("/promotions/validate", content=data, headers=named)
@@ -332,7 +334,7 @@ def test_the_media_type(client: Client, headers: dict[str, str], status: int) ->
     check_security_headers(response)
 
 
-def test_of_doubled_headers_the_first_counts(client: Client) -> None:
+def test_first_of_repeated_headers_is_used(client: Client) -> None:
     data, sent = signed(CHECKOUT)
     headers = [(k.decode(), v.decode()) for k, v in sent]
     for first, second, status in (("identity", "gzip", 200), ("gzip", "identity", 415)):
@@ -341,7 +343,7 @@ def test_of_doubled_headers_the_first_counts(client: Client) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_too_large(chunked: bool) -> None:
+def test_body_over_the_limit_gets_413(chunked: bool) -> None:
     client = Client(MAPPER_MAX_BODY_BYTES="2000")
     with client.http:
         for size, status in ((2000, 200), (2001, 413)):
@@ -361,7 +363,7 @@ def test_a_body_too_large(chunked: bool) -> None:
 READY = {"validate": True, "consume": True, "why": None}
 
 
-def test_operator_routes(client: Client) -> None:
+def test_operator_routes_answer(client: Client) -> None:
     assert client.http.get("/livez").json() == {"status": "alive"}
     assert client.http.get("/readyz").json() == READY
     about = client.http.get("/version").json()
@@ -369,14 +371,12 @@ def test_operator_routes(client: Client) -> None:
     assert (about["capabilities"]["undo"], about["capabilities"]["currencies"]) == (True, "many")
 
 
-def test_without_the_ledger_validate_is_served_and_consume_is_not(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = 0
+def test_readyz_without_ledger_serves_validate_but_not_consume(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    pings = 0
 
     async def full(*_: Any) -> None:
-        nonlocal looks
-        looks += 1
+        nonlocal pings
+        pings += 1
         raise LedgerUnavailable("full")
 
     monkeypatch.setattr(readiness, "CHECK_EVERY_S", 0.01)
@@ -391,13 +391,13 @@ def test_without_the_ledger_validate_is_served_and_consume_is_not(
         assert (consume.status_code, consume.json()) == (503, without)
         monkeypatch.setattr(readiness, "CHECK_EVERY_S", 60)
         time.sleep(0.1)
-        seen = looks
+        seen = pings
         for _ in range(20):
             http.get("/readyz")
-        assert looks == seen, "a probe never touches the ledger"
+        assert pings == seen, "a probe never touches the ledger"
 
 
-def test_a_ledger_that_hangs_hangs_no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readyz_answers_while_the_ledger_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang(*_: Any) -> None:
         await asyncio.sleep(60)
 
@@ -412,7 +412,7 @@ def test_a_ledger_that_hangs_hangs_no_probe(monkeypatch: pytest.MonkeyPatch) -> 
 OPERATORS = ("/livez", "/readyz", "/version", "/metrics", "/openapi.json")
 
 
-def test_operator_routes_may_have_a_port_of_their_own() -> None:
+def test_operator_routes_can_have_their_own_port() -> None:
     made = Client(MAPPER_ADMIN_PORT="9090")
     admin = TestClient(made.http.app, base_url="http://testserver:9090")
     with made.http:
@@ -425,7 +425,7 @@ def test_operator_routes_may_have_a_port_of_their_own() -> None:
         check_security_headers(missing)
 
 
-def test_metrics_count_by_reason(client: Client) -> None:
+def test_metrics_count_requests_by_reason(client: Client) -> None:
     client.adapter.granted = TEN_OFF
     client.post("validate")
     client.post("validate", b"{")
@@ -438,9 +438,7 @@ def test_metrics_count_by_reason(client: Client) -> None:
     assert 'mapper_engine_calls_total{engine="fake",operation="validate",result="200"} 1.0' in text
 
 
-def test_validate_leaves_an_engine_that_is_down_alone_and_consume_does_not(
-    client: Client, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_open_breaker_stops_validate_but_not_consume(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     gauge = 'mapper_engine_breaker{account=""} '
     assert gauge + "0.0" in client.http.get("/metrics").text
     client.wire.script = {"validate": [503] * 99, "check": [503] * 99}
@@ -458,7 +456,7 @@ def test_validate_leaves_an_engine_that_is_down_alone_and_consume_does_not(
     assert "check" in client.wire.sent
 
 
-def test_a_line_in_the_log_says_what_happened_and_no_secret(client: Client, caplog: pytest.LogCaptureFixture) -> None:
+def test_request_log_line_has_facts_and_no_secret(client: Client, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     client.adapter.granted = Outcome(rejected=(Rejection("SECRETCODE", Reason.EXPIRED, "CouponExpired"),))
     body = {**CHECKOUT, "promotions": {"coupon_codes": ["SECRETCODE"]}}
@@ -475,11 +473,11 @@ def test_a_line_in_the_log_says_what_happened_and_no_secret(client: Client, capl
     assert not any("SECRETCODE" in str(record.__dict__) for record in caplog.records)
 
 
-def test_an_order_that_is_done_is_counted() -> None:
+def test_done_order_is_counted_in_metrics() -> None:
     client = Client()
     with client.http:
         assert client.post("consume").status_code == 200
         until = time.monotonic() + 30
         while 'mapper_ledger_orders{state="DONE"} 1.0' not in client.http.get("/metrics").text:
-            assert time.monotonic() < until, "it has never been counted"
+            assert time.monotonic() < until, "it was never counted"
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""One call from its head to its answer, with a limiter in between: without a server, over plain ASGI."""
+"""One call through an endpoint and its limiter, over plain ASGI without a server."""
 
 import asyncio
 import time
@@ -25,7 +25,7 @@ WHOLE = (b"x",)
 
 
 class Callers:
-    """Of a service that works on two validates and one consume at once, and takes 4 KiB of bodies for each."""
+    """Clients of a service with a capacity of two validates and one consume, and 4 KiB of bodies for each."""
 
     def __init__(self, patch: pytest.MonkeyPatch, took_s: float = 0.0, max_body_bytes: int = 1024) -> None:
         self.go = asyncio.Event()
@@ -33,9 +33,9 @@ class Callers:
         """Set when the second part of each body arrives."""
         self.statuses: Counter[int] = Counter()
         self.left_s: list[float] = []
-        """Of each call's deadline, when it began."""
+        """Seconds to each call's deadline when it began."""
         self.state: dict[str, Any] = {}
-        """In the scope of each call: what the server says of it."""
+        """The `state` in the scope of each call, as the server sets it."""
         self.tasks: list[asyncio.Task[None]] = []
         patch.setattr(app, "VALIDATE_CAPACITY", 2)
         patch.setattr(app, "CONSUME_CAPACITY", 1)
@@ -53,11 +53,11 @@ class Callers:
         await self.go.wait()
         return Answer(200, b"{}", "ok")
 
-    async def come(self, operation: str, *parts: bytes, query: bytes = b"") -> None:
-        coming = iter(parts)
+    async def arrive(self, operation: str, *parts: bytes, query: bytes = b"") -> None:
+        unsent = iter(parts)
 
         async def receive() -> Message:
-            part = next(coming)
+            part = next(unsent)
             if part is not parts[0]:
                 await self.rest.wait()
             return {"type": "http.request", "body": part, "more_body": part is not parts[-1]}
@@ -81,8 +81,8 @@ class Callers:
     def answered(self) -> dict[int, int]:
         return {status: count for status, count in self.statuses.items() if status}
 
-    async def leave(self) -> None:
-        """Half of them are answered, the others hang up."""
+    async def finish(self) -> None:
+        """Half of them are answered, the others disconnect."""
         for task in self.tasks[::2]:
             task.cancel()
         await asyncio.sleep(0)
@@ -93,13 +93,13 @@ class Callers:
             assert (made._limiter.admitted, made._large.admitted, made._limiter.in_flight_bytes) == (0, 0, 0)
 
 
-def tell(story: Callable[[Callers], Awaitable[None]], took_s: float = 0.0) -> None:
+def run_scenario(scenario: Callable[[Callers], Awaitable[None]], took_s: float = 0.0) -> None:
     async def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
             callers = Callers(patch, took_s)
             async with callers.service.router.lifespan_context(callers.service):
-                await story(callers)
-                await callers.leave()
+                await scenario(callers)
+                await callers.finish()
 
     asyncio.run(run())
 
@@ -115,31 +115,31 @@ def parts(size: int) -> tuple[bytes, ...]:
         ([("validate", WHOLE)] * 3, {422: 1}),
         ([*[("validate", WHOLE)] * 9, ("consume", WHOLE)], {422: 7}),
         ([("consume", WHOLE)] * 3, {500: 2}),
-        # A body that is still on its way takes no place; the bytes of all of them are counted.
+        # A call whose body is incomplete takes no capacity; the bytes of all bodies are counted.
         ([*[("validate", parts(1))] * 9, *[("validate", WHOLE)] * 2], {}),
         ([("validate", parts(900))] * 4, {}),
         ([("validate", parts(900))] * 5, {422: 1}),
         ([*[("validate", parts(1024))] * 5, *[("consume", parts(1024))] * 3, ("consume", WHOLE)], {422: 1}),
     ],
 )
-def test_each_endpoint_has_a_limiter_of_its_own(
+def test_each_endpoint_has_its_own_limiter(
     arrivals: list[tuple[str, tuple[bytes, ...]]], refused: dict[int, int]
 ) -> None:
-    """Where calls take as long as they may: nobody could wait for another."""
+    """Calls take their whole deadline here, so no call can wait for another."""
 
-    async def story(callers: Callers) -> None:
+    async def scenario(callers: Callers) -> None:
         for operation, bodies in arrivals:
-            await callers.come(operation, *bodies)
+            await callers.arrive(operation, *bodies)
         assert callers.answered() == refused
 
-    tell(story, took_s=9.0)
+    run_scenario(scenario, took_s=9.0)
 
 
 @pytest.mark.parametrize("operation", ["validate", "consume"])
-def test_waiting_in_the_queue_is_part_of_the_time_to_answer(operation: str) -> None:
-    async def story(callers: Callers) -> None:
+def test_time_in_the_queue_counts_towards_the_deadline(operation: str) -> None:
+    async def scenario(callers: Callers) -> None:
         for _ in range(3):
-            await callers.come(operation, *WHOLE)
+            await callers.arrive(operation, *WHOLE)
         assert callers.answered() == {}
         await asyncio.sleep(0.05)
         callers.go.set()
@@ -147,14 +147,14 @@ def test_waiting_in_the_queue_is_part_of_the_time_to_answer(operation: str) -> N
         assert callers.answered() == {200: 3}
         assert callers.left_s[-1] <= {"validate": 1.5, "consume": 8.0}[operation] - 0.05
 
-    tell(story)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("query", [b"", b"x=1", b"x=1&y=?"])
-def test_a_query_or_a_middleware_changes_nothing(query: bytes) -> None:
-    """Nobody asks the application whether to shed a call; it is right by itself, hundreds of times."""
+def test_query_and_middleware_do_not_change_admission(query: bytes) -> None:
+    """The server does not call `shed` here: the endpoint alone refuses hundreds of calls."""
 
-    async def story(callers: Callers) -> None:
+    async def scenario(callers: Callers) -> None:
         application = callers.service
 
         async def middleware(scope: Any, receive: Any, send: Any) -> None:
@@ -162,7 +162,7 @@ def test_a_query_or_a_middleware_changes_nothing(query: bytes) -> None:
 
         callers.service = middleware
         for _ in range(400):
-            await callers.come("validate", *WHOLE, query=query)
+            await callers.arrive("validate", *WHOLE, query=query)
         callers.service = application
         assert callers.answered() == {422: 398}
         target = b"/promotions/validate" + (b"?" + query if query else b"")
@@ -171,63 +171,63 @@ def test_a_query_or_a_middleware_changes_nothing(query: bytes) -> None:
         assert application.shed(b"POST", b"/promotions/consume") is None
         assert application.shed(b"POST", b"/livez") is None
 
-    tell(story, took_s=9.0)
+    run_scenario(scenario, took_s=9.0)
 
 
-def test_a_rush_of_validates_keeps_no_consume_waiting() -> None:
-    async def story(callers: Callers) -> None:
+def test_rush_of_validates_does_not_delay_consume() -> None:
+    async def scenario(callers: Callers) -> None:
         for _ in range(200):
-            await callers.come("validate", *WHOLE)
-        await callers.come("consume", *WHOLE)
+            await callers.arrive("validate", *WHOLE)
+        await callers.arrive("consume", *WHOLE)
         callers.go.set()
         await callers.tasks[-1]
         assert callers.left_s[2] == pytest.approx(8.0, abs=0.1)
 
-    tell(story)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("operation", ["validate", "consume"])
-def test_the_time_to_answer_counts_from_when_the_event_loop_came_to_read_the_call(operation: str) -> None:
-    async def story(callers: Callers) -> None:
+def test_deadline_counts_from_when_the_call_was_received(operation: str) -> None:
+    async def scenario(callers: Callers) -> None:
         callers.state = {RECEIVED: time.monotonic() - 0.4}
-        await callers.come(operation, *WHOLE)
+        await callers.arrive(operation, *WHOLE)
         assert callers.left_s[0] <= {"validate": 1.5, "consume": 8.0}[operation] - 0.4
 
-    tell(story)
+    run_scenario(scenario)
 
 
-def test_each_call_leaves_those_in_flight_the_time_to_be_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the engine hangs they give up one after the other, not all in the same moment."""
+def test_each_call_leaves_time_to_answer_those_in_flight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the engine hangs, they time out one after the other, not all at once."""
     monkeypatch.setattr(endpoint, "ANSWER_S", 0.5)
 
-    async def story(callers: Callers) -> None:
+    async def scenario(callers: Callers) -> None:
         for _ in range(2):
-            await callers.come("validate", *WHOLE)
+            await callers.arrive("validate", *WHOLE)
         assert callers.left_s[0] <= 1.0
         assert callers.left_s[1] <= 0.5
 
-    tell(story)
+    run_scenario(scenario)
 
 
-def test_a_burst_of_large_carts_is_queued() -> None:
+def test_burst_of_large_carts_is_queued() -> None:
     async def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(endpoint, "LARGE_CAPACITY", 1)
             callers = Callers(patch, 0.0, 2**20)
             async with callers.service.router.lifespan_context(callers.service):
                 for _ in range(6):
-                    await callers.come("validate", b"x" * LARGE_BYTES)
+                    await callers.arrive("validate", b"x" * LARGE_BYTES)
                 assert callers.answered() == {}
                 callers.go.set()
                 await asyncio.gather(*callers.tasks)
                 assert callers.answered() == {200: 6}
-                await callers.leave()
+                await callers.finish()
 
     asyncio.run(run())
 
 
 class Hanging:
-    """Validates that an engine keeps waiting until their deadline. Each takes its share of a virtual clock."""
+    """Validates whose engine hangs until their deadline, on a virtual clock."""
 
     READ_S, ANSWER_S = 0.0003, 0.0004
 
@@ -260,9 +260,7 @@ class Hanging:
 
 
 @pytest.mark.parametrize("at_once", [1, 64, 256, 600])
-def test_every_validate_is_answered_by_its_deadline_while_the_engine_hangs(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hanging_engine_never_delays_validate_past_its_deadline(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
         hanging = Hanging(monkeypatch)
         await asyncio.gather(*(hanging.call(virtual_time.now()) for _ in range(at_once)))
@@ -272,8 +270,8 @@ def test_every_validate_is_answered_by_its_deadline_while_the_engine_hangs(
     virtual_time.run(run)
 
 
-def test_large_carts_wait_for_each_other_and_for_nobody_else() -> None:
-    """A rush of them takes no place from small ones, and is refused before it is read."""
+def test_large_carts_have_their_own_capacity() -> None:
+    """A rush of them takes no capacity from small carts, and is refused before its bodies are read."""
     large = (b"x" * LARGE_BYTES,)
 
     async def run() -> None:
@@ -282,12 +280,12 @@ def test_large_carts_wait_for_each_other_and_for_nobody_else() -> None:
             callers = Callers(patch, 9.0, 2**20)
             async with callers.service.router.lifespan_context(callers.service):
                 for _ in range(4):
-                    await callers.come("validate", *large)
-                await callers.come("validate", *WHOLE)
+                    await callers.arrive("validate", *large)
+                await callers.arrive("validate", *WHOLE)
                 assert callers.answered() == {422: 3}
 
                 async def never() -> Message:
-                    raise AssertionError("its body is asked for")
+                    raise AssertionError("its body is read")
 
                 async def send(message: Message) -> None:
                     callers.statuses[message.get("status", 0)] += 1
@@ -296,6 +294,6 @@ def test_large_carts_wait_for_each_other_and_for_nobody_else() -> None:
                 scope = {"type": "http", "method": "POST", "path": "/promotions/validate", "headers": headers}
                 await callers.service({**scope, "query_string": b""}, never, send)
                 assert callers.answered() == {422: 4}
-                await callers.leave()
+                await callers.finish()
 
     asyncio.run(run())

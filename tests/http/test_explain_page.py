@@ -1,4 +1,4 @@
-"""The page `/explain`: who may ask, what is shown, and that nothing can be put into it."""
+"""The page `/explain`: who has access, what it shows, and that it escapes input."""
 
 import json
 from collections.abc import Iterator
@@ -46,13 +46,13 @@ def ask(http: TestClient, body: object = CART, token: str = TOKEN) -> Any:
     return http.post("/explain", data={"body": text, "token": token})
 
 
-def test_it_is_off_unless_it_is_switched_on() -> None:
+def test_explain_page_is_off_by_default() -> None:
     configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger())
     with TestClient(app.create(configured, engine_transport=fakes.FakeTransport())) as client:
         assert client.get("/explain").status_code == 404
 
 
-def test_every_cent_is_shown_with_its_reason(http: TestClient) -> None:
+def test_page_shows_every_amount_with_its_reason(http: TestClient) -> None:
     page = " ".join(ask(http).text.split())
     for text in (
         "Five off, code FIVE",
@@ -73,7 +73,7 @@ def test_every_cent_is_shown_with_its_reason(http: TestClient) -> None:
     assert "do not add up" not in page
 
 
-def test_only_who_has_the_token_is_answered(http: TestClient) -> None:
+def test_wrong_token_gets_403(http: TestClient) -> None:
     for token in ("", "another token for it"):
         response = ask(http, token=token)
         assert response.status_code == 403
@@ -82,15 +82,16 @@ def test_only_who_has_the_token_is_answered(http: TestClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"), [("{", "not JSON"), ({"items": [{"sku": "A", "price": "1"}]}, "/items/0/quantity"), ("", "JSON")]
+    ("body", "problem"),
+    [("{", "not JSON"), ({"items": [{"sku": "A", "price": "1"}]}, "/items/0/quantity"), ("", "JSON")],
 )
-def test_a_body_that_cannot_be_read_is_told_with_its_place(http: TestClient, body: object, said: str) -> None:
+def test_invalid_body_gets_400_naming_the_place(http: TestClient, body: object, problem: str) -> None:
     response = ask(http, body)
     assert response.status_code == 400
-    assert said in response.text
+    assert problem in response.text
 
 
-def test_nothing_can_be_put_into_the_page(http: TestClient) -> None:
+def test_page_escapes_markup_in_input(http: TestClient) -> None:
     evil = "</textarea><script>alert(1)</script>"
     for response in (ask(http, evil), http.get("/explain", params={"example": evil})):
         assert "<script" not in response.text
@@ -99,7 +100,7 @@ def test_nothing_can_be_put_into_the_page(http: TestClient) -> None:
         assert "unsafe" not in policy
 
 
-def test_examples_are_one_click_away(http: TestClient) -> None:
+def test_page_loads_examples(http: TestClient) -> None:
     page = http.get("/explain", params={"example": "a code that does not exist"}).text
     assert "NOPE" in page
     assert http.get("/explain.css").headers["content-type"].startswith("text/css")

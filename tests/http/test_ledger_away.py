@@ -1,4 +1,4 @@
-"""A real process whose ledger is away, hangs or cannot be used: at its start, or later (CONTRACT sections 7 and 9)."""
+"""A real process whose ledger is down, hangs or is unusable, at start or later (CONTRACT sections 7 and 9)."""
 
 import contextlib
 import json
@@ -31,7 +31,7 @@ def engine() -> Iterator[str]:
 
 
 class Server:
-    """What stands in front of PostgreSQL: it can be away, or take connections and say nothing."""
+    """A proxy in front of PostgreSQL that can be down, or accept connections and hang."""
 
     def __init__(self) -> None:
         self.listener: socket.socket | None = None
@@ -76,7 +76,7 @@ class Server:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Somebody else holds SQLite's file, and does not let go."""
+    """Another process has locked SQLite's file."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
         database.execute("PRAGMA locking_mode = EXCLUSIVE")
         database.execute("BEGIN EXCLUSIVE")
@@ -119,7 +119,7 @@ def check_served_again(service: Process) -> None:
     assert b"\nmapper_consume_served 1.0\n" in metrics(service)
 
 
-def test_a_postgres_server_that_comes_late_goes_and_hangs(tmp_path: Path, engine: str) -> None:
+def test_service_recovers_when_postgres_starts_late_stops_or_hangs(tmp_path: Path, engine: str) -> None:
     server = Server()
     with process(tmp_path, engine, "--drain", "0", MAPPER_LEDGER_URL=server.url) as service:
         service.wait_until_ready()
@@ -141,7 +141,7 @@ def test_a_postgres_server_that_comes_late_goes_and_hangs(tmp_path: Path, engine
         assert service.stop() == 0
 
 
-def test_a_file_that_others_hold_is_opened_once_they_let_go(tmp_path: Path, engine: str) -> None:
+def test_locked_sqlite_file_is_opened_once_it_is_unlocked(tmp_path: Path, engine: str) -> None:
     with contextlib.ExitStack() as held:
         lock = held.enter_context(contextlib.ExitStack())
         lock.enter_context(locked(tmp_path / "ledger.db"))
@@ -160,7 +160,7 @@ def _too_new(folder: Path) -> str:
 
 
 def _no_database(folder: Path) -> str:
-    (folder / "text.db").write_text("this is no database, whatever its name says " * 99)
+    (folder / "text.db").write_text("this is no database, whatever its name problem " * 99)
     return f"sqlite:///{folder}/text.db"
 
 
@@ -173,7 +173,7 @@ def _wrong_password(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("url", "says"),
+    ("url", "problem"),
     [
         (lambda folder: f"sqlite:///{folder}/no/such/ledger.db", "No such file or directory"),
         (lambda folder: f"sqlite:///{folder}", "is not a file"),
@@ -183,7 +183,7 @@ def _wrong_password(folder: Path) -> str:
         (_wrong_password, "the user or the password"),
     ],
 )
-def test_a_ledger_that_will_not_do_is_one_sentence_and_exit_code_2(tmp_path: Path, url: Any, says: str) -> None:
+def test_unusable_ledger_prints_one_line_and_exits_with_2(tmp_path: Path, url: Any, problem: str) -> None:
     environment = {**Process.settings("http://127.0.0.1:9"), "MAPPER_LEDGER_URL": url(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-m", "mapper", "serve", "--port", "0"],
@@ -192,11 +192,11 @@ def test_a_ledger_that_will_not_do_is_one_sentence_and_exit_code_2(tmp_path: Pat
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("MAPPER_LEDGER_URL: ")
-    assert says in line
+    assert problem in line
     assert postgres.PASSWORD not in line
 
 
-def test_operators_have_a_port_of_their_own_with_several_workers_too(tmp_path: Path, engine: str) -> None:
+def test_admin_port_works_with_several_workers(tmp_path: Path, engine: str) -> None:
     port = postgres._free_port()
     with process(tmp_path, engine, "--workers", "2", "--drain", "0", MAPPER_ADMIN_PORT=str(port)) as service:
         service.wait_for(lambda: service.logged("ready"))

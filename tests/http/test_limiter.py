@@ -1,4 +1,4 @@
-"""Who is admitted, who waits, who is shed: on a virtual clock."""
+"""Which calls are admitted, queued or shed, on a virtual clock."""
 
 import asyncio
 import random
@@ -19,15 +19,15 @@ def limiter(capacity: int = 2, max_bytes: int = 1000) -> Limiter:
 
 
 class Crowd:
-    """Calls that each take a while, and what became of them: by name, seconds from arrival.
+    """Calls by name, with the seconds from arrival until each was answered or shed.
 
-    The event loop is busy for `read_s` with the head and body of each, and for `work_s` once it has begun.
+    The event loop is busy for `read_s` with the head and body of each call, and for `work_s` once it has begun.
     """
 
     def __init__(
         self, limited: Limiter, engine_s: float = 0.1, work_s: float = 0.0, read_s: float = 0.0, *, door: bool = False
     ) -> None:
-        """`door`: whether the limiter is looked at before, as the server does for all that it reads in one turn."""
+        """`door`: check the limiter first, as the server does for all calls that it reads in one turn."""
         self.limited, self.engine_s, self.work_s, self.read_s, self.door = limited, engine_s, work_s, read_s, door
         self.began: list[str] = []
         self.good: dict[str, float] = {}
@@ -69,22 +69,22 @@ class Crowd:
         assert (self.limited.admitted, self.limited.in_flight_bytes) == (0, 0)
 
 
-def story(tell: Callable[[], Awaitable[None]]) -> None:
+def run_scenario(scenario: Callable[[], Awaitable[None]]) -> None:
     async def run() -> None:
-        await tell()
+        await scenario()
 
     virtual_time.run(run)
 
 
-# No longer than the second after which a queue is no burst.
+# None lasts longer than a second: a longer queue is a standing queue, not a burst.
 BURSTS = [(256, 0.1, 200), (256, 1.0, 200), (64, 0.1, 600), (16, 0.02, 700), (2, 0.1, 18), (1, 1.4, 1)]
 
 
 @pytest.mark.parametrize(("capacity", "engine_s", "calls"), BURSTS)
-def test_nobody_is_refused_in_a_burst_that_can_be_answered(capacity: int, engine_s: float, calls: int) -> None:
-    """Whether the limiter has never seen a call, or knows how long they take."""
+def test_burst_that_can_be_answered_is_never_refused(capacity: int, engine_s: float, calls: int) -> None:
+    """Neither when the limiter has seen no call yet, nor when it knows how long calls take."""
 
-    async def tell() -> None:
+    async def scenario() -> None:
         limited = limiter(capacity)
         for _ in range(2):
             crowd = Crowd(limited, engine_s)
@@ -93,24 +93,24 @@ def test_nobody_is_refused_in_a_burst_that_can_be_answered(capacity: int, engine
             assert crowd.began == sorted(crowd.began), "first come, first served"
             assert max(crowd.good.values()) <= DEADLINE_S
 
-    story(tell)
+    run_scenario(scenario)
 
 
-def test_no_call_waits_longer_than_its_deadline_allows_less_what_a_call_takes() -> None:
-    async def tell() -> None:
+def test_call_waits_at_most_its_deadline_less_the_usual_service_time() -> None:
+    async def scenario() -> None:
         limited = limiter(8)
-        await Crowd(limited, 0.6).arrive(number / 10 for number in range(64))  # so it knows what a call takes
+        await Crowd(limited, 0.6).arrive(number / 10 for number in range(64))  # the limiter learns the service time
         crowd = Crowd(limited, 0.6)
         await crowd.arrive([0.0] * 100)
         assert len(crowd.good) == 16
         assert max(crowd.good.values()) == pytest.approx(1.2)
         assert max(crowd.shed.values()) <= DEADLINE_S - 0.3
 
-    story(tell)
+    run_scenario(scenario)
 
 
-def test_what_cannot_be_in_time_is_refused_at_once() -> None:
-    async def tell() -> None:
+def test_call_that_cannot_be_in_time_is_refused_at_once() -> None:
+    async def scenario() -> None:
         limited = limiter(8)
         await Crowd(limited, 0.6).arrive(number / 10 for number in range(64))
         crowd = Crowd(limited, 0.6)
@@ -119,11 +119,11 @@ def test_what_cannot_be_in_time_is_refused_at_once() -> None:
         assert len(late) > 5
         assert 0.0 in late
 
-    story(tell)
+    run_scenario(scenario)
 
 
-def test_a_call_is_answered_by_its_deadline_while_the_engine_hangs() -> None:
-    async def tell() -> None:
+def test_calls_are_shed_by_their_deadline_while_the_engine_hangs() -> None:
+    async def scenario() -> None:
         crowd = Crowd(limiter(4), engine_s=DEADLINE_S)
         await crowd.arrive(number / 20 for number in range(60))
         assert crowd.shed
@@ -132,15 +132,15 @@ def test_a_call_is_answered_by_its_deadline_while_the_engine_hangs() -> None:
         await after.arrive(number / 100 for number in range(200))
         assert after.shed == {}
 
-    story(tell)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("times", [1.3, 2, 5])
-def test_in_a_queue_that_stands_nobody_waits_longer_than_a_fifth_of_the_deadline(times: float) -> None:
+def test_standing_queue_delays_calls_at_most_a_fifth_of_the_deadline(times: float) -> None:
     """Controlled delay."""
     capacity, engine_s, seconds = 32, 0.05, 4.0
 
-    async def tell() -> None:
+    async def scenario() -> None:
         crowd, dice, moment = Crowd(limiter(capacity), engine_s), random.Random(1), 0.0
         moments = []
         while moment < seconds:
@@ -155,21 +155,21 @@ def test_in_a_queue_that_stands_nobody_waits_longer_than_a_fifth_of_the_deadline
         assert max(shed) <= STANDING_SHARE * DEADLINE_S + 0.001
         if times > 2:
             assert sorted(shed)[int(0.9 * len(shed))] == 0.0, "most are refused at once"
-        # And when it is over, it is over.
+        # Afterwards a burst is queued again.
         await asyncio.sleep(0.4)
         after = Crowd(crowd.limited, engine_s)
         await after.arrive([0.0] * 10 * capacity)
         assert after.shed == {}
 
-    story(tell)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("times", [2, 5])
-def test_a_queue_stands_although_each_waits_for_the_processor_alone(times: int) -> None:
-    """There is room for all of them, and never as many calls as there is room for."""
+def test_queue_for_the_processor_alone_is_a_standing_queue(times: int) -> None:
+    """The capacity is never reached."""
     work_s, seconds = 0.002, 4.0
 
-    async def tell() -> None:
+    async def scenario() -> None:
         crowd = Crowd(limiter(1000), 0.03, work_s)
         await crowd.arrive(number * work_s / times for number in range(int(times * seconds / work_s)))
         standing = f"{int(times * 2 * STANDING_S / work_s):05}"
@@ -177,14 +177,14 @@ def test_a_queue_stands_although_each_waits_for_the_processor_alone(times: int) 
         assert longest <= STANDING_SHARE * DEADLINE_S + 0.03 + 10 * BATCH * work_s
         assert len(crowd.good) * work_s >= 0.85 * seconds
 
-    story(tell)
+    run_scenario(scenario)
 
 
-def test_a_queue_that_had_to_be_shed_as_a_whole_stands_all_the_same() -> None:
-    """The process was paused in the middle of a rush: what comes then is no burst on an idle service."""
+def test_queue_shed_as_a_whole_is_still_a_standing_queue() -> None:
+    """The process was paused during a rush: the calls that follow are not a burst on an idle service."""
     work_s, seconds, times = 0.002, 5.0, 5
 
-    async def tell() -> None:
+    async def scenario() -> None:
         crowd = Crowd(limiter(256), 0.03, work_s, door=True)
 
         async def pause() -> None:
@@ -198,15 +198,15 @@ def test_a_queue_that_had_to_be_shed_as_a_whole_stands_all_the_same() -> None:
         longest = max(waited for name, waited in [*crowd.good.items(), *crowd.shed.items()] if name >= late)
         assert longest <= STANDING_SHARE * DEADLINE_S + 0.03 + 10 * BATCH * work_s
 
-    story(tell)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("times", [2, 5])
-def test_who_passes_the_door_of_a_queue_that_stands_is_answered(times: int) -> None:
-    """Although all that is read in one turn has looked at the same queue."""
+def test_most_calls_past_the_door_of_a_standing_queue_are_answered(times: int) -> None:
+    """Although all calls read in one turn saw the same queue."""
     work_s, seconds, at_once = 0.002, 6.0, 10
 
-    async def tell() -> None:
+    async def scenario() -> None:
         crowd = Crowd(limiter(256), 0.03, work_s, read_s=0.0002, door=True)
         moments = [number // at_once * at_once * work_s / times for number in range(int(times * seconds / work_s))]
         await crowd.arrive(moments)
@@ -216,13 +216,13 @@ def test_who_passes_the_door_of_a_queue_that_stands_is_answered(times: int) -> N
         assert shed <= 0.15 * good
         assert good * work_s >= 0.8 * (seconds - 2 * STANDING_S), "the processor has idled, or refused"
 
-    story(tell)
+    run_scenario(scenario)
 
 
-def test_a_burst_that_is_read_in_one_turn_is_queued() -> None:
-    """The turn in which hundreds of calls are read is no measure of those in which they are answered: more may come."""
+def test_burst_read_in_one_turn_is_queued() -> None:
+    """The turn that reads hundreds of calls does not measure the turns that answer them."""
 
-    async def tell() -> None:
+    async def scenario() -> None:
         limited = limiter(256)
         for _ in range(3):
             crowd = Crowd(limited, 0.1, work_s=0.0015, read_s=0.0002, door=True)
@@ -230,14 +230,14 @@ def test_a_burst_that_is_read_in_one_turn_is_queued() -> None:
             assert (crowd.refused, crowd.shed) == ([], {})
             await asyncio.sleep(0.5)
 
-    story(tell)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("work_s", [0.002, 0.004])
-def test_a_hundred_clients_who_wait_for_their_answers_are_never_refused(work_s: float) -> None:
-    """A closed loop: each asks again when it is answered, after up to half a second. The queue is never empty."""
+def test_closed_loop_of_128_clients_is_never_refused(work_s: float) -> None:
+    """Each client calls again when it is answered, after up to half a second. The queue is never empty."""
 
-    async def tell() -> None:
+    async def scenario() -> None:
         crowd = Crowd(limiter(256), 0.0, work_s=work_s, door=True)
 
         async def client(number: int) -> None:
@@ -248,22 +248,22 @@ def test_a_hundred_clients_who_wait_for_their_answers_are_never_refused(work_s: 
         assert (crowd.refused, crowd.shed) == ([], {})
         assert max(crowd.good.values()) > 0.9 * 128 * work_s
 
-    story(tell)
+    run_scenario(scenario)
 
 
-def test_a_look_counts_nothing() -> None:
-    async def tell() -> None:
+def test_is_full_does_not_change_the_limiter() -> None:
+    async def scenario() -> None:
         limited = limiter(1)
         assert [limited.is_full() for _ in range(1000)] == [False] * 1000
         crowd = Crowd(limited)
         await crowd.arrive([0.0] * 3)
         assert len(crowd.good) == 3
 
-    story(tell)
+    run_scenario(scenario)
 
 
 async def longest_turn(busy: Awaitable[None]) -> float:
-    """Of the event loop, in seconds."""
+    """The longest turn of the event loop while `busy` runs, in seconds."""
     longest, working = 0.0, asyncio.ensure_future(busy)
     while not working.done():
         began = virtual_time.now()
@@ -274,24 +274,24 @@ async def longest_turn(busy: Awaitable[None]) -> float:
 
 
 @pytest.mark.parametrize("engine_s", [0.01, 0.1, 0.5])
-def test_a_burst_keeps_the_event_loop_from_nobody(engine_s: float) -> None:
-    """Two hundred calls at once, each of which takes a millisecond of the processor to begin."""
+def test_burst_does_not_block_the_event_loop(engine_s: float) -> None:
+    """Two hundred calls at once, each with a millisecond of processor time to begin."""
 
-    async def tell() -> None:
+    async def scenario() -> None:
         crowd = Crowd(limiter(256), engine_s, work_s=0.001)
-        # A timer is a turn late, and who waits for it another one.
+        # A timer fires one turn late, and its waiter runs one turn after that.
         assert await longest_turn(crowd.arrive([0.0] * 200)) <= 3.1 * BATCH * 0.001
         assert len(crowd.good) == 200
         assert crowd.began == sorted(crowd.began)
 
-    story(tell)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize(("engine_s", "enough"), [(0.0, 40), (0.03, 90), (0.1, 160)])
-def test_in_a_queue_no_more_are_in_flight_than_keep_engine_and_processor_busy(engine_s: float, enough: int) -> None:
+def test_queue_keeps_in_flight_calls_to_what_engine_and_processor_need(engine_s: float, enough: int) -> None:
     work_s, seconds, most = 0.001, 2.5, 256
 
-    async def tell() -> None:
+    async def scenario() -> None:
         limited = limiter(most)
         crowd = Crowd(limited, engine_s, work_s)
         rush = asyncio.create_task(crowd.arrive(number * work_s / 2 for number in range(int(2 * seconds / work_s))))
@@ -308,11 +308,11 @@ def test_in_a_queue_no_more_are_in_flight_than_keep_engine_and_processor_busy(en
         await after.arrive([0.0] * most)
         assert after.shed == {}
 
-    story(tell)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 20])
-def test_whatever_is_raised_or_cancelled_at_any_await_all_is_given_back(capacity: int) -> None:
+def test_permits_and_bytes_are_released_after_any_error_or_cancellation(capacity: int) -> None:
     async def call(limited: Limiter, dice: random.Random) -> None:
         with limited.permit() as permit:
             limited.reserve(permit, dice.randrange(200))
@@ -324,7 +324,7 @@ def test_whatever_is_raised_or_cancelled_at_any_await_all_is_given_back(capacity
             if dice.random() < 0.2:
                 raise KeyError
 
-    async def tell() -> None:
+    async def scenario() -> None:
         dice = random.Random(capacity)
         for _ in range(60):
             limited = limiter(capacity, max_bytes=4000)
@@ -337,11 +337,11 @@ def test_whatever_is_raised_or_cancelled_at_any_await_all_is_given_back(capacity
             await asyncio.gather(*tasks, return_exceptions=True)
             assert (limited.admitted, limited.in_flight_bytes, len(limited._queue)) == (0, 0, 0)
 
-    story(tell)
+    run_scenario(scenario)
 
 
-def test_who_is_cancelled_in_the_moment_in_which_he_is_admitted_passes_his_place_on() -> None:
-    async def tell() -> None:
+def test_call_cancelled_on_admission_passes_its_permit_on() -> None:
+    async def scenario() -> None:
         limited = limiter(1)
         crowd = Crowd(limited)
         with limited.permit() as first:
@@ -350,17 +350,17 @@ def test_who_is_cancelled_in_the_moment_in_which_he_is_admitted_passes_his_place
             await asyncio.sleep(0)
             waiting[0].cancel()  # while it waits
             await asyncio.wait([waiting[0]])
-            assert len(limited._queue) == 2, "who has gone still counts"
+            assert len(limited._queue) == 2, "the cancelled call still counts"
         waiting[1].cancel()  # it has just been admitted
         await asyncio.gather(*waiting, return_exceptions=True)
         assert crowd.began == ["c"]
         assert limited.admitted == 0
 
-    story(tell)
+    run_scenario(scenario)
 
 
-def test_the_bytes_of_all_bodies_in_flight_are_limited() -> None:
-    async def tell() -> None:
+def test_bytes_of_all_bodies_in_flight_are_limited() -> None:
+    async def scenario() -> None:
         limited = limiter(max_bytes=100)
         with limited.permit() as first, limited.permit() as second:
             limited.reserve(first, 60)
@@ -371,4 +371,4 @@ def test_the_bytes_of_all_bodies_in_flight_are_limited() -> None:
             assert limited.is_full()
         limited.check()
 
-    story(tell)
+    run_scenario(scenario)

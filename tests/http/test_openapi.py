@@ -1,6 +1,6 @@
-"""The OpenAPI document: its copy in docs is the one that is served, and the service behaves as it says.
+"""The OpenAPI document: its copy in docs is up to date, and the service conforms to it.
 
-`python -m tests.http.test_openapi` writes the copy anew. `SCHEMATHESIS=500` asks for more examples than usual.
+`python -m tests.http.test_openapi` writes the copy. `SCHEMATHESIS=500` runs more examples.
 """
 
 import json
@@ -40,13 +40,13 @@ def text() -> str:
     return json.dumps(openapi.document(), indent=1, ensure_ascii=False) + "\n"
 
 
-def test_the_copy_is_what_is_served() -> None:
-    assert COPY.read_text("utf-8") == text(), "python -m tests.http.test_openapi writes it anew; read the difference"
+def test_copy_in_docs_equals_the_served_document() -> None:
+    assert COPY.read_text("utf-8") == text(), "python -m tests.http.test_openapi writes it; read the diff"
     with TestClient(made()) as http:
         assert http.get("/openapi.json").json() == json.loads(COPY.read_text("utf-8"))
 
 
-def test_its_examples_are_answered_with_200() -> None:
+def test_examples_get_200() -> None:
     with TestClient(made()) as http:
         for operation, example in (("validate", openapi.EXAMPLE), ("consume", openapi.ORDER_EXAMPLE)):
             body = json.dumps(example).encode()
@@ -54,17 +54,17 @@ def test_its_examples_are_answered_with_200() -> None:
             assert http.post(f"/promotions/{operation}", content=body, headers=headers).status_code == 200
 
 
-def test_every_route_is_in_it() -> None:
+def test_every_route_is_documented() -> None:
     assert set(openapi.document()["paths"]) == {getattr(route, "path", "") for route in made().routes}
 
 
 BEYOND_A_SCHEMA = [positive_data_acceptance, not_a_server_error]
-"""What the document allows may be 400: a schema cannot say how many digits the amounts of a currency have. And a code
-that is refused at consume is Nacelle's 500, so that the category tells a fault of ours."""
+"""Not checked: a request that fits the schema may get 400, since a schema cannot limit the digits of a currency's
+amounts; and a refused code is Nacelle's 500 at consume, so the category tells whether the fault is ours."""
 
 
 class Signed(AuthBase):
-    """Signs as Nacelle does, and a merchant who cancels: over the bytes that are about to be sent."""
+    """Signs the bytes to be sent, with Nacelle's secret or, for a cancel, the merchant's."""
 
     def __call__(self, request: Any) -> Any:
         body = request.body or b""
@@ -75,13 +75,13 @@ class Signed(AuthBase):
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """The service, live."""
+    """The address of a running service."""
     with running(made()) as url:
         yield url
 
 
 @pytest.mark.parametrize("path", sorted(openapi.document()["paths"]))
-def test_the_service_behaves_as_the_document_says(address: str, path: str) -> None:
+def test_service_conforms_to_the_document(address: str, path: str) -> None:
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
     method = next(iter(openapi.document()["paths"][path]))
 

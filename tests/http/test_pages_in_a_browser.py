@@ -1,4 +1,4 @@
-"""The two pages in a real browser: nothing in its console, no scrolling sideways, by keyboard alone, readable."""
+"""The two pages in a real browser: no console errors, no sideways scrolling, keyboard alone, enough contrast."""
 
 import asyncio
 import os
@@ -17,12 +17,12 @@ pytestmark = needs_chromium
 
 TOKEN = "a token for the page"
 SHOTS = os.environ.get("SCREENSHOTS")
-"""A folder for pictures, for a person to look at."""
+"""A folder for screenshots, to look at."""
 
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[tuple[str, str]]:
-    """The sandbox and, connected to it, the service with the page `/explain`: their addresses."""
+    """The addresses of the sandbox, and of the service connected to it with the page `/explain`."""
     application = host.create()
     with host.running(application) as sandbox:
         environment = {
@@ -67,7 +67,7 @@ async def check_looks(page: Page, name: str) -> None:
                 keep(f"{name}-{width}-{'dark' if dark else 'light'}.png", await page.screenshot())
 
 
-def test_a_code_of_the_sandbox_is_one_click_away(servers: tuple[str, str]) -> None:
+def test_sandbox_page_tries_a_code_by_keyboard(servers: tuple[str, str]) -> None:
     async def look(page: Page) -> None:
         await page.look(1440)
         await page.open(servers[0])
@@ -88,7 +88,7 @@ def test_a_code_of_the_sandbox_is_one_click_away(servers: tuple[str, str]) -> No
     visit(look)
 
 
-def test_a_checkout_is_explained_by_keyboard_alone(servers: tuple[str, str]) -> None:
+def test_explain_page_works_by_keyboard(servers: tuple[str, str]) -> None:
     async def look(page: Page) -> None:
         await page.look(360)
         await page.open(f"{servers[1]}/explain")

@@ -1,6 +1,6 @@
-"""Hostile clients get what they deserve, within limits of time and memory; others notice nothing when a process ends.
+"""Hostile clients are refused within limits of time and memory; no request is lost when a process ends.
 
-Limits of time are short here. ATTACKS and RESTARTS in the environment make the two long tests longer.
+Time limits are short here. ATTACKS and RESTARTS in the environment make the two long tests longer.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ def signed(body: object = CHECKOUT, operation: str = "validate", secret: bytes =
 
 @dataclass
 class Seen:
-    """The service, and the targets of all requests that got as far as to it."""
+    """The service, and the targets of all requests that reached it."""
 
     service: Any
     targets: list[str] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Running:
     seen: Seen
     server: server.Server
 
-    def says(self, *parts: bytes, **options: Any) -> list[int]:
+    def statuses(self, *parts: bytes, **options: Any) -> list[int]:
         return exchange(self.address, *parts, **options).statuses
 
 
@@ -127,7 +127,7 @@ def served(shared: Running) -> Running:
     return shared
 
 
-# -- What is refused -----------------------------------------------------------------------------------------------
+# -- Malformed requests --------------------------------------------------------------------------------------------
 
 MALFORMED = {
     "length and chunks": head(POST, HOST, "Content-Length: 6", CHUNKED) + b"0\r\n\r\n" + BEHIND,
@@ -167,9 +167,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("what", MALFORMED)
-def test_what_others_might_read_in_another_way_is_400_and_nothing_behind_it_is_executed(
-    served: Running, what: str
-) -> None:
+def test_ambiguous_request_gets_400_and_smuggled_request_is_not_run(served: Running, what: str) -> None:
     heard = exchange(served.address, MALFORMED[what])
     assert (heard.statuses, heard.closed) == ([400], True)
     assert heard.responses[0].headers["connection"] == "close"
@@ -184,22 +182,22 @@ def test_what_others_might_read_in_another_way_is_400_and_nothing_behind_it_is_e
         *(b"3\nabc\r\n", b"3\r\nabc\n", b"3\r\nabcd\r\n", b"3 \r\nabc\r\n", b"3;a\nb\r\nabc\r\n", b"-3\r\nabc\r\n"),
     ],
 )
-def test_odd_chunks_are_400(served: Running, chunks: bytes) -> None:
+def test_malformed_chunks_get_400(served: Running, chunks: bytes) -> None:
     heard = exchange(served.address, head(POST, HOST, CHUNKED), chunks + b"0\r\n\r\n" + BEHIND, pause_s=0.02)
     assert (heard.statuses, heard.closed) == ([400], True)
     assert "/smuggled" not in served.seen.targets
 
 
 @pytest.mark.parametrize("name", ["X", SIGNATURE.decode(), "Content-Length"])
-def test_fields_behind_the_body_never_join_those_before_it(served: Running, name: str) -> None:
+def test_trailer_fields_are_refused(served: Running, name: str) -> None:
     body = b"3\r\nabc\r\n0\r\n" + name.encode() + b": 5\r\n\r\n" + BEHIND
     heard = exchange(served.address, head(POST, HOST, CHUNKED), body, pause_s=0.02)
     assert (heard.statuses, heard.closed) == ([400], True)
     assert "/smuggled" not in served.seen.targets
 
 
-def test_after_a_wish_to_upgrade_the_connection_ends(served: Running) -> None:
-    """The parser takes nothing after it: the next request would wait for ever."""
+def test_connection_closes_after_an_upgrade_request(served: Running) -> None:
+    """The parser reads nothing after it: the next request would wait for ever."""
     heard = exchange(served.address, head("GET /livez HTTP/1.1", HOST, "Connection: Upgrade", "Upgrade: h2c") + BEHIND)
     assert (heard.statuses, heard.closed) == ([200], True)
     assert heard.responses[0].headers["connection"] == "close"
@@ -234,8 +232,8 @@ def test_after_a_wish_to_upgrade_the_connection_ends(served: Running) -> None:
         ("GET /livez http/1.1", 400),
     ],
 )
-def test_other_ways_to_write_a_target_lead_nowhere(served: Running, line: str, status: int) -> None:
-    assert served.says(head(line, HOST, "Content-Length: 0"), expect=1) == [status]
+def test_other_forms_of_a_target_are_refused(served: Running, line: str, status: int) -> None:
+    assert served.statuses(head(line, HOST, "Content-Length: 0"), expect=1) == [status]
 
 
 @pytest.mark.parametrize(
@@ -255,11 +253,11 @@ def test_other_ways_to_write_a_target_lead_nowhere(served: Running, line: str, s
     ],
 )
 def test_well_formed_requests_are_answered(served: Running, sent: bytes, statuses: list[int]) -> None:
-    assert served.says(sent, expect=len(statuses)) == statuses
+    assert served.statuses(sent, expect=len(statuses)) == statuses
     assert "/smuggled" not in served.seen.targets
 
 
-def test_a_body_is_sent_once_the_client_was_told_to_continue(served: Running) -> None:
+def test_expect_gets_100_continue_unless_the_body_is_too_large(served: Running) -> None:
     top, body = signed().split(b"\r\n\r\n", 1)
     with raw_http.connect(served.address) as connection:
         connection.sendall(top + b"\r\nExpect: 100-continue\r\n\r\n")
@@ -269,7 +267,7 @@ def test_a_body_is_sent_once_the_client_was_told_to_continue(served: Running) ->
     assert b" 100 " not in exchange(served.address, refused, expect=1).raw
 
 
-# -- What takes too long -------------------------------------------------------------------------------------------
+# -- Slow clients --------------------------------------------------------------------------------------------------
 
 DRIP = [bytes([byte]) for byte in request("GET", "/livez", headers=("X: " + "x" * 50,))]
 
@@ -292,16 +290,16 @@ DRIP = [bytes([byte]) for byte in request("GET", "/livez", headers=("X: " + "x" 
     ],
     ids=[
         *("silence", "empty lines", "half a line", "half a head", "a slow head", "a slow second head", "idle"),
-        *("half a body", "a slow body", "a slow chunk", "a body nobody reads", "likewise, a further request"),
+        *("half a body", "a slow body", "a slow chunk", "an unread body", "an unread body of a second request"),
     ],
 )
-def test_who_is_slow_is_cut_off(served: Running, parts: list[bytes], statuses: list[int], at_least_s: float) -> None:
+def test_slow_client_is_cut_off(served: Running, parts: list[bytes], statuses: list[int], at_least_s: float) -> None:
     heard = exchange(served.address, *parts, pause_s=0.03, wait_s=3)
     assert (heard.statuses, heard.closed) == (statuses, True)
     assert at_least_s - 0.02 < heard.seconds < at_least_s + 1.2
 
 
-def test_who_does_not_read_is_cut_off() -> None:
+def test_client_that_does_not_read_is_cut_off() -> None:
     async def big(scope: Scope, receive: Receive, send: Send) -> None:
         await _lifespan(scope, receive, send)
         if scope["type"] == "http":
@@ -326,7 +324,7 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
             break
 
 
-# -- What is too much ----------------------------------------------------------------------------------------------
+# -- Size limits ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -346,19 +344,19 @@ async def _lifespan(scope: Scope, receive: Receive, send: Send) -> None:
         ([head(POST, HOST, CHUNKED) + (b"10000\r\n" + bytes(65536) + b"\r\n") * 100], 413),
     ],
 )
-def test_what_is_too_large_is_refused_at_once_and_the_refusal_arrives(
+def test_too_large_request_is_refused_at_once_and_gets_the_answer(
     served: Running, parts: list[bytes], status: int
 ) -> None:
     heard = exchange(served.address, *parts, pause_s=0.01)
     assert (heard.statuses, heard.closed) == ([status], True)
     assert heard.responses[0].headers["connection"] == "close"
-    assert heard.all_sent, "a client that cannot send on may never read the answer"
+    assert heard.all_sent, "a client that is still sending may never read the answer"
     assert heard.seconds < 1
 
 
-def test_requests_sent_ahead_are_answered_in_turn_and_only_so_many(served: Running) -> None:
+def test_pipelined_requests_are_answered_in_order_up_to_a_limit(served: Running) -> None:
     three = signed() + LIVEZ + request("GET", "/nothing")
-    assert served.says(three, expect=3) == [200, 200, 404]
+    assert served.statuses(three, expect=3) == [200, 200, 404]
     served.seen.targets.clear()
     heard = exchange(served.address, LIVEZ * 20_000)
     assert heard.closed
@@ -368,12 +366,12 @@ def test_requests_sent_ahead_are_answered_in_turn_and_only_so_many(served: Runni
 
 
 @pytest.mark.parametrize("behind", [b"\0garbage", head("GET /livez HTTP/1.1"), head(POST, HOST, "X: " + "a" * 20_000)])
-def test_what_came_before_garbage_is_answered(served: Running, behind: bytes) -> None:
+def test_request_before_garbage_is_answered(served: Running, behind: bytes) -> None:
     heard = exchange(served.address, signed() + behind)
     assert (heard.statuses, heard.closed) == ([200], True)
 
 
-def test_silent_connections_keep_nobody_out(served: Running) -> None:
+def test_silent_connections_do_not_block_others(served: Running) -> None:
     with contextlib.ExitStack() as held:
         for _ in range(200):
             held.enter_context(raw_http.connect(served.address))
@@ -382,7 +380,7 @@ def test_silent_connections_keep_nobody_out(served: Running) -> None:
     assert heard.seconds < 0.5
 
 
-def test_too_many_connections_are_refused_until_others_have_gone() -> None:
+def test_connections_above_the_limit_get_503_until_others_close() -> None:
     with running(service(), replace(SHORT, connections=10)) as made:
         with contextlib.ExitStack() as held:
             for _ in range(10):
@@ -392,15 +390,15 @@ def test_too_many_connections_are_refused_until_others_have_gone() -> None:
             assert heard.responses[0].headers["retry-after"] == "1"
         assert heard.seconds < 0.3
         until = time.monotonic() + 2
-        while (statuses := made.says(LIVEZ, expect=1)) == [503] and time.monotonic() < until:
+        while (statuses := made.statuses(LIVEZ, expect=1)) == [503] and time.monotonic() < until:
             time.sleep(0.02)
         assert statuses == [200]
 
 
-# -- What is kept --------------------------------------------------------------------------------------------------
+# -- Keep-alive and resources --------------------------------------------------------------------------------------
 
 
-def test_a_connection_is_idle_between_requests_only() -> None:
+def test_keep_alive_timeout_counts_only_between_requests() -> None:
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
         await _lifespan(scope, receive, send)
         if scope["type"] == "http":
@@ -419,8 +417,8 @@ def test_a_connection_is_idle_between_requests_only() -> None:
             assert 0.1 < ended.seconds < 1
 
 
-def test_neither_requests_nor_connections_leave_work_for_the_garbage_collector() -> None:
-    """`server.run` makes it come rarely."""
+def test_requests_and_connections_leave_no_reference_cycles() -> None:
+    """`server.run` makes garbage collection rare."""
     order = {"id": "o-1", "order_items": CHECKOUT["items"]}
     requests = {
         "validate": signed(),
@@ -431,17 +429,17 @@ def test_neither_requests_nor_connections_leave_work_for_the_garbage_collector()
         "not there": request("GET", "/nothing"),
     }
     with running(service()) as served:
-        for sent in requests.values():  # what is made once and kept
-            served.says(sent, expect=1)
+        for sent in requests.values():  # warm up what is made once and kept
+            served.statuses(sent, expect=1)
         gc.collect()
         gc.disable()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
             for name, sent in requests.items():
                 for _ in range(3):
-                    served.says(sent, LIVEZ, expect=2, pause_s=0.01, wait_s=0.3)
+                    served.statuses(sent, LIVEZ, expect=2, pause_s=0.01, wait_s=0.3)
                     with raw_http.connect(served.address) as gone:
-                        gone.sendall(sent * 3)  # and is not there any more when the second one's turn comes
+                        gone.sendall(sent * 3)  # and is closed before the second one's turn
                 time.sleep(0.3)
                 gc.collect()
                 modules = {type(one).__module__.partition(".")[0] for one in gc.garbage}
@@ -453,7 +451,7 @@ def test_neither_requests_nor_connections_leave_work_for_the_garbage_collector()
             gc.enable()
 
 
-def test_a_process_that_serves_sets_the_interpreter_up_once_all_is_loaded() -> None:
+def test_run_tunes_the_interpreter_after_loading_all() -> None:
     program = """
 import gc
 from mapper.http import server
@@ -467,11 +465,11 @@ server.Server.serve = serve
 server.run(server.create("mapper.http.app:from_environment", factory=True), [])
 """
     environment = {**os.environ, **Process.settings("http://127.0.0.1:9")}
-    told = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["True"] * 4
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 4
 
 
-def test_an_application_learns_that_its_client_has_gone() -> None:
+def test_application_receives_the_disconnect() -> None:
     heard: list[str] = []
 
     async def patient(scope: Scope, receive: Receive, send: Send) -> None:
@@ -490,7 +488,7 @@ def test_an_application_learns_that_its_client_has_gone() -> None:
     assert heard == ["http.request", "http.disconnect"]
 
 
-def test_a_body_that_nobody_reads_is_not_taken() -> None:
+def test_body_is_not_buffered_while_the_application_does_not_read() -> None:
     async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
         await _lifespan(scope, receive, send)
         if scope["type"] == "http":
@@ -500,13 +498,13 @@ def test_a_body_that_nobody_reads_is_not_taken() -> None:
         connection.sendall(head(POST, HOST, "Content-Length: 50000000") + bytes(50_000_000))
 
 
-def test_with_http_1_0_each_answer_is_the_last(served: Running) -> None:
+def test_http_1_0_connection_closes_after_the_answer(served: Running) -> None:
     heard = exchange(served.address, head("GET /livez HTTP/1.0", "Connection: keep-alive"))
     assert (heard.statuses, heard.closed) == ([200], True)
     assert heard.responses[0].headers["connection"] == "close"
 
 
-# -- What an application may do wrong ------------------------------------------------------------------------------
+# -- Misbehaving applications --------------------------------------------------------------------------------------
 
 OK: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
 NO_LENGTH: Message = {"type": "http.response.start", "status": 200, "headers": []}
@@ -526,7 +524,7 @@ def body(data: bytes, *, more: bool = False) -> Message:
         ("GET", [OK, body(b"o", more=True), body(b"k")], b"HTTP/1.1 200 OK\r\n", b"\r\n\r\nok"),
         ("GET", [NO_LENGTH, body(b"ok")], b"HTTP/1.1 200 OK\r\n", b"chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
         ("HEAD", [OK, body(b"ok")], b"HTTP/1.1 200 OK\r\n", b"content-length: 2\r\n\r\n"),
-        # What is not as long as its head says ends with the connection, so that nobody takes it for whole.
+        # A body shorter or longer than its head says ends with the connection, so that no client takes it as complete.
         ("GET", [OK, body(b"ok!")], b"HTTP/1.1 200 OK\r\n", b"content-length: 2\r\n\r\n"),
         ("GET", [OK, body(b"o")], b"HTTP/1.1 200 OK\r\n", b"content-length: 2\r\n\r\no"),
         ("GET", [OK], b"HTTP/1.1 200 OK\r\n", b"content-length: 2\r\n\r\n"),
@@ -536,7 +534,7 @@ def body(data: bytes, *, more: bool = False) -> Message:
         *[("GET", [forged, body(b"")], b"", b"") for forged in (FORGED, FORGED_CR, FORGED_LF)],
     ],
 )
-def test_whatever_an_application_does_the_connection_is_in_step(
+def test_misbehaving_application_never_breaks_http_framing(
     target: str, sends: list[Message], starts: bytes, ends: bytes
 ) -> None:
     async def odd(scope: Scope, receive: Receive, send: Send) -> None:
@@ -559,14 +557,14 @@ def test_whatever_an_application_does_the_connection_is_in_step(
 
 
 def full_service(**environment: str) -> Any:
-    """There is no time for a validate."""
+    """A service that refuses every validate."""
     made = service(**environment)
     made._endpoints[b"/promotions/validate"]._limiter._would_wait_too_long = lambda *_: True
     return made
 
 
 @pytest.mark.parametrize("target", ["/promotions/validate", "/promotions/validate?x=1"])
-def test_a_call_for_which_there_is_no_time_is_refused_before_its_body_is_read(target: str) -> None:
+def test_call_at_full_service_is_refused_before_its_body_is_read(target: str) -> None:
     unsent = head(f"POST {target} HTTP/1.1", HOST, "Content-Length: 1000")
     for environment, status in (({}, 422), ({"MAPPER_OVERLOAD_STATUS": "503"}, 503)):
         with running(full_service(**environment)) as made:
@@ -575,14 +573,14 @@ def test_a_call_for_which_there_is_no_time_is_refused_before_its_body_is_read(ta
             assert heard.responses[0].headers["retry-after"] == "1"
             assert json.loads(heard.responses[0].body)["error"]["category"] == "overloaded"
             order = {"id": "o-1", "order_items": CHECKOUT["items"]}
-            assert made.says(signed(order, "consume"), expect=1) == [200]
+            assert made.statuses(signed(order, "consume"), expect=1) == [200]
             metrics = exchange(made.address, request("GET", "/metrics"), expect=1).raw.decode()
             assert 'mapper_shed_total{operation="validate",where="door"} 1.0' in metrics
 
 
-def test_the_connection_goes_on_after_a_refusal_at_the_door() -> None:
+def test_connection_stays_open_after_a_refusal_at_the_door() -> None:
     with running(full_service(), SHORT) as made:
-        # The body is thrown away, whatever it looks like; what comes after it is answered.
+        # The body is discarded whatever it looks like; the next request is answered.
         inner = request("GET", "/livez")
         refused = request("POST", "/promotions/validate", inner)
         heard = exchange(made.address, refused + refused + request("GET", "/version"), expect=3)
@@ -591,14 +589,14 @@ def test_the_connection_goes_on_after_a_refusal_at_the_door() -> None:
         assert heard.responses[0].body == heard.responses[1].body
         heard = exchange(made.address, head(POST, HOST, "Content-Length: 9", "Connection: close") + b"123456789")
         assert heard.responses[0].headers["connection"] == "close"
-        # A body that does not come is not waited for.
+        # The server does not wait for the rest of the body.
         with raw_http.connect(made.address, 2) as connection:
             connection.sendall(head(POST, HOST, "Content-Length: 9") + b"1234")
             raw = b"".join(iter(lambda: connection.recv(65536), b""))
             assert raw.startswith(b"HTTP/1.1 422 ")
 
 
-# -- Around the application --------------------------------------------------------------------------------------------
+# -- Concurrent connections and middleware -----------------------------------------------------------------------------
 
 
 def bare(application: ASGIApp) -> ASGIApp:
@@ -613,7 +611,7 @@ async def _go_on(request: Request, call_next: RequestResponseEndpoint) -> Respon
 
 
 def crowd(address: Address, count: int) -> Counter[int]:
-    """The statuses of so many validates at the same moment, each on a connection of its own."""
+    """The statuses of `count` concurrent validates, each on its own connection."""
 
     async def ask() -> int:
         reader, writer = await asyncio.open_connection(*address)
@@ -628,8 +626,8 @@ def crowd(address: Address, count: int) -> Counter[int]:
     return asyncio.run(all_of_them())
 
 
-def test_two_hundred_new_connections_at_once_are_all_answered() -> None:
-    """On an idle service. How long each may take is left to the machine: only that nobody is refused."""
+def test_200_concurrent_new_connections_are_all_answered() -> None:
+    """On an idle service. Checks only that none is refused, not how long each takes."""
     wire = fakes.FakeTransport()
     wire.pause = 0.1
     configured = fakes.settings(
@@ -650,7 +648,7 @@ def test_two_hundred_new_connections_at_once_are_all_answered() -> None:
     ],
     ids=["nothing", "a function", "Starlette's base", "two"],
 )
-def test_admission_is_the_same_inside_any_middleware_and_after_calls_that_are_none(
+def test_admission_is_the_same_with_middleware_and_after_unsigned_calls(
     wrap: Callable[[ASGIApp], ASGIApp], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "VALIDATE_CAPACITY", 4)
@@ -662,7 +660,7 @@ def test_admission_is_the_same_inside_any_middleware_and_after_calls_that_are_no
     unsigned = request("POST", "/promotions/validate?x=1", b"{}")
     with running(wrap(app.create(configured, engine_transport=wire)), replace(SHORT, pipelined=100)) as made:
         for _ in range(8):
-            assert made.says(unsigned * 50, expect=50, wait_s=5) == [401] * 50
+            assert made.statuses(unsigned * 50, expect=50, wait_s=5) == [401] * 50
         # Four at once, a tenth of a second each, within half a second: some 16 of 60.
         statuses = crowd(made.address, 60)
         assert set(statuses) == {200, 422}
@@ -670,7 +668,7 @@ def test_admission_is_the_same_inside_any_middleware_and_after_calls_that_are_no
         assert crowd(made.address, 4) == {200: 4}
 
 
-# -- Attacks by the thousand ---------------------------------------------------------------------------------------
+# -- Thousands of attacks ------------------------------------------------------------------------------------------
 
 _CODINGS = [
     *("chunked", "Chunked", "CHUNKED", "xchunked", "chunked, identity", "identity, chunked", "chunked, chunked"),
@@ -720,13 +718,13 @@ _SIZES = [
 
 
 def smuggling(dice: random.Random) -> bytes:
-    """A request in whose body another one is hidden: whatever is odd about it, that one is never a request."""
+    """A request whose body hides a second one, which the service must never run."""
     end = dice.choice(_ENDS) if dice.random() < 0.2 else "\r\n"
-    if dice.random() < 0.5:  # its length is true, and something about chunks stands beside it
+    if dice.random() < 0.5:  # a correct length, with odd fields about chunks
         body = dice.choice([b"0\r\n\r\n", b"", b"0\n\n", b"5;\r\nabcde\r\n0\r\n\r\n"]) + BEHIND
         fields = [f"Content-Length: {len(body)}"]
         fields += [f"{dice.choice(_NAMES)}: {dice.choice(_CODINGS)}" for _ in range(dice.randrange(3))]
-    else:  # it is in one chunk, and something about its length stands beside it
+    else:  # one chunk, with odd fields about its length
         inner = b"abc\r\n" + BEHIND
         size = dice.choice(_SIZES) if dice.random() < 0.4 else "{x}"
         body = size.format(x=f"{len(inner):x}").encode("latin-1") + b"\r\n" + inner + b"\r\n0\r\n\r\n"
@@ -742,7 +740,7 @@ def smuggling(dice: random.Random) -> bytes:
 
 
 def garbled(dice: random.Random) -> bytes:
-    """A good request with some bytes put in, taken out, changed or doubled."""
+    """A valid request with some bytes inserted, removed, changed or repeated."""
     whole = bytearray(
         dice.choice([signed(), LIVEZ, head(POST, HOST, CHUNKED) + b"3\r\nabc\r\n0\r\n\r\n", LIVEZ + signed()])
     )
@@ -764,7 +762,7 @@ def garbled(dice: random.Random) -> bytes:
     return bytes(whole)
 
 
-def test_no_attack_hangs_or_crashes_the_service_or_gets_a_second_request_in(served: Running) -> None:
+def test_attacks_never_hang_crash_or_smuggle(served: Running) -> None:
     count = int(os.environ.get("ATTACKS", "2000"))
     dice = random.Random(7)
     answered: Counter[int] = Counter()
@@ -786,7 +784,7 @@ def test_no_attack_hangs_or_crashes_the_service_or_gets_a_second_request_in(serv
         assert "/smuggled" not in served.seen.targets, attack
     assert set(answered) <= {200, 400, 401, 404, 405, 408, 413, 414, 415, 431, 505}
     assert answered[400] > count / 4
-    assert served.says(signed(), expect=1) == [200]
+    assert served.statuses(signed(), expect=1) == [200]
 
 
 # -- Processes -----------------------------------------------------------------------------------------------------
@@ -795,7 +793,7 @@ SECRET = "a signing secret that is long enough"
 
 
 class Process:
-    """`python -m mapper serve`, in front of a sandbox."""
+    """`python -m mapper serve`, with a sandbox as its engine."""
 
     @staticmethod
     def settings(engine: str) -> dict[str, str]:
@@ -850,7 +848,7 @@ class Process:
         self.wait_for(ready)
         return self
 
-    def tell(self, number: signal.Signals) -> None:
+    def send_signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
     def workers(self) -> set[int]:
@@ -858,7 +856,7 @@ class Process:
         return {
             int(child)
             for child in children.read_text().split()
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()  # and not Python's tracker of resources
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()  # not Python's resource tracker
         }
 
     def rss_kb(self, kind: str = "VmRSS") -> int:
@@ -897,7 +895,7 @@ def process(folder: Path, engine: str, *arguments: str, **options: Any) -> Itera
 
 
 class Load:
-    """Clients that keep their connections, each asking again once it was answered; no failure goes unseen."""
+    """Clients with keep-alive connections, each calling again once it is answered; every failure is counted."""
 
     def __init__(self, address: Address, clients: int = 6, *, may_be_refused: bool = False) -> None:
         self.address = address
@@ -926,20 +924,20 @@ class Load:
             turn += 1
             body = {"id": f"o-{number}-{turn}", "order_items": CHECKOUT["items"]}
             call = signed(body, "validate" if turn % 3 else "consume", SECRET.encode())
-            await asyncio.sleep(0.01)  # two cores are shared with the service and its engine
+            await asyncio.sleep(0.01)  # the service and its engine share two cores with this load
             fresh = streams is None
             try:
                 streams = streams or await asyncio.open_connection(*self.address)
             except (ConnectionRefusedError, ConnectionResetError):
-                # Nothing was sent: whoever may ask elsewhere does so. Here there is nowhere else.
+                # Nothing was sent, so a client could retry elsewhere. Here there is no other server.
                 self.lost["refused"] += not self.may_be_refused
                 await asyncio.sleep(0.02)
                 continue
             try:
                 answer = await self._ask(*streams, call)
             except (OSError, EOFError) as failure:
-                # A connection that the kernel took in the microseconds before the last listener closed was never
-                # accepted by the process: as docs/operations.md says, that is as good as refused.
+                # The kernel took this connection in the microseconds before the last listener closed, and the process
+                # never accepted it: docs/operations.md counts that as refused.
                 never_accepted = fresh and self.may_be_refused and isinstance(failure, ConnectionResetError)
                 self.lost[type(failure).__name__] += not never_accepted
                 answer = b"connection: close"
@@ -967,7 +965,7 @@ def wait_for_answers(load: Load, more: int = 20) -> None:
         time.sleep(0.01)
 
 
-def test_no_request_is_lost_while_all_workers_are_replaced(tmp_path: Path, engine: str) -> None:
+def test_replacing_all_workers_loses_no_request(tmp_path: Path, engine: str) -> None:
     restarts = int(os.environ.get("RESTARTS", "4"))
     with process(tmp_path, engine, "--workers", "2", "--drain", "0") as service:
         service.wait_for(lambda: service.logged("ready"))
@@ -975,7 +973,7 @@ def test_no_request_is_lost_while_all_workers_are_replaced(tmp_path: Path, engin
             wait_for_answers(load)
             for renewal in range(1, restarts // 2 + 1):
                 before = service.workers()
-                service.tell(signal.SIGHUP)
+                service.send_signal(signal.SIGHUP)
                 service.wait_for(lambda done=renewal: service.logged("renewed") == done)
                 assert not before & service.workers()
                 assert len(service.workers()) == 2
@@ -984,9 +982,7 @@ def test_no_request_is_lost_while_all_workers_are_replaced(tmp_path: Path, engin
         assert service.stop() == 0
 
 
-def test_no_request_is_lost_while_a_process_is_followed_by_another_on_the_same_socket(
-    tmp_path: Path, engine: str
-) -> None:
+def test_successor_on_the_same_socket_loses_no_request(tmp_path: Path, engine: str) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
         with process(tmp_path, engine, "--drain", "0", listener=listener) as first, Load(first.address) as load:
             wait_for_answers(load)
@@ -999,12 +995,12 @@ def test_no_request_is_lost_while_a_process_is_followed_by_another_on_the_same_s
         assert (load.lost, set(load.statuses)) == (Counter(), {200})
 
 
-def test_a_process_that_stops_says_so_first_and_loses_nothing_it_has_accepted(tmp_path: Path, engine: str) -> None:
+def test_stopping_process_is_unready_first_and_loses_no_request(tmp_path: Path, engine: str) -> None:
     with process(tmp_path, engine, "--drain", "2") as service:
         service.wait_until_ready()
         with Load(service.address, may_be_refused=True) as load:
             wait_for_answers(load)
-            service.tell(signal.SIGTERM)
+            service.send_signal(signal.SIGTERM)
             until = time.monotonic() + 1.8
             while (heard := exchange(service.address, request("GET", "/readyz"), expect=1)).statuses == [200]:
                 assert time.monotonic() < until
@@ -1015,19 +1011,17 @@ def test_a_process_that_stops_says_so_first_and_loses_nothing_it_has_accepted(tm
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_does_not_wait_for_the_load_balancer_but_loses_nothing_either(
-    tmp_path: Path, engine: str, workers: int
-) -> None:
+def test_ctrl_c_skips_the_drain_and_loses_no_request(tmp_path: Path, engine: str, workers: int) -> None:
     with process(tmp_path, engine, "--drain", "60", "--workers", str(workers), start_new_session=True) as service:
         service.wait_until_ready()
         with Load(service.address, may_be_refused=True) as load:
             wait_for_answers(load)
-            os.killpg(service.popen.pid, signal.SIGINT)  # as a terminal does: to the whole group
+            os.killpg(service.popen.pid, signal.SIGINT)  # to the whole group, as a terminal does
             assert service.popen.wait(15) == 0
         assert (load.lost, set(load.statuses)) == (Counter(), {200})
 
 
-def test_ctrl_c_while_the_workers_start_is_no_error(tmp_path: Path, engine: str) -> None:
+def test_ctrl_c_while_workers_start_exits_with_0(tmp_path: Path, engine: str) -> None:
     with process(tmp_path, engine, "--workers", "2", start_new_session=True) as service:
         service.wait_for(lambda: len(service.workers()) == 2)
         os.killpg(service.popen.pid, signal.SIGINT)
@@ -1036,20 +1030,20 @@ def test_ctrl_c_while_the_workers_start_is_no_error(tmp_path: Path, engine: str)
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_second_ctrl_c_waits_for_nothing(tmp_path: Path, engine: str, workers: str) -> None:
+def test_second_ctrl_c_stops_at_once(tmp_path: Path, engine: str, workers: str) -> None:
     with process(tmp_path, engine, "--workers", workers) as service:
         service.wait_until_ready()
         with raw_http.connect(service.address) as connection:
             connection.sendall(b"GET /livez HTTP/1.1\r\n")  # and the rest within the next five seconds
             time.sleep(0.2)
-            service.tell(signal.SIGINT)
+            service.send_signal(signal.SIGINT)
             with pytest.raises(subprocess.TimeoutExpired):
                 service.popen.wait(1.5)
-            service.tell(signal.SIGINT)
+            service.send_signal(signal.SIGINT)
             assert service.popen.wait(2) == 0
 
 
-def test_a_stop_waits_for_the_answer_that_is_owed_and_for_no_silent_client() -> None:
+def test_stop_waits_for_calls_in_flight_but_not_for_idle_clients() -> None:
     wire = fakes.FakeTransport()
     wire.pause = 0.3
     configured = fakes.settings(fakes.FakeAdapter(), MAPPER_LEDGER_URL=fakes.new_ledger())
@@ -1068,7 +1062,7 @@ def test_a_stop_waits_for_the_answer_that_is_owed_and_for_no_silent_client() -> 
             assert converse(connection).closed
 
 
-def test_connections_that_wait_to_be_accepted_are_served_before_the_socket_is_closed() -> None:
+def test_stop_serves_connections_that_wait_to_be_accepted() -> None:
     busy, go_on = threading.Event(), threading.Event()
 
     async def blocking(scope: Scope, receive: Receive, send: Send) -> None:
@@ -1094,8 +1088,8 @@ def test_connections_that_wait_to_be_accepted_are_served_before_the_socket_is_cl
             assert (heard.statuses, heard.closed) == ([200], True)
 
 
-def test_connections_that_come_at_once_are_accepted_at_once() -> None:
-    """In one turn of the event loop, where its own server would need as many turns as there are connections."""
+def test_concurrent_connections_are_accepted_in_one_turn() -> None:
+    """The event loop's own server would need one turn for each connection."""
     busy, go_on = threading.Event(), threading.Event()
     turns = 0
     came: list[int] = []
@@ -1130,8 +1124,8 @@ def test_connections_that_come_at_once_are_accepted_at_once() -> None:
     assert max(came) <= 10
 
 
-def test_what_is_read_in_one_turn_has_been_there_since_its_beginning() -> None:
-    """However long it takes to read it all: the deadline of the last counts from there as well."""
+def test_calls_read_in_one_turn_have_the_same_received_time() -> None:
+    """Their deadlines count from the beginning of the turn, however long it takes to read them all."""
     busy, go_on = threading.Event(), threading.Event()
     came: list[float] = []
 
@@ -1149,7 +1143,7 @@ def test_what_is_read_in_one_turn_has_been_there_since_its_beginning() -> None:
 
     with running(application, replace(SHORT, head_s=5)) as made, contextlib.ExitStack() as held:
         first, *others = (held.enter_context(raw_http.connect(made.address)) for _ in range(51))
-        for connection in others:  # each is accepted
+        for connection in others:  # so that each is accepted
             connection.sendall(LIVEZ)
             assert converse(connection, expect=1).statuses == [200]
         came.clear()
@@ -1162,7 +1156,7 @@ def test_what_is_read_in_one_turn_has_been_there_since_its_beginning() -> None:
     assert (len(came), len(set(came))) == (50, 1)
 
 
-def test_a_process_without_descriptors_waits_for_some(tmp_path: Path, engine: str) -> None:
+def test_process_out_of_file_descriptors_waits_without_spinning(tmp_path: Path, engine: str) -> None:
     with process(tmp_path, engine, "--drain", "0") as service, contextlib.ExitStack() as held:
         service.wait_until_ready()
         pid = service.popen.pid
@@ -1179,7 +1173,7 @@ def test_a_process_without_descriptors_waits_for_some(tmp_path: Path, engine: st
             assert converse(connection, LIVEZ, expect=1, wait_s=5).statuses == [200]
 
 
-def test_a_worker_that_dies_is_replaced_and_none_outlives_its_supervisor(tmp_path: Path, engine: str) -> None:
+def test_dead_worker_is_replaced_and_workers_end_with_their_supervisor(tmp_path: Path, engine: str) -> None:
     with process(tmp_path, engine, "--workers", "2", "--drain", "0") as service:
         service.wait_for(lambda: service.logged("ready"))
         before = service.workers()
@@ -1198,7 +1192,7 @@ def test_a_worker_that_dies_is_replaced_and_none_outlives_its_supervisor(tmp_pat
 
 
 @pytest.mark.parametrize(("hangs", "event"), [(True, "worker hangs"), (False, "worker died")])
-def test_a_worker_that_hangs_is_told_from_one_that_was_killed(
+def test_hung_worker_and_killed_worker_are_logged_differently(
     hangs: bool, event: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Gone(workers.Worker):
@@ -1219,9 +1213,7 @@ def test_a_worker_that_hangs_is_told_from_one_that_was_killed(
     assert [record.message for record in caplog.records] == [event]
 
 
-def test_a_worker_that_cannot_start_is_tried_again_after_a_pause_while_the_others_serve(
-    tmp_path: Path, engine: str
-) -> None:
+def test_worker_that_cannot_start_is_retried_while_others_serve(tmp_path: Path, engine: str) -> None:
     home, away = tmp_path / "home", tmp_path / "away"
     home.mkdir()
     ledger = f"sqlite:///{home}/ledger.db"
@@ -1229,7 +1221,7 @@ def test_a_worker_that_cannot_start_is_tried_again_after_a_pause_while_the_other
         service.wait_for(lambda: service.logged("ready"))
         before = service.workers()
         home.rename(away)
-        service.tell(signal.SIGHUP)
+        service.send_signal(signal.SIGHUP)
         service.wait_for(lambda: service.logged("not renewed"))
         assert service.workers() == before
         os.kill(min(before), signal.SIGKILL)
@@ -1244,7 +1236,7 @@ def test_a_worker_that_cannot_start_is_tried_again_after_a_pause_while_the_other
         assert service.stop() == 0
 
 
-def test_a_renewal_with_wrong_settings_says_what_is_wrong_and_the_old_workers_stay(tmp_path: Path, engine: str) -> None:
+def test_renewal_with_wrong_settings_logs_them_and_keeps_old_workers(tmp_path: Path, engine: str) -> None:
     secrets = tmp_path / "secrets"
     secrets.write_text(SECRET)
     given = {"NACELLE_SIGNING_SECRETS": "", "NACELLE_SIGNING_SECRETS_FILE": str(secrets)}
@@ -1252,7 +1244,7 @@ def test_a_renewal_with_wrong_settings_says_what_is_wrong_and_the_old_workers_st
         service.wait_for(lambda: service.logged("ready"))
         before = service.workers()
         secrets.unlink()
-        service.tell(signal.SIGHUP)
+        service.send_signal(signal.SIGHUP)
         service.wait_for(lambda: service.logged("not renewed"))
         assert service.workers() == before
         lines = [
@@ -1264,33 +1256,33 @@ def test_a_renewal_with_wrong_settings_says_what_is_wrong_and_the_old_workers_st
         assert service.stop() == 0
 
 
-def test_a_renewal_calls_nobody_not_ready_and_ends_when_told(tmp_path: Path, engine: str) -> None:
+def test_renewal_stays_ready_and_ends_on_sigterm(tmp_path: Path, engine: str) -> None:
     with process(tmp_path, engine, "--workers", "2", "--drain", "0") as service, contextlib.ExitStack() as held:
         service.wait_for(lambda: service.logged("ready"))
         before = service.workers()
         asking = [held.enter_context(raw_http.connect(service.address)) for _ in range(8)]
-        service.tell(signal.SIGHUP)
+        service.send_signal(signal.SIGHUP)
         while asking:
             heard = [converse(connection, request("GET", "/readyz"), expect=1) for connection in asking]
             assert {status for one in heard for status in one.statuses} <= {200}
             ended = [one.closed or one.responses[0].headers.get("connection") == "close" for one in heard]
             asking = [connection for connection, over in zip(asking, ended, strict=True) if not over]
-            if before - service.workers():  # one has been renewed, the other has not
+            if before - service.workers():  # only one has been renewed
                 break
             time.sleep(0.02)
-        service.tell(signal.SIGTERM)
+        service.send_signal(signal.SIGTERM)
         assert service.popen.wait(15) == 0
         assert service.logged("renewed") == service.logged("not renewed") == 0
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_service_that_cannot_start_ends_and_says_so(tmp_path: Path, engine: str, workers: str) -> None:
+def test_service_that_cannot_start_exits_with_2(tmp_path: Path, engine: str, workers: str) -> None:
     nowhere = f"sqlite:///{tmp_path}/no/such/folder/ledger.db"
     with process(tmp_path, engine, "--workers", workers, MAPPER_LEDGER_URL=nowhere) as service:
         assert service.popen.wait(30) == 2
 
 
-def test_an_address_that_is_taken_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_in_use_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in Process.settings("http://127.0.0.1:9").items():
         monkeypatch.setenv(name, value)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit) as stop:
@@ -1299,7 +1291,7 @@ def test_an_address_that_is_taken_is_named(capsys: pytest.CaptureFixture[str], m
     assert "in use" in capsys.readouterr().err
 
 
-def test_floods_leave_nothing_behind(tmp_path: Path, engine: str) -> None:
+def test_floods_leave_no_memory_behind(tmp_path: Path, engine: str) -> None:
     floods = [
         head(POST, HOST, "X: " + "a" * 1_000_000),
         head(POST, HOST, *["X: a"] * 20_000),
@@ -1310,7 +1302,7 @@ def test_floods_leave_nothing_behind(tmp_path: Path, engine: str) -> None:
     ]
     with process(tmp_path, engine, "--drain", "0") as service:
         service.wait_until_ready()
-        for flood in floods:  # the first of each kind may leave larger buffers
+        for flood in floods:  # the first flood of each kind may leave larger buffers
             exchange(service.address, flood)
         before, peak = service.rss_kb(), service.rss_kb("VmHWM")
         for flood in floods * 5:

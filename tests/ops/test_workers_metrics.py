@@ -46,7 +46,7 @@ def test_the_metrics_are_those_of_all_workers_together(tmp_path: Path, engine: s
             assert counted
             seen.add(float(counted[1]))
         assert seen == {float(CALLS)}
-        service.tell(signal.SIGHUP)
+        service.send_signal(signal.SIGHUP)
         service.wait_for(lambda: service.logged("renewed"))
         (folder,) = tmp_path.glob("promotions-mapper-*")
         gauges = {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*.db")}

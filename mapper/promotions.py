@@ -1,8 +1,9 @@
 """START HERE: the three operations of this service, validate, consume and cancel, each from request to answer.
 
 Each one verifies the signature and parses the body. Validate then asks the engine and builds the answer. Consume and
-cancel go to `mapper.orders.redeem`, which redeems an order once; `mapper.orders.rows` decides from an order's row what
-to do next, and when.
+cancel go to `mapper.orders.redeem`, which redeems an order once: it calls the engine, sets time limits, and makes the
+answer. `mapper.orders.rows` has its rules: pure functions from an order's row to the next step, and to the time of the
+next look-up. `mapper.domain.errors` has the HTTP status of each error.
 
 The engines are not here but in `adapters/<engine>/`; `mapper.adapter` is their contract. How an HTTP request gets here,
 and its log line: `mapper.http.endpoint`. CONTRIBUTING.md lists what to open for which change.

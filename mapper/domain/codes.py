@@ -63,7 +63,7 @@ class Promotions:
 
 
 def clean(entered: str) -> str:
-    """The code in a text as entered (CONTRACT section 3); "" for none."""
+    """The code in a text as entered; "" for none."""
     if not entered.isascii():
         entered = _OTHER_SPACES.sub(" ", _INVISIBLE.sub("", entered))
     return entered.strip(_ASCII_SPACES)

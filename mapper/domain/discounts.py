@@ -43,6 +43,9 @@ class Allocation:
 def allocate(checkout: Checkout, outcome: Outcome) -> Allocation:
     """Allocates what the engine grants to lines and root, and clamps it to what there is to take off.
 
+    An order's discount stays one of the order, in its root: it is not split over lines. An engine that splits discounts
+    grants them per line (`adapters/<engine>/effects.py`).
+
     A line is part of the goods, a cost is part of all costs, and both are part of the order. So a discount on the part
     also reduces what remains of the whole. Discounts on the narrowest targets are allocated first.
     """
@@ -244,7 +247,7 @@ def _with_wider(target: _Target) -> tuple[_Target, ...]:
 def write(
     checkout: Checkout, allocation: Allocation, note: Mapping[str, Any], *, receipt_required: bool = False
 ) -> bytes:
-    """The document with reduced prices and listed discounts. All other bytes are unchanged (CONTRACT section 3).
+    """The document with reduced prices and listed discounts. All other bytes are unchanged.
 
     `note` goes to `promotions.meta.mapper`. A body without a promotion object gets one only where consume needs the
     receipt (`receipt_required`), or the note has notices or says `degraded`.

@@ -96,7 +96,7 @@ class Forbidden(Problem):
 
 
 class Refused(Problem):
-    """At least one code is rejected. `codes` as in CONTRACT section 6, in the order in which they were entered."""
+    """At least one code is rejected. `codes`: made by `notices.rejection`, in the order in which they were entered."""
 
     category = "promotion_codes"
     storefront = ""

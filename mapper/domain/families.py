@@ -1,4 +1,4 @@
-"""The three families of key names on Nacelle's pages (CONTRACT section 3).
+"""The three families of key names on Nacelle's pages.
 
 Whether a key holds the total or the list of discounts is decided by the JSON type of its value: "discounts" is a list
 on one of Nacelle's pages and a string on another.

@@ -1,6 +1,6 @@
 """Rejected codes, notices and differing amounts, as answers have them.
 
-These are the shapes in `promotions.meta.mapper` and of `details` in an error (CONTRACT sections 5 and 6).
+These are the shapes in `promotions.meta.mapper` and of `details` in an error.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Authenticates callers, by Nacelle's signature of the body or a secret header (CONTRACT section 2).
+"""Authenticates callers, by Nacelle's signature of the body or a secret header.
 
 The signature is HMAC-SHA256 over the body bytes exactly as received, keyed with the secret's UTF-8 bytes, in hex, with
 or without the prefix `sha256=`. It is the scheme of GitHub's webhooks, whose published vector is among the tests.

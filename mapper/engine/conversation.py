@@ -42,6 +42,7 @@ from mapper.threads import run_in_thread
 RETRIES = {"conflict": 2, "redirect": 0, "too_large": 0, "breaker_open": 0}
 """Retries by the reason of the failure; 1 for all others."""
 JITTER_S = (0.020, 0.080)
+"""The pause before a request is repeated: a random time between these. `orders.redeem` repeats whole redemptions."""
 MIN_LEFT_S = 0.050
 """No retry starts with less time left than this."""
 BUDGET_PER_REQUEST, BUDGET_MAX = 0.1, 10.0

@@ -82,7 +82,8 @@ TABLE: Final = (
         "mapper_events_total",
         "counter",
         ("event",),
-        "`clamped`: cut to the price; `drift`: consume granted other amounts; `degraded`: answered without the engine",
+        "`clamped`: cut to the price; `drift`: consume granted other amounts; `degraded`: validate"
+        " answered, or consume finished, without the engine",
     ),
     Row(
         "mapper_receipts_total",

@@ -1,4 +1,4 @@
-"""Computes the identity of an order: a hash of the content that makes it the same order (CONTRACT section 7).
+"""Computes the identity of an order: a hash of the content that makes it the same order.
 
 A row stores the version of the rules with its identity, so that an order from before an upgrade is still recognised.
 All other content, such as addresses, payments, notes and identifiers, may differ.

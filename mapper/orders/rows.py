@@ -43,7 +43,9 @@ from mapper.domain.errors import InvalidRequest, OutcomePending, Problem
 T = TypeVar("T")
 
 LOOK_UP_TIMES_S = (0, 0.2, 0.5, 1, 2, 5, 15, 30, 60, 300, 1800, 7200, 43_200, 86_400)
-"""When an unknown outcome is looked up, in seconds since it became unknown. At the last one, the row becomes MANUAL."""
+"""When an unknown outcome is looked up again, in seconds since it became unknown. After the last, the row is MANUAL.
+
+The first look-up, within the call that redeems, comes after `redeem.REDEEM_SHARE` of its time, or after a failure."""
 ABSENT_APART_S = 1.0
 """The shortest time between the two look-ups that prove an absence: an engine may show a redemption with a delay."""
 ABSENCE_FRESH_S = 5.0

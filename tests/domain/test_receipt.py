@@ -1,4 +1,4 @@
-"""What a receipt is worth, case by case (CONTRACT section 5)."""
+"""What a receipt is worth, case by case."""
 
 import hashlib
 import hmac

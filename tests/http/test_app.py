@@ -1,4 +1,4 @@
-"""The HTTP contract: every status, every error body, every header (CONTRACT section 6)."""
+"""The HTTP contract: every status, every error body, every header."""
 
 import asyncio
 import json

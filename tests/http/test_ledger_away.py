@@ -1,4 +1,4 @@
-"""A real process whose ledger is down, hangs or is unusable, at start or later (CONTRACT sections 7 and 9)."""
+"""A real process whose ledger is down, hangs or is unusable, at start or later."""
 
 import contextlib
 import json

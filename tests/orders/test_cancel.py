@@ -1,4 +1,4 @@
-"""What a merchant's cancel does, state by state (CONTRACT section 7)."""
+"""What a merchant's cancel does, state by state."""
 
 import asyncio
 import json

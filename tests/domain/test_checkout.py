@@ -1,4 +1,4 @@
-"""Nacelle's three families of bodies: what is read from them, and the place that is named where it cannot be."""
+"""Nacelle's three families of bodies: what is read from them, and the pointer that an error names."""
 
 import json
 from decimal import Decimal
@@ -16,7 +16,7 @@ LINES = {"A": "items", "B": "order_items", "C": "order_items"}
 
 Members = dict[str, Any]
 
-HUGE = "1e99999999999999999999"  # JSON, but no number that can be worked with
+HUGE = "1e99999999999999999999"  # valid JSON, but beyond any number type
 
 
 def body_of(family: str, *lines: Members, **root: Any) -> bytes:
@@ -28,7 +28,7 @@ def body_of(family: str, *lines: Members, **root: Any) -> bytes:
 
 
 def line(**members: Any) -> Members:
-    """A line that is right; members given as ... are left out."""
+    """A valid line; members given as ... are left out."""
     whole = {"sku": "A-1", "quantity": 2, "price": "10.00", **members}
     return {key: value for key, value in whole.items() if value is not ...}
 
@@ -58,7 +58,7 @@ def one_line(family: str, **members: Any) -> checkout.Line:
         ({"items": [], "order_items": [], "orders": [{"order_items": []}]}, "C"),
     ],
 )
-def test_the_list_of_lines_tells_the_family(root: Members, family: str) -> None:
+def test_list_of_lines_decides_the_family(root: Members, family: str) -> None:
     assert parse(json.dumps(root).encode()).family.name == family
 
 
@@ -73,16 +73,14 @@ LISTS: Members = {"items": [line()], "order_items": [line()], "orders": [{"order
         (("order_items", "orders"), "/orders", "C"),
     ],
 )
-def test_lines_in_two_lists_are_no_cart_and_an_order_may_have_its_checkouts(
-    lists: tuple[str, ...], place: str, at_consume: str
-) -> None:
+def test_two_lists_of_lines_are_refused_at_validate_only(lists: tuple[str, ...], place: str, at_consume: str) -> None:
     body = json.dumps({key: LISTS[key] for key in lists})
     assert refuse(body, place).reason == "two_lists_of_lines"
     assert parse(body.encode(), "consume").family.name == at_consume
 
 
 A_LINE = [
-    # What a line of family A brings: the totals and the list it is answered with, and whether a list came.
+    # A line of family A: its members, the names of total and list in the answer, and whether it had a list.
     ({}, ("total_discount",), "discounts", False),
     ({"total_discount": "1.00"}, ("total_discount",), "discounts", False),
     ({"discounts": []}, ("total_discount",), "discounts", True),
@@ -109,35 +107,35 @@ B_LINE = [
 
 
 @pytest.mark.parametrize(
-    ("family", "members", "totals", "listed", "came"),
+    ("family", "members", "totals", "listed", "has_list"),
     [
         *(("A", *row) for row in A_LINE),
         *(("B", *row) for row in B_LINE),
         *(("C", *row) for row in B_LINE),
     ],
 )
-def test_a_line_is_answered_with_the_names_it_came_with_else_those_of_its_family(
-    family: str, members: Members, totals: tuple[str, ...], listed: str, came: bool
+def test_line_keeps_its_names_or_gets_those_of_its_family(
+    family: str, members: Members, totals: tuple[str, ...], listed: str, has_list: bool
 ) -> None:
     names = one_line(family, **members).names
-    assert (names.totals, names.list, names.has_list) == (totals, listed, came)
+    assert (names.totals, names.list, names.has_list) == (totals, listed, has_list)
 
 
 @pytest.mark.parametrize(
-    ("family", "root", "totals", "listed", "came"),
+    ("family", "root", "totals", "listed", "has_list"),
     [
         *(("A", root, *names) for root, *names in A_LINE),
         *((family, root, *names) for root, *names in B_LINE for family in "BC"),
     ],
 )
-def test_the_root_is_answered_with_the_names_it_came_with_else_those_of_its_family(
-    family: str, root: Members, totals: tuple[str, ...], listed: str, came: bool
+def test_root_keeps_its_names_or_gets_those_of_its_family(
+    family: str, root: Members, totals: tuple[str, ...], listed: str, has_list: bool
 ) -> None:
     names = parse(body_of(family, line(), **root)).names
-    assert (names.totals, names.list, names.has_list) == (totals, listed, came)
+    assert (names.totals, names.list, names.has_list) == (totals, listed, has_list)
 
 
-def test_each_order_has_names_of_its_own() -> None:
+def test_each_order_has_its_own_names() -> None:
     orders = [{"order_items": [], "discounts": "0"}, {"order_items": [], "discounts_amount": "0"}]
     found = parse(json.dumps({"orders": orders}).encode())
     assert [order.names.totals for order in found.orders] == [("discounts",), ("discounts_amount",)]
@@ -154,9 +152,7 @@ def test_each_order_has_names_of_its_own() -> None:
         ("B", {"price_amount": "10"}, ("price", "price_amount")),
     ],
 )
-def test_the_price_is_written_back_to_the_keys_it_came_with(
-    family: str, members: Members, keys: tuple[str, ...]
-) -> None:
+def test_price_is_written_back_to_its_own_keys(family: str, members: Members, keys: tuple[str, ...]) -> None:
     found = one_line(family, **members)
     assert (found.price_keys, found.price) == (keys, 1000)
 
@@ -164,7 +160,7 @@ def test_the_price_is_written_back_to_the_keys_it_came_with(
 # -- Lines ------------------------------------------------------------------------------------------------------------
 
 
-def test_lines_are_counted_through_all_orders_and_those_of_no_quantity_stay_out_of_the_cart() -> None:
+def test_lines_are_numbered_across_orders_and_zero_quantities_left_out() -> None:
     of_each = [[line(sku="A"), line(sku="B", quantity=0)], [], [line(sku="C")]]
     found = parse(json.dumps({"orders": [{"order_items": lines} for lines in of_each]}).encode(), "consume")
     assert [(each.index, each.sku, each.pointer) for each in found.lines] == [
@@ -189,7 +185,7 @@ def test_lines_are_counted_through_all_orders_and_those_of_no_quantity_stay_out_
         ({"sku": 12345678901234567890}, "12345678901234567890"),
     ],
 )
-def test_a_line_is_named_by_the_most_exact_name_it_has(members: Members, name: str) -> None:
+def test_line_is_named_by_its_most_specific_id(members: Members, name: str) -> None:
     assert one_line("A", **members).name == name
 
 
@@ -212,7 +208,7 @@ def test_a_line_is_named_by_the_most_exact_name_it_has(members: Members, name: s
         ({"price": "10.00", "quantity": 0, "total_discount": "1.00"}, 1000, 100, 1000),
     ],
 )
-def test_the_list_price_is_rebuilt_from_the_note_else_from_the_discount(
+def test_list_price_comes_from_the_note_or_the_discount(
     members: Members, price: int, discount: int, list_price: int
 ) -> None:
     found = one_line("A", **members)
@@ -230,11 +226,11 @@ def test_the_list_price_is_rebuilt_from_the_note_else_from_the_discount(
         ({"total_discount": 4}, 300),
     ],
 )
-def test_the_discount_at_the_root_is_what_is_not_on_the_lines(root: Members, discount: int) -> None:
+def test_root_discount_excludes_line_discounts(root: Members, discount: int) -> None:
     assert parse(body_of("A", line(total_discount="1.00"), **root)).root_discount == discount
 
 
-def test_the_discounts_in_a_body_are_told_with_their_lines() -> None:
+def test_discount_entries_name_their_lines() -> None:
     lines = [line(discounts=[{"amount": "1.00"}]), line(), line(discounts=[{"amount": "2.00"}, {"amount": "3.00"}])]
     found = list(parse(body_of("A", *lines, discounts=[{"amount": "4.00"}])).discount_entries())
     assert [(each.index if each else None, entry["amount"]) for each, entry in found] == [
@@ -260,15 +256,13 @@ def test_the_discounts_in_a_body_are_told_with_their_lines() -> None:
         ({"currency": "CLF"}, "", "CLF", 4),
     ],
 )
-def test_the_body_tells_the_currency_else_the_settings_do(
-    root: Members, default: str, currency: str, digits: int
-) -> None:
+def test_currency_comes_from_the_body_or_the_settings(root: Members, default: str, currency: str, digits: int) -> None:
     found = parse(body_of("A", line(price="10"), **root), default_currency=default)
     assert (found.currency, found.digits, found.lines[0].price) == (currency, digits, 10 * 10**digits)
 
 
 def of_orders(*currencies: str | None, **root: Any) -> str:
-    """A cart of several orders, each in a currency of its own."""
+    """A cart of several orders, each in its own currency."""
     return json.dumps({"orders": [{"order_items": [line()], "currency": each} for each in currencies], **root})
 
 
@@ -276,28 +270,28 @@ def of_orders(*currencies: str | None, **root: Any) -> str:
     ("root", "orders", "currency"),
     [({}, ("JPY", None, "jpy"), "JPY"), ({"currency": "JPY"}, ("", "jpy"), "JPY"), ({}, (None,), "USD")],
 )
-def test_the_orders_of_a_cart_tell_its_currency_where_the_cart_does_not(
+def test_currency_of_the_orders_is_used_if_the_cart_has_none(
     root: Members, orders: tuple[str | None, ...], currency: str
 ) -> None:
     assert parse(of_orders(*orders, **root).encode(), default_currency="USD").currency == currency
 
 
-def test_a_cart_of_two_currencies_is_refused() -> None:
+def test_cart_of_two_currencies_is_refused() -> None:
     assert refuse(of_orders("USD", "EUR"), "/orders/1/currency").reason == "two_currencies"
     assert refuse(of_orders("JPY", currency="USD"), "/orders/0/currency", "consume").reason == "two_currencies"
     refuse(of_orders("USD", "XYZ"), "/orders/1/currency")
 
 
 @pytest.mark.parametrize(
-    ("came", "value"), [(None, ""), ("", ""), ("  ", ""), ("a/b c", "a/b c"), (" 77\n", "77"), (77, "77")]
+    ("sent", "value"), [(None, ""), ("", ""), ("  ", ""), ("a/b c", "a/b c"), (" 77\n", "77"), (77, "77")]
 )
 @pytest.mark.parametrize("key", ["id", "source_id"])
-def test_an_id_is_a_string_or_a_number(key: str, came: Any, value: str) -> None:
-    assert getattr(parse(body_of("B", line(), **{key: came})), key) == value
+def test_id_is_a_string_or_a_number(key: str, sent: Any, value: str) -> None:
+    assert getattr(parse(body_of("B", line(), **{key: sent})), key) == value
     assert not getattr(parse(body_of("B")), key)
 
 
-def test_a_star_stands_for_every_item_of_a_list_and_their_amounts_are_added_up() -> None:
+def test_star_in_a_pointer_adds_up_the_amounts_of_a_list() -> None:
     rates: list[Any] = [{"price": "4.95"}, None, {"price": None}, {"price": 2}]
     orders = [{"order_items": [], "shipping_rate": rate} for rate in rates]
     found = parse(
@@ -313,14 +307,14 @@ def test_a_star_stands_for_every_item_of_a_list_and_their_amounts_are_added_up()
     assert refused.value.pointer == "/orders/3/shipping_rate/price"
 
 
-def test_an_amount_has_the_significant_digits_of_its_currency() -> None:
+def test_amount_with_more_digits_than_its_currency_is_refused() -> None:
     for currency, price, minor in (("JPY", "1000.00", 1000), ("USD", "10.500", 1050), ("KWD", "1.2500", 1250)):
         assert parse(body_of("A", line(price=price), currency=currency)).lines[0].list_price == minor
     refuse(body_of("A", line(price="1000.50"), currency="JPY").decode(), "/items/0/price")
     refuse(body_of("A", line(price="1.2505"), currency="KWD").decode(), "/items/0/price")
 
 
-def test_a_pointer_names_what_configuration_wants_of_the_body() -> None:
+def test_configured_pointers_read_values_and_amounts() -> None:
     found = parse(
         body_of(
             "A",
@@ -338,7 +332,7 @@ def test_a_pointer_names_what_configuration_wants_of_the_body() -> None:
 
 
 @pytest.mark.parametrize("places", [1, 6, 7, 12])
-def test_zero_may_have_any_number_of_trailing_zeros(places: int) -> None:
+def test_zero_accepts_any_number_of_trailing_zeros(places: int) -> None:
     zero = f"0.{'0' * places}"
     body = f'{{"items":[{{"sku":"A","quantity":1,"price":1,"discounts":[{{"amount":{zero}}}]}}],"fee":{zero}}}'
     found = parse(body.encode())
@@ -360,13 +354,13 @@ def test_zero_may_have_any_number_of_trailing_zeros(places: int) -> None:
         ("[1]", ""),
     ],
 )
-def test_an_id_at_a_pointer_is_a_text_or_a_number_as_it_is_written(written: str, value: str) -> None:
+def test_id_at_a_pointer_keeps_its_spelling(written: str, value: str) -> None:
     found = parse(f'{{"items":[],"x":["\\ud800",{{"id":{written}}}]}}'.encode())
     assert checkout.id_at(found.source, "/x/1/id") == value
 
 
 @pytest.mark.parametrize("written", ['"\\ud800"', f'"{"x" * 256}"', "1" * 256, '".."'])
-def test_what_cannot_be_an_id_is_refused_at_a_pointer(written: str) -> None:
+def test_invalid_id_at_a_pointer_is_refused(written: str) -> None:
     found = parse(f'{{"items":[],"x":{written}}}'.encode())
     with pytest.raises(InvalidRequest) as refused:
         checkout.id_at(found.source, "/x")
@@ -381,7 +375,7 @@ def test_what_cannot_be_an_id_is_refused_at_a_pointer(written: str) -> None:
         (HUGE, "invalid_request"),
     ],
 )
-def test_what_configuration_wants_as_an_amount_must_be_one(spelled: str, reason: str) -> None:
+def test_invalid_amount_at_a_pointer_is_refused(spelled: str, reason: str) -> None:
     found = parse(f'{{"items":[{{"sku":"A","quantity":1,"price":1,"fee":{spelled}}}],"fee":{spelled}}}'.encode())
     for at, line_of in [("/fee", None), ("/items/0/fee", found.lines[0])]:
         with pytest.raises(InvalidRequest) as refused:
@@ -389,7 +383,7 @@ def test_what_configuration_wants_as_an_amount_must_be_one(spelled: str, reason:
         assert (refused.value.pointer, refused.value.reason) == (at, reason)
 
 
-# -- Refusals, each with its place ------------------------------------------------------------------------------------
+# -- Refusals, each with its pointer ----------------------------------------------------------------------------------
 
 NO_AMOUNTS = [
     "x",
@@ -412,22 +406,22 @@ NO_AMOUNTS = [
 
 
 def with_line(key: str, *values: Any, below: str = "") -> list[tuple[Members, str]]:
-    """Lines that are wrong in one member, and where."""
+    """Lines with one invalid member, and its pointer."""
     return [(line(**{key: value}), f"/{key}{below}") for value in values]
 
 
 def with_root(key: str, *values: Any, below: str = "") -> list[tuple[Members, str]]:
-    """Roots that are wrong in one member, and where."""
+    """Roots with one invalid member, and its pointer."""
     return [({key: value}, f"/{key}{below}") for value in values]
 
 
 def with_promotions(key: str, *values: Any, below: str = "") -> list[tuple[Members, str]]:
-    """Roots whose promotions are wrong in one member, and where."""
+    """Roots with one invalid member of promotions, and its pointer."""
     return [({"promotions": {key: value}}, f"/promotions/{key}{below}") for value in values]
 
 
 def marked(*prices: Any) -> list[Members]:
-    """Discounts that note these list prices."""
+    """Discounts whose meta notes these list prices."""
     return [{"amount": "1", "meta": {"list_price": price}} for price in prices]
 
 
@@ -513,24 +507,24 @@ BAD_BODIES: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "place"), BAD_LINES)
-def test_a_wrong_line_of_family_a_is_refused_with_its_place(wrong: Any, place: str) -> None:
+def test_invalid_line_of_family_a_is_refused_with_its_pointer(wrong: Any, place: str) -> None:
     refuse(json.dumps({"items": [line(), wrong]}), f"/items/1{place}")
 
 
 @pytest.mark.parametrize(("wrong", "place"), BAD_B_LINES)
-def test_a_wrong_line_of_family_b_and_c_is_refused_with_its_place(wrong: Any, place: str) -> None:
+def test_invalid_line_of_family_b_and_c_is_refused_with_its_pointer(wrong: Any, place: str) -> None:
     refuse(json.dumps({"order_items": [line(), wrong]}), f"/order_items/1{place}", "consume")
     orders = [{"order_items": []}, {"order_items": [wrong]}]
     refuse(json.dumps({"orders": orders}), f"/orders/1/order_items/0{place}", "consume")
 
 
 @pytest.mark.parametrize(("wrong", "place"), BAD_ROOTS)
-def test_a_wrong_root_is_refused_with_its_place(wrong: Members, place: str) -> None:
+def test_invalid_root_is_refused_with_its_pointer(wrong: Members, place: str) -> None:
     refuse(json.dumps({"items": [line()], **wrong}), place)
 
 
 @pytest.mark.parametrize(("body", "place"), BAD_BODIES)
-def test_a_body_that_cannot_be_worked_with_is_refused_with_its_place(body: str, place: str) -> None:
+def test_invalid_body_is_refused_with_its_pointer(body: str, place: str) -> None:
     refuse(body, place)
 
 
@@ -541,13 +535,13 @@ def refuse(body: str, place: str, operation: Operation = "validate") -> InvalidR
     return refused.value
 
 
-def test_a_checkout_at_consume_is_refused_and_orders_are_taken_at_both() -> None:
+def test_consume_refuses_a_checkout_and_validate_accepts_orders() -> None:
     assert refuse('{"items":[]}', "/items", "consume").reason == "checkout_at_consume"
     for family in "BC":
         assert [parse(body_of(family), each).family.name for each in ("validate", "consume")] == [family] * 2
 
 
-def test_a_thousand_lines_are_taken_and_one_more_is_not() -> None:
+def test_1000_lines_are_accepted_and_1001_refused() -> None:
     small = line(quantity=1)
     assert len(parse(body_of("A", *[small] * 1000)).lines) == 1000
     refuse(body_of("A", *[small] * 1001).decode(), "/items")
@@ -558,7 +552,7 @@ def test_a_thousand_lines_are_taken_and_one_more_is_not() -> None:
     refuse(json.dumps({"orders": [*orders, {"order_items": [small]}]}), "/orders")
 
 
-# -- Whatever comes ---------------------------------------------------------------------------------------------------
+# -- Random bodies ----------------------------------------------------------------------------------------------------
 
 KEYS = [
     *(
@@ -612,7 +606,7 @@ WHOLE = [
 
 
 def only_invalid_requests(body: bytes) -> None:
-    """Reads all that can be read of a body, for both endpoints."""
+    """Reads all of a body for both endpoints; the only error is `InvalidRequest`."""
     for operation in ("validate", "consume"):
         try:
             found = parse(body, operation)
@@ -626,14 +620,14 @@ def only_invalid_requests(body: bytes) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=5))
-def test_no_object_at_all_breaks_the_reader(members: dict[str, str]) -> None:
+def test_random_objects_raise_only_invalid_request(members: dict[str, str]) -> None:
     only_invalid_requests(("{" + ",".join(f'"{key}":{value}' for key, value in members.items()) + "}").encode())
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(WHOLE), st.data())
-def test_no_value_at_any_place_breaks_the_reader(whole: bytes, data: st.DataObject) -> None:
-    """One value of a good body, wherever it stands, becomes another."""
+def test_random_values_at_any_place_raise_only_invalid_request(whole: bytes, data: st.DataObject) -> None:
+    """One value of a valid body, at any depth, is replaced."""
     places = list(places_of(json.loads(whole)))
     place, value = data.draw(st.sampled_from(places)), data.draw(VALUES)
     changed = json.dumps(replaced(json.loads(whole), place, "@@"))
@@ -654,14 +648,14 @@ def replaced(value: Any, place: tuple[Any, ...], new: Any) -> Any:
 
 
 @pytest.mark.parametrize("whole", WHOLE)
-def test_no_byte_that_is_lost_or_changed_breaks_the_reader(whole: bytes) -> None:
-    """Every byte of a good body, left out and replaced: some 4,000 bodies."""
+def test_lost_or_changed_bytes_raise_only_invalid_request(whole: bytes) -> None:
+    """Every byte of a valid body, removed and replaced: some 4,000 bodies."""
     for at in range(len(whole)):
         for odd in (b"", b"0", b'"', b"]"):
             only_invalid_requests(whole[:at] + odd + whole[at + 1 :])
 
 
-def test_a_number_in_each_of_many_lines_is_found_without_reading_all_of_them_each_time(
+def test_amount_on_each_of_many_lines_reads_the_list_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lines = [{"sku": f"S{number}", "quantity": 1, "price": "1.00", "wrap": number + 0.5} for number in range(300)]

@@ -1,4 +1,4 @@
-"""What a shopper brings: codes cleaned for the engine and kept as they were entered; what can be no code is refused."""
+"""The shopper's codes: cleaned for the engine, kept as entered for the answer, and refused if malformed."""
 
 import json
 import unicodedata
@@ -29,7 +29,7 @@ def entered(*texts: str) -> Promotions:
     return read(promotions={"coupon_codes": list(texts)}).promotions
 
 
-# -- Cleaned ----------------------------------------------------------------------------------------------------------
+# -- Cleaning ---------------------------------------------------------------------------------------------------------
 
 CLEANED = [
     ("SUMMER20", "SUMMER20"),
@@ -44,7 +44,7 @@ CLEANED = [
     ("SUMMER\u00a020", "SUMMER 20"),
     ("SUMMER  \u202f20", "SUMMER   20"),
     ("summer-20_%/ü İNDİRİM10 \U0001f384", "summer-20_%/ü İNDİRİM10 \U0001f384"),
-    ("e\u0301", "e\u0301"),  # letters stay as typed
+    ("e\u0301", "e\u0301"),  # letters stay as entered
     ("v_day10", "v_day10"),
     ("\ufffd", "\ufffd"),
     ("x" * 100, "x" * 100),
@@ -53,7 +53,7 @@ CLEANED = [
 
 
 @pytest.mark.parametrize(("text", "code"), CLEANED)
-def test_a_code_is_what_somebody_means_by_it(text: str, code: str) -> None:
+def test_code_is_cleaned_of_spaces_and_invisible_characters(text: str, code: str) -> None:
     found = read(promotions={"coupon_codes": [text], "referral_code": text, "loyalty_card": text}).promotions
     assert (found.coupon_codes, found.referral_code, found.loyalty_card) == ((code,), code, code)
     assert (found.codes_as_entered, found.malformed) == ({text: code}, ())
@@ -64,7 +64,7 @@ IMPOSSIBLE = ["a\x00b", "a\tb", "a\nb", "a\x7fb", "a\x85b", "\x1ca", "x" * 101, 
 
 @pytest.mark.parametrize("text", IMPOSSIBLE)
 @pytest.mark.parametrize("key", ["coupon_codes", "referral_code", "loyalty_card"])
-def test_what_can_be_no_code_is_refused_as_it_was_entered_and_the_others_stay(text: str, key: str) -> None:
+def test_malformed_code_is_refused_as_entered_and_others_stay(text: str, key: str) -> None:
     given = {"coupon_codes": ["A"]} | ({key: ["A", text]} if key == "coupon_codes" else {key: text})
     found = read(promotions=given).promotions
     assert found.codes == ("A",)
@@ -72,25 +72,25 @@ def test_what_can_be_no_code_is_refused_as_it_was_entered_and_the_others_stay(te
 
 
 @pytest.mark.parametrize("text", ["", " ", "\t", "\u200b", "\u00a0\ufeff", "\u2060 \u00ad"])
-def test_what_is_empty_is_no_code(text: str) -> None:
+def test_empty_code_is_ignored(text: str) -> None:
     found = read(promotions={"coupon_codes": [text], "referral_code": text, "loyalty_card": text}).promotions
     assert found == Promotions()
 
 
-def test_codes_that_are_the_same_when_clean_are_one() -> None:
+def test_codes_equal_after_cleaning_are_merged() -> None:
     found = entered("A", " A", "B", "A\u200b", "a")
     assert found.coupon_codes == ("A", "B", "a")
 
 
 @given(st.text())
-def test_a_clean_code_has_nothing_to_clean(text: str) -> None:
+def test_cleaning_is_idempotent_and_keeps_visible_characters(text: str) -> None:
     code = codes.clean(text)
     assert codes.clean(code) == code
     assert signs(code) == signs(text)
 
 
 def signs(text: str) -> list[str]:
-    """Letters, digits, signs: what stays as typed. U+034F is a mark to Unicode, and nothing to anybody who reads."""
+    """The letters, digits and signs, which cleaning keeps. U+034F is invisible, although Unicode calls it a mark."""
     return [character for character in text.replace("\u034f", "") if unicodedata.category(character)[0] in "LMNPS"]
 
 
@@ -99,8 +99,8 @@ PLAIN = st.text(st.sampled_from("ABC\ufffd\U0001f384"), max_size=3)
 
 
 @given(PLAIN, HALVES, PLAIN, st.sampled_from(["coupon_codes", "referral_code", "loyalty_card"]))
-def test_half_a_surrogate_pair_never_becomes_another_code(before: str, half: str, after: str, key: str) -> None:
-    """JavaScript writes one where a text is cut in the middle of an emoji."""
+def test_lone_surrogate_never_becomes_another_code(before: str, half: str, after: str, key: str) -> None:
+    """JavaScript writes one when it cuts a text in the middle of an emoji."""
     text = before + half + after
     others = [before + after, before + "\ufffd" + after, before + "?" + after]
     found = read(promotions={key: [text, *others] if key == "coupon_codes" else text}).promotions
@@ -108,10 +108,10 @@ def test_half_a_surrogate_pair_never_becomes_another_code(before: str, half: str
     assert set(found.codes) == ({*filter(None, others)} if key == "coupon_codes" else set())
 
 
-# -- Told -------------------------------------------------------------------------------------------------------------
+# -- In answers -------------------------------------------------------------------------------------------------------
 
 
-def test_refusals_are_told_as_entered_and_in_that_order() -> None:
+def test_rejections_keep_codes_and_order_as_entered() -> None:
     found = entered(" A\u200b", "a\tb", "B", "A")
     engine = (
         Rejection("B", Reason.EXPIRED, "x"),
@@ -127,7 +127,7 @@ def test_refusals_are_told_as_entered_and_in_that_order() -> None:
 
 
 @pytest.mark.parametrize("text", ["SAVE\ud83d", "a\x00b", "ü"])
-def test_an_answer_spells_a_refused_code_as_it_came(text: str) -> None:
+def test_answer_spells_a_refused_code_as_entered(text: str) -> None:
     problem = notices.refused(entered(text).malformed or [Rejection(text, Reason.OTHER, "")])
     details = json.loads(errors.body(problem, "validate"))["error"]["details"]
     assert (details["invalid-code"], details["codes"][0]["code"]) == (text, text)
@@ -141,9 +141,7 @@ def test_an_answer_spells_a_refused_code_as_it_came(text: str) -> None:
         ((Reason.NOT_APPLIED, Reason.NOT_APPLIED), "A"),
     ],
 )
-def test_a_code_that_only_fell_with_another_is_not_named_as_the_invalid_one(
-    reasons: tuple[Reason, ...], named: str
-) -> None:
+def test_invalid_code_is_not_one_refused_only_with_another(reasons: tuple[Reason, ...], named: str) -> None:
     problem = notices.refused([Rejection(code, reason, "") for code, reason in zip("ABC", reasons, strict=False)])
     assert problem.details["invalid-code"] == named
     assert len(problem.details["codes"]) == len(reasons)
@@ -170,21 +168,19 @@ PROMOTIONS: list[tuple[Any, Promotions]] = [
     ("family", "key"), [("A", "promotions"), ("B", "promotion"), ("B", "promotions"), ("C", "promotion")]
 )
 @pytest.mark.parametrize(("value", "expected"), PROMOTIONS)
-def test_what_the_shopper_brings_is_read_whatever_its_name(
-    family: str, key: str, value: Any, expected: Promotions
-) -> None:
+def test_promotions_are_read_under_either_key(family: str, key: str, value: Any, expected: Promotions) -> None:
     found = read(family, **{key: value})
     assert found.promotions == expected
     assert found.promotions_at == ((key,) if value is not None else ())
 
 
-def test_every_code_that_can_be_refused_is_named() -> None:
+def test_codes_include_referral_code_and_loyalty_card() -> None:
     promotions = Promotions(coupon_codes=("A", "B"), referral_code="R", loyalty_card="L")
     assert promotions.codes == ("A", "B", "R", "L")
     assert Promotions(coupon_codes=("A",)).codes == ("A",)
 
 
-def test_promotions_of_several_orders_are_one_carts() -> None:
+def test_promotions_of_several_orders_are_merged() -> None:
     orders = [
         {"order_items": []},
         {"order_items": [], "promotion": {"coupon_codes": ["A", "B"], "identifiers": ["i"], "meta": {"first": 1}}},
@@ -201,13 +197,13 @@ def test_promotions_of_several_orders_are_one_carts() -> None:
     assert found.promotions_at == ("orders", 1, "promotion")
 
 
-def test_promotions_at_the_root_speak_for_all_orders() -> None:
+def test_promotions_at_the_root_override_those_of_orders() -> None:
     orders = [{"order_items": [], "promotion": {"coupon_codes": ["A"]}}]
     found = parse({"orders": orders, "promotion": {"coupon_codes": ["B"]}})
     assert (found.promotions.coupon_codes, found.promotions_at) == (("B",), ("promotion",))
 
 
-def test_a_hundred_codes_are_taken_over_all_orders_and_one_more_is_not() -> None:
+def test_100_codes_over_all_orders_are_accepted_and_101_refused() -> None:
     def orders(*codes: list[str]) -> Any:
         return {"orders": [{"order_items": [], "promotion": {"coupon_codes": each}} for each in codes]}
 

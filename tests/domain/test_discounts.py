@@ -31,7 +31,7 @@ def body_a(*lines: tuple[str, int], **root: Any) -> bytes:
     return json.dumps({"items": items, **root}).encode()
 
 
-def test_the_example_of_the_contract() -> None:
+def test_example_of_the_contract() -> None:
     body = body_a(("140.00", 1), currency="USD")
     granted = (off(3500, 0, meta={"campaignId": 1}), off(1500, cost="shipping"))
     got = json.loads(answer(body, *granted, costs=(Cost("shipping", 1500),)))
@@ -53,18 +53,18 @@ def test_the_example_of_the_contract() -> None:
     ("granted", "price", "line_total", "total"),
     [
         ((off(1000, 0),), "6.67", "10.00", "10.00"),  # 30.00 - 10.00 over three units does not divide
-        ((off(1, 0),), "10", "0.01", "0.01"),  # rounds to the price that came, which keeps its bytes
+        ((off(1, 0),), "10", "0.01", "0.01"),  # rounds to the given price, which keeps its bytes
         ((off(3000, 0),), "0.00", "30.00", "30.00"),
         ((off(2000, 0), off(2000, 0)), "0.00", "30.00", "30.00"),  # beyond the price: clamped
         ((off(700, cost="shipping"),), "10", "0.00", "5.00"),
         ((off(400, cost="shipping"), off(400, cost="shipping")), "10", "0.00", "5.00"),
         ((off(9999, scope="goods"),), "10", "0.00", "30.00"),
-        ((off(9999),), "10", "0.00", "35.00"),  # an order-level discount takes no more than there is to pay
+        ((off(9999),), "10", "0.00", "35.00"),  # an order-level discount is limited to the amount to pay
         ((off(2000, 0), off(9999)), "3.33", "20.00", "35.00"),
-        ((off(700, cost="handling"),), "10", "0.00", "7.00"),  # nobody told us its price
+        ((off(700, cost="handling"),), "10", "0.00", "7.00"),  # its price is unknown
     ],
 )
-def test_nothing_goes_below_zero_and_the_total_is_the_sum(
+def test_prices_never_go_below_zero_and_total_is_the_sum(
     granted: tuple[Discount, ...], price: str, line_total: str, total: str
 ) -> None:
     got = json.loads(answer(body_a(("10", 3)), *granted, costs=(SHIPPING,)))
@@ -94,12 +94,12 @@ LISTED = [{"amount": "1.00", "meta": {"list_price": "11.00"}}]
     ids=["A", "A again", "B again", "C"],
 )
 @pytest.mark.parametrize("granted", [(), (off(700, 0),), (off(700, 0), off(1, 1), off(300))], ids=len)
-def test_space_between_things_makes_no_difference(body: Any, granted: tuple[Discount, ...]) -> None:
-    """They are written in two ways: what is close-set is encoded anew, others are edited where they stand."""
+def test_white_space_does_not_change_the_answer(body: Any, granted: tuple[Discount, ...]) -> None:
+    """Two ways of writing: a body without white space is encoded again, any other is edited in place."""
     dense = answer(json.dumps(body, separators=(",", ":")).encode(), *granted, note={"a": 1})
     for spaced in (json.dumps(body), json.dumps(body, indent=2)):
         got = answer(spaced.encode(), *granted, note={"a": 1})
-        # As text, since the order of members counts, too.
+        # Compared as text, since the order of members counts, too.
         assert json.dumps(json.loads(got, parse_float=str)) == json.dumps(json.loads(dense, parse_float=str))
 
 
@@ -108,18 +108,18 @@ def test_space_between_things_makes_no_difference(body: Any, granted: tuple[Disc
     [
         ((off(3000),), (), 0),
         ((off(3500),), (), 500),
-        ((off(3500),), (SHIPPING,), 0),  # a discount on the session's total may reach the shipping, too
+        ((off(3500),), (SHIPPING,), 0),  # a discount on the session's total may apply to shipping, too
         ((off(3500), off(500, cost="shipping")), (SHIPPING,), 500),
         ((off(3001, 0),), (), 1),
     ],
 )
-def test_what_is_cut_off_is_counted(granted: tuple[Discount, ...], costs: tuple[Cost, ...], clamped: int) -> None:
+def test_clamped_amount_is_counted(granted: tuple[Discount, ...], costs: tuple[Cost, ...], clamped: int) -> None:
     parsed = checkout.parse(body_a(("10.00", 3)), "validate")
     assert discounts.allocate(parsed, Outcome(discounts=granted, costs=costs)).clamped == clamped
 
 
 @pytest.mark.parametrize("space", [b" ", b""])
-def test_a_price_that_does_not_change_keeps_its_bytes(space: bytes) -> None:
+def test_unchanged_price_keeps_its_bytes(space: bytes) -> None:
     rest = b'{"sku":"T","quantity":1,"price":5.0}]}'
     body = b'{"currency":"JPY","items":[{"sku":"S","quantity":2,"price":"1000.00"},' + space + rest
     assert b'"price":"1000.00"' in answer(body, off(1, 1))
@@ -128,7 +128,7 @@ def test_a_price_that_does_not_change_keeps_its_bytes(space: bytes) -> None:
 
 
 FAMILY_B = [
-    # (line as it came, the keys of the line's price, total and list in the answer)
+    # (the given line, the keys of its price, total and list in the answer)
     ({"price": "10.00"}, ("price", "discounts", "applied_discounts")),
     ({"price_amount": "10.00"}, ("price_amount", "discounts_amount", "applied_discounts")),
     ({"price": "10.00", "discounts_amount": "0"}, ("price", "discounts_amount", "applied_discounts")),
@@ -139,7 +139,7 @@ FAMILY_B = [
 
 
 @pytest.mark.parametrize(("line", "keys"), FAMILY_B)
-def test_family_b_is_answered_in_the_names_that_came(line: dict[str, Any], keys: tuple[str, str, str]) -> None:
+def test_family_b_answer_keeps_the_given_names(line: dict[str, Any], keys: tuple[str, str, str]) -> None:
     body = json.dumps({"order_items": [{"sku": "S", "quantity": 2, **line}]}).encode()
     got = json.loads(answer(body, off(100, 0), off(50)))
     price, total, listed = keys
@@ -149,7 +149,7 @@ def test_family_b_is_answered_in_the_names_that_came(line: dict[str, Any], keys:
     assert (got["discounts"], [entry["amount"] for entry in got["applied_discounts"]]) == ("1.50", ["0.50"])
 
 
-def test_families_b_and_c_leave_an_empty_list_out_and_family_a_writes_it() -> None:
+def test_only_family_a_writes_an_empty_list() -> None:
     line = {"sku": "S", "quantity": 1, "price": "1.00"}
     old = {"applied_discounts": [{"amount": "0.50", "meta": {"list_price": "1.50"}}]}
     got_b = json.loads(answer(json.dumps({"order_items": [{**line, **old}], **old}).encode()))
@@ -162,7 +162,7 @@ def test_families_b_and_c_leave_an_empty_list_out_and_family_a_writes_it() -> No
     }
 
 
-def test_family_c_is_one_cart_with_totals_by_order() -> None:
+def test_family_c_is_one_cart_with_totals_per_order() -> None:
     order = {"order_items": [{"sku": "S", "quantity": 1, "price": "10.00"}], "applied_discounts": [{"amount": "9.00"}]}
     body = json.dumps({"orders": [order, order], "promotion": {}}).encode()
     got = json.loads(answer(body, off(100, 0), off(200, 1), off(400), note={"engine": "x"}))
@@ -173,7 +173,7 @@ def test_family_c_is_one_cart_with_totals_by_order() -> None:
     assert got["promotion"] == {"meta": {"mapper": {"engine": "x"}}}
 
 
-def test_notes_go_to_the_first_order_where_family_c_has_promotions_by_order() -> None:
+def test_family_c_writes_notes_to_the_first_promotions() -> None:
     order = {"order_items": [{"sku": "S", "quantity": 1, "price": "10.00"}]}
     body = json.dumps({"orders": [order, {**order, "promotion": {"meta": {"keep": 1}}}]}).encode()
     got = json.loads(answer(body, off(100, 1), note={"engine": "x"}))
@@ -184,7 +184,7 @@ def test_notes_go_to_the_first_order_where_family_c_has_promotions_by_order() ->
 @pytest.mark.parametrize(
     ("line", "price"),
     [
-        # (a line with a discount of an earlier answer, its price when that discount is gone)
+        # (a line with a discount of an earlier answer, its price without that discount)
         (
             {
                 "price": "105.00",
@@ -202,14 +202,14 @@ def test_notes_go_to_the_first_order_where_family_c_has_promotions_by_order() ->
         ),  # reset by the shop
     ],
 )
-def test_a_line_whose_discount_is_gone_gets_its_list_price_back(line: dict[str, Any], price: object) -> None:
+def test_line_without_its_earlier_discount_gets_its_list_price(line: dict[str, Any], price: object) -> None:
     body = json.dumps({"items": [{"sku": "S", "quantity": 1, **line}]}).encode()
     assert json.loads(answer(body))["items"][0]["price"] == price
 
 
 @st.composite
 def carts(draw: st.DrawFn) -> tuple[bytes, list[Discount], tuple[Cost, ...]]:
-    """A document, what an engine may grant it (more than there is to take, now and then), and the costs it has."""
+    """A document, discounts that an engine may grant it (sometimes more than the price), and its costs."""
     body = draw(documents.checkouts())
     lines = checkout.parse(body, "validate").lines
     costs = [
@@ -234,10 +234,10 @@ def carts(draw: st.DrawFn) -> tuple[bytes, list[Discount], tuple[Cost, ...]]:
 
 Cart = tuple[bytes, list[Discount], tuple[Cost, ...]]
 Prices = dict[tuple[str, int | None], int]
-"""Of every single thing that has a price: ("", line) are a line's units, else (cost, line) or (cost, None)."""
+"""The price of every unit: ("", line) are a line's goods; (cost, line) and (cost, None) are costs."""
 
 Taken = list[tuple[int, set[tuple[str, int | None]]]]
-"""Amounts, and what each may be taken off."""
+"""Amounts, and the units that each may be taken off."""
 
 
 def prices_of(parsed: Checkout, costs: tuple[Cost, ...]) -> Prices:
@@ -246,7 +246,7 @@ def prices_of(parsed: Checkout, costs: tuple[Cost, ...]) -> Prices:
 
 
 def reach(discount: Discount, prices: Prices, *, listed: bool = False) -> set[tuple[str, int | None]]:
-    """What a discount may be taken off; as it is `listed` at the root, one on a line is on that line's costs."""
+    """The units that a discount may be taken off; `listed` at the root, one on a line is on that line's costs."""
     scope = "costs" if discount.cost or (listed and discount.line is not None) else discount.scope
     return {
         (cost, line)
@@ -259,7 +259,7 @@ def reach(discount: Discount, prices: Prices, *, listed: bool = False) -> set[tu
 
 
 def any_of(taken: Taken, prices: Prices) -> Iterator[tuple[int, int, int]]:
-    """For each choice of some discounts: their sum, the sum of the others, the price of all that the chosen reach."""
+    """For each subset of the discounts: its sum, the sum of the others, the price of all units that it reaches."""
     whole = sum(amount for amount, _ in taken)
     for count in range(len(taken) + 1):
         for chosen in itertools.combinations(taken, count):
@@ -269,9 +269,9 @@ def any_of(taken: Taken, prices: Prices) -> Iterator[tuple[int, int, int]]:
 
 @settings(max_examples=150, deadline=None)
 @given(carts())
-def test_nothing_goes_below_zero_however_many_discounts_reach_it_under_whatever_name(cart: Cart) -> None:
-    """Any of them together take off no more than all that they reach costs. (By Hall's theorem that means: they can be
-    spread over the single things so that none of these goes below zero.)
+def test_overlapping_discounts_never_exceed_the_price_they_reach(cart: Cart) -> None:
+    """Any subset takes off at most the price of all units that it reaches. (By Hall's theorem the discounts can then be
+    spread over the units so that none goes below zero.)
     """
     body, granted, costs = cart
     parsed = checkout.parse(body, "validate")
@@ -285,8 +285,8 @@ def test_nothing_goes_below_zero_however_many_discounts_reach_it_under_whatever_
 
 @settings(max_examples=150, deadline=None)
 @given(carts())
-def test_all_that_can_be_given_is_given(cart: Cart) -> None:
-    """The most that can be taken off is the smallest cut (max-flow, min-cut): so not a cent is lost where it fits."""
+def test_allocation_gives_the_largest_possible_discount(cart: Cart) -> None:
+    """The largest possible discount is the smallest cut (max-flow, min-cut)."""
     body, granted, costs = cart
     parsed = checkout.parse(body, "validate")
     prices = prices_of(parsed, costs)
@@ -311,15 +311,15 @@ WRAPPED = (Cost("shipping", 1500), Cost("wrapping", 500, line=0))
         ((off(9000),), 0, [7000]),
         ((off(5000, scope="goods"), off(2000, scope="costs"), off(1)), 0, [5000, 2000]),
         ((off(2600, 0, scope="total"),), 2000, [500]),
-        ((off(1500, 0, scope="total"), off(800, 0)), 2000, [300]),  # it takes what others leave of the line
+        ((off(1500, 0, scope="total"), off(800, 0)), 2000, [300]),  # it takes the rest of the line
         ((off(5000, scope="goods"), off(500, 0, scope="total")), 0, [5000, 500]),
-        ((off(3100, 1, scope="total"),), 0, []),  # a line without costs of its own
-        ((off(100, 1, scope="costs"),), 0, [100]),  # costs whose price nobody told us
-        # The first moves to its costs, so that both have room.
+        ((off(3100, 1, scope="total"),), 0, []),  # a line without its own costs
+        ((off(100, 1, scope="costs"),), 0, [100]),  # costs whose price is unknown
+        # The first moves to its costs, so that both fit.
         ((off(4800, scope="goods"), off(200, 0, scope="total"), off(200, 1, scope="total")), 0, [4800, 200]),
     ],
 )
-def test_a_thing_that_is_reached_in_several_ways_is_taken_off_once(
+def test_overlapping_scopes_never_discount_a_price_twice(
     granted: tuple[Discount, ...], line_total: int, at_root: list[int]
 ) -> None:
     parsed = checkout.parse(body_a(("20.00", 1), ("30.00", 1)), "validate")
@@ -327,7 +327,7 @@ def test_a_thing_that_is_reached_in_several_ways_is_taken_off_once(
     assert (allocation.line_total(0), [one.amount for one in allocation.root]) == (line_total, at_root)
 
 
-def test_a_discount_on_a_lines_own_costs_is_listed_at_the_root_and_names_the_line() -> None:
+def test_discount_on_a_lines_costs_is_at_the_root_and_names_the_line() -> None:
     body = json.dumps({"items": [{"sku": "0", "quantity": 0, "price": 1}, {"sku": "W", "quantity": 1, "price": 1}]})
     got = json.loads(answer(body.encode(), off(300, 1, cost="wrap", meta={"a": 1}), costs=(Cost("wrap", 300, 1),)))
     assert [entry["meta"] for entry in got["discounts"]] == [{"a": 1, "position": 0, "sku": "W"}]
@@ -335,7 +335,7 @@ def test_a_discount_on_a_lines_own_costs_is_listed_at_the_root_and_names_the_lin
 
 
 @given(carts())
-def test_parts_always_add_up_and_nothing_is_negative(cart: Cart) -> None:
+def test_parts_add_up_and_are_never_negative(cart: Cart) -> None:
     body, granted, costs = cart
     parsed = checkout.parse(body, "validate")
     allocation = discounts.allocate(parsed, Outcome(discounts=tuple(granted), costs=costs))
@@ -357,14 +357,14 @@ def _total(parsed: Checkout) -> int:
 
 
 @given(carts())
-def test_validating_our_own_answer_gives_the_same_bytes(cart: Cart) -> None:
+def test_validating_our_answer_again_gives_the_same_bytes(cart: Cart) -> None:
     body, granted, costs = cart
     once = answer(body, *granted, costs=costs)
     assert answer(once, *granted, costs=costs) == once
 
 
 @given(carts())
-def test_without_its_discounts_an_answer_returns_to_list_prices(cart: Cart) -> None:
+def test_answer_without_its_discounts_returns_to_list_prices(cart: Cart) -> None:
     body, granted, costs = cart
     plain = checkout.parse(answer(body), "validate")
     undone = checkout.parse(answer(answer(body, *granted, costs=costs)), "validate")
@@ -378,7 +378,7 @@ OURS_ON_LINE = OURS_AT_ROOT | {'"price"', '"price_amount"'}
 
 @settings(max_examples=300)
 @given(carts())
-def test_nothing_that_the_contract_does_not_name_ever_changes(cart: Cart) -> None:
+def test_fields_outside_the_contract_never_change(cart: Cart) -> None:
     body, granted, costs = cart
     before, after = documents.read(body), documents.read(answer(body, *granted, costs=costs, note={"engine": "x"}))
     assert without_ours(after) == without_ours(before)
@@ -386,7 +386,7 @@ def test_nothing_that_the_contract_does_not_name_ever_changes(cart: Cart) -> Non
 
 
 def without_ours(root: dict[str, Any]) -> dict[str, Any]:
-    """A tree of `documents.read` without what the mapper owns."""
+    """A tree of `documents.read` without the mapper's fields."""
     kept = {key: value for key, value in root.items() if key not in OURS_AT_ROOT}
     for key in ('"items"', '"order_items"'):
         if key in kept:

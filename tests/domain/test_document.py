@@ -1,4 +1,4 @@
-"""JSON that comes back byte for byte, whatever JSON it is, and the texts that are none."""
+"""Any JSON is kept byte for byte; anything else is refused."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from msgspec import Raw
 from mapper.domain import document
 from mapper.domain.errors import InvalidRequest
 
-samples = settings(max_examples=40, deadline=None)  # the time is spent on making them up; a thousand found no more
+samples = settings(max_examples=40, deadline=None)  # generating them takes the time; a thousand found no more
 
 
 # -- Random JSON, in any spelling ------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ NUMBERS = st.builds(
 
 
 def strings() -> st.SearchStrategy[str]:
-    """A string's text, each character spelled in one of the ways JSON has for it."""
+    """A string's text, each character in one of its JSON spellings."""
     return st.lists(st.sampled_from(CHARACTERS), max_size=3).map(lambda characters: f'"{"".join(characters)}"')
 
 
@@ -74,9 +74,9 @@ def bodies(draw: st.DrawFn) -> bytes:
 
 
 def pieces(text: bytes) -> list[tuple[str, bytes, bytes]]:
-    """What an object is made of, by a reader that is not ours: (key, all that leads up to the value, the value).
+    """The members of an object by another reader than ours: (key, the text before the value, the value).
 
-    The last piece is what follows the last value. Joined again, the pieces are the text.
+    The last piece is the text after the last value. Joined, the pieces are the whole text.
     """
     whole = text.decode()
     found: list[tuple[str, bytes, bytes]] = []
@@ -114,7 +114,7 @@ def exact(value: Any) -> Any:
 
 @samples
 @given(bodies())
-def test_every_member_is_found_where_it_stands(body: bytes) -> None:
+def test_every_member_is_found_with_its_text(body: bytes) -> None:
     found = document.parse(body)
     *members, _ = pieces(body)
     assert [(key, found.root.raw(key)) for key in found.root.members] == [(key, value) for key, _, value in members]
@@ -142,7 +142,7 @@ def test_objects_and_arrays_are_found_at_any_depth(body: bytes) -> None:
 
 @samples
 @given(bodies())
-def test_the_whole_body_is_there_as_plain_values_but_for_odd_numbers(body: bytes) -> None:
+def test_decoded_body_equals_json_except_for_odd_numbers(body: bytes) -> None:
     def usual(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: usual(inner) for key, inner in value.items()}
@@ -155,8 +155,8 @@ def test_the_whole_body_is_there_as_plain_values_but_for_odd_numbers(body: bytes
 
 @samples
 @given(bodies(), st.data())
-def test_a_body_is_written_the_same_whichever_way_is_taken(body: bytes, data: st.DataObject) -> None:
-    """What comes out of the encoder as it went in is encoded anew, the rest is edited where it stands."""
+def test_both_ways_of_writing_give_the_same_bytes(body: bytes, data: st.DataObject) -> None:
+    """A body that the encoder reproduces is encoded again, any other is edited in place."""
     close_set = document.encode(document.parse(body).decoded)
     spaced = document.parse(close_set[:-1] + b" }")
     paths: list[document.Path] = [(), *places(spaced.decoded)]
@@ -211,14 +211,14 @@ def prefixes(paths: list[document.Path]) -> set[document.Path]:
         ('{"a":' + "1" * 5000 + "}", False),
     ],
 )
-def test_what_is_close_set_and_spelled_as_usual_is_encoded_anew(body: str, roundtrips: bool) -> None:
+def test_body_is_encoded_again_only_if_it_roundtrips(body: str, roundtrips: bool) -> None:
     found = document.parse(body.encode())
     assert found._roundtrips == roundtrips
     assert not roundtrips or document.encode(found.decoded) == body.encode()
     assert found.replace({(): {"new": "x"}}) == body.strip()[:-1].encode() + b',"new":"x"}'
 
 
-def test_what_is_not_there_is_none() -> None:
+def test_absent_members_and_items_are_none() -> None:
     found = document.parse(b'{"a":[1],"o":{}}')
     array, inner = found.root.array("a"), found.root.object("o")
     assert array is not None
@@ -274,17 +274,17 @@ BY_POINTER = b'{"":{"":1},"a":[{"b":[[2]]},3],"m~n":{"o/p":4},"a/b":5,"~1":6,"n"
         ),
     ],
 )
-def test_a_pointer_names_a_value(pointer: str, value: object) -> None:
+def test_pointer_reads_a_value(pointer: str, value: object) -> None:
     assert document.parse(BY_POINTER).at(pointer) == value
     assert document.at(json.loads(BY_POINTER), pointer) == value
 
 
-def test_the_empty_pointer_names_the_whole() -> None:
+def test_empty_pointer_reads_the_whole_document() -> None:
     assert document.parse(b' {"a":1} ').at("") == document.at({"a": 1}, "") == {"a": 1}
 
 
 @pytest.mark.parametrize(("key", "token"), [("a", "a"), ("a/b", "a~1b"), ("m~n", "m~0n"), ("~1", "~01"), ("", "")])
-def test_a_key_is_escaped_as_a_token_of_a_pointer(key: str, token: str) -> None:
+def test_key_is_escaped_as_pointer_token(key: str, token: str) -> None:
     assert document.escape(key) == token
 
 
@@ -299,7 +299,7 @@ CHANGES = st.dictionaries(
 
 @samples
 @given(bodies())
-def test_no_change_is_no_change(body: bytes) -> None:
+def test_empty_change_keeps_all_bytes(body: bytes) -> None:
     found = document.parse(body)
     assert render(found, {}) == body.strip()
     for key in found.root.members:
@@ -309,7 +309,7 @@ def test_no_change_is_no_change(body: bytes) -> None:
 
 @samples
 @given(bodies(), CHANGES, st.data())
-def test_a_change_touches_its_own_value_and_no_other_byte(
+def test_change_edits_only_the_bytes_of_its_value(
     body: bytes, changes: dict[str, bytes | None], data: st.DataObject
 ) -> None:
     found = document.parse(body)
@@ -342,15 +342,13 @@ def render(found: document.Document, changes: Mapping[str, bytes | None]) -> byt
 
 
 def spell_keys(text: bytes) -> bytes:
-    """DEL and such may be escaped or not in a key that we add: either way is JSON. Compare them in one way."""
+    """Unescapes DEL, which may be escaped or not in a key that we add."""
     return text.replace(b"\\u007f", b"\x7f")
 
 
 @samples
 @given(bodies(), CHANGES, st.data())
-def test_a_removal_leaves_the_others_as_they_were(
-    body: bytes, changes: dict[str, bytes | None], data: st.DataObject
-) -> None:
+def test_removal_keeps_the_other_members(body: bytes, changes: dict[str, bytes | None], data: st.DataObject) -> None:
     found = document.parse(body)
     gone = data.draw(st.sets(st.sampled_from(sorted(found.root.members)))) if found.root.members else set[str]()
     changes |= dict.fromkeys(gone)
@@ -379,7 +377,7 @@ def test_a_removal_leaves_the_others_as_they_were(
         ('{"\\u0061":1}', {"a": b"2"}, '{"\\u0061":2}'),
     ],
 )
-def test_white_space_stays_where_it_was(text: str, changes: dict[str, bytes | None], changed: str) -> None:
+def test_change_keeps_white_space(text: str, changes: dict[str, bytes | None], changed: str) -> None:
     assert render(document.parse(text.encode()), changes) == changed.encode()
 
 
@@ -395,13 +393,13 @@ def test_white_space_stays_where_it_was(text: str, changes: dict[str, bytes | No
         ('{\n  "a": 1,\n  "b": 2\n}', "b", '{\n  "a": 1\n}'),
     ],
 )
-def test_a_removed_member_takes_its_comma_along(text: str, gone: str, left: str) -> None:
+def test_removed_member_takes_its_comma_with_it(text: str, gone: str, left: str) -> None:
     assert render(document.parse(text.encode()), dict.fromkeys(gone)) == left.encode()
 
 
 @samples
 @given(st.data(), arrays(VALUES))
-def test_an_arrays_items_change_one_by_one(data: st.DataObject, text: str) -> None:
+def test_items_of_an_array_change_one_by_one(data: st.DataObject, text: str) -> None:
     array = document.parse(b'{"v":' + text.encode() + b"}").root.array("v")
     assert array is not None
     changes = (
@@ -420,9 +418,9 @@ def test_an_arrays_items_change_one_by_one(data: st.DataObject, text: str) -> No
         assert rendered.text[slice(*after)] == changes.get(index, array.text[slice(*before)])
 
 
-# -- What is let in, and what is not -----------------------------------------------------------------------------------
+# -- Valid and invalid JSON --------------------------------------------------------------------------------------------
 
-# After the grammar of RFC 8259, in the manner of the public test suites for it: each stands as {"v": <text>}.
+# By the grammar of RFC 8259, like its public test suites: each is tested as {"v": <text>}.
 JSON_TEXTS = [
     *("0", "-0", "1", "10", "-1", "0.0", "0.10", "-0.01", "1e3", "1E3", "1e+3", "1e-3", "1.50e10", "0e0", "0E+99"),
     *("123456789012345678901234567890", "0.1234567890123456789012345678901234567890", "1e400", "-1e400", "1e-400"),
@@ -478,7 +476,7 @@ NOT_JSON = [
 
 
 @pytest.mark.parametrize("text", JSON_TEXTS, ids=repr)
-def test_what_the_grammar_allows_is_taken_and_given_back(text: str) -> None:
+def test_valid_json_is_accepted_and_kept(text: str) -> None:
     body = f'{{"v": {text}}}'.encode()
     found = document.parse(body)
     assert found.root.raw("v") == text.strip().encode()
@@ -486,7 +484,7 @@ def test_what_the_grammar_allows_is_taken_and_given_back(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", NOT_JSON, ids=repr)
-def test_what_the_grammar_does_not_allow_is_refused(text: str) -> None:
+def test_invalid_json_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         document.parse(f'{{"v": {text}}}'.encode())
     assert (refused.value.reason, refused.value.pointer) == ("not_json", "")
@@ -526,7 +524,7 @@ def test_what_the_grammar_does_not_allow_is_refused(text: str) -> None:
         ('{"v":1}'.encode("utf-32-be"), "not_json"),
     ],
 )
-def test_what_is_no_json_object_in_utf_8_is_refused(body: bytes, reason: str) -> None:
+def test_body_other_than_a_utf_8_json_object_is_refused(body: bytes, reason: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         document.parse(body)
     assert (refused.value.reason, refused.value.pointer) == (reason, "")
@@ -534,14 +532,18 @@ def test_what_is_no_json_object_in_utf_8_is_refused(body: bytes, reason: str) ->
 
 @samples
 @given(bodies(), st.data())
-def test_a_body_with_some_bytes_changed_is_taken_where_it_is_still_an_object(body: bytes, data: st.DataObject) -> None:
-    """Python's own parser, made as strict as JSON, says whether it is one."""
+def test_changed_body_is_accepted_only_if_still_an_object(body: bytes, data: st.DataObject) -> None:
+    """As judged by Python's parser in a strict setup."""
     at = data.draw(st.integers(0, len(body)))
     odd = data.draw(st.sampled_from([b"", b"}", b"{", b"]", b",", b'"', b"\\", b"0", b" ", b"u", b"\\ud83d", b"\xff"]))
     changed = body[:at] + odd + body[at + data.draw(st.integers(0, 2)) :]
     try:
         strict: Any = json.loads(
-            changed.decode(), object_pairs_hook=no_doubles, parse_int=str, parse_float=str, parse_constant=no_constant
+            changed.decode(),
+            object_pairs_hook=no_duplicates,
+            parse_int=str,
+            parse_float=str,
+            parse_constant=no_constant,
         )
     except ValueError:
         strict = None
@@ -552,9 +554,9 @@ def test_a_body_with_some_bytes_changed_is_taken_where_it_is_still_an_object(bod
             document.parse(changed)
 
 
-def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a double")
+        raise ValueError("a duplicate")
     return dict(pairs)
 
 
@@ -582,7 +584,7 @@ def no_constant(name: str) -> None:
         ('{"a":"\\ud83d","x":{"b":1,"b":1}}', "/x/b"),
     ],
 )
-def test_a_key_that_stands_twice_is_refused_with_its_place(body: str, pointer: str) -> None:
+def test_duplicate_key_is_refused_with_its_pointer(body: str, pointer: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
         document.parse(body.encode())
     assert (refused.value.reason, refused.value.pointer) == ("duplicate_key", pointer)
@@ -590,7 +592,7 @@ def test_a_key_that_stands_twice_is_refused_with_its_place(body: str, pointer: s
 
 @samples
 @given(bodies(), strings(), st.data())
-def test_a_double_is_found_wherever_it_stands(body: bytes, key: str, data: st.DataObject) -> None:
+def test_duplicate_key_is_found_at_any_place_and_spelling(body: bytes, key: str, data: st.DataObject) -> None:
     opened = [match.end() for match in re.finditer(r'"(?:[^"\\]|\\.)*"|\{', body.decode()) if match[0] == "{"]
     at = data.draw(st.sampled_from(opened))
     text = body.decode()
@@ -604,13 +606,13 @@ def test_a_double_is_found_wherever_it_stands(body: bytes, key: str, data: st.Da
 
 
 def by_number(key: str) -> str:
-    """The same key with each of its characters spelled by number."""
+    """The same key with each character as a numeric escape."""
     units = json.loads(key).encode("utf-16-be").hex()
     return '"' + "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4)) + '"'
 
 
 @pytest.mark.parametrize("depth", [500, 1_200, 100_000])
-def test_a_double_is_refused_at_any_depth_even_where_its_place_cannot_be_told(depth: int) -> None:
+def test_duplicate_key_is_refused_at_any_depth(depth: int) -> None:
     body = '{"a":' * depth + '{"b":1,"b":2}' + "}" * depth
     with pytest.raises(InvalidRequest) as refused:
         document.parse(body.encode())
@@ -621,7 +623,7 @@ def test_a_double_is_refused_at_any_depth_even_where_its_place_cannot_be_told(de
     }
 
 
-def test_the_same_key_in_different_objects_is_no_double() -> None:
+def test_same_key_in_different_objects_is_accepted() -> None:
     body = b'{"a":{"a":{"a":1}},"b":[{"a":1},{"a":1}],"A":1}'
     assert render(document.parse(body), {}) == body
 
@@ -651,7 +653,7 @@ def test_the_same_key_in_different_objects_is_no_double() -> None:
     ],
     ids=lambda value: value[:20],
 )
-def test_what_nobody_can_read_is_passed_on_untouched(value: str) -> None:
+def test_unreadable_value_is_passed_on_unchanged(value: str) -> None:
     body = f'{{"before": 1, "odd": {value}, "price": "1.00"}}'.encode()
     found = document.parse(body)
     assert found.root.raw("odd") == value.encode()
@@ -660,7 +662,7 @@ def test_what_nobody_can_read_is_passed_on_untouched(value: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["1" * 5000, "1e99999999999999999999", "[1e99999999999999999999]"])
-def test_reading_what_nobody_can_read_is_said_aloud(value: str) -> None:
+def test_reading_an_unreadable_value_raises_unreadable(value: str) -> None:
     found = document.parse(f'{{"odd":{value},"fine":1}}'.encode())
     assert found.root.value("fine") == found.at("/fine") == 1
     with pytest.raises(document.Unreadable):
@@ -669,7 +671,7 @@ def test_reading_what_nobody_can_read_is_said_aloud(value: str) -> None:
         found.at("/odd")
 
 
-def test_half_a_surrogate_pair_reads_as_the_replacement_character() -> None:
+def test_lone_surrogate_reads_as_the_replacement_character() -> None:
     found = document.parse(b'{"a":"x\\ud83d","b":"\\ud83d\\ude00","c":"\\\\ud83d","d":{"e":["\\udfff"]}}')
     assert {key: found.root.value(key) for key in found.root.members} == {
         "a": "x\ufffd",
@@ -682,7 +684,7 @@ def test_half_a_surrogate_pair_reads_as_the_replacement_character() -> None:
 
 @pytest.mark.parametrize("count", [1_000, 100_000])
 @pytest.mark.parametrize(("opened", "closed"), [("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")])
-def test_depth_is_taken_or_refused_but_never_breaks_anything(opened: str, closed: str, count: int) -> None:
+def test_deep_nesting_is_accepted_or_refused_as_too_deep(opened: str, closed: str, count: int) -> None:
     body = f'{{"v":{opened * count}1{closed * count},"w":1}}'.encode()
     try:
         found = document.parse(body)
@@ -694,7 +696,7 @@ def test_depth_is_taken_or_refused_but_never_breaks_anything(opened: str, closed
     assert reason in ({"too_deep"} if count > 1_000 else {"too_deep", "taken"})
 
 
-def test_whatever_depth_is_taken_can_be_read_from_some_calls_further_down() -> None:
+def test_accepted_depth_can_be_read_from_deeper_in_the_call_stack() -> None:
     def read(inside: document.Object, calls: int) -> None:
         if calls:
             read(inside, calls - 1)

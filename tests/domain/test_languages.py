@@ -1,4 +1,4 @@
-"""What a shopper is told in their language."""
+"""Messages for shoppers in their language."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from mapper.domain.reasons import Reason
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_reason_has_a_sentence_of_its_own(language: Language) -> None:
+def test_every_reason_has_its_own_sentence_in_each_language(language: Language) -> None:
     texts = [message(reason, language) for reason in Reason]
     assert len(set(texts)) == len(texts)
     for text in texts:
@@ -41,5 +41,7 @@ def test_every_reason_has_a_hint_for_the_merchant() -> None:
         ({}, "de;q=0.999, es", "es"),
     ],
 )
-def test_the_checkout_speaks_first_then_the_request(body: dict[str, object], accepted: str, language: str) -> None:
+def test_language_comes_from_the_checkout_then_the_request(
+    body: dict[str, object], accepted: str, language: str
+) -> None:
     assert language_of(body, accepted) == language

@@ -1,4 +1,4 @@
-"""Options are declared once, and read and checked from that."""
+"""Options are declared once; reading and checking use the declaration."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ GOOD_AND_WRONG: list[tuple[Option, list[str], list[str]]] = [
 
 
 @pytest.mark.parametrize(("option", "good", "wrong"), GOOD_AND_WRONG, ids=lambda one: getattr(one, "kind", ""))
-def test_a_value_is_what_its_kind_says(option: Option, good: list[str], wrong: list[str]) -> None:
+def test_value_is_checked_by_the_options_kind(option: Option, good: list[str], wrong: list[str]) -> None:
     assert fault(option) == ""
     for value in good:
         assert read([option], {"X": f" {value} "}) == ({"X": value}, []), value
@@ -39,7 +39,7 @@ def test_a_value_is_what_its_kind_says(option: Option, good: list[str], wrong: l
         assert not option.secret or value not in problems[0][1]
 
 
-def test_defaults_are_in_place_and_what_must_be_set_is_told_all_at_once() -> None:
+def test_defaults_apply_and_all_problems_are_listed_at_once() -> None:
     options = [
         Option("URL", "where it is", None, kind="url", suffixes=("EUR",)),
         Option("KEY", "its key", None, secret=True),
@@ -55,13 +55,13 @@ def test_defaults_are_in_place_and_what_must_be_set_is_told_all_at_once() -> Non
     assert read(options, right) == ({"URL": "https://a.b", "KEY": "k", "N": "4", "T": ""}, [])
 
 
-def test_a_map_is_pointers_by_name() -> None:
+def test_map_is_parsed_into_pointers_by_name() -> None:
     assert pairs(" a = /b ,c=/d=e, ") == {"a": "/b", "c": "/d=e"}
     assert pairs("") == {}
 
 
 @pytest.mark.parametrize(
-    ("option", "says"),
+    ("option", "problem"),
     [
         ("BASE_URL", "not str"),
         (Option("base_url", "x"), "base_url"),
@@ -75,5 +75,5 @@ def test_a_map_is_pointers_by_name() -> None:
         (Option("X", "x", "three", kind="choice", choices=("one",)), "default"),
     ],
 )
-def test_an_option_that_is_declared_wrongly_is_pointed_out(option: Any, says: str) -> None:
-    assert says in fault(option)
+def test_invalid_option_declaration_is_reported(option: Any, problem: str) -> None:
+    assert problem in fault(option)

@@ -1,4 +1,4 @@
-"""What a receipt is worth, case by case."""
+"""Receipts: which are valid, expired or forged."""
 
 import hashlib
 import hmac
@@ -42,8 +42,8 @@ def writer(secret: bytes = CURRENT, engine: str = "talon_one", space: str = "sho
 OURS = Receipt("s-1", "jane", degraded=False, expired=False, same_content=True)
 
 
-def test_one_receipt_is_pinned_byte_for_byte() -> None:
-    """Whoever changes this makes every receipt in flight a forged one at the next roll-out."""
+def test_receipt_format_is_fixed_byte_for_byte() -> None:
+    """A change here makes every receipt in flight a forged one at the next roll-out."""
     written = note(session="cart/1 é", customer="jane.doe@shop", degraded=True)
     assert written["receipt"] == (
         "2.81cefe35df4f7cba.talon_one.shop.1800000000.jane%2Edoe%40shop."
@@ -55,7 +55,7 @@ def test_one_receipt_is_pinned_byte_for_byte() -> None:
 @pytest.mark.parametrize("degraded", [False, True])
 @pytest.mark.parametrize("customer", ["", "jane", "a.b/c d@é%"])
 @pytest.mark.parametrize("space", ["", "shop", "a.b c"])
-def test_what_was_written_can_be_read(space: str, customer: str, degraded: bool) -> None:
+def test_written_receipt_is_read_back(space: str, customer: str, degraded: bool) -> None:
     receipts = writer(space=space)
     expected = Receipt("s-1", customer, degraded=degraded, expired=False, same_content=True)
     assert receipts.read(order(note(receipts, customer=customer, degraded=degraded)), NOW) == expected
@@ -79,7 +79,7 @@ def test_what_was_written_can_be_read(space: str, customer: str, degraded: bool)
         {**note(), "receipt": "1.1800000000." + "0" * 64 + "." + "0" * 64},
     ],
 )
-def test_what_is_not_ours_is_absent(absent: dict[str, Any] | None) -> None:
+def test_foreign_receipt_is_read_as_none(absent: dict[str, Any] | None) -> None:
     assert RECEIPTS.read(order(absent), NOW) is None
     assert RECEIPTS.session_if_ours(order(absent)) is None
 
@@ -105,7 +105,7 @@ TOKEN: str = note()["receipt"]
         {"receipt": ".".join([*TOKEN.split(".")[:6], "0" * 64, TOKEN.split(".")[7]])},
     ],
 )
-def test_a_receipt_of_ours_that_was_touched_is_forged(change: dict[str, Any]) -> None:
+def test_changed_receipt_is_refused_as_forged(change: dict[str, Any]) -> None:
     touched = order({**note(), **change})
     with pytest.raises(Forbidden) as refusal:
         RECEIPTS.read(touched, NOW)
@@ -114,14 +114,14 @@ def test_a_receipt_of_ours_that_was_touched_is_forged(change: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize(("age", "expired"), [(0, False), (DAY, False), (DAY + 1, True), (-300, False), (-301, True)])
-def test_an_old_receipt_still_names_session_and_customer_but_no_prices(age: int, expired: bool) -> None:
+def test_expired_receipt_keeps_session_and_customer_but_not_prices(age: int, expired: bool) -> None:
     read = RECEIPTS.read(order(note()), NOW + age)
     assert read == Receipt("s-1", "jane", degraded=False, expired=expired, same_content=True)
     assert read.matches("jane") is not expired
 
 
 @pytest.mark.parametrize("secret", [CURRENT, OLD, RETIRED])
-def test_receipts_outlive_a_rotation(secret: bytes) -> None:
+def test_receipts_stay_valid_after_a_secret_rotation(secret: bytes) -> None:
     assert RECEIPTS.read(order(note(writer(secret))), NOW) == OURS
 
 
@@ -137,7 +137,7 @@ def test_receipts_outlive_a_rotation(secret: bytes) -> None:
         {"currency": "EUR"},
     ],
 )
-def test_an_order_with_other_content_does_not_match(changes: dict[str, Any]) -> None:
+def test_order_with_other_content_does_not_match(changes: dict[str, Any]) -> None:
     read = RECEIPTS.read(order(note(), **changes), NOW)
     assert read == Receipt("s-1", "jane", degraded=False, expired=False, same_content=False)
     assert not read.matches("jane")
@@ -147,13 +147,13 @@ def test_an_order_with_other_content_does_not_match(changes: dict[str, Any]) -> 
     ("validated", "ordered", "matches"),
     [("jane", "jane", True), ("jane", "", True), ("", "jane", True), ("", "", True), ("jane", "joan", False)],
 )
-def test_a_guest_may_become_a_customer_but_nobody_somebody_else(validated: str, ordered: str, matches: bool) -> None:
+def test_receipt_matches_guest_or_same_customer_only(validated: str, ordered: str, matches: bool) -> None:
     read = RECEIPTS.read(order(note(customer=validated)), NOW)
     assert read is not None
     assert read.matches(ordered) is matches
 
 
-# -- Receipts of the version before --------------------------------------------------------------------------------
+# -- Receipts of the previous version ------------------------------------------------------------------------------
 
 
 def first_version(secret: bytes = CURRENT, engine: str = "talon_one", at: int = int(NOW)) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def first_version(secret: bytes = CURRENT, engine: str = "talon_one", at: int = 
 
 
 @pytest.mark.parametrize("secret", [CURRENT, OLD, RETIRED])
-def test_a_receipt_of_the_version_before_is_good_for_its_time(secret: bytes) -> None:
+def test_receipt_of_the_previous_version_is_valid_until_it_expires(secret: bytes) -> None:
     body = order(first_version(secret))
     assert RECEIPTS.read(body, NOW) == Receipt("s-1", "", degraded=False, expired=False, same_content=True)
     later = RECEIPTS.read(body, NOW + DAY + 1)
@@ -182,11 +182,11 @@ def test_a_receipt_of_the_version_before_is_good_for_its_time(secret: bytes) -> 
         first_version(engine="voucherify"),
     ],
 )
-def test_one_that_cannot_be_verified_may_be_anybody_s(touched: dict[str, Any]) -> None:
+def test_unverifiable_receipt_of_the_previous_version_is_read_as_none(touched: dict[str, Any]) -> None:
     assert RECEIPTS.read(order(touched), NOW) is None
 
 
-def test_the_same_content_matches_in_every_family_and_order() -> None:
+def test_same_content_matches_in_every_family_and_order() -> None:
     lines = [
         {"sku": "S", "quantity": 1, "price": "8.00", "discounts": "2.00"},
         {"sku": "T", "quantity": 1, "price": "1.00"},
@@ -202,8 +202,8 @@ def test_the_same_content_matches_in_every_family_and_order() -> None:
 
 
 @pytest.mark.parametrize("total", ["n/a", "-1.00", 1e30])
-def test_a_total_that_nobody_needs_to_read_is_no_error_but_another_content(total: object) -> None:
-    """An order that is redeemed must be answered from the ledger, whatever it carries there."""
+def test_unreadable_total_counts_as_other_content(total: object) -> None:
+    """A redeemed order must be answered from the ledger, even with an invalid total."""
     line = LINE | {"discounts": "2.00", "price": "6.00"}
     validated = order(None, order_items=[line])
     token = RECEIPTS.write("s-1", "jane", False, receipt.content_of(validated), NOW)

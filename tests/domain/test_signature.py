@@ -13,7 +13,7 @@ OLD = b"the secret before this one"
 BODY = b'{"items": []}'
 HEX = sign(BODY, SECRET).removeprefix("sha256=")
 
-# GitHub's published example for its webhooks, whose scheme this is.
+# GitHub's published example for its webhooks, which use the same scheme.
 GITHUB = (
     b"It's a Secret to Everybody",
     b"Hello, World!",
@@ -46,13 +46,13 @@ def headers(*signatures: str | bytes, **others: bytes) -> list[tuple[bytes, byte
 
 
 @pytest.mark.parametrize(("secret", "body", "expected"), [GITHUB, *RFC_4231])
-def test_published_vectors(secret: bytes, body: bytes, expected: str) -> None:
+def test_published_test_vectors_verify(secret: bytes, body: bytes, expected: str) -> None:
     assert sign(body, secret) == f"sha256={expected}"
     assert verify(body, headers(expected), Credentials("signature", (secret,))) == ""
 
 
 @pytest.mark.parametrize("given_", [HEX, HEX.upper(), f"sha256={HEX}", f"sha256={HEX.upper()}", sign(BODY, OLD)])
-def test_either_case_with_or_without_prefix_and_any_valid_secret(given_: str) -> None:
+def test_signature_is_accepted_in_any_case_with_or_without_prefix(given_: str) -> None:
     verify(BODY, headers(given_), credentials())
 
 
@@ -81,15 +81,15 @@ def test_either_case_with_or_without_prefix_and_any_valid_secret(given_: str) ->
         ([sign(BODY + b" ", SECRET)], "wrong"),
     ],
 )
-def test_every_other_signature_is_refused_in_one_and_the_same_words(given_: list[str], reason: str) -> None:
+def test_invalid_signatures_get_the_same_message(given_: list[str], reason: str) -> None:
     with pytest.raises(BadSignature) as refusal:
         verify(BODY, headers(*given_), credentials())
     assert refusal.value.reason == reason
     assert (refusal.value.message, refusal.value.details) == (BadSignature("x").message, {})
 
 
-def test_a_secret_is_good_until_it_is_taken_out() -> None:
-    """While it is rotated both are; then the old one is a wrong one."""
+def test_secret_is_valid_until_it_is_removed() -> None:
+    """Both are valid during a rotation; afterwards the old one is wrong."""
     for secret in (SECRET, OLD):
         verify(BODY, headers(sign(BODY, secret)), Credentials("signature", (SECRET, OLD)))
     verify(BODY, headers(sign(BODY, SECRET)), Credentials("signature", (SECRET,)))
@@ -99,7 +99,7 @@ def test_a_secret_is_good_until_it_is_taken_out() -> None:
 
 
 @given(st.binary(max_size=200), st.integers(0, 255), st.data())
-def test_one_changed_byte_is_enough(body: bytes, other: int, data: st.DataObject) -> None:
+def test_one_changed_byte_invalidates_the_signature(body: bytes, other: int, data: st.DataObject) -> None:
     signed = sign(body, SECRET)
     verify(body, headers(signed), credentials())
     if body:
@@ -110,7 +110,7 @@ def test_one_changed_byte_is_enough(body: bytes, other: int, data: st.DataObject
                 verify(changed, headers(signed), credentials())
 
 
-def test_the_key_is_the_secrets_utf_8_bytes() -> None:
+def test_key_is_the_secret_in_utf_8() -> None:
     secret = "gehäim, 秘密 and long enough"
     expected = hmac.new(secret.encode("utf-8"), BODY, hashlib.sha256).hexdigest()
     verify(BODY, headers(expected), Credentials("signature", (secret.encode(),)))
@@ -128,7 +128,7 @@ def test_the_key_is_the_secrets_utf_8_bytes() -> None:
         ("both", False, True, False),
     ],
 )
-def test_each_mode_asks_for_what_it_says(auth: str, signature: bool, header: bool, accepted: bool) -> None:
+def test_each_auth_mode_requires_its_credentials(auth: str, signature: bool, header: bool, accepted: bool) -> None:
     own = ((b"secret", b"the header's own secret"),) if auth != "signature" else ()
     configured = credentials(auth=auth, headers=own)
     sent = headers(*([HEX] if signature else []), **({"secret": b"the header's own secret"} if header else {}))
@@ -139,7 +139,7 @@ def test_each_mode_asks_for_what_it_says(auth: str, signature: bool, header: boo
             verify(BODY, sent, configured)
 
 
-def test_a_wrong_or_doubled_secret_header_is_refused() -> None:
+def test_wrong_or_repeated_secret_header_is_refused() -> None:
     configured = credentials(auth="secret_header", headers=((b"secret", b"right"),))
     for sent in ([(b"secret", b"wrong")], [(b"secret", b"right")] * 2, [(b"secret", b"\xff\xfe")]):
         with pytest.raises(BadSignature):
@@ -158,7 +158,7 @@ def test_a_wrong_or_doubled_secret_header_is_refused() -> None:
         ({"one"}, [b"\xff"], False),
     ],
 )
-def test_only_the_spaces_that_are_served(spaces: set[str], sent: list[bytes], served: bool) -> None:
+def test_space_that_is_not_served_is_forbidden(spaces: set[str], sent: list[bytes], served: bool) -> None:
     configured = credentials(spaces=frozenset(spaces))
     given_ = headers(HEX) + [(b"x-nacelle-space-id", value) for value in sent]
     if served:
@@ -184,7 +184,7 @@ PAIRS = ((b"x-key", b"first"), (b"x-key", b"rotated"), (b"x-shop", b"ours"))
         ([], False),
     ],
 )
-def test_every_configured_header_must_come_in_every_mode(
+def test_every_configured_header_is_required_in_every_mode(
     auth: str, sent: list[tuple[bytes, bytes]], accepted: bool
 ) -> None:
     configured = credentials(auth=auth, headers=PAIRS)
@@ -209,7 +209,9 @@ def test_every_configured_header_must_come_in_every_mode(
         (b"", b"the secret of space one", Forbidden),
     ],
 )
-def test_a_secret_of_one_space_opens_no_other(space: bytes, secret: bytes, refused: type[Exception] | None) -> None:
+def test_secret_of_one_space_is_refused_for_another(
+    space: bytes, secret: bytes, refused: type[Exception] | None
+) -> None:
     configured = credentials(
         spaces=frozenset({"one", "two"}),
         by_space={"one": (b"the secret of space one",), "two": (b"the secret of space two",)},
@@ -223,17 +225,17 @@ def test_a_secret_of_one_space_opens_no_other(space: bytes, secret: bytes, refus
 
 
 @pytest.mark.parametrize("spaces", [set(), {"one"}])
-def test_a_space_is_told_apart_only_where_several_are_served(spaces: set[str]) -> None:
+def test_space_is_returned_only_if_several_are_served(spaces: set[str]) -> None:
     sent = [*headers(HEX), (b"x-nacelle-space-id", b"one")]
     assert verify(BODY, sent, credentials(spaces=frozenset(spaces))) == ""
 
 
-def test_the_signature_is_judged_before_the_space() -> None:
+def test_signature_is_checked_before_the_space() -> None:
     with pytest.raises(BadSignature):
         verify(BODY, [(b"x-nacelle-space-id", b"two")], credentials(spaces=frozenset({"one"})))
 
 
-def test_secrets_do_not_show() -> None:
+def test_repr_hides_secrets() -> None:
     shown = repr(
         credentials(headers=((b"secret", b"the header's own secret"),), by_space={"one": (b"one's own secret",)})
     )

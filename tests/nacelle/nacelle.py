@@ -1,4 +1,4 @@
-"""Nacelle's sandbox on a real connection, for tests: what a shop sends it, and a mapper that says what it is told."""
+"""Nacelle's sandbox on a real connection: a shop's requests to it, and a scripted mapper behind it."""
 
 import json
 import urllib.error
@@ -33,7 +33,7 @@ class Answer:
 def send(
     url: str, body: object = None, headers: Mapping[str, str] | None = None, *, token: str = TOKEN, space: str = SPACE
 ) -> Answer:
-    """POSTs a body (bytes as they are, anything else as JSON); GETs where there is none."""
+    """POSTs a body (bytes unchanged, anything else as JSON); GETs without a body."""
     given = {"content-type": "application/json"}
     given |= {"authorization": f"Bearer {token}"} if token else {}
     given |= {"x-nacelle-space-id": space} if space else {}
@@ -49,7 +49,7 @@ def send(
 
 @dataclass
 class Mapper:
-    """A mapper that returns what it is told, or the status it was given next."""
+    """A mapper that echoes the body, or returns the next status in `next`."""
 
     calls: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     next: list[int] = field(default_factory=list)

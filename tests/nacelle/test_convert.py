@@ -1,4 +1,4 @@
-"""A validated checkout becomes the order that Nacelle ingests: every cent and every byte of it."""
+"""A validated checkout is converted, to the cent and byte, into the order that Nacelle ingests."""
 
 import json
 from typing import Any
@@ -56,7 +56,7 @@ def faults(value: object) -> list[tuple[str, str]]:
     return [(fault.pointer, fault.message) for fault in caught.value.faults]
 
 
-def test_the_names_of_the_validate_page_become_those_of_the_order_pages() -> None:
+def test_checkout_names_become_order_names() -> None:
     order = order_of(body({**VALIDATED, "payments": PAYMENTS}))
     assert (order.path, order.key) == ("/orders", "c-1")
     (first, second), *_ = (json.loads(order.body)["order_items"],)
@@ -76,7 +76,7 @@ def test_the_names_of_the_validate_page_become_those_of_the_order_pages() -> Non
     assert root["promotions"] == VALIDATED["promotions"]
 
 
-def test_what_stands_beside_the_checkout_goes_into_the_order() -> None:
+def test_fields_next_to_the_checkout_are_added_to_the_order() -> None:
     order = order_of(body({"checkout": VALIDATED, "payments": PAYMENTS, "customer": {"id": "u"}, "error": {}}))
     root = json.loads(order.body)
     assert (root["payments"], root["customer"]) == (PAYMENTS, {"id": "u"})
@@ -88,13 +88,13 @@ def test_what_stands_beside_the_checkout_goes_into_the_order() -> None:
 @pytest.mark.parametrize(
     "spelling", ["1.10", "1e3", "12345678901234567890", '"\\u00e9\\ud800"', "[ 1,  2 ]", '{"a" : 1}']
 )
-def test_every_other_value_keeps_its_bytes(spelling: str) -> None:
+def test_other_values_keep_their_bytes(spelling: str) -> None:
     text = body({**VALIDATED, "payments": PAYMENTS})[:-1] + b',"own":' + spelling.encode() + b"}"
     text = text.replace(b'"sku": "A"', b'"sku": "A", "mine": ' + spelling.encode())
     assert order_of(text).body.count(spelling.encode()) == 2
 
 
-def test_orders_keep_their_names_and_go_to_their_own_path() -> None:
+def test_orders_keep_their_names_and_get_their_own_path() -> None:
     single = {**json.loads(order_of(body({**VALIDATED, "payments": PAYMENTS})).body)}
     assert json.loads(order_of(body(single)).body) == single
     multi = {**MULTI, "orders": [{"order_items": single["order_items"], "discounts": "35.00"}], "discounts": "35.00"}
@@ -102,7 +102,7 @@ def test_orders_keep_their_names_and_go_to_their_own_path() -> None:
     assert (order.path, json.loads(order.body)) == ("/multiorders", multi)
 
 
-def test_what_nacelle_would_refuse_is_left_out_or_filled_in() -> None:
+def test_empty_lists_are_removed_and_currency_is_filled_in() -> None:
     empty: dict[str, Any] = {"applied_discounts": []}
     part = {"order_items": [{**LINE, **empty}], "currency": "EUR", **empty}
     multi = {**MULTI, "orders": [part], "currency": None, **empty}
@@ -112,7 +112,7 @@ def test_what_nacelle_would_refuse_is_left_out_or_filled_in() -> None:
     assert order_of(single, "USD").body == single[:-1] + b',"currency":"USD"}'
 
 
-def test_every_fault_is_told_at_once_with_its_place() -> None:
+def test_all_faults_are_reported_at_once_with_their_pointers() -> None:
     items = [
         {**VALIDATED["items"][0], "price": "60.00"},
         {"sku": "", "quantity": "1", "price": "5.0000001", "total_discount": "0.00"},
@@ -131,7 +131,7 @@ def test_every_fault_is_told_at_once_with_its_place() -> None:
 
 
 @pytest.mark.parametrize("currency", [None, "XYZ"])
-def test_without_a_currency_whatever_else_is_wrong_is_told(currency: str | None) -> None:
+def test_other_faults_are_reported_without_a_valid_currency(currency: str | None) -> None:
     items = [{"sku": "", "quantity": 1, "price": "1,00"}, {**VALIDATED["items"][0], "price": "60.00"}]
     assert [pointer for pointer, _ in faults({**VALIDATED, "currency": currency, "items": items})] == [
         *(["/currency", "/payments"] if currency is None else ["/payments", "/currency"]),
@@ -162,7 +162,7 @@ def test_without_a_currency_whatever_else_is_wrong_is_told(currency: str | None)
         ({"items": [{**VALIDATED["items"][0], "quantity": 0}]}, "/order_items/0/quantity"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_place(change: dict[str, Any], pointer: str) -> None:
+def test_fault_in_an_order_is_reported_with_its_pointer(change: dict[str, Any], pointer: str) -> None:
     assert pointer in [place for place, _ in faults({**VALIDATED, "payments": PAYMENTS, **change})]
 
 
@@ -178,12 +178,12 @@ def test_what_is_wrong_is_told_with_its_place(change: dict[str, Any], pointer: s
         ({"billing_address": [1]}, "/billing_address"),
     ],
 )
-def test_what_is_wrong_with_several_orders_is_told_with_its_place(change: dict[str, Any], pointer: str) -> None:
+def test_fault_in_several_orders_is_reported_with_its_pointer(change: dict[str, Any], pointer: str) -> None:
     assert pointer in [place for place, _ in faults({**MULTI, **change})]
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b'{"a":1}', b'{"items":[],"items":[]}', b"\xff"])
-def test_what_is_no_order_at_all_is_told(text: bytes) -> None:
+def test_body_without_order_raises_not_an_order(text: bytes) -> None:
     with pytest.raises(NotAnOrder) as caught:
         order_of(text)
     assert caught.value.faults
@@ -193,7 +193,7 @@ lines = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 10_000), st.integer
 
 
 @given(lines, st.sampled_from("ABC"), st.sampled_from(["USD", "JPY", "KWD"]), st.integers(0, 500))
-def test_validate_then_convert_keeps_every_cent_and_every_unknown_field(
+def test_validate_and_convert_keep_amounts_and_unknown_fields(
     cart: list[tuple[int, int, int]], family: str, currency: str, shipping: int
 ) -> None:
     digits = {"USD": 2, "JPY": 0, "KWD": 3}[currency]

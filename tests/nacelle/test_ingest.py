@@ -1,4 +1,4 @@
-"""An order is created at Nacelle once, or not at all, wherever a process dies and whatever the answer was."""
+"""An order is created at Nacelle at most once, wherever a process dies and whatever the answer is."""
 
 import asyncio
 import json
@@ -27,11 +27,11 @@ ORDER = {
 
 
 class Died(BaseException):
-    """The process ended here."""
+    """Simulates the end of the process."""
 
 
 class Nacelle:
-    """Creates whatever arrives, and then answers as it is told to."""
+    """Creates each order that arrives, and gives the scripted answers."""
 
     def __init__(self, *answers: int | Exception, body: bytes = b'{"id":"n-1"}', dies: bool = False) -> None:
         self.answers = list(answers)
@@ -62,7 +62,7 @@ class Nacelle:
 
 
 class Dying:
-    """A database on which the process dies before, or right after, a statement is done."""
+    """A database whose process dies before or right after a statement."""
 
     def __init__(self, inner: Database, word: str, *, before: bool) -> None:
         self.inner, self.word, self.before = inner, word, before
@@ -80,32 +80,32 @@ class Dying:
 
 
 class Shop:
-    """One journal, and as many processes at it as are asked for."""
+    """One journal, shared by any number of processes."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.slept: list[float] = []
 
-    def with_journal(self, story: Callable[[Journal], Awaitable[T]]) -> T:
-        async def told() -> T:
+    def with_journal(self, work: Callable[[Journal], Awaitable[T]]) -> T:
+        async def with_open_journal() -> T:
             journal = await open_journal(self.url)
             try:
-                return await story(journal)
+                return await work(journal)
             finally:
                 await journal.close()
 
-        return asyncio.run(told())
+        return asyncio.run(with_open_journal())
 
     def ingest(self, nacelle: Nacelle, order: object = ORDER, *, dies: tuple[str, bool] | None = None) -> Ingested:
         async def sleep(seconds: float) -> None:
             self.slept.append(seconds)
 
-        async def story(journal: Journal) -> Ingested:
+        async def work(journal: Journal) -> Ingested:
             own = Journal(Dying(journal.database, dies[0], before=dies[1])) if dies else journal
             noms = Noms("https://noms.test", "Bearer the-token", "space-1", nacelle, sleep)
             return await Ingestion(noms, own).ingest(json.dumps(order).encode())
 
-        return self.with_journal(story)
+        return self.with_journal(work)
 
 
 @pytest.fixture(params=STORES)
@@ -113,7 +113,7 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Shop:
     return Shop(Home(request.param, tmp_path).url)
 
 
-def test_an_order_is_created_with_the_documented_request(shop: Shop) -> None:
+def test_order_is_created_with_the_documented_request(shop: Shop) -> None:
     nacelle = Nacelle()
     done = shop.ingest(nacelle)
     assert (done.state, done.key, done.answer, done.again) == ("created", "c-1", b'{"id":"n-1"}', False)
@@ -123,14 +123,14 @@ def test_an_order_is_created_with_the_documented_request(shop: Shop) -> None:
     assert "order_items" in json.loads(nacelle.created[0])
 
 
-def test_the_same_order_again_is_not_sent_again(shop: Shop) -> None:
+def test_same_order_is_not_sent_twice(shop: Shop) -> None:
     nacelle = Nacelle()
     shop.ingest(nacelle)
     again = shop.ingest(nacelle)
     assert (again.state, again.again, again.answer, nacelle.requests) == ("created", True, b'{"id":"n-1"}', 1)
 
 
-def test_another_order_under_the_same_id_is_not_sent(shop: Shop) -> None:
+def test_other_content_under_the_same_id_is_not_sent(shop: Shop) -> None:
     nacelle = Nacelle()
     shop.ingest(nacelle)
     assert shop.ingest(nacelle, {**ORDER, "note": 1}).state == "other_content"
@@ -138,7 +138,7 @@ def test_another_order_under_the_same_id_is_not_sent(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("failure", [429, NotSent("connect")])
-def test_what_created_nothing_is_sent_again_a_few_times(shop: Shop, failure: int | Exception) -> None:
+def test_unsent_or_limited_order_is_retried_a_few_times(shop: Shop, failure: int | Exception) -> None:
     nacelle = Nacelle(failure, failure)
     assert shop.ingest(nacelle).state == "created"
     assert (nacelle.requests, shop.slept) == (3, [max(pause, failure == 429) for pause in PAUSES_S[:2]])
@@ -149,9 +149,7 @@ def test_what_created_nothing_is_sent_again_a_few_times(shop: Shop, failure: int
 
 
 @pytest.mark.parametrize("failure", [500, 502, 302, Unknown("timeout"), Unknown("reset"), Unknown("garbled")])
-def test_what_may_have_created_it_is_never_sent_again_until_a_person_says_so(
-    shop: Shop, failure: int | Exception
-) -> None:
+def test_unknown_order_is_not_resent_until_it_is_settled(shop: Shop, failure: int | Exception) -> None:
     nacelle = Nacelle(failure)
     assert shop.ingest(nacelle).state == "unknown"
     assert (shop.ingest(nacelle).state, nacelle.requests) == ("unknown", 1)
@@ -161,7 +159,7 @@ def test_what_may_have_created_it_is_never_sent_again_until_a_person_says_so(
 
 
 @pytest.mark.parametrize("body", [b"<html>", b'"ok"', b"", b"[]"])
-def test_an_answer_that_tells_of_no_order_is_no_success(shop: Shop, body: bytes) -> None:
+def test_200_without_an_order_is_unknown(shop: Shop, body: bytes) -> None:
     nacelle = Nacelle(200, body=body)
     assert (shop.ingest(nacelle).state, shop.ingest(nacelle).state, nacelle.requests) == ("unknown", "unknown", 1)
     empty = Nacelle(201, body=b"")
@@ -169,7 +167,7 @@ def test_an_answer_that_tells_of_no_order_is_no_success(shop: Shop, body: bytes)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_what_nacelle_refuses_may_be_mended_and_sent_again(shop: Shop, status: int) -> None:
+def test_refused_order_can_be_corrected_and_sent_again(shop: Shop, status: int) -> None:
     nacelle = Nacelle(status)
     assert (shop.ingest(nacelle).state, nacelle.requests, nacelle.created) == ("refused", 1, [])
     assert shop.ingest(nacelle, {**ORDER, "note": "mended"}).state == "created"
@@ -178,14 +176,14 @@ def test_what_nacelle_refuses_may_be_mended_and_sent_again(shop: Shop, status: i
 @pytest.mark.parametrize(
     ("dies", "on_the_wire", "then"),
     [
-        (("INSERT", True), False, "created"),  # before it is written down: nothing was sent
-        (("INSERT", False), False, "unknown"),  # written down, not sent: nobody can tell
+        (("INSERT", True), False, "created"),  # before the row is written: nothing was sent
+        (("INSERT", False), False, "unknown"),  # row written, not sent: this cannot be known
         (None, True, "unknown"),  # sent, no answer
-        (("UPDATE", True), False, "unknown"),  # created, not written down
-        (("UPDATE", False), False, "created"),  # created and written down
+        (("UPDATE", True), False, "unknown"),  # created, row not updated
+        (("UPDATE", False), False, "created"),  # created, row updated
     ],
 )
-def test_a_process_that_dies_never_makes_two_orders(
+def test_dying_process_never_creates_two_orders(
     shop: Shop, dies: tuple[str, bool] | None, on_the_wire: bool, then: str
 ) -> None:
     nacelle = Nacelle(dies=on_the_wire)
@@ -198,14 +196,14 @@ def test_a_process_that_dies_never_makes_two_orders(
         assert [entry.state for entry in shop.with_journal(Journal.not_created)] == ["sending"]
 
 
-def test_two_processes_with_one_order_create_it_once(shop: Shop) -> None:
+def test_concurrent_ingests_create_an_order_once(shop: Shop) -> None:
     nacelle = Nacelle()
 
-    async def story(journal: Journal) -> list[Ingested]:
+    async def work(journal: Journal) -> list[Ingested]:
         ingestion = Ingestion(Noms("https://noms.test", "Bearer t", "space-1", nacelle), journal)
         return await asyncio.gather(*(ingestion.ingest(json.dumps(ORDER).encode()) for _ in range(8)))
 
-    states = sorted(done.state for done in shop.with_journal(story))
+    states = sorted(done.state for done in shop.with_journal(work))
     assert states.count("created") >= 1
     assert set(states) <= {"created", "unknown"}
     assert len(nacelle.created) == 1

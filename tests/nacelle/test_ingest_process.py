@@ -1,4 +1,4 @@
-"""`promotions-mapper ingest` against Nacelle's sandbox: killed and started again, it never makes two orders."""
+"""`promotions-mapper ingest` against Nacelle's sandbox: killed and restarted, it never creates two orders."""
 
 import json
 import os
@@ -43,8 +43,8 @@ class Shop:
 
     def ingest(self, *arguments: str) -> tuple[int, str]:
         process = self.start(*arguments)
-        told, wrong = process.communicate(timeout=60)
-        return process.returncode, (told + wrong).decode()
+        printed, errors = process.communicate(timeout=60)
+        return process.returncode, (printed + errors).decode()
 
     def faults(self, *faults: dict[str, Any]) -> None:
         assert send(f"{self.url}/_sandbox/faults", list(faults)).status == 200
@@ -59,21 +59,21 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
         yield Shop(url, Home(request.param, tmp_path).url, tmp_path / "orders")
 
 
-def test_answers_that_are_lost_make_no_second_order(shop: Shop) -> None:
+def test_lost_answers_create_no_second_order(shop: Shop) -> None:
     shop.faults(
         {"name": "close_after", "skip": 2, "count": 2},
         {"name": "status_after", "value": 502, "skip": 5, "count": 1},
         {"name": "status", "value": 429, "skip": 6, "count": 1},
     )
-    code, told = shop.ingest()
-    assert (code, told.count("UNKNOWN"), f"{COUNT - 3} of {COUNT} created." in told) == (1, 3, True)
+    code, output = shop.ingest()
+    assert (code, output.count("UNKNOWN"), f"{COUNT - 3} of {COUNT} created." in output) == (1, 3, True)
     shop.faults()
-    code, told = shop.ingest()
-    assert (code, told.count("UNKNOWN"), told.count(", as before")) == (1, 3, COUNT - 3)
+    code, output = shop.ingest()
+    assert (code, output.count("UNKNOWN"), output.count(", as before")) == (1, 3, COUNT - 3)
     assert shop.created() == Counter(f"o-{number}" for number in range(COUNT))
 
 
-def test_a_process_that_is_killed_goes_on_where_it_was_and_makes_no_second_order(shop: Shop) -> None:
+def test_killed_process_resumes_and_creates_no_second_order(shop: Shop) -> None:
     shop.faults({"name": "latency", "value": 150})
     process = shop.start()
     while len(shop.created()) < 3:
@@ -82,9 +82,9 @@ def test_a_process_that_is_killed_goes_on_where_it_was_and_makes_no_second_order
     process.kill()
     process.communicate()
     shop.faults()
-    code, told = shop.ingest()
-    left = told.count("UNKNOWN")
-    assert (code, left <= 1) == (1 if left else 0, True), told
+    code, output = shop.ingest()
+    left = output.count("UNKNOWN")
+    assert (code, left <= 1) == (1 if left else 0, True), output
     created = shop.created()
     assert set(created.values()) == {1}
     assert len(created) >= COUNT - left

@@ -1,4 +1,4 @@
-"""`POST /orders/ingest`: who may call it, what is answered, and that one order is created once."""
+"""`POST /orders/ingest`: access, answers, and that an order is created once."""
 
 import re
 from collections.abc import Iterator
@@ -72,19 +72,19 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
             yield Shop(sandbox, service)
 
 
-def test_an_order_is_created_once_and_answered_as_nacelle_answers(shop: Shop) -> None:
+def test_order_is_created_once_and_gets_nacelles_answer(shop: Shop) -> None:
     answer = shop.ingest()
     (created,) = shop.created()
-    told = answer.json["order"]
-    assert (answer.status, told["id"], told["state"], told["again"]) == (200, "c-1", "created", False)
-    assert told["answer"] == created["order"]
+    order = answer.json["order"]
+    assert (answer.status, order["id"], order["state"], order["again"]) == (200, "c-1", "created", False)
+    assert order["answer"] == created["order"]
     assert created["order"]["order_items"][0]["price_amount"] == "9.50"
-    assert shop.ingest().json == {"order": told | {"again": True}}
+    assert shop.ingest().json == {"order": order | {"again": True}}
     assert shop.ingest({**PAID, "note": 1}).status == 409
     assert len(shop.created()) == 1
 
 
-def test_every_fault_is_told_with_its_place_and_nothing_is_sent(shop: Shop) -> None:
+def test_invalid_order_gets_400_with_pointers_and_is_not_sent(shop: Shop) -> None:
     wrong = {"order_items": [{"sku": "A", "quantity": -1, "price_amount": "x"}], "currency": "USD"}
     answer = shop.ingest(wrong)
     assert answer.status == 400
@@ -97,7 +97,7 @@ def test_every_fault_is_told_with_its_place_and_nothing_is_sent(shop: Shop) -> N
     assert shop.created() == []
 
 
-def test_what_became_of_each_order_is_counted(shop: Shop) -> None:
+def test_metrics_count_each_fate_of_an_order(shop: Shop) -> None:
     assert shop.counted() == dict.fromkeys(INGEST_FATES, 0)
     for body in (PAID, PAID, {**PAID, "note": 1}, {"currency": "USD"}):
         shop.ingest(body)
@@ -106,19 +106,19 @@ def test_what_became_of_each_order_is_counted(shop: Shop) -> None:
     for _ in range(2):
         shop.ingest(other)
     shop.ingest(token="")
-    told = {"created": 1, "again": 1, "other_content": 1, "no_order": 1, "unknown": 2}
-    assert shop.counted() == dict.fromkeys(INGEST_FATES, 0) | told
+    counted = {"created": 1, "again": 1, "other_content": 1, "no_order": 1, "unknown": 2}
+    assert shop.counted() == dict.fromkeys(INGEST_FATES, 0) | counted
 
 
 @pytest.mark.parametrize("token", ["", "x", "the-merchants-ow", "sandbox-token", "the-merchants-own-"])
-def test_without_the_token_nothing_is_done(shop: Shop, token: str) -> None:
+def test_wrong_token_gets_401(shop: Shop, token: str) -> None:
     answer = shop.ingest(token=token)
     assert (answer.status, answer.json) == (401, {"error": "A bearer token is needed."})
     assert shop.ingest(token="", authorization=TOKEN).status == 401, "not a bearer token"
     assert shop.created() == []
 
 
-def test_what_is_no_json_or_too_large_gets_the_ordinary_codes(shop: Shop) -> None:
+def test_other_media_type_or_too_large_body_is_refused(shop: Shop) -> None:
     assert shop.ingest(content_type="text/plain").status == 415
     assert shop.ingest(content_encoding="gzip").status == 415
     assert shop.ingest({**PAID, "note": "x" * 5000}).status == 413
@@ -126,7 +126,7 @@ def test_what_is_no_json_or_too_large_gets_the_ordinary_codes(shop: Shop) -> Non
     assert shop.created() == []
 
 
-def test_what_may_have_been_created_is_never_sent_again(shop: Shop) -> None:
+def test_unknown_order_gets_502_and_is_not_resent(shop: Shop) -> None:
     shop.faults({"name": "close_after", "engine": "nacelle"})
     first = shop.ingest()
     shop.faults()
@@ -135,7 +135,7 @@ def test_what_may_have_been_created_is_never_sent_again(shop: Shop) -> None:
     assert len(shop.created()) == 1
 
 
-def test_what_nacelle_refuses_can_be_mended(shop: Shop) -> None:
+def test_order_refused_by_nacelle_gets_422_and_can_be_sent_again(shop: Shop) -> None:
     shop.faults({"name": "status", "value": 403, "engine": "nacelle", "count": 1})
     answer = shop.ingest()
     assert (answer.status, answer.json["order"]["reason"]) == (422, "token_or_space_refused")
@@ -143,7 +143,7 @@ def test_what_nacelle_refuses_can_be_mended(shop: Shop) -> None:
     assert shop.ingest().status == 200
 
 
-def test_it_is_off_without_a_token(tmp_path: Path) -> None:
+def test_route_is_off_without_a_token_setting(tmp_path: Path) -> None:
     given = environment("http://127.0.0.1:1", f"sqlite:///{tmp_path}/l.db")
     del given["MAPPER_INGEST_TOKEN"]
     with host.running(app.create(settings.load(given))) as service:

@@ -1,4 +1,4 @@
-"""The whole journey through Nacelle, with both engines and on both stores: what was shown is paid."""
+"""The whole journey through Nacelle with both engines and both stores: the shopper pays the amount shown."""
 
 import json
 from collections.abc import Iterator
@@ -20,20 +20,20 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_journey_is_as_it_should_be(world: World, engine: str) -> None:
-    told = world.journey(engine)
-    steps = list(told.run())
+def test_journey_has_the_expected_results(world: World, engine: str) -> None:
+    journey = world.journey(engine)
+    steps = list(journey.run())
     assert [step.result for step in steps[1:3]] == ["155.00 to 105.00", "295.00 to 210.00"]
-    assert cost(told.after) == told.shown["1001"] == 210_00
+    assert cost(journey.after) == journey.shown["1001"] == 210_00
     assert all(exchange.call.startswith("POST http://127.0.0.1:") for step in steps for exchange in step.exchanges)
     books = world.control("books")
     assert [order["id"] for order in books["nacelle"]["orders"]] == ["1001", "1002"]
     assert {delivery["space"] for delivery in books["nacelle"]["deliveries"]} == {module.space_of(engine)}
 
 
-def until(told: Journey, title: str) -> Iterator[module.Step]:
-    """The steps, up to the one whose title begins so; the rest can be told on."""
-    steps = told.run()
+def until(journey: Journey, title: str) -> Iterator[module.Step]:
+    """Runs the steps up to the one whose title starts with `title`; the iterator continues after it."""
+    steps = journey.run()
     for step in steps:
         if step.title.startswith(title):
             return steps
@@ -46,25 +46,25 @@ def small_world(tmp_path: Path) -> Iterator[World]:
         yield running
 
 
-def test_an_amount_that_was_not_shown_is_noticed(small_world: World) -> None:
-    told = small_world.journey("talon_one")
-    rest = until(told, "Again")
-    told.shown["1002"] += 1
+def test_journey_detects_a_wrong_amount(small_world: World) -> None:
+    journey = small_world.journey("talon_one")
+    rest = until(journey, "Again")
+    journey.shown["1002"] += 1
     with pytest.raises(Unexpected, match="shown was"):
         list(rest)
 
 
-def test_a_code_that_is_redeemed_once_more_is_noticed(small_world: World) -> None:
-    told = small_world.journey("talon_one")
-    rest = until(told, "1st order")
-    checkout = told._validated({**module.CHECKOUT, "id": "1003"})
-    told.shown["1003"] = cost(checkout)
-    assert told._nacelle("api/v1/multiorders", told._order(checkout)).status == 201
+def test_journey_detects_an_extra_redemption(small_world: World) -> None:
+    journey = small_world.journey("talon_one")
+    rest = until(journey, "1st order")
+    checkout = journey._validated({**module.CHECKOUT, "id": "1003"})
+    journey.shown["1003"] = cost(checkout)
+    assert journey._nacelle("api/v1/multiorders", journey._order(checkout)).status == 201
     with pytest.raises(Unexpected, match=rf"books say .*{CODE}"):
         list(rest)
 
 
-def test_wrong_prices_are_noticed(small_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_journey_detects_wrong_prices(small_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     dearer = {**module.CHECKOUT, "items": [{**module.CHECKOUT["items"][0], "price": "150.00"}]}
     monkeypatch.setattr(module, "CHECKOUT", dearer)
     with pytest.raises(Unexpected, match="the prices are"):
@@ -77,18 +77,18 @@ MULTI = {"billing_address": {"city": "B"}, "email": "a@b.c", "price": "1", "subt
 @pytest.mark.parametrize(
     ("family", "lines_at"), [("A", ("items",)), ("B", ("order_items",)), ("C", ("orders", 0, "order_items"))]
 )
-def test_in_each_family_the_cart_costs_the_same_and_its_code_is_redeemed_once(
+def test_each_family_has_the_same_price_and_one_redemption(
     tmp_path: Path, family: str, lines_at: tuple[str | int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The shop speaks the mapper page's names; Nacelle calls the mapper in others, and hands its answer on."""
+    """The shop uses the mapper page's names; Nacelle calls the mapper with others, and passes its answer on."""
     pointer = "/orders/*/shipping_rate/price" if family == "C" else "/shipping_rate/price"
     costs = {"TALON_ONE_ADDITIONAL_COSTS": f"shipping={pointer}"}
     monkeypatch.setitem(ENGINES, "talon_one", Connection({**ENGINES["talon_one"].settings, **costs}, "close"))
     with World({"talon_one": f"sqlite:///{tmp_path}/ledger.db"}) as world:
         world.connect(family=family)
-        told = world.journey("talon_one")
-        told._get_token()
-        checkout = told._validated(module.CHECKOUT)
+        journey = world.journey("talon_one")
+        journey._get_token()
+        checkout = journey._validated(module.CHECKOUT)
         lines: Any = checkout
         for key in lines_at:
             lines = lines[key]
@@ -97,13 +97,13 @@ def test_in_each_family_the_cart_costs_the_same_and_its_code_is_redeemed_once(
         world.connect(family="as_sent" if family == "A" else family, deliveries=2)
         paid = {"checkout": {**checkout, **MULTI} if family == "C" else checkout, "payments": [{"id": "p"}]}
         order = json.loads(order_of(json.dumps(paid).encode()).body)
-        answer = told._nacelle("api/v1/multiorders", order)
-        assert (answer.status, told._redeemed(CODE)) == (201, 1), answer.answer
-        assert told._orders()[0]["order"] == order
+        answer = journey._nacelle("api/v1/multiorders", order)
+        assert (answer.status, journey._redeemed(CODE)) == (201, 1), answer.answer
+        assert journey._orders()[0]["order"] == order
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_several_orders_can_be_carts_of_their_own(tmp_path: Path, engine: str) -> None:
+def test_several_orders_can_be_separate_carts(tmp_path: Path, engine: str) -> None:
     line, rate = {"sku": "SKU1234", "quantity": 1, "price": "140.00"}, {"shipping_rate": {"price": "15.00"}}
     cart = {
         "id": "1001",
@@ -113,10 +113,10 @@ def test_several_orders_can_be_carts_of_their_own(tmp_path: Path, engine: str) -
     }
     with World({engine: f"sqlite:///{tmp_path}/ledger.db"}) as world:
         world.connect(several="each_order", deliveries=2)
-        told = world.journey(engine)
-        told._get_token()
-        checkout = told._nacelle("api/v1/multicart/validate", cart).answer
+        journey = world.journey(engine)
+        journey._get_token()
+        checkout = journey._nacelle("api/v1/multicart/validate", cart).answer
         assert [order["discounts"] for order in checkout["orders"]] == ["50.00", "85.00"]
-        answer = told._nacelle("api/v1/multiorders", {**checkout, **MULTI, "payments": [{"id": "p"}]})
-        # Delivered twice, redeemed once; the code stands in both orders, so it counts in both.
-        assert (answer.status, told._redeemed(CODE)) == (201, 2), answer.answer
+        answer = journey._nacelle("api/v1/multiorders", {**checkout, **MULTI, "payments": [{"id": "p"}]})
+        # Delivered twice, redeemed once; both orders have the code, so it counts twice.
+        assert (answer.status, journey._redeemed(CODE)) == (201, 2), answer.answer

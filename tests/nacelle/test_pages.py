@@ -1,8 +1,8 @@
-"""What Nacelle's pages show works: the ingestion page's curl, the mapper page's bodies once they are JSON.
+"""The examples of Nacelle's pages work: the ingestion page's curl, and the mapper page's bodies made valid JSON.
 
-The mapper page prints `...`, comments and commas that no JSON has; its consume is printed in two vocabularies, one of
-them with a `Secret` header in place of the signature. `...` at the root becomes an id, the others go. The consume
-bodies are rebuilt from what is known of the page, field by field; they are not copied from it.
+The mapper page prints `...`, comments and extra commas; its consume is printed in two vocabularies, one of them with a
+`Secret` header instead of the signature. `...` at the root becomes an id, any other is removed. The consume bodies are
+rebuilt field by field, not copied.
 """
 
 import json
@@ -79,10 +79,10 @@ CONSUME = """\
    },
 }
 """
-"""Both halves of the page: the contract says price_amount and discounts_amount, the workflow price and discounts."""
+"""Both halves of the page: the contract has price_amount and discounts_amount, the workflow price and discounts."""
 
 
-def mended(text: str) -> str:
+def valid_json(text: str) -> str:
     text = re.sub(r"\A\{\s*\.\.\.", '{ "id": "1001",', text)
     text = re.sub(r"//[^\n]*|\.\.\.", "", text)
     return re.sub(r",(\s*[}\]])", r"\1", text)
@@ -119,7 +119,7 @@ def call(service: str, operation: str, body: str) -> Any:
     return run(f"curl -s -X POST {service}/promotions/{operation} {headers} --data '{body}'")
 
 
-def test_the_ingestion_pages_command_works_as_it_is_printed(sandbox: str) -> None:
+def test_ingestion_pages_command_works_as_printed(sandbox: str) -> None:
     filled_in = {
         "https://noms.api.nacelle.com": f"{sandbox}/nacelle",
         "YOUR_API_KEY": "sandbox-token",
@@ -134,18 +134,16 @@ def test_the_ingestion_pages_command_works_as_it_is_printed(sandbox: str) -> Non
 
 
 @pytest.mark.parametrize(("price", "discounts"), [("price_amount", "discounts_amount"), ("price", "discounts")])
-def test_the_mapper_pages_bodies_work_once_they_are_json(
-    service: str, sandbox: str, price: str, discounts: str
-) -> None:
-    item = call(service, "validate", mended(VALIDATE))["checkout"]["items"][0]
+def test_mapper_pages_bodies_work_as_valid_json(service: str, sandbox: str, price: str, discounts: str) -> None:
+    item = call(service, "validate", valid_json(VALIDATE))["checkout"]["items"][0]
     assert (item["price"], item["total_discount"]) == ("105.00", "35.00")
-    body = mended(CONSUME.replace("PRICE", price).replace("DISCOUNTS", discounts))
+    body = valid_json(CONSUME.replace("PRICE", price).replace("DISCOUNTS", discounts))
     order, sent = call(service, "consume", body)["order"], json.loads(body)
     notices = order["promotions"]["meta"].pop("mapper")["notices"]
     assert (order, [notice["type"] for notice in notices]) == (sent, ["acceptCoupon"]), "and no drift"
     assert send(f"{sandbox}/_sandbox/books").json["talon_one"]["codes"]["XMAS-2021-25"] == 1
 
 
-def test_as_it_is_printed_it_is_no_json_and_is_refused_as_such(service: str) -> None:
+def test_mapper_pages_body_as_printed_is_refused(service: str) -> None:
     error = call(service, "validate", VALIDATE)["error"]
     assert error["category"] == "invalid_request"

@@ -1,4 +1,4 @@
-"""Product data in the service: a line without a category gets it from Nacelle or a file, at consume as before."""
+"""Product data in the service: a line without a category gets it from Nacelle or a file, the same at consume."""
 
 import json
 import time
@@ -23,11 +23,11 @@ from tests.orders.ledgers import STORES, Home
 SECRET = "of-the-tests-and-long-enough"
 CODE = "SHOES-10"
 LINE = {"product_id": "nacelle-product-1", "sku": "SHOE-42", "quantity": 1, "price": "100.00"}
-"""Its category, which the code asks for, is known to Nacelle alone."""
+"""The code needs its category, which only Nacelle knows."""
 
 
 class Shop:
-    """A sandbox, and services in front of it that share a ledger."""
+    """A sandbox, and services connected to it that share a ledger."""
 
     def __init__(self, url: str, nacelle: NacelleSandbox, ledger: str) -> None:
         self.url, self.nacelle, self.ledger = url, nacelle, ledger
@@ -59,7 +59,7 @@ class Shop:
         return int(send(f"{self.url}/_sandbox/books").json["talon_one"]["codes"].get(CODE, 0))
 
     def item(self) -> Any:
-        """The last cart item that the engine was told of."""
+        """The last cart item sent to the engine."""
         requests = send(f"{self.url}/_sandbox/requests").json["requests"]
         bodies = [json.loads(each["body"]) for each in requests if each["engine"] == "talon_one" and each["body"]]
         return bodies[-1]["customerSession"]["cartItems"][0]
@@ -74,7 +74,7 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
 
 @pytest.fixture(autouse=True)
 def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long the service waits is tried by one test alone; for the others a busy machine is no matter."""
+    """One test needs the real time limits; the others get long ones, so that a busy machine does not fail them."""
     if "cannot_be_read" not in request.node.name:
         monkeypatch.setattr(products, "BUDGET_S", 10.0)
         monkeypatch.setattr(products, "WRITE_WAIT_S", 10.0)
@@ -94,7 +94,7 @@ def notices(document: Any) -> list[str]:
     return [notice["type"] for notice in document["promotions"]["meta"]["mapper"]["notices"]]
 
 
-def test_a_line_without_a_category_gets_it_from_nacelle(shop: Shop) -> None:
+def test_line_without_category_gets_it_from_nacelle(shop: Shop) -> None:
     with shop.service() as url:
         answer = call(url, "validate", cart())
         assert (answer.status, answer.json["checkout"]["order_items"][0]["price"]) == (200, "90.00")
@@ -103,14 +103,14 @@ def test_a_line_without_a_category_gets_it_from_nacelle(shop: Shop) -> None:
         assert item["attributes"] == {"vendor": "Berliner Schuh"}
         assert answer.json["checkout"]["order_items"][0].keys() == {*LINE, "discounts", "applied_discounts"}
         assert 'mapper_products_total{fate="read"} 1.0' in send(f"{url}/metrics").body.decode()
-        # What the line says itself wins.
+        # The line's own category wins.
         assert call(url, "validate", cart({**LINE, "category": "boots"})).status == 422
         assert shop.item()["category"] == "boots"
     with shop.service(MAPPER_PRODUCT_DATA="off") as url:
         assert call(url, "validate", cart()).status == 422
 
 
-def test_consume_knows_what_validate_filled_in_after_a_restart_and_when_nacelle_knows_it_no_longer(shop: Shop) -> None:
+def test_consume_uses_validates_product_data_after_restart_and_deletion(shop: Shop) -> None:
     with shop.service() as url:
         order = call(url, "validate", cart()).json["checkout"]
     shop.nacelle._storefront = Storefront([])
@@ -119,12 +119,12 @@ def test_consume_knows_what_validate_filled_in_after_a_restart_and_when_nacelle_
     assert (shop.redeemed(), shop.item()["category"]) == (1, "shoes")
 
 
-def test_consume_knows_what_its_own_validate_filled_in_whatever_others_were_told_since(shop: Shop) -> None:
+def test_consume_uses_product_data_of_its_own_validate(shop: Shop) -> None:
     with shop.service() as first:
         order = call(first, "validate", cart()).json["checkout"]
         shop.nacelle._storefront = Storefront({**one, "productType": "boots"} for one in default_products())
         with shop.service() as second:
-            # Another shopper, at another worker: the code is for shoes, and soon they are known to be boots.
+            # Another shopper at another worker: the code is for shoes, and the product soon becomes boots.
             give_up = time.monotonic() + 20
             while call(second, "validate", {**cart(), "id": "o-2"}).status != 422:
                 assert time.monotonic() < give_up
@@ -134,7 +134,7 @@ def test_consume_knows_what_its_own_validate_filled_in_whatever_others_were_told
 
 
 @pytest.mark.parametrize("fault", ["status", "hang"])
-def test_what_cannot_be_read_is_said_and_the_engine_is_asked_without_it(shop: Shop, fault: str) -> None:
+def test_product_data_that_cannot_be_read_gives_a_notice(shop: Shop, fault: str) -> None:
     shop.faults({"name": fault, "engine": "nacelle"})
     with shop.service(MAPPER_ON_REJECTED="apply_rest") as url:
         began = time.monotonic()
@@ -146,7 +146,7 @@ def test_what_cannot_be_read_is_said_and_the_engine_is_asked_without_it(shop: Sh
         assert 'mapper_products_total{fate="failed"} 2.0' in send(f"{url}/metrics").body.decode()
 
 
-def test_an_order_that_is_redeemed_in_the_background_is_filled_in_too(shop: Shop) -> None:
+def test_order_redeemed_in_background_uses_product_data(shop: Shop) -> None:
     with shop.service(MAPPER_AFTER_FAILURE="redeem_later", MAPPER_CONSUME_DEADLINE_MS="500") as url:
         order = call(url, "validate", cart()).json["checkout"]
         shop.faults({"name": "status", "engine": "talon_one"}, {"name": "close", "engine": "nacelle"})
@@ -160,7 +160,7 @@ def test_an_order_that_is_redeemed_in_the_background_is_filled_in_too(shop: Shop
         assert call(url, "consume", order).json == {"order": order}
 
 
-def test_an_explanation_is_of_the_same_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explain_uses_product_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with host.running(host.create()) as url:
         shop = Shop(url, NacelleSandbox(rulebook.load(), host.Clock()), f"sqlite:///{tmp_path}/l.db")
         for name, value in shop.environment().items():
@@ -171,16 +171,16 @@ def test_an_explanation_is_of_the_same_question(tmp_path: Path, monkeypatch: pyt
         assert (shop.item()["category"], shop.item()["name"]) == ("shoes", "Winter boot")
 
 
-def test_a_file_is_enough(shop: Shop, tmp_path: Path) -> None:
+def test_product_data_can_come_from_a_file(shop: Shop, tmp_path: Path) -> None:
     file = tmp_path / "products.csv"
     file.write_text("sku,category,price\nSHOE-42,shoes,1.00\n")
     with shop.service(MAPPER_PRODUCT_DATA=str(file)) as url:
         answer = call(url, "validate", cart())
-        assert answer.json["checkout"]["order_items"][0]["price"] == "90.00", "its price is the line's own"
+        assert answer.json["checkout"]["order_items"][0]["price"] == "90.00", "the line's own price is used"
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "problem"),
     [
         ({"MAPPER_PRODUCT_DATA": "nowhere.csv"}, "MAPPER_PRODUCT_DATA: expected off, nacelle, or an existing file"),
         ({"NACELLE_STOREFRONT_URL": "http://example.org"}, "NACELLE_STOREFRONT_URL: expected an https:// URL"),
@@ -189,9 +189,9 @@ def test_a_file_is_enough(shop: Shop, tmp_path: Path) -> None:
         ({"MAPPER_PRODUCT_DATA": "{file}"}, "MAPPER_PRODUCT_DATA: the file cannot be used: wrong.csv, line 2"),
     ],
 )
-def test_wrong_settings_stop_the_start_with_a_sentence(
+def test_wrong_settings_stop_the_start_with_a_message(
     given: dict[str, str],
-    told: str,
+    problem: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -203,4 +203,4 @@ def test_wrong_settings_stop_the_start_with_a_sentence(
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve", "--port", "0"])
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err
+    assert problem in capsys.readouterr().err

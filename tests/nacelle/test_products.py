@@ -1,4 +1,4 @@
-"""Product data fills what a line lacks: cached, in time, stale rather than nothing."""
+"""Product data fills missing fields of a line: cached, within a time limit, stale rather than none."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class Shelf:
-    """A source that knows each product, says how often it was asked, and fails or hangs when told to."""
+    """A source that has every product, records its requests, and can fail or hang."""
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
@@ -61,17 +61,17 @@ def categories(found: module.Filled) -> dict[int, Any]:
     return {index: fields.get("category") for index, fields in found.by_line.items()}
 
 
-def run(story: Callable[[], Awaitable[T]]) -> T:
-    async def told() -> T:
-        return await asyncio.wait_for(story(), 10)
+def run(scenario: Callable[[], Awaitable[T]]) -> T:
+    async def limited() -> T:
+        return await asyncio.wait_for(scenario(), 10)
 
-    return asyncio.run(told())
+    return asyncio.run(limited())
 
 
-def test_a_product_is_read_once_and_then_kept() -> None:
+def test_product_is_read_once_and_cached() -> None:
     shelf, clock, fates = Shelf(), Clock(), []
 
-    async def story() -> None:
+    async def scenario() -> None:
         products = Products(shelf, count=lambda fate, number: fates.append((fate, number)), clock=clock)
         first = await products.fill(cart("a", "b", "a"))
         assert categories(first) == {0: "a-1", 1: "b-1", 2: "a-1"}
@@ -81,13 +81,13 @@ def test_a_product_is_read_once_and_then_kept() -> None:
         assert ("read", 2) in fates
         assert ("fresh", 1) in fates
 
-    run(story)
+    run(scenario)
 
 
-def test_what_is_old_is_used_and_read_anew_behind_it() -> None:
+def test_stale_product_is_used_and_refreshed_in_the_background() -> None:
     shelf, clock = Shelf(), Clock()
 
-    async def story() -> None:
+    async def scenario() -> None:
         products = Products(shelf, clock=clock)
         await products.fill(cart("a"))
         shelf.version, clock.now = 2, module.TTL_S + 1
@@ -98,15 +98,15 @@ def test_what_is_old_is_used_and_read_anew_behind_it() -> None:
         found = await products.fill(cart("a"))
         assert (categories(found), found.notice) == ({0: "a-2"}, None)
 
-    run(story)
+    run(scenario)
 
 
 @pytest.mark.parametrize("trouble", ["fails", "hangs"])
-def test_what_cannot_be_read_in_time_is_told_and_holds_nobody_up(trouble: str) -> None:
+def test_failing_source_gives_a_notice_within_the_budget(trouble: str) -> None:
     shelf = Shelf()
     setattr(shelf, trouble, "down" if trouble == "fails" else True)
 
-    async def story() -> None:
+    async def scenario() -> None:
         products = Products(shelf)
         found = await products.fill(cart("a", "b"), budget_s=0.05)
         assert found.by_line == {}
@@ -116,56 +116,56 @@ def test_what_cannot_be_read_in_time_is_told_and_holds_nobody_up(trouble: str) -
             {"lines": ["/items/0", "/items/1"]},
         )
 
-    run(story)
+    run(scenario)
 
 
-def test_what_does_not_exist_is_no_failure_and_is_not_asked_again() -> None:
+def test_missing_product_is_cached_without_a_notice() -> None:
     shelf = Shelf()
 
-    async def story() -> None:
+    async def scenario() -> None:
         products = Products(shelf)
         for _ in range(2):
             found = await products.fill(cart("none-1", "a"))
             assert (categories(found), found.notice) == ({1: "a-1"}, None)
         assert len(shelf.asked) == 1
 
-    run(story)
+    run(scenario)
 
 
-def test_many_products_are_asked_for_in_batches_and_by_all_callers_together() -> None:
+def test_concurrent_callers_share_batched_reads() -> None:
     shelf = Shelf()
 
-    async def story() -> None:
+    async def scenario() -> None:
         products = Products(shelf)
         ids = [f"p{n}" for n in range(2 * BATCH + 1)]
         await asyncio.gather(*(products.fill(cart(*ids)) for _ in range(5)))
         assert [len(batch) for batch in shelf.asked] == [BATCH, BATCH, 1]
 
-    run(story)
+    run(scenario)
 
 
-def test_no_more_is_kept_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_evicts_the_least_recently_used_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_PRODUCTS", 3)
     shelf = Shelf()
 
-    async def story() -> None:
+    async def scenario() -> None:
         products = Products(shelf)
         for name in ("a", "b", "c", "a", "d"):
             await products.fill(cart(name))
         assert len(shelf.asked) == 4
         await products.fill(cart("a"))
-        assert len(shelf.asked) == 4, "the one that was used last is kept"
+        assert len(shelf.asked) == 4, "the most recently used one is kept"
         await products.fill(cart("b"))
         assert shelf.asked[-1] == ["b"]
 
-    run(story)
+    run(scenario)
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_what_validate_filled_in_outlives_the_process(store: str, tmp_path: Path) -> None:
+def test_validates_product_data_survives_a_restart(store: str, tmp_path: Path) -> None:
     url, shelf = Home(store, tmp_path).url, Shelf()
 
-    async def story() -> None:
+    async def scenario() -> None:
         database = await open_database(url)
         await prepare(database)
         await Products(shelf, database).fill(cart("a", variant="v"))
@@ -177,7 +177,7 @@ def test_what_validate_filled_in_outlives_the_process(store: str, tmp_path: Path
         assert found.notice.payload == {"lines": ["/items/1"]}
         await database.close()
 
-    run(story)
+    run(scenario)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_what_validate_filled_in_outlives_the_process(store: str, tmp_path: Path
         ("p.csv", "\ufeff\r\nsku, category ,weight\r\n\r\nA ,shoes,\r\nB,\u2028hats,2"),
     ],
 )
-def test_a_file_is_a_source(tmp_path: Path, name: str, text: str) -> None:
+def test_file_source_reads_csv_and_json(tmp_path: Path, name: str, text: str) -> None:
     file = tmp_path / name
     file.write_bytes(text.encode())
     lines = [{"sku": sku, "quantity": 1, "price": "1"} for sku in ("B", "A", "C")]
@@ -198,15 +198,15 @@ def test_a_file_is_a_source(tmp_path: Path, name: str, text: str) -> None:
     assert found.notice is None
 
 
-def test_a_cell_may_be_long_and_have_lines_of_any_kind(tmp_path: Path) -> None:
-    told = "x" * 200_000 + '\n\u2028\x0b\x85\r\n.".'
+def test_csv_cell_may_be_long_with_any_line_breaks(tmp_path: Path) -> None:
+    cell = "x" * 200_000 + '\n\u2028\x0b\x85\r\n.".'
     file = tmp_path / "p.csv"
-    file.write_bytes('sku,told,category\nA,"{}",shoes\n'.format(told.replace('"', '""')).encode())
-    assert run(lambda: FileSource(file).read(["sku:A"]))["sku:A"].fields == {"told": told, "category": "shoes"}
+    file.write_bytes('sku,told,category\nA,"{}",shoes\n'.format(cell.replace('"', '""')).encode())
+    assert run(lambda: FileSource(file).read(["sku:A"]))["sku:A"].fields == {"told": cell, "category": "shoes"}
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "problem"),
     [
         ("p.csv", b"sku,category\nA,sh\xf6es\n", r"p.csv is not UTF-8 \(byte 17\)"),
         ("p.csv", "sku,category\nA\n", "p.csv, line 2"),
@@ -217,17 +217,15 @@ def test_a_cell_may_be_long_and_have_lines_of_any_kind(tmp_path: Path) -> None:
         ("p.json", "[1]", "p.json, item 0"),
     ],
 )
-def test_what_is_wrong_with_the_file_is_told_with_its_place(
-    tmp_path: Path, name: str, text: str | bytes, told: str
-) -> None:
+def test_invalid_file_raises_with_the_place(tmp_path: Path, name: str, text: str | bytes, problem: str) -> None:
     file = tmp_path / name
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=problem):
         FileSource(file)
 
 
 class Wire:
-    """Answers with prepared bytes."""
+    """A transport that gives a fixed answer."""
 
     def __init__(self, status: int, body: object, failure: Exception | None = None) -> None:
         self.status, self.body, self.failure = status, body, failure
@@ -262,7 +260,7 @@ SIZE = {"variant_name": "42", "weight": Decimal(1500), "attributes": {"a.b": "1"
 
 @pytest.mark.parametrize("product", ["n-1", "gid://p/1"])
 @pytest.mark.parametrize("variant", [{"variant_id": "nv"}, {"variant_id": "gid://v/1"}, {"sku": "S"}])
-def test_the_storefront_is_asked_by_product_and_the_variant_is_found(product: str, variant: dict[str, str]) -> None:
+def test_storefront_query_is_by_product_and_finds_the_variant(product: str, variant: dict[str, str]) -> None:
     which = "byEntry" if product == "n-1" else "bySource"
     wire = Wire(200, {"data": {which: {"edges": [{"node": NODE}]}}})
     line = {"product_id": product, **variant, "quantity": 1, "price": "1"}
@@ -283,12 +281,12 @@ def test_the_storefront_is_asked_by_product_and_the_variant_is_found(product: st
         (Wire(200, b"", Unknown("timeout")), "timeout"),
     ],
 )
-def test_a_storefront_that_fails_says_why_in_one_word(wire: Wire, reason: str) -> None:
+def test_failing_storefront_raises_with_a_reason(wire: Wire, reason: str) -> None:
     with pytest.raises(SourceFailed, match=f"^{reason}$"):
         run(lambda: Storefront("https://s.test", "", wire).read(["a"]))
 
 
-def test_products_that_are_too_much_for_one_answer_are_asked_for_in_parts() -> None:
+def test_too_large_answer_splits_the_batch() -> None:
     asked = []
 
     class Large(Wire):
@@ -307,7 +305,7 @@ def test_products_that_are_too_much_for_one_answer_are_asked_for_in_parts() -> N
 
 
 class Books:
-    """A database that remembers what was run."""
+    """A database that records its statements."""
 
     def __init__(self) -> None:
         self.ran: list[tuple[str, tuple[Any, ...]]] = []
@@ -319,20 +317,20 @@ class Books:
     async def close(self) -> None: ...
 
 
-def test_what_a_checkout_was_filled_in_with_is_written_once_and_forgotten_after_a_week(
+def test_product_data_of_a_session_is_written_once_and_kept_a_week(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "DELETE_EVERY", 2)
     books = Books()
 
-    async def story() -> None:
+    async def scenario() -> None:
         products = Products(Shelf(), books)
         filled = await products.at_validate(cart("a", "none-1"))
         books.ran.clear()
         for session in ("s", "s", "t"):
             await products.keep("", session, filled)
 
-    run(story)
+    run(scenario)
     assert [(verb, values[0]) for verb, values in books.ran[:2]] == [("INSERT", "\ns"), ("INSERT", "\nt")]
     assert json.loads(books.ran[0][1][1]) == {"of a\n\na": {"category": "a-1"}, "of none-1\n\nnone-1": {}}
     [(verb, (before,))] = books.ran[2:]

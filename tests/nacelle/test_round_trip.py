@@ -1,4 +1,4 @@
-"""Validate, convert, ingest, consume: every cent and every unknown field stays, in all three families, at any size."""
+"""Validate, convert, ingest, consume keep every amount and unknown field, in all three families, at any size."""
 
 import asyncio
 import json
@@ -28,14 +28,14 @@ PAID = {
     "subtotal": "1",
     "tax_amount": "0",
 }
-# Spelled in ways that a decoder of the usual kind would not give back.
+# Spellings that an ordinary decoder would not reproduce.
 UNKNOWN = ["1.10", "1e3", "12345678901234567890", "-0.0", '"\\u00e9"', "null", "[]", '{"b":1,"a":[1.50,{}]}', '" "']
 _FAMILY = {"A": "items", "B": "order_items", "C": "order_items"}
 
 
 @st.composite
 def carts(draw: st.DrawFn) -> tuple[bytes, list[int], int]:
-    """A body with unknown fields everywhere; what is off each line and the root, in minor units."""
+    """A body with unknown fields everywhere; the discounts on each line and the root, in minor units."""
     family = draw(st.sampled_from("ABC"))
     currency = draw(st.sampled_from(sorted(CURRENCIES)))
     digits = CURRENCIES[currency]
@@ -73,7 +73,7 @@ def _text(minor: int, digits: int) -> str:
 
 
 def validated(body: bytes, off: list[int], root: int) -> bytes:
-    """As validate answers it, where an engine takes so much off."""
+    """Validate's answer with these discounts."""
     checkout = parse(body, "validate")
     granted = [
         Discount(name="d", description="", amount=off[line.index], effect_type="e", line=line.index)
@@ -87,12 +87,12 @@ def validated(body: bytes, off: list[int], root: int) -> bytes:
 
 
 def with_payment(checkout: bytes) -> bytes:
-    """What belongs to an order beside the checkout, as `promotions-mapper ingest` takes it."""
+    """The checkout with the other fields of an order, as `promotions-mapper ingest` accepts it."""
     return b'{"checkout":' + checkout + b"," + json.dumps(PAID).encode()[1:]
 
 
 def ingested(order: bytes) -> bytes:
-    """As Nacelle's sandbox stores it."""
+    """The order as Nacelle's sandbox stores it."""
     nacelle = NacelleSandbox(BOOK, lambda: datetime.now(UTC))
     answer: list[bytes] = []
 
@@ -111,7 +111,7 @@ def ingested(order: bytes) -> bytes:
 
 
 def unknown(body: bytes) -> list[bytes]:
-    """The unknown fields of a body, byte for byte: of the root, its orders, its lines, the promotions."""
+    """The unknown fields of a body as bytes: of the root, its orders, its lines, the promotions."""
     root = msgspec.json.decode(body, type=dict[str, Raw])
     found = [bytes(root["z"]), bytes(msgspec.json.decode(root["promotions"], type=dict[str, Raw])["w"])]
     parts = [root]
@@ -125,14 +125,14 @@ def unknown(body: bytes) -> list[bytes]:
 
 
 def amounts(checkout: Checkout) -> tuple[list[tuple[str, int, int, int, int]], int]:
-    """Of each line its name, quantity, list price, price and discount; and what is off the root."""
+    """Each line's name, quantity, list price, price and discount; and the root discount."""
     lines = [(line.name, line.quantity, line.list_price, line.price, line.discount) for line in checkout.lines]
     return lines, checkout.root_discount
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(carts())
-def test_every_cent_and_every_unknown_field_stays(cart: tuple[bytes, list[int], int]) -> None:
+def test_round_trip_keeps_amounts_and_unknown_fields(cart: tuple[bytes, list[int], int]) -> None:
     body, off, root = cart
     given = parse(body, "validate")
     checkout = validated(body, off, root)
@@ -144,5 +144,5 @@ def test_every_cent_and_every_unknown_field_stays(cart: tuple[bytes, list[int], 
     assert [line.discount for line in consumed.lines] == off
     assert consumed.root_discount == min(root, sum(line.gross for line in given.lines) - sum(off))
     assert unknown(body) == unknown(checkout) == unknown(order)
-    assert notes.unchanged(consumed) == b'{"order":' + order + b"}", "what consume answers is what came"
+    assert notes.unchanged(consumed) == b'{"order":' + order + b"}", "consume answers with the order it got"
     assert json.loads(order)["payments"] == PAID["payments"]

@@ -1,4 +1,4 @@
-"""Nacelle's sandbox calls the mapper as documented, stops at its errors, and keeps the orders that it let through."""
+"""Nacelle's sandbox calls the mapper as documented, stops at its errors, and stores the accepted orders."""
 
 import json
 import socket
@@ -55,7 +55,7 @@ _known: dict[str, str] = {}
 
 
 def _mapper_url(url: str) -> str:
-    """The first setting of the module's fixture, which a reset would forget."""
+    """The mapper's address as first set by the module's fixture; a reset would clear it."""
     return _known.setdefault(url, control(url, "nacelle")["spaces"]["sandbox"]["mapper_url"])
 
 
@@ -63,7 +63,7 @@ def books(url: str) -> Any:
     return control(url, "books")["nacelle"]
 
 
-def test_a_token_is_given_for_a_client_and_opens_the_door(mapper: Mapper, url: str) -> None:
+def test_token_endpoint_gives_a_token_that_expires(mapper: Mapper, url: str) -> None:
     asked = {
         "client_id": "a",
         "client_secret": "b",
@@ -84,7 +84,7 @@ def test_a_token_is_given_for_a_client_and_opens_the_door(mapper: Mapper, url: s
     [({"token": ""}, 401), ({"token": "x"}, 401), ({"space": ""}, 400), ({"space": "other"}, 403)],
 )
 @pytest.mark.parametrize("path", ["checkout/validate", "multicart/validate", "multiorders", "orders"])
-def test_who_has_no_token_or_no_space_is_turned_away(
+def test_request_without_valid_token_or_space_is_refused(
     mapper: Mapper, url: str, path: str, given: dict[str, Any], status: int
 ) -> None:
     assert send(f"{url}/api/v1/{path}", A, **given).status == status
@@ -101,7 +101,7 @@ def test_who_has_no_token_or_no_space_is_turned_away(
         ("multiorders", C | PAID_MULTI, "consume"),
     ],
 )
-def test_the_mapper_is_called_with_the_signed_body(
+def test_mapper_is_called_with_the_signed_body(
     mapper: Mapper, url: str, path: str, body: dict[str, Any], step: str
 ) -> None:
     sent = json.dumps(body).encode()
@@ -115,7 +115,7 @@ def test_the_mapper_is_called_with_the_signed_body(
     assert [order["order"] for order in books(url)["orders"]] == ([] if step == "validate" else [body])
 
 
-def test_instead_of_a_signature_there_may_be_headers(mapper: Mapper, url: str) -> None:
+def test_mapper_call_can_have_headers_instead_of_a_signature(mapper: Mapper, url: str) -> None:
     configure(url, mapper_url=_mapper_url(url), secret="", headers={"Secret": "s"})
     send(f"{url}/api/v1/checkout/validate", A)
     headers = mapper.calls[0][1]
@@ -125,7 +125,7 @@ def test_instead_of_a_signature_there_may_be_headers(mapper: Mapper, url: str) -
 
 @pytest.mark.parametrize(("path", "body"), [("checkout/validate", A), ("multiorders", B | PAID)])
 @pytest.mark.parametrize("status", [400, 401, 403, 422, 500])
-def test_an_error_stops_it_and_is_handed_to_the_client(
+def test_mapper_error_stops_the_order_and_reaches_the_client(
     mapper: Mapper, url: str, path: str, body: dict[str, Any], status: int
 ) -> None:
     mapper.next.append(status)
@@ -134,7 +134,7 @@ def test_an_error_stops_it_and_is_handed_to_the_client(
     assert (len(mapper.calls), books(url)["orders"]) == (1, [])
 
 
-def test_a_mapper_that_is_away_is_an_error_too(mapper: Mapper, url: str) -> None:
+def test_unreachable_mapper_gets_500(mapper: Mapper, url: str) -> None:
     configure(url, mapper_url="http://127.0.0.1:1", secret=SECRET)
     answer = send(f"{url}/api/v1/multiorders", B | PAID)
     assert (answer.status, answer.json["error"]["category"]) == (500, "mapper_unreachable")
@@ -143,7 +143,7 @@ def test_a_mapper_that_is_away_is_an_error_too(mapper: Mapper, url: str) -> None
 
 @pytest.mark.parametrize("path", ["api/v1/checkout/validate", "api/v1/orders", "graphql/v1/spaces/sandbox"])
 @pytest.mark.parametrize("body", [b"", b"x", b"[]", b"null", b'{"items":' + b"[" * 3000 + b"]" * 3000 + b"}"])
-def test_what_is_no_json_object_is_refused(mapper: Mapper, url: str, path: str, body: bytes) -> None:
+def test_body_other_than_a_json_object_is_refused(mapper: Mapper, url: str, path: str, body: bytes) -> None:
     answer = send(f"{url}/{path}", body)
     assert (answer.status, answer.json["message"], mapper.calls) == (400, "The body is no JSON object.", [])
 
@@ -157,7 +157,7 @@ def test_what_is_no_json_object_is_refused(mapper: Mapper, url: str, path: str, 
         (A | PAID, ["orders"]),
     ],
 )
-def test_what_is_no_paid_order_never_reaches_the_mapper(
+def test_order_with_missing_fields_never_reaches_the_mapper(
     mapper: Mapper, url: str, body: dict[str, Any], missing: list[str]
 ) -> None:
     answer = send(f"{url}/api/v1/multiorders", body)
@@ -174,14 +174,14 @@ def test_what_is_no_paid_order_never_reaches_the_mapper(
         (B, "C", {"id": "c", "orders": [{k: v for k, v in B.items() if k != "id"}]}),
     ],
 )
-def test_the_mapper_can_be_called_in_each_family(
+def test_mapper_can_be_called_in_each_family(
     mapper: Mapper, url: str, given: dict[str, Any], family: str, expected: dict[str, Any]
 ) -> None:
     configure(url, mapper_url=_mapper_url(url), secret=SECRET, family=family)
     assert send(f"{url}/api/v1/checkout/validate", given).json == expected
 
 
-def test_one_order_of_several_can_be_told_flat(mapper: Mapper, url: str) -> None:
+def test_single_order_is_sent_flat_and_several_are_not(mapper: Mapper, url: str) -> None:
     configure(url, mapper_url=_mapper_url(url), secret=SECRET, family="B")
     send(f"{url}/api/v1/multicart/validate", C)
     send(f"{url}/api/v1/multicart/validate", C | {"orders": C["orders"] * 2})
@@ -189,7 +189,7 @@ def test_one_order_of_several_can_be_told_flat(mapper: Mapper, url: str) -> None
     assert (flat, len(whole["orders"])) == ({"id": "c", **C["orders"][0]}, 2)
 
 
-def test_each_of_several_orders_can_be_a_call_of_its_own(mapper: Mapper, url: str) -> None:
+def test_each_of_several_orders_can_be_a_separate_call(mapper: Mapper, url: str) -> None:
     configure(url, mapper_url=_mapper_url(url), secret=SECRET, several="each_order", deliveries=2)
     own = {"promotion": {"n": 2}, "id": "second"}
     orders = [C["orders"][0], C["orders"][0] | own]
@@ -202,14 +202,14 @@ def test_each_of_several_orders_can_be_a_call_of_its_own(mapper: Mapper, url: st
     assert send(f"{url}/api/v1/multiorders", cart | PAID_MULTI).status == 201
     assert [json.loads(body)["id"] for _, _, body in mapper.calls] == ["c-0", "c-0", "second", "second"]
     assert len(books(url)["orders"]) == 1
-    # The first error stops it.
+    # The first error stops the calls.
     mapper.calls.clear()
     mapper.next += [422]
     assert send(f"{url}/api/v1/multicart/validate", cart).status == 422
     assert len(mapper.calls) == 1
 
 
-def test_an_order_is_delivered_twice_and_from_another_address(mapper: Mapper, url: str) -> None:
+def test_order_is_delivered_twice_with_another_ip(mapper: Mapper, url: str) -> None:
     configure(url, mapper_url=_mapper_url(url), secret=SECRET, deliveries=2, retry_ip="203.0.113.7")
     order = B | PAID | {"promotions": {"identifiers": ["91.11.156.141", "device-1"], "n": 1}}
     assert send(f"{url}/api/v1/multiorders", order).status == 201
@@ -222,7 +222,7 @@ def test_an_order_is_delivered_twice_and_from_another_address(mapper: Mapper, ur
 @pytest.mark.parametrize(
     ("answers", "calls", "status"), [([500, 500], 3, 201), ([500, 500, 500], 3, 500), ([422], 1, 422)]
 )
-def test_an_order_is_retried_as_often_as_is_said(
+def test_order_is_retried_up_to_the_retries_setting(
     mapper: Mapper, url: str, answers: list[int], calls: int, status: int
 ) -> None:
     configure(url, mapper_url=_mapper_url(url), secret=SECRET, retries=2)
@@ -232,7 +232,7 @@ def test_an_order_is_retried_as_often_as_is_said(
 
 
 @pytest.mark.parametrize("path", ["api/v1/orders", "v1/orders"])
-def test_ingestion_stores_what_comes_and_asks_nobody(mapper: Mapper, url: str, path: str) -> None:
+def test_ingestion_stores_the_order_without_calling_the_mapper(mapper: Mapper, url: str, path: str) -> None:
     answer = send(f"{url}/{path}", b'{"currency":"USD", "n": 1.10}', {"authorization": "sandbox-token"})
     assert answer.status == 200, "the page shows a key without Bearer"
     assert b'"n":1.10' in answer.body
@@ -241,7 +241,7 @@ def test_ingestion_stores_what_comes_and_asks_nobody(mapper: Mapper, url: str, p
     assert send(f"{url}/{path}", {}).status == 400
 
 
-def test_faults_and_reset_cover_it_too(mapper: Mapper, url: str) -> None:
+def test_faults_and_reset_cover_nacelle(mapper: Mapper, url: str) -> None:
     control(url, "faults", [{"name": "status_after", "value": 502, "engine": "nacelle", "operation": "ingest"}])
     assert send(f"{url}/api/v1/orders", PAID).status == 502
     assert len(books(url)["ingested"]) == 1
@@ -252,29 +252,29 @@ def test_faults_and_reset_cover_it_too(mapper: Mapper, url: str) -> None:
 @pytest.mark.parametrize(
     "given", [{"spaces": {"a": {"mapper": "x"}}}, {"space": {}}, {"spaces": {"a": {"deliveries": 0}}}]
 )
-def test_a_wrong_control_is_refused_with_a_sentence(mapper: Mapper, url: str, given: dict[str, Any]) -> None:
+def test_invalid_configuration_gets_400_with_a_message(mapper: Mapper, url: str, given: dict[str, Any]) -> None:
     answer: Answer = send(f"{url.removesuffix('/nacelle')}/_sandbox/nacelle", given)
     assert answer.status == 400
     assert answer.json["error"]
 
 
-def test_the_command_says_what_keeps_it_from_listening(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_why_it_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SystemExit) as ended:
             cli.main(["sandbox", "--port", str(port)])
-    told = capsys.readouterr()
-    assert (ended.value.code, told.out) == (1, "")
-    assert f"Cannot listen on 127.0.0.1 port {port}: Address already in use" in told.err
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (1, "")
+    assert f"Cannot listen on 127.0.0.1 port {port}: Address already in use" in printed.err
     (tmp_path / "book.toml").write_text("[engines.nacelle]\nspace = 1\n")
     with pytest.raises(SystemExit) as ended:
         cli.main(["sandbox", "--rulebook", str(tmp_path / "book.toml")])
-    told = capsys.readouterr()
-    assert (ended.value.code, told.out) == (2, "")
-    assert "engines.nacelle.space: is not known" in told.err
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.out) == (2, "")
+    assert "engines.nacelle.space: is not known" in printed.err
 
 
-def test_the_rule_book_shows_every_option_with_its_default() -> None:
+def test_rule_book_lists_every_option_with_its_default() -> None:
     shown = rulebook.load().engines["nacelle"]
     (space,) = shown["spaces"].values()
     assert shown.keys() == {*Options.__struct_fields__}

@@ -1,7 +1,6 @@
-"""The sandbox's Storefront API, judged by Nacelle's own JavaScript client; and our own client against the same API.
+"""The sandbox's Storefront API works with Nacelle's own JavaScript client, and with ours.
 
-The client is an npm package. Where node or npm is missing, or the package cannot be installed, these tests are skipped
-and say so.
+Nacelle's client is an npm package. Without node or npm, or without the package, these tests are skipped with a message.
 """
 
 import asyncio
@@ -36,7 +35,7 @@ QUERY = """
 
 @pytest.fixture(scope="module")
 def sdk(request: pytest.FixtureRequest) -> Path:
-    """The folder in which the client is installed, and the script that asks with it."""
+    """Installs the client; the path of the script that queries with it."""
     script = FOLDER / "sdk.mjs"
     if not (FOLDER / "node_modules" / "@nacelle" / "storefront-sdk").is_dir():
         why = _install()
@@ -50,7 +49,7 @@ def sdk(request: pytest.FixtureRequest) -> Path:
 
 
 def _install() -> str:
-    """Installs the client; why it cannot be, else ""."""
+    """Installs the client; returns "" or the reason why not."""
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         return "node and npm are not installed"
@@ -84,9 +83,9 @@ def skus(answer: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_nacelles_own_client_finds_products_by_every_filter(sdk: Path, url: str, plain: bool) -> None:
+def test_nacelles_client_finds_products_by_every_filter(sdk: Path, url: str, plain: bool) -> None:
     boots, shirts = ["SHOE-42", "SHOE-43"], ["SKU1234"]
-    told: list[tuple[dict[str, Any], list[str]]] = [
+    expected: list[tuple[dict[str, Any], list[str]]] = [
         ({"nacelleEntryIds": ["nacelle-product-1"]}, boots),
         ({"sourceEntryIds": ["gid://shop/Product/2", "gid://shop/Product/9"]}, shirts),
         ({"handles": ["winter-boot", "shirt"]}, boots + shirts),
@@ -96,8 +95,8 @@ def test_nacelles_own_client_finds_products_by_every_filter(sdk: Path, url: str,
         ({"searchFilter": {"fields": ["TITLE"], "term": "cotton"}}, []),
         ({"searchFilter": {"fields": ["TAGS"], "term": "cotton"}}, shirts),
     ]
-    answers = ask(sdk, url, *(asked for asked, _ in told), plain=plain)
-    assert [skus(answer) for answer in answers] == [found for _, found in told]
+    answers = ask(sdk, url, *(asked for asked, _ in expected), plain=plain)
+    assert [skus(answer) for answer in answers] == [found for _, found in expected]
     assert answers[3]["data"]["allProducts"]["pageInfo"] == {"hasNextPage": True, "endCursor": "nacelle-product-1"}
     first = answers[0]["data"]["allProducts"]["edges"][0]["node"]
     assert (first["productType"], first["content"]["title"], first["variants"][0]["weight"]) == (
@@ -107,12 +106,12 @@ def test_nacelles_own_client_finds_products_by_every_filter(sdk: Path, url: str,
     )
 
 
-def test_nacelles_own_client_is_told_of_a_field_that_is_none(sdk: Path, url: str) -> None:
+def test_nacelles_client_gets_an_error_for_an_unknown_field(sdk: Path, url: str) -> None:
     (answer,) = ask(sdk, url, {}, query="query Q { allProducts { edges { node { category } } } }")
     assert "Cannot query field 'category'" in answer["error"]
 
 
-def test_a_query_is_remembered_by_its_hash(url: str) -> None:
+def test_persisted_query_without_query_is_not_found(url: str) -> None:
     extensions = {"persistedQuery": {"version": 1, "sha256Hash": "0" * 64}}
     assert send(url, {"extensions": extensions}).json["errors"][0]["message"] == "PersistedQueryNotFound"
     assert send(url, {"extensions": extensions, "query": QUERY}).status == 400
@@ -122,7 +121,7 @@ def test_a_query_is_remembered_by_its_hash(url: str) -> None:
     assert send(url.replace("sandbox", "other"), {"query": QUERY}).status == 404
 
 
-def test_our_own_client_reads_the_same_products(url: str) -> None:
+def test_our_client_reads_the_same_products(url: str) -> None:
     async def read(address: str) -> Any:
         transport = clients.create("aiohttp", connections=1)
         try:

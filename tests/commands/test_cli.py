@@ -1,4 +1,4 @@
-"""The commands, as a person types them: what is printed, and the exit code."""
+"""The commands on the command line: their output and exit codes."""
 
 import asyncio
 import contextlib
@@ -33,7 +33,7 @@ SERVICE = {
     "TALON_ONE_BASE_URL": "http://127.0.0.1:1",
     "TALON_ONE_API_KEY": "key",  # pragma: allowlist secret
 }
-"""Settings that are right; nobody answers there."""
+"""Valid settings; the engine's address does not answer."""
 KEY = Key("", "talon_one", "order-1")
 
 
@@ -52,7 +52,7 @@ def run(*arguments: str) -> int:
 
 
 def prepare(url: str, *acts: Callable[[Ledger], Awaitable[object]], wait_s: float = 0.0) -> None:
-    """Opens the ledger at `url` and lets each of these act on it, `wait_s` later each."""
+    """Opens the ledger at `url` and runs these on it, `wait_s` apart."""
     at = 1000.0
 
     async def act() -> None:
@@ -71,8 +71,8 @@ async def claim(ledger: Ledger, key: Key = KEY) -> object:
     return await ledgers.claim(ledger, key, body=BODY, session="session-1")
 
 
-async def give_up(ledger: Ledger) -> None:
-    """An order nobody could tell anything about, for a day."""
+async def leave_unknown(ledger: Ledger) -> None:
+    """Claims the order, or defers its look-up: its fate stays unknown."""
     decision = await claim(ledger)
     if isinstance(decision, New | Retry):
         await ledger.mark_sent(decision.row)
@@ -80,7 +80,7 @@ async def give_up(ledger: Ledger) -> None:
         await ledger.look_later(decision.row, "timeout")
 
 
-def test_no_command_prints_the_help() -> None:
+def test_no_command_exits_with_2() -> None:
     assert run() == 2
 
 
@@ -100,20 +100,20 @@ def test_wrong_arguments_exit_with_2(arguments: list[str]) -> None:
     assert run(*arguments) == 2
 
 
-def test_wrong_settings_exit_with_2_and_are_all_named(
+def test_wrong_settings_exit_with_2_naming_all(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("MAPPER_ENGINE", "NACELLE_SIGNING_SECRETS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MAPPER_ON_DRIFT", "whatever")
     assert run("serve") == 2
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for name in ("MAPPER_ENGINE", "NACELLE_SIGNING_SECRETS", "MAPPER_ON_DRIFT"):
-        assert name in told
+        assert name in printed
 
 
 @pytest.mark.parametrize("from_file", [True, False])
-def test_sign_prints_the_header_of_a_body(
+def test_sign_prints_the_signature_header(
     from_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "the first secret of two,the second")
@@ -123,22 +123,20 @@ def test_sign_prints_the_header_of_a_body(
     assert capsys.readouterr().out == f"x-nacelle-signature-sha256: {sign(BODY, b'the first secret of two')}\n"
 
 
-def test_sign_names_a_file_that_is_not_there(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sign_names_a_missing_file(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "a signing secret that is long enough")
     assert run("sign", "no-such-file") == 2
     assert "no-such-file" in capsys.readouterr().err
 
 
 class Gone(io.StringIO):
-    """Standard output whose reader has gone."""
+    """Standard output with a broken pipe."""
 
     def write(self, text: str) -> int:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
-def test_a_reader_who_has_gone_is_no_fault_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_pipe_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "a signing secret that is long enough")
     (tmp_path / "body").write_bytes(BODY)
     with (tmp_path / "out").open("w") as out:
@@ -148,8 +146,8 @@ def test_a_reader_who_has_gone_is_no_fault_of_ours(tmp_path: Path, monkeypatch: 
         assert run("sign", str(tmp_path / "body")) == 1
 
 
-def test_closed_standard_streams_are_filled(tmp_path: Path) -> None:
-    """Else the first sockets get their numbers, and libuv aborts when it closes one."""
+def test_closed_standard_streams_are_replaced_by_dev_null(tmp_path: Path) -> None:
+    """Otherwise the first sockets get their numbers, and libuv aborts when it closes one."""
     (tmp_path / "run.py").write_text(
         "import os; from mapper.commands import cli\n"
         "os.closerange(0, 3)\n"
@@ -161,13 +159,13 @@ def test_closed_standard_streams_are_filled(tmp_path: Path) -> None:
     assert (tmp_path / "left").read_text().split() == ["/dev/null"] * 3
 
 
-def test_a_width_of_0_is_no_width(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_width_of_0_is_ignored(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "0")
     assert run("doctor") == 2
     assert "NACELLE_SIGNING_SECRETS" in capsys.readouterr().out
 
 
-def test_an_inherited_socket_that_cannot_listen_is_named(
+def test_inherited_socket_that_cannot_listen_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in SERVICE.items():
@@ -178,7 +176,7 @@ def test_an_inherited_socket_that_cannot_listen_is_named(
     assert f"Cannot listen on the inherited socket {fd}: " in capsys.readouterr().err
 
 
-def test_ctrl_c_is_130_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -186,7 +184,7 @@ def test_ctrl_c_is_130_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None
     assert run("ledger", "list") == 130
 
 
-def test_a_terminal_that_has_no_such_letters_gets_question_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ascii_terminal_gets_question_marks_for_other_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "")
     out = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii", write_through=True))
@@ -195,7 +193,9 @@ def test_a_terminal_that_has_no_such_letters_gets_question_marks(monkeypatch: py
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_output_that_is_closed_is_no_fault(stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_output_does_not_change_the_exit_code(
+    stream: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "a signing secret that is long enough")
     (tmp_path / "body").write_bytes(BODY)
     monkeypatch.setattr(sys, stream, None)
@@ -204,7 +204,7 @@ def test_output_that_is_closed_is_no_fault(stream: str, tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "problem"),
     [
         (["serve", "--port", "\N{ARABIC-INDIC DIGIT EIGHT}\N{ARABIC-INDIC DIGIT ZERO}"], "a port is a number from 0"),
         (["ledger", "list", "--limit", "\N{SUPERSCRIPT TWO}"], "a limit is a number from 1"),
@@ -213,15 +213,15 @@ def test_output_that_is_closed_is_no_fault(stream: str, tmp_path: Path, monkeypa
         (["serve", "--drain", "3600.5"], "seconds are a number from 0"),
     ],
 )
-def test_a_number_of_the_command_line_is_of_ascii_digits(
-    command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_command_line_numbers_must_be_ascii_digits(
+    command: list[str], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(*command) == 2
-    assert said in capsys.readouterr().err
+    assert problem in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["sign"], ["explain", "-"]])
-def test_standard_input_that_is_closed_is_named(
+def test_closed_standard_input_is_named(
     command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in SERVICE.items():
@@ -236,7 +236,7 @@ def test_standard_input_that_is_closed_is_named(
 
 @pytest.mark.parametrize("url", ["mysql://host/orders", "sqlite://ledger.db", "sqlite:///:memory:", "/var/ledger.db"])
 @pytest.mark.parametrize("verb", [["list"], ["backup", "copy.db"], ["prune"]])
-def test_a_wrong_url_is_a_wrong_setting(
+def test_invalid_ledger_url_exits_with_2(
     url: str, verb: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MAPPER_LEDGER_URL", url)
@@ -245,20 +245,20 @@ def test_a_wrong_url_is_a_wrong_setting(
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "problem"),
     [("postgresql://u:p@127.0.0.1:99999/x", "is the port right"), ("sqlite:////dev/null", "is not a file")],
 )
-def test_a_url_that_leads_to_no_ledger_is_one_sentence(
-    url: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_ledger_url_that_cannot_be_opened_prints_one_line(
+    url: str, problem: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {**SERVICE, "MAPPER_LEDGER_URL": url}.items():
         monkeypatch.setenv(name, value)
     assert run("serve", "--port", "0") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert problem in line
 
 
-def test_a_command_without_a_folder_to_write_to_says_so_in_one_sentence(
+def test_missing_temporary_folder_prints_one_line(
     ledger_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def nowhere() -> str:
@@ -274,12 +274,10 @@ def test_a_command_without_a_folder_to_write_to_says_so_in_one_sentence(
 
 
 async def nothing(ledger: Ledger) -> None:
-    """The ledger is there, and empty."""
+    """Leaves an empty ledger."""
 
 
-def test_an_empty_ledger_says_so_and_one_that_is_not_there_too(
-    ledger_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_ledger_and_empty_ledger_print_a_message(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in (("list",), ("prune",), ("show", "order-1")):
         assert run("ledger", *verb) == 1
         assert re.search(r"There is no ledger (at /.*|in this database)\.", capsys.readouterr().err)
@@ -288,19 +286,19 @@ def test_an_empty_ledger_says_so_and_one_that_is_not_there_too(
     assert capsys.readouterr().out == "Every order is finished.\n"
 
 
-def test_open_orders_are_listed_and_shown(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_open_order_is_listed_and_shown(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(ledger_url, claim)
     assert run("ledger", "list") == 0
     header, line = capsys.readouterr().out.splitlines()
     assert header.split() == ["ORDER", "STATE", "CHANGED", "TRIES", "REASON"]
     assert line.startswith("order-1  in progress")
     assert run("ledger", "show", "order-1") == 0
-    told = capsys.readouterr().out
-    assert "session-1" in told
-    assert "by itself" in told
+    printed = capsys.readouterr().out
+    assert "session-1" in printed
+    assert "by itself" in printed
 
 
-def test_an_order_of_two_engines_is_named_by_its_engine(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_order_with_two_engines_needs_the_engine_option(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     async def claim_for_each(ledger: Ledger) -> None:
         for engine in ("talon_one", "voucherify"):
             await claim(ledger, Key("", engine, "order-1"))
@@ -316,8 +314,8 @@ def test_an_order_of_two_engines_is_named_by_its_engine(ledger_url: str, capsys:
     assert "voucherify" in capsys.readouterr().out
 
 
-def test_an_order_that_needs_a_person_is_settled_by_hand(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare(ledger_url, give_up, give_up, give_up, wait_s=90_000)
+def test_order_that_needs_an_operator_is_settled_once(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(ledger_url, leave_unknown, leave_unknown, leave_unknown, wait_s=90_000)
     assert run("ledger", "list") == 0
     assert "NEEDS YOU" in capsys.readouterr().out
     assert run("ledger", "settle", "order-1", "redeemed") == 0
@@ -328,21 +326,21 @@ def test_an_order_that_needs_a_person_is_settled_by_hand(ledger_url: str, capsys
 
 
 @pytest.mark.parametrize(("outcome", "state"), [("refused", "REJECTED"), ("cancelled", "CANCELLED")])
-def test_or_it_is_settled_otherwise(
+def test_order_is_settled_as_refused_or_cancelled(
     ledger_url: str, capsys: pytest.CaptureFixture[str], outcome: str, state: str
 ) -> None:
-    prepare(ledger_url, give_up, give_up, give_up, wait_s=90_000)
+    prepare(ledger_url, leave_unknown, leave_unknown, leave_unknown, wait_s=90_000)
     assert run("ledger", "settle", "order-1", outcome) == 0
     assert run("ledger", "show", "order-1") == 0
     assert f"({state})" in capsys.readouterr().out
 
 
-def test_or_looked_up_once_more(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare(ledger_url, give_up, give_up, give_up, wait_s=90_000)
+def test_retry_looks_up_an_order_again(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(ledger_url, leave_unknown, leave_unknown, leave_unknown, wait_s=90_000)
     assert run("ledger", "retry", "order-1") == 0
     assert run("ledger", "list", "--state", State.UNKNOWN.value) == 0
     assert "being looked up" in capsys.readouterr().out
-    assert run("ledger", "retry", "order-1") == 0, "it is due at once"
+    assert run("ledger", "retry", "order-1") == 0, "the order is due at once"
 
 
 async def wait_for_the_caller(ledger: Ledger) -> None:
@@ -351,21 +349,21 @@ async def wait_for_the_caller(ledger: Ledger) -> None:
     await ledger.retry_later(decision.row, None, "connect", answered=False)
 
 
-async def redeem_untold(ledger: Ledger) -> None:
+async def redeem_unconfirmed(ledger: Ledger) -> None:
     decision = await ledgers.claim(ledger, Key("", "talon_one", "order-2"), body=BODY)
     assert isinstance(decision, New)
     await ledger.redeemed(decision.row, b"[]", "", "redeemed", confirmed=False)
 
 
-def test_retry_says_what_is_true(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare(ledger_url, wait_for_the_caller, redeem_untold)
+def test_retry_explains_why_it_does_nothing(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(ledger_url, wait_for_the_caller, redeem_unconfirmed)
     assert run("ledger", "retry", "order-1") == 1
     assert "waiting for the caller" in capsys.readouterr().err
     assert run("ledger", "retry", "order-2") == 1
     assert "Nothing to do" in capsys.readouterr().err
 
 
-def test_an_order_that_is_being_worked_on_is_not_taken_away(
+def test_retry_refuses_an_order_in_progress(
     ledger_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(ledger_url, claim)
@@ -374,17 +372,15 @@ def test_an_order_that_is_being_worked_on_is_not_taken_away(
     assert "at this order just now" in capsys.readouterr().err
 
 
-def test_orders_that_wait_and_orders_of_which_nobody_was_told_are_listed(
-    ledger_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    prepare(ledger_url, wait_for_the_caller, redeem_untold)
+def test_waiting_and_unconfirmed_orders_are_listed(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(ledger_url, wait_for_the_caller, redeem_unconfirmed)
     for option, name in (("--waiting", "order-1"), ("--unconfirmed", "order-2")):
         assert run("ledger", "list", option) == 0
         (_, line) = capsys.readouterr().out.splitlines()
         assert line.startswith(name)
 
 
-def test_a_list_that_is_cut_says_so(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_over_the_limit_prints_a_note(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(ledger_url, claim, lambda ledger: claim(ledger, Key("two", "talon_one", "order-2")))
     assert run("ledger", "list", "--limit", "2") == 0
     assert capsys.readouterr().err == ""
@@ -393,8 +389,8 @@ def test_a_list_that_is_cut_says_so(ledger_url: str, capsys: pytest.CaptureFixtu
     assert run("ledger", "list", "--waiting", "--unconfirmed") == 2
 
 
-def test_a_body_is_forgotten_unless_it_is_still_needed(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare(ledger_url, claim, redeem_untold)
+def test_forget_erases_a_body_unless_still_needed(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(ledger_url, claim, redeem_unconfirmed)
     assert run("ledger", "forget", "order-1") == 1
     assert "still needed" in capsys.readouterr().err
     assert run("ledger", "forget", "order-2") == 0
@@ -403,20 +399,20 @@ def test_a_body_is_forgotten_unless_it_is_still_needed(ledger_url: str, capsys: 
 
 
 @pytest.mark.parametrize(
-    ("story", "again"), [(wait_for_the_caller, "tried again"), (redeem_untold, "answered the same")]
+    ("prepared", "again"), [(wait_for_the_caller, "tried again"), (redeem_unconfirmed, "answered the same")]
 )
-def test_forget_says_what_becomes_of_the_order(
-    ledger_url: str, capsys: pytest.CaptureFixture[str], story: Any, again: str
+def test_forget_prints_what_happens_to_the_order(
+    ledger_url: str, capsys: pytest.CaptureFixture[str], prepared: Any, again: str
 ) -> None:
-    prepare(ledger_url, story)
-    assert run("ledger", "forget", "order-1" if story is wait_for_the_caller else "order-2") == 0
+    prepare(ledger_url, prepared)
+    assert run("ledger", "forget", "order-1" if prepared is wait_for_the_caller else "order-2") == 0
     assert again in capsys.readouterr().out
 
 
-def test_only_serve_changes_a_schema(
+def test_only_serve_migrates_the_schema(
     ledger_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A copy that is made before an upgrade, with whichever version, is one that the version before opens."""
+    """So the previous version can open a backup made before an upgrade, by either version."""
 
     def version(file: Path) -> int:
         with contextlib.closing(sqlite3.connect(file)) as database:
@@ -436,7 +432,7 @@ def test_only_serve_changes_a_schema(
     assert version(file) == len(ledger_sqlite.MIGRATIONS)
 
 
-def test_what_is_no_ledger_is_not_made_one_and_not_copied(
+def test_file_other_than_a_ledger_is_neither_changed_nor_copied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty, text, copy = tmp_path / "empty.db", tmp_path / "text.db", tmp_path / "copy.db"
@@ -451,7 +447,7 @@ def test_what_is_no_ledger_is_not_made_one_and_not_copied(
         assert not copy.exists()
 
 
-def test_a_ledger_is_copied_while_it_is_in_use(
+def test_backup_copies_the_ledger_and_never_overwrites(
     ledger_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(ledger_url, claim)
@@ -466,7 +462,7 @@ def test_a_ledger_is_copied_while_it_is_in_use(
 
 
 @pytest.mark.parametrize(("error", "code"), [(sqlite3.OperationalError("disk is full"), 1), (KeyboardInterrupt(), 130)])
-def test_half_a_copy_is_no_copy(
+def test_failed_backup_leaves_no_file(
     error: BaseException,
     code: int,
     ledger_url: str,
@@ -486,7 +482,7 @@ def test_half_a_copy_is_no_copy(
     assert (f"cannot be copied to {copy}: disk is full" in capsys.readouterr().err) == (code == 1)
 
 
-def test_two_spaces_with_one_order_id_must_be_told_apart(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_order_id_in_two_spaces_needs_the_space_option(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(ledger_url, claim, lambda ledger: claim(ledger, Key("two", "talon_one", "order-1")))
     assert run("ledger", "show", "order-1") == 1
     assert "--space" in capsys.readouterr().err
@@ -496,30 +492,30 @@ def test_two_spaces_with_one_order_id_must_be_told_apart(ledger_url: str, capsys
     assert "No order there has this id; name one of these: --space '' --engine" in capsys.readouterr().err
 
 
-def test_a_cancel_in_a_space_that_is_not_served_is_refused(
+def test_cancel_in_a_space_that_is_not_served_is_refused(
     ledger_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {**SERVICE, "NACELLE_SPACE_IDS": "one"}.items():
         monkeypatch.setenv(name, value)
-    prepare(ledger_url, redeem_untold)
+    prepare(ledger_url, redeem_unconfirmed)
     assert run("cancel", "order-2", "--space", "two") == 2
     assert "--space, one of one." in capsys.readouterr().err
     assert run("cancel", "nobody", "--space", "one") == 1
 
 
-def test_an_unknown_order_is_no_crash(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_order_exits_with_1(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(ledger_url, nothing)
     assert run("ledger", "show", "nobody") == 1
     assert "no order with this id" in capsys.readouterr().err
 
 
-def test_prune_says_what_it_did(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prune_prints_what_it_did(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(ledger_url, nothing)
     assert run("ledger", "prune") == 0
     assert capsys.readouterr().out == "0 orders trimmed or forgotten.\n"
 
 
-def test_a_ledger_that_cannot_be_opened_is_named(
+def test_ledger_in_a_missing_folder_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MAPPER_LEDGER_URL", "sqlite:////no/such/folder/ledger.db")

@@ -1,4 +1,4 @@
-"""The demo: one screen at any width, the JSON of each step, and commands that work as they are printed."""
+"""The demo: one screen at any width, the JSON of each step, and commands that work as printed."""
 
 import json
 import re
@@ -17,28 +17,28 @@ from mapper.commands import cli, demo, journey
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_demo_finds_everything_as_it_should_be_and_leaves_nothing_behind(
+def test_demo_fits_one_screen_and_leaves_no_files(
     width: int, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", str(width))
     assert demo.run() == 0
-    told = capsys.readouterr().out
+    screen = capsys.readouterr().out
     for row in (
         r"each +140\.00 +105\.00 +105\.00",
         r"Standard +15\.00 +0\.00 +0\.00",
         r"pay +295\.00 +210\.00 +210\.00",
     ):
-        assert re.search(row, told), "before, and after with each engine"
-    assert told.count("redeemed once") == 4, "two orders with each engine"
-    assert told.endswith("All as it should be.\n")
-    assert max(len(line) for line in told.splitlines()) <= width
-    assert len(told.splitlines()) <= 30, "one screen"
-    assert "\033" not in told, "no colour but on a terminal"
+        assert re.search(row, screen), "before, and after with each engine"
+    assert screen.count("redeemed once") == 4, "two orders with each engine"
+    assert screen.endswith("All as it should be.\n")
+    assert max(len(line) for line in screen.splitlines()) <= width
+    assert len(screen.splitlines()) <= 30, "one screen"
+    assert "\033" not in screen, "colour only on a terminal"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_json_of_each_step_is_written_on_request(
+def test_json_option_writes_the_json_of_each_step(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journey, "ENGINES", {"talon_one": journey.ENGINES["talon_one"]})
@@ -52,16 +52,14 @@ def test_the_json_of_each_step_is_written_on_request(
     assert (exchange["status"], exchange["answer"]["error"]["details"]["invalid-code"]) == (422, "EXPIRED-10")
 
 
-def test_the_demo_exits_with_1_where_prices_are_wrong(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wrong_prices_exit_with_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     dearer = {**journey.CHECKOUT, "items": [{**journey.CHECKOUT["items"][0], "price": "150.00"}]}
     monkeypatch.setattr(journey, "CHECKOUT", dearer)
     assert demo.run() == 1
     assert "not as it should be: the prices are" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_folder_that_cannot_be_written_is_named(
+def test_unwritable_folder_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "ENGINES", {"talon_one": journey.ENGINES["talon_one"]})
@@ -72,27 +70,27 @@ def test_a_folder_that_cannot_be_written_is_named(
 
 
 def documents(text: str) -> Iterator[Any]:
-    """The JSON documents that stand in a text one after the other."""
+    """The consecutive JSON documents of a text."""
     while text := text.lstrip():
         document, end = json.JSONDecoder().raw_decode(text)
         yield document
         text = text[end:]
 
 
-def listen_to_ctrl_c() -> None:
-    """A shell's background jobs, and so all that the tests start there, ignore it."""
+def restore_ctrl_c() -> None:
+    """Background jobs of a shell ignore Ctrl-C, and so would processes started by tests there."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the printed commands need curl")
-def test_the_commands_that_keep_prints_work_as_printed(tmp_path: Path) -> None:
+def test_commands_printed_by_keep_work(tmp_path: Path) -> None:
     output = tmp_path / "screen"
     with output.open("wb") as screen:
         kept = subprocess.Popen(
             [sys.executable, "-m", "mapper", "demo", "--keep"],
             cwd=tmp_path,
             stdout=screen,
-            preexec_fn=listen_to_ctrl_c,  # noqa: PLW1509 - no thread of the tests' runs here
+            preexec_fn=restore_ctrl_c,  # noqa: PLW1509 - no thread of the tests' runs here
         )
     try:
         give_up = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""`promotions-mapper doctor`: each planted misconfiguration is named, with what to do."""
+"""`promotions-mapper doctor`: each misconfiguration is named with its remedy."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def sandbox() -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def environment(sandbox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service that is well, wherever the tests' folder lies."""
+    """A well-configured service, whatever file system the tests' folder is on."""
     monkeypatch.setattr("mapper.commands.doctor.MOUNTS", tmp_path / "no-mounts")
     for name, value in {
         "MAPPER_ENGINE": "talon_one",
@@ -42,7 +42,7 @@ def environment(sandbox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @contextmanager
 def answering(status: int, headers: list[tuple[str, str]]) -> Iterator[str]:
-    """An engine that answers everything alike."""
+    """An engine that gives every request the same answer."""
 
     class Engine(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
@@ -71,7 +71,7 @@ def findings(capsys: pytest.CaptureFixture[str]) -> tuple[int, list[dict[str, An
     return code, json.loads(out)["findings"]
 
 
-def test_a_service_that_is_well_has_nothing_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
+def test_well_configured_service_has_no_findings_to_mend(capsys: pytest.CaptureFixture[str]) -> None:
     code, found = findings(capsys)
     assert code == 0
     assert [(one["check"], one["state"], one["mend"]) for one in found] == [
@@ -81,7 +81,7 @@ def test_a_service_that_is_well_has_nothing_to_mend(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("setting", "value", "code", "check", "said"),
+    ("setting", "value", "code", "check", "problem"),
     [
         ("NACELLE_SIGNING_SECRETS", "", 2, "NACELLE_SIGNING_SECRETS", "at least one secret"),
         ("NACELLE_SIGNING_SECRETS", '"a secret in quotes"', 0, "settings", "quotes"),
@@ -107,12 +107,12 @@ def test_a_service_that_is_well_has_nothing_to_mend(capsys: pytest.CaptureFixtur
         ("TALON_ONE_ITEM_ATTRIBUTES", "Nope=/x/0/y", 1, "TALON_ONE_ITEM_ATTRIBUTES Nope", "console"),
     ],
 )
-def test_a_planted_misconfiguration_is_named_with_its_mend(
+def test_misconfiguration_is_named_with_its_remedy(
     setting: str,
     value: str,
     code: int,
     check: str,
-    said: str,
+    problem: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -121,11 +121,11 @@ def test_a_planted_misconfiguration_is_named_with_its_mend(
     assert exit_code == code
     (one,) = [one for one in found if one["state"] != "ok"]
     assert one["check"] == check
-    assert said in one["text"] + one["mend"]
+    assert problem in one["text"] + one["mend"]
     assert one["mend"]
 
 
-def test_a_start_that_fails_names_what_is_misspelt_and_in_quotes_as_well(
+def test_failed_start_also_warns_of_misspelt_and_quoted_settings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MAPPER_RECIEPT", "required")
@@ -134,18 +134,18 @@ def test_a_start_that_fails_names_what_is_misspelt_and_in_quotes_as_well(
     code, found = findings(capsys)
     assert code == 2
     assert [one["state"] for one in found] == ["failed", "warning", "warning"]
-    told = " ".join(one["text"] for one in found)
+    texts = " ".join(one["text"] for one in found)
     for expected in ("the deployment's address alone", "did you mean MAPPER_RECEIPT", "is in quotes"):
-        assert expected in told
+        assert expected in texts
 
 
-def test_product_data_and_order_ingestion_are_looked_at(
+def test_product_data_and_order_ingestion_are_checked(
     sandbox: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def told(check: str) -> list[tuple[str, str]]:
+    def found(check: str) -> list[tuple[str, str]]:
         return [(one["state"], one["text"]) for one in findings(capsys)[1] if one["check"] == check]
 
-    assert told("product data") == told("order ingestion") == []
+    assert found("product data") == found("order ingestion") == []
     for name, value in {
         "MAPPER_PRODUCT_DATA": "nacelle",
         "NACELLE_STOREFRONT_URL": f"{sandbox}/nacelle/graphql/v1/spaces",
@@ -154,28 +154,28 @@ def test_product_data_and_order_ingestion_are_looked_at(
         "NOMS_SPACE_ID": "sandbox",
     }.items():
         monkeypatch.setenv(name, value)
-    assert told("product data") == [("ok", "Nacelle's Storefront API answers")]
-    ((state, text),) = told("order ingestion")
+    assert found("product data") == [("ok", "Nacelle's Storefront API answers")]
+    ((state, text),) = found("order ingestion")
     assert (state, text[:13]) == ("ok", "NOMS answers ")
-    assert control(sandbox, "books")["nacelle"]["ingested"] == [], "looking creates nothing"
+    assert control(sandbox, "books")["nacelle"]["ingested"] == [], "the check creates no order"
     monkeypatch.setenv("NOMS_SPACE_ID", "another")
-    assert told("product data") == [("failed", "Nacelle's Storefront API gives none: http_404")]
+    assert found("product data") == [("failed", "Nacelle's Storefront API gives none: http_404")]
     monkeypatch.setenv("NOMS_SPACE_ID", "sandbox")
     monkeypatch.setenv("NOMS_BASE_URL", "http://127.0.0.1:1")
-    assert told("order ingestion") == [("failed", "NOMS cannot be reached: connect")]
+    assert found("order ingestion") == [("failed", "NOMS cannot be reached: connect")]
     monkeypatch.setenv("NOMS_TOKEN", "two words")
-    assert [state for state, _ in told("NOMS_TOKEN")] == ["failed"]
+    assert [state for state, _ in found("NOMS_TOKEN")] == ["failed"]
     file = tmp_path / "products.csv"
     file.write_text("sku,category\nA\n")
     monkeypatch.setenv("MAPPER_PRODUCT_DATA", str(file))
-    ((state, text),) = told("product data")
+    ((state, text),) = found("product data")
     assert state == "failed"
     assert "line 2" in text
     file.write_text("sku,category\nA,shoes\n")
-    assert told("product data") == [("ok", "the file can be read")]
+    assert found("product data") == [("ok", "the file can be read")]
 
 
-def test_a_folder_for_records_is_looked_at(
+def test_record_folder_is_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -184,7 +184,7 @@ def test_a_folder_for_records_is_looked_at(
         assert [one["state"] for one in findings(capsys)[1] if one["check"] == "records"] == [state]
 
 
-def test_a_key_that_the_engine_does_not_take_is_named(sandbox: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused_api_key_is_named(sandbox: str, capsys: pytest.CaptureFixture[str]) -> None:
     control(sandbox, "faults", [{"name": "status", "value": 401, "count": 1}])
     code, found = findings(capsys)
     assert code == 1
@@ -193,7 +193,7 @@ def test_a_key_that_the_engine_does_not_take_is_named(sandbox: str, capsys: pyte
     assert one["mend"]
 
 
-def test_a_ledger_that_is_still_to_be_made_is_well(
+def test_ledger_that_does_not_exist_yet_is_ok(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for url in (f"sqlite:///{tmp_path}/ledger.db", postgres.url("information_schema")):
@@ -203,7 +203,7 @@ def test_a_ledger_that_is_still_to_be_made_is_well(
         assert "not there yet" in one["text"]
 
 
-def test_it_is_readable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_is_readable_in_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TALON_ONE_SESSION_ATTRIBUTES", "Nope=/x")
     code, out = doctor(capsys)
@@ -213,10 +213,10 @@ def test_it_is_readable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert max(map(len, out.splitlines())) <= 80
 
 
-def test_an_engine_that_asks_nothing_for_a_plain_cart_is_asked_with_a_code(
+def test_voucherify_is_checked_with_a_code(
     sandbox: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Voucherify. A cart that asks nothing proves nothing: neither the address nor the keys."""
+    """A cart without a code makes no request to Voucherify, so it would prove neither the address nor the keys."""
     for name, value in {
         "MAPPER_ENGINE": "voucherify",
         "VOUCHERIFY_APP_ID": "id",
@@ -247,7 +247,7 @@ def test_an_engine_that_asks_nothing_for_a_plain_cart_is_asked_with_a_code(
         (429, [], "Wait a minute; if it stays so, ask the engine for a larger quota."),
     ],
 )
-def test_the_mend_fits_the_engines_answer(
+def test_remedy_fits_the_engines_answer(
     status: int,
     headers: list[tuple[str, str]],
     mend: str,
@@ -261,26 +261,26 @@ def test_the_mend_fits_the_engines_answer(
     assert [one["mend"] for one in found if one["state"] == "failed"] == [mend]
 
 
-def test_a_certificate_a_proxy_and_a_clock_are_named(
+def test_certificate_proxy_and_clock_problems_are_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def told() -> str:
+    def unhealthy() -> str:
         return " ".join(one["text"] + one["mend"] for one in findings(capsys)[1] if one["state"] != "ok")
 
     with answering(200, [("date", "Fri, 27 Nov 2020 22:00:00 GMT")]) as url:
         monkeypatch.setenv("TALON_ONE_BASE_URL", url)
-        assert "clock" in told()
+        assert "clock" in unhealthy()
         monkeypatch.setenv("TALON_ONE_BASE_URL", url.replace("http:", "https:"))
-        assert "SSL_CERT_FILE" in told()
+        assert "SSL_CERT_FILE" in unhealthy()
     monkeypatch.setenv("TALON_ONE_BASE_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy.example")
-    assert "HTTPS_PROXY is not used" in told()
+    assert "HTTPS_PROXY is not used" in unhealthy()
 
 
 @pytest.mark.parametrize(
     ("kind", "state"), [("overlay", "warning"), ("tmpfs", "warning"), ("nfs4", "failed"), ("ext4", None)]
 )
-def test_what_a_sqlite_ledger_lies_on_is_looked_at(
+def test_file_system_of_a_sqlite_ledger_is_checked(
     kind: str,
     state: str | None,
     tmp_path: Path,
@@ -296,7 +296,7 @@ def test_what_a_sqlite_ledger_lies_on_is_looked_at(
     assert all("MAPPER_LEDGER_URL" in one["mend"] for one in found)
 
 
-def test_a_secret_in_two_places_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_secret_used_twice_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TALON_ONE_API_KEY", "one-secret-for-all-of-it")
     monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "another-secret-of-ours, one-secret-for-all-of-it")
     _, found = findings(capsys)
@@ -304,7 +304,7 @@ def test_a_secret_in_two_places_is_named(monkeypatch: pytest.MonkeyPatch, capsys
     assert one["text"] == "NACELLE_SIGNING_SECRETS and TALON_ONE_API_KEY hold the same secret"
 
 
-def test_a_narrow_terminal_loses_no_word(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_narrow_terminal_truncates_no_word(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("MAPPER_ORDER_KEY_PATH", "")
     assert "…" not in doctor(capsys)[1].replace("…)", "")

@@ -1,4 +1,4 @@
-"""`promotions-mapper explain`: on the terminal, against the sandbox."""
+"""`promotions-mapper explain` on the terminal, with the sandbox."""
 
 import json
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def run(*arguments: str) -> int:
     return stop.value.code
 
 
-def test_each_effect_and_each_refusal_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_effect_and_rejection_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "cart.json"
     file.write_text(json.dumps(CART))
     assert run(str(file), "--exchange") == 0
@@ -61,14 +61,14 @@ def test_each_effect_and_each_refusal_is_told(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("root", ["checkout", "order"])
-def test_our_own_answer_is_explained_as_well(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_our_own_answer_can_be_explained(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "answer.json"
     file.write_text(json.dumps({root: CART}))
     assert run(str(file)) == 0
     assert "-50.00" in capsys.readouterr().out
 
 
-def test_what_cannot_be_done_is_told(
+def test_errors_are_printed_with_an_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "cart.json"
@@ -84,7 +84,7 @@ def test_what_cannot_be_done_is_told(
     assert run(str(file)) == 2
 
 
-def test_a_terminal_neither_obeys_a_body_nor_takes_it_for_markup(
+def test_control_characters_and_markup_of_a_body_are_escaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "cart.json"

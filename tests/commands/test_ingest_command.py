@@ -1,4 +1,4 @@
-"""`promotions-mapper ingest`, as a person types it, against a server that plays Nacelle."""
+"""`promotions-mapper ingest` on the command line, with a fake Nacelle server."""
 
 import json
 import threading
@@ -63,9 +63,7 @@ def run(*arguments: str) -> int:
     return stop.value.code
 
 
-def test_a_folder_is_ingested_and_goes_on_where_it_stopped(
-    nacelle: Nacelle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folder_is_ingested_and_resumed(nacelle: Nacelle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number in range(3):
         (tmp_path / f"{number}.json").write_text(json.dumps({**ORDER, "id": f"o-{number}"}))
     (tmp_path / "2.json").write_text(json.dumps({**ORDER, "id": "o-2", "payments": []}))
@@ -83,7 +81,7 @@ def test_a_folder_is_ingested_and_goes_on_where_it_stopped(
     assert sorted(order["id"] for order in nacelle.created) == ["o-0", "o-1", "o-2"]
 
 
-def test_a_file_that_cannot_be_read_keeps_no_other_from_being_sent(
+def test_unreadable_file_does_not_stop_the_others(
     nacelle: Nacelle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "0.json").symlink_to(tmp_path / "nowhere")
@@ -97,7 +95,7 @@ def test_a_file_that_cannot_be_read_keeps_no_other_from_being_sent(
     ]
 
 
-def test_an_unknown_order_is_listed_and_settled(
+def test_unknown_order_is_listed_and_settled(
     nacelle: Nacelle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "order.json"
@@ -117,7 +115,7 @@ def test_an_unknown_order_is_listed_and_settled(
     assert len(nacelle.created) == 1
 
 
-def test_wrong_settings_are_told_all_at_once(
+def test_all_wrong_settings_are_printed_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("NOMS_BASE_URL", "http://noms.example")
@@ -130,6 +128,6 @@ def test_wrong_settings_are_told_all_at_once(
     assert last == "docs/settings.md lists every setting."
 
 
-def test_a_file_that_is_not_there_is_told(nacelle: Nacelle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_file_is_named(nacelle: Nacelle, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("missing.json") == 2
     assert capsys.readouterr().err == "missing.json: No such file or directory\n"

@@ -259,7 +259,8 @@ class Lab:
                 "items": [{"sku": "SKU-1", "quantity": 1, "price": "140.00"}],
                 "promotions": {"coupon_codes": list(codes)},
             }
-            engine = Engine(Outsider(self), self.settings.adapter.accounts, clock=now)
+            adapter = self.settings.adapter
+            engine = PromotionEngine(adapter, Engine(Outsider(self), adapter.accounts, clock=now))
             service = Service(self.settings, engine, OrderRedeemer(self.settings, engine, self.ledger, now), now)
             body, headers = signed(checkout)
             answer = await promotions.validate(service, Call(body, headers, now() + DEADLINE_S))
@@ -537,7 +538,9 @@ class Process:
         self.runs.set()
         lab = world.lab
         ledger = Ledger(Door(self), f"replica {place}, {now()}", lab.quarantine_s, LEASE_S, now)
-        engine = Engine(Wire(self), lab.settings.adapter.accounts, clock=now, wall_clock=now, random=lambda: 0.5)
+        adapter = lab.settings.adapter
+        connected = Engine(Wire(self), adapter.accounts, clock=now, wall_clock=now, random=lambda: 0.5)
+        engine = PromotionEngine(adapter, connected)
         self.redeemer = OrderRedeemer(world.settings, engine, ledger, now, self.sleep)
         self.service = Service(world.settings, engine, self.redeemer, now, now)
         self.reconciling = world.spawn(self.redeemer.reconcile())

@@ -30,7 +30,6 @@ from mapper.domain.outcome import Outcome
 from mapper.domain.receipt import Receipt, Receipts, content_of
 from mapper.domain.record import Record
 from mapper.domain.signature import Headers
-from mapper.engine.conversation import Engine
 from mapper.engine.promotion_engine import PromotionEngine
 from mapper.orders.redeem import OrderRedeemer, add_no_product_data
 from mapper.orders.rows import Answer, Key, LedgerUnavailable, Terms, next_session
@@ -50,10 +49,11 @@ class Service:
     """What the three operations share, built once per process. Tests replace the clocks and ids."""
 
     settings: Settings
-    validating: Engine
+    promotion_engine: PromotionEngine
+    """For validate: with a circuit breaker. `redeemer` has one without."""
     redeemer: OrderRedeemer
     clock: Callable[[], float] = time.monotonic
-    """The monotonic clock of all deadlines; `validating` and `redeemer` use the same one."""
+    """The monotonic clock of all deadlines; `promotion_engine` and `redeemer` use the same one."""
     now: Callable[[], float] = time.time
     new_id: Callable[[], str] = lambda: f"checkout-{uuid.uuid4()}"
     add_product_data: Callable[[Checkout], Awaitable[Checkout]] = add_no_product_data
@@ -68,10 +68,6 @@ class Service:
     @property
     def adapter(self) -> Adapter:
         return self.settings.adapter
-
-    @property
-    def engine(self) -> PromotionEngine:
-        return PromotionEngine(self.adapter, self.validating)
 
     def receipts(self, space: str) -> Receipts:
         """Reads and writes the receipts of a space; "" where spaces are not told apart."""
@@ -175,13 +171,13 @@ async def _ask_engine(
     """Returns what the engine grants, and the session it was asked in. A session that an order has used is skipped."""
     if not session:
         session = service.new_id()
-        return await service.engine.validate(checkout, session, deadline), session
+        return await service.promotion_engine.validate(checkout, session, deadline), session
     key = Key(space, service.adapter.name, "")
     for _ in range(MAX_SESSIONS):
         try:
             if service.redeemer.ledger.free_session_is_fast:
                 session = await _free_session(service, key, session)
-                return await service.engine.validate(checkout, session, deadline), session
+                return await service.promotion_engine.validate(checkout, session, deadline), session
             outcome, free = await _ask_engine_and_ledger(service, key, checkout, session, deadline)
         except EngineRejected as rejected:
             if rejected.reason != "session_closed":
@@ -203,7 +199,7 @@ async def _ask_engine_and_ledger(
     """
     look_up = asyncio.create_task(_free_session(service, key, session))
     try:
-        outcome = await service.engine.validate(checkout, session, deadline)
+        outcome = await service.promotion_engine.validate(checkout, session, deadline)
         await asyncio.wait({look_up}, timeout=LEDGER_WAIT_S)
         return outcome, look_up.result() if look_up.done() else session
     finally:

@@ -12,6 +12,7 @@ from mapper.adapter import Discount, Outcome, Reason, Rejection
 from mapper.domain.errors import Problem
 from mapper.domain.record import Record
 from mapper.engine.conversation import Engine
+from mapper.engine.promotion_engine import PromotionEngine
 from mapper.orders.ledger import open_ledger
 from mapper.orders.redeem import OrderRedeemer
 from mapper.orders.rows import Answer, Clock, Row
@@ -69,7 +70,9 @@ class House:
     async def within(self, act: Callable[[Service], Awaitable[T]]) -> T:
         clock = Clock(lambda: self.time, lambda: self.now, "boot")
         ledger = await open_ledger(self.ledger_url, clock=clock)
-        engine = Engine(self.wire, self.adapter.accounts, clock=lambda: self.time, sleep=self.sleep)
+        engine = PromotionEngine(
+            self.adapter, Engine(self.wire, self.adapter.accounts, clock=lambda: self.time, sleep=self.sleep)
+        )
         redeemer = OrderRedeemer(self.configured, engine, ledger, lambda: self.time, self.sleep)
         service = Service(self.configured, engine, redeemer, lambda: self.time, lambda: self.now, lambda: "made-1")
         try:

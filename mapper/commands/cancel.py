@@ -10,6 +10,7 @@ from mapper.commands import fail
 from mapper.domain.errors import Problem
 from mapper.engine import clients
 from mapper.engine.conversation import Engine
+from mapper.engine.promotion_engine import PromotionEngine
 from mapper.orders.ledger import open_ledger
 from mapper.orders.redeem import OrderRedeemer
 from mapper.orders.rows import Key
@@ -38,7 +39,8 @@ async def _cancel(configured: Settings, chosen: argparse.Namespace) -> int:
     try:
         ledger = await open_ledger(configured.ledger_url, quarantine_s=configured.quarantine_s, create=False)
         try:
-            redeemer = OrderRedeemer(configured, Engine(client, configured.adapter.accounts), ledger, time.monotonic)
+            engine = PromotionEngine(configured.adapter, Engine(client, configured.adapter.accounts))
+            redeemer = OrderRedeemer(configured, engine, ledger, time.monotonic)
             key = Key(space, configured.adapter.name, chosen.order.strip())
             await redeemer.cancel(key, time.monotonic() + configured.consume_deadline_s)
             await redeemer.drain(configured.consume_deadline_s)

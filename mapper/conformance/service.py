@@ -11,6 +11,7 @@ from mapper.adapter import Adapter
 from mapper.domain.errors import Problem
 from mapper.domain.signature import SIGNATURE, sign
 from mapper.engine.conversation import Engine
+from mapper.engine.promotion_engine import PromotionEngine
 from mapper.engine.transport import Transport
 from mapper.orders.ledger import open_ledger
 from mapper.orders.redeem import OrderRedeemer
@@ -69,8 +70,11 @@ class Shop:
         )
         try:
             engine = Engine(self._wire, adapter.accounts, clock=lambda: self.now, sleep=self._sleep, random=lambda: 0.5)
-            redeemer = OrderRedeemer(self._settings, engine, ledger, lambda: self.now, self._sleep)
-            yield Service(self._settings, engine, redeemer, lambda: self.now, lambda: self.now + 1_700_000_000)
+            promotion_engine = PromotionEngine(adapter, engine)
+            redeemer = OrderRedeemer(self._settings, promotion_engine, ledger, lambda: self.now, self._sleep)
+            yield Service(
+                self._settings, promotion_engine, redeemer, lambda: self.now, lambda: self.now + 1_700_000_000
+            )
         finally:
             await ledger.close()
 

@@ -26,6 +26,7 @@ from mapper import __version__, promotions, settings
 from mapper.adapter import Adapter
 from mapper.engine import clients, transport
 from mapper.engine.conversation import Engine
+from mapper.engine.promotion_engine import PromotionEngine
 from mapper.http import openapi, protocol, server, workers
 from mapper.http.endpoint import SECURITY_HEADERS, Endpoint, error_body
 from mapper.http.protocol import PreparedResponse
@@ -122,17 +123,17 @@ def create(
         products = _products(configured, client, product_database, telemetry)
         redeemer = OrderRedeemer(
             configured,
-            new_engine(),
+            PromotionEngine(configured.adapter, new_engine()),
             ledger,
             time.monotonic,
             on_backlog=telemetry.backlog,
             fill=products.at_consume if products else add_no_product_data,
         )
-        validating = new_engine(breaker=True, on_breaker=telemetry.breaker)
+        with_breaker = new_engine(breaker=True, on_breaker=telemetry.breaker)
         for account in accounts:
             telemetry.metrics.breaker(account, "closed")
         app.state.client = client
-        service = Service(configured, validating, redeemer)
+        service = Service(configured, PromotionEngine(configured.adapter, with_breaker), redeemer)
         if products is not None:
             service = replace(service, add_product_data=products.at_validate, save_product_data=products.keep)
         app.state.service = validate.service = consume.service = cancel.service = service

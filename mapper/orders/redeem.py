@@ -37,7 +37,7 @@ from mapper.domain.errors import (
 )
 from mapper.domain.outcome import Notice, Outcome
 from mapper.domain.record import Record
-from mapper.engine.conversation import NOT_EXECUTED, Engine
+from mapper.engine.conversation import NOT_EXECUTED
 from mapper.engine.promotion_engine import Declined, Done, InDoubt, NotDone, PromotionEngine
 from mapper.orders.identity import VERSION, identity
 from mapper.orders.ledger import PRUNE_BATCH, Ledger
@@ -151,7 +151,7 @@ class OrderRedeemer:
     """Redeems and cancels orders. One per process."""
 
     settings: Settings
-    engine: Engine
+    promotion_engine: PromotionEngine
     ledger: Ledger
     clock: Callable[[], float]
     """The monotonic clock of deadlines; the same as the engine's."""
@@ -167,10 +167,6 @@ class OrderRedeemer:
     @property
     def adapter(self) -> Adapter:
         return self.settings.adapter
-
-    @property
-    def promotion_engine(self) -> PromotionEngine:
-        return PromotionEngine(self.adapter, self.engine)
 
     def job(
         self,

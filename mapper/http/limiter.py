@@ -18,10 +18,8 @@ five times capacity: a refusal took 1.5 s and a good answer 2.5 s without this, 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable
+from typing import Final, Self
 
 from mapper.domain.errors import Overloaded
 
@@ -40,16 +38,23 @@ BATCH: Final = 2
 """Calls that start in one turn of the event loop. With 5 a refusal at the door took twice as long."""
 
 
-@dataclass(eq=False)
 class Permit:
-    """What one call occupies, from its head to its answer."""
+    """What one call occupies, from its head to its answer: released at the end of its `with` block."""
 
-    since: float = 0.0
-    """When it was admitted; before that, when it joined the queue."""
-    admitted: bool = False
-    ahead: int = 0
-    """The length of the queue when it joined."""
-    body_bytes: int = 0
+    def __init__(self, limiter: "Limiter") -> None:
+        self._limiter = limiter
+        self.since = 0.0
+        """When it was admitted; before that, when it joined the queue."""
+        self.admitted = False
+        self.ahead = 0
+        """The length of the queue when it joined."""
+        self.body_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._limiter.release(self)
 
 
 class Limiter:
@@ -102,14 +107,9 @@ class Limiter:
             self._shed_at = self._clock()
             raise Overloaded
 
-    @contextmanager
-    def permit(self) -> Iterator[Permit]:
-        """Returns the permit of a new call. At the end of the block, whatever the call occupies is released."""
-        permit = Permit()
-        try:
-            yield permit
-        finally:
-            self._release(permit)
+    def permit(self) -> Permit:
+        """Returns the permit of a new call, for a `with` block."""
+        return Permit(self)
 
     def reserve(self, permit: Permit, size: int) -> None:
         """Adds bytes of the call's body. Raises `Overloaded`."""
@@ -122,8 +122,12 @@ class Limiter:
         """Waits until the call may start. Raises `Overloaded`."""
         self.check()
         permit.since, permit.ahead = self._clock(), len(self._queue)
-        if not self._queue and permit.since >= self._standing_limit(self._shed_at):
-            self._queued_since, self._interval_s = permit.since, 0.0
+        if not self._queue:
+            if permit.since >= self._standing_limit(self._shed_at):
+                self._queued_since, self._interval_s = permit.since, 0.0
+            if self.admitted < self.capacity and self._started < BATCH:
+                self._start(permit, permit.since)
+                return
         self._queue[permit] = admitted = asyncio.get_running_loop().create_future()
         self._advance()
         if not await admitted:
@@ -149,40 +153,44 @@ class Limiter:
     def _standing_limit(self, joined: float, share: float = STANDING_SHARE) -> float:
         return joined + share * self._deadline_s
 
-    def _release(self, permit: Permit) -> None:
+    def release(self, permit: Permit) -> None:
         self.in_flight_bytes -= permit.body_bytes
-        self._queue.pop(permit, None)
         if permit.admitted:
             self.admitted -= 1
             error_s = self._clock() - permit.since - self._service_s
             self._service_s += error_s / 16
             self._deviation_s += (abs(error_s) - self._deviation_s) / 16
+        else:
+            self._queue.pop(permit, None)
         self._advance()
 
     def _advance(self) -> None:
-        """Takes calls from the head of the queue: admits them while there is room, sheds those that waited too long."""
-        loop, now = asyncio.get_running_loop(), self._clock()
-        while self._queue:
+        """Takes calls from the head of the queue: starts them while there is room, sheds those that waited too long."""
+        while self._queue and self._started < BATCH:  # else `_on_next_turn` goes on
+            now = self._clock()
             permit, admitted = next(iter(self._queue.items()))
             share = CLOSED_LOOP_SHARE if permit.ahead < self._queue_crowd else STANDING_SHARE
             latest = self._latest_start(permit.since, share)
-            if now < latest and (self.admitted >= self.capacity or self._started >= BATCH):
+            if now < latest and self.admitted >= self.capacity:
                 if self._timer is None:
-                    self._timer = loop.call_later(latest - now, self._on_timer)
+                    self._timer = asyncio.get_running_loop().call_later(latest - now, self._on_timer)
                 return
             del self._queue[permit]
             if admitted.done():  # cancelled
                 continue
             if now < latest:
-                self.admitted += 1
-                permit.admitted, permit.since = True, now
-                if not self._started:
-                    self._turn_at = now
-                    loop.call_soon(self._on_next_turn)
-                self._started += 1
+                self._start(permit, now)
             else:
                 self._shed_at = now
             admitted.set_result(permit.admitted)
+
+    def _start(self, permit: Permit, now: float) -> None:
+        self.admitted += 1
+        permit.admitted, permit.since = True, now
+        if not self._started:
+            self._turn_at = now
+            asyncio.get_running_loop().call_soon(self._on_next_turn)
+        self._started += 1
 
     def _on_next_turn(self) -> None:
         if self._started >= BATCH:

@@ -96,9 +96,8 @@ class _JsonWriter:
 
     def write(self, level: int, event: str, facts: Mapping[str, Any]) -> None:
         with suppress(Exception):  # a line that cannot be encoded or written must not stop the call
-            line = _line(datetime.now(UTC), _LEVEL_NAMES[level], event, facts)
-            self._file.write(_json(line) + "\n")
-            self._file.flush()
+            line = {"time": datetime.now(UTC), "level": _LEVEL_NAMES[level], "event": event, **facts}
+            self._file.write(_json(line) + "\n")  # standard error is flushed at the end of each line
 
 
 _writer: _JsonWriter | None = None
@@ -107,8 +106,7 @@ _LEVEL_NAMES: Final = {logging.INFO: "info", logging.WARNING: "warning", logging
 
 
 def _write(level: int, event: str, facts: Mapping[str, Any]) -> None:
-    if not log.isEnabledFor(level):
-        return
+    """`facts` include the ids."""
     if _writer is None:
         log.log(level, event, extra={"facts": facts})
     else:
@@ -122,13 +120,19 @@ def configure_from(environment: Mapping[str, str]) -> None:
 
 
 def _line(time: object, level: str, event: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {"time": time, "level": level, "event": event, **_current_ids(), **facts}
+
+
+def _current_ids() -> dict[str, str]:
     current = records.current.get()
-    ids = {} if current is None else current.ids()
-    return {"time": time, "level": level, "event": event, **ids, **facts}
+    return {} if current is None else current.ids()
+
+
+_encoder: Final = msgspec.json.Encoder(enc_hook=repr)
 
 
 def _json(line: Mapping[str, Any]) -> str:
-    return msgspec.json.encode(line, enc_hook=repr).decode()
+    return _encoder.encode(line).decode()
 
 
 @dataclass(frozen=True)
@@ -165,13 +169,13 @@ def request(
     if not log.isEnabledFor(level):
         return
     facts: dict[str, Any] = {
+        **record.ids(),
         "operation": record.operation,
         "status": status,
         "category": category,
         "reason": reason,
         "ms": round(seconds * 1000, 1),
         "engine": engine,
-        **record.ids(),
         **record.facts,
     }
     if record.discount:
@@ -190,9 +194,10 @@ def request(
             {"type": one.type, "text": one.text, **({"code": names(one.code)} if one.code else {}), **one.facts}
             for one in record.diagnostics
         ]
-    for flag in ("clamped", "degraded"):
-        if getattr(record, flag):
-            facts[flag] = True
+    if record.clamped:
+        facts["clamped"] = True
+    if record.degraded:
+        facts["degraded"] = True
     if record.drift:
         facts["drift"] = record.drift
     _write(level, "request", facts)
@@ -200,7 +205,10 @@ def request(
 
 def engine_call(attempt: Attempt, engine: str = "") -> None:
     """Writes the line of one attempt at an engine call."""
-    facts = {
+    if not log.isEnabledFor(logging.INFO):
+        return
+    facts: dict[str, Any] = {
+        **_current_ids(),
         "engine": engine,
         "call": attempt.operation,
         "result": result_of(attempt),

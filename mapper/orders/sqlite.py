@@ -116,10 +116,15 @@ _DUE = f"""WHERE rowid IN (SELECT rowid FROM orders WHERE look_at <= ? ORDER BY 
 _ROW = ", ".join(COLUMNS)
 _KEY = "space = ? AND engine = ? AND order_key = ?"
 _SELECT = f"SELECT {_ROW} FROM orders"  # noqa: S608 -- a constant
-# A UNION, so that each part uses its own index. With OR, SQLite would scan all rows of a space and an engine.
-_OTHERS = " UNION ".join(
+# One query each, for its index: with OR, SQLite would scan all rows of a space and an engine. No row is found twice, so
+# that SQLite need not compare them.
+_OTHERS = " UNION ALL ".join(
     f"{_SELECT} WHERE space = ?1 AND engine = ?2 AND order_key <> ?3 AND {which}"
-    for which in ("session = ?4", "cart = ?4", "passed_from = ?3 AND passed_from <> ''")
+    for which in (
+        "session = ?4",
+        "cart = ?4 AND session <> ?4",
+        "passed_from = ?3 AND passed_from <> '' AND session <> ?4 AND cart <> ?4",
+    )
 )
 _INSERT = f"INSERT INTO orders ({_ROW}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT DO NOTHING"  # noqa: S608
 _UPDATE = f"UPDATE orders SET ({_ROW}) = ({', '.join('?' * len(COLUMNS))}) WHERE {_KEY} AND fence = ? AND version = ?"  # noqa: S608

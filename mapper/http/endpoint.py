@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
 import msgspec
@@ -153,7 +154,7 @@ class Endpoint:
                 self._limiter.check()  # before the body is read
                 if size >= LARGE_BYTES:
                     self._large.check()
-                body = await self._read(receive, permit)
+                body = await (self._read if _is_received(scope) else self._read_in_time)(receive, permit)
                 deadline = self.service.clock() + self._deadline_s - _waited_s(scope)
                 if len(body) >= LARGE_BYTES:
                     await self._large.acquire(large)
@@ -204,24 +205,28 @@ class Endpoint:
             level = logging.ERROR if problem.category == "internal" else logging.DEBUG
             log.log(level, "cause", exc_info=problem)
 
-    async def _read(self, receive: Receive, permit: Permit) -> bytes:
-        """Returns the body. Raises `HttpError` if it is too large, too slow or incomplete."""
-        parts = bytearray()
+    async def _read_in_time(self, receive: Receive, permit: Permit) -> bytes:
+        """Returns the body. Raises `HttpError` also if it is too slow."""
         try:
             async with asyncio.timeout(BODY_DEADLINE_S):
-                while True:
-                    message = await receive()
-                    if message["type"] != "http.request":
-                        raise HttpError(400, "client_gone", "The client has disconnected.")
-                    part: bytes = message.get("body", b"")
-                    if len(parts) + len(part) > self._max_body_bytes:
-                        raise _too_large(self._max_body_bytes)
-                    self._limiter.reserve(permit, len(part))
-                    if not message.get("more_body"):
-                        return bytes(parts + part) if parts else part
-                    parts += part
+                return await self._read(receive, permit)
         except TimeoutError:
             raise HttpError(408, "slow_body", "The body did not arrive in time.", _CLOSE) from None
+
+    async def _read(self, receive: Receive, permit: Permit) -> bytes:
+        """Returns the body. Raises `HttpError` if it is too large or incomplete."""
+        parts = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise HttpError(400, "client_gone", "The client has disconnected.")
+            part: bytes = message.get("body", b"")
+            if len(parts) + len(part) > self._max_body_bytes:
+                raise _too_large(self._max_body_bytes)
+            self._limiter.reserve(permit, len(part))
+            if not message.get("more_body"):
+                return bytes(parts + part) if parts else part
+            parts += part
 
     def _refusal(self, problem: Problem) -> _Response:
         status = problem.status(self._operation)
@@ -229,6 +234,11 @@ class Endpoint:
             status = self._overload_status
         headers = () if problem.retry_after is None else ((b"retry-after", b"%d" % problem.retry_after),)
         return _Response(status, errors.body(problem, self._operation), problem.reason, problem.category, headers)
+
+
+def _is_received(scope: Scope) -> bool:
+    """Whether the whole request has been received, so that reading it takes no time."""
+    return RECEIVED in scope.get("state", {})
 
 
 def _waited_s(scope: Scope) -> float:
@@ -250,6 +260,7 @@ def _check_head(first: Mapping[bytes, bytes], max_bytes: int) -> int:
     return size
 
 
+@lru_cache(maxsize=64)
 def is_json(content_type: bytes) -> bool:
     """Whether it is a media type of JSON in UTF-8. Any other parameter says nothing to us."""
     charsets = {charset.lower() for charset in _CHARSET.findall(content_type)}

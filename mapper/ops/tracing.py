@@ -10,7 +10,7 @@ import functools
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -74,18 +74,16 @@ class PassThrough:
     def __init__(self) -> None:
         self._headers: ContextVar[Headers] = ContextVar("trace_headers", default=())
 
-    @contextmanager
-    def call(self, record: Record, headers: Mapping[bytes, bytes]) -> Iterator[None]:
+    def call(self, record: Record, headers: Mapping[bytes, bytes]) -> AbstractContextManager[None]:
         record.trace_id, forwarded = incoming(headers)
         self._headers.set(forwarded)
-        yield
+        return nullcontext()
 
     def record_answer(self, status: int, reason: str) -> None:
         pass
 
-    @contextmanager
-    def attempt(self, request: EngineRequest) -> Iterator[Headers]:
-        yield self._headers.get()
+    def attempt(self, request: EngineRequest) -> AbstractContextManager[Headers]:
+        return nullcontext(self._headers.get())
 
     def record_attempt(self, attempt: Attempt) -> None:
         pass

@@ -25,9 +25,8 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Generic, cast
 
 import msgspec
@@ -152,27 +151,16 @@ class Redemption:
         self.maybe_redeemed |= failure.maybe_executed
 
 
-class _Target:
-    """One account's base URL, and the headers of the requests to it."""
-
-    def __init__(self, account: Account) -> None:
-        self.base_url = account.base_url.rstrip("/")
-        self._account = account
-        self._without_body, self._with_body = self._merge((), body=False), self._merge((), body=True)
-
-    def headers(self, request: EngineRequest) -> Headers:
-        if request.headers:
-            return self._merge(request.headers, body=bool(request.body))
-        return self._with_body if request.body else self._without_body
-
-    def _merge(self, own: Headers, *, body: bool) -> Headers:
-        headers = (*self._account.headers, *own)
-        given = {name.lower() for name, _ in headers}
-        if "accept" not in given:
-            headers = (*headers, ("Accept", "application/json"))
-        if body and "content-type" not in given:
-            headers = (*headers, ("Content-Type", "application/json"))
-        return headers
+@lru_cache(maxsize=64)
+def _headers(of_account: Headers, own: Headers, *, has_body: bool) -> Headers:
+    """Returns the headers of a request. Cached, since nearly all requests to an account have the same."""
+    headers = (*of_account, *own)
+    given = {name.lower() for name, _ in headers}
+    if "accept" not in given:
+        headers = (*headers, ("Accept", "application/json"))
+    if has_body and "content-type" not in given:
+        headers = (*headers, ("Content-Type", "application/json"))
+    return headers
 
 
 class _AttemptFailed(Exception):
@@ -217,7 +205,7 @@ class Engine:
         headers to add to it. `random` returns numbers from 0 to 1.
         """
         self._transport = transport
-        self._targets = {name: _Target(account) for name, account in accounts.items()}
+        self._accounts = accounts
         self._on_attempt = on_attempt
         self._on_exchange = on_exchange
         self._trace = trace
@@ -252,7 +240,7 @@ class Engine:
                 step = await run_in_thread(_body_bytes(replies), _resume, conversation, replies)
                 if isinstance(step, _Returned):
                     return step.value
-                count += len(_checked(step, self._targets, may_redeem=redemption is not None))
+                count += len(_checked(step, self._accounts, may_redeem=redemption is not None))
                 if count > limit:
                     raise BrokenContract(f"more than {limit} requests in one conversation")
                 if isinstance(step, EngineRequest):
@@ -283,8 +271,9 @@ class Engine:
         self, request: EngineRequest, deadline: float, redemption: Redemption | None
     ) -> EngineReply:
         """Sends one request, and returns the first reply that is for the adapter. Raises `EngineUnavailable`."""
-        target = self._targets[request.account]
-        url, headers = target.base_url + request.path, target.headers(request)
+        account = self._accounts[request.account]
+        url = account.base_url.rstrip("/") + request.path
+        headers = _headers(tuple(account.headers), tuple(request.headers), has_body=bool(request.body))
         if request.effect != "redeems":
             redemption = None
         self._budget = min(BUDGET_MAX, self._budget + BUDGET_PER_REQUEST)
@@ -405,8 +394,7 @@ class Engine:
             self._on_attempt(attempt)
 
 
-@dataclass(frozen=True)
-class _Returned(Generic[T]):
+class _Returned(msgspec.Struct, Generic[T], frozen=True):
     """A conversation's result. (A `StopIteration` cannot leave a thread.)"""
 
     value: T

@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
+import msgspec
+
 from mapper.adapter import Adapter
 from mapper.domain import checkout as documents
 from mapper.domain import discounts, document, signature
@@ -83,8 +85,7 @@ class Service:
         return Receipts(secrets, self.adapter.name, configured.receipt_ttl_s, space, configured.old_receipt_secrets)
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One request from Nacelle or, to cancel, from the merchant."""
 
     body: bytes
@@ -92,7 +93,7 @@ class Call:
     """Names in lower case."""
     deadline: float
     """When it must be answered, on the service's monotonic clock."""
-    record: Record = field(default_factory=lambda: Record("", ""))
+    record: Record = msgspec.field(default_factory=lambda: Record("", ""))
     has_hung_up: Callable[[], bool] = lambda: False
     """Whether the caller has disconnected."""
 

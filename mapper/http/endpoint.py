@@ -9,7 +9,6 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import Final, NamedTuple, Protocol
 
@@ -186,7 +185,7 @@ class Endpoint:
         # A redemption goes on after the caller has disconnected, but is then recorded as not confirmed to a caller.
         disconnect = asyncio.ensure_future(receive())
         try:
-            return await self._handler(self.service, replace(call, has_hung_up=disconnect.done))
+            return await self._handler(self.service, msgspec.structs.replace(call, has_hung_up=disconnect.done))
         finally:
             disconnect.cancel()
 

@@ -80,7 +80,7 @@ async def leave_unknown(ledger: Ledger) -> None:
         await ledger.look_later(decision.row, "timeout")
 
 
-def test_no_command_exits_with_2() -> None:
+def test_missing_command_exits_with_2() -> None:
     assert run() == 2
 
 

@@ -535,7 +535,7 @@ def refuse(body: str, place: str, operation: Operation = "validate") -> InvalidR
     return refused.value
 
 
-def test_consume_refuses_a_checkout_and_validate_accepts_orders() -> None:
+def test_consume_refuses_a_checkout_and_both_operations_accept_orders() -> None:
     assert refuse('{"items":[]}', "/items", "consume").reason == "checkout_at_consume"
     for family in "BC":
         assert [parse(body_of(family), each).family.name for each in ("validate", "consume")] == [family] * 2

@@ -31,7 +31,7 @@ def body_a(*lines: tuple[str, int], **root: Any) -> bytes:
     return json.dumps({"items": items, **root}).encode()
 
 
-def test_example_of_the_contract() -> None:
+def test_example_of_the_contract_gets_its_documented_answer() -> None:
     body = body_a(("140.00", 1), currency="USD")
     granted = (off(3500, 0, meta={"campaignId": 1}), off(1500, cost="shipping"))
     got = json.loads(answer(body, *granted, costs=(Cost("shipping", 1500),)))

@@ -160,7 +160,7 @@ def _too_new(folder: Path) -> str:
 
 
 def _no_database(folder: Path) -> str:
-    (folder / "text.db").write_text("this is no database, whatever its name problem " * 99)
+    (folder / "text.db").write_text("this is no database, whatever its name says " * 99)
     return f"sqlite:///{folder}/text.db"
 
 

@@ -429,7 +429,7 @@ def test_requests_and_connections_leave_no_reference_cycles() -> None:
         "not there": request("GET", "/nothing"),
     }
     with running(service()) as served:
-        for sent in requests.values():  # warm up what is made once and kept
+        for sent in requests.values():  # create the cached objects first
             served.statuses(sent, expect=1)
         gc.collect()
         gc.disable()

@@ -138,7 +138,7 @@ def test_other_content_under_the_same_id_is_not_sent(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("failure", [429, NotSent("connect")])
-def test_unsent_or_limited_order_is_retried_a_few_times(shop: Shop, failure: int | Exception) -> None:
+def test_unsent_or_rate_limited_order_is_retried_a_few_times(shop: Shop, failure: int | Exception) -> None:
     nacelle = Nacelle(failure, failure)
     assert shop.ingest(nacelle).state == "created"
     assert (nacelle.requests, shop.slept) == (3, [max(pause, failure == 429) for pause in PAUSES_S[:2]])

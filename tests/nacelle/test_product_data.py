@@ -110,7 +110,7 @@ def test_line_without_category_gets_it_from_nacelle(shop: Shop) -> None:
         assert call(url, "validate", cart()).status == 422
 
 
-def test_consume_uses_validates_product_data_after_restart_and_deletion(shop: Shop) -> None:
+def test_consume_uses_product_data_from_validate_after_restart(shop: Shop) -> None:
     with shop.service() as url:
         order = call(url, "validate", cart()).json["checkout"]
     shop.nacelle._storefront = Storefront([])

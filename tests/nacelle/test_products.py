@@ -162,7 +162,7 @@ def test_cache_evicts_the_least_recently_used_product(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_validates_product_data_survives_a_restart(store: str, tmp_path: Path) -> None:
+def test_product_data_from_validate_survives_a_restart(store: str, tmp_path: Path) -> None:
     url, shelf = Home(store, tmp_path).url, Shelf()
 
     async def scenario() -> None:

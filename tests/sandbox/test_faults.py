@@ -87,7 +87,7 @@ def test_garbled_answer_is_committed_and_has_no_effects(live: tuple[str, sandbox
 def test_request_delivered_twice_returns_first_or_second_answer(
     live: tuple[str, sandbox.Sandbox], fault: str, status: int
 ) -> None:
-    # A session closes once: the second delivery is refused, and what the first redeemed stands.
+    # A session closes once: the second delivery is refused, and the first redemption stays.
     assert ask(live[0], x_sandbox_fault=fault)[0] == status
     assert closes(live[0]) == 1
 

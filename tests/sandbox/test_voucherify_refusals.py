@@ -94,7 +94,9 @@ RULES: list[tuple[str, str, Json, str, str | None]] = [
 
 
 @pytest.mark.parametrize(("rule", "customer", "metadata", "line", "key"), RULES)
-def test_campaign_rules_decide(rule: str, customer: str, metadata: Json, line: str, key: str | None) -> None:
+def test_campaign_rules_decide_whether_it_applies(
+    rule: str, customer: str, metadata: Json, line: str, key: str | None
+) -> None:
     settings = "[settings]\nstores = ['berlin']\n[settings.session_attributes]\nchannel = 'string'\n"
     campaign = campaigns({"promo_1": off("1.00")}).replace("needs", f"{rule}\nneeds")
     shop = Shop(own=rulebook.parse(settings + campaign))

@@ -1,4 +1,4 @@
-"""Ledgers for tests: each in a place of its own, in either store, on a clock that the test moves."""
+"""Ledgers for tests, in either store, on a clock that the test moves."""
 
 import asyncio
 import uuid
@@ -22,7 +22,7 @@ NOTICES = b'[{"type":"coupon"}]'
 
 
 class VirtualClock:
-    """Time passes when the test says so."""
+    """A clock that only the test moves."""
 
     def __init__(self) -> None:
         self.now = 5_000.0
@@ -33,7 +33,7 @@ class VirtualClock:
 
 
 class Home:
-    """Where a ledger lives. Every ledger opened here is one more process at the same one."""
+    """A place for a ledger. Each ledger opened here acts as one more process on it."""
 
     def __init__(self, store: str, folder: Path) -> None:
         self.store = store
@@ -45,16 +45,16 @@ class Home:
         return await open_ledger(self.url, quarantine_s=quarantine_s, lease_s=lease_s, clock=self.time.clock())
 
     def run(self, story: Callable[[Ledger], Awaitable[T]]) -> T:
-        """Tells a story about one ledger."""
+        """Runs `story` with an open ledger."""
 
-        async def told() -> T:
+        async def within() -> T:
             ledger = await self.open()
             try:
                 return await story(ledger)
             finally:
                 await ledger.close()
 
-        return asyncio.run(told())
+        return asyncio.run(within())
 
 
 def _new_schema() -> str:
@@ -72,7 +72,7 @@ def _new_schema() -> str:
 def ask(
     key: Key = KEY, content: bytes = PRINT, body: bytes = BODY, session: str | None = None, **terms: Any
 ) -> dict[str, Any]:
-    """What a claim brings, but for who claims. Orders with other content have another session, too."""
+    """The fields of an `Ask` without owner and lease. Each order has its own session by default."""
     given = Terms(session or f"session of {key.order}", from_receipt=False, **terms)
     return {"key": key, "order": body, "identity": lambda *_: content, "identity_version": 2, "terms": given}
 
@@ -82,14 +82,14 @@ async def claim(ledger: Ledger, key: Key = KEY, content: bytes = PRINT, body: by
 
 
 async def claimed(ledger: Ledger, key: Key = KEY, **more: Any) -> Row:
-    """The row of an order that is the caller's now."""
+    """Claims an order and returns its row."""
     decision = await claim(ledger, key, **more)
     assert isinstance(decision, New | Retry | LookUp), decision
     return decision.row
 
 
 async def done(ledger: Ledger, key: Key = KEY, *, confirmed: bool = True) -> Row:
-    """The row of an order that is redeemed."""
+    """Redeems an order and returns its row."""
     return await ledger.redeemed(await claimed(ledger, key), NOTICES, "", "redeemed", confirmed=confirmed)
 
 

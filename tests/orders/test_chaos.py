@@ -1,6 +1,6 @@
-"""The short form of the chaos runs, and what their checker is worth: it must see each violation that is put before it.
+"""Short chaos runs, and tests of their checker: it must report each violation that is put before it.
 
-The long form is `make chaos`; that the runs themselves have teeth is shown by `make chaos-teeth`.
+The long form is `make chaos`; `make chaos-teeth` shows that the runs find sabotage.
 """
 
 import json
@@ -20,7 +20,7 @@ NOW = 1_800_000_000.0
 
 
 @pytest.mark.parametrize(("engine", "profile"), [("talon_one", "ci"), ("voucherify", "short")])
-def test_whatever_breaks_each_order_is_redeemed_once(engine: str, profile: str) -> None:
+def test_chaos_run_redeems_each_order_once(engine: str, profile: str) -> None:
     command = [sys.executable, "-m", "chaos", "--engine", engine, "--profile", profile]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -36,7 +36,7 @@ def test_whatever_breaks_each_order_is_redeemed_once(engine: str, profile: str) 
 # -- The plan ------------------------------------------------------------------------------------------------------
 
 
-def test_a_third_of_the_orders_comes_twice_half_of_those_with_other_content() -> None:
+def test_third_of_orders_have_duplicates_half_with_other_content() -> None:
     orders = plan.orders(1, replace(plan.PROFILES["long"], orders=6000))
     twins = [order.twin for order in orders if order.twin]
     assert 0.30 < len(twins) / len(orders) < 0.36
@@ -44,7 +44,7 @@ def test_a_third_of_the_orders_comes_twice_half_of_those_with_other_content() ->
     assert all(order.amount("a") != order.amount("b") and order.body("a") != order.body("b") for order in orders)
 
 
-def test_a_seed_makes_the_same_plan_again() -> None:
+def test_same_seed_makes_same_plan() -> None:
     profile = plan.PROFILES["ci"]
     assert plan.orders(7, profile) == plan.orders(7, profile) != plan.orders(8, profile)
     assert plan.faults(7, "talon_one", 3) == plan.faults(7, "talon_one", 3) != plan.faults(7, "talon_one", 4)
@@ -81,7 +81,7 @@ def request(operation: str, seconds: float, *faults: str) -> Json:
 
 
 def healthy(engine: str) -> Evidence:
-    """One order, as it should be: claimed, marked, redeemed, recorded, answered; a twin with other content refused."""
+    """One healthy order: claimed, marked, redeemed, recorded, answered; a twin with other content refused."""
     redeeming = checker.REDEEMING[engine]
     sessions = {"o-1": {"closes": 1, "state": "closed", "items_total": 200.0}}
     log = [{"order": "o-1", "what": "redeemed"}]
@@ -127,7 +127,7 @@ def log(*entries: str) -> Json:
 
 
 @pytest.mark.parametrize("engine", list(checker.REDEEMING))
-def test_what_is_as_it_should_be_passes(engine: str) -> None:
+def test_healthy_evidence_passes(engine: str) -> None:
     assert checker.check(healthy(engine)) == []
     assert checker.verdict([]) == dict.fromkeys(checker.KINDS, 0)
 
@@ -198,18 +198,18 @@ VIOLATIONS: list[tuple[str, str, Spoil]] = [
 
 
 @pytest.mark.parametrize(("engine", "expected", "spoil"), VIOLATIONS)
-def test_each_violation_is_seen_and_named(engine: str, expected: str, spoil: Spoil) -> None:
+def test_checker_names_each_violation(engine: str, expected: str, spoil: Spoil) -> None:
     evidence = healthy(engine)
     found = checker.check(replace(evidence, **spoil(evidence)))
     assert any(line.startswith(expected) for line in found), found
     assert sum(checker.verdict(found).values()) == len(found), "each line belongs to one kind"
 
 
-def test_every_invariant_has_a_violation_that_shows_it() -> None:
+def test_every_invariant_has_a_violation() -> None:
     assert {spoilt.split()[0] for _, spoilt, _ in VIOLATIONS} == {"lost", *(f"I{number}" for number in range(1, 13))}
 
 
-def test_a_code_that_works_once_is_redeemed_once_and_by_somebody() -> None:
+def test_single_use_code_must_be_redeemed_exactly_once() -> None:
     evidence = healthy("talon_one")
     both = {key: Expected("SINGLE-0001", "either", {"a": 20_000, "b": 30_000}) for key in ("o-1", "o-2")}
     rows = [*evidence.rows, {**evidence.rows[0], "order_key": "o-2"}]
@@ -220,19 +220,19 @@ def test_a_code_that_works_once_is_redeemed_once_and_by_somebody() -> None:
     assert any("nobody got the code SINGLE-0001" in line for line in found)
 
 
-def test_what_a_proxy_has_sent_twice_may_be_taken_back() -> None:
+def test_rollback_of_proxy_duplicate_passes() -> None:
     books = log("redeemed", "redeemed", "rolled back")
     assert checker.check(replace(healthy("voucherify"), books=books, requests=DOUBLED)) == []
 
 
-def test_what_the_engine_did_not_act_on_may_be_sent_again() -> None:
+def test_resend_after_unprocessed_request_passes() -> None:
     evidence = healthy("talon_one")
     twice = [request("close", 0.4, "status"), request("close", 2.0)]
     changes = [*evidence.changes[:-1], change("INTENT", "INTENT", 1.9, 3, 57.0), change("INTENT", "DONE", 2.1, 4, 57.0)]
     assert checker.check(replace(evidence, requests=twice, changes=changes)) == []
 
 
-def test_an_order_has_its_time_anew_from_each_request_that_redeems_it() -> None:
+def test_each_redeeming_request_restarts_time_limit() -> None:
     evidence = healthy("talon_one")
     late = [event("info", 36, order="o-1", variant="a")]
     changes = [change(None, "INTENT", 0.1, 1, None), change("INTENT", "INTENT", 25, 2, 60.0)]
@@ -242,21 +242,21 @@ def test_an_order_has_its_time_anew_from_each_request_that_redeems_it() -> None:
 
 LATER = {
     "asked for": ([], 1.5),
-    "its process stood still": (
+    "process was paused": (
         [event("nemesis", 0.5, what="pause", replica=0), event("nemesis", 4.0, what="resume", replica=0)], 4.5
     ),
-    "a process may redeem it later": ([start(2.0, 1, "redeem_later")], 2.5),
+    "redeem_later policy": ([start(2.0, 1, "redeem_later")], 2.5),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("more", "seconds"), LATER.values(), ids=LATER)
-def test_what_is_redeemed_later_may_have_been_asked_for(more: list[Json], seconds: float) -> None:
+def test_late_redemption_with_known_cause_passes(more: list[Json], seconds: float) -> None:
     evidence = healthy("talon_one")
     later = replace(evidence, history=[*more, *evidence.history], requests=[request("close", seconds)])
     assert checker.check(later) == []
 
 
-def test_a_cancelled_order_is_granted_to_nobody_and_does_not_stand() -> None:
+def test_evidence_of_cancelled_order_passes() -> None:
     evidence = healthy("talon_one")
     mismatch = event("fail", 3.5, order="o-1", variant="a", category="order_mismatch", send=3)
     cancelled = replace(

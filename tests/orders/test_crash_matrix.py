@@ -1,7 +1,7 @@
-"""The crash matrix: 10 points to die at x 13 ways an engine misbehaves x 3 follow-ups, with each adapter and store.
+"""The crash matrix: 10 crash points x 13 engine behaviours x 3 follow-ups, with each adapter and store.
 
-What is played and what must hold: `chaos/crash.py` and docs/exactly_once.md. By default PostgreSQL runs one of the
-three follow-ups, the hardest; CRASH_MATRIX=all runs them all.
+The cases and invariants: `chaos/crash.py` and docs/exactly_once.md. By default PostgreSQL runs only the hardest
+follow-up; CRASH_MATRIX=all runs them all.
 """
 
 import os
@@ -30,7 +30,7 @@ EVERYTHING = os.environ.get("CRASH_MATRIX") == "all"
 
 
 @pytest.fixture(autouse=True)
-def duplicates_look_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def slow_duplicate_polling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redeem, "DUPLICATE_POLL_S", 4.0)
 
 
@@ -40,29 +40,29 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
 
 
 def play(home: Home, engine: str, wanted: Iterable[Case], quarantine_s: float = crash.QUARANTINE_S) -> Broken:
-    """The cases that broke an invariant, and which. One in which nobody died says so: it proves little."""
+    """The broken invariants by case. A case in which no process died is reported too: it proves little."""
 
-    async def all_of_them() -> Broken:
+    async def play_all() -> Broken:
         async with Lab.open(engine, home, quarantine_s) as lab:
             played = {str(case): await crash.play(lab, case) for case in wanted}
         return {case: broken for case, broken in played.items() if broken}
 
-    return virtual_time.run(all_of_them)
+    return virtual_time.run(play_all)
 
 
-def test_the_matrix_has_the_size_it_says() -> None:
+def test_matrix_has_documented_size() -> None:
     assert (len(POINTS), len(BEHAVIOURS), len(FOLLOW_UPS), len(cases())) == (10, 13, 3, 390)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_an_order_is_redeemed_once_wherever_a_process_dies(home: Home, engine: str) -> None:
+def test_order_is_redeemed_once_at_each_crash_point(home: Home, engine: str) -> None:
     follow_ups = FOLLOW_UPS if EVERYTHING or home.store == "sqlite" else ["both at once"]
     wanted = cases(follow_ups=follow_ups)
     assert play(home, engine, wanted) == {}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_process_that_stood_still_and_wakes_at_the_worst_moment_changes_nothing(tmp_path: Path, engine: str) -> None:
+def test_paused_process_changes_nothing_when_it_wakes(tmp_path: Path, engine: str) -> None:
     wanted = cases(follow_ups=["other replica"], pause=True)
     assert play(Home("sqlite", tmp_path), engine, wanted) == {}
 
@@ -71,7 +71,7 @@ def test_a_process_that_stood_still_and_wakes_at_the_worst_moment_changes_nothin
 
 
 def without_looking_up(patch: pytest.MonkeyPatch) -> None:
-    """After an unknown outcome it is sent again blindly."""
+    """After an unknown outcome the request is sent again without a look-up."""
 
     def look_up(*_: Any) -> Conversation[LookedUp]:
         yield from ()
@@ -82,7 +82,7 @@ def without_looking_up(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_fence(patch: pytest.MonkeyPatch) -> None:
-    """Whoever holds a row writes it, whoever else has taken it over."""
+    """A holder writes its row even after another process has taken it over."""
 
     async def change(self: Ledger, row: Row, step: Callable[[Row, Moment], tuple[T, Row]]) -> T:
         def unfenced(found: Row | None, at: Moment) -> tuple[T, Row | None]:
@@ -95,7 +95,7 @@ def without_fence(patch: pytest.MonkeyPatch) -> None:
 
 
 def claiming_after_the_call(patch: pytest.MonkeyPatch) -> None:
-    """The order is written down when its outcome is known."""
+    """The order is recorded only when its outcome is known."""
     claim = Ledger.claim
 
     async def look(self: Ledger, ask: Ask) -> Decision:
@@ -116,21 +116,20 @@ def claiming_after_the_call(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "_change", record)
 
 
-def as_it_is(patch: pytest.MonkeyPatch) -> None:
-    """For the sabotage that is a setting."""
+def no_patch(patch: pytest.MonkeyPatch) -> None:
+    """For sabotage by a setting."""
 
 
 SABOTAGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], float, bool]] = {
     "no look-up": (without_looking_up, crash.QUARANTINE_S, False),
-    "no quarantine": (as_it_is, 0.0, False),
+    "no quarantine": (no_patch, 0.0, False),
     "no fence": (without_fence, crash.QUARANTINE_S, True),
     "claim after the call": (claiming_after_the_call, crash.QUARANTINE_S, False),
 }
-"""Name: what is taken out, the quarantine, whether processes stand still instead of dying."""
+"""By name: the patch, the quarantine, whether processes pause instead of dying."""
 
 
-# What each must break at the least, by engine. A Talon.One session is closed once, so that it is not redeemed twice
-# even then; other invariants break.
+# The least that each must break, by engine. A Talon.One session closes only once, so other invariants than I1 break.
 TEETH = [
     ("voucherify", "no look-up", {"I1 for a moment", "I6"}),
     ("voucherify", "no quarantine", {"I1", "I2"}),
@@ -144,7 +143,7 @@ TEETH = [
 
 
 @pytest.mark.parametrize(("engine", "sabotage", "least"), TEETH)
-def test_without_a_safeguard_the_matrix_fails(
+def test_matrix_fails_without_safeguard(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine: str, sabotage: str, least: set[str]
 ) -> None:
     take_out, quarantine_s, pause = SABOTAGES[sabotage]
@@ -162,18 +161,18 @@ def test_without_a_safeguard_the_matrix_fails(
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("doubled", crash.DOUBLED)
 @pytest.mark.parametrize("point", ["nowhere", "received", "looked_up", "rolled_back", "finished"])
-def test_what_a_proxy_sent_twice_is_taken_back_wherever_the_process_dies(
+def test_proxy_duplicate_is_rolled_back_at_each_crash_point(
     tmp_path: Path, engine: str, doubled: str, point: str
 ) -> None:
     wanted = [Case(point, doubled, follow_up) for follow_up in FOLLOW_UPS]
     broken = play(Home("sqlite", tmp_path), engine, wanted)
     left = {name for names in broken.values() for name in names if name != NOT_REACHED}
-    # What the proxy does is done before anybody can know of it; Talon.One takes only one of two.
+    # The duplicate stands for a moment before it can be seen; Talon.One accepts only one of two.
     assert left == ({"I1 for a moment"} if engine == "voucherify" else set())
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_2xx_that_nobody_can_read_is_a_redemption_wherever_the_process_dies(tmp_path: Path, engine: str) -> None:
+def test_unreadable_2xx_counts_as_redemption_at_each_crash_point(tmp_path: Path, engine: str) -> None:
     wanted = cases(["c0 before claim", "c3 reply received", "c4 recorded"], ["other replica"], behaviours=crash.GARBLED)
     broken = play(Home("sqlite", tmp_path), engine, wanted)
     assert {case: names for case, names in broken.items() if set(names) - {NOT_REACHED}} == {}
@@ -181,9 +180,7 @@ def test_a_2xx_that_nobody_can_read_is_a_redemption_wherever_the_process_dies(tm
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("changed", crash.CHANGES)
-def test_the_same_bytes_are_the_same_order_whatever_has_changed_when_a_process_starts_anew(
-    tmp_path: Path, engine: str, changed: str
-) -> None:
+def test_same_bytes_stay_same_order_after_changed_restart(tmp_path: Path, engine: str, changed: str) -> None:
     behaviours = BEHAVIOURS if EVERYTHING else ["ok", "drop after", "late commit", "code refused", "look-up fails"]
     follow_ups = ["same replica", "both at once"]
     wanted = cases(["c1 claimed", "c3 reply received", "r1 taken over", "r4 rolled back"], follow_ups,
@@ -194,7 +191,7 @@ def test_the_same_bytes_are_the_same_order_whatever_has_changed_when_a_process_s
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("denied", crash.DENIED)
 @pytest.mark.parametrize("point", ["nowhere", "received", "rolled_back"])
-def test_what_the_engine_does_not_take_back_is_pending_and_never_sent_again(
+def test_refused_rollback_stays_pending_and_is_never_resent(
     tmp_path: Path, engine: str, denied: str, point: str
 ) -> None:
     async def story() -> tuple[list[str], int, list[str]]:
@@ -206,13 +203,13 @@ def test_what_the_engine_does_not_take_back_is_pending_and_never_sent_again(
     is_done = (engine, denied) == ("talon_one", "surplus stays")
     assert set(told) == ({""} if is_done else {"outcome_pending"})
     assert sent_times == 1
-    # A surplus stands until it may be taken back; what is refused is checked anew, and the words may be others (I3).
+    # A surplus stands until it can be rolled back; a refusal is checked again and may be worded differently (I3).
     assert set(broken) <= ({"I1 for a moment"} if denied == "surplus stays" else {"I3"})
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("point", ["cancelling", "rolled_back", "cancelled"])
-def test_a_cancel_that_dies_half_way_is_finished(home: Home, engine: str, point: str) -> None:
+def test_interrupted_cancel_is_finished(home: Home, engine: str, point: str) -> None:
     async def story() -> tuple[list[str], bool]:
         async with Lab.open(engine, home) as lab:
             return await crash.play_cancel(lab, point)

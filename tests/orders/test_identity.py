@@ -1,4 +1,4 @@
-"""What makes an order the same order when it comes again."""
+"""Which changes leave an order's identity the same."""
 
 import json
 
@@ -21,7 +21,7 @@ def identity_of(text: str, customer: str = "", version: int = VERSION) -> bytes 
     return identity(order, KEY, COSTS, customer, version)
 
 
-def test_an_order_spelled_otherwise_is_the_same_order() -> None:
+def test_identity_ignores_spelling_and_irrelevant_fields() -> None:
     tree = json.loads(ORDER)
     other = json.loads(ORDER)
     other["order_items"].reverse()
@@ -57,19 +57,19 @@ def test_an_order_spelled_otherwise_is_the_same_order() -> None:
         ('"shipping_rate": {"price": "5.00"}', '"shipping_rate": {}'),
     ],
 )
-def test_an_order_with_other_content_is_another(what: str, instead: str) -> None:
+def test_identity_changes_with_content(what: str, instead: str) -> None:
     assert what in ORDER
     assert identity_of(ORDER.replace(what, instead)) != identity_of(ORDER)
 
 
-def test_an_order_without_a_customer_is_the_receipts_customers() -> None:
+def test_identity_without_customer_uses_receipts_customer() -> None:
     guest = ORDER.replace('"customer": {"id": "jane"}, ', "")
     assert identity_of(guest, "jane") == identity_of(ORDER) == identity_of(ORDER, "joan")
     assert identity_of(guest) != identity_of(ORDER)
 
 
-def test_the_identity_of_the_version_before_is_known_and_that_of_the_next_is_not() -> None:
-    """Pinned: rows of before an upgrade are compared by it."""
+def test_identity_is_pinned_and_unknown_for_next_version() -> None:
+    """Pinned: rows from before an upgrade are compared by it."""
     old = identity_of(ORDER, version=1)
     assert old is not None
     assert old.hex() == "0fd3ed4e62f447a0b0112d60139ba45da5180b35a9ef5a58fb74af6f9ba81715"

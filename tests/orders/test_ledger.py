@@ -114,7 +114,7 @@ def postgres_home(tmp_path: Path) -> Home:
 
 
 def row(state: State, *, leased: bool = False, was_sent: bool = True, **changes: Any) -> Row:
-    """A row as it can stand in the ledger in that state."""
+    """A valid row in that state."""
     end = NOW + 5 if leased else NOW
     fresh = decide(None, (), MINE, Moment(NOW - 100, AT.wall - 100))
     assert isinstance(fresh, New)
@@ -138,7 +138,7 @@ def row(state: State, *, leased: bool = False, was_sent: bool = True, **changes:
 
 LATE: dict[str, Any] = {"sent_at": NOW - 200, "looked_at": NOW - 100}
 DECISIONS: list[tuple[Row | None, type, type]] = [
-    # The row that is there; what a claim of the same order gets, and one of another order with its id.
+    # The stored row; what a claim of the same order gets, and one of another order with its id.
     (None, New, New),
     (row(State.INTENT, leased=True), InProgress, InProgress),
     (row(State.INTENT, leased=True, was_sent=False), InProgress, InProgress),
@@ -160,12 +160,12 @@ DECISIONS: list[tuple[Row | None, type, type]] = [
 ]
 
 
-def test_the_table_of_decisions_covers_every_state() -> None:
+def test_decision_table_covers_every_state() -> None:
     assert {found.state for found, _, _ in DECISIONS if found} == set(State)
 
 
 @pytest.mark.parametrize(("found", "same", "other"), DECISIONS)
-def test_what_a_claim_may_do_follows_from_the_row(found: Row | None, same: type, other: type) -> None:
+def test_claim_decision_follows_from_row(found: Row | None, same: type, other: type) -> None:
     assert type(decide(found, (), OTHER, AT)) is other
     decision = decide(found, (), MINE, AT)
     assert type(decision) is same
@@ -193,7 +193,7 @@ def test_what_a_claim_may_do_follows_from_the_row(found: Row | None, same: type,
         assert (decision.row.lease_until, decision.row.next_check_at, decision.row.owner) == (end, end, "me")
 
 
-def test_another_content_is_another_attempt() -> None:
+def test_retry_with_other_content_is_new_attempt() -> None:
     before = row(State.REJECTED, was_sent=False)
     retry = decide(before, (), OTHER, AT)
     assert isinstance(retry, Retry)
@@ -201,7 +201,7 @@ def test_another_content_is_another_attempt() -> None:
     assert (retry.row.identity, retry.row.digest) == (b"\x02" * 32, OTHER.digest)
 
 
-def test_what_must_not_be_attempted_is_not_but_what_is_redeemed_is_answered() -> None:
+def test_forbidden_terms_block_only_new_attempts() -> None:
     forged = replace(MINE, terms=Forbidden("forged", reason="forged_receipt"))
     for found, same, _ in DECISIONS:
         if same in (New, Retry):
@@ -224,9 +224,7 @@ def test_what_must_not_be_attempted_is_not_but_what_is_redeemed_is_answered() ->
         ({}, {"order": b"other bytes", "identity": lambda *_: b"another"}, False),
     ],
 )
-def test_the_same_bytes_or_the_same_identity_are_the_same_order(
-    stored: dict[str, Any], brought: dict[str, Any], same: bool
-) -> None:
+def test_order_is_same_if_bytes_or_identity_match(stored: dict[str, Any], brought: dict[str, Any], same: bool) -> None:
     known = {"identity": lambda version, *_: PRINT if version < 99 else None}
     decision = decide(row(State.DONE, **stored), (), replace(MINE, **{**known, **brought}), AT)
     assert type(decision) is (Replay if same else Conflict)
@@ -236,11 +234,11 @@ def test_the_same_bytes_or_the_same_identity_are_the_same_order(
 
 
 def neighbour(state: State, **changes: Any) -> Row:
-    """The row of another order that has, or had, the session that is asked for."""
+    """The row of another order that has or had the requested session."""
     return row(state, **{"key": Key("space", "engine", "order-0"), **changes})
 
 
-UNTOLD = {"confirmed_at": None}
+UNCONFIRMED = {"confirmed_at": None}
 NEIGHBOURS: list[tuple[Row, type]] = [
     (neighbour(State.INTENT, leased=True), InProgress),
     (neighbour(State.INTENT, was_sent=False), InProgress),
@@ -248,33 +246,33 @@ NEIGHBOURS: list[tuple[Row, type]] = [
     (neighbour(State.MANUAL), InProgress),
     (neighbour(State.CANCELLING), InProgress),
     (neighbour(State.DONE), Conflict),
-    (neighbour(State.DONE, **UNTOLD), PassedOn),
-    (neighbour(State.DONE, identity=b"another", digest=b"another", **UNTOLD), Conflict),
+    (neighbour(State.DONE, **UNCONFIRMED), PassedOn),
+    (neighbour(State.DONE, identity=b"another", digest=b"another", **UNCONFIRMED), Conflict),
     (neighbour(State.REPAIRED), Conflict),
-    (neighbour(State.REPAIRED, **UNTOLD), PassedOn),
+    (neighbour(State.REPAIRED, **UNCONFIRMED), PassedOn),
     (neighbour(State.REJECTED), UsedSession),
     (neighbour(State.CANCELLED), UsedSession),
     (neighbour(State.RETRYABLE), New),
     (neighbour(State.RETRYABLE, held="session of order-1"), InProgress),
     (neighbour(State.DONE, held=None, reason="degraded"), New),
     (neighbour(State.DONE, session="another", held="another", cart="another"), New),
-    # It was redeemed in the next session, since this one had been used.
+    # Redeemed in the next session, since this one had been used.
     (neighbour(State.DONE, session="next", held="next"), Conflict),
-    (neighbour(State.DONE, session="next", held="next", **UNTOLD), PassedOn),
+    (neighbour(State.DONE, session="next", held="next", **UNCONFIRMED), PassedOn),
     (neighbour(State.UNKNOWN, session="next", held="next"), InProgress),
     (neighbour(State.REJECTED, session="next"), New),
     (neighbour(State.CANCELLED, session="next"), New),
-    # This order's redemption has passed on to that one.
+    # This order's redemption has moved to that one.
     (neighbour(State.DONE, passed_from="order-1"), Conflict),
     (neighbour(State.CANCELLED, passed_from="order-1"), Conflict),
-    # A row that a process of the version before has written.
+    # A row written by a process of the previous version.
     (neighbour(State.DONE, held=None, identity_version=1), Conflict),
     (neighbour(State.REJECTED, identity_version=1), UsedSession),
 ]
 
 
 @pytest.mark.parametrize(("other", "expected"), NEIGHBOURS)
-def test_what_a_claim_may_do_where_another_order_has_its_session(other: Row, expected: type) -> None:
+def test_claim_decision_when_another_order_has_session(other: Row, expected: type) -> None:
     decision = decide(None, [other], MINE, AT)
     assert type(decision) is expected
     match decision:
@@ -297,9 +295,7 @@ def test_what_a_claim_may_do_where_another_order_has_its_session(other: Row, exp
         ("elsewhere", "another", LookUp),
     ],
 )
-def test_what_waited_is_not_looked_up_in_a_session_or_cart_that_is_anothers_now(
-    session: str, cart: str, expected: type
-) -> None:
+def test_waiting_order_conflicts_if_session_or_cart_was_taken(session: str, cart: str, expected: type) -> None:
     other = replace(neighbour(State.DONE), session=session, held=session, cart=cart)
     assert type(decide(row(State.RETRYABLE, **LATE), [other], MINE, AT)) is expected
 
@@ -311,7 +307,7 @@ def test_what_waited_is_not_looked_up_in_a_session_or_cart_that_is_anothers_now(
         ("c~100000", "c~100000~2"), ("c~b~2", "c~b~3"),
     ],
 )  # fmt: skip
-def test_sessions_are_counted(session: str, following: str) -> None:
+def test_next_session_increments_suffix(session: str, following: str) -> None:
     assert next_session(session) == following
 
 
@@ -333,7 +329,7 @@ IDS = Terms("of the body", from_receipt=False)
         (row(State.INTENT), RECEIPT, "session of order-1"),
     ],
 )
-def test_a_receipts_session_takes_the_place_of_the_rows_when_nothing_can_stand_in_it(
+def test_receipt_session_replaces_rows_session_unless_order_was_sent(
     found: Row | None, terms: Terms, session: str
 ) -> None:
     decision = decide(found, (), replace(MINE, terms=terms), AT)
@@ -341,19 +337,19 @@ def test_a_receipts_session_takes_the_place_of_the_rows_when_nothing_can_stand_i
     assert decision.row.session == session
 
 
-def test_without_any_session_there_is_no_order() -> None:
+def test_order_without_session_is_invalid() -> None:
     with pytest.raises(InvalidRequest):
         decide(None, (), replace(MINE, terms=Terms("", from_receipt=False)), AT)
 
 
-def test_a_lease_is_over_when_its_time_has_come() -> None:
+def test_lease_ends_exactly_at_its_time() -> None:
     live = row(State.INTENT, leased=True)
     cases = [(live.lease_until - 0.001, InProgress), (live.lease_until, LookUp), (live.lease_until + 9, LookUp)]
     for now, expected in cases:
         assert type(decide(live, (), MINE, Moment(now, now))) is expected
 
 
-def is_done(found: Row) -> Row:
+def to_done(found: Row) -> Row:
     return redeemed(found, AT, NOTICES, "handle", "redeemed", confirmed=True)
 
 
@@ -367,7 +363,7 @@ MOVES: dict[str, tuple[Callable[[Row], Row], dict[State, State]]] = {
         lambda found: looking(found, AT, 10),
         {State.INTENT: State.UNKNOWN, State.UNKNOWN: State.UNKNOWN, State.RETRYABLE: State.UNKNOWN},
     ),
-    "redeemed": (is_done, {State.INTENT: State.DONE, State.UNKNOWN: State.DONE, State.MANUAL: State.DONE}),
+    "redeemed": (to_done, {State.INTENT: State.DONE, State.UNKNOWN: State.DONE, State.MANUAL: State.DONE}),
     "degraded": (lambda found: degraded(found, AT, NOTICES, confirmed=True), {State.INTENT: State.DONE}),
     "confirmed": (
         lambda found: confirmed(replace(found, confirmed_at=None), AT),
@@ -396,7 +392,7 @@ ANSWERS = (State.DONE, State.REPAIRED, State.REJECTED)
 
 @pytest.mark.parametrize("state", State)
 @pytest.mark.parametrize("name", MOVES)
-def test_a_row_moves_as_the_table_says_and_not_otherwise(name: str, state: State) -> None:
+def test_row_allows_only_moves_in_table(name: str, state: State) -> None:
     move, allowed = MOVES[name]
     before = row(state, leased=True)
     if state not in allowed and (name, state) not in ALREADY:
@@ -421,13 +417,13 @@ def test_a_row_moves_as_the_table_says_and_not_otherwise(name: str, state: State
 ALREADY = {
     ("redeemed", State.DONE), ("redeemed", State.REPAIRED), ("rejected", State.REJECTED),
 }  # fmt: skip
-"""A write that was confirmed too late, and is made again."""
+"""Moves repeated after a lost confirmation."""
 
 
 LEASED: dict[str, Any] = {"lease_until": NOW + 10, "next_check_at": NOW + 10}
 LEFT: dict[str, Any] = {"lease_until": 0.0, "next_check_at": None}
-NONE_STANDS: dict[str, Any] = {"sent_at": None, "unknown_since": None, "held": None}
-TOLD: dict[str, Any] = {"notices": NOTICES, "confirmed_at": AT.wall}
+NOT_REDEEMED: dict[str, Any] = {"sent_at": None, "unknown_since": None, "held": None}
+CONFIRMED: dict[str, Any] = {"notices": NOTICES, "confirmed_at": AT.wall}
 LOOKED: dict[str, Any] = {"looked_at": NOW, "checks": 1, **LEASED}
 
 
@@ -446,23 +442,23 @@ LOOKED: dict[str, Any] = {"looked_at": NOW, "checks": 1, **LEASED}
         (
             row(State.UNKNOWN, leased=True),
             "redeemed",
-            {"state": State.DONE, "reason": "redeemed", "handle": "handle", **TOLD, **LEFT},
+            {"state": State.DONE, "reason": "redeemed", "handle": "handle", **CONFIRMED, **LEFT},
         ),
         (
             row(State.INTENT, leased=True, was_sent=False),
             "degraded",
-            {"state": State.DONE, "reason": "degraded", "held": None, **TOLD, **LEFT},
+            {"state": State.DONE, "reason": "degraded", "held": None, **CONFIRMED, **LEFT},
         ),
         (
             row(State.UNKNOWN, leased=True, absent_since=1.0),
             "rejected",
-            {"state": State.REJECTED, "reason": "used_up", "attempt": 2, "absent_since": None, **NONE_STANDS, **LEFT},
+            {"state": State.REJECTED, "reason": "used_up", "attempt": 2, "absent_since": None, **NOT_REDEEMED, **LEFT},
         ),
         (row(State.DONE), "repaired", {"state": State.REPAIRED, "reason": "twice"}),
         (
             row(State.INTENT, leased=True, unknown_since=1.0),
             "retryable",
-            {"state": State.RETRYABLE, "reason": "refused", **NONE_STANDS, **LEFT},
+            {"state": State.RETRYABLE, "reason": "refused", **NOT_REDEEMED, **LEFT},
         ),
         (
             row(State.MANUAL, absent_since=1.0),
@@ -503,11 +499,11 @@ LOOKED: dict[str, Any] = {"looked_at": NOW, "checks": 1, **LEASED}
         (
             row(State.CANCELLING, leased=True),
             "cancelled",
-            {"state": State.CANCELLED, "reason": "cancelled", "fence": 2, **NONE_STANDS, **LEFT},
+            {"state": State.CANCELLED, "reason": "cancelled", "fence": 2, **NOT_REDEEMED, **LEFT},
         ),
     ],
 )
-def test_a_move_changes_what_the_table_says_and_nothing_else(before: Row, move: str, changes: dict[str, Any]) -> None:
+def test_move_changes_only_listed_fields(before: Row, move: str, changes: dict[str, Any]) -> None:
     others: dict[str, Callable[[Row], Row]] = {
         "seen again": lambda found: seen_again(found, AT, repaired=False),
         "seen twice": lambda found: seen_again(found, AT, repaired=True),
@@ -521,13 +517,13 @@ def test_a_move_changes_what_the_table_says_and_nothing_else(before: Row, move: 
 
 
 @pytest.mark.parametrize("answered", [True, False])
-def test_an_attempt_is_over_when_it_was_answered_or_refused(answered: bool) -> None:
+def test_answer_or_refusal_ends_attempt(answered: bool) -> None:
     before = row(State.INTENT, leased=True)
     assert retryable(before, AT, None, "x", answered=answered).attempt == before.attempt + answered
     assert rejected(before, AT, "x").attempt == before.attempt + 1
 
 
-def test_what_is_sent_again_later_keeps_its_session_and_its_time() -> None:
+def test_only_scheduled_retry_keeps_session() -> None:
     before = row(State.INTENT, leased=True)
     later = retryable(before, AT, 7, "x", answered=False)
     assert (later.held, later.next_check_at) == (before.session, NOW + 7)
@@ -535,27 +531,27 @@ def test_what_is_sent_again_later_keeps_its_session_and_its_time() -> None:
     assert (waits.held, waits.next_check_at) == (None, None)
 
 
-def test_a_repaired_order_keeps_its_answer() -> None:
+def test_repaired_order_keeps_answer() -> None:
     after = repaired(row(State.DONE), AT, "twice")
     assert (after.notices, after.confirmed_at, after.reason) == (NOTICES, AT.wall, "twice")
 
 
-def test_what_was_never_sent_cannot_be_looked_for() -> None:
+def test_unsent_order_cannot_be_looked_up() -> None:
     with pytest.raises(WrongMove):
         looking(row(State.INTENT, leased=True, was_sent=False), AT, 10)
 
 
-def test_a_definite_no_forgets_what_was_unknown() -> None:
+def test_refusal_clears_sent_and_unknown_times() -> None:
     before = replace(row(State.INTENT, leased=True), unknown_since=NOW - 70, absent_since=NOW - 5)
     for after in (retryable(before, AT, 3, "refused", answered=True), rejected(before, AT, "refused")):
         assert (after.sent_at, after.unknown_since, after.absent_since) == (None, None, None)
 
 
-def test_what_is_sent_anew_is_unknown_anew() -> None:
+def test_retry_clears_unknown_time_but_keeps_sent_time() -> None:
     before = row(State.RETRYABLE, sent_at=NOW - 200, looked_at=NOW - 1, unknown_since=NOW - 150, absent_since=NOW - 90)
     retry = decide(before, (), MINE, AT)
     assert isinstance(retry, Retry)
-    # Should it crash before it is sent, what was sent before is looked for again.
+    # If it crashes before it sends, the earlier request is looked up again.
     assert (retry.row.sent_at, retry.row.unknown_since, retry.row.absent_since) == (NOW - 200, None, None)
 
 
@@ -573,10 +569,10 @@ def absent(*, looked: float, absent_since: float | None = None, age: float = 65.
 @pytest.mark.parametrize(
     ("before", "expected"),
     [
-        # A look-up that started within the quarantine says nothing, whenever its answer came.
+        # A look-up that started within the quarantine proves nothing.
         (absent(looked=59.99), Wait),
         (absent(looked=59.99, absent_since=60), Wait),
-        # After it, the first is a warning; the second counts if it started late enough.
+        # After it, the first absence is a warning; the second counts if it started late enough.
         (absent(looked=60), Wait),
         (absent(looked=60.5, absent_since=60), Wait),
         (absent(looked=61, absent_since=60), Absence),
@@ -587,7 +583,7 @@ def absent(*, looked: float, absent_since: float | None = None, age: float = 65.
         (absent(looked=10, age=86_400), GiveUp),
     ],
 )
-def test_nothing_is_sent_again_before_absence_was_seen_twice_after_the_quarantine(before: Row, expected: type) -> None:
+def test_absence_must_be_seen_twice_after_quarantine(before: Row, expected: type) -> None:
     after = after_absence(before, AT, 60, None)
     assert type(after) is expected
     match after:
@@ -602,7 +598,7 @@ def test_nothing_is_sent_again_before_absence_was_seen_twice_after_the_quarantin
             assert (left.state, left.next_check_at, left.lease_until) == (State.MANUAL, None, 0)
 
 
-def test_the_first_absence_that_counts_is_remembered() -> None:
+def test_first_absence_after_quarantine_is_remembered() -> None:
     first = after_absence(absent(looked=65), AT, 60, None)
     assert first.row.absent_since == NOW - 5
     within = after_absence(absent(looked=5), AT, 60, None)
@@ -610,13 +606,13 @@ def test_the_first_absence_that_counts_is_remembered() -> None:
 
 
 @pytest.mark.parametrize(("age", "expected"), [(10, Wait), (86_399, Wait), (86_400, GiveUp)])
-def test_a_look_up_that_fails_is_made_again_for_a_day(age: float, expected: type) -> None:
+def test_failed_look_up_is_retried_for_a_day(age: float, expected: type) -> None:
     after = after_failed_look_up(absent(looked=65, age=age), AT, 60, "broken")
     assert type(after) is expected
     assert (after.row.reason, after.row.absent_since) == ("broken", None)
 
 
-def test_look_ups_follow_the_schedule_and_the_end_of_the_quarantine() -> None:
+def test_look_ups_follow_schedule_and_end_of_quarantine() -> None:
     base = replace(row(State.UNKNOWN), sent_at=0.0, unknown_since=1.0)
     times, now = [], 1.0
     while now < 1 + LOOK_UP_TIMES_S[-1]:
@@ -627,7 +623,7 @@ def test_look_ups_follow_the_schedule_and_the_end_of_the_quarantine() -> None:
     assert next_check(seen, 70.2, 60) == 71
 
 
-def test_a_new_attempt_knows_nothing_of_the_last_one() -> None:
+def test_new_attempt_clears_fields_of_last_attempt() -> None:
     stale = row(
         State.REJECTED, was_sent=False, status=500, reply=b"{}", notices=NOTICES, handle="r_1", unknown_since=1.0,
         absent_since=2.0,
@@ -640,30 +636,30 @@ def test_a_new_attempt_knows_nothing_of_the_last_one() -> None:
     assert (mine.unknown_since, mine.absent_since) == (None, None)
 
 
-def test_what_a_person_has_looked_up_again_has_a_day_again() -> None:
+def test_reopened_order_is_looked_up_for_another_day() -> None:
     again = reopened(row(State.MANUAL, unknown_since=NOW - 90_000), AT)
     assert (again.state, again.unknown_since, again.next_check_at) == (State.UNKNOWN, NOW, NOW)
 
 
-def test_what_cannot_be_worked_on_is_tried_again_by_the_schedule_from_half_a_minute_on() -> None:
+def test_postponed_order_is_due_after_30_seconds() -> None:
     assert postponed(row(State.UNKNOWN, unknown_since=None), AT, "internal").next_check_at == NOW + 30
     assert postponed(row(State.UNKNOWN, unknown_since=NOW - 30), AT, "internal").next_check_at == NOW + 30
 
 
-def test_how_long_to_wait_for_the_next_undo_is_said() -> None:
+def test_failed_undo_returns_wait_until_next_undo() -> None:
     after = after_failed_undo(row(State.CANCELLING, unknown_since=NOW - 3), AT, "timeout")
     assert isinstance(after, Wait)
     assert (after.wait_s, after.row.next_check_at) == (2, NOW + 2)
 
 
-def test_a_row_survives_the_way_through_the_database_s_columns() -> None:
+def test_row_survives_round_trip_through_columns() -> None:
     for found, _, _ in DECISIONS:
         if found:
             assert len(values_of(found)) == len(COLUMNS)
             assert row_of(values_of(found)) == found
 
 
-def test_no_repr_shows_a_body() -> None:
+def test_repr_hides_bodies() -> None:
     secret = b"jane@shop.test"
     full = replace(row(State.DONE), order=secret, reply=secret)
     for thing in (full, replace(MINE, order=secret), Answer(200, secret), New(full), replace(full, notices=secret)):
@@ -693,7 +689,7 @@ CANCELS: list[tuple[Row | None, type]] = [
 
 
 @pytest.mark.parametrize(("found", "expected"), CANCELS)
-def test_what_a_cancel_may_do_follows_from_the_row(found: Row | None, expected: type) -> None:
+def test_cancel_decision_follows_from_row(found: Row | None, expected: type) -> None:
     decision = decide_cancel(found, "me", 10, AT)
     assert type(decision) is expected
     match decision:
@@ -711,24 +707,24 @@ def test_what_a_cancel_may_do_follows_from_the_row(found: Row | None, expected: 
 
 
 @pytest.mark.parametrize(("age", "state"), [(86_399, State.UNKNOWN), (86_400, State.MANUAL)])
-def test_a_row_that_cannot_be_worked_on_for_a_day_needs_a_person(age: float, state: State) -> None:
+def test_row_postponed_for_a_day_becomes_manual(age: float, state: State) -> None:
     assert postponed(row(State.UNKNOWN, unknown_since=NOW - age), AT, "unreadable").state is state
 
 
-def test_who_has_been_told_is_not_told_for_the_first_time_again() -> None:
+def test_confirmation_keeps_first_time() -> None:
     told = row(State.DONE)
     assert confirmed(told, AT) is told
     assert confirmed(replace(told, confirmed_at=None), AT).confirmed_at == AT.wall
 
 
-def test_an_erased_body_is_a_change_that_others_notice() -> None:
+def test_erasing_body_increments_version() -> None:
     found = row(State.DONE)
     erased = trimmed(found, AT)
     assert (erased.order, erased.digest, erased.version) == (b"", found.digest, found.version + 1)
 
 
 @pytest.mark.parametrize("leased", [True, False])
-def test_who_is_in_a_hurry_waits_for_a_lease_all_the_same(leased: bool) -> None:
+def test_hurry_does_not_break_lease(leased: bool) -> None:
     found = row(State.UNKNOWN, leased=leased, lease_until=NOW + 5 if leased else 0.0, next_check_at=NOW + 300)
     hurry = hurried(found, AT)
     assert (hurry is found) is leased
@@ -736,14 +732,14 @@ def test_who_is_in_a_hurry_waits_for_a_lease_all_the_same(leased: bool) -> None:
 
 
 @pytest.mark.parametrize(("age", "expected"), [(1, Wait), (86_399, Wait), (86_400, GiveUp)])
-def test_an_undo_that_fails_is_made_again_for_a_day(age: float, expected: type) -> None:
+def test_failed_undo_is_retried_for_a_day(age: float, expected: type) -> None:
     after = after_failed_undo(row(State.CANCELLING, leased=True, unknown_since=NOW - age), AT, "timeout")
     assert type(after) is expected
     assert after.row.reason == ("timeout" if expected is Wait else "cancel_timeout")
 
 
 @pytest.mark.parametrize("state", State)
-def test_only_what_is_finished_or_waits_can_be_forgotten(state: State) -> None:
+def test_only_finished_or_waiting_orders_can_be_erased(state: State) -> None:
     found = row(state)
     if state in (State.INTENT, State.UNKNOWN, State.MANUAL, State.CANCELLING):
         with pytest.raises(WrongMove):
@@ -761,7 +757,7 @@ def test_only_what_is_finished_or_waits_can_be_forgotten(state: State) -> None:
         (b'{"p":1}', b'{"order":{"orders":[{"promotion":{"meta":{"mapper":{"notices":[1]}}}}]}}', b"[1]"),
     ],
 )
-def test_the_version_befores_answers_are_kept_as_their_notices(order: bytes, reply: bytes, notices: bytes) -> None:
+def test_erasing_keeps_notices_of_previous_versions_answer(order: bytes, reply: bytes, notices: bytes) -> None:
     old = row(State.DONE, identity_version=1, digest=None, notices=None, order=order, reply=reply)
     after = trimmed(old, AT)
     assert (after.notices, after.reply, after.order) == (notices, None, b"")
@@ -771,7 +767,7 @@ def test_the_version_befores_answers_are_kept_as_their_notices(order: bytes, rep
 # -- Both stores ---------------------------------------------------------------------------------------------------
 
 
-def test_an_order_goes_from_claim_to_replay(home: Home) -> None:
+def test_order_goes_from_claim_to_replay(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await claimed(ledger)
         assert await claim(ledger) == InProgress(mine, 10)
@@ -789,7 +785,7 @@ def test_an_order_goes_from_claim_to_replay(home: Home) -> None:
     home.run(story)
 
 
-def test_every_field_comes_back_as_it_was_written(home: Home) -> None:
+def test_every_field_survives_storage(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         body = bytes(range(256)) * 400
         key = Key("späce", "engine", "ördér-\U0001f600'\"%;--")
@@ -806,7 +802,7 @@ def test_every_field_comes_back_as_it_was_written(home: Home) -> None:
     home.run(story)
 
 
-def test_orders_of_other_spaces_and_engines_are_other_orders(home: Home) -> None:
+def test_space_and_engine_separate_orders(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         for key in (
             KEY,
@@ -819,7 +815,7 @@ def test_orders_of_other_spaces_and_engines_are_other_orders(home: Home) -> None
     home.run(story)
 
 
-def test_of_many_who_claim_at_the_same_time_one_gets_the_order(home: Home) -> None:
+def test_only_one_of_many_concurrent_claims_gets_the_order(home: Home) -> None:
     """First a new one; then one whose lease is over."""
 
     async def story(first: Ledger) -> None:
@@ -870,8 +866,8 @@ def process(code: str, *arguments: str) -> "subprocess.Popen[str]":
     )  # fmt: skip
 
 
-def test_of_several_processes_one_gets_each_order(home: Home) -> None:
-    """They open the ledger at the same time, too, before there is one."""
+def test_only_one_of_several_processes_gets_each_order(home: Home) -> None:
+    """They also create the ledger at the same time."""
     processes = [process(PROCESS, home.url) for _ in range(3)]
     for each in processes:
         assert each.stdout is not None
@@ -903,7 +899,7 @@ CRASH = """
 
 
 @pytest.mark.parametrize(("until", "expected"), [("claimed", Retry), ("sent", LookUp)])
-def test_what_was_written_survives_a_kill(home: Home, until: str, expected: type) -> None:
+def test_claim_survives_kill_of_process(home: Home, until: str, expected: type) -> None:
     with process(CRASH, home.url, until) as victim:
         assert victim.stdout is not None
         assert victim.stdout.readline() == "claimed\n"
@@ -948,7 +944,7 @@ WRITES: dict[str, Write] = {
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_what_is_written_under_an_old_fence_changes_nothing(home: Home, write: str) -> None:
+def test_write_under_old_fence_changes_nothing(home: Home, write: str) -> None:
     async def story(ledger: Ledger) -> None:
         paused = (await ledger.mark_sent(await claimed(ledger))).row
         home.time.now += 10
@@ -963,7 +959,7 @@ def test_what_is_written_under_an_old_fence_changes_nothing(home: Home, write: s
 
 
 @pytest.mark.parametrize("write", WRITES)
-def test_who_let_go_of_a_row_can_write_no_more(home: Home, write: str) -> None:
+def test_holder_cannot_write_row_after_releasing_it(home: Home, write: str) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await ledger.looking((await ledger.mark_sent(await claimed(ledger))).row)
         waiting = await ledger.absent(mine, None)
@@ -975,7 +971,7 @@ def test_who_let_go_of_a_row_can_write_no_more(home: Home, write: str) -> None:
     home.run(story)
 
 
-def test_a_row_that_is_not_there_cannot_be_written(home: Home) -> None:
+def test_missing_row_cannot_be_written(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await claimed(ledger)
         with pytest.raises(Fenced):
@@ -984,7 +980,7 @@ def test_a_row_that_is_not_there_cannot_be_written(home: Home) -> None:
     home.run(story)
 
 
-def test_a_lease_that_is_over_still_counts_until_somebody_takes_over(home: Home) -> None:
+def test_holder_may_write_after_lease_until_takeover(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = (await ledger.mark_sent(await claimed(ledger))).row
         home.time.now += 50
@@ -994,11 +990,11 @@ def test_a_lease_that_is_over_still_counts_until_somebody_takes_over(home: Home)
 
 
 MAY_FOLLOW = {"redeemed", "repair", "confirm", "forget", "cancelled"}
-"""What may be written of a redeemed order, the same outcome included: a confirmation can get lost."""
+"""Writes that a redeemed order allows; the same outcome is one, since a confirmation can get lost."""
 
 
 def test_redeemed_orders_never_change(home: Home) -> None:
-    """Not by whoever redeemed them."""
+    """Not even by the process that redeemed them."""
 
     async def story(ledger: Ledger) -> None:
         mine = await claimed(ledger)
@@ -1017,7 +1013,7 @@ def test_redeemed_orders_never_change(home: Home) -> None:
     home.run(story)
 
 
-def test_an_unknown_outcome_is_looked_up_and_in_the_end_may_be_sent_again(home: Home) -> None:
+def test_unknown_outcome_is_looked_up_until_resend_is_allowed(home: Home) -> None:
     """Sent at 0, never seen by the engine, quarantine 60 s."""
 
     async def story(ledger: Ledger) -> None:
@@ -1042,7 +1038,7 @@ def test_an_unknown_outcome_is_looked_up_and_in_the_end_may_be_sent_again(home: 
     home.run(story)
 
 
-def test_later_it_is_looked_up_once_more_before_it_is_sent_again(home: Home) -> None:
+def test_absent_order_is_looked_up_again_before_later_resend(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         after = await ledger.absent(await ledger.looking((await ledger.mark_sent(await claimed(ledger))).row), None)
         while isinstance(after, Wait):
@@ -1058,7 +1054,7 @@ def test_later_it_is_looked_up_once_more_before_it_is_sent_again(home: Home) -> 
     home.run(story)
 
 
-def test_what_nobody_can_tell_for_a_day_is_left_to_a_person(home: Home) -> None:
+def test_order_unknown_for_a_day_needs_operator(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await ledger.looking((await ledger.mark_sent(await claimed(ledger))).row)
         home.time.now += LOOK_UP_TIMES_S[-1]
@@ -1073,7 +1069,7 @@ def test_what_nobody_can_tell_for_a_day_is_left_to_a_person(home: Home) -> None:
     home.run(story)
 
 
-def test_a_person_may_settle_what_is_left_to_them(home: Home) -> None:
+def test_operator_may_settle_manual_order(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await ledger.looking((await ledger.mark_sent(await claimed(ledger))).row)
         home.time.now += LOOK_UP_TIMES_S[-1]
@@ -1085,7 +1081,7 @@ def test_a_person_may_settle_what_is_left_to_them(home: Home) -> None:
     home.run(story)
 
 
-def test_a_permit_is_good_for_a_moment_only(home: Home) -> None:
+def test_permit_expires_within_its_limit(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         permit = await ledger.mark_sent(await claimed(ledger))
         cases = [(0.0, True), (SEND_WITHIN_S - 0.01, True), (0.02, False), (-1.0, False)]
@@ -1097,7 +1093,7 @@ def test_a_permit_is_good_for_a_moment_only(home: Home) -> None:
     home.run(story)
 
 
-def test_whoever_holds_a_row_can_extend_its_lease(home: Home) -> None:
+def test_holder_can_extend_lease(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await claimed(ledger)
         home.time.now += 9
@@ -1108,13 +1104,13 @@ def test_whoever_holds_a_row_can_extend_its_lease(home: Home) -> None:
     home.run(story)
 
 
-def test_what_is_due_comes_in_order(home: Home) -> None:
+def test_due_orders_are_sorted_by_time(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         async def begin(name: str) -> Row:
             return await claimed(ledger, Key("", "", name))
 
         start = home.time.now
-        await begin("intent")  # its lease is over after 10 s
+        await begin("intent")  # its lease ends after 10 s
         await ledger.retry_later(await begin("retryable"), 3, "refused", answered=True)
         await ledger.absent(await ledger.looking((await ledger.mark_sent(await begin("unknown"))).row), None)  # 0.2 s
         await ledger.looking((await ledger.mark_sent(await begin("looking"))).row)  # after 10 s
@@ -1132,7 +1128,7 @@ def test_what_is_due_comes_in_order(home: Home) -> None:
     home.run(story)
 
 
-def test_an_open_order_comes_before_a_redeemed_one_that_is_looked_up_once_more(home: Home) -> None:
+def test_open_orders_are_due_before_redeemed_ones(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         async def looked_for(name: str) -> Row:
             return await ledger.looking((await ledger.mark_sent(await claimed(ledger, Key("", "", name)))).row)
@@ -1164,7 +1160,7 @@ def test_one_process_leads_at_a_time(home: Home) -> None:
     home.run(story)
 
 
-def test_the_backlog_counts_what_is_not_finished(home: Home) -> None:
+def test_backlog_counts_unfinished_orders(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         assert await ledger.backlog() == Backlog({}, 0.0)
         await ledger.retry_later(await claimed(ledger, Key("", "", "waits")), None, "refused", answered=True)
@@ -1185,7 +1181,7 @@ def test_the_backlog_counts_what_is_not_finished(home: Home) -> None:
     home.run(story)
 
 
-def test_finished_rows_are_found_by_order_and_state(home: Home) -> None:
+def test_rows_are_found_by_order_and_state(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         for name in ("a", "b", "c"):
             home.time.now += 1
@@ -1201,7 +1197,7 @@ def test_finished_rows_are_found_by_order_and_state(home: Home) -> None:
     home.run(story)
 
 
-def test_bodies_go_after_a_month_and_rows_after_a_year(home: Home) -> None:
+def test_prune_erases_bodies_then_deletes_rows(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         for name in ("a", "b"):
             await done(ledger, Key("", "", name))
@@ -1231,8 +1227,8 @@ def test_bodies_go_after_a_month_and_rows_after_a_year(home: Home) -> None:
     home.run(story)
 
 
-def test_no_two_orders_ever_hold_one_session(home: Home) -> None:
-    """Many that bring it at once; and one that waited, whose session another has taken meanwhile."""
+def test_two_orders_never_hold_one_session(home: Home) -> None:
+    """Neither when many claim it at once, nor when one waited and another took it meanwhile."""
 
     async def story(first: Ledger) -> None:
         second = await home.open()
@@ -1256,7 +1252,7 @@ def test_no_two_orders_ever_hold_one_session(home: Home) -> None:
     home.run(story)
 
 
-def test_a_freed_session_is_not_used_again_by_another_order(home: Home) -> None:
+def test_freed_session_is_not_reused_by_another_order(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         for name, expected in (("a", "shared"), ("b", "shared~2"), ("c", "shared~3")):
             mine = await claimed(ledger, Key("", "engine", name), session="shared")
@@ -1269,8 +1265,8 @@ def test_a_freed_session_is_not_used_again_by_another_order(home: Home) -> None:
     home.run(story)
 
 
-def test_no_two_orders_ever_hold_one_cart(home: Home) -> None:
-    """Not even at the same time, and in different sessions."""
+def test_two_orders_never_hold_one_cart(home: Home) -> None:
+    """Not even in concurrent claims with different sessions."""
 
     async def story(ledger: Ledger) -> None:
         names = ["a", "b", "c", "d"]
@@ -1290,7 +1286,7 @@ def test_no_two_orders_ever_hold_one_cart(home: Home) -> None:
 
 
 @pytest.mark.parametrize("terms", [Terms("another", from_receipt=True), Forbidden("No receipt.", reason="no_receipt")])
-def test_what_waited_is_not_looked_up_where_another_order_has_its_cart(home: Home, terms: Terms | Forbidden) -> None:
+def test_waiting_order_is_not_looked_up_if_cart_was_taken(home: Home, terms: Terms | Forbidden) -> None:
     async def story(ledger: Ledger) -> None:
         mine, others = Key("", "engine", "mine"), Key("", "engine", "others")
         await ledger.rejected(await claimed(ledger, others, session="cart"), "used_up")
@@ -1312,7 +1308,7 @@ def test_what_waited_is_not_looked_up_where_another_order_has_its_cart(home: Hom
     home.run(story)
 
 
-def test_a_redemption_that_nobody_was_told_of_moves_to_the_id_that_asks(home: Home) -> None:
+def test_unconfirmed_redemption_moves_to_new_order_id(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         old, new = Key("", "engine", "old"), Key("", "engine", "new")
         await ledger.rejected(await claimed(ledger, new, session="another"), "used_up")
@@ -1333,7 +1329,7 @@ def test_a_redemption_that_nobody_was_told_of_moves_to_the_id_that_asks(home: Ho
 
 
 @pytest.mark.parametrize("state", ["done", "cancelled", "rejected", "waits", "open"])
-def test_validate_gets_a_session_that_no_order_has_finished_with(home: Home, state: str) -> None:
+def test_validate_skips_sessions_of_finished_orders(home: Home, state: str) -> None:
     async def story(ledger: Ledger) -> None:
         key, mine = Key("", "engine", "a"), await claimed(ledger, Key("", "engine", "a"), session="s")
         match state:
@@ -1353,7 +1349,7 @@ def test_validate_gets_a_session_that_no_order_has_finished_with(home: Home, sta
     home.run(story)
 
 
-def test_a_ledger_that_is_closed_says_so(home: Home) -> None:
+def test_closed_ledger_is_unavailable(home: Home) -> None:
     async def story() -> None:
         ledger = await home.open()
         await ledger.ping()
@@ -1365,7 +1361,7 @@ def test_a_ledger_that_is_closed_says_so(home: Home) -> None:
     asyncio.run(story())
 
 
-def test_a_step_that_fails_writes_nothing(home: Home) -> None:
+def test_failed_step_writes_nothing(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await claimed(ledger)
 
@@ -1384,7 +1380,7 @@ def migrations(home: Home) -> Any:
     return ledger_sqlite if home.store == "sqlite" else ledger_postgres
 
 
-def test_an_older_schema_is_brought_up_to_date_with_its_rows(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_older_schema_is_migrated_with_its_rows(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     first = home.run(claimed)
     table = "orders" if home.store == "sqlite" else "mapper_orders"
     newer = (
@@ -1392,7 +1388,7 @@ def test_an_older_schema_is_brought_up_to_date_with_its_rows(home: Home, monkeyp
         (f"ALTER TABLE {table} ADD COLUMN note text", f"UPDATE {table} SET note = 'x'"),
     )
     monkeypatch.setattr(migrations(home), "MIGRATIONS", newer)
-    for _ in range(2):  # the second time there is nothing left to do
+    for _ in range(2):  # the second time does nothing
         assert home.run(shown) == first
     monkeypatch.undo()
     with pytest.raises(LedgerTooNew, match=r"version 3.*up to 2") as caught:
@@ -1403,8 +1399,8 @@ def test_an_older_schema_is_brought_up_to_date_with_its_rows(home: Home, monkeyp
 OLD_STATES = ("INTENT", "RETRYABLE", "UNKNOWN", "MANUAL", "DONE", "REJECTED", "REPAIRED")
 
 
-async def write_as_before(home: Home) -> None:
-    """Rows as the version before wrote them: an order in each state, and two more that share a session."""
+async def write_old_rows(home: Home) -> None:
+    """Writes rows of the previous version: an order in each state, and two more that share a session."""
     ledger = await home.open()
     rows = [(state, f"session of {state}") for state in OLD_STATES]
     rows += [("DONE 2", "session of DONE"), ("UNKNOWN 2", "session of DONE")]
@@ -1435,10 +1431,10 @@ async def insert(ledger: Ledger, columns: Sequence[str], values: Sequence[Any]) 
         await store._execute(f"INSERT INTO mapper_orders ({names}) VALUES ({marks})", *values)
 
 
-def test_a_ledger_of_the_version_before_opens_and_goes_on(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ledger_of_previous_version_opens_and_works(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(migrations(home), "MIGRATIONS", migrations(home).MIGRATIONS[:1])
-        asyncio.run(write_as_before(home))
+        asyncio.run(write_old_rows(home))
 
     def old_ask(name: str, body: bytes = BODY) -> Ask:
         brought = ask(Key("", "engine", name), body=body, session=f"session of {name}")
@@ -1459,7 +1455,7 @@ def test_a_ledger_of_the_version_before_opens_and_goes_on(home: Home, monkeypatc
         replay = await ledger.claim(old_ask("DONE", b"other bytes"))
         assert isinstance(replay, Replay)
         assert not replay.same_bytes
-        # Also what a process of the version before writes while this one starts, without the new columns.
+        # So do rows that a process of the previous version writes meanwhile, without the new columns.
         taken = await claim(ledger, Key("", "engine", "new"), session="session of DONE")
         assert taken == Conflict("session_of_another_order", "DONE")
         doubled = await ledger.claim(old_ask("UNKNOWN 2"))
@@ -1470,7 +1466,7 @@ def test_a_ledger_of_the_version_before_opens_and_goes_on(home: Home, monkeypatc
     home.run(story)
 
 
-def test_a_migration_that_fails_leaves_nothing_behind(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_migration_is_rolled_back(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     first = home.run(claimed)
     table = "orders" if home.store == "sqlite" else "mapper_orders"
     newer = (*migrations(home).MIGRATIONS, (f"DELETE FROM {table}", "NONSENSE"))
@@ -1484,8 +1480,8 @@ def test_a_migration_that_fails_leaves_nothing_behind(home: Home, monkeypatch: p
 # -- SQLite --------------------------------------------------------------------------------------------------------
 
 
-def test_other_orders_of_a_session_are_found_by_indexes_alone(sqlite_home: Home) -> None:
-    """However many rows there are: each validate asks for them."""
+def test_orders_of_session_are_found_by_index(sqlite_home: Home) -> None:
+    """Each validate runs this query, however many rows there are."""
 
     async def story(ledger: Ledger) -> list[str]:
         explained = f"EXPLAIN QUERY PLAN {ledger_sqlite._OTHERS}"
@@ -1498,7 +1494,7 @@ def test_other_orders_of_a_session_are_found_by_indexes_alone(sqlite_home: Home)
     assert sorted(columns) == ["cart=?)", "passed_from=?)", "session=?)"]
 
 
-def test_the_file_is_its_owner_s_alone(sqlite_home: Home) -> None:
+def test_sqlite_files_are_private_to_owner(sqlite_home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         await claimed(ledger)
         files = sorted(sqlite_home.file.parent.glob(f"{sqlite_home.file.name}*"))
@@ -1514,7 +1510,7 @@ def in_thread(ledger: Ledger, work: Callable[[sqlite3.Connection], Any]) -> Coro
     return store._run(lambda: work(store._open()))
 
 
-def test_what_is_committed_is_on_disk(sqlite_home: Home) -> None:
+def test_sqlite_uses_wal_and_full_sync(sqlite_home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         pragma = "SELECT (SELECT * FROM pragma_journal_mode), (SELECT * FROM pragma_synchronous)"
         assert await in_thread(ledger, lambda database: database.execute(pragma).fetchone()) == ("wal", 2)
@@ -1522,7 +1518,7 @@ def test_what_is_committed_is_on_disk(sqlite_home: Home) -> None:
     sqlite_home.run(story)
 
 
-def test_a_full_disk_is_said_and_breaks_nothing(sqlite_home: Home) -> None:
+def test_full_disk_is_reported_and_loses_no_rows(sqlite_home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await claimed(ledger)
         await in_thread(ledger, lambda database: database.execute("PRAGMA max_page_count = 16").fetchone())
@@ -1548,7 +1544,7 @@ def test_a_full_disk_is_said_and_breaks_nothing(sqlite_home: Home) -> None:
     sqlite_home.run(story)
 
 
-def test_another_writer_is_waited_for_without_holding_up_the_event_loop(sqlite_home: Home) -> None:
+def test_waiting_for_another_writer_does_not_block_event_loop(sqlite_home: Home) -> None:
     async def story() -> None:
         store = await ledger_sqlite.SqliteStore.open(str(sqlite_home.file), sqlite_home.time.clock(), busy_s=0.2)
         ledger = Ledger(store, "me", 60, 10, lambda: 0.0)
@@ -1575,8 +1571,8 @@ def test_another_writer_is_waited_for_without_holding_up_the_event_loop(sqlite_h
     asyncio.run(story())
 
 
-def test_wal_is_turned_on_by_several_at_once(sqlite_home: Home) -> None:
-    """SQLite refuses some of them without making them wait, about one in a hundred: here the first three times."""
+def test_switch_to_wal_is_retried_while_database_is_locked(sqlite_home: Home) -> None:
+    """SQLite refuses about one in a hundred concurrent switches without waiting: here the first three."""
     refusals = [sqlite3.OperationalError("database is locked") for _ in range(3)]
     for refusal in refusals:
         refusal.sqlite_errorname = "SQLITE_BUSY"
@@ -1595,7 +1591,7 @@ def test_wal_is_turned_on_by_several_at_once(sqlite_home: Home) -> None:
         store._use_wal()
 
 
-def test_after_a_restart_of_the_machine_leases_are_over_and_the_quarantine_starts_anew(sqlite_home: Home) -> None:
+def test_reboot_ends_leases_and_restarts_quarantine(sqlite_home: Home) -> None:
     async def before(ledger: Ledger) -> None:
         await ledger.mark_sent(await claimed(ledger))
         await claimed(ledger, Key("", "", "unsent"))
@@ -1621,7 +1617,7 @@ def test_after_a_restart_of_the_machine_leases_are_over_and_the_quarantine_start
     sqlite_home.run(after)
 
 
-def test_within_one_start_of_the_machine_leases_outlive_the_process(sqlite_home: Home) -> None:
+def test_leases_outlive_process_without_reboot(sqlite_home: Home) -> None:
     sqlite_home.run(claimed)
 
     async def after(ledger: Ledger) -> None:
@@ -1630,7 +1626,7 @@ def test_within_one_start_of_the_machine_leases_outlive_the_process(sqlite_home:
     sqlite_home.run(after)
 
 
-def test_the_machine_s_clock_counts_from_its_start() -> None:
+def test_system_clock_counts_from_boot() -> None:
     clock = system_clock()
     assert clock.boot == system_clock().boot != ""
     assert clock.now() <= clock.now()
@@ -1639,7 +1635,7 @@ def test_the_machine_s_clock_counts_from_its_start() -> None:
         assert clock.now() < clock.wall() - 1e8
 
 
-def test_what_cannot_be_a_ledger_is_said_at_once(tmp_path: Path) -> None:
+def test_invalid_sqlite_path_is_refused(tmp_path: Path) -> None:
     text = tmp_path / "text.db"
     text.write_text("this is no database, " * 1000, "utf-8")
     cases = {
@@ -1653,7 +1649,7 @@ def test_what_cannot_be_a_ledger_is_said_at_once(tmp_path: Path) -> None:
         assert caught.value.reason == reason
 
 
-def test_a_ledger_that_cannot_be_written_is_not_ready(sqlite_home: Home) -> None:
+def test_readonly_ledger_is_not_ready(sqlite_home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         await ledger.ping()
         await in_thread(ledger, lambda database: database.execute("PRAGMA query_only = on"))
@@ -1668,7 +1664,7 @@ def test_a_ledger_that_cannot_be_written_is_not_ready(sqlite_home: Home) -> None
 # -- PostgreSQL ----------------------------------------------------------------------------------------------------
 
 
-def test_no_error_shows_the_password() -> None:
+def test_errors_hide_password() -> None:
     encoded = urllib.parse.quote(postgres.PASSWORD, safe="")
     good = postgres.url()
     closed = good.replace(f":{urllib.parse.urlsplit(good).port}/", ":1/")
@@ -1688,7 +1684,7 @@ def test_no_error_shows_the_password() -> None:
             assert secret not in shown_text
 
 
-def test_no_repr_shows_the_password(postgres_home: Home) -> None:
+def test_repr_hides_password(postgres_home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         for secret in (postgres.PASSWORD, urllib.parse.quote(postgres.PASSWORD, safe="")):
             assert secret not in repr(ledger) + repr(vars(ledger.store)) + str(ledger.store)
@@ -1696,8 +1692,8 @@ def test_no_repr_shows_the_password(postgres_home: Home) -> None:
     postgres_home.run(story)
 
 
-async def aside(query: str, *arguments: Any) -> Any:
-    """Runs something on a connection of its own."""
+async def on_own_connection(query: str, *arguments: Any) -> Any:
+    """Runs a query on a connection of its own."""
     connection = await asyncpg.connect(postgres.url())
     try:
         return await connection.fetch(query, *arguments)
@@ -1708,21 +1704,22 @@ async def aside(query: str, *arguments: Any) -> Any:
 OTHERS = "application_name = 'promotions-mapper' AND pid <> pg_backend_pid()"
 
 
-def test_connections_that_are_lost_are_replaced(postgres_home: Home) -> None:
+def test_lost_connections_are_replaced(postgres_home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await claimed(ledger)
         for _ in range(5):
             await asyncio.gather(*(shown(ledger) for _ in range(4)))
-            assert len(await aside(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OTHERS}")) >= 1
+            assert (
+                len(await on_own_connection(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {OTHERS}"))
+                >= 1
+            )
             assert await shown(ledger) == mine
         await ledger.mark_sent(mine)
 
     postgres_home.run(story)
 
 
-def test_a_connection_is_used_again_unless_it_was_idle_for_long(
-    postgres_home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connection_is_reused_unless_idle_too_long(postgres_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(ledger: Ledger) -> None:
         store: Any = ledger.store
         server = [(await store._fetch("SELECT pg_backend_pid()"))[0][0] for _ in range(3)]
@@ -1733,7 +1730,7 @@ def test_a_connection_is_used_again_unless_it_was_idle_for_long(
     postgres_home.run(story)
 
 
-def test_nobody_waits_for_a_connection_without_end(postgres_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wait_for_connection_times_out(postgres_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         monkeypatch.setattr(ledger_postgres, "_MAX_CONNECTIONS", 1)
         store = await ledger_postgres.PostgresStore.open(postgres_home.url, timeout_s=0.2)
@@ -1749,7 +1746,7 @@ def test_nobody_waits_for_a_connection_without_end(postgres_home: Home, monkeypa
     asyncio.run(story())
 
 
-def test_nothing_is_waited_for_without_end(postgres_home: Home) -> None:
+def test_wait_for_lock_times_out(postgres_home: Home) -> None:
     async def story() -> None:
         store = await ledger_postgres.PostgresStore.open(postgres_home.url, timeout_s=0.2)
         ledger = Ledger(store, "me", 60, 10, lambda: 0.0)
@@ -1771,22 +1768,22 @@ def test_nothing_is_waited_for_without_end(postgres_home: Home) -> None:
     asyncio.run(story())
 
 
-def test_no_lock_outlives_a_statement_and_every_commit_is_durable(postgres_home: Home) -> None:
+def test_locks_end_with_statement_and_commits_are_durable(postgres_home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         await asyncio.gather(*(claimed(ledger, Key("", "", str(n))) for n in range(40)))
-        states = await aside(f"SELECT state FROM pg_stat_activity WHERE {OTHERS}")
+        states = await on_own_connection(f"SELECT state FROM pg_stat_activity WHERE {OTHERS}")
         assert {found["state"] for found in states} == {"idle"}
         assert len(states) <= 10
         store = ledger.store
         assert isinstance(store, ledger_postgres.PostgresStore)
         assert (await store._fetch("SHOW synchronous_commit"))[0][0] == "on"
 
-    # Also where the database's default is another.
+    # Even if the database's default differs.
     postgres_home.url = postgres_home.url + "&synchronous_commit=off"
     postgres_home.run(story)
 
 
-def test_time_is_the_database_s() -> None:
+def test_postgres_ledger_uses_database_clock() -> None:
     async def story() -> None:
         ledger = await open_ledger(postgres.url())
         try:
@@ -1800,9 +1797,7 @@ def test_time_is_the_database_s() -> None:
     asyncio.run(story())
 
 
-def test_what_was_computed_from_a_row_that_has_changed_since_is_thrown_away(
-    postgres_home: Home, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_step_is_recomputed_if_row_changed_meanwhile(postgres_home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(ledger: Ledger) -> None:
         mine = await claimed(ledger)
         store: Any = ledger.store

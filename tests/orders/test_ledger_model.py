@@ -1,12 +1,12 @@
-"""The ledger under everything that can happen to its users, in random order: what may never happen does not.
+"""Property test of the ledger: random events, and invariants that hold after each.
 
-Three processes work on two orders, get paused and killed at any point, and race; the engine acts at once, late, never,
-or says no, and may not answer. Checked after every step:
+Three processes work on two orders, get paused and killed at any point, and race; the engine acts at once, late or
+never, refuses, and may not answer. Checked after every step:
 
 - an order is redeemed once at the most, and not at all where it was rejected;
 - a redeemed row never changes, except from DONE to REPAIRED, and every replay is the same;
-- another content is accepted only where nothing stands, and no two orders ever hold one session;
-- what is written under an old fence changes nothing.
+- other content is accepted only where nothing is redeemed, and two orders never hold one session;
+- a write under an old fence changes nothing.
 """
 
 import asyncio
@@ -65,13 +65,13 @@ PAUSES = (0.0, 0.0, 0.0, 0.0, 0.3, 1.0, 1.0, 10.0, 61.0)
 
 @dataclass(frozen=True)
 class Hand:
-    """What a process holds, and what it would do next."""
+    """What a process holds, and its next step."""
 
     row: Row
     next: Literal["mark", "send", "ask", "conclude", "record"]
     permit: Permit | None = None
     found: bool | None = None
-    """What the look-up said; None where it failed."""
+    """The result of the look-up; None if it failed."""
     outcome: Literal["done", "rejected", "not sent"] = "done"
 
 
@@ -98,7 +98,7 @@ class Machine(RuleBasedStateMachine):
         self.engine = Engine()
         self.hands: dict[int, Hand] = {}
         self.let_go: list[Row] = []
-        """Rows as they were when somebody else took them over, or their holder died."""
+        """Rows as they were when their holder died or lost them to another process."""
         self.finished: dict[Key, Row] = {}
         self.ledger: Ledger
 
@@ -131,7 +131,7 @@ class Machine(RuleBasedStateMachine):
             self.let_go.append(hand.row)
 
     def write(self, process: int, work: Coroutine[Any, Any, T]) -> T | None:
-        """What a write returns; None where somebody else has taken over, and then it must have been so."""
+        """The result of a write; None if it was fenced. Checks that the fence was right."""
         mine = self.hands[process].row
         before = self.run(self.ledger.show(mine.key))
         assert before is not None
@@ -145,11 +145,11 @@ class Machine(RuleBasedStateMachine):
         assert before.fence == mine.fence
         return written
 
-    def an_order_comes_in(self, data: st.DataObject) -> None:
+    def receive_order(self, data: st.DataObject) -> None:
         if self.free():
             self.claim(self.free()[0], data.draw(st.sampled_from(KEYS)), data.draw(st.sampled_from(CONTENTS)))
 
-    def the_reconciler_takes_what_is_due(self, data: st.DataObject) -> None:
+    def reconcile_due(self, data: st.DataObject) -> None:
         for due in self.run(self.ledger.due(1)) if self.free() else []:
             assert due.state in (State.INTENT, State.UNKNOWN)
             self.claim(self.free()[0], due.key, due.identity)
@@ -180,8 +180,8 @@ class Machine(RuleBasedStateMachine):
                 assert before is not None
                 assert before.state is State.MANUAL
 
-    def a_process_goes_on(self, data: st.DataObject) -> None:
-        """And may be paused before each step."""
+    def run_process(self, data: st.DataObject) -> None:
+        """Runs some steps, and may pause before each."""
         process = data.draw(st.sampled_from(sorted(self.hands) or [0]))
         for _ in range(data.draw(st.integers(1, 6))):
             hand = self.hands.get(process)
@@ -194,7 +194,7 @@ class Machine(RuleBasedStateMachine):
                 case "send":
                     self.send(process, data.draw(st.sampled_from(ANSWERS)), data.draw(st.sampled_from(DELAYS)))
                 case "ask":
-                    self.ask_what_happened(process, fails=data.draw(st.integers(0, 3)) == 0)
+                    self.look_up(process, fails=data.draw(st.integers(0, 3)) == 0)
                 case "conclude":
                     self.conclude(process)
                 case "record":
@@ -234,7 +234,7 @@ class Machine(RuleBasedStateMachine):
         if self.write(process, work):
             self.drop(process)
 
-    def ask_what_happened(self, process: int, *, fails: bool) -> None:
+    def look_up(self, process: int, *, fails: bool) -> None:
         row = self.write(process, self.ledger.looking(self.hands[process].row))
         if row:
             found = None if fails else bool(self.engine.redeemed(row.key, self.now))
@@ -255,20 +255,20 @@ class Machine(RuleBasedStateMachine):
 
     # -- What happens to them --------------------------------------------------------------------------------------
 
-    def a_process_dies(self, data: st.DataObject) -> None:
+    def kill_process(self, data: st.DataObject) -> None:
         self.drop(data.draw(st.sampled_from(PROCESSES)))
 
-    def time_passes(self, data: st.DataObject) -> None:
-        """For everybody: whoever holds something was paused for so long."""
+    def pass_time(self, data: st.DataObject) -> None:
+        """All processes pause."""
         self.wait(data.draw(st.sampled_from([1.0, 1.0, 5.0, 10.0, 10.0, 61.0, 90_000.0])))
 
     def wait(self, seconds: float) -> None:
         self.now += seconds
         self.home.time.now = self.now - self.booted_at
 
-    def the_machine_starts_anew(self, data: st.DataObject) -> None:
+    def reboot(self, data: st.DataObject) -> None:
         if self.store != "sqlite":
-            return  # PostgreSQL's clock does not start anew
+            return  # PostgreSQL's clock does not restart
         for process in list(self.hands):
             self.drop(process)
         self.run(self.ledger.close())
@@ -277,14 +277,14 @@ class Machine(RuleBasedStateMachine):
         self.home.time.boot += "'"
         self.open()
 
-    def who_lost_a_row_writes_all_the_same(self, data: st.DataObject) -> None:
+    def write_with_old_fence(self, data: st.DataObject) -> None:
         if not self.let_go:
             return
         old = data.draw(st.sampled_from(self.let_go))
         before = self.run(self.ledger.show(old.key))
         assert before is not None
         if before.fence == old.fence:
-            return  # nobody has taken over yet: it may
+            return  # not taken over yet: it may write
         ways: list[Callable[[], Coroutine[Any, Any, Any]]] = [
             lambda: self.ledger.mark_sent(old),
             lambda: self.ledger.extend(old),
@@ -300,7 +300,7 @@ class Machine(RuleBasedStateMachine):
             self.run(data.draw(st.sampled_from(ways))())
         assert self.run(self.ledger.show(old.key)) == before
 
-    def an_audit_repairs(self, data: st.DataObject) -> None:
+    def repair_finished(self, data: st.DataObject) -> None:
         for row in [row for row in self.finished.values() if row.state is State.DONE]:
             fixed = self.run(self.ledger.repair(row, "twice"))
             changed = {name: getattr(row, name) for name in ("state", "reason", "version", "updated_at")}
@@ -310,19 +310,19 @@ class Machine(RuleBasedStateMachine):
     @rule(
         event=st.sampled_from(
             [
-                *(an_order_comes_in, an_order_comes_in, an_order_comes_in, the_reconciler_takes_what_is_due),
-                *(a_process_goes_on, a_process_goes_on, a_process_goes_on, a_process_goes_on, a_process_dies),
-                *(time_passes, time_passes, the_machine_starts_anew),
-                *(who_lost_a_row_writes_all_the_same, an_audit_repairs),
+                *(receive_order, receive_order, receive_order, reconcile_due),
+                *(run_process, run_process, run_process, run_process, kill_process),
+                *(pass_time, pass_time, reboot),
+                *(write_with_old_fence, repair_finished),
             ]
         ),
         data=st.data(),
     )
-    def something_happens(self, event: Callable[..., None], data: st.DataObject) -> None:
-        """One rule for all of it, so that how often each thing happens is ours to say."""
+    def run_event(self, event: Callable[..., None], data: st.DataObject) -> None:
+        """One rule for all events, so that the list above sets how often each happens."""
         event(self, data)
 
-    # -- What may never happen -------------------------------------------------------------------------------------
+    # -- Invariants --------------------------------------------------------------------------------------------------
 
     @invariant()
     def check(self) -> None:
@@ -350,7 +350,7 @@ MACHINES = {"sqlite": (SqliteMachine, 40), "postgres": (PostgresMachine, 10)}
 
 
 @pytest.mark.parametrize("store", STORES)
-def test_what_may_never_happen_does_not_whatever_else_does(store: str) -> None:
+def test_ledger_keeps_invariants_under_random_events(store: str) -> None:
     machine, examples = MACHINES[store]
     run_state_machine_as_test(
         machine,

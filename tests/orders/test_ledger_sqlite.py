@@ -1,4 +1,4 @@
-"""What SQLite's store does beyond the common suite: changes that wait together are written together."""
+"""The SQLite store beyond the common suite: queued changes are written together."""
 
 import asyncio
 import sqlite3
@@ -35,7 +35,7 @@ async def in_thread(store: SqliteStore, act: Any) -> Any:
 
 
 async def together(store: SqliteStore, *changes: Any) -> list[Any]:
-    """Lets changes come in while the thread is at something else."""
+    """Queues changes while the thread is busy."""
     go = threading.Event()
     busy = store._thread.submit(go.wait)
     waiting = asyncio.gather(*changes, return_exceptions=True)
@@ -49,7 +49,7 @@ def claims(ledger: Ledger, keys: list[Key]) -> list[Any]:
     return [claim(ledger, key) for key in keys]
 
 
-def test_changes_that_wait_together_are_one_transaction(tmp_path: Path) -> None:
+def test_queued_changes_share_one_transaction(tmp_path: Path) -> None:
     async def act(ledger: Ledger, store: SqliteStore) -> tuple[list[Any], list[str]]:
         seen: list[str] = []
         await in_thread(store, lambda database: database.set_trace_callback(seen.append))
@@ -62,7 +62,7 @@ def test_changes_that_wait_together_are_one_transaction(tmp_path: Path) -> None:
     assert (seen.count("COMMIT"), seen.count("BEGIN IMMEDIATE")) == (1, 1)
 
 
-def test_one_that_fails_takes_back_its_own_part_alone(tmp_path: Path) -> None:
+def test_failed_change_rolls_back_only_itself(tmp_path: Path) -> None:
     class Wrong(Exception):
         pass
 
@@ -79,7 +79,7 @@ def test_one_that_fails_takes_back_its_own_part_alone(tmp_path: Path) -> None:
     assert [row is not None for row in rows] == [True] * 6 + [False]
 
 
-def test_duplicates_that_wait_together_see_each_other(tmp_path: Path) -> None:
+def test_queued_duplicates_see_each_other(tmp_path: Path) -> None:
     async def act(ledger: Ledger, store: SqliteStore) -> list[Any]:
         return await together(store, *claims(ledger, [KEYS[0]] * 4))
 
@@ -91,9 +91,9 @@ def test_duplicates_that_wait_together_see_each_other(tmp_path: Path) -> None:
     ]
 
 
-def test_where_the_database_fails_all_are_told_and_nothing_is_written(tmp_path: Path) -> None:
+def test_database_failure_fails_all_queued_changes(tmp_path: Path) -> None:
     async def act(ledger: Ledger, store: SqliteStore) -> tuple[list[Any], list[Any]]:
-        await in_thread(store, lambda database: database.execute("PRAGMA max_page_count = 1"))  # as many as there are
+        await in_thread(store, lambda database: database.execute("PRAGMA max_page_count = 1"))  # the file cannot grow
         body = b"x" * 100_000
         full = await together(store, *(claim(ledger, key, body=body) for key in KEYS))
         await in_thread(store, lambda database: database.execute("PRAGMA max_page_count = 100000"))
@@ -105,7 +105,7 @@ def test_where_the_database_fails_all_are_told_and_nothing_is_written(tmp_path: 
     assert rows == [None] * 6
 
 
-def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
+def test_closed_ledger_refuses_claims(tmp_path: Path) -> None:
     async def act(ledger: Ledger, store: SqliteStore) -> None:
         await ledger.close()
         with pytest.raises(LedgerUnavailable):
@@ -118,9 +118,7 @@ def test_a_closed_ledger_says_so(tmp_path: Path) -> None:
     ("found", "reason"),
     [(None, "ledger_missing"), (0, "ledger_missing"), (1, "ledger_too_old"), (3, "ledger_too_new")],
 )
-def test_who_only_reads_makes_no_ledger_and_brings_none_up_to_date(
-    tmp_path: Path, found: int | None, reason: str
-) -> None:
+def test_reader_neither_creates_nor_migrates_ledger(tmp_path: Path, found: int | None, reason: str) -> None:
     path = tmp_path / "ledger.db"
     if found is not None:
         with closing(sqlite3.connect(path)) as database:
@@ -131,7 +129,7 @@ def test_who_only_reads_makes_no_ledger_and_brings_none_up_to_date(
     assert path.exists() is (found is not None)
 
 
-def test_a_busy_ledger_is_opened_at_its_first_use_by_who_is_patient(tmp_path: Path) -> None:
+def test_patient_store_opens_busy_ledger_on_first_use(tmp_path: Path) -> None:
     path, clock = str(tmp_path / "ledger.db"), Clock(lambda: 1.0, lambda: 2.0, "boot")
 
     async def act() -> None:
@@ -154,7 +152,7 @@ def test_a_busy_ledger_is_opened_at_its_first_use_by_who_is_patient(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["ledger.db", "ledger.db-wal", "ledger.db-shm"])
-def test_nothing_is_written_to_a_file_that_has_lost_its_name(tmp_path: Path, name: str) -> None:
+def test_moved_file_is_not_written(tmp_path: Path, name: str) -> None:
     async def act(ledger: Ledger, store: SqliteStore) -> list[str]:
         file, away = tmp_path / name, tmp_path / "away"
         results: list[Any] = [await claim(ledger, KEYS[0])]

@@ -1,15 +1,14 @@
-"""One cart's life, at random, against the engine's own books.
+"""Property test of one cart: random events, checked against the engine's own books.
 
 Two order ids share one validated cart. They are consumed, changed, retried with and without the receipt, cancelled;
 their engine loses answers, acts late, garbles, refuses, says 429, and sees requests twice; processes die before they
 record; the merchant reopens sessions. After every step:
 
-- of each order and in each session one redemption stands at the most (but for what a proxy has doubled, until somebody
-  is told);
-- who gets 200 has exactly one redemption, in the order's session, and an order that was cancelled has none;
+- each order and each session has at most one redemption (except for a proxy's duplicate, until it is repaired);
+- an order answered with 200 has exactly one redemption, in its session, and a cancelled order has none;
 - nothing is redeemed without a caller.
 
-Each of the faults that this machine was built for is put back in (`SABOTAGES`) and must be found.
+Each fault that this machine was built for is put back (`SABOTAGES`) and must be found.
 """
 
 import asyncio
@@ -72,7 +71,7 @@ class Books:
         self.sent = 0
         """Redeeming requests that have arrived."""
         self.doubled: set[str] = set()
-        """Sessions in which a proxy doubled a request, and nobody may know yet."""
+        """Sessions with a proxy's duplicate that is not repaired yet."""
 
     def redeem(self, session: str, key: str) -> bytes:
         """`key` names the order and the attempt: an engine that closes once answers the same key from memory."""
@@ -153,7 +152,7 @@ class Wire:
 
 
 class Accountant(FakeAdapter):
-    """Believes what a 2xx says; raises at what it cannot read."""
+    """Trusts a readable 2xx; raises at one that it cannot read."""
 
     def __init__(self, options: Mapping[str, str] | None = None) -> None:
         super().__init__(options)
@@ -218,8 +217,8 @@ class Machine(RuleBasedStateMachine):
         """Sessions that the merchant has opened again, with nothing redeemed in them since."""
 
     @initialize(numbers=st.lists(st.integers(0, 59), min_size=1, max_size=2))
-    def choose_a_few_faults(self, numbers: list[int]) -> None:
-        """Of one life: what follows from one another is found sooner than where each step has another."""
+    def choose_faults(self, numbers: list[int]) -> None:
+        """A few faults a run: sequences of related faults are found sooner than with another fault at each step."""
         self.faults = ["", *(self.among[number % len(self.among)] for number in numbers)]
 
     @rule(
@@ -251,7 +250,7 @@ class Machine(RuleBasedStateMachine):
             self.reopened.discard(self.granted[order])
 
     @rule(seconds=st.sampled_from([1, 31, 61, 61, 400]))
-    def nobody_asks(self, seconds: int) -> None:
+    def run_reconciler(self, seconds: int) -> None:
         before = self.books.sent
         self.life.reconcile(after_s=seconds)
         assert self.books.sent == before, "nothing is redeemed without a caller"
@@ -267,16 +266,16 @@ class Machine(RuleBasedStateMachine):
         self.cancelled.add(order)
 
     @rule(order=st.sampled_from(ORDERS))
-    def the_merchant_reopens(self, order: str) -> None:
-        """In the engine itself, and we are not told: the order is edited there, or cancelled."""
+    def reopen_session(self, order: str) -> None:
+        """In the engine itself, unseen by the service: the order is edited or cancelled there."""
         session = self.granted.get(order)
         if session is not None:
             self.books.undo(session)
             self.reopened.add(session)
 
     @rule(seconds=st.sampled_from([31, 61, 61]))
-    def time_passes(self, seconds: int) -> None:
-        """And no reconciler runs."""
+    def pass_time(self, seconds: int) -> None:
+        """No reconciler runs."""
         self.life.time += seconds
 
     @rule()
@@ -285,14 +284,14 @@ class Machine(RuleBasedStateMachine):
         self.life.configured = dataclasses.replace(self.life.configured, default_currency=currency)
 
     @invariant()
-    def the_books_are_right(self) -> None:
+    def check_books(self) -> None:
         self.life.wire.fault = ""  # type: ignore[attr-defined]
         self.books.settle(self.life.time)
         stands = {place: n for place, n in self.books.stands.items() if n and place[0] not in self.books.doubled}
         counts: Counter[str] = Counter()
         holders = self.holders() if stands else {}
         for (session, order), count in stands.items():
-            # A redemption that nobody was told of may have passed to the other id.
+            # An unconfirmed redemption may have moved to the other id.
             counts.update({f"order {holders.get(session, order)}": count, f"session {session}": count})
         assert max(counts.values(), default=0) <= 1, f"more than one stands: {counts}"
         for order, session in self.granted.items():
@@ -347,17 +346,17 @@ def run(machine: type[Machine], examples: int, phases: Sequence[Phase] = tuple(P
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_whatever_happens_to_a_cart_one_redemption_stands_and_everybody_is_told_the_truth(
+def test_cart_is_redeemed_at_most_once_under_random_events(
     machine: type[Machine],
 ) -> None:
     run(machine, 40)
 
 
-# -- The faults that it was built for, put back in -----------------------------------------------------------------
+# -- Known faults, put back: each must be found --------------------------------------------------------------------
 
 
 def any_exception_may_mean_not_done(patch: pytest.MonkeyPatch) -> None:
-    """Rows 1 and 3: which exception an adapter raises decides, not what was answered to the request that redeems."""
+    """Rows 1 and 3: the adapter's exception decides, not the answer to the redeeming request."""
 
     def verdict(problem: Problem, course: Any) -> Verdict:
         return NotDone(problem) if isinstance(problem, EngineRejected) else real(problem, course)
@@ -367,7 +366,7 @@ def any_exception_may_mean_not_done(patch: pytest.MonkeyPatch) -> None:
 
 
 def not_redeemed_is_done(patch: pytest.MonkeyPatch) -> None:
-    """Row 4: what is refused without being redeemed is recorded as done."""
+    """Row 4: a refusal without a redemption is recorded as done."""
 
     async def done(self: PromotionEngine, *given: Any) -> Verdict:
         verdict = await real(self, *given)
@@ -378,7 +377,7 @@ def not_redeemed_is_done(patch: pytest.MonkeyPatch) -> None:
 
 
 def every_attempt_has_one_key(patch: pytest.MonkeyPatch) -> None:
-    """Row 5: a session that was opened again is closed with the key of the first close."""
+    """Row 5: a reopened session is closed with the key of its first close."""
     real = redeem._addressed
 
     def addressed(order: Checkout, row: Row) -> Checkout:
@@ -387,8 +386,8 @@ def every_attempt_has_one_key(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(redeem, "_addressed", addressed)
 
 
-def the_callers_session_counts(patch: pytest.MonkeyPatch) -> None:
-    """Row 8: a later try goes to the session that it brings, whatever may stand in the row's."""
+def callers_session_wins(patch: pytest.MonkeyPatch) -> None:
+    """Row 8: a retry uses the session that it brings, even if the row's may hold a redemption."""
 
     async def look_up(self: OrderRedeemer, job: Job, row: Row, *given: Any) -> Answer | Later:
         assert not isinstance(job.ask.terms, Problem)
@@ -402,8 +401,8 @@ def the_callers_session_counts(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rows, "_session_for", session_for)
 
 
-def redeemed_unasked(patch: pytest.MonkeyPatch) -> None:
-    """Row 12: what was certainly not done is redeemed without its caller."""
+def redeemed_without_caller(patch: pytest.MonkeyPatch) -> None:
+    """Row 12: a redemption that certainly failed is made later without its caller."""
     for machine in MACHINES:
         patch.setattr(machine, "environment", {"MAPPER_AFTER_FAILURE": "redeem_later"})
 
@@ -413,14 +412,14 @@ SABOTAGES: dict[Sabotage, tuple[str, ...]] = {
     any_exception_may_mean_not_done: ("garbled", "twice"),
     not_redeemed_is_done: ("refused",),
     every_attempt_has_one_key: ("partly",),
-    the_callers_session_counts: ("lost after", "500 after"),
-    redeemed_unasked: ("429", "not sent"),
+    callers_session_wins: ("lost after", "500 after"),
+    redeemed_without_caller: ("429", "not sent"),
 }
-"""With what the engine does where they show."""
+"""By sabotage: the engine faults that reveal it."""
 
 
 @pytest.mark.parametrize(("sabotage", "faults"), SABOTAGES.items())
-def test_each_of_these_faults_is_found_when_it_is_put_back_in(
+def test_machine_finds_each_sabotage(
     monkeypatch: pytest.MonkeyPatch, sabotage: Sabotage, faults: tuple[str, ...]
 ) -> None:
     sabotage(monkeypatch)

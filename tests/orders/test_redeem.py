@@ -1,4 +1,4 @@
-"""What becomes of one order, whatever goes wrong: who is told what, and what happens without a caller."""
+"""One order under failures: what each caller gets, and what happens without a caller."""
 
 import asyncio
 import dataclasses
@@ -43,17 +43,17 @@ def house() -> House:
 
 
 def ordered(house: House, order: str, **changes: Any) -> dict[str, Any]:
-    """An order made of the checkout c-1, with its receipt, under an id of its own."""
+    """An order from checkout c-1 with its receipt, under its own id."""
     return {**to_order(house("validate", CHECKOUT | changes)), "id": order}
 
 
-# -- What the engine certainly did not do waits for its caller -----------------------------------------------------
+# -- A redemption that certainly failed waits for its caller -------------------------------------------------------
 
 NOT_DONE = [NotSent("connect"), 429, 409, 401]
 
 
 def fail(house: House, failure: int | Exception, times: int = 9) -> None:
-    """The next requests that redeem fail; 401 is what the adapter says of our key."""
+    """Makes the next redeeming requests fail; 401: the adapter reports a wrong key."""
     house.wire.script["redeem"] = [failure] * times
     house.adapter.on_redeem = EngineRejected("our key is wrong", reason="engine_key") if failure == 401 else None
 
@@ -63,9 +63,7 @@ def mend(house: House) -> None:
 
 
 @pytest.mark.parametrize("failure", NOT_DONE)
-def test_what_was_certainly_not_done_happens_with_its_caller_or_not_at_all(
-    house: House, failure: int | Exception
-) -> None:
+def test_failed_redemption_is_not_retried_without_caller(house: House, failure: int | Exception) -> None:
     fail(house, failure)
     problem = house.refusal("consume", ORDERED)
     assert (problem.status("consume"), problem.category in ("engine_unavailable", "engine_rejected")) == (500, True)
@@ -80,16 +78,14 @@ def test_what_was_certainly_not_done_happens_with_its_caller_or_not_at_all(
 
 
 @pytest.mark.parametrize("failure", [NotSent("connect"), 429, 409])
-def test_what_may_help_is_tried_again_while_the_caller_waits(house: House, failure: int | Exception) -> None:
+def test_temporary_failure_is_retried_while_caller_waits(house: House, failure: int | Exception) -> None:
     fail(house, failure, times=2)
     assert house("consume", ORDERED)["order"] == ORDERED
     assert house.wire.sent.count("redeem") == 3
 
 
 @pytest.mark.parametrize(("within_s", "pauses"), [(8, [0.2, 0.5, 1.0]), (1.0, [0.2]), (0.4, [])])
-def test_the_pauses_between_tries_grow_and_leave_time_for_one_more(
-    house: House, within_s: float, pauses: list[float]
-) -> None:
+def test_retry_pauses_grow_and_leave_time_for_retry(house: House, within_s: float, pauses: list[float]) -> None:
     fail(house, 429, times=99)
 
     async def call(service: Service) -> None:
@@ -101,7 +97,7 @@ def test_the_pauses_between_tries_grow_and_leave_time_for_one_more(
     assert [pause for pause in house.pauses if pause > 0.1] == pauses, "those of the engine's own retries are shorter"
 
 
-def test_without_a_caller_it_is_tried_by_the_schedule_and_then_waits_for_one() -> None:
+def test_redeem_later_retries_by_schedule_then_waits_for_caller() -> None:
     house = House(MAPPER_AFTER_FAILURE="redeem_later")
     fail(house, 429, times=999)
     house.refusal("consume", ORDERED)
@@ -112,17 +108,17 @@ def test_without_a_caller_it_is_tried_by_the_schedule_and_then_waits_for_one() -
             assert house.refusal("consume", ORDERED).retry_after == delays[-1] == 60
         else:
             house.reconcile(after_s=due_at - house.time)
-    # The last of the first caller's own tries counts; a caller who comes meanwhile uses up none.
+    # The first caller's last try counts; a later caller uses up none.
     assert delays == [*RETRY_AFTER_S[1:6], 60, *RETRY_AFTER_S[6:]]
 
 
-def test_what_cannot_help_is_not_tried_again(house: House) -> None:
+def test_wrong_key_is_not_retried(house: House) -> None:
     fail(house, 401)
     house.refusal("consume", ORDERED)
     assert house.wire.sent.count("redeem") == 1
 
 
-def test_or_it_is_redeemed_later_where_the_settings_say_so() -> None:
+def test_redeem_later_redeems_without_caller() -> None:
     house = House(MAPPER_AFTER_FAILURE="redeem_later")
     house.adapter.granted = TEN_OFF
     fail(house, NotSent("connect"))
@@ -135,7 +131,7 @@ def test_or_it_is_redeemed_later_where_the_settings_say_so() -> None:
     assert house.wire.sent == []
 
 
-def test_an_order_whose_process_died_before_it_was_sent_waits_too(house: House) -> None:
+def test_unsent_order_of_dead_process_waits_for_caller(house: House) -> None:
     hold(house)
     house.reconcile(after_s=40)
     assert (house.row().state, house.wire.sent) == (State.RETRYABLE, [])
@@ -143,9 +139,7 @@ def test_an_order_whose_process_died_before_it_was_sent_waits_too(house: House) 
 
 
 @pytest.mark.parametrize(("policy", "end", "times"), [("wait", State.RETRYABLE, 1), ("redeem_later", State.DONE, 2)])
-def test_what_the_engine_does_not_know_after_the_quarantine_is_sent_again_for_whom_the_settings_say(
-    policy: str, end: State, times: int
-) -> None:
+def test_absent_redemption_is_resent_only_by_redeem_later(policy: str, end: State, times: int) -> None:
     house = House(MAPPER_AFTER_FAILURE=policy)
     house.adapter.granted = TEN_OFF
     house.wire.script["redeem"] = [Unknown("timeout")]
@@ -161,7 +155,7 @@ def test_what_the_engine_does_not_know_after_the_quarantine_is_sent_again_for_wh
     [(0.05, 60, 1), (0.15, 60, 60), (0.15, 0, 1)],
     ids=["unsent", "sent", "none"],
 )
-def test_a_caller_who_runs_out_of_time_is_told_when_the_quarantine_ends(
+def test_timed_out_caller_gets_end_of_quarantine_as_retry_after(
     house: House, within_s: float, quarantine_s: float, retry_after: int
 ) -> None:
     house.wire.pause = 0.1
@@ -176,7 +170,7 @@ def test_a_caller_who_runs_out_of_time_is_told_when_the_quarantine_ends(
     assert (raised.value.reason, raised.value.retry_after) == ("still_working", retry_after)
 
 
-def test_a_drain_waits_no_longer_than_it_may(house: House) -> None:
+def test_drain_stops_waiting_at_time_limit(house: House) -> None:
     house.wire.pause = 30
 
     async def call(service: Service) -> None:
@@ -191,11 +185,11 @@ def test_a_drain_waits_no_longer_than_it_may(house: House) -> None:
     asyncio.run(asyncio.wait_for(house.within(call), 10))
 
 
-# -- A refusal is no stored answer ---------------------------------------------------------------------------------
+# -- Refusals are not stored as answers ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("again", [ORDERED, CHANGED, {**ORDERED, "promotions": {}}])
-def test_a_refused_order_is_checked_anew(house: House, again: dict[str, Any]) -> None:
+def test_refused_order_is_checked_again(house: House, again: dict[str, Any]) -> None:
     house.adapter.granted = REFUSED
     assert house.refusal("consume", ORDERED).category == "promotion_codes"
     assert house.row().state is State.REJECTED
@@ -204,7 +198,7 @@ def test_a_refused_order_is_checked_anew(house: House, again: dict[str, Any]) ->
     assert house.wire.sent == ["check", "check", "redeem"]
 
 
-def test_a_difference_that_was_refused_is_checked_anew() -> None:
+def test_order_refused_for_drift_is_checked_again() -> None:
     house = House(MAPPER_ON_DRIFT="refuse")
     assert house.refusal("consume", ORDERED).category == "amount_mismatch"
     house.adapter.granted = TEN_OFF
@@ -212,8 +206,8 @@ def test_a_difference_that_was_refused_is_checked_anew() -> None:
 
 
 @pytest.mark.parametrize("was", ["refused", "not done"])
-def test_a_request_that_outlived_its_caller_leaves_an_order_as_it_is(house: House, was: str) -> None:
-    """Its caller gave up while this process stood still; the same order has been answered by another one since."""
+def test_request_of_gone_caller_leaves_order_unchanged(house: House, was: str) -> None:
+    """The caller hung up while this process was paused; another process has answered the order since."""
     if was == "refused":
         house.adapter.granted = REFUSED
     else:
@@ -232,11 +226,11 @@ def test_a_request_that_outlived_its_caller_leaves_an_order_as_it_is(house: Hous
     assert (house.row().state, house.row().reason) == (before.state, before.reason)
 
 
-# -- After a 2xx of what redeems, nothing counts as not done -------------------------------------------------------
+# -- After a 2xx to the redeeming request, nothing counts as not redeemed ------------------------------------------
 
 
 class Broken(FakeAdapter):
-    """Raises after the engine has redeemed; says that this request may be repeated."""
+    """Raises after the engine has redeemed; declares the request repeatable."""
 
     error: Exception = ValueError("a bug")
 
@@ -255,9 +249,7 @@ BUGS = [
 
 @pytest.mark.parametrize("error", BUGS)
 @pytest.mark.parametrize("found", ["redeemed", "absent", "unclear"])
-def test_whatever_an_adapter_raises_after_a_2xx_it_is_looked_up_and_not_sent_again(
-    house: House, error: Exception, found: Any
-) -> None:
+def test_adapter_error_after_2xx_causes_look_up_not_resend(house: House, error: Exception, found: Any) -> None:
     house.adapter = Broken()
     house.adapter.granted, house.adapter.error = TEN_OFF, error
     house.configured = dataclasses.replace(house.configured, adapter=house.adapter)
@@ -272,22 +264,20 @@ def test_whatever_an_adapter_raises_after_a_2xx_it_is_looked_up_and_not_sent_aga
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-def test_any_2xx_is_done(house: House, status: int) -> None:
+def test_any_2xx_means_redeemed(house: House, status: int) -> None:
     house.wire.script["redeem"] = [status]
     assert house("consume", ORDERED)["order"] == ORDERED
     assert house.wire.sent == ["check", "redeem"]
 
 
-# -- Not redeemed, says the adapter --------------------------------------------------------------------------------
+# -- The adapter returns NotRedeemed -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("undo", [True, False])
 @pytest.mark.parametrize(
     ("found", "end"), [("absent", State.REJECTED), ("redeemed", State.DONE), ("unclear", State.UNKNOWN)]
 )
-def test_a_redemption_that_ends_as_not_redeemed_is_confirmed_by_one_look_up(
-    house: House, found: Any, end: State, undo: bool
-) -> None:
+def test_not_redeemed_is_confirmed_by_look_up(house: House, found: Any, end: State, undo: bool) -> None:
     house.adapter.capabilities = msgspec.structs.replace(house.adapter.capabilities, undo=undo)
     house.adapter.on_redeem = NotRedeemed(REFUSED.rejected)
     house.adapter.found = LookedUp(found, TEN_OFF)
@@ -301,7 +291,7 @@ def test_a_redemption_that_ends_as_not_redeemed_is_confirmed_by_one_look_up(
 
 
 @pytest.mark.parametrize("told_by", ["answer", "look-up"])
-def test_what_must_not_stand_is_taken_back_before_anybody_is_told(house: House, told_by: str) -> None:
+def test_partial_redemption_is_undone_before_any_answer(house: House, told_by: str) -> None:
     partly = Outcome(discounts=TEN_OFF.discounts, rejected=REFUSED.rejected)
     house.adapter.on_redeem, house.adapter.found = partly, LookedUp("redeemed", partly)
     house.wire.script = {"undo": [Unknown("timeout")] * 99}
@@ -319,7 +309,7 @@ def test_what_must_not_stand_is_taken_back_before_anybody_is_told(house: House, 
     assert set(house.adapter.undone) == {("c-1", False)}, "not for good: the order may be sent again"
 
 
-def test_where_there_is_no_undo_a_partly_refused_redemption_is_done_with_a_notice(house: House) -> None:
+def test_partial_redemption_without_undo_is_done_with_notice(house: House) -> None:
     house.adapter.capabilities = msgspec.structs.replace(house.adapter.capabilities, undo=False)
     house.adapter.on_redeem = Outcome(discounts=TEN_OFF.discounts, rejected=REFUSED.rejected)
     (notice,) = house("consume", ORDERED)["order"]["promotions"]["meta"]["mapper"]["notices"]
@@ -327,7 +317,7 @@ def test_where_there_is_no_undo_a_partly_refused_redemption_is_done_with_a_notic
     assert house.row().state is State.DONE
 
 
-def test_what_the_engine_says_beside_a_refusal_is_told() -> None:
+def test_notices_of_refused_redemption_are_returned() -> None:
     house = House(MAPPER_ON_REJECTED="apply_rest")
     house.adapter.granted = Outcome(rejected=REFUSED.rejected)
     house.adapter.on_redeem = NotRedeemed(REFUSED.rejected, (Notice("campaign", "It ends today.", {}),))
@@ -335,7 +325,7 @@ def test_what_the_engine_says_beside_a_refusal_is_told() -> None:
     assert [notice["type"] for notice in notices] == ["campaign", "amount_mismatch"]
 
 
-def test_with_every_code_refused_the_rest_is_done_and_the_difference_is_drift() -> None:
+def test_apply_rest_with_all_codes_refused_reports_drift() -> None:
     house = House(MAPPER_ON_REJECTED="apply_rest")
     house.adapter.granted = Outcome(rejected=REFUSED.rejected)
     house.adapter.on_redeem = NotRedeemed(REFUSED.rejected)
@@ -347,7 +337,7 @@ def test_with_every_code_refused_the_rest_is_done_and_the_difference_is_drift() 
 # -- The same order ------------------------------------------------------------------------------------------------
 
 
-def test_the_same_bytes_are_the_same_order_whatever_settings_have_changed(house: House) -> None:
+def test_same_bytes_are_same_order_after_settings_change(house: House) -> None:
     bare = {**ORDERED, "id": "c-1"}
     first = house.bytes("consume", bare)
     house.configured = settings(
@@ -358,9 +348,7 @@ def test_the_same_bytes_are_the_same_order_whatever_settings_have_changed(house:
 
 
 @pytest.mark.parametrize(("before", "now"), [("", "EUR"), ("USD", ""), ("USD", "EUR"), ("USD", "JPY")])
-def test_an_order_that_names_no_currency_is_the_same_in_the_currency_that_it_was_redeemed_in(
-    house: House, before: str, now: str
-) -> None:
+def test_order_without_currency_matches_after_default_currency_changes(house: House, before: str, now: str) -> None:
     house.configured = dataclasses.replace(house.configured, default_currency=before)
     house("consume", ORDERED)
     house.configured = dataclasses.replace(house.configured, default_currency=now)
@@ -368,7 +356,7 @@ def test_an_order_that_names_no_currency_is_the_same_in_the_currency_that_it_was
     assert house.refusal("consume", {**ORDERED, "currency": now or "EUR"}).category == "order_mismatch"
 
 
-def test_it_is_looked_up_in_that_currency_by_its_handle(house: House) -> None:
+def test_look_up_keeps_currency_of_first_attempt(house: House) -> None:
     house.wire.script = {"redeem": [Unknown("timeout")], "look_up": [503] * 9}
     house.refusal("consume", ORDERED)
     house.wire.script = {}
@@ -387,9 +375,7 @@ def test_it_is_looked_up_in_that_currency_by_its_handle(house: House) -> None:
         {"promotions": {"meta": {"utm": "x"}}},
     ],
 )
-def test_other_bytes_elsewhere_get_their_own_bytes_back_with_the_stored_notices(
-    house: House, elsewhere: dict[str, Any]
-) -> None:
+def test_replay_returns_callers_bytes_with_stored_notices(house: House, elsewhere: dict[str, Any]) -> None:
     house.adapter.granted = Outcome(discounts=TEN_OFF.discounts, notices=(Notice("coupon", "A coupon", {"v": 1.10}),))
     first = {**ORDERED, "promotions": {"identifiers": ["203.0.113.1"]}, "shipping_address": {"street": "Here 1"}}
     told = house("consume", first)["order"]["promotions"]["meta"]["mapper"]["notices"]
@@ -415,7 +401,7 @@ def test_other_bytes_elsewhere_get_their_own_bytes_back_with_the_stored_notices(
         {"shipping_rate": {"price": "7.00"}},
     ],
 )
-def test_what_makes_another_order(house: House, change: dict[str, Any]) -> None:
+def test_changed_content_gets_order_mismatch(house: House, change: dict[str, Any]) -> None:
     house.adapter.cost_pointers = ("/shipping_rate/price",)
     house("consume", ORDERED)
     problem = house.refusal("consume", {**ORDERED, **change})
@@ -424,7 +410,7 @@ def test_what_makes_another_order(house: House, change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("state", ["in flight", "unknown"])
 @pytest.mark.parametrize("again", [ORDERED, CHANGED])
-def test_while_nobody_knows_it_is_pending_whatever_the_content(house: House, state: str, again: dict[str, Any]) -> None:
+def test_order_with_unknown_outcome_is_pending_for_any_content(house: House, state: str, again: dict[str, Any]) -> None:
     house.wire.script["redeem"] = [Unknown("timeout")]
     if state == "unknown":
         house.refusal("consume", ORDERED)
@@ -438,7 +424,7 @@ def test_while_nobody_knows_it_is_pending_whatever_the_content(house: House, sta
 
 
 def hold(house: House) -> None:
-    """Another process has the order, and is at it."""
+    """Another process has claimed the order."""
 
     async def claim(service: Service) -> None:
         order = documents.parse(json.dumps(ORDERED).encode(), "consume")
@@ -452,7 +438,7 @@ def hold(house: House) -> None:
 # -- One session, one order ----------------------------------------------------------------------------------------
 
 
-def test_one_validated_cart_is_one_order(house: House) -> None:
+def test_cart_cannot_be_redeemed_under_second_id(house: House) -> None:
     order = ordered(house, "o-1")
     house("consume", order)
     house.wire.sent = []
@@ -462,7 +448,7 @@ def test_one_validated_cart_is_one_order(house: House) -> None:
     assert house("consume", order)["order"]["id"] == "o-1"
 
 
-def test_a_redemption_that_nobody_was_told_of_passes_to_the_new_id(house: House) -> None:
+def test_unconfirmed_redemption_moves_to_new_id(house: House) -> None:
     order = ordered(house, "o-1")
     house.wire.script["redeem"] = [Unknown("timeout")]
     house.refusal("consume", order)
@@ -481,15 +467,15 @@ def test_a_redemption_that_nobody_was_told_of_passes_to_the_new_id(house: House)
     assert house("consume", {**order, "id": "o-2"})["order"]["id"] == "o-2"
 
 
-def test_also_where_the_new_id_had_been_tried_before(house: House) -> None:
+def test_unconfirmed_redemption_moves_to_id_refused_before(house: House) -> None:
     house.adapter.granted = REFUSED
     house.refusal("consume", {**ORDERED, "id": "o-2"})
     house.adapter.granted = TEN_OFF
-    test_a_redemption_that_nobody_was_told_of_passes_to_the_new_id(house)
+    test_unconfirmed_redemption_moves_to_new_id(house)
 
 
 @pytest.mark.parametrize(("state", "wait_s"), [("in flight", 30), ("nearly free", 1), ("unknown", 55)])
-def test_while_another_order_has_the_session_it_is_pending(house: House, state: str, wait_s: int) -> None:
+def test_order_is_pending_while_another_holds_session(house: House, state: str, wait_s: int) -> None:
     if state == "unknown":
         house.wire.script["redeem"] = [Unknown("timeout")]
         house.refusal("consume", ORDERED)
@@ -504,7 +490,7 @@ def test_while_another_order_has_the_session_it_is_pending(house: House, state: 
     assert "redeem" not in house.wire.sent
 
 
-def test_what_waits_for_its_caller_leaves_its_session_to_the_next_order(house: House) -> None:
+def test_waiting_order_releases_session_to_next_order(house: House) -> None:
     order = ordered(house, "o-1")
     fail(house, NotSent("connect"))
     house.refusal("consume", order)
@@ -515,7 +501,7 @@ def test_what_waits_for_its_caller_leaves_its_session_to_the_next_order(house: H
 
 
 @pytest.mark.parametrize("freed", ["refused", "cancelled"])
-def test_an_order_that_brings_a_freed_session_is_redeemed_in_a_new_one(house: House, freed: str) -> None:
+def test_order_with_freed_session_is_redeemed_in_new_session(house: House, freed: str) -> None:
     order = ordered(house, "o-1")
     if freed == "refused":
         house.adapter.granted = REFUSED
@@ -529,7 +515,7 @@ def test_an_order_that_brings_a_freed_session_is_redeemed_in_a_new_one(house: Ho
     assert house("consume", {**order, "id": "o-2"})["order"]["id"] == "o-2"
 
 
-def taken_over(house: House) -> dict[str, Any]:
+def refused_order(house: House) -> dict[str, Any]:
     """An order o-1 that is refused. Its cart is then free for another order."""
     order = ordered(house, "o-1")
     house.adapter.granted = REFUSED
@@ -539,10 +525,8 @@ def taken_over(house: House) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("receipt", [True, False])
-def test_a_refused_order_whose_cart_another_has_taken_over_is_not_redeemed_beside_it(
-    house: House, receipt: bool
-) -> None:
-    order = taken_over(house)
+def test_refused_order_is_not_redeemed_if_cart_was_taken(house: House, receipt: bool) -> None:
+    order = refused_order(house)
     house("consume", {**order, "id": "o-2"})
     again = order if receipt else {**order, "promotions": {"coupon_codes": ["TEN", "X"]}}
     problem = house.refusal("consume", again)
@@ -550,8 +534,8 @@ def test_a_refused_order_whose_cart_another_has_taken_over_is_not_redeemed_besid
     assert house.wire.sent.count("redeem") == 1
 
 
-def test_a_cart_that_was_taken_over_belongs_to_the_first_that_redeems_it(house: House) -> None:
-    order = taken_over(house)
+def test_shared_cart_belongs_to_first_order_that_redeems_it(house: House) -> None:
+    order = refused_order(house)
     bare = {**order, "id": "o-2", "promotions": {"coupon_codes": ["TEN", "X"]}}
     fail(house, NotSent("connect"))
     house.refusal("consume", {**order, "id": "o-2"})
@@ -563,8 +547,8 @@ def test_a_cart_that_was_taken_over_belongs_to_the_first_that_redeems_it(house: 
 
 
 @pytest.mark.parametrize("state", ["unknown", "unconfirmed", "refused"])
-def test_until_a_cart_that_was_taken_over_is_redeemed_for_a_caller_it_is_not_lost(house: House, state: str) -> None:
-    order = taken_over(house)
+def test_taken_over_cart_is_lost_only_after_confirmed_redemption(house: House, state: str) -> None:
+    order = refused_order(house)
     if state == "refused":
         house.adapter.granted = REFUSED
     else:
@@ -582,8 +566,8 @@ def test_until_a_cart_that_was_taken_over_is_redeemed_for_a_caller_it_is_not_los
     assert house.refusal("consume", {**order, "id": "o-2"}).details["order"] == "o-1"
 
 
-def test_a_refused_order_whose_cart_was_taken_over_may_bring_a_new_cart(house: House) -> None:
-    order = taken_over(house)
+def test_refused_order_may_bring_new_cart(house: House) -> None:
+    order = refused_order(house)
     house("consume", {**order, "id": "o-2"})
     receipt = to_order(house("validate", CHECKOUT))["promotions"]
     assert receipt["meta"]["mapper"]["session"] == "c-1~3", "one that no order has finished with"
@@ -591,7 +575,7 @@ def test_a_refused_order_whose_cart_was_taken_over_may_bring_a_new_cart(house: H
     assert house.adapter.sessions[-1] == ("redeem", "c-1~3")
 
 
-def test_the_rows_session_is_the_orders_whatever_a_later_try_brings(house: House) -> None:
+def test_retry_keeps_rows_session(house: House) -> None:
     order = ordered(house, "o-1")
     fail(house, 429)
     house.refusal("consume", order)
@@ -605,7 +589,7 @@ def test_the_rows_session_is_the_orders_whatever_a_later_try_brings(house: House
     assert house.adapter.sessions[-1] == ("look_up", "c-1")
 
 
-def test_after_a_refusal_the_session_of_a_right_receipt_takes_its_place(house: House) -> None:
+def test_refused_order_takes_session_of_new_receipt(house: House) -> None:
     order = ordered(house, "o-1")
     house.adapter.granted = REFUSED
     house.refusal("consume", order)
@@ -615,7 +599,7 @@ def test_after_a_refusal_the_session_of_a_right_receipt_takes_its_place(house: H
     assert house.adapter.sessions[-1] == ("redeem", "c-9")
 
 
-def test_of_two_orders_that_bring_one_session_at_the_same_time_one_is_redeemed(house: House) -> None:
+def test_only_one_of_concurrent_orders_with_one_session_is_redeemed(house: House) -> None:
     order = ordered(house, "o-1")
     house.wire.pause = 0.01
 
@@ -629,10 +613,10 @@ def test_of_two_orders_that_bring_one_session_at_the_same_time_one_is_redeemed(h
     assert house.wire.sent.count("redeem") == 1
 
 
-# -- Validate and sessions that are finished -----------------------------------------------------------------------
+# -- Validate and finished sessions --------------------------------------------------------------------------------
 
 
-def test_a_cart_that_lives_on_after_its_order_gets_a_new_session(house: House) -> None:
+def test_cart_gets_new_session_after_its_order(house: House) -> None:
     house("consume", ordered(house, "o-1"))
     again = house("validate", CHECKOUT)["checkout"]
     assert again["promotions"]["meta"]["mapper"]["session"] == "c-1~2"
@@ -641,14 +625,14 @@ def test_a_cart_that_lives_on_after_its_order_gets_a_new_session(house: House) -
     assert house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"]["session"] == "c-1~3"
 
 
-def test_also_where_only_the_engine_knows_of_it(house: House) -> None:
+def test_cart_gets_new_session_if_engine_closed_it(house: House) -> None:
     house.wire.script["validate"] = [EngineRejected("completed", reason="session_closed")]
     assert house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"]["session"] == "c-1~2"
     house.wire.script["validate"] = [EngineRejected("completed", reason="session_closed")] * 9
     assert house.refusal("validate", CHECKOUT).reason == "session_closed"
 
 
-def test_without_the_ledger_validate_goes_on(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validate_works_without_ledger(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(*_: Any) -> str:
         raise LedgerUnavailable("unreachable")
 
@@ -659,13 +643,13 @@ def test_without_the_ledger_validate_goes_on(house: House, monkeypatch: pytest.M
 # -- Idempotency keys ----------------------------------------------------------------------------------------------
 
 
-def test_attempts_are_named_so_that_a_resend_keeps_its_name_and_a_new_attempt_does_not(house: House) -> None:
+def test_resend_keeps_idempotency_key(house: House) -> None:
     fail(house, NotSent("connect"), times=2)
     house("consume", ORDERED)
     assert house.adapter.attempts == ["/c-1/1", "/c-1/1"], "nothing had arrived"
 
 
-def test_who_would_have_to_wait_longer_than_there_is_time_is_told_so_at_once(house: House) -> None:
+def test_rate_limit_beyond_deadline_is_returned_at_once(house: House) -> None:
     def busy(*_: object) -> Conversation[Outcome]:
         raise EngineUnavailable("over its quota", reason="rate_limited", retry_after=9)
         yield
@@ -675,7 +659,7 @@ def test_who_would_have_to_wait_longer_than_there_is_time_is_told_so_at_once(hou
     assert (problem.reason, problem.retry_after, house.time) == ("rate_limited", 9, began)
 
 
-def test_a_redemption_that_is_refused_before_anything_is_sent_waits_for_its_caller(house: House) -> None:
+def test_redemption_refused_before_sending_waits_for_caller(house: House) -> None:
     def refuse(*_: object) -> Conversation[Redeemed | NotRedeemed]:
         raise EngineRejected("our key is missing", reason="engine_key")
         yield
@@ -686,7 +670,7 @@ def test_a_redemption_that_is_refused_before_anything_is_sent_waits_for_its_call
 
 
 @pytest.mark.parametrize("answer", ["429", "refused"])
-def test_an_attempt_that_was_answered_is_over(house: House, answer: str) -> None:
+def test_try_after_answered_attempt_has_new_idempotency_key(house: House, answer: str) -> None:
     if answer == "429":
         fail(house, 429)
     else:
@@ -698,7 +682,7 @@ def test_an_attempt_that_was_answered_is_over(house: House, answer: str) -> None
     assert len(set(house.adapter.attempts)) == len(house.adapter.attempts)
 
 
-def test_what_was_never_answered_keeps_its_name_when_it_is_sent_again(house: House) -> None:
+def test_resend_of_unanswered_attempt_keeps_idempotency_key(house: House) -> None:
     house.wire.script["redeem"] = [Unknown("timeout")]
     house.refusal("consume", ORDERED)
     for _ in range(80):
@@ -710,7 +694,7 @@ def test_what_was_never_answered_keeps_its_name_when_it_is_sent_again(house: Hou
 # -- A receipt is judged only before a new attempt -----------------------------------------------------------------
 
 
-def test_what_is_redeemed_is_answered_the_same_after_a_rotation_and_tomorrow(house: House) -> None:
+def test_replay_ignores_rotated_secret_and_expired_receipt(house: House) -> None:
     order = ordered(house, "o-1")
     first = house.bytes("consume", order)
     house.now += 200_000
@@ -723,7 +707,7 @@ def test_what_is_redeemed_is_answered_the_same_after_a_rotation_and_tomorrow(hou
     assert house.wire.sent.count("redeem") == 1
 
 
-def test_a_degraded_order_is_recorded_as_done_with_nothing_redeemed() -> None:
+def test_degraded_order_is_done_with_nothing_redeemed() -> None:
     house = House(MAPPER_ON_ENGINE_FAILURE="no_discount")
     house.wire.script["validate"] = [503] * 9
     order = to_order(house("validate", CHECKOUT))
@@ -740,7 +724,7 @@ def test_a_degraded_order_is_recorded_as_done_with_nothing_redeemed() -> None:
 
 
 @pytest.mark.parametrize("is_told", [True, False])
-def test_a_redemption_is_confirmed_by_whoever_is_still_there(house: House, is_told: bool) -> None:
+def test_redemption_is_confirmed_only_by_caller_still_connected(house: House, is_told: bool) -> None:
     house.wire.pause = 0.05
 
     async def call(service: Service) -> None:
@@ -759,9 +743,7 @@ def test_a_redemption_is_confirmed_by_whoever_is_still_there(house: House, is_to
     assert house.row().confirmed_at is not None
 
 
-def test_a_healthy_order_ends_as_done_and_a_repaired_one_as_repaired(
-    house: House, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_order_ends_as_done_or_repaired(house: House, caplog: pytest.LogCaptureFixture) -> None:
     answer = house.answer("consume", ORDERED)
     assert (answer.status, answer.reason, json.loads(answer.reply)["order"]) == (200, "redeemed", ORDERED)
     assert (house.row().state, house.row().reason, house.record.clamped) == (State.DONE, "redeemed", False)
@@ -775,7 +757,7 @@ def test_a_healthy_order_ends_as_done_and_a_repaired_one_as_repaired(
     assert (house.wire.sent[-2:], house.adapter.surplus) == (["look_up", "repair"], [("r_2",)])
 
 
-def test_a_repair_that_fails_is_made_again_before_anybody_is_answered(house: House) -> None:
+def test_failed_repair_is_retried_before_any_answer(house: House) -> None:
     house.wire.script = {"redeem": [Unknown("timeout")], "repair": [403, 503, Unknown("timeout")] * 30}
     house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
     assert house.refusal("consume", ORDERED).category == "outcome_pending"
@@ -786,8 +768,8 @@ def test_a_repair_that_fails_is_made_again_before_anybody_is_answered(house: Hou
     assert house.wire.sent.count("redeem") == 1
 
 
-def found_after_an_unknown_outcome(house: House) -> bytes:
-    """An order whose request was not answered, and that a look-up found redeemed once; a second one comes late."""
+def found_by_look_up(house: House) -> bytes:
+    """Redeems an order whose request got no answer and whose look-up found one redemption; a second appears later."""
     house.wire.script["redeem"] = [Unknown("timeout")]
     house.adapter.found = LookedUp("redeemed", TEN_OFF)
     answer = house.bytes("consume", ORDERED)
@@ -796,8 +778,8 @@ def found_after_an_unknown_outcome(house: House) -> bytes:
     return answer
 
 
-def test_what_a_request_that_was_delivered_twice_redeems_late_is_taken_back(house: House) -> None:
-    answer = found_after_an_unknown_outcome(house)
+def test_late_duplicate_redemption_is_repaired(house: House) -> None:
+    answer = found_by_look_up(house)
     house.reconcile(after_s=58)
     assert (house.row().state, house.wire.sent) == (State.DONE, []), "the engine may still be working on it"
     house.reconcile(after_s=3)
@@ -816,10 +798,10 @@ def test_what_a_request_that_was_delivered_twice_redeems_late_is_taken_back(hous
         ({}, LookedUp("redeemed", TEN_OFF)),
     ],
 )
-def test_it_is_looked_for_until_that_is_known(
+def test_duplicate_is_looked_up_until_its_fate_is_known(
     house: House, script: dict[str, list[int | Exception]], found: LookedUp | None
 ) -> None:
-    found_after_an_unknown_outcome(house)
+    found_by_look_up(house)
     house.wire.script = script
     double, house.adapter.found = house.adapter.found, found or house.adapter.found
     house.reconcile(after_s=61)
@@ -829,21 +811,21 @@ def test_it_is_looked_for_until_that_is_known(
     assert (house.row().state, house.row().next_check_at) == (State.REPAIRED if script else State.DONE, None)
 
 
-def test_a_redeemed_order_that_cannot_be_looked_for_is_left_alone_after_a_day(house: House) -> None:
-    found_after_an_unknown_outcome(house)
+def test_duplicate_look_ups_stop_after_a_day(house: House) -> None:
+    found_by_look_up(house)
     house.wire.script["look_up"] = [503] * 99
     house.reconcile(after_s=90_000)
     assert (house.row().state, house.row().next_check_at) == (State.DONE, None)
 
 
 @pytest.mark.parametrize("case", ["answered", "engine redeems once", "erased"])
-def test_what_cannot_have_been_redeemed_twice_is_not_looked_for_again(house: House, case: str) -> None:
+def test_duplicate_is_not_looked_up_if_impossible_or_erased(house: House, case: str) -> None:
     if case == "answered":
         house("consume", ORDERED)
     if case == "engine redeems once":
         house.adapter.capabilities = msgspec.structs.replace(CAPABILITIES, repair=False)
     if case != "answered":
-        found_after_an_unknown_outcome(house)
+        found_by_look_up(house)
     if case == "erased":
         row = house.row()
         asyncio.run(house.within(lambda service: service.redeemer.ledger.forget(row)))
@@ -852,13 +834,13 @@ def test_what_cannot_have_been_redeemed_twice_is_not_looked_for_again(house: Hou
     assert (house.row().state, house.row().next_check_at, house.wire.sent) == (State.DONE, None, [])
 
 
-def test_a_redemption_may_use_a_share_of_what_is_left_of_the_deadline(house: House) -> None:
+def test_redeeming_request_may_use_share_of_deadline(house: House) -> None:
     house("consume", ORDERED)
     (limit,) = [timeout for operation, timeout in house.wire.timeouts if operation == "redeem"]
     assert 8 * 0.5 < limit <= 8 * 0.6
 
 
-def test_a_ledger_that_goes_away_at_the_mark_sends_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_sent_if_ledger_cannot_mark_it(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     async def full(*_: Any) -> None:
         raise LedgerUnavailable("full")
 
@@ -868,9 +850,7 @@ def test_a_ledger_that_goes_away_at_the_mark_sends_nothing(house: House, monkeyp
 
 
 @pytest.mark.parametrize("found", ["absent", "unclear"])
-def test_a_caller_whose_look_up_gives_up_after_a_day_is_told_that_a_person_has_to_see_to_it(
-    house: House, found: Any
-) -> None:
+def test_caller_gets_manual_reason_after_a_day_of_look_ups(house: House, found: Any) -> None:
     house.wire.script["redeem"] = [Unknown("timeout")]
     house.refusal("consume", ORDERED)
     house.adapter.found = LookedUp(found)
@@ -880,14 +860,14 @@ def test_a_caller_whose_look_up_gives_up_after_a_day_is_told_that_a_person_has_t
     assert house.row().state is State.MANUAL
 
 
-def test_a_surplus_that_is_found_where_nothing_was_said_to_be_redeemed_is_taken_back(house: House) -> None:
+def test_surplus_found_after_not_redeemed_is_repaired(house: House) -> None:
     house.adapter.on_redeem = NotRedeemed(REFUSED.rejected)
     house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
     assert house("consume", ORDERED)["order"] == ORDERED
     assert (house.row().state, house.wire.sent[-1]) == (State.REPAIRED, "repair")
 
 
-def test_an_answer_that_the_version_before_has_stored_is_given_as_it_is(house: House) -> None:
+def test_stored_answer_of_previous_version_is_replayed(house: House) -> None:
     house("consume", ORDERED)
     stored = b'{"order":{"id":"c-1","was":"stored"}}'
 
@@ -905,7 +885,7 @@ def test_an_answer_that_the_version_before_has_stored_is_given_as_it_is(house: H
 # -- The reconciler ------------------------------------------------------------------------------------------------
 
 
-def test_what_has_been_written_since_needs_no_room_made_for_others(
+def test_fenced_postpone_after_internal_error_is_ignored(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fenced(*_: object) -> Row:
@@ -921,7 +901,7 @@ def test_what_has_been_written_since_needs_no_room_made_for_others(
     assert [(record.message, vars(record)["facts"]) for record in errors] == [("internal error", {"order": "c-1"})]
 
 
-def test_the_reconciler_hardly_pauses_while_more_rows_are_due(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reconciler_pauses_briefly_while_more_rows_are_due(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redeem, "DUE_BATCH", 2)
     for number in range(3):
         house.wire.script["redeem"] = [Unknown("timeout")]
@@ -943,7 +923,7 @@ def test_the_reconciler_hardly_pauses_while_more_rows_are_due(house: House, monk
     assert pauses[:2] == [redeem.BATCH_PAUSE_S, redeem.RECONCILE_EVERY_S]
 
 
-def test_a_call_that_is_answered_leaves_nothing_running(house: House) -> None:
+def test_answered_call_leaves_no_task_running(house: House) -> None:
     async def call(service: Service) -> None:
         data, headers = signed(ORDERED)
         await promotions.consume(service, Call(data, headers, house.time + 8))
@@ -953,7 +933,7 @@ def test_a_call_that_is_answered_leaves_nothing_running(house: House) -> None:
     asyncio.run(house.within(call))
 
 
-def test_the_reconciler_tells_how_many_orders_there_are_in_each_state(house: House) -> None:
+def test_reconciler_reports_order_counts_by_state(house: House) -> None:
     house("consume", ORDERED)
     fail(house, 429)
     house.refusal("consume", {**ORDERED, "id": "c-2"})
@@ -967,7 +947,7 @@ def test_the_reconciler_tells_how_many_orders_there_are_in_each_state(house: Hou
     assert [found.counts for found in told] == [{State.DONE: 1, State.RETRYABLE: 1}]
 
 
-def test_rows_that_cannot_be_worked_on_make_room_for_others(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_rows_do_not_block_other_rows(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     house.wire.script["redeem"] = [Unknown("timeout")] * 10
     for number in range(10):
         house.refusal("consume", {**ORDERED, "id": f"o-{number}"})
@@ -986,7 +966,7 @@ def test_rows_that_cannot_be_worked_on_make_room_for_others(house: House, monkey
     assert house.row("o-1").state is State.UNKNOWN
 
 
-def test_an_order_that_cannot_be_read_any_more_makes_room_and_ends_with_a_person(house: House) -> None:
+def test_unreadable_order_is_postponed_then_becomes_manual(house: House) -> None:
     house.wire.script["redeem"] = [Unknown("timeout")]
     house.refusal("consume", ORDERED)
 
@@ -1010,9 +990,7 @@ def _spoiled(row: Row | None) -> Row:
     return dataclasses.replace(row, order=b"{}", version=row.version + 1)
 
 
-def test_each_order_that_is_taken_up_without_a_caller_is_a_line_of_the_log(
-    house: House, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_reconciler_logs_each_order(house: House, caplog: pytest.LogCaptureFixture) -> None:
     house.wire.script["redeem"] = [Unknown("timeout")]
     house.refusal("consume", ORDERED)
     house.adapter.found = LookedUp("redeemed", TEN_OFF)
@@ -1035,17 +1013,17 @@ def due_for_cancel(house: House) -> None:
 
 
 def seen_once(house: House) -> None:
-    found_after_an_unknown_outcome(house)
+    found_by_look_up(house)
     house.adapter.found = LookedUp("redeemed", TEN_OFF)
 
 
 def not_seen(house: House) -> None:
-    found_after_an_unknown_outcome(house)
+    found_by_look_up(house)
     house.wire.script["look_up"] = [503] * 9
 
 
 def erased(house: House) -> None:
-    found_after_an_unknown_outcome(house)
+    found_by_look_up(house)
     row = house.row()
     asyncio.run(house.within(lambda service: service.redeemer.ledger.forget(row)))
 
@@ -1065,7 +1043,7 @@ def raising(error: Exception) -> Conversation[Any]:
     [
         (unknown, "waiting", State.UNKNOWN),
         (due_for_cancel, "cancelled", State.CANCELLED),
-        (found_after_an_unknown_outcome, "repaired", State.REPAIRED),
+        (found_by_look_up, "repaired", State.REPAIRED),
         (seen_once, "done", State.DONE),
         (not_seen, "server_error", State.DONE),
         (erased, "erased", State.DONE),
@@ -1073,7 +1051,7 @@ def raising(error: Exception) -> Conversation[Any]:
         (hold, "waiting", State.RETRYABLE),
     ],
 )
-def test_the_log_says_what_became_of_an_order_without_a_caller(
+def test_reconcile_log_line_names_result(
     house: House, begin: Callable[[House], object], result: str, state: State, caplog: pytest.LogCaptureFixture
 ) -> None:
     begin(house)
@@ -1085,7 +1063,7 @@ def test_the_log_says_what_became_of_an_order_without_a_caller(
     assert house.row().state is state
 
 
-def test_finished_orders_are_counted_in_a_hundredth_of_the_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counting_finished_orders_uses_one_percent_of_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[float] = []
 
     async def finished(_: Ledger) -> dict[State, int]:
@@ -1106,7 +1084,7 @@ def test_finished_orders_are_counted_in_a_hundredth_of_the_time(house: House, mo
     assert counted == [1000.0, 1050.0]
 
 
-def test_a_leader_whose_ledger_is_away_says_that_it_could_not_hand_over(
+def test_leader_logs_failed_hand_over(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def lead(_self: Ledger, for_s: float) -> bool:
@@ -1120,7 +1098,7 @@ def test_a_leader_whose_ledger_is_away_says_that_it_could_not_hand_over(
     assert (line.getMessage(), line.__dict__["facts"]) == ("ledger unavailable", {"reason": "hand_over"})
 
 
-def test_a_leader_that_stops_hands_over_at_once(house: House) -> None:
+def test_stopping_leader_hands_over_at_once(house: House) -> None:
     async def story(service: Service) -> bool:
         await reconcile(service)
         ledger = dataclasses.replace(service.redeemer.ledger, owner="another")
@@ -1129,7 +1107,7 @@ def test_a_leader_that_stops_hands_over_at_once(house: House) -> None:
     assert asyncio.run(house.within(story))
 
 
-def test_all_that_is_old_is_forgotten_in_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reconciler_prunes_in_batches_until_none_is_left(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[int] = []
 
     async def prune(self: Ledger, keep_bodies_s: float, limit: int = PRUNE_BATCH) -> int:
@@ -1156,7 +1134,7 @@ def test_all_that_is_old_is_forgotten_in_time(house: House, monkeypatch: pytest.
     assert len(limits) == 3, "again and again while there is more, and then not for an hour"
 
 
-def test_a_ledger_that_is_away_is_told_once_and_not_twice_a_second(
+def test_unavailable_ledger_is_logged_only_on_change(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     answers = iter(["away", "away", "away", "", "away", "away", "hangs"])
@@ -1187,7 +1165,7 @@ def test_a_ledger_that_is_away_is_told_once_and_not_twice_a_second(
 
 
 @pytest.mark.parametrize("notices", [(), (Notice("coupon", "A coupon", {"v": 1}),)])
-def test_the_answer_outlives_the_body(house: House, notices: tuple[Notice, ...]) -> None:
+def test_answer_is_replayed_after_body_is_erased(house: House, notices: tuple[Notice, ...]) -> None:
     house.adapter.granted = Outcome(discounts=TEN_OFF.discounts, notices=notices)
     body = {**ORDERED, "promotions": {"meta": {"mapper": {"notices": ["as it came"]}}}}
     first = house.bytes("consume", body)
@@ -1204,7 +1182,7 @@ def test_the_answer_outlives_the_body(house: House, notices: tuple[Notice, ...])
     assert house.wire.sent.count("redeem") == 1
 
 
-def test_a_trimmed_refusal_is_checked_anew(house: House) -> None:
+def test_erased_refused_order_is_checked_again(house: House) -> None:
     house.adapter.granted = REFUSED
     house.refusal("consume", ORDERED)
 
@@ -1218,7 +1196,7 @@ def test_a_trimmed_refusal_is_checked_anew(house: House) -> None:
     assert house("consume", ORDERED)["order"] == ORDERED
 
 
-def test_internal_errors_are_logged_with_their_traceback(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_repair_is_logged_as_error(house: House, caplog: pytest.LogCaptureFixture) -> None:
     house.adapter = Broken()
     house.adapter.granted = TEN_OFF
     house.configured = dataclasses.replace(house.configured, adapter=house.adapter)

@@ -64,7 +64,7 @@ CHECKS: Final = {
     "S14": Check(
         "validate after consume reopens nothing",
         (
-            "tests/orders/test_redeem.py test_a_cart_that_lives_on_after_its_order_gets_a_new_session",
+            "tests/orders/test_redeem.py test_cart_gets_new_session_after_its_order",
             f"{LIVE} test_a_validate_after_consume_leaves_the_engines_session_closed",
         ),
     ),

@@ -1,11 +1,11 @@
-"""Records cassettes from a real account: `make record`. cassettes/README.md says what is kept and what is taken out.
+"""Records cassettes from a real account: `make record`. cassettes/README.md says what is kept and what is scrubbed.
 
     TALON_ONE_BASE_URL, TALON_ONE_API_KEY                      records cassettes/talon_one/live
     VOUCHERIFY_APP_ID, VOUCHERIFY_APP_TOKEN, [.._BASE_URL]     records cassettes/voucherify/live
     RECORD_CODE=…           also validates with this code of the account (without effect)
-    RECORD_REDEMPTIONS=1    also redeems an order for good, and takes it back
+    RECORD_REDEMPTIONS=1    also redeems an order and undoes it
 
-The scrubbing is by allow-list wherever that is possible: a header that is not known to be harmless is not kept.
+The scrubbing uses allow-lists where possible: a header that is not known to be harmless is not kept.
 """
 
 import asyncio
@@ -41,17 +41,17 @@ from mapper.engine.conversation import Engine, Redemption
 CASSETTES = Path(__file__).resolve().parents[2] / "cassettes"
 DEADLINE_S = 15.0
 RECORDED_CODE = "RECORDED-CODE"
-"""What stands in a cassette for the code of `RECORD_CODE`, which may be worth money."""
+"""Replaces the code of `RECORD_CODE` in a cassette: it may be worth money."""
 SCRUBBED = "scrubbed"
 
-# --- What is recorded -------------------------------------------------------------------------------------------------
+# --- Scripts ----------------------------------------------------------------------------------------------------------
 
 Step = Callable[[Adapter, "Cart"], Conversation[Any]]
 
 
 @dataclass(frozen=True)
 class Cart:
-    """What is said to the engine: the same two lines each time, under an id of its own."""
+    """The cart that is sent: the same two lines each time, under an id of its own."""
 
     session: str
     codes: tuple[str, ...] = ()
@@ -107,7 +107,7 @@ def _undo(adapter: Adapter, cart: Cart) -> Conversation[Any]:
     return adapter.undo(cart.order(), cart.session, "", final=False)
 
 
-# None of these costs the merchant anything, but for the last, which `RECORD_REDEMPTIONS` must allow.
+# Only the last one costs the merchant anything: `RECORD_REDEMPTIONS` must allow it.
 SCRIPTS: dict[str, Script] = {
     "validate": Script("A cart without codes.", (_validate,)),
     "validate_unknown_code": Script("A code that does not exist.", (_validate,), ("NO-SUCH-CODE-1",)),
@@ -124,12 +124,12 @@ SCRIPTS: dict[str, Script] = {
 
 @dataclass(frozen=True)
 class Source:
-    """An engine that can be recorded. `needs`: settings without which there is no account."""
+    """An engine that can be recorded. `needs`: the settings that an account requires."""
 
     adapter: Callable[[Mapping[str, str]], Adapter]
     needs: tuple[str, ...]
     address: str
-    """What stands in the cassettes for the account's own address."""
+    """Replaces the account's own address in the cassettes."""
     api: str
 
 
@@ -150,7 +150,7 @@ ENGINES = {
 
 
 def options(engine: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """The adapter's options, from the settings with its prefix."""
+    """Return the adapter's options, from the settings with its prefix."""
     prefix = f"{engine.upper()}_"
     return {name.removeprefix(prefix): value for name, value in environ.items() if name.startswith(prefix)}
 
@@ -161,18 +161,18 @@ KEPT_HEADERS = frozenset(
     {
         *("content-type", "accept", "idempotency-key", "retry-after", "x-voucherify-api-version"),
         *("x-rate-limit-limit", "x-rate-limit-remaining", "x-rate-limit-retry", "x-rate-limit-type"),
-        "x-sandbox",  # says that it is no account
+        "x-sandbox",  # marks a sandbox
     }
 )
 
-# Objects about people, and those that hold what a merchant chose to put there: nothing in them is kept.
+# Objects about people, and objects with values of the merchant's choice: nothing in them is kept.
 CLOSED = frozenset(
     {
         *("customer", "customerprofile", "profile", "referrer", "advocate", "holder", "address", "user", "assignment"),
         *("attributes", "metadata", "identifiers", "channel"),
     }
 )
-# Single values about people, wherever they stand.
+# Single values about people, in any object.
 PERSONAL = frozenset(
     {
         *("email", "phone", "birthdate", "firstname", "lastname", "createdby", "updatedby", "user_login"),
@@ -191,7 +191,7 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 @dataclass(frozen=True)
 class Scrubber:
-    """Takes out whatever is nobody's business, before vcrpy keeps anything."""
+    """Removes secrets and personal data before vcrpy keeps anything."""
 
     base_url: str
     address: str
@@ -215,7 +215,7 @@ class Scrubber:
         }
 
     def body(self, body: bytes | None) -> bytes | None:
-        """JSON, indented so that it can be read; what is no JSON is not kept."""
+        """Return scrubbed and indented JSON; other bodies are not kept."""
         if not body:
             return None
         try:
@@ -272,7 +272,7 @@ _Dumper.add_representer(
 
 
 class Readable:
-    """vcrpy's own format, with what the cassette is at the top, and bodies as blocks of text."""
+    """vcrpy's own format, with the metadata at the top and bodies as blocks of text."""
 
     deserialize = staticmethod(yamlserializer.deserialize)
 
@@ -288,14 +288,14 @@ class Readable:
 
 
 def machine(**more: Any) -> Any:
-    """vcrpy, set up as all cassettes need it."""
+    """Return vcrpy, configured for our cassettes."""
     recorder = vcr.VCR(match_on=("method", "path", "query"), serializer="readable", **more)
     recorder.register_serializer("readable", Readable)
     return recorder
 
 
 def allowed() -> Redemption:
-    """What lets every request out."""
+    """A redemption that permits every request."""
 
     async def may_send() -> bool:
         return True
@@ -304,7 +304,7 @@ def allowed() -> Redemption:
 
 
 def granted(result: Any) -> Any:
-    """The outcome of a redemption; what any other conversation returns, as it is."""
+    """Return the outcome of a redemption; the result of any other conversation unchanged."""
     match result:
         case Redeemed():
             return result.outcome
@@ -315,7 +315,7 @@ def granted(result: Any) -> Any:
 
 
 def told(result: Any) -> Any:
-    """What a conversation came to, in a form that a cassette can keep."""
+    """Return the result of a conversation in a form that a cassette can keep."""
     match result:
         case Problem():
             return {"problem": result.category, "reason": result.reason}
@@ -333,7 +333,7 @@ def told(result: Any) -> Any:
 
 
 async def hold(script: Script, adapter: Adapter, cart: Cart, client: str = "aiohttp") -> list[Any]:
-    """Holds a script's conversations one after another. What goes wrong is a result, too."""
+    """Hold a script's conversations one after another. A problem is a result, too."""
     wire = clients.create("httpx" if client == "httpx" else "aiohttp", connections=2)
     engine, results = Engine(wire, adapter.accounts), []
     try:
@@ -350,9 +350,9 @@ async def hold(script: Script, adapter: Adapter, cart: Cart, client: str = "aioh
 
 
 def record(engine: str, environ: Mapping[str, str], folder: Path, *, sandbox: bool = False) -> list[Path]:
-    """Records what the settings allow into the folder; the files. Raises `Misconfigured` and `NotRecorded`.
+    """Record what the settings allow into the folder, and return the files. Raises `Misconfigured` and `NotRecorded`.
 
-    `sandbox`: also where it is no account that answers (a test's folder; never that of the cassettes).
+    `sandbox`: also record a sandbox (into a test's folder; never into that of the cassettes).
     """
     given = options(engine, environ)
     adapter = ENGINES[engine].adapter(given)
@@ -380,7 +380,7 @@ SECRET_HEADERS = frozenset({"authorization", "x-app-id", "x-app-token"})
 
 
 class NotRecorded(Exception):
-    """What came back must not be kept."""
+    """The recording must not be kept."""
 
 
 def _allowed(environ: Mapping[str, str], code: str) -> Iterator[tuple[str, Script]]:
@@ -392,7 +392,7 @@ def _allowed(environ: Mapping[str, str], code: str) -> Iterator[tuple[str, Scrip
 def _recorded(
     name: str, script: Script, adapter: Adapter, cart: Cart, scrubber: Scrubber, api: str, stamp: datetime
 ) -> str:
-    """The text of one cassette; "" where the adapter had nothing to ask. Raises `NotRecorded`."""
+    """Return the text of one cassette; "" if the adapter sent no request. Raises `NotRecorded`."""
     recorder = machine(
         record_mode=RecordMode.ALL,
         decode_compressed_response=True,
@@ -431,7 +431,7 @@ def _recorded(
 
 
 def main(environ: Mapping[str, str], cassettes: Path = CASSETTES) -> int:
-    """The exit code: 0 recorded, 1 failed, 2 nothing to record with."""
+    """Return the exit code: 0 recorded, 1 failed, 2 no account to record from."""
     ready = [engine for engine, source in ENGINES.items() if all(environ.get(name) for name in source.needs)]
     for engine, source in ENGINES.items():
         if engine not in ready:

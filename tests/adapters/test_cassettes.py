@@ -1,7 +1,7 @@
-"""The adapters read what the vendors publish: their examples on tape, replayed through the real HTTP clients.
+"""The adapters against the vendors' published examples: cassettes, replayed through the real HTTP clients.
 
-Sockets are closed while a tape plays. The tapes are made from documentation, not recorded live; each says so, and from
-which example (cassettes/README.md). How recording works is tested against the sandbox, and kept nowhere.
+Sockets are blocked during a replay. The cassettes are made from documentation, not recorded live; each names its
+example (cassettes/README.md). Recording itself is tested against the sandbox, and its files are not kept.
 """
 
 import asyncio
@@ -57,8 +57,8 @@ TLS = ssl.create_default_context()
 
 @pytest.fixture(params=["aiohttp", "httpx"])
 def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    """Each client in turn; no sockets, but the one with which an event loop wakes itself up."""
-    monkeypatch.setattr(ssl, "create_default_context", lambda: TLS)  # takes long, and a tape needs none
+    """Each client in turn; without sockets, except the one that wakes an event loop."""
+    monkeypatch.setattr(ssl, "create_default_context", lambda: TLS)  # slow, and not needed for a cassette
     pytest_socket.disable_socket(allow_unix_socket=True)
     yield request.param
     pytest_socket.enable_socket()
@@ -69,7 +69,7 @@ def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 @dataclass
 class Played:
-    """What came of it: results (or the problem), what was sent, and how often it was attempted."""
+    """The results (or the problem), the requests that were sent, and the attempts."""
 
     results: list[Any] = field(default_factory=list)
     sent: list[EngineRequest] = field(default_factory=list)
@@ -78,11 +78,11 @@ class Played:
 
 
 Speak = Callable[[Any], Any]
-"""From an adapter to one of its conversations."""
+"""Opens a conversation of an adapter."""
 
 
 def play(cassette: str, adapter: Any, client: Client, *speak: Speak, repeats: bool = False) -> Played:
-    """Holds conversations through the real client, which finds a tape where the network was."""
+    """Hold conversations through the real client, with a cassette in place of the network."""
     played = Played()
 
     def sent(request: EngineRequest, _: EngineReply) -> None:
@@ -111,7 +111,7 @@ def play(cassette: str, adapter: Any, client: Client, *speak: Speak, repeats: bo
 
 
 def unsent(cassette: str, played: Played) -> set[str]:
-    """What stands in the vendor's example requests and not, or differently, in ours."""
+    """Return the keys of the vendor's example requests that ours lack or differ in."""
     found: set[str] = set()
     for interaction, ours in zip(tape(record.CASSETTES / f"{cassette}.yaml")["interactions"], played.sent, strict=True):
         if interaction["request"]["body"]:
@@ -120,7 +120,7 @@ def unsent(cassette: str, played: Played) -> set[str]:
 
 
 def differing(theirs: Any, ours: Any, key: str) -> set[str]:
-    """The keys under which something that is theirs is not ours."""
+    """Return the keys of their values that ours lack or differ in."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         parts = [differing(value, ours.get(name), name) for name, value in theirs.items()]
         return set[str]().union(*parts)
@@ -143,17 +143,17 @@ def codes(*coupons: str, **more: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Case:
-    """Conversations that a tape answers, and what comes of them: one expectation for each."""
+    """Conversations that a cassette answers, with the expected result of each."""
 
     adapter: Any
     speak: tuple[Speak, ...]
     expected: tuple[dict[str, Any], ...]
     unsent: frozenset[str] = frozenset()
-    """What the vendor's example requests hold and ours do not, or not like that."""
+    """The keys of the vendor's example requests that ours lack or differ in."""
 
 
 def outcome(off: Any = (), rejected: Any = (), notices: Any = (), **more: Any) -> dict[str, Any]:
-    """`off`: effect, line, cost and minor units. `rejected`: code, our word, the engine's. `notices`: their types."""
+    """`off`: effect, line, cost, minor units. `rejected`: code, our reason, the engine's. `notices`: their types."""
     lists = {"discounts": [list(one) for one in off], "rejected": [list(one) for one in rejected]}
     return {**lists, "notices": list(notices), "redeemed": False, **more}
 
@@ -169,7 +169,7 @@ MENU = [
     {"sku": "SIDE-002", "quantity": 1, "price": "3.49", "name": "French Fries", "category": "Side"},
     {"sku": "DRINK-003", "quantity": 1, "price": "2.49", "name": "Cola", "category": "Beverage"},
 ]
-# What the vendor's example requests hold and ours do not.
+# Keys of the vendor's example requests that ours lack.
 NOT_OURS = frozenset({"responseContent"})
 MORE_NOT_OURS = NOT_OURS | {"evaluableCampaignIds", "experimentVariantAllocations"}
 
@@ -431,7 +431,7 @@ CASES |= {f"voucherify/{name}": case for name, case in VOUCHERIFY_TAPES.items()}
 
 
 @pytest.mark.parametrize("cassette", CASES)
-def test_what_the_vendor_publishes_becomes_this_outcome(client: Client, cassette: str) -> None:
+def test_vendor_example_gives_this_outcome(client: Client, cassette: str) -> None:
     case = CASES[cassette]
     played = play(cassette, case.adapter, client, *case.speak)
     assert [record.told(result) for result in played.results] == list(case.expected)
@@ -444,7 +444,7 @@ def attribute() -> Checkout:
     return shopper(channel="web")
 
 
-# What the vendor publishes as an error: adapter, conversation, exception, our word for it, further details.
+# The vendor's error examples: adapter, conversation, exception, our reason, further details.
 PROBLEMS: dict[str, tuple[Any, Speak, type[Problem], str, dict[str, Any]]] = {
     "talon_one/unknown_attribute_400": (
         talon_one(SESSION_ATTRIBUTES="MyAttribute=/channel"),
@@ -473,7 +473,7 @@ PROBLEMS: dict[str, tuple[Any, Speak, type[Problem], str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("cassette", PROBLEMS)
-def test_an_error_that_the_vendor_publishes_becomes_this_problem(client: Client, cassette: str) -> None:
+def test_vendor_error_example_raises_this_problem(client: Client, cassette: str) -> None:
     adapter, speak, kind, reason, details = PROBLEMS[cassette]
     played = play(cassette, adapter, client, speak)
     (problem,) = played.results
@@ -485,7 +485,7 @@ def test_an_error_that_the_vendor_publishes_becomes_this_problem(client: Client,
         assert text not in problem.message, "the engine's text is not passed on"
 
 
-def test_too_many_requests_at_a_time_are_tried_again_and_known_not_to_have_happened(client: Client) -> None:
+def test_409_of_talon_one_is_retried_then_raised_as_conflict(client: Client) -> None:
     played = play("talon_one/too_many_requests_409", talon_one(), client, validate(shopper()), repeats=True)
     (problem,) = played.results
     assert isinstance(problem, EngineUnavailable)
@@ -493,7 +493,7 @@ def test_too_many_requests_at_a_time_are_tried_again_and_known_not_to_have_happe
     assert [(call.number, call.status) for call in played.attempts] == [(1, 409), (2, 409), (3, 409)]
 
 
-def test_a_discount_carries_the_ids_the_vendor_gives_it(client: Client) -> None:
+def test_discount_has_the_vendors_ids(client: Client) -> None:
     case = TALON_ONE_TAPES["item_discount_and_coupon"]
     (found,) = play("talon_one/item_discount_and_coupon", case.adapter, client, *case.speak).results
     ids = {"campaignId": 244, "rulesetId": 73, "triggeredByCoupon": 4928, "code": "coup-xyz789"}
@@ -517,7 +517,7 @@ def test_a_discount_carries_the_ids_the_vendor_gives_it(client: Client) -> None:
     assert found.outcome.notices[0].payload == {"redemptions": ["r_iElJ2dgR8F391krF8DyBWB8v"]}
 
 
-def test_loyalty_points_are_told_in_words_and_in_full(client: Client) -> None:
+def test_loyalty_points_notices_have_text_and_payload(client: Client) -> None:
     case = TALON_ONE_TAPES["loyalty_points"]
     (found,) = play("talon_one/loyalty_points", case.adapter, client, *case.speak).results
     assert [one.text for one in found.notices] == [
@@ -528,7 +528,7 @@ def test_loyalty_points_are_told_in_words_and_in_full(client: Client) -> None:
     assert found.notices[0].payload["transactionUUID"] == "8c2d3670-6ea5-4e9e-b5c6-e7e7b4a10111"
 
 
-def test_closing_sends_a_key_and_asking_does_not(client: Client) -> None:
+def test_only_close_sends_an_idempotency_key(client: Client) -> None:
     case = TALON_ONE_TAPES["close_with_coupon"]
     dry, close = play("talon_one/close_with_coupon", case.adapter, client, *case.speak).sent
     assert dry.path.endswith("?dry=true")
@@ -539,14 +539,14 @@ def test_closing_sends_a_key_and_asking_does_not(client: Client) -> None:
     ]
 
 
-def test_a_code_is_left_out_when_it_is_asked_again(client: Client) -> None:
+def test_second_validation_leaves_out_the_bad_code(client: Client) -> None:
     case = VOUCHERIFY_TAPES["validation_all_mode_one_bad"]
     first, second = play("voucherify/validation_all_mode_one_bad", case.adapter, client, *case.speak).sent
     assert [one["id"] for one in json(first.body)["redeemables"]] == ["GNcuPKGe", "eee33463", "M3X8IwW8"]
     assert [one["id"] for one in json(second.body)["redeemables"]] == ["GNcuPKGe", "M3X8IwW8"]
 
 
-# --- The tapes and the sockets ----------------------------------------------------------------------------------------
+# --- Cassettes and sockets --------------------------------------------------------------------------------------------
 
 OFF_TAPE = {
     "another path": ("talon_one/session_read", validate(shopper())),
@@ -557,8 +557,8 @@ OFF_TAPE = {
 
 
 @pytest.mark.parametrize("why", OFF_TAPE)
-def test_a_request_that_is_not_on_the_tape_fails_and_does_not_go_live(client: Client, why: str) -> None:
-    """Sockets are open here, and somebody listens: it is the tape that holds the request back."""
+def test_unrecorded_request_fails_without_reaching_the_network(client: Client, why: str) -> None:
+    """Sockets are open here and a server listens: the cassette alone holds the request back."""
     cassette, speak = OFF_TAPE[why]
     before = [validate(shopper())] if why == "once more than recorded" else []
     pytest_socket.enable_socket()
@@ -573,8 +573,8 @@ def test_a_request_that_is_not_on_the_tape_fails_and_does_not_go_live(client: Cl
 
 
 @pytest.mark.filterwarnings("ignore:A test tried to use socket")
-def test_the_sockets_are_closed(client: Client) -> None:
-    """Without a tape, a request to a server that is there does not reach it; with open sockets it would."""
+def test_sockets_are_blocked(client: Client) -> None:
+    """Without a cassette, a request does not reach a running server; with open sockets it does."""
 
     async def send() -> None:
         wire = clients.create(client, connections=1)
@@ -601,15 +601,15 @@ def test_the_sockets_are_closed(client: Client) -> None:
         server.accept()[0].close()
 
 
-# --- What a cassette says of itself, and what it must not hold --------------------------------------------------------
+# --- Metadata and forbidden content -----------------------------------------------------------------------------------
 
 
-def test_every_tape_of_the_vendors_is_played() -> None:
+def test_every_vendor_cassette_is_replayed() -> None:
     assert {named(path) for path in VENDOR} == {*CASES, *PROBLEMS, "talon_one/too_many_requests_409"}
 
 
 @pytest.mark.parametrize("path", VENDOR, ids=named)
-def test_a_cassette_says_where_it_comes_from_and_that_it_was_not_recorded_live(path: Path) -> None:
+def test_cassette_metadata_names_its_sources(path: Path) -> None:
     about = tape(path)["metadata"]
     assert about["recorded_live"] is False
     assert about["statement"].startswith("Not recorded live")
@@ -621,7 +621,7 @@ def test_a_cassette_says_where_it_comes_from_and_that_it_was_not_recorded_live(p
         assert all(source[key] for key in ("document", "version", "operation", "example"))
 
 
-def test_a_live_cassette_says_when_it_was_recorded_and_with_which_api() -> None:
+def test_live_cassette_metadata_names_date_and_api() -> None:
     for path in LIVE:
         about = tape(path)["metadata"]
         assert about["recorded_live"] is True, path
@@ -637,7 +637,7 @@ ADDRESS = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.])")
 
 
 def offences(text: str) -> list[str]:
-    """What must not stand in a cassette."""
+    """Return what a cassette must not contain."""
     found: dict[str, Any] = yamlserializer.deserialize(text)
     parts = [part for one in found["interactions"] for part in (one["request"], one["response"])]
     hosts = [source.address for source in record.ENGINES.values()]
@@ -652,11 +652,11 @@ def offences(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", [*VENDOR, *LIVE], ids=named)
-def test_a_cassette_holds_no_secret_and_no_personal_data(path: Path) -> None:
+def test_cassette_contains_no_secret_or_personal_data(path: Path) -> None:
     assert offences(path.read_text("utf-8")) == []
 
 
-def test_what_must_not_stand_in_a_cassette_is_found() -> None:
+def test_offences_in_a_cassette_are_found() -> None:
     clean = VENDOR[0].read_text("utf-8")
     assert offences(clean) == []
     bad = {
@@ -683,7 +683,7 @@ CODE = "TEN-PERCENT"
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
-    """Everything there is to record, recorded against the sandbox, which is no account: it is kept nowhere."""
+    """All scripts, recorded against the sandbox; the files are not kept."""
     folder = tmp_path_factory.mktemp("recorded")
     files = {}
     with sandbox.running(sandbox.create()) as url:
@@ -696,7 +696,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 
 @pytest.mark.parametrize("engine", CANARIES)
-def test_recording_keeps_no_secret_and_no_personal_data(recorded: dict[str, list[Path]], engine: str) -> None:
+def test_recording_keeps_no_secret_or_personal_data(recorded: dict[str, list[Path]], engine: str) -> None:
     files = recorded[engine]
     assert {"validate_unknown_code", "validate_code", "redeem_and_undo"} <= {path.stem for path in files}
     for path in files:
@@ -715,14 +715,12 @@ def test_recording_keeps_no_secret_and_no_personal_data(recorded: dict[str, list
 
 
 @pytest.mark.parametrize("engine", CANARIES)
-def test_what_was_recorded_replays_to_what_it_came_to(
-    recorded: dict[str, list[Path]], client: Client, engine: str
-) -> None:
+def test_recording_replays_to_its_results(recorded: dict[str, list[Path]], client: Client, engine: str) -> None:
     for path in recorded[engine]:
         assert replayed(engine, path, client) == tape(path)["metadata"]["results"], path
 
 
-def test_a_live_cassette_replays_to_what_it_came_to(client: Client) -> None:
+def test_live_cassette_replays_to_its_results(client: Client) -> None:
     for path in LIVE:
         assert replayed(path.parent.parent.name, path, client) == tape(path)["metadata"]["results"], path
 
@@ -740,53 +738,53 @@ SCRUBBER = record.Scrubber(
     "https://acme.europe-west1.talon.one", "https://yourbaseurl.talon.one", ("hush",), "Spring-5"
 )
 SCRUBBED = {
-    "a secret within a text": ('{"message":"key hush is old"}', '{"message":"key scrubbed is old"}'),
-    "the account's address": ('{"url":"//acme.europe-west1.talon.one/x"}', '{"url":"//yourbaseurl.talon.one/x"}'),
-    "the code, in any case": ('{"value":"SPRING-5"}', '{"value":"RECORDED-CODE"}'),
-    "an address of mail": ('{"a":"to jo.doe@shop.co.uk, now"}', '{"a":"to someone@example.com, now"}'),
-    "an address of the net": ('{"a":["10.0.0.7","fe80:1:2:3::4"]}', '{"a":["192.0.2.1","2001:db8::1"]}'),
-    "a person": (
+    "secret within a text": ('{"message":"key hush is old"}', '{"message":"key scrubbed is old"}'),
+    "address of the account": ('{"url":"//acme.europe-west1.talon.one/x"}', '{"url":"//yourbaseurl.talon.one/x"}'),
+    "code in any case": ('{"value":"SPRING-5"}', '{"value":"RECORDED-CODE"}'),
+    "mail address": ('{"a":"to jo.doe@shop.co.uk, now"}', '{"a":"to someone@example.com, now"}'),
+    "network address": ('{"a":["10.0.0.7","fe80:1:2:3::4"]}', '{"a":["192.0.2.1","2001:db8::1"]}'),
+    "person": (
         '{"customer":{"id":"c","n":5,"object":"customer"}}',
         '{"customer":{"id":"scrubbed","n":0,"object":"customer"}}',
     ),
-    "what a merchant notes": ('{"attributes":{"Name":["Jo"]}}', '{"attributes":{"Name":["scrubbed"]}}'),
-    "who made a campaign": ('{"createdBy":"Jo","name":"Sale"}', '{"createdBy":"scrubbed","name":"Sale"}'),
-    "nothing else": (
+    "attributes of the merchant": ('{"attributes":{"Name":["Jo"]}}', '{"attributes":{"Name":["scrubbed"]}}'),
+    "author of a campaign": ('{"createdBy":"Jo","name":"Sale"}', '{"createdBy":"scrubbed","name":"Sale"}'),
+    "no harmless value": (
         '{"value":9.990,"at":"2026-11-02T10:20:30Z","no":null}',
         '{"value":9.990,"at":"2026-11-02T10:20:30Z","no":null}',
     ),
-    "what is no JSON": ("<p>jo.doe@shop.co.uk</p>", "scrubbed: 24 bytes that are no JSON"),
+    "body that is no JSON": ("<p>jo.doe@shop.co.uk</p>", "scrubbed: 24 bytes that are no JSON"),
 }
 
 
 @pytest.mark.parametrize("what", SCRUBBED)
-def test_scrubbing_takes_out(what: str) -> None:
+def test_scrubber_replaces(what: str) -> None:
     given, expected = SCRUBBED[what]
     found = SCRUBBER.body(given.encode()) or b""
     assert (msgspec.json.format(found, indent=-1) if found[:1] == b"{" else found).decode() == expected
 
 
-def test_scrubbing_keeps_only_headers_that_are_known_to_be_harmless() -> None:
+def test_scrubber_keeps_only_allowed_headers() -> None:
     headers = {"Authorization": ["a"], "Set-Cookie": ["b"], "X-New": ["c"], "Content-Type": ["application/json"]}
     response = {"status": {"code": 200}, "headers": headers, "body": {"string": b""}}
     assert SCRUBBER.response(response)["headers"] == {"Content-Type": ["application/json"]}
 
 
-def test_recording_keeps_nothing_of_a_sandbox(tmp_path: Path) -> None:
+def test_recording_refuses_a_sandbox(tmp_path: Path) -> None:
     with sandbox.running(sandbox.create()) as url:
         environ = {"TALON_ONE_BASE_URL": f"{url}/talon_one", "TALON_ONE_API_KEY": "a-key"}
         assert record.main(environ, tmp_path) == 1
     assert list(tmp_path.rglob("*")) == []
 
 
-def test_recording_never_redeems_unless_it_is_told_to() -> None:
+def test_recording_redeems_only_when_allowed() -> None:
     for environ in ({}, {"RECORD_REDEMPTIONS": "0"}, {"RECORD_REDEMPTIONS": ""}):
         allowed = dict(record._allowed(environ, "A-CODE"))
         assert not [name for name, script in allowed.items() if script.redeems or record._redeem in script.steps]
     assert "redeem_and_undo" in dict(record._allowed({"RECORD_REDEMPTIONS": "1"}, "A-CODE"))
 
 
-def test_without_an_account_recording_says_what_to_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recording_without_account_names_missing_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert record.main({}, tmp_path) == 2
     said = capsys.readouterr().err
     for source in record.ENGINES.values():

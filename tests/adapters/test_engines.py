@@ -1,7 +1,7 @@
-"""Both adapters against both sandboxes, each written from the vendor's documents without looking at the other.
+"""Both adapters against both sandboxes, each written independently from the vendor's documents.
 
-Random carts with codes of the rule book go through both engines: the amounts must be the engine's own, and the same
-cart must come to the same prices whichever engine it went through.
+Random carts with codes of the rule book go through both engines: the amounts must be the engine's own, and both
+engines must give the same prices.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ ENGINES: dict[str, Callable[[], Adapter]] = {
     ),
 }
 
-# Codes that both engines can express, of every kind of effect; those with a limit are left out, since each draws on it.
+# Codes that both engines can express, of every kind of effect; without those that have a limit of uses.
 CODES = [
     "XMAS-2021-25",
     "TEN-PERCENT",
@@ -80,7 +80,7 @@ def ask(engine: str, body: dict[str, Any]) -> tuple[Outcome, Allocation]:
     checkout = documents.parse(json.dumps(body).encode(), "validate")
 
     async def hold() -> Outcome:
-        # As the service asks: whatever an adapter returns for a cart must pass the checks of the contract.
+        # As the service does: the adapter's result must pass the checks of the contract.
         engine = PromotionEngine(adapter, Engine(WIRE, adapter.accounts))
         return await engine.validate(checkout, body["id"], asyncio.get_running_loop().time() + 60)
 
@@ -109,14 +109,14 @@ def carts(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=60, deadline=None)
 @given(carts())
-def test_talon_ones_amounts_are_those_of_its_effects(cart: dict[str, Any]) -> None:
+def test_talon_one_discounts_equal_its_effects(cart: dict[str, Any]) -> None:
     outcome, _ = ask("talon_one", cart)
     granted = sum(
         round(float(effect["props"]["value"]) * 100, 6)
         for effect in WIRE.last["effects"]
         if effect["effectType"].startswith("setDiscount")
     )
-    # Each rule is rounded once on each line: it is off by half a cent at the most.
+    # Each rule is rounded once on each line: the error is half a cent at most.
     rounded = {
         (effect["campaignId"], effect["ruleIndex"], effect["props"].get("position"))
         for effect in WIRE.last["effects"]
@@ -127,7 +127,7 @@ def test_talon_ones_amounts_are_those_of_its_effects(cart: dict[str, Any]) -> No
 
 @settings(max_examples=60, deadline=None)
 @given(carts())
-def test_voucherifys_amounts_are_its_total(cart: dict[str, Any]) -> None:
+def test_voucherify_discounts_equal_its_total(cart: dict[str, Any]) -> None:
     outcome, _ = ask("voucherify", cart)
     order = WIRE.last.get("order") if isinstance(WIRE.last, dict) and WIRE.last.get("valid") else None
     told = order.get("total_applied_discount_amount", 0) if order else 0
@@ -137,25 +137,25 @@ def test_voucherifys_amounts_are_its_total(cart: dict[str, Any]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(carts())
-def test_to_the_shopper_both_engines_are_equal(cart: dict[str, Any]) -> None:
+def test_both_engines_give_equal_discounts(cart: dict[str, Any]) -> None:
     one, off_one = ask("talon_one", cart)
     other, off_other = ask("voucherify", cart)
     assert [(r.code, r.reason) for r in one.rejected] == [(r.code, r.reason) for r in other.rejected]
     goods = sum(line["quantity"] * round(float(line["price"]) * 100) for line in cart["items"])
     shipping = sum(discount.amount for discount in off_other.root if discount.cost)
     if off_other.total - shipping >= goods:
-        # Which of several discounts takes the last cent is the engine's own order. What exceeds the goods, Talon.One
-        # takes off the whole order, its shipping included; Voucherify does not.
+        # The engine decides which of several discounts takes the last cent. Talon.One takes an excess over the goods
+        # off the whole order, including shipping; Voucherify does not.
         assert off_one.total >= off_other.total
         return
     for index, line in enumerate(cart["items"]):
-        # A percentage of one unit is rounded by the one engine for the line, by the other for the unit.
+        # One engine rounds a percentage per line, the other per unit.
         assert abs(off_one.line_total(index) - off_other.line_total(index)) <= line["quantity"] / 2
     assert off_one.root_total == off_other.root_total
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_the_example_of_nacelles_page(engine: str) -> None:
+def test_nacelle_example_gives_its_discounts(engine: str) -> None:
     body = {
         "id": "c-1",
         "items": [{"sku": "SKU1234", "quantity": 1, "price": "140.00"}],

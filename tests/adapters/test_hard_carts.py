@@ -1,6 +1,6 @@
-"""Carts that are easy to get wrong, through both adapters and both sandboxes, each written without a look at the other.
+"""Hard carts through both adapters and both sandboxes, each written independently.
 
-The rule book says what each code earns; a setting of it makes an engine behave as a live one may.
+The rule book defines what each code earns; its settings make an engine behave as a live one may.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ ENGINES: dict[str, tuple[Callable[[dict[str, str]], Adapter], dict[str, str]]] =
 
 
 class Shop:
-    """A shop with one engine, on a rule book with something changed."""
+    """A shop with one engine, on an edited rule book."""
 
     def __init__(self, folder: Path, engine: str, changes: tuple[Change, ...] = (), **options: str) -> None:
         text = DEFAULT
@@ -58,7 +58,7 @@ class Shop:
         return outcome, discounts.allocate(checkout, outcome)
 
     async def _validate(self, checkout: documents.Checkout, session: str) -> Outcome:
-        """In a new session where the engine's holds what must not count, as the service does it."""
+        """Validate as the service does: in a new session if the engine's holds stale values."""
         engine = Engine(self.wire, self.adapter.accounts)
         deadline = asyncio.get_running_loop().time() + 60
         try:
@@ -74,7 +74,7 @@ class Shop:
         return documents.parse(json.dumps(body).encode(), "consume")
 
     def hold(self, conversation: Conversation[T]) -> T:
-        """A conversation that may redeem."""
+        """Hold a conversation that may redeem."""
 
         async def may_send() -> bool:
             return True
@@ -86,7 +86,7 @@ class Shop:
         return asyncio.run(talk())
 
     def redemptions(self, engine: str) -> int:
-        """How many stand in the engine's books."""
+        """Count the redemptions in the engine's books."""
         log = self.wire.client.get("/_sandbox/books").json()[engine]["redemptions"]
         return sum(1 if entry["what"] == "redeemed" else -1 for entry in log)
 
@@ -114,7 +114,7 @@ STALE = {"PROMOTIONS": "promo_gone1,promo_gone2,promo_gone3,promo_2"}
 @pytest.mark.parametrize(
     ("engine", "changes", "options", "body", "off", "rejected"),
     [
-        # Everything has one price, under whatever name the engine reaches it.
+        # Each price is discounted at most once in full, under all its names.
         ("talon_one", (), {"ITEM_ADDITIONAL_COSTS": "gift_wrap=/wrap"}, cart("COSTS-5", "WRAPPED") | WRAPPED, 500, {}),
         ("talon_one", (BEYOND,), {}, cart("BUDGET-50", lines=(("A", 1, "30.00"),)), 3000, {}),
         # The vendor's own fields of an item are conditions.
@@ -125,11 +125,11 @@ STALE = {"PROMOTIONS": "promo_gone1,promo_gone2,promo_gone3,promo_2"}
         ("voucherify", (CASE,), {"CODE_CASE": "sensitive"}, cart("TWIN-5", "twin-5"), 1200, {}),
         ("talon_one", (), {}, cart("TWIN-5", "twin-5"), 500, {}),
         ("voucherify", (), {}, cart("TWIN-5", "twin-5"), 500, {}),
-        # A promotion that we add never harms a code.
+        # A promotion that we add never costs a code,
         ("voucherify", (), {}, cart("GOOD-5", lines=(("OUTLET-SHIRT", 1, "20.00"),)), 500, {}),
         ("voucherify", (), {}, cart(lines=(("OUTLET-SHIRT", 1, "20.00"),)), 100, {}),
         ("voucherify", (TWO,), {}, cart("GOOD-5", lines=(("A", 1, "350.00"),), **SHIPPING), 2000, {}),
-        # Nor another promotion: what is left out makes room for the next.
+        # nor another promotion: one that is left out makes room for the next.
         ("voucherify", (), {}, OUTLET, 2000, {}),
         ("voucherify", (ALL,), {}, OUTLET, 2000, {}),
         ("voucherify", (TWO,), {}, OUTLET, 2000, {}),
@@ -137,7 +137,7 @@ STALE = {"PROMOTIONS": "promo_gone1,promo_gone2,promo_gone3,promo_2"}
         ("voucherify", (TWO,), {"PROMOTIONS": "promo_60,promo_2"}, OUTLET, 2000, {}),
         ("voucherify", (TWO,), {"PROMOTIONS": "promo_gone1,promo_2"}, OUTLET, 2000, {}),
         ("voucherify", (ALL,), STALE, cart("GOOD-5", lines=(("A", 1, "350.00"),), **SHIPPING), 2000, {}),
-        # Mode ALL tells one bad code at a time.
+        # Mode ALL names one bad code at a time.
         (
             "voucherify",
             (ALL,),
@@ -146,18 +146,18 @@ STALE = {"PROMOTIONS": "promo_gone1,promo_gone2,promo_gone3,promo_2"}
             500,
             {"BAD-1": "expired", "BAD-2": "expired", "BAD-3": "expired"},
         ),
-        # Units that come and go.
+        # Added and replaced units.
         ("voucherify", (), {}, cart("UPGRADE", "TEN-LARGE", lines=CUPS), 250, {}),
         ("voucherify", (), {}, cart("TEN-LARGE", "UPGRADE", lines=CUPS), 250, {}),
         ("voucherify", (), {"ORDER_METADATA": "store=/store"}, MUG | {"store": "berlin"}, 990, {}),
         ("voucherify", (NULL,), {}, cart("TEN-PERCENT", "GOOD-5"), 1000, {}),
-        # A refusal is that of the code that was typed, however the engine names it.
+        # A rejection has the code as typed, whatever the engine calls it.
         ("voucherify", (AS_REQUESTED,), {}, cart("good-5", "bad-1"), 500, {"bad-1": "expired"}),
         ("voucherify", (), {}, cart("good-5", "bad-1"), 500, {"bad-1": "expired"}),
         ("talon_one", (), {}, cart("good-5", "bad-1"), 500, {"bad-1": "expired"}),
     ],
 )
-def test_a_cart_that_is_easy_to_get_wrong(
+def test_hard_cart_gets_these_discounts_and_rejections(
     tmp_path: Path,
     engine: str,
     changes: tuple[Change, ...],
@@ -172,7 +172,7 @@ def test_a_cart_that_is_easy_to_get_wrong(
 
 
 @pytest.mark.parametrize("changes", [(), (ALL,)])
-def test_a_promotion_that_is_not_for_this_cart_is_no_news(tmp_path: Path, changes: tuple[Change, ...]) -> None:
+def test_only_stale_promotions_give_a_notice(tmp_path: Path, changes: tuple[Change, ...]) -> None:
     outcome, _ = Shop(tmp_path, "voucherify", changes).ask(cart("GOOD-5"))
     assert not outcome.notices
     outcome, _ = Shop(tmp_path, "voucherify", changes, **STALE).ask(cart("GOOD-5"))
@@ -183,7 +183,7 @@ def test_a_promotion_that_is_not_for_this_cart_is_no_news(tmp_path: Path, change
 @pytest.mark.parametrize("nulls", ["refuse", "clear", "ignore"])
 @pytest.mark.parametrize("attributes", ["merge", "replace"])
 @pytest.mark.parametrize("costs", ["merge", "replace"])
-def test_what_is_gone_from_a_cart_does_not_go_on_earning_whatever_the_engine_makes_of_a_null(
+def test_removed_values_earn_nothing_under_any_merge_rule(
     tmp_path: Path, nulls: str, attributes: str, costs: str
 ) -> None:
     rules = (
@@ -202,9 +202,7 @@ def test_what_is_gone_from_a_cart_does_not_go_on_earning_whatever_the_engine_mak
 
 
 @pytest.mark.parametrize(("engine", "lines", "units"), [("talon_one", 1000, 10), ("voucherify", 500, 20)])
-def test_the_largest_cart_that_a_vendor_allows_gets_its_discounts(
-    tmp_path: Path, engine: str, lines: int, units: int
-) -> None:
+def test_largest_allowed_cart_gets_its_discounts(tmp_path: Path, engine: str, lines: int, units: int) -> None:
     body = cart("TEN-PERCENT", lines=tuple((f"S{i}", units, "10.00") for i in range(lines)))
     _, settled = Shop(tmp_path, engine).ask(body)
     assert settled.total == 10_000 * 100
@@ -214,7 +212,7 @@ NOTHING = ('nothing_applies = "first_refusal"', 'nothing_applies = "no_applicabl
 
 
 @pytest.mark.parametrize("change", [ALL, NOTHING, None])
-def test_voucherify_redeems_what_applies_or_nothing_and_says_why(tmp_path: Path, change: Change | None) -> None:
+def test_voucherify_redeems_good_codes_and_rejects_bad_ones(tmp_path: Path, change: Change | None) -> None:
     shop = Shop(tmp_path, "voucherify", (change,) if change else ())
     for codes, redeemed in ((("BAD-1", "BAD-2"), 0), (("BAD-1", "GOOD-5"), 1)):
         result = shop.hold(shop.adapter.redeem(shop.order(*codes), "cart"))
@@ -225,7 +223,7 @@ def test_voucherify_redeems_what_applies_or_nothing_and_says_why(tmp_path: Path,
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_what_was_redeemed_is_found_by_the_same_order_only(tmp_path: Path, engine: str) -> None:
+def test_look_up_finds_only_the_same_order(tmp_path: Path, engine: str) -> None:
     shop = Shop(tmp_path, engine)
     done = shop.hold(shop.adapter.redeem(shop.order("GOOD-5", quantity=2), "cart"))
     assert isinstance(done, Redeemed)
@@ -233,6 +231,6 @@ def test_what_was_redeemed_is_found_by_the_same_order_only(tmp_path: Path, engin
     assert found.state == "redeemed"
     with pytest.raises(OrderMismatch):
         shop.hold(shop.adapter.look_up(shop.order("GOOD-5", quantity=3), "cart", done.handle))
-    # For good, by the handle alone; and then nothing stands.
+    # A final undo by the handle alone leaves no redemption.
     shop.hold(shop.adapter.undo(None, "cart", done.handle, final=True))
     assert shop.redemptions(engine) == 0

@@ -142,8 +142,7 @@ CHECKS: Final = {
         (
             f"{CHECKOUT} test_1000_lines_are_accepted_and_1001_refused",
             "tests/domain/test_codes.py test_100_codes_over_all_orders_are_accepted_and_101_refused",
-            "tests/adapters/talon_one/test_requests.py"
-            " test_five_identifiers_go_out_hashed_under_the_key_and_the_rest_is_told",
+            "tests/adapters/talon_one/test_requests.py test_five_identifiers_are_sent_hashed_and_the_rest_noticed",
         ),
         "100 codes over all orders, not 30.",
     ),
@@ -168,7 +167,7 @@ CHECKS: Final = {
     ),
     "O2": Check(
         "the engine's address",
-        ("tests/adapters/talon_one/test_options.py test_the_key_goes_to_https_or_to_this_very_machine",),
+        ("tests/adapters/talon_one/test_options.py test_api_key_is_sent_to_https_or_loopback_only",),
         "`http://` for this machine alone; private addresses are the merchant's own business.",
     ),
     "O3": Check("redirects are not followed", (f"{TRANSPORT} test_a_redirect_is_handed_back_and_not_followed",)),

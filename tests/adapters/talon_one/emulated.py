@@ -1,4 +1,4 @@
-"""The adapter's conversations held with the sandbox, which others wrote from the documents alone."""
+"""The adapter's conversations held with the sandbox, which was written from the vendor's documents alone."""
 
 import asyncio
 import json
@@ -10,7 +10,7 @@ from tests.sandbox.talon_one_shop import Shop, call
 
 
 class Emulated(Shop):
-    """Answers an adapter. `changes`: what differs from the default rule book."""
+    """Answers an adapter. `changes`: edits of the default rule book."""
 
     def __init__(self, *changes: tuple[str, str]) -> None:
         super().__init__(*changes)
@@ -23,7 +23,7 @@ class Emulated(Shop):
         return EngineReply(status=status, headers={}, body=body)
 
     def hold(self, conversation: Conversation[Any]) -> Any:
-        """What the conversation comes to."""
+        """Return the result of the conversation."""
         try:
             request = one_request(next(conversation))
             while True:
@@ -32,7 +32,7 @@ class Emulated(Shop):
             return stop.value
 
     def sessions(self) -> dict[str, str]:
-        """The state of each session, by its id."""
+        """Return the state of each session, by its id."""
         return {name: session["state"] for name, session in self.books["sessions"].items()}
 
     def bodies(self) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from mapper.domain.reasons import Reason
 from tests.adapters.talon_one.talk import cart
 
 # Every effect type of the vendor's specification of 19 August 2026 (platform 26.16), with the props of its examples,
-# and what becomes of it: (line, amount), a refused code, or a notice with this text.
+# and the expected result: (line, amount), a refused code, or a notice with this text.
 CART = cart(("shoes", 1, "60.00"), ("shirt", 2, "20.00"), codes=["COUP-XYZ789"], shipping_rate={"price": "15.00"},
             promotions={"referral_code": "REF-ABC123"})  # fmt: skip
 EFFECTS: dict[str, tuple[dict[str, Any], Any]] = {

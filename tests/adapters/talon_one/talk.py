@@ -1,6 +1,6 @@
-"""What the tests of the Talon.One adapter share: carts, the vendor's answers, and conversations held with them.
+"""What the tests of the Talon.One adapter share: carts, answers, and conversations held with them.
 
-Answers are written after the vendor's documentation; no network, no emulator.
+Answers follow the vendor's documentation; no network, no emulator.
 """
 
 import json
@@ -32,7 +32,7 @@ def parse(body: dict[str, Any] | bytes, operation: Operation = "validate") -> Ch
 
 
 def cart(*lines: tuple[str, int, str], codes: Iterable[str] = (), **more: Any) -> Checkout:
-    """A checkout of these lines: sku, quantity, price. `promotions`: what they have beside `codes`."""
+    """A checkout of these lines: sku, quantity, price. `promotions`: further fields next to `codes`."""
     items = [{"sku": sku, "quantity": quantity, "price": price} for sku, quantity, price in lines]
     promotions = {"coupon_codes": list(codes), **more.pop("promotions", {})}
     return parse({"items": items, "promotions": promotions, **more})
@@ -44,7 +44,7 @@ def reply(body: Any, status: int = 200) -> EngineReply:
 
 
 def talk(conversation: Conversation[Any], *replies: EngineReply) -> tuple[list[EngineRequest], Any]:
-    """Holds a conversation with these replies, in their order. All must be asked for. Its outcome, redeemed or not."""
+    """Hold a conversation with these replies in order; all must be used. Return its requests and its outcome."""
     asked = [first(conversation)]
     for number, answer in enumerate(replies, 1):
         try:
@@ -56,7 +56,7 @@ def talk(conversation: Conversation[Any], *replies: EngineReply) -> tuple[list[E
 
 
 def one_request(request: Any) -> EngineRequest:
-    """This adapter asks one thing after the other."""
+    """Assert that this is a single request: the adapter sends no concurrent ones."""
     assert isinstance(request, EngineRequest)
     return request
 
@@ -66,14 +66,14 @@ def first(conversation: Conversation[Any]) -> EngineRequest:
 
 
 def body_of(request: EngineRequest) -> dict[str, Any]:
-    """What the engine is sent, numbers exact."""
+    """Return the body that is sent, with exact numbers."""
     body = msgspec.json.Decoder(float_hook=Decimal).decode(request.body)
     assert isinstance(body, dict)
     return body
 
 
 def sent(conversation: Conversation[Any]) -> dict[str, Any]:
-    """The customer session of the first request."""
+    """Return the customer session of the first request."""
     session = body_of(first(conversation))["customerSession"]
     assert isinstance(session, dict)
     return session
@@ -94,7 +94,7 @@ def per_item(value: Any, position: Any, name: str = "off", **more: Any) -> dict[
 
 
 def closed(*effects: Any) -> EngineReply:
-    """The answer to a close (or, without what it says of the session, to a check)."""
+    """The answer to a close; a check reads only its effects."""
     return reply({"effects": list(effects), "customerSession": {"state": "closed"}})
 
 
@@ -115,5 +115,5 @@ def only(discounts: tuple[Discount, ...]) -> Discount:
 
 
 def attempt(order: Checkout, name: str = "1") -> Checkout:
-    """The order as the core hands it to `redeem`."""
+    """Return the order as the core passes it to `redeem`."""
     return replace(order, attempt=name)

@@ -21,7 +21,7 @@ from tests.adapters.talon_one.talk import COSTS, adapter, amounts, cart, effect,
 
 
 def samples() -> list[dict[str, Any]]:
-    """One of each, and some that share a rule, a line, a name."""
+    """One effect of each type, and some that share a rule, a line or a name."""
     effects = [effect(kind, props) for kind, (props, _) in EFFECTS.items()]
     effects += [
         per_item(Decimal("3.335"), p, campaign=c, props={"subPosition": u})
@@ -43,7 +43,7 @@ def samples() -> list[dict[str, Any]]:
 
 @settings(deadline=None)
 @given(st.permutations(samples()))
-def test_the_order_of_the_effects_means_nothing(shuffled: list[dict[str, Any]]) -> None:
+def test_outcome_does_not_depend_on_effect_order(shuffled: list[dict[str, Any]]) -> None:
     assert outcome(CART, shuffled) == outcome(CART, samples())
 
 
@@ -94,7 +94,7 @@ TEXTS = [
 
 
 def survives(body: bytes | Any, statuses: Iterable[int] = (200,)) -> None:
-    """Whatever comes, each conversation ends with an outcome or a `Problem`."""
+    """Assert that each conversation ends with an outcome or a `Problem`."""
     talon = TalonOne(COSTS)
     for status in statuses:
         for conversation in (talon.validate, talon.check, talon.redeem, talon.look_up, talon.undo):
@@ -109,7 +109,7 @@ def ended(held: Conversation[Any], answer: EngineReply) -> bool:
         for _ in range(4):
             held.send(answer)
     except StopIteration as stop:
-        # What comes of it goes into our own answer.
+        # The result goes into our own answer, so it must be encodable.
         msgspec.json.Encoder(decimal_format="number").encode(stop.value)
         return True
     return False
@@ -126,7 +126,7 @@ def test_any_text_ends_in_an_outcome_or_a_problem(body: bytes) -> None:
     survives(body, (200, 204, 302, 400, 401, 404, 418))
 
 
-def test_an_effect_that_cannot_be_decoded_loses_nothing_but_itself() -> None:
+def test_undecodable_effect_does_not_lose_the_others() -> None:
     good = msgspec.json.encode(per_item(5, 0))
     for bad in (b"5", b"null", b'{"effectType":5}', b'{"effectType":"newOne","props":{"text":"\xff"}}', b"99e99"):
         body = b'{"effects":[' + bad + b"," + good + b'],"triggeredCampaigns":[5,{"id":1,"name":"Summer"}]}'
@@ -147,7 +147,7 @@ MISFITS: list[Any] = [7.5, {}, [], "x"]
         {"rulesetId": 10**30},
     ],
 )
-def test_a_name_or_a_number_for_information_costs_no_more_than_itself(more: dict[str, Any]) -> None:
+def test_malformed_informative_field_does_not_lose_the_discount(more: dict[str, Any]) -> None:
     campaigns = [{"id": 1, "name": "Summer"}]
     result = outcome(cart(("A", 1, "9.00")), [per_item(5, 0, **more)], campaigns)
     assert amounts(result) == [(0, 500)]
@@ -155,18 +155,18 @@ def test_a_name_or_a_number_for_information_costs_no_more_than_itself(more: dict
 
 
 @pytest.mark.parametrize("name", ["scope", "position", "additionalCost"])
-def test_what_does_not_say_what_a_discount_is_on_sets_no_price(name: str) -> None:
+def test_discount_with_malformed_target_raises_problem(name: str) -> None:
     with pytest.raises(Problem):
         outcome(cart(("A", 1, "9.00")), [per_item(5, 0, props={name: {}})])
 
 
 @pytest.mark.parametrize("name", ["rejectionReason", "campaignExclusionReason", "details"])
-def test_a_refusal_counts_whatever_its_reason_is(name: str) -> None:
+def test_rejection_with_malformed_detail_still_counts(name: str) -> None:
     props = {"value": "SAVE", "rejectionReason": "CouponExpired", name: 7}
     (refused,) = outcome(cart(("A", 1, "9.00"), codes=["SAVE"]), [effect("rejectCoupon", props)]).rejected
     assert (refused.code, refused.reason) == ("SAVE", "other" if name == "rejectionReason" else "expired")
 
 
 @pytest.mark.parametrize("campaigns", [{}, 7, "x", [None, 7, {"id": 2}]])
-def test_campaigns_that_cannot_be_read_cost_no_discount(campaigns: Any) -> None:
+def test_unreadable_campaigns_do_not_lose_the_discount(campaigns: Any) -> None:
     assert amounts(outcome(cart(("A", 1, "9.00")), [per_item(5, 0)], campaigns)) == [(0, 500)]

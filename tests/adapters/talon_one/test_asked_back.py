@@ -1,4 +1,4 @@
-"""What is asked back beside the effects, how large an answer may be, and what only the merchant reads."""
+"""Extra response content, the size limit of an answer, and diagnostics for the merchant."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ def asked(checkout: Checkout, **content: Any) -> Outcome:
     return result
 
 
-def test_why_a_code_did_not_apply_is_told_to_the_merchant_and_not_to_the_shopper() -> None:
+def test_rule_failure_is_a_diagnostic_not_a_notice() -> None:
     other = {**FAILED, "couponValue": None, "couponID": None}
     result = asked(cart(("A", 1, "9.00")), ruleFailureReasons=[FAILED, other, "unreadable", {"couponValue": 5}])
     assert result.diagnostics == (
@@ -38,25 +38,25 @@ def test_why_a_code_did_not_apply_is_told_to_the_merchant_and_not_to_the_shopper
     assert (result.notices, result.rejected) == ((), ())
 
 
-def test_so_it_is_of_a_referral_code_and_of_an_effect_that_failed() -> None:
+def test_diagnostic_names_referral_code_and_failed_effect() -> None:
     failed = {"campaignID": 7, "referralValue": "REF", "effectIndex": 0, "details": ""}
     (told,) = asked(cart(("A", 1, "9.00")), ruleFailureReasons=[failed]).diagnostics
     assert (told.code, told.facts) == ("REF", {"campaign": 7, "effect": 0})
 
 
 @pytest.mark.parametrize("content", [{}, {"ruleFailureReasons": None}, {"ruleFailureReasons": "?"}])
-def test_without_reasons_there_is_nothing_to_tell(content: dict[str, Any]) -> None:
+def test_answer_without_failure_reasons_gives_no_diagnostics(content: dict[str, Any]) -> None:
     assert asked(cart(("A", 1, "9.00")), **content).diagnostics == ()
 
 
-def test_the_engines_coupons_say_which_code_earned_a_discount() -> None:
+def test_discount_names_the_code_from_the_engines_coupons() -> None:
     checkout = cart(("A", 1, "9.00"), codes=["Summer"])
     off = effect("setDiscount", {"name": "x", "value": 1}, coupon=5)
     result = asked(checkout, effects=[off], coupons=[{"id": 5, "value": "SUMMER"}, {"id": "?"}, None])
     assert result.discounts[0].meta["code"] == "Summer"
 
 
-def test_what_else_was_asked_for_is_passed_on() -> None:
+def test_extra_response_content_becomes_notices() -> None:
     content = {"coupons": [{"id": 5, "value": "X"}], "customerProfile": {"id": 1.5}, "loyalty": {"cards": []}}
     told = {notice.type: notice.payload for notice in asked(cart(("A", 1, "9.00")), **content).notices}
     assert json.dumps(told, default=str) == json.dumps({**content, "customerProfile": {"id": "1.5"}})
@@ -64,7 +64,7 @@ def test_what_else_was_asked_for_is_passed_on() -> None:
         assert asked(cart(("A", 1, "9.00")), **nothing).notices == ()
 
 
-def test_costs_of_several_orders_are_added_up() -> None:
+def test_additional_costs_of_several_orders_are_summed() -> None:
     order = {"order_items": [{"sku": "A", "quantity": 1, "price": "9.00"}], "shipping_rate": {"price": "5.00"}}
     body = parse({"orders": [order, {**order, "shipping_rate": {"price": "2.50"}}, {"order_items": []}]})
     for pointer, price in (("/orders/*/shipping_rate/price", 7.5), ("/shipping_rate/price", None)):
@@ -73,10 +73,10 @@ def test_costs_of_several_orders_are_added_up() -> None:
         assert costs == ({"shipping": {"price": price}} if price else {})
 
 
-# -- In the log --------------------------------------------------------------------------------------------------------
+# -- Log ---------------------------------------------------------------------------------------------------------------
 
 
-def test_the_log_says_why_a_code_did_not_apply(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_has_the_rule_failure_without_the_code(caplog: pytest.LogCaptureFixture) -> None:
     body = {"id": "c", "items": [LINE], "promotions": {"coupon_codes": ["MIN-200"]}}
     options = {"MAPPER_ON_REJECTED": "apply_rest", "TALON_ONE_RESPONSE_CONTENT": "ruleFailureReasons"}
     with caplog.at_level(logging.INFO, "mapper"), shop(Emulated(), **options) as ask:
@@ -97,7 +97,7 @@ def large(lines: int, quantity: int) -> Checkout:
     return cart(*[(f"SKU-{number}", quantity, "9.00") for number in range(lines)])
 
 
-def test_an_answer_may_be_as_large_as_what_was_asked() -> None:
+def test_reply_size_limit_grows_with_the_cart() -> None:
     checkout = large(1000, 5)
     units = [(line, unit) for line in range(1000) for unit in range(5)]
     effects = [
@@ -116,14 +116,14 @@ def test_an_answer_may_be_as_large_as_what_was_asked() -> None:
     assert first(adapter().undo(None, "s", "/s", final=True)).reply_bytes >= request.reply_bytes
 
 
-def test_a_small_cart_gets_a_small_answer_and_no_cart_an_endless_one() -> None:
+def test_reply_size_limit_is_bounded() -> None:
     small, huge = (first(adapter().validate(large(1, units), "s")).reply_bytes for units in (1, 10_000))
     assert small < 2.1 * 1024 * 1024
     assert huge < 64 * 1024 * 1024
 
 
 @pytest.mark.parametrize("lines", [1, 1000])
-def test_a_cart_of_more_units_than_the_vendor_takes_is_refused_before_it_is_asked(lines: int) -> None:
+def test_more_than_10000_units_are_rejected_without_a_call(lines: int) -> None:
     checkout = large(lines, 10_000 // lines + 1)
     for conversation in (adapter().validate, adapter().check, adapter().redeem):
         with pytest.raises(EngineRejected) as caught:

@@ -1,4 +1,4 @@
-"""What is closed is what was checked; and only what says that it is closed is."""
+"""Closing a session: equal to the check, with an idempotency key, and confirmed by the answer."""
 
 from typing import Any
 
@@ -51,14 +51,14 @@ options = st.fixed_dictionaries(
 
 @settings(max_examples=200, deadline=None)
 @given(orders, options, st.booleans())
-def test_a_check_and_a_close_differ_in_the_dry_flag_and_the_idempotency_key_alone(
+def test_check_and_close_differ_only_in_dry_and_idempotency_key(
     order: Checkout, options: dict[str, str], refused: bool
 ) -> None:
     talon = adapter(**options)
     questions = []
     for conversation in (talon.check(order, "s"), talon.redeem(order, "s")):
         request = first(conversation)
-        while request.method == "GET":  # a close may look first at what the session holds
+        while request.method == "GET":  # a close may read the session first
             request = one_request(conversation.send(reply({}, 404)))
         asked = [request]
         if refused and body_of(request)["customerSession"]["loyaltyCards"]:
@@ -73,7 +73,7 @@ def test_a_check_and_a_close_differ_in_the_dry_flag_and_the_idempotency_key_alon
         assert [name for name, _ in {*close.headers} - {*check.headers}] == ["Idempotency-Key"]
 
 
-def test_an_order_whose_card_is_refused_is_closed_for_the_rest() -> None:
+def test_order_with_refused_card_is_closed_without_it() -> None:
     engine, order = Emulated(), attempt(cart(("SHIRT", 1, "140.00"), codes=["XMAS-2021-25"],
                                              promotions={"loyalty_card": "card-of-nobody"}))  # fmt: skip
     shown, checked = (engine.hold(conversation(order, "s")) for conversation in (adapter().validate, adapter().check))
@@ -88,7 +88,7 @@ def test_an_order_whose_card_is_refused_is_closed_for_the_rest() -> None:
 @pytest.mark.parametrize(
     ("code", "customer"), [("SINGLE-0001", None), ("ONCE-EACH-10", {"id": "jane"}), ("ONCE-EACH-10", None)]
 )
-def test_a_code_that_is_used_up_may_have_been_used_up_by_this_very_order(code: str, customer: Any) -> None:
+def test_used_up_code_is_looked_up_in_this_order(code: str, customer: Any) -> None:
     engine, order = Emulated(), attempt(cart(("SHIRT", 1, "140.00"), codes=[code], customer=customer))
     redeemed = engine.hold(adapter().redeem(order, "s"))
     checked = engine.hold(adapter().check(order, "s"))
@@ -108,7 +108,7 @@ def key(order: Checkout, session: str = "s") -> str:
     return dict(first(adapter().redeem(order, session)).headers)["Idempotency-Key"]
 
 
-def test_the_key_names_order_and_attempt_session_and_content() -> None:
+def test_idempotency_key_depends_on_attempt_session_and_content() -> None:
     one, other = (cart(("A", quantity, "1.00"), customer={"id": "c"}) for quantity in (1, 2))
     keys = [
         key(attempt(one, "77/1")), key(attempt(one, "77/2")), key(attempt(one, "78/1")), key(attempt(other, "77/1")),
@@ -119,20 +119,20 @@ def test_the_key_names_order_and_attempt_session_and_content() -> None:
     assert {len(one) for one in keys} == {64}
 
 
-def test_a_session_that_the_merchant_reopened_is_closed_by_a_new_attempt_and_never_by_the_memory_of_the_old() -> None:
+def test_reopened_session_is_closed_only_by_a_new_attempt() -> None:
     engine, order = Emulated(), cart(("SHIRT", 1, "140.00"), codes=["XMAS-2021-25"])
     assert isinstance(engine.hold(adapter().redeem(attempt(order, "77/1"), "s")), Redeemed)
     assert engine.reopen("s")[0] == 200
     assert isinstance(engine.hold(adapter().redeem(attempt(order, "78/1"), "s")), Redeemed)
     assert engine.sessions() == {"s": "closed"}
     assert engine.books["codes"]["XMAS-2021-25"] == 1
-    # The same attempt again is answered from memory. The memory says closed; the session is what it is.
+    # The same attempt again is answered from memory: the answer says closed, the session stays open.
     engine.reopen("s")
     engine.hold(adapter().redeem(attempt(order, "78/1"), "s"))
     assert engine.hold(adapter().look_up(order, "s")).state == "absent"
 
 
-# -- It says that it is closed -----------------------------------------------------------------------------------------
+# -- The answer must say closed ----------------------------------------------------------------------------------------
 
 
 def session(state: str | None) -> EngineReply:
@@ -140,7 +140,7 @@ def session(state: str | None) -> EngineReply:
 
 
 @pytest.mark.parametrize("answer", [reply({"effects": [per_item(5, 0)]}), session("open"), session(None)])
-def test_an_answer_that_does_not_say_closed_is_no_success_before_the_session_has_been_read(answer: EngineReply) -> None:
+def test_close_answer_without_closed_state_is_verified_by_reading(answer: EngineReply) -> None:
     asked, _ = talk(adapter().redeem(CART, "s"), answer, session("closed"))
     assert [request.method for request in asked] == ["PUT", "GET"]
     for state in ("open", "", None, "cancelled"):
@@ -150,15 +150,15 @@ def test_an_answer_that_does_not_say_closed_is_no_success_before_the_session_has
 
 
 @pytest.mark.parametrize("status", [200, 201, 202])
-def test_any_2xx_is_done(status: int) -> None:
+def test_any_2xx_close_succeeds(status: int) -> None:
     answer = EngineReply(status=status, headers={}, body=closed(per_item(5, 0)).body)
     assert amounts(talk(adapter().redeem(CART, "s"), answer)[1]) == [(0, 500)]
 
 
-# -- Where it was redeemed ---------------------------------------------------------------------------------------------
+# -- Undo --------------------------------------------------------------------------------------------------------------
 
 
-def test_an_order_can_be_taken_back_by_its_handle_once_its_body_is_erased() -> None:
+def test_undo_works_by_handle_without_the_order() -> None:
     engine, order = Emulated(), attempt(cart(("SHIRT", 1, "140.00"), codes=["XMAS-2021-25"]))
     redeemed = engine.hold(adapter().redeem(order, "s"))
     engine.hold(adapter().undo(None, "s", redeemed.handle))
@@ -171,7 +171,7 @@ def test_an_order_can_be_taken_back_by_its_handle_once_its_body_is_erased() -> N
 
 
 @pytest.mark.parametrize("final", [False, True])
-def test_without_order_and_handle_every_application_is_asked(final: bool) -> None:
+def test_undo_without_order_and_handle_asks_every_application(final: bool) -> None:
     talon = adapter(CURRENCY="USD", API_KEY_EUR="euro")
     asked, _ = talk(talon.undo(None, "s", "", final=final), *[reply({}, 404)] * (2 if final else 4))
     assert sorted({request.account for request in asked}) == ["", "EUR"]
@@ -179,20 +179,20 @@ def test_without_order_and_handle_every_application_is_asked(final: bool) -> Non
 
 @pytest.mark.parametrize(("state", "requests"), [(None, 1), ("cancelled", 1), ("open", 2), ("closed", 2),
                                                  ("partially_returned", 2)])  # fmt: skip
-def test_what_is_cancelled_for_good_is_read_first(state: str | None, requests: int) -> None:
+def test_final_undo_reads_the_session_first(state: str | None, requests: int) -> None:
     replies = [session(state), session("cancelled")][:requests]
     asked, _ = talk(adapter().undo(CART, "s", final=True), *replies)
     assert [request.effect for request in asked] == ["none", "session"][:requests]
 
 
-def test_a_cancel_that_is_not_said_to_be_one_is_in_doubt() -> None:
+def test_unconfirmed_cancel_raises_engine_unavailable() -> None:
     with pytest.raises(EngineUnavailable, match="has not cancelled"):
         talk(adapter().undo(CART, "s", final=True), session("closed"), session("closed"))
     cannot = reply({"message": 'Cannot move session to state "cancelled" from state "cancelled"'}, 400)
     talk(adapter().undo(CART, "s", final=True), session("closed"), cannot)
 
 
-def test_a_handle_leads_to_the_session_that_was_closed() -> None:
+def test_look_up_by_handle_reads_the_closed_session() -> None:
     with pytest.raises(OrderMismatch):
         talk(adapter().look_up(CART, "s", "/other"), session("closed"))
     assert first(adapter().look_up(CART, "s", "/other")).path.endswith("/other")

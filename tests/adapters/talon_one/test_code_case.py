@@ -14,14 +14,14 @@ def rejected(codes: list[str], answered: list[str], **options: str) -> list[str]
     return [one.code for one in outcome(cart(("A", 1, "9.00"), codes=codes), effects, **options).rejected]
 
 
-def test_where_case_counts_two_codes_that_differ_by_it_are_both_asked() -> None:
+def test_case_sensitive_codes_are_both_sent() -> None:
     checkout = cart(("A", 1, "9.00"), codes=[*TWO, "Summer"])
     assert sent(adapter().validate(checkout, "s"))["couponCodes"] == ["Summer"]
     assert sent(adapter(CODE_CASE="insensitive").validate(checkout, "s"))["couponCodes"] == ["Summer"]
     assert sent(adapter(CODE_CASE="sensitive").validate(checkout, "s"))["couponCodes"] == TWO
 
 
-def test_where_case_counts_each_code_has_its_own_answer() -> None:
+def test_case_sensitive_rejection_names_the_exact_code() -> None:
     assert rejected(TWO, ["SUMMER"], CODE_CASE="sensitive") == ["SUMMER"]
     assert rejected(TWO, ["Summer"], CODE_CASE="sensitive") == ["Summer"]
     assert rejected(TWO, ["sUMMER"], CODE_CASE="sensitive") == [], "it could be either"
@@ -36,9 +36,7 @@ def test_where_case_counts_each_code_has_its_own_answer() -> None:
         ("straße", "STRASSE"), ("STRASSE", "strasse"), ("ΣΟΦΟΣ", "σοφος"), ("ÉTÉ", "été"),
     ],
 )  # fmt: skip
-def test_a_code_that_is_answered_in_another_case_is_still_the_one_that_was_typed(
-    typed: str, answered: str, case: str
-) -> None:
+def test_answered_code_in_another_case_is_the_typed_code(typed: str, answered: str, case: str) -> None:
     assert rejected([typed], [answered], CODE_CASE=case) == [typed]
     effects = [effect("acceptCoupon", {"value": answered}, coupon=5), effect("setDiscount", {"name": "x", "value": 1},
                coupon=5)]  # fmt: skip
@@ -47,11 +45,11 @@ def test_a_code_that_is_answered_in_another_case_is_still_the_one_that_was_typed
     assert [notice.type for notice in result.notices] == ["acceptCoupon"]
 
 
-def test_the_exact_spelling_comes_before_any_other() -> None:
+def test_exact_spelling_is_matched_first() -> None:
     assert rejected(["İYİ", "IYI"], ["IYI"]) == ["IYI"]
     assert rejected(["İYİ", "IYI"], ["iyi"]) == ["IYI"]
 
 
-def test_another_word_for_the_case_is_no_setting() -> None:
+def test_unknown_code_case_option_is_misconfigured() -> None:
     with pytest.raises(Misconfigured, match="CODE_CASE"):
         adapter(CODE_CASE="upper")

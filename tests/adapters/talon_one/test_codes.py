@@ -1,4 +1,4 @@
-"""Codes that the engine refuses, and why."""
+"""Codes that the engine refuses, and the reasons."""
 
 import pytest
 
@@ -57,12 +57,12 @@ REFERRAL_REASONS = {
     [("rejectCoupon", "COUP-XYZ789", word, reason) for word, reason in COUPON_REASONS.items()]
     + [("rejectReferral", "REF-ABC123", word, reason) for word, reason in REFERRAL_REASONS.items()],
 )
-def test_every_reason_has_a_word_of_ours_and_keeps_its_own(kind: str, code: str, word: str, reason: str) -> None:
+def test_rejection_reason_is_translated_and_kept(kind: str, code: str, word: str, reason: str) -> None:
     result = outcome(CART, [effect(kind, {"value": code.lower(), "rejectionReason": word}, campaign=-1)])
     assert result.rejected == (Rejection(code, Reason(reason), word),)
 
 
-def test_the_reason_tables_hold_exactly_the_documented_words_and_words_of_the_catalogue() -> None:
+def test_reason_tables_match_the_documented_reasons() -> None:
     assert {**reasons.COUPON, "SomethingOfNextYear": "other"} == COUPON_REASONS
     assert {**reasons.REFERRAL, "SomethingOfNextYear": "other"} == REFERRAL_REASONS
     assert {*reasons.COUPON.values(), *reasons.REFERRAL.values(), *reasons.EXCLUSION.values()} <= set(Reason)
@@ -79,19 +79,19 @@ def test_the_reason_tables_hold_exactly_the_documented_words_and_words_of_the_ca
     ],
 )
 @pytest.mark.parametrize(("kind", "code"), [("Coupon", "COUP-XYZ789"), ("Referral", "REF-ABC123")])
-def test_a_campaign_that_was_excluded_says_why(kind: str, code: str, exclusion: str | None, reason: str) -> None:
+def test_campaign_exclusion_reason_decides_the_reason(kind: str, code: str, exclusion: str | None, reason: str) -> None:
     word = f"{kind}PartOfNotTriggeredCampaign"
     props = {"value": code, "rejectionReason": word, "campaignExclusionReason": exclusion}
     assert outcome(CART, [effect(f"reject{kind}", props)]).rejected == (Rejection(code, Reason(reason), word),)
 
 
 @pytest.mark.parametrize("word", [None, "", "x" * 65, "<b>bold</b>", "line\nbreak", "müde"])
-def test_text_that_is_no_word_is_not_passed_on_as_the_engines_reason(word: str | None) -> None:
+def test_free_text_is_not_passed_on_as_engine_reason(word: str | None) -> None:
     props = {"value": "COUP-XYZ789", "rejectionReason": word}
     assert outcome(CART, [effect("rejectCoupon", props)]).rejected == (Rejection("COUP-XYZ789", Reason.OTHER, ""),)
 
 
-def test_refusals_stand_in_the_order_of_the_codes_once_each_as_the_shopper_spelled_them() -> None:
+def test_rejections_are_deduplicated_in_cart_order_as_typed() -> None:
     checkout = cart(("A", 1, "1.00"), codes=["Zulu", "alpha", "ok"], promotions={"referral_code": "Ref"})
     rejections = [("ALPHA", "CouponExpired", 1), ("ZULU", "CouponNotFound", 2), ("zulu", "CouponExpired", 3)]
     effects = [effect("rejectCoupon", {"value": v, "rejectionReason": r}, campaign=c) for v, r, c in rejections]
@@ -102,7 +102,7 @@ def test_refusals_stand_in_the_order_of_the_codes_once_each_as_the_shopper_spell
     ]  # fmt: skip
 
 
-def test_a_code_that_one_campaign_accepts_works_though_another_refuses_it() -> None:
+def test_code_accepted_by_one_campaign_is_not_rejected() -> None:
     effects = [
         effect("rejectCoupon", {"value": "coup-xyz789", "rejectionReason": "CouponExpired"}, campaign=1),
         effect("acceptCoupon", {"value": "COUP-XYZ789"}, campaign=2),
@@ -113,8 +113,8 @@ def test_a_code_that_one_campaign_accepts_works_though_another_refuses_it() -> N
         assert {"acceptCoupon", "rejectCoupon"} <= {notice.type for notice in result.notices}
 
 
-def test_of_several_refusals_that_of_a_campaign_which_runs_is_told_and_the_others_are_notices() -> None:
-    """Merchants give a code again, so that it may belong to a campaign of last year as well."""
+def test_rejection_by_a_running_campaign_wins() -> None:
+    """Merchants reuse codes, so a code may also belong to a campaign of last year."""
     over = [("CouponExpired", 1), ("CouponPartOfNotRunningCampaign", 2)]
     effects = [
         effect("rejectCoupon", {"value": "COUP-XYZ789", "rejectionReason": word}, campaign=campaign)
@@ -127,7 +127,7 @@ def test_of_several_refusals_that_of_a_campaign_which_runs_is_told_and_the_other
         assert told == [word for word, _ in over]
 
 
-def test_a_refused_code_that_nobody_typed_and_a_code_without_an_answer_are_told() -> None:
+def test_rejection_of_unsent_code_and_unanswered_codes_give_notices() -> None:
     result = outcome(CART, [effect("rejectCoupon", {"value": "STALE", "rejectionReason": "CouponExpired"})])
     assert result.rejected == ()
     assert [(notice.type, notice.payload["value"]) for notice in result.notices] == [

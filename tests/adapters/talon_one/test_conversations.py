@@ -1,4 +1,4 @@
-"""What is asked after which answer: closing, looking up, undoing, refusals."""
+"""Conversations of several requests: closing, looking up, undoing, refusals."""
 
 import json
 from typing import Any
@@ -65,20 +65,20 @@ def stored(state: str | None = "closed", **changes: Any) -> EngineReply:
         (reply({"effects": {}}), EngineUnavailable, "bad_reply"),
     ],
 )
-def test_what_a_refusal_of_validate_means(answer: EngineReply, problem: type[Problem], reason: str) -> None:
+def test_refused_validate_raises_this_problem(answer: EngineReply, problem: type[Problem], reason: str) -> None:
     with pytest.raises(problem) as caught:
         talk(adapter().validate(CART, "s"), answer)
     assert caught.value.reason == reason
 
 
-def test_a_list_that_is_null_counts_as_empty() -> None:
+def test_null_list_counts_as_empty() -> None:
     _, result = talk(
         adapter().validate(cart(("A", 1, "1.00")), "s"), reply({"effects": None, "triggeredCampaigns": None})
     )
     assert result == Outcome()
 
 
-def test_of_an_error_only_the_place_is_passed_on() -> None:
+def test_engine_error_passes_on_only_the_pointer() -> None:
     error = {"title": "Unknown", "details": "attribute of jane@example.com", "source": {"pointer": "/attributes/Color"}}
     strange = {"source": {"pointer": "/attributes/jane@example.com <script>"}}
     with pytest.raises(EngineRejected) as caught:
@@ -93,9 +93,7 @@ def test_of_an_error_only_the_place_is_passed_on() -> None:
     "body",
     [{"message": "Loyalty card not found"}, {"message": "no", "errors": [{"source": {"pointer": "/loyaltyCards/0"}}]}],
 )
-def test_a_card_that_the_engine_does_not_know_is_refused_and_the_rest_of_the_cart_priced(
-    status: int, body: Any
-) -> None:
+def test_unknown_loyalty_card_is_rejected_and_the_cart_priced(status: int, body: Any) -> None:
     checkout = cart(("A", 1, "9.00"), promotions={"loyalty_card": "card-1"})
     for conversation in (adapter().validate, adapter().check, adapter().redeem):
         asked, result = talk(conversation(checkout, "s"), reply(body, status), closed(per_item(5, 0)))
@@ -115,9 +113,7 @@ def test_a_card_that_the_engine_does_not_know_is_refused_and_the_rest_of_the_car
         (b'{"errors": [{"title": "wrong"}]}', EngineRejected),
     ],
 )
-def test_a_close_that_is_refused_without_a_reason_may_have_been_closed_by_the_same_request(
-    body: bytes, problem: type[Problem]
-) -> None:
+def test_unexplained_400_to_a_close_raises_engine_unavailable(body: bytes, problem: type[Problem]) -> None:
     with pytest.raises(Problem) as caught:
         talk(adapter().redeem(CART, "s"), reply(body, 400))
     assert type(caught.value) is problem
@@ -125,14 +121,14 @@ def test_a_close_that_is_refused_without_a_reason_may_have_been_closed_by_the_sa
 
 @pytest.mark.parametrize("state", ["closed", "partially_returned"])
 @pytest.mark.parametrize("conversation", ["check", "redeem"])
-def test_an_order_that_was_closed_before_is_redeemed_and_not_closed_again(conversation: str, state: str) -> None:
+def test_already_closed_order_is_not_closed_again(conversation: str, state: str) -> None:
     asked, result = talk(getattr(adapter(), conversation)(CART, "s"), cannot_move(state, "closed"), stored(state))
     assert [request.method for request in asked] == ["PUT", "GET"]
     assert (result.redeemed, amounts(result)) == (True, [(0, 500)])
 
 
 @pytest.mark.parametrize("conversation", ["check", "redeem"])
-def test_a_close_that_goes_well_returns_what_it_granted(conversation: str) -> None:
+def test_successful_close_returns_its_discounts(conversation: str) -> None:
     asked, result = talk(getattr(adapter(), conversation)(CART, "s"), closed(per_item(5, 0)))
     assert json.loads(asked[0].body)["customerSession"]["state"] == "closed"
     assert (result.redeemed, amounts(result)) == (False, [(0, 500)])
@@ -161,7 +157,7 @@ OTHER_CONTENT: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("changes", OTHER_CONTENT)
-def test_a_session_closed_with_other_content_is_not_this_order(changes: dict[str, Any]) -> None:
+def test_session_closed_with_other_content_raises_order_mismatch(changes: dict[str, Any]) -> None:
     with pytest.raises(OrderMismatch):
         talk(adapter().look_up(CART, "s"), stored(**changes))
     for conversation in (adapter().check, adapter().redeem):
@@ -173,19 +169,19 @@ def test_a_session_closed_with_other_content_is_not_this_order(changes: dict[str
     "answer",
     [stored("open"), stored(None), stored(""), reply({"customerSession": None, "effects": []}), reply({}, 404)],
 )
-def test_a_session_that_is_open_empty_or_unknown_was_not_redeemed(answer: EngineReply) -> None:
+def test_open_empty_or_unknown_session_is_absent(answer: EngineReply) -> None:
     asked, found = talk(adapter().look_up(CART, "s"), answer)
     assert ([request.method for request in asked], found.state) == (["GET"], "absent")
 
 
 @pytest.mark.parametrize("other", [{}, {"status": "ok", "data": [1, None]}])
-def test_another_object_is_no_session_without_a_redemption(other: dict[str, Any]) -> None:
+def test_answer_that_is_no_session_raises_engine_unavailable(other: dict[str, Any]) -> None:
     for conversation in (adapter().look_up(CART, "s"), adapter().undo(CART, "s", final=True)):
         with pytest.raises(EngineUnavailable):
             talk(conversation, reply(other))
 
 
-def test_recall_returns_what_the_closed_session_granted() -> None:
+def test_look_up_returns_discounts_of_the_closed_session() -> None:
     _, found = talk(adapter().look_up(CART, "s"), stored())
     assert (found.state, amounts(found.outcome)) == ("redeemed", [(0, 500)])
     unreadable = reply({**json.loads(stored().body), "effects": [per_item(5, 99), per_item(5, 0)]})
@@ -193,14 +189,14 @@ def test_recall_returns_what_the_closed_session_granted() -> None:
     assert (found.state, amounts(found.outcome)) == ("redeemed", [(0, 500)])
 
 
-def test_an_engine_that_contradicts_itself_leaves_the_outcome_unknown() -> None:
+def test_contradictory_session_state_raises_engine_unavailable() -> None:
     for answer in (stored("open"), reply({}, 404)):
         with pytest.raises(EngineUnavailable) as caught:
             talk(adapter().redeem(CART, "s"), cannot_move(), answer)
         assert caught.value.reason == "session_state"
 
 
-def test_a_cancelled_session_is_an_error_and_never_a_redemption() -> None:
+def test_cancelled_session_raises_engine_rejected() -> None:
     cancelled = stored("cancelled")
     with pytest.raises(EngineRejected) as caught:
         talk(adapter().look_up(CART, "s"), cancelled)
@@ -213,7 +209,7 @@ def test_a_cancelled_session_is_an_error_and_never_a_redemption() -> None:
 
 
 @pytest.mark.parametrize(("status", "reason"), [(401, "engine_key"), (400, "request_rejected")])
-def test_a_recall_that_is_refused_is_an_error(status: int, reason: str) -> None:
+def test_refused_look_up_raises_engine_rejected(status: int, reason: str) -> None:
     with pytest.raises(EngineRejected) as caught:
         talk(adapter().look_up(CART, "s"), reply({"message": "no"}, status))
     assert caught.value.reason == reason
@@ -229,7 +225,7 @@ def test_a_recall_that_is_refused_is_an_error(status: int, reason: str) -> None:
         [reply({}, 404), reply({}, 404)],
     ],
 )
-def test_undo_reopens_the_session_or_finds_nothing_to_undo(answers: list[EngineReply]) -> None:
+def test_undo_reopens_the_session_or_accepts_an_open_one(answers: list[EngineReply]) -> None:
     asked, _ = talk(adapter().undo(CART, "s"), *answers)
     assert [request.method for request in asked] == ["PUT", "GET"][: len(answers)]
     assert not any(name == "Idempotency-Key" for request in asked for name, _ in request.headers)
@@ -245,17 +241,17 @@ def test_undo_reopens_the_session_or_finds_nothing_to_undo(answers: list[EngineR
         ([reply({"status": "ok"})], "bad_reply"),
     ],
 )
-def test_undo_that_fails_says_so(answers: list[EngineReply], reason: str) -> None:
+def test_failed_undo_raises(answers: list[EngineReply], reason: str) -> None:
     with pytest.raises(Problem) as caught:
         talk(adapter().undo(CART, "s"), *answers)
     assert caught.value.reason == reason
 
 
-def test_a_session_is_closed_once_so_there_is_nothing_to_repair() -> None:
+def test_adapter_has_no_repair_capability() -> None:
     assert not TalonOne.capabilities.repair
 
 
-def test_a_redemption_names_the_application_that_takes_it_back_when_the_order_has_been_erased() -> None:
+def test_handle_selects_the_application_for_undo() -> None:
     many = TalonOne({**ONE, "CURRENCY": "USD", "API_KEY_EUR": "euro"})
     redeemed, _ = replay(many.redeem(cart(currency="EUR"), "s"), [closed()], accounts=many.accounts)
     assert isinstance(redeemed, Redeemed)

@@ -1,4 +1,4 @@
-"""What becomes of the effects that the engine answers."""
+"""The discounts, rejections and notices that the engine's effects become."""
 
 import json
 from decimal import Decimal
@@ -34,13 +34,13 @@ from tests.adapters.talon_one.talk import (
 )
 
 
-def test_the_table_has_a_row_for_each_of_the_36_effect_types() -> None:
+def test_effect_table_has_all_36_effect_types() -> None:
     assert len(EFFECTS) == 36
     assert set(TABLE) == set(EFFECTS)
 
 
 @pytest.mark.parametrize("kind", EFFECTS)
-def test_every_effect_becomes_a_discount_a_refusal_or_a_notice(kind: str) -> None:
+def test_effect_becomes_discount_rejection_or_notice(kind: str) -> None:
     props, becomes = EFFECTS[kind]
     result = outcome(CART, [effect(kind, props)])
     told = [notice for notice in result.notices if notice.type != "code_not_answered"]
@@ -56,7 +56,7 @@ def test_every_effect_becomes_a_discount_a_refusal_or_a_notice(kind: str) -> Non
 
 @pytest.mark.parametrize("kind", [k for k, (_, becomes) in EFFECTS.items() if isinstance(becomes, str)])
 @pytest.mark.parametrize("props", [{}, {"value": None}, [], "text", None, {"name": {}, "title": [1]}])
-def test_an_effect_that_is_no_money_never_costs_the_answer(kind: str, props: Any) -> None:
+def test_malformed_effect_without_money_is_a_notice_or_unavailable(kind: str, props: Any) -> None:
     money_off = per_item(5, 0)
     if TABLE[kind].kind == "accept":
         with pytest.raises(EngineUnavailable):
@@ -67,7 +67,7 @@ def test_an_effect_that_is_no_money_never_costs_the_answer(kind: str, props: Any
         assert [(n.type, n.payload) for n in result.notices if n.type != "code_not_answered"] == [(kind, props)]
 
 
-def test_an_unknown_effect_is_told_with_its_payload_and_costs_nothing() -> None:
+def test_unknown_effect_becomes_a_notice_with_its_payload() -> None:
     result = outcome(CART, [effect("grantWish", {"wish": 1.10}), per_item(5, 0)])
     assert amounts(result) == [(0, 500)]
     told = next(notice for notice in result.notices if notice.type == "grantWish")
@@ -75,14 +75,14 @@ def test_an_unknown_effect_is_told_with_its_payload_and_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize("odd", ["text", 5, None, [], {"effectType": 5, "props": {"a": 1}}])
-def test_what_is_no_effect_is_told_as_it_came_and_costs_nothing(odd: Any) -> None:
+def test_unreadable_effect_becomes_a_notice(odd: Any) -> None:
     result = outcome(cart(("A", 1, "9.00")), [odd, per_item(5, 0)])
     assert amounts(result) == [(0, 500)]
     assert [(told.type, told.payload) for told in result.notices] == [("unreadable", odd)]
 
 
 @pytest.mark.parametrize(("totals", "by_line"), [([10, 10], [500, 500]), ([10, 20], [333, 333])])
-def test_effects_that_announce_different_totals_are_added_up(totals: list[int], by_line: list[int]) -> None:
+def test_effects_with_different_total_discounts_are_not_pro_rata(totals: list[int], by_line: list[int]) -> None:
     shares = [Decimal("4.995"), Decimal("4.995")] if totals == [10, 10] else [Decimal("3.33"), Decimal("3.33")]
     effects = [
         per_item(share, number, props={"totalDiscount": total})
@@ -91,20 +91,20 @@ def test_effects_that_announce_different_totals_are_added_up(totals: list[int], 
     assert [amount for _, amount in amounts(outcome(CART, effects))] == by_line
 
 
-def test_the_vendors_worked_example_of_flattening() -> None:
+def test_vendor_example_of_flattened_items() -> None:
     # https://docs.talon.one/docs/dev/tutorials/partially-returning-a-session: "$5 per item"
     units = [(0, 0), (1, 0), (1, 1)]
     effects = [per_item(5, position, props={"subPosition": unit}) for position, unit in units]
     assert amounts(outcome(CART, effects)) == [(0, 500), (1, 1000)]
 
 
-def test_an_older_application_without_flattening_sends_one_effect_per_line() -> None:
+def test_effect_without_sub_position_discounts_the_line() -> None:
     old = per_item(10, 1)
     del old["props"]["subPosition"]
     assert amounts(outcome(CART, [old])) == [(1, 1000)]
 
 
-def test_positions_count_the_lines_that_were_sent() -> None:
+def test_positions_skip_lines_of_zero_quantity() -> None:
     checkout = cart(("zero", 0, "1.00"), ("A", 1, "10.00"), ("zero", 0, "1.00"), ("A", 1, "20.00"))
     assert amounts(outcome(checkout, [per_item(1, 0), per_item(2, 1)])) == [(1, 100), (3, 200)]
 
@@ -127,7 +127,7 @@ def test_positions_count_the_lines_that_were_sent() -> None:
         (["5.551115123125783e-17"], "USD", 0),
     ],
 )  # fmt: skip
-def test_amounts_are_added_exactly_and_rounded_once_half_up(values: list[str], digits: str, minor: int) -> None:
+def test_amounts_are_summed_exactly_and_rounded_half_up(values: list[str], digits: str, minor: int) -> None:
     effects = b",".join(
         msgspec.json.encode(per_item(0, 0)).replace(b'"value":0', b'"value":' + v.encode()) for v in values
     )
@@ -138,7 +138,7 @@ def test_amounts_are_added_exactly_and_rounded_once_half_up(values: list[str], d
 
 @pytest.mark.parametrize("value", [0, -5, "0.001", 0.0])
 @pytest.mark.parametrize("kind", ["setDiscount", "setDiscountPerItem", "setDiscountPerAdditionalCost"])
-def test_a_discount_of_nothing_or_less_is_told_instead(kind: str, value: Any) -> None:
+def test_zero_or_negative_discount_becomes_a_notice(kind: str, value: Any) -> None:
     props = {"name": "Off", "value": value, "position": 0, "additionalCost": "shipping", "additionalCostId": 1}
     result = outcome(cart(("A", 1, "1.00")), [effect(kind, props)])
     assert result.discounts == ()
@@ -147,7 +147,7 @@ def test_a_discount_of_nothing_or_less_is_told_instead(kind: str, value: Any) ->
     assert notice.payload["name"] == "Off"
 
 
-def test_discounts_of_one_name_from_two_campaigns_both_count() -> None:
+def test_equal_discount_names_of_two_campaigns_both_count() -> None:
     effects = [effect("setDiscount", {"name": "Off", "value": 1}, campaign=number) for number in (2, 1)]
     result = outcome(CART, effects)
     assert [(d.meta["campaignId"], d.amount) for d in result.discounts] == [(1, 100), (2, 100)]
@@ -160,7 +160,7 @@ def test_discounts_of_one_name_from_two_campaigns_both_count() -> None:
         ([(0, "3.33"), (1, "3.33"), (2, "3.33")], "10", [334, 333, 333]),  # shares that lost their cents
         ([(0, "3.33"), (1, "3.33"), (2, "3.33")], "20", [333, 333, 333]),  # a total of something else
         ([(0, "3.33"), (1, "3.33"), (2, "3.33")], "11", [333, 333, 333]),
-        ([(0, "3.33"), (1, "3.33"), (2, "3.33")], "10.005", [334, 334, 333]),  # half a cent a share, and no more
+        ([(0, "3.33"), (1, "3.33"), (2, "3.33")], "10.005", [334, 334, 333]),  # at most half a cent a share
         ([(0, "3.33"), (1, "3.33"), (2, "3.33")], "10.006", [333, 333, 333]),
         ([(0, "0"), (1, "5")], "5", [0, 500, 0]),
         ([(0, "0.005"), (1, "0.005"), (2, "0.005")], "0.015", [1, 1, 0]),
@@ -169,7 +169,7 @@ def test_discounts_of_one_name_from_two_campaigns_both_count() -> None:
         ([(0, "-1"), (1, "1")], "0", [0, 100, 0]),  # nonsense, read like any other discount
     ],
 )  # fmt: skip
-def test_a_pro_rata_discount_adds_up_to_its_total(shares: list[Any], total: str, by_line: list[int]) -> None:
+def test_pro_rata_shares_sum_to_the_total_discount(shares: list[Any], total: str, by_line: list[int]) -> None:
     effects = [
         per_item(Decimal(value), position, props={"subPosition": number, "totalDiscount": Decimal(total)})
         for number, (position, value) in enumerate(shares)
@@ -178,7 +178,7 @@ def test_a_pro_rata_discount_adds_up_to_its_total(shares: list[Any], total: str,
     assert amounts(outcome(checkout, effects)) == [(line, off) for line, off in enumerate(by_line) if off]
 
 
-def test_a_pro_rata_discount_of_nothing_is_told_once() -> None:
+def test_zero_pro_rata_discount_gives_one_notice() -> None:
     effects = [per_item(0, position, props={"totalDiscount": 0}) for position in (0, 1)]
     result = outcome(cart(("A", 1, "1.00"), ("B", 1, "1.00")), effects)
     (notice,) = result.notices
@@ -196,13 +196,13 @@ def test_a_pro_rata_discount_of_nothing_is_told_once() -> None:
         ("A", {}, "A"),
     ],
 )
-def test_a_message_without_a_title_is_its_text(title: Any, body: Any, text: str) -> None:
+def test_notification_text_joins_title_and_body(title: Any, body: Any, text: str) -> None:
     props = {"notificationType": "Info", "title": title, "body": body}
     (notice,) = outcome(cart(("A", 1, "1.00")), [effect("showNotification", props)]).notices
     assert notice.text == text
 
 
-def test_a_discount_on_shipping_names_it_and_cannot_exceed_it() -> None:
+def test_shipping_discount_is_capped_at_the_shipping_cost() -> None:
     checkout = cart(("A", 1, "10.00"), shipping_rate={"price": "15.00"})
     free = effect(
         "setDiscountPerAdditionalCost",
@@ -234,7 +234,7 @@ def test_a_discount_on_shipping_names_it_and_cannot_exceed_it() -> None:
         ("setDiscount", {"scope": "additionalCosts", "value": 28}, (None, 2800, "costs", ""), 0, ["27.00"]),
     ],
 )  # fmt: skip
-def test_only_what_lowers_the_item_lowers_its_price(
+def test_discount_scope_decides_line_or_root(
     kind: str, props: dict[str, Any], expected: Any, off_line: int, at_root: list[str]
 ) -> None:
     line = {"sku": "A", "quantity": 2, "price": "10.00", "wrap": "5.00", "card": "1.00"}
@@ -252,7 +252,7 @@ def test_only_what_lowers_the_item_lowers_its_price(
         assert (meta.get("position"), meta.get("sku")) == ((None, None) if kind == "setDiscount" else (0, "A"))
 
 
-def test_discounts_come_by_line_then_those_of_the_order_then_those_on_costs_of_lines() -> None:
+def test_discounts_are_sorted_by_line_order_then_line_costs() -> None:
     on_cost = effect(
         "setDiscountPerAdditionalCostPerItem", {"name": "w", "value": 4, "position": 0, "additionalCost": "w"}
     )
@@ -263,7 +263,7 @@ def test_discounts_come_by_line_then_those_of_the_order_then_those_on_costs_of_l
     ]  # fmt: skip
 
 
-def test_each_configured_cost_has_a_price_for_all_units_and_none_where_it_is_not_there() -> None:
+def test_line_costs_count_all_units_and_are_zero_if_absent() -> None:
     lines = [{"sku": "A", "quantity": 2, "price": "1.00", "wrap": "5.00"}, {"sku": "B", "quantity": 1, "price": "1.00"}]
     checkout = documents.parse(json.dumps({"items": lines, "shipping_rate": {"price": "15.00"}}).encode(), "validate")
     result = outcome(checkout, [], ITEM_ADDITIONAL_COSTS="wrap=/wrap", ADDITIONAL_COSTS=COSTS["ADDITIONAL_COSTS"])
@@ -271,11 +271,11 @@ def test_each_configured_cost_has_a_price_for_all_units_and_none_where_it_is_not
 
 
 def settled(checkout: Checkout, result: Outcome) -> list[tuple[str, dict[str, Any]]]:
-    """What is listed at the root: amounts and metas."""
+    """Return the discounts at the root: amounts and metas."""
     return [(money.text(one.amount, checkout.digits), one.meta) for one in discounts.allocate(checkout, result).root]
 
 
-def test_with_partial_discounts_and_bundles_the_value_counts_and_the_bundle_is_named() -> None:
+def test_partial_bundle_discount_uses_value_and_names_bundle() -> None:
     props = {"desiredValue": 9, "bundleIndex": 0, "bundleName": "Breakfast", "targetedItemPosition": 0}
     discount = only(outcome(CART, [per_item(5, 1, props=props)]).discounts)
     assert (discount.line, discount.amount, discount.meta["bundleName"]) == (1, 500, "Breakfast")
@@ -293,19 +293,19 @@ def test_with_partial_discounts_and_bundles_the_value_counts_and_the_bundle_is_n
         (5, None, "off", "off"),
     ],
 )  # fmt: skip
-def test_a_shopper_reads_the_rules_name_and_the_campaigns_description(
+def test_discount_has_rule_name_and_campaign_description(
     rule_name: Any, campaign: Any, name: str, description: str
 ) -> None:
     discount = only(outcome(CART, [per_item(5, 0, ruleName=rule_name)], [campaign]).discounts)
     assert (discount.name, discount.description) == (name, description)
 
 
-def test_a_discount_without_any_name_is_called_discount() -> None:
+def test_unnamed_discount_is_called_discount() -> None:
     discount = only(outcome(CART, [per_item(5, 0, name="", ruleName=None)]).discounts)
     assert (discount.name, discount.description) == ("Discount", "Discount")
 
 
-def test_the_meta_has_the_engines_ids_and_the_code_that_earned_it() -> None:
+def test_meta_has_engine_ids_and_the_code() -> None:
     effects = [
         effect("acceptCoupon", {"value": "COUP-xyz789"}, coupon=9),
         per_item(5, 0, coupon=9),
@@ -317,7 +317,7 @@ def test_the_meta_has_the_engines_ids_and_the_code_that_earned_it() -> None:
 
 
 @pytest.mark.parametrize("position", [0, 0.0, -0.0, "0.0", 1, 1.0, "1", Decimal("1.000")])
-def test_numbers_come_as_whole_numbers_or_with_a_point(position: Any) -> None:
+def test_numbers_are_read_as_integers_or_decimals(position: Any) -> None:
     number = per_item(5, position, campaign=1, coupon=4)
     text = msgspec.json.Encoder(decimal_format="number").encode({"effects": [number]}).replace(b":4}", b":4.0}")
     _, result = talk(adapter().validate(CART, "s"), reply(text.replace(b'"campaignId":1,', b'"campaignId":1.0,')))
@@ -326,7 +326,7 @@ def test_numbers_come_as_whole_numbers_or_with_a_point(position: Any) -> None:
 
 
 @pytest.mark.parametrize("position", [2, -1, 0.5, None, "x", "NaN", "sNaN", 1e300, "Infinity"])
-def test_a_discount_on_no_line_of_this_cart_is_refused_but_told_once_redeemed(position: Any) -> None:
+def test_unknown_position_raises_but_is_a_notice_after_redemption(position: Any) -> None:
     bad = per_item(5, position)
     with pytest.raises(Problem) as caught:
         outcome(CART, [bad])
@@ -339,7 +339,7 @@ def test_a_discount_on_no_line_of_this_cart_is_refused_but_told_once_redeemed(po
 
 @pytest.mark.parametrize("value", [None, "five", [], True, "NaN", "Infinity", "1e15", "1e-60", "9" * 400])
 @pytest.mark.parametrize("kind", ["setDiscount", "setDiscountPerItem"])
-def test_an_amount_that_cannot_be_read_is_refused_but_told_once_redeemed(kind: str, value: Any) -> None:
+def test_unreadable_amount_raises_but_is_a_notice_after_redemption(kind: str, value: Any) -> None:
     bad = effect(kind, {"name": "Off", "value": value, "position": 0})
     with pytest.raises(EngineUnavailable) as caught:
         outcome(CART, [bad])
@@ -348,7 +348,7 @@ def test_an_amount_that_cannot_be_read_is_refused_but_told_once_redeemed(kind: s
     assert (result.discounts, kind in [notice.type for notice in result.notices]) == ((), True)
 
 
-def test_a_price_that_the_engine_chose_itself_is_told() -> None:
+def test_changed_selected_price_gives_a_notice() -> None:
     told = outcome(CART, [per_item(5, 0, selectedPrice=50), per_item(5, 1, selectedPrice=20.0)]).notices
     assert [n.payload for n in told if n.type == "selectedPrice"] == [
         {"position": 0, "sku": "shoes", "selectedPrice": 50}

@@ -1,7 +1,7 @@
-"""What is gone does not count: whatever a session was told before, a cart earns what it earns in a new one.
+"""Values removed from a cart do not count: a changed cart earns what it earns in a new session.
 
-A PUT is a merge. How an attribute, a store, a cost or a customer is taken back is not documented, nor what a null does:
-so every way in which the engine may keep or drop them is tried, and the adapter must be right in each.
+A PUT is a merge. The documents do not say how to remove an attribute, a store, a cost or a customer, nor what a null
+does. So the tests try every way in which the engine may keep or drop them, and the adapter must be right in each.
 """
 
 from itertools import product
@@ -24,7 +24,7 @@ OPTIONS = {
     "ITEM_ADDITIONAL_COSTS": "gift_wrap=/wrap",
     "GUESTS": "anonymous",
 }
-# A mug for whoever comes from Berlin, free shipping for whoever comes by the app.
+# A mug for the store Berlin, free shipping for the channel app.
 RULES = (
     ('conditions = { cart_at_least = "300.00", stores = ["berlin"] }', 'conditions = { stores = ["berlin"] }'),
     ('conditions = { cart_over = "100.00" }', 'conditions = { attributes = { channel = "app" } }'),
@@ -37,7 +37,7 @@ WAYS = [
 
 
 def shopping(**gone: Any) -> Checkout:
-    """A cart with everything that a session can be told; None for what it does not have."""
+    """A cart with every value that a session can hold; None removes a value."""
     body: dict[str, Any] = {
         "store": "berlin", "channel": "app", "city": "Berlin", "shipping_rate": {"price": "5.00"}, "handling": "1.00",
         "customer": {"id": "c"}, "card": "CARD-COLLECT", "identifiers": ["id"], "codes": ["XMAS-2021-25"], **gone,
@@ -53,7 +53,7 @@ GONE: list[dict[str, Any]] = [
 
 
 def validate(engine: Emulated, checkout: Checkout, session: str, **options: str) -> tuple[Outcome, str]:
-    """As the core does: where the session cannot be used, the next. At which one it ended."""
+    """Validate as the core does: try the next session if one cannot be used. Return the outcome and the session."""
     for number in range(2, 7):
         try:
             outcome = engine.hold(adapter(**(options or OPTIONS)).validate(checkout, session))
@@ -77,12 +77,12 @@ def in_a_new_session(changes: tuple[tuple[str, str], ...], checkout: Checkout) -
 
 @pytest.mark.parametrize("gone", GONE, ids="+".join)
 @pytest.mark.parametrize("changes", WAYS, ids=lambda changes: "-".join(new.split('"')[1] for _, new in changes[2:]))
-def test_a_value_that_is_gone_earns_nothing(changes: tuple[tuple[str, str], ...], gone: dict[str, Any]) -> None:
+def test_removed_value_earns_nothing(changes: tuple[tuple[str, str], ...], gone: dict[str, Any]) -> None:
     engine, checkout = Emulated(*changes), shopping(**gone)
     validate(engine, shopping(), "s")
     outcome, session = validate(engine, checkout, "s")
     assert granted(outcome) == in_a_new_session(changes, checkout)
-    # The receipt names the session: from now on it is one call again.
+    # The receipt names the session: from now on one call is enough.
     before = len(engine.asked)
     assert validate(engine, checkout, session)[1] == session
     assert len(engine.asked) == before + 1
@@ -90,7 +90,7 @@ def test_a_value_that_is_gone_earns_nothing(changes: tuple[tuple[str, str], ...]
 
 @pytest.mark.parametrize("gone", GONE, ids="+".join)
 @pytest.mark.parametrize("changes", WAYS[:1] + WAYS[3:4], ids=("merged", "costs-merged"))
-def test_an_order_that_lacks_what_its_checkout_had_is_closed_as_it_was_checked(
+def test_order_with_removed_values_is_closed_as_checked(
     changes: tuple[tuple[str, str], ...], gone: dict[str, Any]
 ) -> None:
     engine, order = Emulated(*changes), attempt(shopping(**gone))
@@ -99,7 +99,7 @@ def test_an_order_that_lacks_what_its_checkout_had_is_closed_as_it_was_checked(
     redeemed = engine.hold(adapter(**OPTIONS).redeem(order, "s"))
     assert isinstance(redeemed, Redeemed)
     assert redeemed.outcome.discounts == checked.discounts
-    # A look-up finds it, with the handle and (where the answer got lost) without; and it can be taken back.
+    # A look-up finds it with the handle and (if the answer was lost) without; and it can be undone.
     for handle in (redeemed.handle, ""):
         assert engine.hold(adapter(**OPTIONS).look_up(order, "s", handle)).state == "redeemed"
     engine.hold(adapter(**OPTIONS).undo(order, "s", ""))
@@ -109,7 +109,7 @@ def test_an_order_that_lacks_what_its_checkout_had_is_closed_as_it_was_checked(
     assert list(engine.sessions().values()).count("closed") == 1
 
 
-def test_a_session_that_another_order_has_closed_is_not_slipped_past() -> None:
+def test_session_closed_by_another_order_raises_order_mismatch() -> None:
     engine, order = Emulated(*WAYS[0]), attempt(shopping(store=None))
     engine.hold(adapter(**OPTIONS).redeem(shopping(codes=[]), "s"))
     with pytest.raises(OrderMismatch):
@@ -117,7 +117,7 @@ def test_a_session_that_another_order_has_closed_is_not_slipped_past() -> None:
     assert list(engine.sessions()) == ["s"]
 
 
-def test_an_order_that_has_all_that_is_configured_is_closed_with_one_request() -> None:
+def test_order_with_all_configured_values_closes_in_one_request() -> None:
     engine = Emulated(*WAYS[0])
     engine.hold(adapter(**OPTIONS).redeem(shopping(), "s"))
     assert [request.operation for request in engine.asked] == ["close session"]
@@ -136,7 +136,7 @@ carts = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(carts, min_size=2, max_size=5), st.sampled_from(WAYS))
-def test_however_a_cart_changes_it_earns_what_a_new_one_earns(
+def test_changed_cart_earns_what_a_new_session_earns(
     steps: list[Checkout], changes: tuple[tuple[str, str], ...]
 ) -> None:
     engine, session = Emulated(*changes), "s"
@@ -147,7 +147,7 @@ def test_however_a_cart_changes_it_earns_what_a_new_one_earns(
     assert redeemed.outcome.discounts == outcome.discounts
 
 
-# -- What the engine does not say, and what is not ours ----------------------------------------------------------------
+# -- Unknown, foreign and stale values ---------------------------------------------------------------------------------
 
 
 def held(**session: Any) -> dict[str, Any]:
@@ -163,24 +163,24 @@ def held(**session: Any) -> dict[str, Any]:
         {"updateCount": 1, "attributes": {"ShippingCity": "a rule has set it"}},
     ],
 )
-def test_what_others_have_set_and_what_is_empty_stays(session: dict[str, Any]) -> None:
+def test_values_set_by_others_or_empty_keep_the_session(session: dict[str, Any]) -> None:
     checkout = shopping(store=None, city=None, channel=None, shipping_rate=None, handling=None, card="", identifiers=[])
     talk(adapter(**OPTIONS).validate(checkout, "s"), reply(held(**session)))
 
 
-def test_a_cost_that_is_null_hides_nothing_else_that_is_held() -> None:
+def test_null_cost_does_not_hide_a_stale_store() -> None:
     answer = reply(held(additionalCosts={"shipping": None}, storeIntegrationId="berlin"))
     with pytest.raises(EngineRejected) as caught:
         talk(adapter(**OPTIONS).validate(shopping(store=None), "s"), answer)
     assert caught.value.reason == "session_closed"
 
 
-def test_an_answer_that_does_not_say_what_is_held_is_taken_as_it_is() -> None:
+def test_answer_without_session_is_accepted() -> None:
     for session in (None, "unreadable"):
         talk(adapter(**OPTIONS).validate(shopping(store=None), "s"), reply({"effects": [], "customerSession": session}))
 
 
-def test_what_was_still_held_when_it_was_closed_is_told() -> None:
+def test_stale_values_at_close_give_a_notice() -> None:
     order = shopping(store=None)
     answer = closed()
     holding = reply(held(state="closed", storeIntegrationId="berlin"))
@@ -192,7 +192,7 @@ def test_what_was_still_held_when_it_was_closed_is_told() -> None:
     assert "held_by_session" not in [notice.type for notice in outcome.notices]
 
 
-def test_nothing_is_ever_told_as_a_null() -> None:
+def test_request_contains_no_null() -> None:
     engine = Emulated(*WAYS[0])
     engine.hold(adapter(**OPTIONS).validate(shopping(**{name: None for gone in GONE[:6] for name in gone}), "s"))
     assert b"null" not in engine.asked[0].body

@@ -1,4 +1,4 @@
-"""Who the engine is told the shopper is."""
+"""The customer profile that is sent for guests."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tests.adapters.talon_one.talk import adapter, cart, sent
         ({}, "guest-s1"), (None, "guest-s1"),
     ],
 )  # fmt: skip
-def test_a_shopper_without_an_id_is_a_guest_of_this_checkout_alone(customer: Any, profile: str) -> None:
+def test_shopper_without_id_gets_a_guest_profile_per_checkout(customer: Any, profile: str) -> None:
     for options in ({}, {"GUESTS": "own_profile"}):
         for conversation in (adapter(**options).validate, adapter(**options).check, adapter(**options).redeem):
             assert sent(conversation(cart(customer=customer), "s1"))["profileId"] == profile
@@ -23,12 +23,12 @@ def test_a_shopper_without_an_id_is_a_guest_of_this_checkout_alone(customer: Any
 
 
 @pytest.mark.parametrize("prefix", ["", "de-"])
-def test_a_guest_may_be_nobody(prefix: str) -> None:
+def test_anonymous_guest_has_no_profile(prefix: str) -> None:
     talon = adapter(GUESTS="anonymous", PROFILE_PREFIX=prefix)
     assert sent(talon.validate(cart(), "s1"))["profileId"] == ""
     assert sent(talon.validate(cart(customer={"id": "c-1"}), "s1"))["profileId"] == f"{prefix}c-1"
 
 
-def test_another_word_for_guests_is_no_setting() -> None:
+def test_unknown_guests_option_is_misconfigured() -> None:
     with pytest.raises(Misconfigured, match="GUESTS"):
         adapter(GUESTS="nobody")

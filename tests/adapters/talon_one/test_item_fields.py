@@ -14,7 +14,7 @@ FIELDS = ("name", "category", "product", "weight", "height", "width", "length")
 
 
 def item(line: dict[str, Any], **options: str) -> dict[str, Any]:
-    """The vendor's fields of the one line as it is sent."""
+    """Return the vendor's item fields that are sent for this line."""
     checkout = parse({"items": [{"sku": "A", "quantity": 1, "price": "1.00", **line}]})
     (found,) = sent(adapter(**options).validate(checkout, "s"))["cartItems"]
     return {name: value for name, value in found.items() if name in FIELDS}
@@ -36,11 +36,11 @@ def item(line: dict[str, Any], **options: str) -> dict[str, Any]:
         ({"category": "", "weight": "", "product": "only where it is named", "height": 5}, {}),
     ],
 )
-def test_a_line_is_told_with_its_name_its_category_and_its_weight(line: dict[str, Any], fields: dict[str, Any]) -> None:
+def test_cart_item_has_name_category_and_weight(line: dict[str, Any], fields: dict[str, Any]) -> None:
     assert item(line) == fields
 
 
-def test_any_of_the_vendors_fields_may_be_named_and_then_only_those_are_sent() -> None:
+def test_only_configured_item_fields_are_sent() -> None:
     line = {
         "content": {"title": "Shoe"}, "kind": "shoes", "product": {"name": "Runner", "id": 5}, "grams": 350,
         "size": {"h": 1.5, "w": "2", "l": 3}, "name": "not asked for", "category": "nor this",
@@ -62,7 +62,7 @@ def test_any_of_the_vendors_fields_may_be_named_and_then_only_those_are_sent() -
         ("weight", "1e5"),
     ],
 )  # fmt: skip
-def test_what_is_no_value_of_its_field_is_left_out_and_told(field: str, value: Any) -> None:
+def test_invalid_item_field_is_left_out_with_a_notice(field: str, value: Any) -> None:
     options = {"ITEM_FIELDS": "category=/category,name=/name,product=/product,weight=/weight"}
     assert item({field: value}, **options) == {}
     lines = [{"sku": "A", "quantity": 1, "price": "1.00"}, {"sku": "B", "quantity": 1, "price": "1.00", field: value}]
@@ -71,7 +71,7 @@ def test_what_is_no_value_of_its_field_is_left_out_and_told(field: str, value: A
 
 
 @pytest.mark.parametrize("text", ["colour=/colour", "name", "name=title", "name=/a,name=/b", "price=/price"])
-def test_a_field_that_the_vendor_does_not_have_is_no_setting(text: str) -> None:
+def test_unknown_item_field_is_misconfigured(text: str) -> None:
     with pytest.raises(Misconfigured) as caught:
         adapter(ITEM_FIELDS=text)
     assert [name for name, _ in caught.value.problems] == ["ITEM_FIELDS"]
@@ -80,7 +80,7 @@ def test_a_field_that_the_vendor_does_not_have_is_no_setting(text: str) -> None:
 @pytest.mark.parametrize(
     ("line", "off"), [({"category": "shoes"}, 1000), ({"category": "hats"}, 0), ({}, 0), ({"category": ["shoes"]}, 0)]
 )
-def test_a_campaign_for_a_category_finds_its_lines(line: dict[str, Any], off: int) -> None:
+def test_category_campaign_discounts_matching_lines(line: dict[str, Any], off: int) -> None:
     body = {
         "items": [{"sku": "A", "quantity": 2, "price": "40.00", **line}, {"sku": "B", "quantity": 1, "price": "40.00"}],
         "promotions": {"coupon_codes": ["SHOES-10"]},

@@ -1,4 +1,4 @@
-"""Everything has one price, under whatever names Talon.One reaches it."""
+"""Each price is discounted at most once in full, under all names that Talon.One has for it."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ OPTIONS = {"ADDITIONAL_COSTS": "shipping=/shipping,handling=/handling", "ITEM_AD
 
 
 def checkout(*lines: tuple[int, str, str | None], **costs: str) -> Checkout:
-    """Lines: quantity, price, shipping of its own."""
+    """A checkout of these lines: quantity, price, shipping of the line."""
     items = [{"sku": "A", "quantity": q, "price": price, "shipping": own} for q, price, own in lines]
     return parse({"items": items, **costs})
 
@@ -56,7 +56,7 @@ def whole(value: Any, scope: str) -> tuple[str, dict[str, Any]]:
         (checkout((2, "20.00", "5.00")), [per_item(50, "itemTotal")], 5000),
     ],
 )  # fmt: skip
-def test_nothing_is_reduced_by_more_than_it_costs(cart: Checkout, effects: list[Any], total: int) -> None:
+def test_discounts_never_exceed_the_price(cart: Checkout, effects: list[Any], total: int) -> None:
     assert granted(cart, *effects).total == total
     assert granted(cart, *effects[::-1]).total == total
 
@@ -84,7 +84,7 @@ carts = st.builds(
 
 @settings(max_examples=300, deadline=None)
 @given(carts, some_effects)
-def test_whatever_is_granted_each_thing_keeps_to_its_price(cart: Checkout, effects: list[Any]) -> None:
+def test_discounts_of_each_price_are_capped_for_any_effects(cart: Checkout, effects: list[Any]) -> None:
     settled = granted(cart, *effects)
     goods = sum(line.gross for line in cart.lines)
     of_lines = [line.quantity * (cart.amount_at("/shipping", line) or 0) for line in cart.lines]
@@ -106,7 +106,7 @@ def test_whatever_is_granted_each_thing_keeps_to_its_price(cart: Checkout, effec
 
 @settings(max_examples=200, deadline=None)
 @given(some_effects)
-def test_where_nothing_exceeds_its_price_everything_is_given(effects: list[Any]) -> None:
+def test_discounts_below_the_price_are_not_capped(effects: list[Any]) -> None:
     cart = checkout((1, "99.00", "99.00"), (1, "99.00", "99.00"), shipping="99.00", handling="99.00")
     settled = granted(cart, *effects)
     assert (settled.total, settled.clamped) == (100 * sum(props["value"] for _, props in effects), 0)

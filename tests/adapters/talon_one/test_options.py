@@ -1,4 +1,4 @@
-"""The settings of the Talon.One adapter: all that is wrong is said at once."""
+"""The settings of the Talon.One adapter."""
 
 import pytest
 
@@ -48,7 +48,7 @@ from tests.adapters.talon_one.talk import ONE, adapter, cart, first
          {"BASE_URL", "API_KEY", "CURRENCY", "SKU_FIELD", "STORE_PATH"}),
     ],
 )  # fmt: skip
-def test_all_wrong_options_are_named_at_once(options: dict[str, str], wrong: set[str]) -> None:
+def test_all_wrong_options_are_reported_together(options: dict[str, str], wrong: set[str]) -> None:
     with pytest.raises(Misconfigured) as caught:
         TalonOne(options)
     names = [name for name, _ in caught.value.problems]
@@ -66,23 +66,23 @@ def test_all_wrong_options_are_named_at_once(options: dict[str, str], wrong: set
         "http://[::1]:1",
     ],
 )
-def test_the_key_goes_to_https_or_to_this_very_machine(url: str) -> None:
+def test_api_key_is_sent_to_https_or_loopback_only(url: str) -> None:
     account = adapter(BASE_URL=url).accounts[""]
     assert account.base_url == url.rstrip("/")
     assert account.headers == (("Authorization", "ApiKey-v1 0123456789abcdef"),)
 
 
-def test_every_option_has_a_known_name_and_a_misspelt_currency_has_none() -> None:
+def test_option_names_include_currencies_of_three_letters_only() -> None:
     assert {*ONE, "CURRENCY", "API_KEY_EUR", "BASE_URL_KWD", "SESSION_ATTRIBUTES"} <= names(TalonOne.options)
     assert "API_KEY_EURO" not in names(TalonOne.options)
 
 
-def test_no_secret_shows_in_what_is_printed() -> None:
+def test_repr_shows_no_secret() -> None:
     talon = adapter(IDENTIFIERS_KEY="very secret", API_KEY="secret-too")
     assert "secret" not in repr((talon.accounts, talon._options))
 
 
-def test_each_currency_has_its_application_and_no_other_is_served() -> None:
+def test_currency_selects_the_application_or_is_rejected() -> None:
     many = TalonOne(
         {
             **ONE,
@@ -108,6 +108,6 @@ def test_each_currency_has_its_application_and_no_other_is_served() -> None:
             assert caught.value.reason == "currency_not_served"
 
 
-def test_one_application_without_a_currency_takes_any() -> None:
+def test_single_application_without_currency_takes_any_currency() -> None:
     for body in ({"currency": "JPY"}, {}):
         assert first(adapter().validate(cart(**body), "s")).account == ""

@@ -1,4 +1,4 @@
-"""What the Talon.One adapter asks."""
+"""The requests of the Talon.One adapter."""
 
 import json
 from decimal import Decimal
@@ -24,7 +24,7 @@ from tests.adapters.talon_one.talk import (
 )
 
 
-def test_a_checkout_becomes_this_request() -> None:
+def test_checkout_becomes_this_request() -> None:
     options = {
         "PROFILE_PREFIX": "shop-",
         "STORE_PATH": "/store",
@@ -56,14 +56,14 @@ def test_a_checkout_becomes_this_request() -> None:
     )
 
 
-def test_what_is_asked_back_can_be_more() -> None:
+def test_response_content_option_extends_the_request() -> None:
     talon = adapter(RESPONSE_CONTENT="ruleFailureReasons, loyalty,loyalty")
     for conversation in (talon.validate, talon.check, talon.redeem):
         body = body_of(first(conversation(cart(("A", 1, "1.00")), "s")))
         assert body["responseContent"] == ["customerSession", "triggeredCampaigns", "ruleFailureReasons", "loyalty"]
 
 
-def test_what_may_have_gone_is_always_sent_since_a_put_merges() -> None:
+def test_removable_fields_are_always_sent() -> None:
     session = sent(adapter().validate(cart(("A", 1, "1.00")), "s"))
     assert (session["couponCodes"], session["referralCode"], session["loyaltyCards"], session["identifiers"]) == (
         [],
@@ -77,7 +77,7 @@ def test_what_may_have_gone_is_always_sent_since_a_put_merges() -> None:
     assert (session["additionalCosts"], session["attributes"]) == ({}, {})
 
 
-def test_the_engine_is_told_list_prices_when_a_reduced_cart_comes_back() -> None:
+def test_reduced_cart_is_sent_with_list_prices() -> None:
     line = {"sku": "A", "quantity": 1, "price": "105.00", "total_discount": "35.00"}
     body = {
         "items": [{**line, "discounts": [{"amount": "35.00", "meta": {"list_price": "140.00"}}]}],
@@ -91,7 +91,7 @@ def test_the_engine_is_told_list_prices_when_a_reduced_cart_comes_back() -> None
 @pytest.mark.parametrize(
     ("currency", "price", "text"), [("JPY", "140", "140"), ("KWD", "1.005", "1.005"), ("USD", "7", "7.00")]
 )
-def test_prices_are_numbers_with_the_digits_of_the_currency(currency: str, price: str, text: str) -> None:
+def test_prices_have_the_digits_of_the_currency(currency: str, price: str, text: str) -> None:
     body = first(adapter().validate(cart(("A", 1, price), currency=currency), "s")).body
     assert f'"price":{text}}}'.encode() in body
 
@@ -104,7 +104,7 @@ def test_prices_are_numbers_with_the_digits_of_the_currency(currency: str, price
         (["x" * 100, "y" * 101], ["x" * 100], []),
     ],
 )  # fmt: skip
-def test_codes_go_out_once(
+def test_codes_are_deduplicated_and_too_long_ones_dropped(
     codes: list[str],
     couponCodes: list[str],  # noqa: N803 the vendor's name
     malformed: list[str],
@@ -124,7 +124,7 @@ def test_codes_go_out_once(
         ({"loyalty_card": "könig"}, "", [], ["könig"]),
     ],
 )  # fmt: skip
-def test_a_referral_code_or_card_that_cannot_be_one_is_refused_here(
+def test_malformed_loyalty_card_is_rejected_without_sending_it(
     promotions: dict[str, str], referral: str, cards: list[str], malformed: list[str]
 ) -> None:
     checkout = cart(("A", 1, "1.00"), promotions=promotions)
@@ -133,7 +133,7 @@ def test_a_referral_code_or_card_that_cannot_be_one_is_refused_here(
     assert outcome(checkout, []).rejected == tuple(Rejection(code, Reason.MALFORMED, "") for code in malformed)
 
 
-def test_five_identifiers_go_out_hashed_under_the_key_and_the_rest_is_told() -> None:
+def test_five_identifiers_are_sent_hashed_and_the_rest_noticed() -> None:
     checkout = cart(("A", 1, "1.00"), promotions={"identifiers": ["Jefe", "b", "c", "d", "e", "f", "g"]})
     assert sent(adapter().validate(checkout, "s"))["identifiers"] == ["Jefe", "b", "c", "d", "e"]
     keyed = sent(adapter(IDENTIFIERS_KEY="what do ya want for nothing?").validate(checkout, "s"))["identifiers"]
@@ -155,7 +155,9 @@ def test_five_identifiers_go_out_hashed_under_the_key_and_the_rest_is_told() -> 
         ({"SKU_FIELD": "variant_id"}, {"items": [{"sku": "A", "quantity": 1, "price": "1"}]}, "/items/0/variant_id"),
     ],
 )  # fmt: skip
-def test_something_unusable_at_a_configured_place_is_named(options: dict[str, str], body: Any, pointer: str) -> None:
+def test_invalid_value_at_configured_path_error_names_the_field(
+    options: dict[str, str], body: Any, pointer: str
+) -> None:
     checkout = documents.parse(json.dumps({"items": [], **body}).encode(), "validate")
     with pytest.raises(InvalidRequest) as caught:
         first(adapter(**options).validate(checkout, "s"))
@@ -163,13 +165,13 @@ def test_something_unusable_at_a_configured_place_is_named(options: dict[str, st
 
 
 @pytest.mark.parametrize(("field", "sku"), [("", "S"), ("sku", "S"), ("variant_id", "V"), ("product_id", "P")])
-def test_the_configured_name_of_a_line_is_its_sku(field: str, sku: str) -> None:
+def test_configured_field_of_a_line_is_its_sku(field: str, sku: str) -> None:
     line = {"sku": "S", "variant_id": "V", "product_id": "P", "quantity": 1, "price": "1.00"}
     checkout = documents.parse(json.dumps({"items": [line]}).encode(), "validate")
     assert sent(adapter(SKU_FIELD=field).validate(checkout, "s"))["cartItems"][0]["sku"] == sku
 
 
-def test_only_closing_and_nothing_else_is_never_repeated() -> None:
+def test_only_close_is_not_repeatable() -> None:
     talon, checkout = adapter(), cart(("A", 1, "1.00"))
     conversations = (talon.validate, talon.check, talon.redeem, talon.look_up, talon.undo)
     requests = [first(conversation(checkout, "s")) for conversation in conversations]
@@ -183,7 +185,7 @@ def test_only_closing_and_nothing_else_is_never_repeated() -> None:
     ]
 
 
-def test_the_idempotency_key_of_a_close_says_which_session_is_closed_with_what() -> None:
+def test_idempotency_key_depends_on_session_and_content() -> None:
     def key(checkout: Checkout, session: str) -> str:
         headers = dict(first(adapter().redeem(checkout, session)).headers)
         return headers["Idempotency-Key"]

@@ -1,6 +1,6 @@
-"""Every request of the Talon.One adapter, judged by the vendor's own client, which we did not write.
+"""Every request of the Talon.One adapter, checked by the vendor's own client.
 
-It judges requests only: as a reader it loses a whole answer over one new word. Importing it takes two to three seconds.
+It checks requests only: one unknown word makes it reject a whole answer. Importing it takes two to three seconds.
 """
 
 import json
@@ -47,7 +47,7 @@ class Sdk(NamedTuple):
 
 @pytest.fixture(scope="module")
 def sdk() -> Sdk:
-    import talon_one  # noqa: PLC0415 slow, so only when it is asked for
+    import talon_one  # noqa: PLC0415 slow to import
     from talon_one.api.integration_api import IntegrationApi  # noqa: PLC0415
     from talon_one.models.integration_request import IntegrationRequest  # noqa: PLC0415
 
@@ -68,7 +68,7 @@ def sdk() -> Sdk:
 
 text = st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="\x00"), min_size=1, max_size=120)
 maybe_text = st.one_of(st.just(""), text)
-# The vendor's model holds doubles, which are exact to 15 digits: what is sent has as many as the currency allows.
+# The vendor's model holds doubles, which are exact to 15 digits.
 amount = st.one_of(
     st.integers(0, 10**11).map(lambda minor: f"{minor // 100}.{minor % 100:02d}"), st.integers(0, 10**9).map(str)
 )
@@ -115,7 +115,7 @@ session_id = text.filter(lambda session: session not in (".", "..") and session.
 
 
 def put_of(conversation: Conversation[Any]) -> EngineRequest:
-    """The first request that writes: before, a session may be read, and is not there."""
+    """Return the first request that writes; a read before it finds no session."""
     request = first(conversation)
     return request if request.method == "PUT" else one_request(conversation.send(reply({"message": "no"}, 404)))
 
@@ -126,7 +126,7 @@ def requests(talon: TalonOne, checkout: documents.Checkout, session: str) -> lis
 
 
 def numbers(value: Any) -> Any:
-    """The same JSON with exact numbers, so that 60.00 equals 60.0 and 60."""
+    """Decode JSON with exact numbers, so that 60.00 equals 60.0 and 60."""
     return json.loads(value, parse_float=Decimal, parse_int=Decimal)
 
 
@@ -135,7 +135,7 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 @quick
 @given(body=body, options=options, key=st.sampled_from(["", "a secret"]), session=session_id)
-def test_every_body_parses_in_the_vendors_model_and_comes_back_the_same(
+def test_vendor_model_round_trips_every_request_body(
     sdk: Sdk, body: dict[str, Any], options: dict[str, str], key: str, session: str
 ) -> None:
     talon = TalonOne({**options, "IDENTIFIERS_KEY": key})
@@ -143,13 +143,13 @@ def test_every_body_parses_in_the_vendors_model_and_comes_back_the_same(
     bodies = [request.body for request in requests(talon, checkout, session) if request.body]
     assert len(bodies) == 3, "open, check and close"
     for sent in bodies:
-        # The model drops fields that it does not know, so this would also show a name that is not the vendor's.
+        # The model drops fields that it does not know, so this also finds names that are not the vendor's.
         assert numbers(sdk.model.from_json(sent).to_json()) == numbers(sent)
 
 
 @quick
 @given(session=session_id)
-def test_every_request_goes_where_the_vendors_client_would_send_it(sdk: Sdk, session: str) -> None:
+def test_requests_match_method_path_and_headers_of_vendor_client(sdk: Sdk, session: str) -> None:
     checkout = parse({"items": []})
     talon = TalonOne(OPTIONS)
     (account,) = talon.accounts.values()
@@ -165,7 +165,7 @@ def test_every_request_goes_where_the_vendors_client_would_send_it(sdk: Sdk, ses
         assert ours.body == b"" or dict(ours.headers)["Content-Type"] == headers["Content-Type"]
 
 
-def test_a_cancel_is_what_the_vendors_model_has(sdk: Sdk) -> None:
+def test_cancel_body_fits_the_vendor_model(sdk: Sdk) -> None:
     conversation = adapter().undo(None, "s", "/s", final=True)
     assert first(conversation).method == "GET"
     cancel = one_request(conversation.send(reply({"customerSession": {"state": "closed"}, "effects": []})))
@@ -173,7 +173,7 @@ def test_a_cancel_is_what_the_vendors_model_has(sdk: Sdk) -> None:
     assert json.loads(cancel.body)["customerSession"] == {"state": "cancelled"}
 
 
-def test_the_vendors_model_refuses_what_we_must_not_send(sdk: Sdk) -> None:
+def test_vendor_model_rejects_invalid_sessions(sdk: Sdk) -> None:
     for wrong in (
         {"identifiers": ["a"] * 6},
         {"couponCodes": ["x" * 101]},

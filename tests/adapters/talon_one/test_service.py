@@ -1,4 +1,4 @@
-"""The whole service with the adapter and the sandbox: what a shop sees."""
+"""The whole service with the Talon.One adapter and the sandbox, as a shop calls it."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -68,7 +68,7 @@ def order_of(answer: dict[str, Any], **more: Any) -> dict[str, Any]:
             "promotions": checkout["promotions"], **more}  # fmt: skip
 
 
-def test_a_refused_loyalty_card_is_left_out_of_what_is_shown_and_of_what_is_redeemed() -> None:
+def test_refused_loyalty_card_is_left_out_of_validate_and_consume() -> None:
     engine = Emulated()
     with shop(engine, MAPPER_ON_REJECTED="apply_rest") as ask:
         promotions = {"coupon_codes": ["XMAS-2021-25"], "loyalty_card": "card-of-nobody"}
@@ -79,7 +79,7 @@ def test_a_refused_loyalty_card_is_left_out_of_what_is_shown_and_of_what_is_rede
     assert engine.books["codes"]["XMAS-2021-25"] == 1
 
 
-def test_a_store_that_is_gone_is_left_behind_with_its_session() -> None:
+def test_removed_store_moves_the_checkout_to_a_new_session() -> None:
     rule = ('conditions = { cart_over = "100.00" }', 'conditions = { stores = ["berlin"] }')
     engine = Emulated(rule)
     options = {"TALON_ONE_STORE_PATH": "/store", "TALON_ONE_ADDITIONAL_COSTS": "shipping=/shipping"}
@@ -93,7 +93,7 @@ def test_a_store_that_is_gone_is_left_behind_with_its_session() -> None:
     assert engine.sessions() == {"c": "open", "c~2": "closed"}
 
 
-def test_a_cart_that_lives_on_after_its_order_gets_a_new_session() -> None:
+def test_cart_used_after_its_order_gets_a_new_session() -> None:
     engine = Emulated()
     with shop(engine) as ask:
         body = {"id": "c", "items": [LINE], "promotions": {"coupon_codes": ["XMAS-2021-25"]}}
@@ -104,7 +104,7 @@ def test_a_cart_that_lives_on_after_its_order_gets_a_new_session() -> None:
     assert engine.sessions() == {"c": "closed", "c~2": "closed"}
 
 
-def test_a_session_that_the_merchant_reopened_never_answers_200_and_stays_open() -> None:
+def test_reopened_session_is_never_left_open_after_a_200() -> None:
     engine = Emulated()
     with shop(engine, MAPPER_CANCEL_SECRETS="a secret of the merchant's own") as ask:
         body = {"id": "c", "items": [LINE], "promotions": {"coupon_codes": ["XMAS-2021-25"]}}

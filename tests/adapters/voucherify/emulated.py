@@ -1,4 +1,4 @@
-"""The adapter's conversations held with the sandbox, which others wrote from the documents alone."""
+"""The adapter's conversations held with the sandbox, which was written from the vendor's documents alone."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from tests.sandbox.voucherify_shop import HEADERS, Shop
 
 
 class Emulated(Shop):
-    """Answers an adapter. `changes`: what differs from the default rule book; `own`: another rule book."""
+    """Answers an adapter. `changes`: edits of the default rule book; `own`: another rule book."""
 
     def __init__(self, *changes: tuple[str, str], own: rulebook.RuleBook | None = None) -> None:
         super().__init__(*changes, own=own)
@@ -22,7 +22,7 @@ class Emulated(Shop):
         return EngineReply(status=status, headers=headers, body=body)
 
     def hold(self, conversation: Conversation[Any]) -> Any:
-        """What the conversation comes to."""
+        """Return the result of the conversation."""
         try:
             asked: Any = next(conversation)
             while True:

@@ -1,7 +1,7 @@
-"""A Voucherify project in a few lines, for the tests of what is asked next: it knows stacking rules, and no orders.
+"""A small Voucherify project for the tests of stacking: it knows stacking rules, but no orders.
 
-Made from https://docs.voucherify.io/orchestrate/stacking-rules (2026-08). Where the documents leave something open, it
-can be made to do either (`spoils`, `tells_all`).
+Made from https://docs.voucherify.io/orchestrate/stacking-rules (2026-08). Where the documents leave something open, a
+field selects the behaviour (`spoils`, `tells_all`).
 """
 
 from collections.abc import Mapping
@@ -28,9 +28,9 @@ TIER_OBJECT = "promotion_tier"
 class Project:
     mode: str = "PARTIAL"
     bad: Mapping[str, str] = field(default_factory=dict)
-    """What does not apply, and why."""
+    """The redeemables that do not apply, with the engine's key."""
     exclusive: frozenset[str] = frozenset()
-    """What is never stackable: the first of these applies, and all others are skipped."""
+    """The redeemables that never stack: the first of them applies, all others are skipped."""
     most: int = 30
     """`redeemables_limit`"""
     most_applied: int = 5
@@ -38,17 +38,17 @@ class Project:
     offers: tuple[str, ...] = ()
     """The promotions that a qualification names."""
     worth: Mapping[str, int] = field(default_factory=dict)
-    """What each takes off; 100 where it does not say."""
+    """The discount of each redeemable, in minor units; 100 if absent."""
     spoils: bool = True
     """In mode ALL, a skipped redeemable makes the answer invalid, as a bad one does."""
     tells_all: bool = False
-    """In mode ALL, an answer names what comes after the first bad redeemable as skipped; else not at all."""
+    """In mode ALL, an answer lists the redeemables after the first bad one as skipped; else it omits them."""
     asked: list[EngineRequest] = field(default_factory=list)
     turns: int = 0
-    """How often it was waited for an answer: what is asked at once is waited for once."""
+    """The number of round trips: concurrent requests count as one."""
 
     def hold(self, conversation: Conversation[Any]) -> Any:
-        """What the conversation returns; `asked` are its requests."""
+        """Return the result of the conversation; `asked` keeps its requests."""
         try:
             asked: EngineRequest | tuple[EngineRequest, ...] = next(conversation)
             while True:

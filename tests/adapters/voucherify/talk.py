@@ -54,7 +54,7 @@ def failure(key: str, status: int = 400, **more: Any) -> EngineReply:
 
 
 def share(off: int = 0, *items: dict[str, Any], **more: Any) -> dict[str, Any]:
-    """An order as a redeemable's answer shows it: zeros are left out, as Voucherify leaves them out."""
+    """An order as a redeemable's answer shows it: Voucherify leaves zeros out."""
     lines = sum(item.get("applied_discount_amount", 0) for item in items)
     found = {"applied_discount_amount": off, "total_applied_discount_amount": off + lines}
     found = {key: value for key, value in found.items() if value}
@@ -98,8 +98,8 @@ def held(conversation: Conversation[Any] | None, *replies: EngineReply | dict[st
     return granted(result), requests
 
 
-def held_as_it_is(conversation: Conversation[Any], *replies: EngineReply | dict[str, Any]) -> Any:
-    """What a conversation returns, as the mapper is handed it."""
+def held_raw(conversation: Conversation[Any], *replies: EngineReply | dict[str, Any]) -> Any:
+    """Return the result of a conversation as the mapper gets it."""
     return replay(conversation, [one if isinstance(one, EngineReply) else reply(one) for one in replies])[0]
 
 
@@ -163,7 +163,7 @@ def asked(request: EngineRequest) -> list[str]:
 
 
 def shown_order(*metas: dict[str, Any], codes: Sequence[str] = (), **mapper: Any) -> Checkout:
-    """An order as it comes back from the shopper: the discounts that validate wrote, and our notes."""
+    """A paid order with the discounts and notes that validate wrote."""
     entries = [{"name": "n", "amount": "0.01", "effect_type": "e", "meta": meta} for meta in metas]
     return order(("A", 1, "5.00"), codes=codes, applied_discounts=entries, promotions={"meta": {"mapper": mapper}})
 
@@ -215,9 +215,9 @@ def stored(*live: str, rolled_back: Sequence[str] = (), off: int = 500, **more: 
 
 
 def half(*children: str) -> dict[str, Any]:
-    """A stored order with one redemption: of one redeemable, or with these children."""
+    """A stored order with one redemption, which has these child redemptions."""
     return stored(redemptions={"r_1": {"date": "2026-01-02", **({"stacked": list(children)} if children else {})}})
 
 
 UNKNOWN = failure("not_found", 404)
-"""Read right after a redemption: the order is not there yet."""
+"""The answer to a read right after a redemption: the order is not stored yet."""

@@ -1,4 +1,4 @@
-"""The Voucherify adapter: what an answer must be, and whom it refuses."""
+"""The Voucherify adapter: checks of an answer, and refused codes."""
 
 import json
 from typing import Any
@@ -30,7 +30,7 @@ from tests.adapters.voucherify.talk import (
     validated,
 )
 
-# --- What an answer must be -------------------------------------------------------------------------------------------
+# --- Checks of an answer ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ from tests.adapters.voucherify.talk import (
         (valid(applies("X", share(0, item(5, source_id="OTHER")))), "lines_differ"),
     ],
 )
-def test_an_answer_that_cannot_be_trusted_with_money_sets_no_price(answer: Any, reason: str) -> None:
+def test_malformed_or_inconsistent_answer_raises_engine_unavailable(answer: Any, reason: str) -> None:
     with pytest.raises(EngineUnavailable) as caught:
         validated(cart(SHIRT, codes=["X"]), answer if isinstance(answer, dict) else reply(answer))
     assert caught.value.reason == reason
@@ -80,13 +80,13 @@ def test_an_answer_that_cannot_be_trusted_with_money_sets_no_price(answer: Any, 
         valid({**applies("X", share(5)), "campaign_name": "cut in an emoji \ud83d"}),
     ],
 )
-def test_unknown_words_and_fields_never_cost_an_answer(answer: dict[str, Any]) -> None:
+def test_unknown_words_and_fields_are_ignored(answer: dict[str, Any]) -> None:
     outcome = validated(cart(SHIRT, codes=["X"]), answer)
     assert [one.amount for one in outcome.discounts] == [5]
     assert not outcome.rejected
 
 
-def test_an_item_that_is_none_keeps_its_place() -> None:
+def test_null_item_keeps_its_line_position() -> None:
     answer = valid(applies("X", share(0, item(), item(5))))
     answer["redeemables"][0]["order"]["items"][0] = None
     outcome = validated(cart(SHIRT, ("B", 1, "5.00"), codes=["X"]), answer)
@@ -143,7 +143,7 @@ ACCOUNT_KEYS = {
 }
 
 
-def test_every_key_of_the_vendor_has_a_row_and_every_row_a_word_for_the_shopper() -> None:
+def test_fault_table_covers_every_vendor_key() -> None:
     codes = {**CODE_REASONS, **SKIPPED_REASONS, "no_applicable_redeemables": "not_applied"}
     assert {key: fault.reason for key, fault in FAULTS.items() if fault.kind == "code"} == codes
     assert set(FAULTS) == {*codes, *REQUEST_KEYS, *ACCOUNT_KEYS, "multiple_requests"}
@@ -161,19 +161,19 @@ def test_every_key_of_the_vendor_has_a_row_and_every_row_a_word_for_the_shopper(
         ("unauthorized", "INAPPLICABLE", "other"),
     ],
 )
-def test_every_reason_for_which_a_code_does_not_apply_is_translated(key: str, status: str, reason: str) -> None:
+def test_vendor_key_is_translated_to_a_reason(key: str, status: str, reason: str) -> None:
     outcome = validated(cart(SHIRT, codes=["X"]), invalid(fails("X", key, status=status)))
     assert refusals(outcome) == [("X", reason, key)]
     assert not outcome.discounts
 
 
 @pytest.mark.parametrize("text", ["<b>Hello</b>", "Ask Ms Miller", "x" * 200, 7, None])
-def test_the_engines_word_is_passed_on_and_its_text_is_not(text: Any) -> None:
+def test_engine_text_is_not_passed_on_as_engine_reason(text: Any) -> None:
     outcome = validated(cart(SHIRT, codes=["X"]), invalid(fails("X", text)))
     assert refusals(outcome) == [("X", "other", "")]
 
 
-def test_refusals_are_gathered_from_wherever_they_stand_once_each_in_the_shoppers_order() -> None:
+def test_refusals_of_all_lists_are_deduplicated_in_cart_order() -> None:
     answer = valid(
         applies("OK", share(5)),
         fails("A", "", status="SKIPPED"),
@@ -189,7 +189,7 @@ def test_refusals_are_gathered_from_wherever_they_stand_once_each_in_the_shopper
     assert [one.amount for one in outcome.discounts] == [5]
 
 
-def test_an_invalid_answer_takes_nothing_off_though_it_shows_orders() -> None:
+def test_invalid_answer_grants_no_discount_although_it_shows_orders() -> None:
     checkout = cart(SHIRT, codes=["A", "B"])
     answer = invalid(applies("A", share(500), **discount("APPLY_TO_ORDER")), fails("B", "voucher_expired"))
     outcome, requests = held(engine().validate(checkout, ORDER), answer, invalid(fails("A", "voucher_disabled")))
@@ -198,7 +198,7 @@ def test_an_invalid_answer_takes_nothing_off_though_it_shows_orders() -> None:
     assert [[one["id"] for one in body_of(request)["redeemables"]] for request in requests] == [["A", "B"], ["A"]]
 
 
-def test_where_one_code_spoils_the_answer_the_others_are_asked_about_again() -> None:
+def test_other_codes_are_validated_again_without_the_bad_code() -> None:
     checkout = cart(SHIRT, codes=["BAD", "GOOD", "LATER"])
     later = fails("LATER", "preceding_validation_failed", status="SKIPPED")
     first = invalid(fails("BAD", "voucher_expired"), applies("GOOD", share(9)), later, skipped_redeemables=[later])
@@ -219,7 +219,7 @@ def test_where_one_code_spoils_the_answer_the_others_are_asked_about_again() -> 
     ],
 )
 @pytest.mark.parametrize("place", ["redeemables", "inapplicable_redeemables", "skipped_redeemables"])
-def test_a_refusal_names_the_code_however_voucherify_calls_it(said: dict[str, str], place: str) -> None:
+def test_refusal_names_the_code_under_any_vendor_id(said: dict[str, str], place: str) -> None:
     refused = {**fails("B", "voucher_expired"), **said}
     lists: dict[str, list[Any]] = {"redeemables": [applies("A", share(5))], "inapplicable_redeemables": []}
     lists.setdefault(place, []).append(refused)
@@ -229,14 +229,14 @@ def test_a_refusal_names_the_code_however_voucherify_calls_it(said: dict[str, st
     assert [one.meta["code"] for one in outcome.discounts] == ["A"]
 
 
-def test_refusals_by_internal_ids_are_told_by_their_places() -> None:
+def test_refusals_by_internal_id_are_matched_by_position() -> None:
     good = applies("B", share(5))
     first = invalid(fails("v_1aaaaaaaaaa", "voucher_expired"), good, fails("v_2aaaaaaaaaa", "not_found"))
     outcome, _ = held(engine().validate(cart(SHIRT, codes=["A", "B", "C"]), ORDER), first, valid(good))
     assert refusals(outcome) == [("A", "expired", "voucher_expired"), ("C", "not_found", "not_found")]
 
 
-def test_an_internal_id_stands_in_its_place_also_where_the_answer_ends_early() -> None:
+def test_internal_id_is_matched_by_position_in_short_answer() -> None:
     first = invalid(applies("A", share(5)), fails("v_2aaaaaaaaaa", "not_found"))
     later = valid(applies("A", share(5)), applies("C", share(6)))
     outcome, requests = held(engine().validate(cart(SHIRT, codes=["A", "B", "C"]), ORDER), first, later)
@@ -247,13 +247,13 @@ def test_an_internal_id_stands_in_its_place_also_where_the_answer_ends_early() -
 @pytest.mark.parametrize(
     "answer",
     [
-        # Which of the two it is that applies, or that does not, the ids do not say.
+        # The ids do not say which of the two codes applies.
         valid(applies("v_1aaaaaaaaaa", share(5)), inapplicable_redeemables=[fails("v_2aaaaaaaaaa", "voucher_expired")]),
         valid(applies("C", share(5)), inapplicable_redeemables=[fails("v_2aaaaaaaaaa", "voucher_expired")]),
         valid(applies("aA", share(5))),
     ],
 )
-def test_whom_an_answer_means_is_never_guessed(answer: dict[str, Any]) -> None:
+def test_ambiguous_id_refuses_both_codes(answer: dict[str, Any]) -> None:
     codes = ["AA", "aa", *(["C"] if answer["redeemables"][0]["id"] == "C" else [])]
     outcome = validated(cart(SHIRT, codes=codes), answer, CODE_CASE="sensitive")
     assert refusals(outcome) == [("AA", "other", ""), ("aa", "other", "")]
@@ -262,7 +262,7 @@ def test_whom_an_answer_means_is_never_guessed(answer: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("answered", ["İNDİRİM10", "i̇ndi̇ri̇m10", "indirim10", "INDIRIM10", "\u0131nd\u0131r\u0131m10"])
 @pytest.mark.parametrize("case", ["insensitive", "sensitive"])
-def test_a_code_that_is_answered_in_another_case_is_the_one_that_was_typed(answered: str, case: str) -> None:
+def test_answered_code_matches_typed_code_ignoring_case(answered: str, case: str) -> None:
     checkout = cart(SHIRT, codes=["İNDİRİM10", "B"])
     fine = valid(applies(answered, share(5)), applies("B", share(6)))
     outcome = validated(checkout, fine, CODE_CASE=case)
@@ -272,7 +272,7 @@ def test_a_code_that_is_answered_in_another_case_is_the_one_that_was_typed(answe
     assert refusals(validated(checkout, refused, CODE_CASE=case)) == [("İNDİRİM10", "expired", "voucher_expired")]
 
 
-def test_where_case_counts_codes_that_differ_by_it_are_two() -> None:
+def test_case_sensitive_codes_are_two_codes() -> None:
     answer = valid(applies("save", share(5)), fails("SAVE", "voucher_expired"))
     conversation = engine(CODE_CASE="sensitive").validate(cart(SHIRT, codes=["SAVE", "save", "SAVE"]), ORDER)
     outcome, [request] = held(conversation, answer)
@@ -281,20 +281,20 @@ def test_where_case_counts_codes_that_differ_by_it_are_two() -> None:
     assert refusals(outcome) == [("SAVE", "expired", "voucher_expired")]
 
 
-def test_the_internal_id_of_a_voucher_is_no_code_of_it() -> None:
-    """Voucherify finds a voucher by its id, too, and answers with its code: whoever learned the id has no code."""
+def test_internal_voucher_id_is_refused_as_code() -> None:
+    """Voucherify also finds a voucher by its id, and answers with its code: the id must not reveal the code."""
     internal = "v_24rljiUfd2ONxB9hS1bfNUMW"
     answers = [valid(applies("SECRET", share(5)), applies("B", share(6))), valid(applies("B", share(6)))]
     outcome, requests = held(engine().validate(cart(SHIRT, codes=[internal, "B"]), ORDER), *answers)
     assert refusals(outcome) == [(internal, "not_found", "not_found")]
     assert [one.meta["code"] for one in outcome.discounts] == ["B"]
     assert asked(requests[1]) == ["B"]
-    # A code that only looks like one is a code.
+    # A code that only looks like an internal id is a code.
     outcome = validated(cart(SHIRT, codes=["v_summer2026"]), valid(applies("v_summer2026", share(5))))
     assert not outcome.rejected
 
 
-# --- Answers that are errors ------------------------------------------------------------------------------------------
+# --- Error answers ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_the_internal_id_of_a_voucher_is_no_code_of_it() -> None:
     ],
 )
 @pytest.mark.parametrize("call", ["validate", "redeem", "look_up", "undo", "qualify"])
-def test_an_error_that_is_no_matter_of_a_code_is_never_the_shoppers(
+def test_error_unrelated_to_a_code_raises_engine_problem(
     call: str, answer: EngineReply, kind: type[Problem], reason: str
 ) -> None:
     with pytest.raises(kind) as caught:
@@ -337,7 +337,7 @@ def _calls() -> dict[str, Conversation[Any]]:
 
 @pytest.mark.parametrize("call", ["validate", "redeem", "qualify"])
 @pytest.mark.parametrize("answer", [reply(b"<html>", 404), failure("not_found", 404)])
-def test_a_wrong_address_is_not_a_code_that_does_not_exist(call: str, answer: EngineReply) -> None:
+def test_404_of_a_wrong_address_refuses_no_code(call: str, answer: EngineReply) -> None:
     with pytest.raises(EngineRejected) as caught:
         held(_calls()[call], answer)
     assert caught.value.reason == "not_found_at_engine"
@@ -355,9 +355,7 @@ def test_a_wrong_address_is_not_a_code_that_does_not_exist(call: str, answer: En
         (failure("a_new_key", resource_type="voucher", resource_id="A"), ["A"]),
     ],
 )
-def test_an_error_about_a_code_refuses_that_code_and_the_others_are_asked_about_again(
-    answer: EngineReply, refused: list[str]
-) -> None:
+def test_error_about_a_code_refuses_only_that_code(answer: EngineReply, refused: list[str]) -> None:
     checkout = cart(SHIRT, codes=["A", "B"], promotions={"loyalty_card": "CARD"})
     left = [code for code in ("A", "B", "CARD") if code not in refused]
     again = [valid(*[applies(code, share(1)) for code in left])] if left else []
@@ -369,7 +367,7 @@ def test_an_error_about_a_code_refuses_that_code_and_the_others_are_asked_about_
 BUSY = failure("multiple_requests")
 
 
-def test_a_busy_engine_is_asked_once_more_where_that_does_no_harm() -> None:
+def test_busy_engine_is_retried_once_except_for_redeem() -> None:
     answer = reply(valid(applies("X", share(5))))
     outcome, requests = held(_calls()["validate"], BUSY, answer)
     assert [one.amount for one in outcome.discounts] == [5]

@@ -1,4 +1,4 @@
-"""The Voucherify adapter: what is asked next, until everything is known; consume."""
+"""The Voucherify adapter: conversations of several requests, consume, locks."""
 
 import json
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from tests.adapters.voucherify.talk import (
     failure,
     half,
     held,
-    held_as_it_is,
+    held_raw,
     invalid,
     item,
     order,
@@ -62,14 +62,14 @@ ROLLED_BACK = {"rollbacks": [{"id": "rr_1", "object": "redemption_rollback", "re
         ({"PROMOTIONS": f"{TIER_2},{TIER_2}", "PROMOTIONS_ORDER": "promotions_first"}, [TIER_2, "C"]),
     ],
 )
-def test_configured_promotions_ride_along_in_the_configured_order(options: dict[str, str], expected: list[str]) -> None:
+def test_configured_promotions_are_sent_in_configured_order(options: dict[str, str], expected: list[str]) -> None:
     request = next(engine(**options).validate(cart(SHIRT, codes=["C"]), ORDER))
     assert asked(request) == expected
     kinds = ["promotion_tier" if name.startswith("promo_") else "voucher" for name in expected]
     assert [one["object"] for one in body_of(request)["redeemables"]] == kinds
 
 
-def test_qualified_promotions_are_candidates_that_a_validation_decides_on() -> None:
+def test_qualified_promotions_are_validated_before_they_apply() -> None:
     candidates = [
         {"id": TIER, "object": "promotion_tier"},
         {"id": "X", "object": "voucher"},
@@ -92,13 +92,13 @@ def test_qualified_promotions_are_candidates_that_a_validation_decides_on() -> N
     assert not outcome.rejected
 
 
-def test_no_more_is_asked_for_than_voucherify_takes() -> None:
+def test_promotions_are_not_sent_when_codes_fill_the_limit() -> None:
     codes = [f"C{n}" for n in range(30)]
     for promotions in ("qualify", TIER):
         assert asked(next(engine(PROMOTIONS=promotions).validate(cart(SHIRT, codes=codes), ORDER))) == codes
 
 
-def test_listed_promotions_beyond_what_voucherify_takes_are_not_asked_for_and_named() -> None:
+def test_notice_names_listed_promotions_beyond_the_limit() -> None:
     tiers = [f"promo_{n:08}" for n in range(30)]
     codes = [f"C{n}" for n in range(5)]
     answer = valid(*[applies(code, share(1)) for code in codes], *[tier(one, share(1)) for one in tiers[:25]])
@@ -109,7 +109,7 @@ def test_listed_promotions_beyond_what_voucherify_takes_are_not_asked_for_and_na
     assert [one["redeemable"] for one in notice.payload["promotions"]] == tiers[25:]
 
 
-def test_a_promotion_that_does_not_apply_costs_no_code_and_is_no_refused_code() -> None:
+def test_inapplicable_promotion_is_dropped_without_refusing_a_code() -> None:
     conversation = engine(PROMOTIONS=f"{TIER},{TIER_2}").validate(cart(SHIRT, codes=["C"]), ORDER)
     first = invalid(applies("C", share(5)), fails(TIER, "order_rules_violated", "promotion_tier"))
     second = invalid(applies("C", share(5)), fails(TIER_2, "order_rules_violated", "promotion_tier"))
@@ -135,7 +135,7 @@ def test_a_promotion_that_does_not_apply_costs_no_code_and_is_no_refused_code() 
     ],
 )
 @pytest.mark.parametrize("call", ["check", "redeem"])
-def test_consume_redeems_the_promotions_that_the_shopper_was_shown(
+def test_consume_redeems_the_promotions_shown_to_the_shopper(
     call: str, promotions: str, metas: list[dict[str, Any]], expected: list[str]
 ) -> None:
     adapter, paid = engine(PROMOTIONS=promotions), shown_order(*metas, codes=["C"])
@@ -143,12 +143,12 @@ def test_consume_redeems_the_promotions_that_the_shopper_was_shown(
     assert asked(next(conversation)) == expected
 
 
-def test_a_promotion_that_gave_no_money_is_redeemed_too() -> None:
+def test_promotion_known_from_a_notice_is_redeemed() -> None:
     notices = [{"type": "units", "text": "t", "payload": tier_meta(TIER)}, {"payload": 5}, 7]
     assert asked(next(engine(PROMOTIONS=TIER).redeem(shown_order(notices=notices), ORDER))) == [TIER]
 
 
-def test_what_validate_writes_is_what_consume_reads() -> None:
+def test_consume_reads_the_meta_written_by_validate() -> None:
     adapter = engine(PROMOTIONS=f"{TIER},{TIER_2}", PROMOTIONS_ORDER="promotions_first")
     answer = valid(
         tier(TIER, share(1)), tier(TIER_2, share(0, item(2)), **discount("APPLY_TO_ITEMS")), applies("C", share(3))
@@ -166,7 +166,7 @@ def test_what_validate_writes_is_what_consume_reads() -> None:
         ([], [{"code": 7}, None, {"code": "OTHER"}], ["BAD", "GOOD"]),
     ],
 )
-def test_a_code_that_earned_nothing_is_left_alone_and_one_that_earned_something_is_not(
+def test_refused_code_without_discount_is_not_redeemed(
     metas: list[dict[str, Any]], rejected: list[Any], expected: list[str]
 ) -> None:
     assert (
@@ -174,19 +174,19 @@ def test_a_code_that_earned_nothing_is_left_alone_and_one_that_earned_something_
     )
 
 
-def test_a_code_that_was_refused_is_known_again_as_it_was_entered() -> None:
+def test_refused_code_is_recognised_as_entered() -> None:
     paid = shown_order(codes=["BAD\u200b", "GOOD"], rejected=[{"code": "BAD\u200b"}])
     assert asked(next(engine().redeem(paid, ORDER))) == ["GOOD"]
 
 
 @pytest.mark.parametrize("call", ["check", "redeem"])
-def test_an_order_without_promotions_costs_no_call(call: str) -> None:
+def test_order_without_promotions_costs_no_call(call: str) -> None:
     for paid in (order(SHIRT), order(("A", 0, "1.00"), codes=["X"])):
         outcome, requests = held(getattr(engine(PROMOTIONS=TIER), call)(paid, ORDER))
         assert (outcome, requests) == (Outcome(), [])
 
 
-def test_a_redemption_reads_like_the_validation_before_it() -> None:
+def test_redeem_and_check_return_equal_discounts() -> None:
     adapter = engine(PROMOTIONS=TIER)
     paid = shown_order(tier_meta(TIER), codes=["C", "G", "L"])
     said = {"campaign_name": "Spring", "campaign_id": "camp_1"}
@@ -239,14 +239,14 @@ def test_a_redemption_reads_like_the_validation_before_it() -> None:
         (redeemed(), [("A", "other", ""), ("B", "other", "")]),
     ],
 )
-def test_less_redeemed_than_asked_for_is_seen_although_the_status_is_200(
+def test_codes_missing_from_a_200_redemption_are_refused(
     answer: dict[str, Any], expected: list[tuple[str, str, str]]
 ) -> None:
     outcome, _ = held(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), answer, UNKNOWN)
     assert refusals(outcome) == expected
 
 
-def test_after_a_redemption_amounts_that_do_not_add_up_are_told_and_not_fatal() -> None:
+def test_redeemed_amounts_that_differ_give_a_notice() -> None:
     answer = redeemed(redemption("A", 5))
     answer["order"]["total_applied_discount_amount"] = 7
     outcome, _ = held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
@@ -254,7 +254,7 @@ def test_after_a_redemption_amounts_that_do_not_add_up_are_told_and_not_fatal() 
     assert [one.type for one in outcome.notices] == ["amounts_differ", "redemption"]
 
 
-def test_nor_are_those_about_other_lines_which_count_for_nothing() -> None:
+def test_redeemed_amounts_of_unknown_lines_give_a_notice() -> None:
     about = redemption("A", 5)
     about["order"]["items"] = [item(5, source_id="OTHER")]
     outcome, _ = held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), redeemed(about), UNKNOWN)
@@ -274,7 +274,7 @@ def test_nor_are_those_about_other_lines_which_count_for_nothing() -> None:
         b'{"redemptions":[null]}',
     ],
 )
-def test_a_redemption_that_cannot_be_read_is_an_unknown_outcome(answer: bytes) -> None:
+def test_unreadable_redemption_raises_engine_unavailable(answer: bytes) -> None:
     with pytest.raises(EngineUnavailable):
         held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), reply(answer))
 
@@ -296,7 +296,7 @@ def test_a_redemption_that_cannot_be_read_is_an_unknown_outcome(answer: bytes) -
         (failure("unauthorized", 401), None),
     ],
 )
-def test_recall_believes_voucherify_alone(answer: EngineReply, state: str | None) -> None:
+def test_look_up_reads_state_from_voucherify(answer: EngineReply, state: str | None) -> None:
     conversation = (engine().look_up(order(SHIRT), "a/b ?#.."),)
     if state is None:
         with pytest.raises((EngineUnavailable, EngineRejected)):
@@ -309,7 +309,7 @@ def test_recall_believes_voucherify_alone(answer: EngineReply, state: str | None
     assert request.repeatable
 
 
-def test_recall_tells_what_was_granted() -> None:
+def test_look_up_returns_the_granted_discounts() -> None:
     items = [
         {"source_id": "SHIRT-M", "quantity": 3, "price": 2000, "initial_quantity": 2, "discount_amount": 2500},
         {"product_id": "prod_5h1pp1ng", "quantity": 1, "initial_quantity": 0, "discount_quantity": 1},
@@ -337,7 +337,7 @@ def test_recall_tells_what_was_granted() -> None:
         [{"source_id": "SHIRT-M", "quantity": 2, "price": 2000}, {"source_id": "B", "quantity": 1, "price": 1}],
     ],
 )
-def test_an_order_that_was_redeemed_with_another_cart_is_another_order(items: list[dict[str, Any]]) -> None:
+def test_look_up_of_another_cart_raises_order_mismatch(items: list[dict[str, Any]]) -> None:
     with pytest.raises(OrderMismatch):
         held(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
 
@@ -348,30 +348,30 @@ def test_an_order_that_was_redeemed_with_another_cart_is_another_order(items: li
         None,
         [{"source_id": "SHIRT-M", "quantity": 2, "price": 2000}],
         [{"source_id": "SHIRT-M"}],
-        # Units that Voucherify has added, told in one way or another.
+        # Units that Voucherify has added, in its various notations.
         [{"source_id": "SHIRT-M", "quantity": 3, "initial_quantity": 2, "price": 2000}],
         [{"source_id": "SHIRT-M", "quantity": 3, "applied_quantity": 1, "price": 2000}],
         [{"source_id": "SHIRT-M", "quantity": 3, "discount_quantity": 1, "price": 2000}],
         [{"source_id": "SHIRT-M", "quantity": 2}, {"product_id": "prod_1", "quantity": 1, "initial_quantity": 0}],
         [{"source_id": "SHIRT-M", "quantity": 2}, {"product_id": "prod_1", "quantity": 1, "applied_quantity": 1}],
         [{"source_id": "SHIRT-M", "quantity": 2}, {"product_id": "prod_5h1pp1ng", "quantity": 1}],
-        # Units that it has replaced.
+        # Units that Voucherify has replaced.
         [{"source_id": "SHIRT-M", "quantity": 1, "applied_quantity": -1, "price": 2000}],
     ],
 )
-def test_what_voucherify_itself_has_changed_makes_no_other_order(items: list[dict[str, Any]] | None) -> None:
+def test_items_changed_by_voucherify_raise_no_order_mismatch(items: list[dict[str, Any]] | None) -> None:
     found, _ = held(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
     assert found.state == "redeemed"
 
 
 @pytest.mark.parametrize("price", ["2000", {}, True])
-def test_a_stored_price_that_cannot_be_read_makes_no_other_order(price: Any) -> None:
+def test_unreadable_stored_price_raises_no_order_mismatch(price: Any) -> None:
     items = [{"source_id": "SHIRT-M", "quantity": 2, "price": price}]
     with pytest.raises(EngineUnavailable):
         held(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
 
 
-def test_recall_finds_further_redemptions_and_repair_leaves_the_first() -> None:
+def test_look_up_finds_extra_redemptions_and_repair_undoes_them() -> None:
     answer = stored(redemptions={"r_1": {"date": "2026-01-02"}, "r_3": {"date": "2026-01-03"}, "r_2": {"date": "2026"}})
     found, _ = held(engine().look_up(order(SHIRT), ORDER), answer)
     assert found.extra == ("r_1", "r_3")
@@ -381,7 +381,7 @@ def test_recall_finds_further_redemptions_and_repair_leaves_the_first() -> None:
     assert held(engine().look_up(order(SHIRT), ORDER), stored("r_1"))[0].extra == ()
 
 
-def test_what_stands_among_an_orders_redemptions_and_is_none_rolls_nothing_back() -> None:
+def test_unknown_entry_among_redemptions_is_ignored() -> None:
     strange = {"extension": {"nobody": "knows"}, "r_1": {"date": "2026-01-02"}}
     found, _ = held(engine().look_up(order(SHIRT), ORDER), stored(redemptions=strange))
     assert (found.state, found.extra) == ("redeemed", ())
@@ -394,7 +394,7 @@ def test_what_stands_among_an_orders_redemptions_and_is_none_rolls_nothing_back(
 
 
 @pytest.mark.parametrize("call", ["check", "redeem"])
-def test_a_code_that_is_used_up_may_have_been_used_up_by_this_very_order(call: str) -> None:
+def test_used_up_code_is_looked_up_in_this_order(call: str) -> None:
     refused = {"check": reply(invalid(fails("X", "quantity_exceeded"))), "redeem": failure("quantity_exceeded")}[call]
     paid = order(SHIRT, codes=["X"])
     outcome, requests = held(getattr(engine(), call)(paid, ORDER), refused, stored("r_1"), redemption("X", 5))
@@ -408,13 +408,11 @@ def test_a_code_that_is_used_up_may_have_been_used_up_by_this_very_order(call: s
     ("live", "read_later"),
     [
         (["r_old"], UNKNOWN),  # ours came second
-        ([], stored("r_1", "r_late")),  # or first, and another one came before we had our answer
+        ([], stored("r_1", "r_late")),  # ours came first, and a second one before we had our answer
         ([], stored("r_early", "r_1")),
     ],
 )
-def test_a_redemption_that_is_not_the_only_one_is_an_unknown_outcome_which_a_look_up_settles(
-    live: list[str], read_later: Any
-) -> None:
+def test_second_redemption_of_an_order_raises_engine_unavailable(live: list[str], read_later: Any) -> None:
     paid = order(SHIRT, codes=["A"])
     with pytest.raises(EngineUnavailable) as caught:
         held(engine().redeem(paid, ORDER), redeemed(redemption("A", 5), live=live), read_later)
@@ -422,32 +420,30 @@ def test_a_redemption_that_is_not_the_only_one_is_an_unknown_outcome_which_a_loo
 
 
 @pytest.mark.parametrize(("handle", "extra"), [("", ("r_2",)), ("r_1", ("r_2",)), ("r_2", ("r_1",)), ("r_9", ("r_2",))])
-def test_of_several_redemptions_the_one_that_was_told_of_counts_else_the_first(
-    handle: str, extra: tuple[str, ...]
-) -> None:
+def test_look_up_keeps_the_handles_redemption_else_the_first(handle: str, extra: tuple[str, ...]) -> None:
     answer = stored(redemptions={"r_1": {"date": "1"}, "r_2": {"date": "2"}})
     found, _ = held(engine().look_up(order(SHIRT), ORDER, handle), answer)
     assert (found.state, found.extra) == ("redeemed", extra)
 
 
-def test_a_redemption_gives_its_id_as_its_handle() -> None:
-    one = held_as_it_is(engine().redeem(order(SHIRT, codes=["A"]), ORDER), redeemed(redemption("A", 5)), UNKNOWN)
+def test_redemption_id_is_the_handle() -> None:
+    one = held_raw(engine().redeem(order(SHIRT, codes=["A"]), ORDER), redeemed(redemption("A", 5)), UNKNOWN)
     assert isinstance(one, Redeemed)
     assert one.handle == "r_1"
     several = redeemed(redemption("A", 5), redemption("B", 5, 2))
-    both = held_as_it_is(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), several, UNKNOWN)
+    both = held_raw(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), several, UNKNOWN)
     assert isinstance(both, Redeemed)
     assert both.handle == "r_0"
 
 
-def test_a_redemption_of_nothing_is_none() -> None:
+def test_redemption_without_redeemed_codes_returns_not_redeemed() -> None:
     answer = redeemed(inapplicable_redeemables=[fails("A", "voucher_expired")])
-    done = held_as_it_is(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
+    done = held_raw(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
     assert isinstance(done, NotRedeemed)
     assert [(one.code, one.reason) for one in done.rejected] == [("A", "expired")]
 
 
-def test_children_of_our_own_redemption_are_not_taken_for_another_one() -> None:
+def test_child_redemptions_are_not_a_second_redemption() -> None:
     answer = redeemed(redemption("A", 5), redemption("B", 5, 2))
     family = {"r_0": {"stacked": ["r_1", "r_2"]}, "r_1": {}, "r_2": {}}
     answer["order"]["redemptions"] = family
@@ -471,7 +467,7 @@ def test_children_of_our_own_redemption_are_not_taken_for_another_one() -> None:
             [],
             [],
         ),
-        # What was redeemed a second time makes up for nothing: it is rolled back.
+        # A second redemption does not count: it is rolled back.
         (
             stored(redemptions={"r_1": {"date": "1"}, "r_9": {"date": "2", "stacked": ["r_2", "r_3", "r_4"]}}),
             {"r_1": redemption("A", 5)},
@@ -480,7 +476,7 @@ def test_children_of_our_own_redemption_are_not_taken_for_another_one() -> None:
         ),
     ],
 )
-def test_an_order_that_was_redeemed_in_part_says_what_is_missing(
+def test_look_up_of_partly_redeemed_order_refuses_missing_codes(
     answer: dict[str, Any], children: dict[str, Any], missing: list[str], told: list[str]
 ) -> None:
     shown = [{"name": "n", "amount": "0.01", "meta": tier_meta(TIER)}]
@@ -495,7 +491,7 @@ def test_an_order_that_was_redeemed_in_part_says_what_is_missing(
 
 
 @pytest.mark.parametrize("lines", [(), (("A", 0, "1.00"),)])
-def test_of_a_code_in_an_empty_cart_it_is_said_that_nobody_was_asked(lines: tuple[Any, ...]) -> None:
+def test_codes_of_empty_cart_give_notices_without_a_call(lines: tuple[Any, ...]) -> None:
     outcome, requests = held(engine().validate(cart(*lines, codes=["A", "B"]), ORDER))
     assert (requests, outcome.rejected) == ([], ())
     assert [(one.type, one.payload) for one in outcome.notices] == [
@@ -518,7 +514,7 @@ VOUCHER = {"date": "1", "related_object_type": "voucher", "related_object_id": "
         (stored(redemptions={"r_1": VOUCHER}), [], []),
     ],
 )
-def test_an_order_that_was_redeemed_with_other_codes_is_another_order(
+def test_look_up_of_other_codes_raises_order_mismatch(
     answer: dict[str, Any], children: list[str], codes: list[str]
 ) -> None:
     replies = [redemption(code, 5) for code in children]
@@ -527,7 +523,7 @@ def test_an_order_that_was_redeemed_with_other_codes_is_another_order(
 
 
 @pytest.mark.parametrize("part", [failure("not_found", 404), redemption("A", 5, voucher={"id": "v_1234567890"})])
-def test_a_redemption_that_does_not_tell_its_code_makes_no_other_order(part: Any) -> None:
+def test_redemption_without_code_raises_no_order_mismatch(part: Any) -> None:
     paid = order(SHIRT, codes=["A"])
     found, _ = held(engine().look_up(paid, ORDER), half(), part)
     assert (found.state, found.outcome.rejected) == ("redeemed", ())
@@ -542,7 +538,7 @@ def test_a_redemption_that_does_not_tell_its_code_makes_no_other_order(part: Any
         failure("not_found", 404),
     ],
 )
-def test_what_is_missing_is_never_guessed(answer: Any) -> None:
+def test_unreadable_part_of_a_redemption_raises_engine_unavailable(answer: Any) -> None:
     with pytest.raises(EngineUnavailable):
         held(engine().look_up(order(SHIRT, codes=["A", "B"]), ORDER), half(), answer)
 
@@ -561,13 +557,13 @@ def test_what_is_missing_is_never_guessed(answer: Any) -> None:
         ),
     ],
 )
-def test_an_order_that_was_redeemed_in_part_before_says_so_too(call: str, before: list[Any]) -> None:
+def test_check_and_redeem_report_an_earlier_partial_redemption(call: str, before: list[Any]) -> None:
     conversation = getattr(engine(), call)(order(SHIRT, codes=["A", "B"]), ORDER)
     outcome, _ = held(conversation, *before, half(), redemption("A", 5))
     assert (outcome.redeemed, refusals(outcome)) == (True, [("B", "not_applied", "")])
 
 
-def test_as_many_redemptions_as_an_order_can_have_fit_into_one_conversation() -> None:
+def test_look_up_of_thirty_redemptions_stays_within_request_limit() -> None:
     codes = [f"C{number}" for number in range(30)]
     children = [redemption(code, 5, number) for number, code in enumerate(codes[:29], 2)]
     found, requests = held(
@@ -588,7 +584,7 @@ def test_as_many_redemptions_as_an_order_can_have_fit_into_one_conversation() ->
     ],
 )
 @pytest.mark.parametrize("again", [reply(ROLLED_BACK), failure("already_rolled_back")])
-def test_undo_rolls_back_all_that_stands_and_a_second_time_is_no_error(
+def test_undo_rolls_back_all_redemptions_and_can_be_repeated(
     answer: EngineReply, rolled_back: list[str], again: EngineReply
 ) -> None:
     _, requests = held(engine().undo(order(SHIRT), ORDER, final=True), answer, *[again] * len(rolled_back))
@@ -596,7 +592,7 @@ def test_undo_rolls_back_all_that_stands_and_a_second_time_is_no_error(
     assert all(one.repeatable for one in requests)
 
 
-def test_undo_needs_no_order_and_believes_the_handle_where_the_order_is_not_found() -> None:
+def test_undo_without_order_uses_the_handle() -> None:
     done = reply(ROLLED_BACK)
     for final in (True, False):
         aside = [] if final else [reply({})]
@@ -604,21 +600,21 @@ def test_undo_needs_no_order_and_believes_the_handle_where_the_order_is_not_foun
         assert [one.path for one in requests[:2]] == [f"/v1/orders/{ORDER}", "/v1/redemptions/r_1/rollbacks"]
         _, requests = held(engine().undo(None, ORDER, "r_1", final=final), UNKNOWN, done)
         assert [one.path for one in requests[1:]] == ["/v1/redemptions/r_1/rollbacks"]
-        # The order is found, and says that it is undone.
+        # The order is found and already undone.
         _, requests = held(engine().undo(None, ORDER, "r_1", final=final), stored(rolled_back=["r_1"]), *aside)
         assert [one.method for one in requests] == (["GET"] if final else ["GET", "PUT"])
 
 
 @pytest.mark.parametrize("answer", [{"status": "ok", "data": [1, None]}, stored("r_1", redemptions=[{"id": "r_1"}])])
-def test_another_object_is_no_order_without_redemptions(answer: dict[str, Any]) -> None:
+def test_answer_that_is_no_order_raises_engine_unavailable(answer: dict[str, Any]) -> None:
     for conversation in (engine().look_up(order(SHIRT), ORDER), engine().undo(None, ORDER, "r_1", final=True)):
         with pytest.raises(EngineUnavailable):
             held(conversation, answer)
 
 
 @pytest.mark.parametrize("renamed", [reply({}), failure("not_found", 404), reply(b"", 405), reply(b"", 503)])
-def test_an_order_that_was_undone_to_be_redeemed_again_makes_room_for_the_next(renamed: EngineReply) -> None:
-    """Voucherify redeems the order that it has stored under a source id, whatever it is sent."""
+def test_undo_before_a_retry_renames_the_stored_order(renamed: EngineReply) -> None:
+    """Voucherify redeems the order stored under a source id and ignores the cart that is sent."""
     undo = engine().undo(order(SHIRT), ORDER, "r_1", final=False)
     _, requests = held(undo, stored("r_1"), ROLLED_BACK, renamed)
     last = requests[-1]
@@ -626,7 +622,7 @@ def test_an_order_that_was_undone_to_be_redeemed_again_makes_room_for_the_next(r
     assert (last.effect, last.repeatable) == ("session", True)
 
 
-def test_what_was_redeemed_with_the_cart_of_an_earlier_attempt_is_taken_back() -> None:
+def test_redemption_with_an_earlier_cart_is_rolled_back() -> None:
     other = [{"source_id": "OTHER", "quantity": 1, "price": 100}]
     reused = stored("r_1", rolled_back=["r_0"], items=other)
     paid = order(SHIRT, codes=["A"])
@@ -641,7 +637,7 @@ def test_what_was_redeemed_with_the_cart_of_an_earlier_attempt_is_taken_back() -
     assert [one.amount for one in outcome.discounts] == [5]
 
 
-def test_undo_that_fails_says_so() -> None:
+def test_failed_undo_raises() -> None:
     with pytest.raises(EngineRejected):
         held(engine().undo(order(SHIRT), ORDER), stored("r_1"), failure("invalid_redemption_parent"))
     for answer in (b'{"status":"ok"}', b'{"rollbacks":[]}'):
@@ -649,7 +645,7 @@ def test_undo_that_fails_says_so() -> None:
             held(engine().undo(order(SHIRT), ORDER), stored("r_1"), reply(answer))
 
 
-def test_a_promotion_that_keeps_the_codes_from_being_redeemed_is_left_out_and_told() -> None:
+def test_promotion_that_blocks_codes_is_left_out_with_a_notice() -> None:
     adapter, paid = engine(PROMOTIONS=TIER), shown_order(tier_meta(TIER), codes=["C"])
     spoiled = invalid(applies("C", share(5)), fails(TIER, "promotion_inactive", "promotion_tier"))
     good = valid(applies("C", share(5)))
@@ -671,11 +667,11 @@ def test_a_promotion_that_keeps_the_codes_from_being_redeemed_is_left_out_and_to
     [
         ([invalid(fails("A", "voucher_expired")), valid(applies("B", share(1)))], ["A"], ["B"]),
         ([valid(fails("A", "voucher_expired"), applies("B", share(1)))], ["A"], ["B"]),
-        # Meanwhile it applies again: whom the redemption named is left out; without a name, nothing is redeemed.
+        # The code applies again: the code that the redemption named is left out; without a name, nothing is redeemed.
         ([valid(applies("A", share(1)), applies("B", share(1)))], ["A", "B"], []),
     ],
 )
-def test_after_a_refused_redemption_a_validation_tells_what_to_leave_out(
+def test_refused_redemption_is_validated_to_find_bad_codes(
     validations: list[Any], refused: list[str], redeems: list[str]
 ) -> None:
     replies = [failure("voucher_expired"), *validations]
@@ -685,7 +681,7 @@ def test_after_a_refused_redemption_a_validation_tells_what_to_leave_out(
     assert [asked(one) for one in requests if one.path == "/v1/redemptions"][1:] == [redeems] * bool(redeems)
 
 
-def test_promotions_that_cannot_be_redeemed_are_told_or_refused() -> None:
+def test_unredeemable_promotion_gives_a_notice_or_raises() -> None:
     adapter, paid = engine(PROMOTIONS=TIER), shown_order(tier_meta(TIER))
     refused = failure("promotion_inactive", details=TIER)
     gone = invalid(fails(TIER, "promotion_inactive", "promotion_tier"))
@@ -709,7 +705,7 @@ def voucher_meta(code: str) -> dict[str, Any]:
 
 
 def before(call: str, codes: Sequence[str], *metas: dict[str, Any], notices: Sequence[Any] = (), **options: str) -> Any:
-    """The conversation about a body that brings an earlier answer of ours along."""
+    """Return the conversation about a body that carries an earlier answer of ours."""
     entries = [{"name": "n", "amount": "0.01", "effect_type": "e", "meta": meta} for meta in metas]
     promotions, adapter = {"meta": {"mapper": {"notices": list(notices)}}}, engine(**LOCKED, **options)
     if call == "validate":
@@ -728,13 +724,13 @@ def unlocked(requests: Sequence[Any]) -> list[str]:
     [
         (["A"], [valid(applies("A", share(5)))], ["GO/NE", "QUIET"]),
         ([], [], ["A", "GO/NE", "QUIET"]),
-        # Refused now, applied before: it may be held all the same.
+        # Refused now, applied before: it may still be locked.
         (["A", "GO/NE"], [valid(applies("A", share(5)), fails("GO/NE", "order_rules_violated"))], ["GO/NE", "QUIET"]),
         (["A", "GO/NE", "QUIET"], [valid(*[applies(code, share(5)) for code in ("A", "GO/NE", "QUIET")])], []),
     ],
 )
 @pytest.mark.parametrize("released_as", [reply(b"", 204), failure("not_found", 404), reply(b"", 429), reply(b"", 503)])
-def test_a_code_that_has_left_the_cart_is_not_kept_locked(
+def test_code_removed_from_cart_is_unlocked(
     call: str, codes: list[str], answers: list[Any], released: list[str], released_as: EngineReply
 ) -> None:
     metas = [voucher_meta("A"), voucher_meta("GO/NE"), tier_meta(TIER)]
@@ -750,7 +746,7 @@ def test_a_code_that_has_left_the_cart_is_not_kept_locked(
 
 
 @pytest.mark.parametrize(("options", "released"), [({}, []), ({"CODE_CASE": "sensitive"}, ["A"])])
-def test_a_code_that_applies_in_another_spelling_stays_locked(options: dict[str, str], released: list[str]) -> None:
+def test_code_in_another_case_stays_locked(options: dict[str, str], released: list[str]) -> None:
     answers: list[Any] = [valid(applies("a", share(5))), *[reply(b"", 204)] * len(released)]
     _, requests = held(before("validate", ["a"], voucher_meta("A"), **options), *answers)
     assert unlocked(requests) == released
@@ -769,15 +765,15 @@ FREED = reply(b"", 204)
     ("codes", "locked", "answers", "released"),
     [
         (["A"], "A", A_ALONE, []),
-        # It has left the order, or validate applied it and the redemption does not.
+        # B has left the order, or validate applied it and the redemption did not.
         (["A"], "AB", [FREED, *A_ALONE], ["B"]),
         (["A", "B"], "AB", [redeemed(redemption("A", 5), skipped_redeemables=[fails("B", "")]), UNKNOWN, FREED], ["B"]),
-        # What the check may have granted; an expired code it has not.
+        # The check may have granted the code, but not an expired one.
         (["A", "B"], "", [*WITHOUT_B, FREED, *A_ALONE], ["B"]),
         (["A"], "", [failure("order_rules_violated"), FREED], ["A"]),
         (["A"], "", [failure("voucher_expired")], []),
         (["A"], "A", [failure("voucher_expired"), FREED], ["A"]),
-        # The last validation leaves out what the one before it applied.
+        # The last validation leaves out a code that the one before applied.
         (
             ["A", "B"],
             "",
@@ -792,14 +788,14 @@ FREED = reply(b"", 204)
         ),
     ],
 )
-def test_what_is_not_redeemed_is_not_kept_locked(
+def test_codes_that_are_not_redeemed_are_unlocked(
     codes: list[str], locked: str, answers: list[Any], released: list[str]
 ) -> None:
     _, requests = held(before("redeem", codes, *map(voucher_meta, locked)), *answers)
     assert unlocked(requests) == released
 
 
-def test_what_a_validation_leaves_out_is_unlocked_before_the_rest_is_redeemed() -> None:
+def test_code_left_out_is_unlocked_before_the_redemption() -> None:
     """A request that fails after the redemption leaves its outcome unknown."""
     metas = [voucher_meta("A"), voucher_meta("B"), tier_meta(TIER, 2)]
     left: dict[str, Any] = {"inapplicable_redeemables": [fails("B", "voucher_expired")]}
@@ -810,23 +806,23 @@ def test_what_a_validation_leaves_out_is_unlocked_before_the_rest_is_redeemed() 
     assert unlocked(requests) == ["B"]
 
 
-def test_without_locks_nothing_is_released() -> None:
+def test_no_lock_is_released_when_locks_are_off() -> None:
     entries = [{"name": "n", "amount": "0.01", "effect_type": "e", "meta": voucher_meta("GONE")}]
     _, requests = held(engine().validate(cart(SHIRT, discounts=entries), ORDER))
     assert requests == []
 
 
-def test_a_cancelled_order_keeps_no_code_locked() -> None:
+def test_final_undo_unlocks_the_codes() -> None:
     paid = order(SHIRT, codes=["A", "B"])
     replies: list[Any] = [stored("r_1"), ROLLED_BACK, reply(b"", 204), failure("not_found", 404)]
     _, requests = held(engine(**LOCKED).undo(paid, ORDER, "r_1", final=True), *replies)
     assert [one.path for one in requests[2:]] == [f"/v1/vouchers/{code}/sessions/{KEY}" for code in "AB"]
-    # Undone to be redeemed again: the codes stay this checkout's.
+    # Undone before a retry: the codes stay locked for this checkout.
     _, requests = held(engine(**LOCKED).undo(paid, ORDER, "r_1", final=False), *replies[:2], {})
     assert not [one for one in requests if one.method == "DELETE"]
 
 
-# --- Whatever is answered ---------------------------------------------------------------------------------------------
+# --- Arbitrary answers ------------------------------------------------------------------------------------------------
 JUNK = st.recursive(
     st.sampled_from([None, True, False, -1, 0, 7, 1.5, 10**20, "", "X", "APPLICABLE", "r_1"]),
     lambda inner: (
@@ -850,7 +846,7 @@ GOOD: list[tuple[Any, int]] = [
 
 @st.composite
 def hostile(draw: st.DrawFn) -> EngineReply:
-    """A good answer with something else in a few of its places."""
+    """A good answer with junk in a few of its fields."""
     body, status = draw(st.sampled_from(GOOD))
     body = json.loads(json.dumps(body))
     for _ in range(draw(st.integers(0, 3))):
@@ -866,7 +862,7 @@ def hostile(draw: st.DrawFn) -> EngineReply:
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(["validate", "check", "redeem", "look_up", "undo"]), st.data())
-def test_no_answer_leads_to_anything_but_an_outcome_or_a_problem(call: str, data: st.DataObject) -> None:
+def test_any_answer_ends_in_an_outcome_or_a_problem(call: str, data: st.DataObject) -> None:
     adapter = engine(PROMOTIONS="qualify")
     promotions = {"coupon_codes": ["X", "Y"]}
     if call == "validate":

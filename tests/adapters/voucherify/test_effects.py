@@ -1,4 +1,4 @@
-"""The Voucherify adapter: what an answer takes off, and what else it grants.
+"""The Voucherify adapter: the discounts and notices of an answer.
 
 The vendor's own worked examples (https://docs.voucherify.io, API reference) are kept here as their amounts alone.
 """
@@ -36,9 +36,9 @@ from tests.adapters.voucherify.talk import (
 
 FIVE = [("S1", 1, "65.00"), ("S2", 1, "60.00"), ("S3", 1, "20.00"), ("S4", 2, "50.00"), ("S5", 2, "110.00")]
 
-# The vendor's examples: the cart, the redeemables with their shares, and what must come of it.
+# The vendor's examples: the cart, the redeemables with their shares, and the expected discounts.
 WORKED: dict[str, tuple[list[tuple[str, int, str]], list[dict[str, Any]], list[tuple[str, int | None, int, str]]]] = {
-    "five redeemables: items, points without effect, a gift card, two promotions": (
+    "five redeemables: items, points without effect, gift card, two promotions": (
         [("A", 1, "20.00"), ("B", 1, "7.00")],
         [
             applies("GNcuPKGe", share(0, item(1000), item(700)), **discount("APPLY_TO_ITEMS")),
@@ -91,7 +91,7 @@ WORKED: dict[str, tuple[list[tuple[str, int, str]], list[dict[str, Any]], list[t
         [applies("REFERRAL-CODE", share(6000), **discount("APPLY_TO_ORDER", "PERCENT"))],
         [("REFERRAL-CODE", None, 6000, "APPLY_TO_ORDER")],
     ),
-    "a promotion that adds units, and a second that takes twenty percent off what is left": (
+    "added units, then twenty percent off the rest": (
         [("A", 1, "95.00"), ("B", 1, "185.00")],
         [
             applies(
@@ -108,7 +108,7 @@ WORKED: dict[str, tuple[list[tuple[str, int, str]], list[dict[str, Any]], list[t
         ],
         [("P", None, 5600, "APPLY_TO_ORDER")],
     ),
-    "shares beside sums that grow from one to the next": (
+    "shares with running sums": (
         [("A", 1, "1000.00")],
         [
             applies("D1", share(100, discount_amount=100), **discount("APPLY_TO_ORDER")),
@@ -121,7 +121,7 @@ WORKED: dict[str, tuple[list[tuple[str, int, str]], list[dict[str, Any]], list[t
 
 
 @pytest.mark.parametrize("name", WORKED)
-def test_the_vendors_worked_examples_come_out_to_the_cent(name: str) -> None:
+def test_vendor_examples_give_exact_amounts(name: str) -> None:
     lines, redeemables, expected = WORKED[name]
     outcome = validated(cart(*lines, codes=[one["id"] for one in redeemables]), valid(*redeemables))
     assert taken(outcome) == expected
@@ -158,7 +158,7 @@ def test_the_vendors_worked_examples_come_out_to_the_cent(name: str) -> None:
         (discount("APPLY_TO_MOON"), 10, 10, ["APPLY_TO_MOON", "APPLY_TO_MOON"]),
     ],
 )
-def test_every_effect_takes_off_what_its_shares_say(
+def test_effect_discounts_equal_the_answered_amounts(
     result: dict[str, Any], order_off: int, line_off: int, effect_types: list[str]
 ) -> None:
     answer = valid(applies("X", share(order_off, item(line_off)), **result))
@@ -169,10 +169,10 @@ def test_every_effect_takes_off_what_its_shares_say(
     assert {one.scope for one in outcome.discounts} == {"goods"}
 
 
-def test_the_table_of_effects_is_complete() -> None:
+def test_every_effect_in_the_table_is_tested() -> None:
     tested = {"FREE_SHIPPING"} | {
         result.get("discount", {}).get("effect") or ("GIFT_CARD" if "gift" in result else "PAY_WITH_POINTS")
-        for result, *_ in _cases(test_every_effect_takes_off_what_its_shares_say)
+        for result, *_ in _cases(test_effect_discounts_equal_the_answered_amounts)
         if result and result != {"discount": {"type": "AMOUNT"}}
     }
     assert tested - {"APPLY_TO_MOON"} == set(EFFECTS)
@@ -186,50 +186,50 @@ def _cases(test: Callable[..., Any]) -> list[tuple[Any, ...]]:
     ("name", "items", "expected"),
     [
         (
-            "one in the cart, one added, both free once",
+            "one in the cart, one free unit added",
             [[item(100, applied_quantity=1, applied_quantity_amount=100)]],
             [],
         ),
         ("one in the cart, made free", [[item(100, applied_quantity=0, quantity=1)]], [100]),
         ("made free, and one more added", [[item(200, applied_quantity=1, applied_quantity_amount=100)]], [100]),
         (
-            "a stack: one made free, three added",
+            "stack: one made free, three added",
             [
                 [item(100, quantity=1)],
                 *[[item(100, quantity=n, applied_quantity=1, applied_quantity_amount=100)] for n in (2, 3, 4)],
             ],
             [100, 0, 0, 0],
         ),
-        ("an older answer tells by the quantity alone", [[item(200, quantity=2, price=100)]], [100]),
+        ("older answer with the quantity alone", [[item(200, quantity=2, price=100)]], [100]),
         (
-            "an older answer, twice",
+            "older answer, twice",
             [[item(100, quantity=2, price=100)], [item(100, quantity=3, price=100)]],
             [0, 0],
         ),
         (
-            "a discount on the unit that is in the cart stays",
+            "discount on the unit in the cart stays",
             [[item(100, applied_quantity=1, applied_quantity_amount=100)], [item(30, quantity=2)]],
             [0, 30],
         ),
         (
-            "a unit added for half its price takes nothing off and adds nothing",
+            "unit added at half price gives no discount",
             [[item(50, applied_quantity=1, applied_quantity_amount=100)]],
             [],
         ),
         (
-            "nor does it take another's discount away",
+            "unit added at half price keeps another discount",
             [[item(30)], [item(50, applied_quantity=1, applied_quantity_amount=100)]],
             [30],
         ),
         (
-            "an older answer: what was added before is not added again",
+            "older answer: earlier units are not added again",
             [[item(100, quantity=2, price=100)], [item(30, quantity=2, price=100)]],
             [0, 30],
         ),
-        ("units taken away are no discount", [[item(applied_quantity=-1, applied_quantity_amount=-100)]], []),
+        ("removed units give no discount", [[item(applied_quantity=-1, applied_quantity_amount=-100)]], []),
     ],
 )
-def test_units_that_the_engine_adds_never_make_the_cart_cheaper(
+def test_added_units_do_not_discount_the_cart(
     name: str, items: list[list[dict[str, Any]]], expected: list[int]
 ) -> None:
     redeemables = [applies(f"U{n}", share(0, *shown), **unit()) for n, shown in enumerate(items)]
@@ -238,7 +238,7 @@ def test_units_that_the_engine_adds_never_make_the_cart_cheaper(
     assert {notice.type for notice in outcome.notices} == {"units"}
 
 
-def test_what_was_added_is_told() -> None:
+def test_notice_lists_added_units() -> None:
     added = item(100, product_id="prod_1", quantity=1, initial_quantity=0)
     answer = valid(applies("X", share(0, item(quantity=1), added), **unit()))
     outcome = validated(cart(("A", 1, "5.00"), codes=["X"]), answer)
@@ -248,7 +248,7 @@ def test_what_was_added_is_told() -> None:
     assert not outcome.discounts
 
 
-# --- Units that come and go -------------------------------------------------------------------------------------------
+# --- Added and replaced units -----------------------------------------------------------------------------------------
 
 
 def replaces() -> dict[str, Any]:
@@ -264,7 +264,7 @@ UPGRADED = item(500, quantity=2, price=2500, applied_quantity=1, applied_quantit
 
 
 @pytest.mark.parametrize("upgrade_first", [True, False])
-def test_a_discount_on_a_line_that_another_promotion_upgrades_to_stays(*, upgrade_first: bool) -> None:
+def test_discount_stays_on_a_line_upgraded_by_another_promotion(*, upgrade_first: bool) -> None:
     upgrade = applies("UPGRADE", share(0, TWENTIES, UPGRADED), **replaces())
     ten = applies("TEN", share(0, item(), item(250, price=2500)), **discount("APPLY_TO_ITEMS"))
     both = [upgrade, ten] if upgrade_first else [ten, upgrade]
@@ -280,7 +280,7 @@ def adds_many(new: str, missing: str) -> dict[str, Any]:
 
 
 def mug(off: int, added: int, quantity: int, **more: Any) -> dict[str, Any]:
-    """A line of mugs of 5.00 each, after `added` more have come."""
+    """A line of mugs of 5.00 each, `added` of them by the engine."""
     told = {"applied_quantity": added, "applied_quantity_amount": added * 500} if added else {}
     return item(off, source_id="MUG", product_id="prod_1", quantity=quantity, price=500, **told, **more)
 
@@ -288,13 +288,13 @@ def mug(off: int, added: int, quantity: int, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("mugs", "result", "shown", "off", "to_add"),
     [
-        # It is not in the cart: nothing to take off, and one to be put in.
+        # The free unit is not in the cart: no discount, one unit to add.
         (0, adds_new(), mug(500, 1, 1, initial_quantity=0), 0, True),
-        # The storefront has put it in: it is the free one.
+        # The storefront has added the free unit: it is discounted.
         (1, adds_new(), mug(500, 1, 2), 500, False),
         (1, adds_new(), item(500, quantity=2, price=500, applied_quantity=None), 500, False),
         (3, adds_new(), mug(500, 1, 4), 500, False),
-        # Two are granted, one is in: that one is free, and one more is to be put in.
+        # Two are granted, one is in the cart: it is free, and one more is to add.
         (1, adds_new(), mug(1000, 2, 3), 500, True),
         # At half price.
         (1, adds_new(), mug(250, 1, 2), 250, False),
@@ -312,18 +312,18 @@ def mug(off: int, added: int, quantity: int, **more: Any) -> dict[str, Any]:
             500,
             False,
         ),
-        # Which of several kinds it is, the answer does not say: the effect of all together does.
+        # The answer does not say which kind it is: the common effect decides.
         (1, adds_many(new="prod_8", missing="prod_9"), mug(500, 1, 2), 0, True),
-        # It says how many were added, and not what they are worth.
+        # The answer has the number of added units without their value,
         (1, unit(), item(1500, quantity=3, price=500, applied_quantity=2), 500, True),
-        # Or what they are worth, and not how many.
+        # or their value without the number.
         (1, adds_new(), item(500, quantity=2, price=500, applied_quantity_amount=500), 500, False),
         # ADD_MISSING_ITEMS: units beyond those of the cart are the missing ones.
         (1, unit(), mug(1000, 1, 2), 500, True),
         (1, unit(), mug(500, 1, 2), 0, True),
     ],
 )  # fmt: skip
-def test_free_units_are_free_once_the_storefront_has_put_them_in(
+def test_free_units_are_discounted_once_they_are_in_the_cart(
     mugs: int, result: dict[str, Any], shown: dict[str, Any], off: int, to_add: bool
 ) -> None:
     lines = [("A", 1, "20.00"), *([("MUG", mugs, "5.00")] if mugs else [])]
@@ -333,7 +333,7 @@ def test_free_units_are_free_once_the_storefront_has_put_them_in(
     assert notice.payload["items"] == ([shown] if to_add else [])
 
 
-def test_null_says_nothing_of_added_units_and_is_not_zero() -> None:
+def test_null_applied_quantity_is_not_zero() -> None:
     shown = item(200, quantity=2, price=100, applied_quantity=None, applied_quantity_amount=None)
     answer = valid(applies("X", share(0, shown), **unit()))
     outcome = validated(cart(("A", 1, "1.00"), codes=["X"]), answer)
@@ -341,7 +341,7 @@ def test_null_says_nothing_of_added_units_and_is_not_zero() -> None:
     assert [one.payload["items"] for one in outcome.notices] == [[shown]]
 
 
-def test_a_notice_about_units_names_only_what_its_own_code_has_added() -> None:
+def test_units_notice_lists_only_units_of_its_own_code() -> None:
     first = item(500, product_id="prod_1", quantity=1, price=500, initial_quantity=0)
     second = item(300, product_id="prod_2", quantity=1, price=300, initial_quantity=0)
     kept = {**first, "applied_discount_amount": 0}
@@ -388,7 +388,7 @@ APPENDED = item(quantity=1, discount_quantity=1, initial_quantity=0, product_id=
         ),
     ],
 )
-def test_free_shipping_is_a_discount_of_the_checkouts_own_shipping(
+def test_free_shipping_discounts_the_checkouts_shipping_cost(
     result: dict[str, Any], body: dict[str, Any], items: list[Any], expected: list[Any]
 ) -> None:
     outcome = validated(cart(("A", 1, "5.00"), codes=["X"], **body), valid(applies("X", share(0, *items), **result)))
@@ -401,21 +401,21 @@ def test_free_shipping_is_a_discount_of_the_checkouts_own_shipping(
             assert (one.name, one.description, one.meta["redeemable"]) == ("X", "Free shipping", "X")
 
 
-def test_shipping_is_free_once() -> None:
+def test_free_shipping_applies_once() -> None:
     answer = valid(*[applies(code, share(0, item(), APPENDED), **FREE) for code in ("X", "Y")])
     outcome = validated(cart(("A", 1, "5.00"), codes=["X", "Y"], **RATE), answer)
     assert taken(outcome) == [("X", None, 1500, "FREE_SHIPPING")]
     assert [(notice.type, notice.payload["redeemable"]) for notice in outcome.notices] == [("free_shipping", "Y")]
 
 
-def test_shipping_at_the_root_of_several_orders_is_their_shipping() -> None:
+def test_root_shipping_of_several_orders_is_discounted() -> None:
     parts = [{"order_items": [{"sku": "A", "quantity": 1, "price": "5.00"}], "shipping_rate": {"price": "1.00"}}] * 2
     body = json.dumps({"orders": parts, "promotions": {"coupon_codes": ["X"]}, **RATE}).encode()
     outcome = validated(documents.parse(body, "validate"), valid(applies("X", share(), **FREE)))
     assert taken(outcome) == [("X", None, 1500, "FREE_SHIPPING")]
 
 
-def test_shipping_of_several_orders_is_added_up() -> None:
+def test_shipping_costs_of_several_orders_are_summed() -> None:
     parts = [{"order_items": [{"sku": "A", "quantity": 1, "price": "5.00"}], **RATE} for _ in range(2)]
     body = json.dumps({"orders": parts, "promotions": {"coupon_codes": ["X"]}}).encode()
     outcome = validated(documents.parse(body, "validate"), valid(applies("X", share(), **FREE)))
@@ -435,7 +435,7 @@ def test_shipping_of_several_orders_is_added_up() -> None:
         ("KWD", "2", [150], [1500], False),
     ],
 )
-def test_amounts_come_back_exactly_or_rounded_once_and_said_so(
+def test_rounded_amounts_give_a_notice(
     currency: str, exponent: str, shares: list[int], expected: list[int], rounded: bool
 ) -> None:
     names = [f"C{n}" for n in range(len(shares))]
@@ -457,9 +457,7 @@ def test_amounts_come_back_exactly_or_rounded_once_and_said_so(
         ({"name": None, "campaign_id": 5}, ("X", None)),
     ],
 )
-def test_a_discount_carries_its_name_and_the_engines_ids(
-    said: dict[str, Any], expected: tuple[str, str | None]
-) -> None:
+def test_discount_has_its_name_and_engine_ids(said: dict[str, Any], expected: tuple[str, str | None]) -> None:
     answer = valid({**applies("X", share(10), **discount("APPLY_TO_ORDER")), **said})
     [one] = validated(cart(SHIRT, codes=["X"]), answer).discounts
     meta = {"redeemable": "X", "object": "voucher", "position": 0, "code": "X", "type": "AMOUNT"}
@@ -476,7 +474,7 @@ def test_a_discount_carries_its_name_and_the_engines_ids(
         ({**discount("APPLY_TO_ORDER"), "bundle": {"quantity": 0, "missing": [{"id": "prod_1"}]}}, "bundle"),
     ],
 )
-def test_what_takes_no_money_off_is_passed_on(result: dict[str, Any], notice: str) -> None:
+def test_redeemable_without_discount_gives_a_notice(result: dict[str, Any], notice: str) -> None:
     outcome = validated(cart(SHIRT, codes=["X"]), valid(applies("X", share(), **result)))
     assert [one.type for one in outcome.notices] == [notice]
     payload = outcome.notices[0].payload
@@ -491,12 +489,12 @@ def test_what_takes_no_money_off_is_passed_on(result: dict[str, Any], notice: st
         ({"discount": None, "gift": None, "loyalty_card": {"points": 5}}, "PAY_WITH_POINTS"),
     ],
 )
-def test_null_is_no_gift_card_and_no_loyalty_card(result: dict[str, Any], effect: str) -> None:
+def test_null_gift_and_loyalty_card_are_ignored(result: dict[str, Any], effect: str) -> None:
     outcome = validated(cart(SHIRT, codes=["X"]), valid(applies("X", share(5), **result)))
     assert [one.effect_type for one in outcome.discounts] == [effect]
 
 
-# --- Whatever the answer ----------------------------------------------------------------------------------------------
+# --- Generated answers ------------------------------------------------------------------------------------------------
 
 RESULTS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
     [
@@ -513,7 +511,7 @@ RESULTS: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
 
 @st.composite
 def answered(draw: st.DrawFn) -> tuple[Checkout, dict[str, Any], int]:
-    """A cart, a consistent answer about it, and what that answer takes off the units that are in the cart."""
+    """A cart, a consistent answer about it, and the discount on the units in the cart."""
     quantities = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     grown, own, redeemables = list(quantities), 0, []
     for number in range(draw(st.integers(1, 4))):
@@ -537,7 +535,7 @@ def answered(draw: st.DrawFn) -> tuple[Checkout, dict[str, Any], int]:
 
 @settings(max_examples=150, deadline=None)
 @given(answered())
-def test_what_is_written_is_the_engines_total_but_for_added_units_and_shipping(
+def test_discounts_equal_engine_total_without_added_units_and_shipping(
     case: tuple[Checkout, dict[str, Any], int],
 ) -> None:
     checkout, answer, own = case

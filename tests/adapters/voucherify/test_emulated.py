@@ -1,4 +1,4 @@
-"""The Voucherify adapter and the sandbox, made by different hands from the documents: both must mean the same."""
+"""The Voucherify adapter and the sandbox were written independently from the documents: they must agree."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ NAMED = [f'redeemables_named = "{how}"' for how in ("as_stored", "as_requested")
 
 
 def project(effects: dict[str, str], *, engine_rules: str = "", alone: Sequence[str] = ()) -> Emulated:
-    """A project with these campaigns; those of `alone` are never stackable."""
+    """A project with these campaigns; those in `alone` never stack."""
     text = campaigns(effects)
     for name in alone:
         text = text.replace(f"name = '{name}'\n", f"name = '{name}'\ncombinable = false\n")
@@ -51,7 +51,7 @@ def offs(outcome: Outcome) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("mode", ["ALL", "PARTIAL"])
-def test_a_never_stackable_promotion_beside_a_code(mode: str) -> None:
+def test_sandbox_code_wins_over_non_stackable_promotion(mode: str) -> None:
     rules = f'redeemables_application_mode = "{mode}"'
     shop = project({"FIVE": off("5.00"), "promo_ONE": off("1.00")}, engine_rules=rules, alone=["promo_ONE"])
     outcome = validated(shop, cart(GOODS, codes=["FIVE"]), PROMOTIONS="qualify")
@@ -61,7 +61,7 @@ def test_a_never_stackable_promotion_beside_a_code(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["ALL", "PARTIAL"])
 @pytest.mark.parametrize("limit", ["redeemables_limit", "applicable_redeemables_limit"])
-def test_a_project_whose_limit_is_two(mode: str, limit: str) -> None:
+def test_project_limit_of_two_keeps_the_code(mode: str, limit: str) -> None:
     rules = f'redeemables_application_mode = "{mode}"\n{limit} = 2\n'
     rules += "applicable_redeemables_limit = 2\n" if limit == "redeemables_limit" else ""
     shop = project({"FIVE": off("5.00"), "promo_A": off("2.00"), "promo_B": off("1.00")}, engine_rules=rules)
@@ -71,7 +71,7 @@ def test_a_project_whose_limit_is_two(mode: str, limit: str) -> None:
 
 
 @pytest.mark.parametrize("named", NAMED)
-def test_mode_all_names_every_bad_code(named: str) -> None:
+def test_mode_all_refuses_every_bad_code(named: str) -> None:
     shop = Emulated(ALL, (NAMED[0], named))
     outcome = validated(shop, cart(GOODS, codes=["GOOD-5", "NOPE-1", "NOPE-2", "NOPE-3"]))
     assert offs(outcome) == {"GOOD-5": 500}
@@ -80,7 +80,7 @@ def test_mode_all_names_every_bad_code(named: str) -> None:
 
 @pytest.mark.parametrize("codes", [["UPGRADE", "TEN-LARGE"], ["TEN-LARGE", "UPGRADE"]])
 @pytest.mark.parametrize("absent", ["omitted", "null"])
-def test_an_upgrade_leaves_the_others_discount(codes: list[str], absent: str) -> None:
+def test_upgrade_keeps_the_discount_of_another_code(codes: list[str], absent: str) -> None:
     shop = Emulated(('absent_amounts = "omitted"', f'absent_amounts = "{absent}"'))
     cups = [("CUP-SMALL", 3, "20.00"), ("CUP-LARGE", 1, "25.00")]
     outcome = validated(shop, cart(*cups, codes=codes))
@@ -89,7 +89,7 @@ def test_an_upgrade_leaves_the_others_discount(codes: list[str], absent: str) ->
     assert [one["source_id"] for one in told.payload["items"]] == ["CUP-LARGE"]
 
 
-def test_a_look_up_compares_quantities() -> None:
+def test_look_up_compares_quantities() -> None:
     shop = Emulated()
     paid = order(("SKU-1", 2, "70.00"), codes=["GOOD-5"])
     done = shop.hold(engine().redeem(paid, SESSION))
@@ -138,9 +138,9 @@ CART = [("SKU-1", 1, "140.00"), ("CUP-SMALL", 3, "20.00"), ("CUP-LARGE", 1, "25.
 
 
 Case = tuple[Sequence[tuple[str, str]], Sequence[str], dict[str, str]]
-"""What differs from the default rule book, the codes of the cart, and the adapter's options."""
+"""The edits of the default rule book, the codes of the cart, and the adapter's options."""
 
-# Two validations lock GOOD-5, and a third leaves it out.
+# Two validations lock GOOD-5, a third leaves it out.
 LOCKED_AND_DROPPED: Case = (
     [ALL],
     ["FREE-MUG", "NOPE-1", "ALONE-15", "GOOD-5"],
@@ -171,14 +171,14 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def held(shop: Emulated) -> set[str]:
-    """The codes that are locked. Tiers can be locked, too, and not be unlocked."""
+    """Return the locked codes. Tiers can be locked as well, but never unlocked."""
     return {name for one in shop.books["sessions"] if not (name := one["id"]).startswith("promo_")}
 
 
 @settings(max_examples=60, deadline=None)
 @given(cases())
 @example(LOCKED_AND_DROPPED)
-def test_what_validate_grants_is_what_check_grants_and_redeem_redeems(case: Case) -> None:
+def test_validate_check_and_redeem_grant_the_same(case: Case) -> None:
     changes, codes, options = case
     shop, adapter = Emulated(*changes), engine(**options)
     alone = {*offs(validated(shop, cart(*CART, codes=codes), **options | {"PROMOTIONS": "off"}))}
@@ -207,7 +207,7 @@ def test_what_validate_grants_is_what_check_grants_and_redeem_redeems(case: Case
 
 
 class SentTwice(Emulated):
-    """A proxy on the way delivers redemptions twice; `answer_of`: whose answer comes back. Rollbacks may be refused."""
+    """A proxy that delivers redemptions twice and returns answer number `answer_of`. Rollbacks may be refused."""
 
     def __init__(self, answer_of: int, refusals: int) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ class SentTwice(Emulated):
 
 
 @pytest.mark.parametrize("answer_of", [0, 1])
-def test_a_redemption_that_is_delivered_twice_is_found_and_one_of_them_stays(answer_of: int) -> None:
+def test_duplicate_delivery_leaves_one_redemption_after_repair(answer_of: int) -> None:
     shop, adapter, paid = SentTwice(answer_of, refusals=2), engine(), order(GOODS, codes=["GOOD-5"])
     with pytest.raises(EngineUnavailable) as caught:
         shop.hold(adapter.redeem(paid, SESSION))
@@ -240,7 +240,7 @@ def test_a_redemption_that_is_delivered_twice_is_found_and_one_of_them_stays(ans
     assert shop.calls.count("POST /v1/redemptions") == 2
 
 
-def test_a_lock_is_released_when_its_code_leaves_the_cart() -> None:
+def test_lock_is_released_when_its_code_leaves_the_cart() -> None:
     shop, locked = Emulated(), {"SESSION_LOCK_TTL": "900"}
     shown = validated(shop, cart(GOODS, codes=["SINGLE-0001"]), **locked)
     assert offs(shown)
@@ -252,7 +252,7 @@ def test_a_lock_is_released_when_its_code_leaves_the_cart() -> None:
     assert offs(shop.hold(other.validate(theirs, "other")))
 
 
-def test_an_order_that_has_been_redeemed_locks_nothing_again() -> None:
+def test_check_of_redeemed_order_locks_no_code() -> None:
     shop, adapter = Emulated(), engine(SESSION_LOCK_TTL="900")
     paid = order(GOODS, codes=["SINGLE-0001", "GOOD-5"])
     assert isinstance(shop.hold(adapter.redeem(paid, SESSION)), Redeemed)

@@ -7,7 +7,7 @@ from mapper.adapter import Misconfigured, names
 from tests.adapters.voucherify.talk import TIER, TIER_2, engine
 
 
-def test_without_options_but_the_keys_the_account_is_complete() -> None:
+def test_keys_alone_configure_a_complete_account() -> None:
     account = engine().accounts[""]
     assert account.base_url == "https://api.voucherify.io"
     assert dict(account.headers) == {
@@ -46,7 +46,7 @@ def test_without_options_but_the_keys_the_account_is_complete() -> None:
         ("REDEMPTION_METADATA", ["a=/b"], ["a"]),
     ],
 )  # fmt: skip
-def test_an_option_is_understood_or_pointed_out(name: str, good: list[str], wrong: list[str]) -> None:
+def test_option_is_accepted_or_named_in_the_error(name: str, good: list[str], wrong: list[str]) -> None:
     assert name in names(Voucherify.options)
     for value in good:
         engine(**{name: value})
@@ -57,7 +57,7 @@ def test_an_option_is_understood_or_pointed_out(name: str, good: list[str], wron
         assert all(expected for _, expected in caught.value.problems)
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_invalid_options_are_reported_together() -> None:
     wrong = {"BASE_URL": "x", "EXPONENT": "x", "PROMOTIONS": "x", "ITEM_ID": "x", "ORDER_METADATA": "x"}
     with pytest.raises(Misconfigured) as caught:
         Voucherify(wrong)

@@ -1,4 +1,4 @@
-"""The Voucherify adapter: what it asks."""
+"""The Voucherify adapter: its requests."""
 
 import json
 from typing import Any
@@ -26,10 +26,10 @@ from tests.adapters.voucherify.talk import (
     valid,
 )
 
-# --- What is asked ----------------------------------------------------------------------------------------------------
+# --- Requests ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_validation_says_exactly_this_and_no_more() -> None:
+def test_validation_request_has_exactly_these_fields() -> None:
     checkout = cart(SHIRT, ("MUG", 1, "5.50"), codes=["SAVE"], customer={"id": 7, "email": "a@b.c"}, metadata={"a": 1})
     _, [request] = held(engine().validate(checkout, ORDER), invalid(fails("SAVE", "voucher_expired")))
     assert body_of(request) == {
@@ -54,7 +54,7 @@ def test_a_validation_says_exactly_this_and_no_more() -> None:
     assert (request.method, request.path, request.repeatable) == ("POST", "/v1/validations", True)
 
 
-def test_a_redemption_adds_the_order_and_is_never_repeatable() -> None:
+def test_redemption_request_adds_order_and_is_not_repeatable() -> None:
     paid = order(SHIRT, codes=["SAVE"])
     _, [request] = held(engine().redeem(paid, ORDER), failure("voucher_expired"))
     assert body_of(request)["order"] == {
@@ -66,7 +66,7 @@ def test_a_redemption_adds_the_order_and_is_never_repeatable() -> None:
     assert (request.method, request.path, request.repeatable) == ("POST", "/v1/redemptions", False)
 
 
-def test_the_engine_is_asked_about_list_prices() -> None:
+def test_requests_send_list_prices() -> None:
     reduced = {
         "sku": "A",
         "quantity": 3,
@@ -83,7 +83,7 @@ def test_the_engine_is_asked_about_list_prices() -> None:
         assert body_of(request)["order"]["amount"] == 3000
 
 
-def test_only_metadata_that_was_asked_for_leaves_the_house() -> None:
+def test_only_configured_metadata_is_sent() -> None:
     options = {
         "ORDER_METADATA": "currency=/currency, ratio=/metadata/ratio, none=/nowhere",
         "ITEM_METADATA": "colour=/colour",
@@ -102,7 +102,7 @@ def test_only_metadata_that_was_asked_for_leaves_the_house() -> None:
         assert body["metadata"] == {"channel": "web"}
 
 
-def test_a_lock_is_taken_only_where_it_is_configured_and_the_redemption_names_it() -> None:
+def test_session_lock_is_sent_only_when_configured() -> None:
     options = {"SESSION_LOCK_TTL": "900"}
     key = f"nacelle:{ORDER}"
     asked = next(engine(**options).validate(cart(SHIRT, codes=["X"]), ORDER))
@@ -126,14 +126,14 @@ ALL_NAMES = {"sku": "S", "variant_id": "V", "product_id": "P", "quantity": 1, "p
         ("product_id", {"variant_id": "V"}, {"source_id": "V", "related_object": "sku"}),
     ],
 )
-def test_a_line_goes_by_the_configured_name(option: str, line: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_line_is_sent_under_configured_item_id(option: str, line: dict[str, Any], expected: dict[str, Any]) -> None:
     checkout = cart({"quantity": 1, "price": "1", **line}, codes=["X"])
     [sent] = body_of(next(engine(ITEM_ID=option).validate(checkout, ORDER)))["order"]["items"]
     assert sent == {**expected, "quantity": 1, "price": 100, "amount": 100}
 
 
 @pytest.mark.parametrize("customer", [None, {}, {"id": ""}, {"id": " "}, {"id": None}, {"id": True}, {"id": {"a": 1}}])
-def test_a_guest_is_no_customer(customer: Any) -> None:
+def test_guest_is_not_sent_as_customer(customer: Any) -> None:
     checkout = cart(SHIRT, codes=["X"], **({} if customer is None else {"customer": customer}))
     assert "customer" not in body_of(next(engine(CUSTOMER_METADATA="a=/currency").validate(checkout, ORDER)))
 
@@ -150,7 +150,7 @@ def test_a_guest_is_no_customer(customer: Any) -> None:
         ("USD", "1", "0.55", None),
     ],
 )
-def test_prices_go_out_exactly_or_not_at_all(currency: str, exponent: str, price: str, units: int | None) -> None:
+def test_inexact_prices_are_rejected(currency: str, exponent: str, price: str, units: int | None) -> None:
     conversation = engine(EXPONENT=exponent).validate(cart(("A", 1, price), codes=["X"], currency=currency), ORDER)
     if units is None:
         with pytest.raises(EngineRejected) as caught:
@@ -160,14 +160,14 @@ def test_prices_go_out_exactly_or_not_at_all(currency: str, exponent: str, price
         assert body_of(next(conversation))["order"]["items"][0]["price"] == units
 
 
-def test_more_lines_than_voucherify_takes_are_refused_before_it_is_asked() -> None:
+def test_more_than_500_lines_are_rejected_without_a_call() -> None:
     with pytest.raises(EngineRejected) as caught:
         next(engine().validate(cart(*[(f"S{n}", 1, "1") for n in range(501)], codes=["X"]), ORDER))
     assert caught.value.reason == "too_many_lines"
 
 
-def test_an_answer_may_be_as_large_as_voucherify_makes_it_for_what_was_asked() -> None:
-    """Measured on the shape of the vendor's own examples: each line in full, for each redeemable and once more."""
+def test_reply_size_limit_fits_the_largest_answer() -> None:
+    """Sized like the vendor's examples: every line in full, for each redeemable and once more for the whole order."""
     lines = [(f"SKU-{n:04}-" + "x" * 80, 5, "100.00") for n in range(500)]
     codes = [f"CODE-{n}" for n in range(30)]
     checkout = cart(*lines, codes=codes)
@@ -177,7 +177,7 @@ def test_an_answer_may_be_as_large_as_voucherify_makes_it_for_what_was_asked() -
     largest = len(json.dumps(valid(*[applies(code, whole, discount=AMOUNT) for code in codes], order=whole), indent=1))
     assert 2 * 1024 * 1024 < largest < asked.reply_bytes
     assert next(engine().redeem(order(*lines, codes=codes), ORDER)).reply_bytes > largest
-    # What is read again may be of another cart; a small question gets a small answer.
+    # A look-up may read another cart; a small request has a small answer.
     assert next(engine().look_up(order(SHIRT), ORDER, "")).reply_bytes == 64 * 1024 * 1024
     assert next(engine().validate(cart(SHIRT, codes=["X"]), ORDER)).reply_bytes < 1024 * 1024
 
@@ -207,7 +207,7 @@ FULL_LINE: dict[str, Any] = {
         ({"coupon_codes": ["A", "B", "A"]}, ["A", "B"], []),
         ({"coupon_codes": ["save", "SAVE", " save "]}, ["save"], []),
         ({"coupon_codes": ["A"], "referral_code": "REF"}, ["A", "REF"], []),
-        # What looks like an id of Voucherify's own may be a code all the same.
+        # A code may look like an internal id of Voucherify.
         ({"coupon_codes": ["v_day10", "promo_10", "stack_up"]}, ["v_day10", "promo_10", "stack_up"], []),
         ({"coupon_codes": ["v_24rljiUfd", TIER], "referral_code": "v_1"}, ["v_24rljiUfd", TIER, "v_1"], []),
         ({"coupon_codes": ["A"], "loyalty_card": "L"}, ["A"], [("L", "reward_required", "missing_reward")]),
@@ -218,7 +218,7 @@ FULL_LINE: dict[str, Any] = {
         ),
     ],
 )
-def test_codes_are_sent_once_and_what_can_be_refused_here_is(
+def test_codes_are_deduplicated_and_refused_locally_where_possible(
     promotions: dict[str, Any], sent: list[str], refused: list[tuple[str, str, str]]
 ) -> None:
     answer = valid(*[applies(code, share(), discount=AMOUNT) for code in sent])
@@ -235,7 +235,7 @@ def test_codes_are_sent_once_and_what_can_be_refused_here_is(
         cart(SHIRT, promotions={"loyalty_card": "L"}),
     ],
 )
-def test_without_anything_to_ask_nothing_is_asked(checkout: Checkout) -> None:
+def test_cart_without_codes_or_goods_costs_no_call(checkout: Checkout) -> None:
     outcome, requests = held(engine().validate(checkout, ORDER))
     assert (outcome.discounts, requests) == ((), [])
 
@@ -253,13 +253,13 @@ def test_without_anything_to_ask_nothing_is_asked(checkout: Checkout) -> None:
         ({"reward": {"points": "5"}}, "rew_2", {"id": "rew_2"}),
     ],
 )
-def test_a_loyalty_card_names_its_reward(meta: dict[str, Any], option: str, reward: dict[str, Any]) -> None:
+def test_loyalty_card_is_sent_with_its_reward(meta: dict[str, Any], option: str, reward: dict[str, Any]) -> None:
     checkout = cart(SHIRT, promotions={"loyalty_card": "CARD", "meta": meta})
     [sent] = body_of(next(engine(REWARD_ID=option).validate(checkout, ORDER)))["redeemables"]
     assert sent == {"object": "voucher", "id": "CARD", "reward": reward}
 
 
-def test_gift_credits_are_what_the_shopper_chose_to_spend() -> None:
+def test_gift_credits_are_sent_in_minor_units() -> None:
     checkout = cart(
         SHIRT, codes=["GIFT", "A/B", "X"], promotions={"meta": {"gift_credits": {"GIFT": "10.50", "A/B": 3, "X": None}}}
     )
@@ -267,7 +267,7 @@ def test_gift_credits_are_what_the_shopper_chose_to_spend() -> None:
     assert [one.get("gift") for one in sent] == [{"credits": 1050}, {"credits": 300}, None]
 
 
-def test_gift_credits_go_with_the_code_as_it_was_entered() -> None:
+def test_gift_credits_match_the_code_as_entered() -> None:
     checkout = cart(SHIRT, codes=["GIFT\u200b"], promotions={"meta": {"gift_credits": {"GIFT\u200b": "10.50"}}})
     [sent] = body_of(next(engine().validate(checkout, ORDER)))["redeemables"]
     assert (sent["id"], sent["gift"]) == ("GIFT", {"credits": 1050})
@@ -283,7 +283,7 @@ def test_gift_credits_go_with_the_code_as_it_was_entered() -> None:
         ({"GI/FT": []}, "/promotions/meta/gift_credits/GI~1FT"),
     ],
 )
-def test_gift_credits_that_are_no_amounts_are_pointed_out(chosen: Any, pointer: str) -> None:
+def test_invalid_gift_credits_error_names_the_field(chosen: Any, pointer: str) -> None:
     checkout = cart(SHIRT, codes=["GIFT"], promotions={"meta": {"gift_credits": chosen}})
     with pytest.raises(InvalidRequest) as caught:
         next(engine().validate(checkout, ORDER))

@@ -1,4 +1,4 @@
-"""Voucherify's own SDK judges: every request we send must be one that the vendor's models know in full.
+"""Voucherify's own SDK as the judge: its models must know every field of every request we send.
 
 The SDK never runs in the service. Importing it takes seconds, hence a file of its own.
 """
@@ -16,7 +16,7 @@ from adapters.voucherify.reasons import FAULTS
 from mapper.adapter import EngineReply, EngineRequest
 from mapper.domain import checkout as documents
 
-# Not by an import statement: the type checkers would read all of its 1,400 modules.
+# No import statement: the type checkers would read all of its 1,400 modules.
 models: Any = importlib.import_module("voucherify.models")
 
 OPTIONS = {
@@ -57,7 +57,7 @@ def reply(body: Any) -> EngineReply:
 
 
 def requests() -> Iterator[EngineRequest]:
-    """One of each kind, and each kind of redeemable."""
+    """Yield one request of each kind, with each kind of redeemable."""
     body = {"promotions": PROMOTIONS, "customer": CUSTOMER, "currency": "USD", "note": "n"}
     checkout = documents.parse(json.dumps({**body, "items": LINES}).encode(), "validate")
     order = documents.parse(json.dumps({**body, "order_items": LINES, "applied_discounts": SHOWN}).encode(), "consume")
@@ -76,13 +76,13 @@ def requests() -> Iterator[EngineRequest]:
 
 
 def without_nulls(value: Any) -> Any:
-    """The SDK writes every field it knows, as null where it was not given."""
+    """Drop the nulls that the SDK writes for absent fields."""
     if isinstance(value, dict):
         return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def test_every_request_is_one_that_the_vendors_models_know_in_full() -> None:
+def test_sdk_models_know_every_field_of_our_requests() -> None:
     seen = set()
     for request in requests():
         sent = json.loads(request.body)
@@ -93,14 +93,14 @@ def test_every_request_is_one_that_the_vendors_models_know_in_full() -> None:
 
 
 def words(model: str, validator: str) -> set[str]:
-    """The words of an enumeration, which the SDK keeps in a validator's code."""
+    """Return the words of an enumeration, which the SDK keeps in a validator's code."""
     source = inspect.getsource(getattr(getattr(models, model), validator))
     found = re.search(r"in set\(\[(.*?)\]\)", source)
     assert found is not None
     return set(re.findall(r"'([A-Za-z_]+)'", found[1]))
 
 
-def test_the_vendors_lists_have_no_word_that_our_tables_lack() -> None:
+def test_our_tables_cover_the_sdk_enumerations() -> None:
     effects = words("Discount", "effect_validate_enum") | words("Gift", "effect_validate_enum")
     skipped = words("ValidationsRedeemableSkippedResultDetails", "key_validate_enum")
     assert "ADD_SAME_ITEMS" in effects

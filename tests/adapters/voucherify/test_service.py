@@ -1,4 +1,4 @@
-"""The whole service with Voucherify: an order that was taken back leaves room for its next attempt."""
+"""The whole service with Voucherify: an undone order can be redeemed again."""
 
 import json
 from contextlib import closing
@@ -20,8 +20,8 @@ def paid(quantity: int, *codes: str) -> bytes:
     return json.dumps(body).encode()
 
 
-def a_stranger_uses(lab: Lab, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Just before the next redemption of ours arrives."""
+def redeem_elsewhere_first(lab: Lab, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redeem `code` for another order just before our next redemption arrives."""
     left, deliver = [code], lab.wire.deliver
 
     async def interrupted(request: EngineRequest) -> EngineReply:
@@ -35,16 +35,16 @@ def a_stranger_uses(lab: Lab, code: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("quantity", [1, 3])
-def test_an_order_that_was_taken_back_is_redeemed_with_the_cart_that_comes_then(
+def test_undone_order_is_redeemed_with_its_new_cart(
     tmp_path: Path, quantity: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(Lab(build(find("voucherify"), OPTIONS), installed_emulator("voucherify"))) as lab:
         shop = lab.shop(OPTIONS, tmp_path)
-        a_stranger_uses(lab, "SINGLE-0001", monkeypatch)
+        redeem_elsewhere_first(lab, "SINGLE-0001", monkeypatch)
         assert lab.run(shop.consume(paid(1, "GOOD-5", "SINGLE-0001"))) == 500
         codes = lab.wire.books()["codes"]
         assert (codes.get("GOOD-5", 0), codes["SINGLE-0001"]) == (0, 1)
-        # The order is stored at Voucherify, which would redeem what it has stored, whatever it is sent.
+        # Voucherify redeems a stored order as stored and ignores the cart that is sent.
         assert lab.run(shop.consume(paid(quantity, "GOOD-5"))) == 200
         last = [one.reply for one in lab.wire.exchanges if one.request.path == REDEEM][-1]
         assert last is not None

@@ -1,4 +1,4 @@
-"""The Voucherify adapter selects the redeemables that apply: in few calls, and no tier costs the shopper a code."""
+"""The Voucherify adapter selects the redeemables that apply in few calls, and no tier costs the shopper a code."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -34,7 +34,7 @@ VALIDATE = "/v1/validations"
 REDEEM = "/v1/redemptions"
 TIERS = tuple(f"promo_{letter * 8}" for letter in "ABCDEFGH")
 
-# What the documents leave open.
+# Behaviours that the documents leave open.
 WAYS: list[dict[str, Any]] = [
     {"spoils": spoils, "tells_all": tells} for spoils, tells in product((True, False), repeat=2)
 ]
@@ -51,7 +51,7 @@ def granted(outcome: Outcome) -> list[str]:
 
 
 def left_out(outcome: Outcome) -> dict[str, str]:
-    """The promotions that a notice says are left out, and why."""
+    """Return the promotions that a notice lists as left out, with the engine's reason."""
     notices = [one.payload["promotions"] for one in outcome.notices if one.type == "promotions_left_out"]
     return {entry["redeemable"]: entry["engine_reason"] for entries in notices for entry in entries}
 
@@ -61,9 +61,7 @@ def left_out(outcome: Outcome) -> dict[str, str]:
 
 @pytest.mark.parametrize("tells_all", [True, False])
 @pytest.mark.parametrize("bad", [0, 1, 2, 3, 8, 29])
-def test_however_many_codes_are_bad_the_good_one_is_given_and_each_bad_one_is_named(
-    *, bad: int, tells_all: bool
-) -> None:
+def test_good_code_applies_and_every_bad_code_is_refused(*, bad: int, tells_all: bool) -> None:
     wrong = [f"BAD{number}" for number in range(bad)]
     project = Project("ALL", bad=dict.fromkeys(wrong, "voucher_expired"), tells_all=tells_all)
     outcome = validated(project, ["GOOD", *wrong])
@@ -75,14 +73,14 @@ def test_however_many_codes_are_bad_the_good_one_is_given_and_each_bad_one_is_na
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_codes_that_only_fell_with_another_are_given(way: dict[str, Any]) -> None:
+def test_good_codes_apply_after_bad_ones_in_mode_all(way: dict[str, Any]) -> None:
     project = Project("ALL", bad={"BAD1": "voucher_expired", "BAD2": "not_found"}, **way)
     outcome = validated(project, ["BAD1", "GOOD1", "BAD2", "GOOD2"])
     assert granted(outcome) == ["GOOD1", "GOOD2"]
     assert [code for code, *_ in refusals(outcome)] == ["BAD1", "BAD2"]
 
 
-def test_where_no_name_is_given_each_is_asked_about_alone() -> None:
+def test_unnamed_refusal_makes_each_code_be_validated_alone() -> None:
     unnamed = failure("not_found", 404, resource_type="voucher", resource_id="v_1234567890")
     good = _alone(Project(), "A")
     conversation = engine().validate(cart(CART, codes=["A", "B"]), ORDER)
@@ -95,7 +93,7 @@ def _alone(project: Project, code: str) -> Any:
     return project.answer(next(engine().validate(cart(CART, codes=[code]), ORDER)))
 
 
-def test_questions_that_get_in_each_others_way_are_asked_again() -> None:
+def test_concurrent_validations_answered_busy_are_retried() -> None:
     good, busy = _alone(Project(), "A"), failure("multiple_requests")
     conversation = engine().validate(cart(CART, codes=["A", "B"]), ORDER)
     unnamed = failure("not_found", 404, resource_type="voucher", resource_id="v_1234567890")
@@ -104,7 +102,7 @@ def test_questions_that_get_in_each_others_way_are_asked_again() -> None:
     assert [asked(request) for request in requests] == [["A", "B"], ["A"], ["B"], ["A"], ["A"]]
 
 
-def test_what_voucherify_never_explains_ends_with_a_refusal() -> None:
+def test_codes_refused_without_explanation_are_rejected() -> None:
     codes = ["A", "B", "C"]
     conversation = engine().validate(cart(CART, codes=codes), ORDER)
     # All three, each alone, all three, two, one.
@@ -114,7 +112,7 @@ def test_what_voucherify_never_explains_ends_with_a_refusal() -> None:
 
 
 @pytest.mark.parametrize("first", ["codes_first", "promotions_first"])
-def test_where_two_cannot_stand_together_and_nobody_says_why_the_promotion_goes(first: str) -> None:
+def test_promotion_is_left_out_when_it_conflicts_unexplained(first: str) -> None:
     good = _alone(Project(), "C")
     one_tier = Project().answer(next(engine(PROMOTIONS=TIER).validate(cart(CART), ORDER)))
     probes = [good, one_tier] if first == "codes_first" else [one_tier, good]
@@ -124,13 +122,13 @@ def test_where_two_cannot_stand_together_and_nobody_says_why_the_promotion_goes(
     assert asked(requests[-1]) == ["C"]
 
 
-# --- A promotion that we add never harms a code -----------------------------------------------------------------------
+# --- A promotion that we add never costs a code -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("first", ["codes_first", "promotions_first"])
-def test_a_never_stackable_promotion_takes_nothing_from_a_code(mode: str, way: dict[str, Any], first: str) -> None:
+def test_non_stackable_promotion_is_left_out_for_a_code(mode: str, way: dict[str, Any], first: str) -> None:
     project = Project(mode, exclusive=frozenset({TIER}), offers=(TIER,), worth={"FIVE": 500, TIER: 100}, **way)
     outcome = validated(project, ["FIVE"], PROMOTIONS="qualify", PROMOTIONS_ORDER=first)
     assert [(name, off) for name, _, off, _ in taken(outcome)] == [("FIVE", 500)]
@@ -140,7 +138,7 @@ def test_a_never_stackable_promotion_takes_nothing_from_a_code(mode: str, way: d
     assert len(project.asked) <= 3 or way["spoils"]
 
 
-def test_a_code_that_is_refused_for_itself_is_not_asked_about_again() -> None:
+def test_expired_code_is_not_validated_again() -> None:
     project = Project(bad={"BAD": "voucher_expired"}, exclusive=frozenset({TIER}), offers=(TIER,))
     outcome = validated(project, ["FIVE", "BAD"], PROMOTIONS="qualify")
     assert (granted(outcome), [code for code, *_ in refusals(outcome)]) == (["FIVE"], ["BAD"])
@@ -148,7 +146,7 @@ def test_a_code_that_is_refused_for_itself_is_not_asked_about_again() -> None:
 
 
 @pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
-def test_another_promotion_still_joins_the_code(mode: str) -> None:
+def test_stackable_promotion_joins_the_code(mode: str) -> None:
     project = Project(mode, exclusive=frozenset({TIER}), offers=(TIER, TIER_2), tells_all=True, spoils=False)
     outcome = validated(project, ["FIVE"], PROMOTIONS="qualify")
     assert granted(outcome) == ["FIVE", TIER_2]
@@ -161,7 +159,7 @@ def test_another_promotion_still_joins_the_code(mode: str) -> None:
 @pytest.mark.parametrize("promotions", ["qualify", "listed"])
 @pytest.mark.parametrize("limit", ["most", "most_applied"])
 @pytest.mark.parametrize("first", ["codes_first", "promotions_first"])
-def test_a_projects_limit_leaves_the_codes_and_as_many_promotions_as_fit(
+def test_project_limit_keeps_codes_and_drops_promotions(
     mode: str, way: dict[str, Any], promotions: str, limit: str, first: str
 ) -> None:
     limits: dict[str, Any] = {limit: 2}
@@ -176,7 +174,7 @@ def test_a_projects_limit_leaves_the_codes_and_as_many_promotions_as_fit(
         assert project.paths == [QUALIFY, VALIDATE]
 
 
-def test_more_codes_than_the_project_takes_lose_the_last_ones_alone() -> None:
+def test_codes_beyond_the_project_limit_are_refused() -> None:
     project = Project(most=2)
     outcome = validated(project, ["A", "B", "C"], PROMOTIONS=TIER)
     assert granted(outcome) == ["A", "B"]
@@ -187,7 +185,7 @@ def test_more_codes_than_the_project_takes_lose_the_last_ones_alone() -> None:
 @pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("codes", [[], ["CODE"]])
-def test_stale_promotions_cost_the_good_one_nothing(
+def test_stale_promotions_do_not_block_the_good_one(
     stale: int, mode: str, way: dict[str, Any], codes: list[str]
 ) -> None:
     gone = TIERS[:stale]
@@ -200,7 +198,7 @@ def test_stale_promotions_cost_the_good_one_nothing(
         assert len(project.asked) <= 3
 
 
-def test_a_promotion_that_spoils_the_whole_request_is_left_out() -> None:
+def test_promotion_that_makes_the_request_fail_is_left_out() -> None:
     project = Project()
     conversation = engine(PROMOTIONS=TIER).validate(cart(CART, codes=["C"]), ORDER)
     good = _alone(project, "C")
@@ -209,14 +207,14 @@ def test_a_promotion_that_spoils_the_whole_request_is_left_out() -> None:
 
 
 @pytest.mark.parametrize("codes", [["A"], ["A", "B"]])
-def test_a_request_that_is_wrong_however_short_it_is_says_so(codes: list[str]) -> None:
+def test_request_that_always_fails_raises_engine_rejected(codes: list[str]) -> None:
     with pytest.raises(EngineRejected) as caught:
         held(engine().validate(cart(CART, codes=codes), ORDER), *[failure("invalid_payload")] * len(codes))
     assert caught.value.reason == "invalid_payload"
 
 
 @pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
-def test_a_code_that_is_refused_with_and_without_promotions_costs_them_nothing(mode: str) -> None:
+def test_code_refused_without_promotions_keeps_the_promotions(mode: str) -> None:
     project = Project(mode, bad={"C": "order_rules_violated"}, offers=(TIER,), tells_all=True)
     outcome = validated(project, ["C"], PROMOTIONS="qualify", PROMOTIONS_ORDER="promotions_first")
     assert granted(outcome) == [TIER]
@@ -228,14 +226,14 @@ def test_a_code_that_is_refused_with_and_without_promotions_costs_them_nothing(m
     [
         ("PARTIAL", "voucher_expired", "codes_first", 1),
         ("PARTIAL", "voucher_expired", "promotions_first", 1),
-        # It may be the promotion's fault, which takes one more call; its own fault it is.
+        # The promotion may be at fault: one more call shows that the code is.
         ("PARTIAL", "order_rules_violated", "promotions_first", 2),
         ("ALL", "voucher_expired", "codes_first", 2),
         # Before any promotion has been applied, none can be to blame.
         ("ALL", "order_rules_violated", "codes_first", 2),
     ],
 )
-def test_a_refused_code_beside_a_promotion_costs_few_calls(mode: str, key: str, first: str, calls: int) -> None:
+def test_refused_code_with_a_promotion_costs_few_calls(mode: str, key: str, first: str, calls: int) -> None:
     project = Project(mode, bad={"C": key})
     outcome = validated(project, ["C"], PROMOTIONS=TIER, PROMOTIONS_ORDER=first)
     assert (granted(outcome), [code for code, *_ in refusals(outcome)]) == ([TIER], ["C"])
@@ -244,7 +242,7 @@ def test_a_refused_code_beside_a_promotion_costs_few_calls(mode: str, key: str, 
 
 @pytest.mark.parametrize("mode", ["PARTIAL", "ALL"])
 @pytest.mark.parametrize("way", WAYS)
-def test_of_two_never_stackable_promotions_neither_takes_anything_from_a_code(mode: str, way: dict[str, Any]) -> None:
+def test_two_non_stackable_promotions_are_left_out_for_a_code(mode: str, way: dict[str, Any]) -> None:
     project = Project(mode, exclusive=frozenset({TIER, TIER_2}), offers=(TIER, TIER_2), **way)
     outcome = validated(project, ["FIVE"], PROMOTIONS="qualify")
     assert (granted(outcome), outcome.rejected, {*left_out(outcome)}) == (["FIVE"], (), {TIER, TIER_2})
@@ -280,7 +278,7 @@ FIRST = ("codes_first", "promotions_first")
 
 @settings(max_examples=400, deadline=None)
 @given(projects())
-def test_a_promotion_that_we_add_never_costs_a_code(case: tuple[Project, list[str], dict[str, str]]) -> None:
+def test_added_promotions_never_remove_a_code(case: tuple[Project, list[str], dict[str, str]]) -> None:
     project, codes, options = case
     alone = {*granted(validated(project, codes))}
     project.asked.clear()
@@ -290,7 +288,7 @@ def test_a_promotion_that_we_add_never_costs_a_code(case: tuple[Project, list[st
     assert {code for code in codes if code not in given_} == {one.code for one in outcome.rejected}
     assert not {*left_out(outcome)} & {*given_}
     offered = project.offers if options["PROMOTIONS"] != "off" else ()
-    # That a promotion is not for this cart is no news.
+    # A promotion that is not for this cart needs no notice.
     quiet = {one for one in offered if project.bad.get(one) == "order_rules_violated"}
     assert {*offered} - quiet <= {*left_out(outcome)} | {*given_}
     assert {*left_out(outcome)} <= {*offered}
@@ -298,11 +296,11 @@ def test_a_promotion_that_we_add_never_costs_a_code(case: tuple[Project, list[st
     assert not any(reason == "not_applied" for _, reason, _ in refusals(outcome))
 
 
-# --- What is asked without effect is what is redeemed -----------------------------------------------------------------
+# --- Check and redeem agree -------------------------------------------------------------------------------------------
 
 
 def question(request: Any) -> dict[str, Any]:
-    """A body without what belongs to a redemption alone: the order's id and state, and how long a lock lasts."""
+    """Return a body without what only one of the two requests has: the order's id and state, and a lock's lifetime."""
     body = body_of(request)
     for name in ("source_id", "status"):
         body["order"].pop(name, None)
@@ -333,7 +331,7 @@ def test_check_and_redeem_ask_the_same_question(case: tuple[Project, list[str], 
         assert done.outcome.rejected == checked.rejected
 
 
-def test_a_refused_loyalty_card_is_left_out_of_what_is_redeemed_as_it_was_of_what_was_checked() -> None:
+def test_check_and_redeem_both_leave_out_refused_loyalty_card() -> None:
     paid = order(CART, codes=["GOOD"], promotions={"loyalty_card": "CARD"})
     for mode in ("ALL", "PARTIAL"):
         for bad in ({"CARD": "loyalty_card_points_exceeded"}, {"CARD": "missing_reward"}):
@@ -347,7 +345,7 @@ def test_a_refused_loyalty_card_is_left_out_of_what_is_redeemed_as_it_was_of_wha
 
 
 @pytest.mark.parametrize("codes", [["A"], ["A", "B"]])
-def test_that_nothing_applies_is_a_refusal_of_each_code(codes: list[str]) -> None:
+def test_redeem_refuses_every_code_when_nothing_applies(codes: list[str]) -> None:
     project = Project("PARTIAL", bad={"A": "voucher_expired", "B": "order_rules_violated"})
     done = project.hold(engine().redeem(order(CART, codes=codes), ORDER))
     assert isinstance(done, NotRedeemed)

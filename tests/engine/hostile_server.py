@@ -1,6 +1,6 @@
-"""An HTTP server that counts what reaches it and then misbehaves as its path says: `/reset`, `/drip`, `/bomb` …
+"""An HTTP server that counts requests and misbehaves by path: `/reset`, `/drip`, `/bomb` …
 
-It works on bare sockets, since no decent server can do most of this. It never imports the project.
+It uses plain sockets, since a real server cannot do most of this. It never imports the project.
 """
 
 import asyncio
@@ -18,12 +18,12 @@ import trustme
 
 @cache
 def _authority() -> trustme.CA:
-    """Of this run of the tests alone."""
+    """Made for this test run."""
     return trustme.CA()
 
 
 def certificate() -> str:
-    """That of the authority which the server's own is from."""
+    """The certificate of the authority that signed the server's."""
     return _authority().cert_pem.bytes().decode()
 
 
@@ -52,12 +52,12 @@ class Peer:
         self.writer.write(f"HTTP/1.1 200 OK\r\n{head}\r\n".encode())
 
     def reset(self) -> None:
-        """Ends the connection with a TCP reset instead of a goodbye."""
+        """Ends the connection with a TCP reset."""
         self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
     async def stall(self) -> None:
-        """Says no more, until the test is over."""
+        """Sends nothing more until the test ends."""
         await self.server.over.wait()
 
 
@@ -80,7 +80,7 @@ class HostileServer:
     port: int = 0
     over: asyncio.Event = field(default_factory=asyncio.Event)
     poisoned: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set at the end, so that nobody stalls for longer."""
+    """Set once the poison has been sent."""
     location: str = ""
     """Where redirects point."""
 
@@ -150,7 +150,7 @@ def gzip(content: bytes) -> bytes:
 
 
 def bomb() -> bytes:
-    """200 MB of zeros in 200 kB, except for the end, which nobody should get to see."""
+    """200 MB of zeros in 200 kB, without a valid end: no client should read that far."""
     packer = zlib.compressobj(9, wbits=-15)
     megabyte = packer.compress(bytes(1_000_000)) + packer.flush(zlib.Z_FULL_FLUSH)
     return b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + megabyte * 200
@@ -228,7 +228,7 @@ async def _close(peer: Peer, received: Received) -> None:
 
 @behaviour
 async def _reset_unread(peer: Peer, received: Received) -> None:
-    """Answers well, then resets the connection while the next request lies in it unread."""
+    """Answers, then resets the connection while the next request is unread."""
     peer.reply()
     await peer.writer.drain()
     peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -238,7 +238,7 @@ async def _reset_unread(peer: Peer, received: Received) -> None:
 
 @behaviour
 async def _then_close(peer: Peer, received: Received) -> None:
-    """Promises to keep the connection, and closes it."""
+    """Keeps the connection alive by its headers, but closes it."""
     peer.reply()
     await peer.writer.drain()
     peer.writer.close()
@@ -246,7 +246,7 @@ async def _then_close(peer: Peer, received: Received) -> None:
 
 @behaviour
 async def _then_half_close(peer: Peer, received: Received) -> None:
-    """As above, but would still read."""
+    """As above, but still reads."""
     peer.reply()
     await peer.writer.drain()
     peer.writer.write_eof()
@@ -254,7 +254,7 @@ async def _then_half_close(peer: Peer, received: Received) -> None:
 
 @behaviour
 async def _then_poison(peer: Peer, received: Received) -> None:
-    """Sends, unasked, what looks like the reply to a next request."""
+    """Sends an unrequested second reply."""
     peer.reply()
     await asyncio.sleep(0.02)
     peer.reply(b"poison")
@@ -334,7 +334,7 @@ async def _long_headers(peer: Peer, received: Received) -> None:
     await peer.stall()
 
 
-# Bodies that are too much, or not what they are said to be
+# Bodies that are too large or wrongly encoded
 
 
 @behaviour

@@ -1,4 +1,4 @@
-"""The circuit breaker on a clock that only the test moves; then inside an engine, over a scripted wire."""
+"""The circuit breaker on a test clock; then inside an engine, over a scripted wire."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ from tests.engine.test_engine import ACCOUNTS, ONCE, REDEEM, Step, World, ask, r
 
 GOOD, BAD, NOTHING = True, False, None
 Part = tuple[float, bool | None, int]
-"""So many seconds later, attempts that end like this, and how many of them."""
+"""Seconds to wait, how the attempts end, and how many there are."""
 
 
 class Bench:
@@ -29,7 +29,7 @@ class Bench:
         self.breaker = Breaker(lambda: self.now, lambda: self.luck, self.states.append)
 
     def play(self, *steps: Part) -> int:
-        """How many attempts were let through."""
+        """Returns how many attempts were let through."""
         through = 0
         for later, good, attempts in steps:
             self.now += later
@@ -42,7 +42,7 @@ class Bench:
 
 
 OPENED = (0.0, BAD, 20)
-"""What opens it."""
+"""This opens the breaker."""
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ OPENED = (0.0, BAD, 20)
         ([(0, GOOD, 10), (0, BAD, 10)], True),
         ([(0, GOOD, 100), (0, BAD, 99)], False),
         ([(0, GOOD, 100), (0, BAD, 100)], True),
-        # Of the last ten seconds, the present one included.
+        # Within the last ten seconds, including the current one.
         ([(0, BAD, 10), (9, BAD, 10)], True),
         ([(0, BAD, 10), (10, BAD, 10)], False),
         ([(0, BAD, 19), (3600, BAD, 19)], False),
@@ -68,19 +68,19 @@ OPENED = (0.0, BAD, 20)
         ([(0, BAD, 19), (11, BAD, 1)], False),
         ([(0, BAD, 19), (10, GOOD, 15), (0, BAD, 5)], False),
         ([(0, BAD, 19), (10, GOOD, 1), (10, BAD, 20)], True),
-        # What says nothing counts as nothing.
+        # Attempts without a verdict do not count.
         ([(0, NOTHING, 100), (0, BAD, 19)], False),
         ([(0, BAD, 19), (0, NOTHING, 100)], False),
     ],
 )
-def test_it_opens_when_half_of_twenty_attempts_in_ten_seconds_have_failed(steps: Sequence[Part], opens: bool) -> None:
+def test_breaker_opens_when_half_of_recent_attempts_failed(steps: Sequence[Part], opens: bool) -> None:
     bench = Bench()
     bench.play(*steps)
     assert bench.states == (["open"] if opens else [])
 
 
 @pytest.mark.parametrize(("luck", "seconds"), [(0.0, 4.0), (0.5, 5.0), (1.0, 6.0)])
-def test_it_is_open_for_five_seconds_more_or_less(luck: float, seconds: float) -> None:
+def test_open_time_is_five_seconds_with_jitter(luck: float, seconds: float) -> None:
     bench = Bench(luck)
     bench.play(OPENED)
     for later in (0.0, 0.5, seconds - 0.51):
@@ -93,30 +93,30 @@ def test_it_is_open_for_five_seconds_more_or_less(luck: float, seconds: float) -
 @pytest.mark.parametrize(
     ("steps", "states"),
     [
-        # Three good probes, whenever they come.
+        # Three good probes, at any time.
         ([(5, GOOD, 2)], ["probing"]),
         ([(5, GOOD, 3)], ["probing", "closed"]),
         ([(5, GOOD, 1), (99, GOOD, 1), (99, GOOD, 1)], ["probing", "closed"]),
-        # One that fails, and all begins again.
+        # One failed probe starts over.
         ([(5, BAD, 1)], ["probing", "open"]),
         ([(5, GOOD, 2), (0, BAD, 1), (4.9, GOOD, 1)], ["probing", "open"]),
         ([(5, GOOD, 2), (0, BAD, 1), (5, GOOD, 2)], ["probing", "open", "probing"]),
         ([(5, GOOD, 2), (0, BAD, 1), (5, GOOD, 3)], ["probing", "open", "probing", "closed"]),
-        # One that says nothing leaves everything as it was.
+        # A probe without a verdict changes nothing.
         ([(5, NOTHING, 9)], ["probing"]),
         ([(5, GOOD, 2), (0, NOTHING, 9), (0, GOOD, 1)], ["probing", "closed"]),
-        # Closed again, it has forgotten.
+        # Once closed, it has forgotten earlier failures.
         ([(5, GOOD, 3), (0, BAD, 19)], ["probing", "closed"]),
         ([(5, GOOD, 3), (0, BAD, 20)], ["probing", "closed", "open"]),
     ],
 )
-def test_three_good_probes_close_it_and_one_that_fails_opens_it_again(steps: Sequence[Part], states: list[str]) -> None:
+def test_three_good_probes_close_breaker_and_failed_one_reopens_it(steps: Sequence[Part], states: list[str]) -> None:
     bench = Bench()
     bench.play(OPENED, *steps)
     assert bench.states == ["open", *states]
 
 
-def test_there_is_one_probe_at_a_time() -> None:
+def test_only_one_probe_runs_at_a_time() -> None:
     for end in (GOOD, NOTHING):
         bench = Bench()
         bench.play(OPENED)
@@ -128,7 +128,7 @@ def test_there_is_one_probe_at_a_time() -> None:
         assert bench.breaker.enter() is not None
 
 
-def test_what_began_before_a_change_says_nothing_after_it() -> None:
+def test_attempts_started_before_state_change_are_ignored() -> None:
     bench = Bench()
     early = [bench.breaker.enter() for _ in range(5)]
     bench.play(OPENED)
@@ -145,7 +145,7 @@ def test_what_began_before_a_change_says_nothing_after_it() -> None:
     assert bench.states == ["open", "probing"]
 
 
-def test_it_costs_next_to_nothing_while_it_is_closed() -> None:
+def test_closed_breaker_costs_under_10_microseconds() -> None:
     bench = Bench()
 
     def attempt() -> None:
@@ -154,7 +154,7 @@ def test_it_costs_next_to_nothing_while_it_is_closed() -> None:
         bench.breaker.leave(entered, good=True)
 
     seconds = min(timeit.repeat(attempt, number=1000, repeat=5)) / 1000
-    assert seconds < 10e-6  # about 0.6; the rest is for slow machines
+    assert seconds < 10e-6  # about 0.6 in practice; the margin is for slow machines
 
 
 # Inside an engine
@@ -178,7 +178,7 @@ class Guarded(World):
         )
 
     def sends(self, conversation: Conversation[Any]) -> int:
-        """How many requests went out for it, whatever came of it."""
+        """Returns how many requests the conversation sent."""
         before = len(self.sent)
         with contextlib.suppress(EngineUnavailable):
             self.hold(conversation)
@@ -186,7 +186,7 @@ class Guarded(World):
 
 
 def opened() -> Guarded:
-    """One whose account "" has just opened: twenty attempts have failed."""
+    """A world whose breaker for account "" has just opened: twenty attempts have failed."""
     world = Guarded(*[503] * 20)
     for _ in range(20):
         world.failure(ask(ONCE))
@@ -207,9 +207,7 @@ ANSWERED: list[Step] = [
 
 
 @pytest.mark.parametrize(("steps", "opens"), [(DOWN, True), (ANSWERED, False)])
-def test_what_says_that_the_engine_is_down_counts_as_a_failure_and_every_answer_does_not(
-    steps: list[Step], opens: bool
-) -> None:
+def test_only_failures_of_a_down_engine_open_breaker(steps: list[Step], opens: bool) -> None:
     for step in steps:
         world = Guarded(*[step] * 25)
         attempts = 0
@@ -219,7 +217,7 @@ def test_what_says_that_the_engine_is_down_counts_as_a_failure_and_every_answer_
         assert attempts == (20 if opens else 25)
 
 
-def test_when_it_is_open_nothing_is_sent_and_it_is_said_when_to_come_back() -> None:
+def test_open_breaker_sends_nothing_and_returns_retry_after() -> None:
     world = opened()
     calls = len(world.calls)
     for later, retry_after in ((0.0, 5), (0.4, 5), (0.7, 4), (3.5, 1)):
@@ -230,7 +228,7 @@ def test_when_it_is_open_nothing_is_sent_and_it_is_said_when_to_come_back() -> N
     assert (len(world.sent), len(world.calls), world.pauses) == (20, calls, [])
 
 
-def test_it_closes_when_the_engine_is_well_again() -> None:
+def test_breaker_closes_when_engine_answers_again() -> None:
     world = opened()
     world.now += 5
     world.script = [404, 429, 200]  # each an answer
@@ -238,31 +236,31 @@ def test_it_closes_when_the_engine_is_well_again() -> None:
     assert [state for _, state in world.states] == ["open", "probing", "closed"]
 
 
-def test_each_account_has_its_own() -> None:
+def test_each_account_has_its_own_breaker() -> None:
     world = opened()
     assert world.sends(ask(request(account="second"))) == 1
     assert world.sends(ask(request())) == 0
 
 
-def test_without_one_an_engine_is_asked_however_often_it_fails() -> None:
+def test_engine_without_breaker_is_always_asked() -> None:
     world = Guarded(*[503] * 100, guarded=False)
     assert sum(world.sends(ask(ONCE)) for _ in range(100)) == 100
     assert world.states == []
 
 
-def test_repeats_are_attempts() -> None:
+def test_retries_count_as_attempts() -> None:
     world = Guarded(*[503] * 100)
     assert [world.sends(ask(request())) for _ in range(10)] == [2] * 10
     assert world.states == [("", "open")]
     assert world.failure(ask(request())).reason == "breaker_open"
-    # Open after the first attempt, there is no second.
+    # If the first attempt opens it, there is no second.
     world = Guarded(*[503] * 100)
     assert sum(world.sends(ask(ONCE)) for _ in range(19)) == 19
     error = world.failure(ask(request()))
     assert (error.reason, len(world.sent)) == ("breaker_open", 20)
 
 
-def test_it_may_open_in_the_middle_of_a_conversation() -> None:
+def test_breaker_may_open_during_a_conversation() -> None:
     world = Guarded(*[503] * 19, 200, *[503] * 20)
 
     def talks() -> Conversation[None]:
@@ -276,7 +274,7 @@ def test_it_may_open_in_the_middle_of_a_conversation() -> None:
     assert error.reason == "breaker_open"
 
 
-def test_what_was_never_tried_or_never_ended_counts_as_nothing() -> None:
+def test_unsent_and_cancelled_attempts_do_not_count() -> None:
     async def cancelled(world: Guarded) -> None:
         world.script = [asyncio.CancelledError()]
         with pytest.raises(asyncio.CancelledError):
@@ -306,7 +304,7 @@ def test_what_was_never_tried_or_never_ended_counts_as_nothing() -> None:
         for _ in range(times):
             await nothing(world)
         assert world.states == [], nothing.__name__
-        # As a probe, it leaves the place to the next.
+        # As a probe, it makes room for the next.
         world.script = [503]
         with pytest.raises(EngineUnavailable):
             await world.engine.converse(ask(ONCE), world.now + 1)
@@ -319,7 +317,7 @@ def test_what_was_never_tried_or_never_ended_counts_as_nothing() -> None:
         asyncio.run(story(nothing, times))
 
 
-def test_while_a_probe_is_under_way_others_are_refused_and_cancelling_it_makes_room() -> None:
+def test_other_calls_are_refused_until_probe_ends() -> None:
     world = opened()
     world.now += 5
     asked = world.send
@@ -347,7 +345,7 @@ def test_while_a_probe_is_under_way_others_are_refused_and_cancelling_it_makes_r
     asyncio.run(story())
 
 
-def test_the_figures_are_those_of_the_papers() -> None:
+def test_breaker_constants_are_as_specified() -> None:
     assert (*(10, 20, 5.0, 0.2, 3),) == (
         breaker.WINDOW_S,
         breaker.LEAST_ATTEMPTS,

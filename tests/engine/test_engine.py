@@ -1,4 +1,4 @@
-"""Conversations over a scripted wire, on a clock that only the test moves."""
+"""Conversations over a scripted wire, on a test clock."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ def reply(status: int = 200, body: bytes = b"{}", headers: Mapping[str, str] | N
 
 
 class World:
-    """A clock, a wire that follows its script (200 when it is at its end), and what was seen on it."""
+    """A clock, a wire that follows its script (200 after its end), and a record of what it saw."""
 
     def __init__(self, *script: Step, takes: float = 0.1) -> None:
         self.script = list(script)
@@ -78,7 +78,7 @@ class World:
     def redeem(
         self, conversation: Conversation[Any], *, catch: tuple[type[BaseException], ...] = (BaseException,)
     ) -> tuple[bool, bool]:
-        """Whether a redeeming request of it may have reached the engine, and whether something may stand by it."""
+        """Whether a redeeming request may have reached the engine, and whether it may have redeemed."""
 
         async def may_send() -> bool:
             return True
@@ -101,7 +101,7 @@ def request(path: str = "/x", **changes: Any) -> EngineRequest:
 
 
 def ask(*requests: EngineRequest) -> Conversation[list[int]]:
-    """Asks these, one after the other, and returns the statuses."""
+    """Sends the requests in turn and returns the statuses."""
     statuses = []
     for one in requests:
         answer = yield one
@@ -116,7 +116,7 @@ REDEEM = request(effect="redeems", repeatable=False)
 # The conversation
 
 
-def test_a_conversation_is_held_to_its_end() -> None:
+def test_conversation_runs_to_its_end() -> None:
     world = World(200, 404)
     assert world.hold(ask(request("/a"), request("/b?q=1", method="GET", body=b"", account="second"))) == [200, 404]
     assert world.sent == [
@@ -131,7 +131,7 @@ def test_a_conversation_is_held_to_its_end() -> None:
     assert world.hold(ask()) == []
 
 
-def test_every_reply_but_409_429_5xx_and_redirects_goes_to_the_adapter() -> None:
+def test_adapter_gets_every_reply_but_409_429_5xx_and_redirects() -> None:
     for status in range(200, 600):
         world = World(status)
         if status in (409, 429) or 300 <= status <= 399 or status >= 500:
@@ -148,13 +148,13 @@ def test_every_reply_but_409_429_5xx_and_redirects_goes_to_the_adapter() -> None
         (rb"<name>\ud83d</name>", rb"<name>\ud83d</name>"),
     ],
 )
-def test_json_without_lone_surrogates_goes_to_the_adapter(body: bytes, handed: bytes) -> None:
+def test_lone_surrogates_in_json_are_replaced(body: bytes, handed: bytes) -> None:
     two, answer = together(request("/a"), request("/b")), reply(body=body)
     assert [one.body for one in replay(two, [answer, answer])[0]] == [handed, handed]
     assert [one.body for one in replay(together(request("/a")), [answer])[0]] == [handed]
 
 
-def test_headers_of_a_request_go_along_and_take_the_place_of_defaults() -> None:
+def test_request_headers_override_defaults() -> None:
     world = World()
     world.hold(ask(request(headers=(("Idempotency-Key", "k"), ("accept", "text/plain"), ("content-type", "text/x")))))
     headers = {"Authorization": "key", "Idempotency-Key": "k", "accept": "text/plain", "content-type": "text/x"}
@@ -167,7 +167,7 @@ def test_all_requests_share_one_deadline() -> None:
     assert world.timeouts == pytest.approx([1.0, 0.9, 0.8 - world.pauses[0]])
 
 
-def test_nothing_is_sent_when_the_time_is_up() -> None:
+def test_nothing_is_sent_after_deadline() -> None:
     world = World(takes=1.0)
     error = world.failure(ask(request(), request()), within=1.0)
     assert (error.reason, len(world.sent)) == ("timeout", 1)
@@ -176,10 +176,10 @@ def test_nothing_is_sent_when_the_time_is_up() -> None:
     assert (error.reason, world.sent, world.calls) == ("timeout", [], [])
 
 
-# Where a request may lead
+# Where a request may go
 
 
-def test_a_path_leads_nowhere_but_below_the_base_url() -> None:
+def test_path_cannot_leave_base_url() -> None:
     good = [
         "/",
         "/v2/customer_sessions/a%2Fb",
@@ -211,7 +211,7 @@ def test_a_path_leads_nowhere_but_below_the_base_url() -> None:
         assert not path or path not in str(caught.value) or path == "?x"
 
 
-def test_a_slash_at_the_end_of_the_base_url_makes_no_difference() -> None:
+def test_trailing_slash_of_base_url_is_ignored() -> None:
     for base in ("https://engine.test", "https://engine.test/"):
         world = World()
         world.engine = world.make(base_url=base)
@@ -219,14 +219,14 @@ def test_a_slash_at_the_end_of_the_base_url_makes_no_difference() -> None:
         assert world.sent[0][1] == "https://engine.test/x"
 
 
-def test_a_request_for_an_account_that_is_not_there_is_not_sent() -> None:
+def test_request_for_unknown_account_is_not_sent() -> None:
     world = World()
     with pytest.raises(BrokenContract, match="account"):
         world.hold(ask(request(account="third")))
     assert world.sent == []
 
 
-# Repeating
+# Retries
 
 REFUSED, RESET, SLOW = NotSent("connect"), Unknown("reset"), Unknown("timeout")
 
@@ -255,9 +255,7 @@ REFUSED, RESET, SLOW = NotSent("connect"), Unknown("reset"), Unknown("timeout")
         ([TimeoutError(), 200], 2, 200),
     ],
 )
-def test_a_repeatable_request_is_tried_again_as_often_as_the_table_says(
-    script: list[Step], attempts: int, outcome: int | str
-) -> None:
+def test_repeatable_request_is_retried_by_failure_kind(script: list[Step], attempts: int, outcome: int | str) -> None:
     world = World(*script)
     if isinstance(outcome, int):
         assert world.hold(ask(request())) == [outcome]
@@ -284,7 +282,7 @@ def test_a_repeatable_request_is_tried_again_as_often_as_the_table_says(
         ([TimeoutError()], 1, "timeout"),
     ],
 )
-def test_a_request_that_may_not_be_repeated_is_tried_again_only_if_it_never_left(
+def test_unrepeatable_request_is_retried_only_if_not_sent(
     script: list[Step], attempts: int, reason: str | None
 ) -> None:
     world = World(*script)
@@ -296,7 +294,7 @@ def test_a_request_that_may_not_be_repeated_is_tried_again_only_if_it_never_left
 
 
 NEVER, NO_MORE, STANDS = (False, False), (True, False), (True, True)
-"""Of redeeming requests: whether one may have reached the engine, and whether something may stand by it."""
+"""Of redeeming requests: whether one may have reached the engine, and whether one may have redeemed."""
 
 
 @pytest.mark.parametrize("repeatable", [False, True])
@@ -325,7 +323,7 @@ NEVER, NO_MORE, STANDS = (False, False), (True, False), (True, True)
         ([ValueError("a header that HTTP cannot carry")], 1, NEVER),
     ],
 )
-def test_a_request_that_redeems_is_sent_again_only_if_it_was_certainly_not_carried_out(
+def test_redeeming_request_is_resent_only_if_certainly_not_processed(
     script: list[Step], attempts: int, came_to: tuple[bool, bool], *, repeatable: bool
 ) -> None:
     world = World(*script)
@@ -334,7 +332,7 @@ def test_a_request_that_redeems_is_sent_again_only_if_it_was_certainly_not_carri
 
 
 @pytest.mark.parametrize("status", [409, 429])
-def test_a_status_that_says_not_carried_out_is_believed(status: int) -> None:
+def test_409_and_429_mean_not_processed(status: int) -> None:
     world = World(status, 200)
     assert (world.redeem(ask(REDEEM)), len(world.sent)) == (NO_MORE, 1)
     world = World(status, 200)
@@ -352,14 +350,14 @@ def test_a_status_that_says_not_carried_out_is_believed(status: int) -> None:
         ([], [], NEVER),
     ],
 )
-def test_only_what_redeems_counts_and_all_of_it(
+def test_only_redeeming_requests_count_and_each_does(
     requests: list[EngineRequest], script: list[Step], came_to: tuple[bool, bool]
 ) -> None:
     assert World(*script).redeem(ask(*requests)) == came_to
 
 
 @pytest.mark.parametrize("status", [409, 429, 500, 503, 599])
-def test_an_answer_that_an_adapter_asks_for_reaches_it(status: int) -> None:
+def test_adapter_gets_error_statuses_it_asks_for(status: int) -> None:
     world = World(status)
     assert world.hold(ask(request(answers=frozenset({status})))) == [status]
     assert (len(world.sent), world.calls[0].failure) == (1, None)
@@ -368,7 +366,7 @@ def test_an_answer_that_an_adapter_asks_for_reaches_it(status: int) -> None:
     )
 
 
-# What no adapter should ask
+# Invalid requests of an adapter
 
 
 @pytest.mark.parametrize(
@@ -386,7 +384,7 @@ def test_an_answer_that_an_adapter_asks_for_reaches_it(status: int) -> None:
         (request(answers=frozenset({600})), "answers"),
     ],
 )
-def test_what_no_adapter_should_ask_is_not_sent(asked: Any, says: str) -> None:
+def test_invalid_request_of_adapter_is_not_sent(asked: Any, says: str) -> None:
     def asks() -> Generator[Any, Any, None]:
         yield asked
 
@@ -398,17 +396,17 @@ def test_what_no_adapter_should_ask_is_not_sent(asked: Any, says: str) -> None:
         replay(asks(), [reply()] * 2)
 
 
-def test_no_conversation_but_redeem_may_redeem() -> None:
+def test_only_redeem_conversation_may_redeem() -> None:
     world = World()
     with pytest.raises(BrokenContract, match="only `redeem` may"):
         world.hold(ask(request(effect="redeems")))
     assert world.sent == []
 
 
-# Several at once
+# Concurrent requests
 
 
-def test_several_requests_are_asked_at_once_and_answered_in_their_order() -> None:
+def test_concurrent_requests_return_replies_in_order() -> None:
     paths = [f"/{number}" for number in range(20)]
     under_way, most = 0, 0
     world = World(takes=0)
@@ -418,7 +416,7 @@ def test_several_requests_are_asked_at_once_and_answered_in_their_order() -> Non
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
-        for _ in range(21 - int(url.rsplit("/", 1)[-1])):  # the last is answered first
+        for _ in range(21 - int(url.rsplit("/", 1)[-1])):  # the last gets its reply first
             await asyncio.sleep(0)
         under_way -= 1
         await sends(method, url, *arguments)
@@ -435,7 +433,7 @@ def test_several_requests_are_asked_at_once_and_answered_in_their_order() -> Non
     assert most == engine.MAX_CONCURRENT
 
 
-def test_of_several_at_once_none_may_redeem_and_the_failure_of_one_is_that_of_all() -> None:
+def test_concurrent_requests_cannot_redeem_and_fail_together() -> None:
     world = World()
     with pytest.raises(BrokenContract, match="redeem"):
         world.redeem(together(request(), REDEEM), catch=())
@@ -454,7 +452,7 @@ def test_of_several_at_once_none_may_redeem_and_the_failure_of_one_is_that_of_al
 
 
 @pytest.mark.parametrize(("luck", "pause"), [(0.0, 0.02), (0.5, 0.05), (1.0, 0.08)])
-def test_the_pause_before_a_repeat_is_a_matter_of_luck(luck: float, pause: float) -> None:
+def test_retry_pause_has_jitter(luck: float, pause: float) -> None:
     world = World(503, 200)
     world.engine = world.make(luck=luck)
     world.hold(ask(request()))
@@ -462,7 +460,7 @@ def test_the_pause_before_a_repeat_is_a_matter_of_luck(luck: float, pause: float
 
 
 @pytest.mark.parametrize(("within", "attempts"), [(0.19, 1), (0.201, 2), (0.5, 2)])
-def test_no_repeat_is_begun_without_the_time_for_it(within: float, attempts: int) -> None:
+def test_retry_needs_enough_time_left(within: float, attempts: int) -> None:
     world = World(503, 503)  # the first takes 0.1 s, the pause 0.05 s, and 0.05 s must be left
     world.failure(ask(request()), within=within)
     assert len(world.sent) == attempts
@@ -485,7 +483,7 @@ def test_no_repeat_is_begun_without_the_time_for_it(within: float, attempts: int
     ],
 )
 @pytest.mark.parametrize("status", [409, 429, 503])
-def test_the_engine_says_when_to_come_back_and_is_obeyed_within_the_deadline(
+def test_retry_after_is_obeyed_within_deadline(
     headers: dict[str, str], pause: float | None, retry_after: int | None, status: int
 ) -> None:
     world = World(reply(status, headers=headers), 200)
@@ -498,11 +496,11 @@ def test_the_engine_says_when_to_come_back_and_is_obeyed_within_the_deadline(
 
 
 @pytest.mark.parametrize(("text", "retry_after"), [("7", 7), ("0", None), (formatdate(NOW - 60, usegmt=True), None)])
-def test_when_to_come_back_is_handed_on_where_there_is_no_repeat(text: str, retry_after: int | None) -> None:
+def test_retry_after_is_returned_without_retry(text: str, retry_after: int | None) -> None:
     assert World(reply(503, headers={"retry-after": text})).failure(ask(ONCE)).retry_after == retry_after
 
 
-def test_repeats_stay_within_a_tenth_of_the_calls() -> None:
+def test_retries_stay_within_a_tenth_of_calls() -> None:
     world = World(takes=0.0)
 
     async def repeats(*script: int) -> int:
@@ -526,7 +524,7 @@ def test_repeats_stay_within_a_tenth_of_the_calls() -> None:
 # Failures
 
 
-def test_every_reason_has_a_sentence_without_data_of_the_engine() -> None:
+def test_every_reason_has_message_without_engine_data() -> None:
     reasons = ["connect", "dns", "tls"], ["timeout", "reset", "garbled", "truncated", "undecodable", "too_large"]
     failures: list[Step] = [NotSent(reason, "detail") for reason in reasons[0]]
     failures += [Unknown(reason, "detail") for reason in reasons[1]]
@@ -544,7 +542,7 @@ def test_every_reason_has_a_sentence_without_data_of_the_engine() -> None:
         assert reason in (transport.NotSent.__doc__ or "") + (transport.Unknown.__doc__ or "")
 
 
-def test_what_an_adapter_raises_itself_passes_through() -> None:
+def test_problem_raised_by_adapter_passes_through() -> None:
     problem = EngineRejected("The key is wrong.", reason="unauthorized")
 
     def conversation() -> Conversation[None]:
@@ -556,7 +554,7 @@ def test_what_an_adapter_raises_itself_passes_through() -> None:
     assert caught.value is problem
 
 
-def test_what_breaks_in_an_adapter_comes_out_as_it_is() -> None:
+def test_bug_in_adapter_passes_through() -> None:
     def breaks() -> Conversation[None]:
         answer = yield request()
         raise KeyError(answer.status)
@@ -566,7 +564,7 @@ def test_what_breaks_in_an_adapter_comes_out_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("lines", [0, 1, 1000])
-def test_a_conversation_may_ask_as_much_as_its_cart_needs_and_no_more(lines: int) -> None:
+def test_request_limit_grows_with_cart_lines(lines: int) -> None:
     def endless() -> Conversation[None]:
         while True:
             yield request()
@@ -592,7 +590,7 @@ def test_a_conversation_may_ask_as_much_as_its_cart_needs_and_no_more(lines: int
         ([], "no path", BrokenContract),
     ],
 )
-def test_a_conversation_is_always_closed(script: list[Any], path: str, error: type[BaseException] | None) -> None:
+def test_conversation_is_always_closed(script: list[Any], path: str, error: type[BaseException] | None) -> None:
     closed: list[bool] = []
 
     def conversation() -> Conversation[int]:
@@ -606,7 +604,7 @@ def test_a_conversation_is_always_closed(script: list[Any], path: str, error: ty
         return answer.status
 
     async def story() -> None:
-        kept = conversation()  # kept, so that it is not closed for being forgotten
+        kept = conversation()  # kept, so that garbage collection does not close it
         try:
             await World(*script).engine.converse(kept, 1001.5)
         finally:
@@ -622,7 +620,7 @@ def test_a_conversation_is_always_closed(script: list[Any], path: str, error: ty
 # Hooks
 
 
-def test_every_attempt_is_told_with_what_became_of_it() -> None:
+def test_hooks_get_every_attempt_with_its_result() -> None:
     world = World(503, REFUSED, 200, 404)
     world.failure(ask(request(operation="close session")))
     world.hold(ask(request(operation="read", method="GET", account="second"), request()))
@@ -637,7 +635,7 @@ def test_every_attempt_is_told_with_what_became_of_it() -> None:
     assert world.exchanges == [("close session", 503), ("read", 200), ("ask", 404)]
 
 
-def test_hooks_are_told_no_secret() -> None:
+def test_hooks_get_no_secrets() -> None:
     world = World()
     world.hold(ask(request("/sessions/SUMMER?code=SUMMER", body=b"SUMMER")))
     assert "SUMMER" not in repr(world.calls)
@@ -647,7 +645,7 @@ def test_hooks_are_told_no_secret() -> None:
 # Replay
 
 
-def test_replay_holds_a_conversation_without_http() -> None:
+def test_replay_runs_conversation_without_http() -> None:
     first, second = request("/a"), request("/b")
     assert replay(ask(first, second), [reply(200), reply(404)]) == ([200, 404], [first, second])
     assert replay(ask(), []) == ([], [])
@@ -686,7 +684,7 @@ def test_replay_is_as_strict_as_the_engine() -> None:
     assert closed == [True]
 
 
-def test_replay_lets_out_what_the_adapter_raises() -> None:
+def test_replay_raises_errors_of_adapter() -> None:
     def breaks() -> Conversation[None]:
         yield request()
         raise KeyError("x")
@@ -695,12 +693,11 @@ def test_replay_lets_out_what_the_adapter_raises() -> None:
         replay(breaks(), [reply()])
 
 
-def test_luck_is_random_by_default() -> None:
+def test_jitter_is_random_by_default() -> None:
     assert Engine(World(), {})._random is random.random
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Before something that cannot be taken back
+# Permits to redeem
 
 
 @pytest.mark.parametrize(
@@ -708,9 +705,7 @@ def test_luck_is_random_by_default() -> None:
     [([True], 1, 1), ([False, True], 2, 1), ([False, False], 2, 0)],
 )
 @pytest.mark.parametrize("repeatable", [False, True])
-def test_what_redeems_goes_out_only_if_it_may(
-    answers: list[bool], attempts: int, sent: int, *, repeatable: bool
-) -> None:
+def test_redeeming_request_needs_permit(answers: list[bool], attempts: int, sent: int, *, repeatable: bool) -> None:
     world, asked = World(), list(answers)
 
     async def may() -> bool:
@@ -729,7 +724,7 @@ def test_what_redeems_goes_out_only_if_it_may(
     assert (len(world.sent), len(answers) - len(asked)) == (sent, attempts)
 
 
-def test_what_does_not_redeem_is_not_asked_about() -> None:
+def test_other_requests_need_no_permit() -> None:
     world = World()
 
     async def never() -> bool:

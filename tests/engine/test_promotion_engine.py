@@ -1,4 +1,4 @@
-"""An adapter held to its contract: what its redemptions came to, and what it may return."""
+"""How an adapter is held to its contract: the verdict on its redemptions, and what it may return."""
 
 import asyncio
 import logging
@@ -49,7 +49,7 @@ REFUSED = NotRedeemed((Rejection("TEN", Reason.EXPIRED, "Old"),))
 
 
 class Scripted(FakeAdapter):
-    """Every conversation asks the same requests, then raises or returns what it is told to."""
+    """Every conversation sends the same requests, then raises or returns `ends`."""
 
     def __init__(self, ends: object, *requests: Any) -> None:
         super().__init__()
@@ -85,21 +85,19 @@ def verdict(ends: object, *script: Any, requests: tuple[Any, ...] = (request(eff
 KEY = EngineRejected("The key is wrong.", reason="engine_key")
 MISMATCH = OrderMismatch("Another cart.", reason="other_content")
 UNREADABLE = EngineUnavailable("It cannot be read.", reason="bad_reply")
-NOT_SAYABLE = InvalidRequest("This cannot be said.", "/x")
-ANYTHING = [KEY, MISMATCH, UNREADABLE, NOT_SAYABLE, KeyError("x"), Forbidden("no", reason="no"), RecursionError()]
+UNMAPPABLE = InvalidRequest("This cannot be said.", "/x")
+ANYTHING = [KEY, MISMATCH, UNREADABLE, UNMAPPABLE, KeyError("x"), Forbidden("no", reason="no"), RecursionError()]
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-def test_any_2xx_is_an_answer_to_a_redemption(status: int) -> None:
+def test_any_2xx_with_redeemed_is_done(status: int) -> None:
     assert verdict(Redeemed(GRANTED, "r_1"), status) == Done(Redeemed(GRANTED, "r_1"))
 
 
 @pytest.mark.parametrize("repeatable", [False, True])
 @pytest.mark.parametrize("status", [200, 201, 204])
 @pytest.mark.parametrize("ends", [*ANYTHING, None, "done", GRANTED, LookedUp("redeemed")], ids=repr)
-def test_after_a_2xx_whatever_goes_wrong_is_in_doubt_and_nothing_is_sent_again(
-    ends: object, status: int, *, repeatable: bool
-) -> None:
+def test_adapter_fault_after_2xx_is_in_doubt_and_not_resent(ends: object, status: int, *, repeatable: bool) -> None:
     promotion_engine, world = held(Scripted(ends, request(effect="redeems", repeatable=repeatable)), status)
     found = asyncio.run(promotion_engine.redeem(ORDER, "s", world.now + 5, may_send))
     assert isinstance(found, InDoubt)
@@ -107,7 +105,7 @@ def test_after_a_2xx_whatever_goes_wrong_is_in_doubt_and_nothing_is_sent_again(
 
 
 @pytest.mark.parametrize("more", [["/x"], [request("no path")], [request(account="third")], [request()] * 99])
-def test_so_is_asking_for_more_that_fails(more: list[Any]) -> None:
+def test_failed_request_after_redemption_is_in_doubt(more: list[Any]) -> None:
     assert isinstance(verdict(Redeemed(GRANTED), requests=(request(effect="redeems"), *more)), InDoubt)
     for script in ([200, NotSent("connect"), NotSent("connect")], [200, 429, 429], [200, 503, 503]):
         assert isinstance(verdict(Redeemed(GRANTED), *script, requests=(request(effect="redeems"), request())), InDoubt)
@@ -115,42 +113,42 @@ def test_so_is_asking_for_more_that_fails(more: list[Any]) -> None:
 
 @pytest.mark.parametrize("script", [[200, *[NotSent("connect")] * 2], [200, *[429] * 2], [200, *[409] * 3], [200, 400]])
 @pytest.mark.parametrize("ends", [KEY, UNREADABLE], ids=repr)
-def test_what_one_request_has_redeemed_stands_whatever_becomes_of_the_next(ends: Exception, script: list[Any]) -> None:
+def test_failed_second_redeeming_request_is_in_doubt(ends: Exception, script: list[Any]) -> None:
     assert isinstance(verdict(ends, *script, requests=(request(effect="redeems"),) * 2), InDoubt)
 
 
 @pytest.mark.parametrize("step", [Unknown("timeout"), Unknown("reset"), Unknown("garbled"), 500, 503, 302])
-def test_what_may_have_arrived_is_in_doubt(step: Any) -> None:
+def test_request_that_may_have_arrived_is_in_doubt(step: Any) -> None:
     assert isinstance(verdict(Redeemed(GRANTED), step), InDoubt)
 
 
 @pytest.mark.parametrize("script", [[NotSent("connect")] * 2, [409] * 3, [429] * 2, [NotSent("dns"), 429]])
-def test_what_was_certainly_not_carried_out_is_not_done(script: list[Any]) -> None:
+def test_request_certainly_not_processed_is_not_done(script: list[Any]) -> None:
     found = verdict(Redeemed(GRANTED), *script)
     assert isinstance(found, NotDone)
     assert found.problem.category == "engine_unavailable"
 
 
 @pytest.mark.parametrize("ends", ANYTHING, ids=repr)
-def test_what_never_sent_a_redeeming_request_is_not_done(ends: Exception) -> None:
+def test_adapter_error_before_redeeming_request_is_not_done(ends: Exception) -> None:
     for requests in ((), (request(),)):
         assert isinstance(verdict(ends, requests=requests), NotDone)
 
 
 @pytest.mark.parametrize("ends", ANYTHING, ids=repr)
-def test_a_refusal_is_not_done_if_the_adapter_says_what_for(ends: Exception) -> None:
+def test_refusal_is_not_done_only_if_adapter_names_it(ends: Exception) -> None:
     certain = isinstance(ends, EngineRejected | OrderMismatch | InvalidRequest)
     assert type(verdict(ends, 400)) is (NotDone if certain else InDoubt)
 
 
-def test_what_an_adapter_declines_after_a_redeeming_request_is_to_be_confirmed() -> None:
+def test_declined_redemption_needs_confirmation_after_redeeming_request() -> None:
     assert verdict(REFUSED, requests=()) == Declined(REFUSED, confirm=False)
     assert verdict(REFUSED, requests=(request(),)) == Declined(REFUSED, confirm=False)
     for status in (400, 200):
         assert verdict(REFUSED, status) == Declined(REFUSED, confirm=True)
 
 
-def test_redeemed_is_believed_if_a_redeeming_request_was_carried_out_or_it_was_before(
+def test_redeemed_needs_processed_request_or_earlier_redemption(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for requests, script in (((), ()), ((request(),), (200,)), ((request(effect="redeems"),), (400,))):
@@ -161,7 +159,7 @@ def test_redeemed_is_believed_if_a_redeeming_request_was_carried_out_or_it_was_b
 
 
 @pytest.mark.parametrize("error", [LookupError("the ledger"), Problem("The ledger is away.", reason="ledger")])
-def test_what_the_permit_raises_comes_out_as_it_is(error: Exception) -> None:
+def test_error_of_permit_passes_through(error: Exception) -> None:
     async def away() -> bool:
         raise error
 
@@ -172,11 +170,11 @@ def test_what_the_permit_raises_comes_out_as_it_is(error: Exception) -> None:
     assert world.sent == []
 
 
-# What an adapter returns
+# Values that an adapter returns
 
 
 class Text:
-    """What the encoder does not know."""
+    """A type that the encoder does not know."""
 
 
 def off(**changes: Any) -> Outcome:
@@ -190,41 +188,41 @@ def rejected(code: Any, reason: Any = Reason.EXPIRED, engine_reason: Any = "Old"
 
 BAD: dict[str, Any] = {
     "an amount with a fraction": off(amount=5.25),
-    "an amount that is a Decimal": off(amount=Decimal(5)),
-    "an amount that is true": off(amount=True),
-    "an amount of nothing": off(amount=0),
-    "an amount below zero": off(amount=-1),
+    "a Decimal amount": off(amount=Decimal(5)),
+    "a boolean amount": off(amount=True),
+    "a zero amount": off(amount=0),
+    "a negative amount": off(amount=-1),
     "no amount": off(amount=None),
-    "a line that is not there": off(line=7),
-    "a line below zero": off(line=-1),
-    "a line that is not in the cart": off(line=0),
-    "a line that is true": off(line=True),
-    "a line that is text": off(line="1"),
-    "a scope that is none": off(scope="line"),
+    "an unknown line": off(line=7),
+    "a negative line": off(line=-1),
+    "a line of quantity zero": off(line=0),
+    "a boolean line": off(line=True),
+    "a text line": off(line="1"),
+    "an unknown scope": off(scope="line"),
     "a named cost among the goods": off(line=None, cost="shipping", scope="goods"),
-    "a name that is none": off(name=None),
-    "a name that no JSON has": off(name="\ud800"),
-    "a cost that is none": off(cost=None),
+    "no name": off(name=None),
+    "a name with a lone surrogate": off(name="\ud800"),
+    "no cost": off(cost=None),
     "meta that does not encode": off(meta={"a": Text()}),
-    "meta that is no object": off(meta=[1]),
-    "something among the discounts": Outcome(discounts=(TEN, "x")),  # type: ignore[arg-type]
+    "meta that is a list": off(meta=[1]),
+    "text among the discounts": Outcome(discounts=(TEN, "x")),  # type: ignore[arg-type]
     "no discounts": Outcome(discounts=None),  # type: ignore[arg-type]
-    "a code that nobody brought": rejected("OTHER"),
-    "a code that is none": rejected(None),
-    "a reason that is not ours": rejected("TEN", "odd"),
-    "a reason that is none": rejected("TEN", None),
-    "an engine's reason that is none": rejected("TEN", Reason.OTHER, None),
+    "a code that was not in the cart": rejected("OTHER"),
+    "no code": rejected(None),
+    "an unknown reason": rejected("TEN", "odd"),
+    "no reason": rejected("TEN", None),
+    "no reason of the engine": rejected("TEN", Reason.OTHER, None),
     "a payload that does not encode": Outcome(notices=(Notice("t", "x", {"a": Text()}),)),
-    "a payload with an endless number": Outcome(notices=(Notice("t", "x", {1j: 1}),)),
-    "a text that is none": Outcome(notices=(Notice("t", None, None),)),  # type: ignore[arg-type]
+    "a payload with a complex key": Outcome(notices=(Notice("t", "x", {1j: 1}),)),
+    "no text": Outcome(notices=(Notice("t", None, None),)),  # type: ignore[arg-type]
     "a cost with a fraction": Outcome(costs=(Cost("shipping", 1.5),)),  # type: ignore[arg-type]
-    "a cost below zero": Outcome(costs=(Cost("shipping", -1),)),
-    "a cost of a line that is not there": Outcome(costs=(Cost("shipping", 1, 7),)),
+    "a negative cost": Outcome(costs=(Cost("shipping", -1),)),
+    "a cost of an unknown line": Outcome(costs=(Cost("shipping", 1, 7),)),
     "a cost without a name": Outcome(costs=(Cost(None, 1),)),  # type: ignore[arg-type]
     "a diagnostic without a text": Outcome(diagnostics=(Diagnostic("t", None),)),  # type: ignore[arg-type]
-    "a diagnostic whose code is none": Outcome(diagnostics=(Diagnostic("t", "x", None),)),  # type: ignore[arg-type]
+    "a diagnostic without a code": Outcome(diagnostics=(Diagnostic("t", "x", None),)),  # type: ignore[arg-type]
     "facts that do not encode": Outcome(diagnostics=(Diagnostic("t", "x", facts={"a": Text()}),)),
-    "something among the others": Outcome(diagnostics=("x",)),  # type: ignore[arg-type]
+    "text among the diagnostics": Outcome(diagnostics=("x",)),  # type: ignore[arg-type]
 }
 
 
@@ -236,7 +234,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("value", [*BAD.values(), None, "outcome", Redeemed(GRANTED), (GRANTED,)], ids=[*BAD, *"abcd"])
-def test_before_the_effect_a_wrong_value_is_refused_and_logged(value: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_value_before_redemption_is_refused_and_logged(value: Any, caplog: pytest.LogCaptureFixture) -> None:
     promotion_engine, world = held(Scripted(value, request()))
     calls: dict[str, Callable[..., Any]] = {"validate": promotion_engine.validate, "check": promotion_engine.check}
     for method, call in calls.items():
@@ -248,9 +246,7 @@ def test_before_the_effect_a_wrong_value_is_refused_and_logged(value: Any, caplo
 
 
 @pytest.mark.parametrize("value", BAD.values(), ids=BAD)
-def test_after_the_effect_a_wrong_value_is_a_notice_and_an_error_in_the_log(
-    value: Outcome, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_wrong_value_after_redemption_becomes_notice_and_log(value: Outcome, caplog: pytest.LogCaptureFixture) -> None:
     found = verdict(Redeemed(value, "r_1"))
     assert isinstance(found, Done)
     assert found.redeemed.handle == "r_1"
@@ -267,7 +263,7 @@ def test_after_the_effect_a_wrong_value_is_a_notice_and_an_error_in_the_log(
     assert checked.redeemed
 
 
-def test_what_is_right_beside_what_is_wrong_is_kept() -> None:
+def test_valid_parts_of_wrong_value_are_kept() -> None:
     sound = Notice("t", "x", {"a": Decimal("1.5")})
     value = Outcome(
         discounts=(TEN, *off(amount=0).discounts), notices=(sound, Notice("t", "x", Text())), costs=SHIPPING
@@ -279,7 +275,7 @@ def test_what_is_right_beside_what_is_wrong_is_kept() -> None:
     assert [notice.type for notice in outcome.notices] == ["t", "adapter_error"]
 
 
-def test_a_right_value_comes_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+def test_valid_value_is_returned_unchanged(caplog: pytest.LogCaptureFixture) -> None:
     value = Outcome(
         discounts=(TEN, *off(line=None, cost="shipping", scope="costs", meta={"a": [1, None]}).discounts),
         rejected=(Rejection("TEN", Reason.OTHER, ""),),
@@ -306,24 +302,24 @@ def test_a_right_value_comes_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
         Redeemed(GRANTED),
     ],
 )
-def test_a_look_up_that_does_not_even_say_whether_is_a_fault(value: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_look_up_without_valid_state_is_adapter_fault(value: Any, caplog: pytest.LogCaptureFixture) -> None:
     promotion_engine, world = held(Scripted(value, request()))
     with pytest.raises(AdapterFault):
         asyncio.run(promotion_engine.look_up(ORDER, "s", "", world.now + 5))
     assert logged(caplog) == [("fake", "look_up")]
 
 
-def test_a_refusal_that_is_not_right_is_no_refusal() -> None:
+def test_invalid_refusal_does_not_count_as_refusal() -> None:
     wrong = NotRedeemed((Rejection("OTHER", Reason.EXPIRED, ""),))
     assert isinstance(verdict(wrong, requests=()), NotDone)
     assert isinstance(verdict(wrong, 400), InDoubt)
 
 
-# What an adapter raises
+# Errors that an adapter raises
 
 
-@pytest.mark.parametrize("problem", [KEY, MISMATCH, UNREADABLE, NOT_SAYABLE], ids=repr)
-def test_what_an_adapter_may_raise_passes_through(problem: Problem, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("problem", [KEY, MISMATCH, UNREADABLE, UNMAPPABLE], ids=repr)
+def test_allowed_errors_of_adapter_pass_through(problem: Problem, caplog: pytest.LogCaptureFixture) -> None:
     promotion_engine, world = held(Scripted(problem, request()))
     with pytest.raises(type(problem)) as caught:
         asyncio.run(promotion_engine.validate(ORDER, "s", world.now + 5))
@@ -336,9 +332,7 @@ def test_what_an_adapter_may_raise_passes_through(problem: Problem, caplog: pyte
     [KeyError("x"), Forbidden("no", reason="no"), EngineRejected("no", reason="no", detail=Text()), StopIteration()],
     ids=repr,
 )
-def test_everything_else_is_a_fault_of_the_adapter_and_never_of_the_engine(
-    error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_other_errors_become_adapter_faults(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
     promotion_engine, world = held(Scripted(error, request()))
     deadline = world.now + 5
     calls = {
@@ -356,7 +350,7 @@ def test_everything_else_is_a_fault_of_the_adapter_and_never_of_the_engine(
         assert logged(caplog) == [("fake", method)]
 
 
-def test_a_method_that_is_no_conversation_is_a_fault() -> None:
+def test_plain_method_instead_of_conversation_is_adapter_fault() -> None:
     class Plain(FakeAdapter):
         def validate(self, checkout: Checkout, session: str) -> Any:
             return Outcome()
@@ -366,7 +360,7 @@ def test_a_method_that_is_no_conversation_is_a_fault() -> None:
         asyncio.run(promotion_engine.validate(ORDER, "s", world.now + 5))
 
 
-def test_what_is_not_declared_is_not_called(caplog: pytest.LogCaptureFixture) -> None:
+def test_undeclared_capability_is_not_called(caplog: pytest.LogCaptureFixture) -> None:
     adapter = Scripted(GRANTED, request())
     adapter.capabilities = msgspec.structs.replace(adapter.capabilities, check=False, undo=False)
     promotion_engine, world = held(adapter)

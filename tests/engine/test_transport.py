@@ -1,4 +1,4 @@
-"""Both clients, on both event loops, against a server that counts and misbehaves."""
+"""Both clients, on both event loops, against a hostile server that counts requests."""
 
 import asyncio
 import logging
@@ -51,7 +51,7 @@ class Rim:
                 await client.aclose()
 
         factory = uvloop.new_event_loop if self.loop == "uvloop" else asyncio.new_event_loop
-        # As if aiohttp had been imported just now: that is when it reads the authorities.
+        # As if aiohttp had just been imported: it reads the authorities then.
         read_now = patch.object(aiohttp.connector, "_SSL_CONTEXT_VERIFIED", ssl.create_default_context())
         with read_now, asyncio.Runner(loop_factory=factory) as runner:
             return runner.run(main())
@@ -72,7 +72,7 @@ def any_rim(request: pytest.FixtureRequest) -> Rim:
 
 @pytest.fixture(autouse=True)
 def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The file of trusted authorities: none of them, which is also quicker to load than this machine's hundreds."""
+    """The file of trusted authorities: empty, which also loads faster than the machine's hundreds."""
     path = tmp_path / "authorities.pem"
     path.touch()
     monkeypatch.setenv("SSL_CERT_FILE", str(path))
@@ -103,7 +103,7 @@ async def failure(client: Transport, url: str, **arguments: Any) -> tuple[type[E
         ("from mapper.engine.clients import create; create('httpx', connections=1)", {"httpx2"}),
     ],
 )
-def test_a_client_is_loaded_where_it_is_used_and_the_other_is_not(code: str, loaded: set[str]) -> None:
+def test_only_the_used_client_is_imported(code: str, loaded: set[str]) -> None:
     code = f"{code}; import sys; print(*{{'aiohttp', 'httpx2'}} & sys.modules.keys())"
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert set(output.split()) == loaded
@@ -112,7 +112,7 @@ def test_a_client_is_loaded_where_it_is_used_and_the_other_is_not(code: str, loa
 # Requests
 
 
-def test_a_request_goes_out_as_given_with_the_headers_of_the_house(rim: Rim) -> None:
+def test_request_is_sent_as_given_with_standard_headers(rim: Rim) -> None:
     sent = [(method, body) for method in ("PUT", "POST", "GET", "DELETE") for body in (b"", b"{}", b"x" * 2_000_000)]
 
     async def story(client: Transport, server: HostileServer) -> None:
@@ -131,7 +131,7 @@ def test_a_request_goes_out_as_given_with_the_headers_of_the_house(rim: Rim) -> 
         assert not headers.keys() & {"cookie", "authorization", "transfer-encoding", "expect", "accept"}
 
 
-def test_no_header_goes_out_that_nobody_asked_for(rim: Rim) -> None:
+def test_no_unrequested_header_is_sent(rim: Rim) -> None:
     given = [("Accept", "text/x"), ("Content-Type", "text/x")]
     sent = [[], given[:1], given[1:], given]
 
@@ -147,7 +147,7 @@ def test_no_header_goes_out_that_nobody_asked_for(rim: Rim) -> None:
     assert received == [headers for headers in sent for _ in range(2)]
 
 
-def test_the_url_is_not_tidied_up(rim: Rim) -> None:
+def test_url_is_not_normalized(rim: Rim) -> None:
     targets = [
         "/v2/customer_sessions/a%2Fb%20c%C3%A9",
         "/v2/%2e%2e/x",
@@ -167,7 +167,7 @@ def test_the_url_is_not_tidied_up(rim: Rim) -> None:
     assert [received.target for received in rim.run(story).requests] == targets
 
 
-def test_data_cannot_make_a_header_or_a_request_of_its_own(rim: Rim) -> None:
+def test_header_and_request_injection_is_refused(rim: Rim) -> None:
     refused: list[tuple[str, str, tuple[tuple[str, str], ...]]] = [
         *(("PUT", path, ()) for path in ("/a b", "/a\r\nX-Other: 1", "/é", "/\x00", "/a\n")),
         *((method, "/", ()) for method in ("PUT\r\n", "put", "PUT /x", "")),
@@ -189,7 +189,7 @@ def test_data_cannot_make_a_header_or_a_request_of_its_own(rim: Rim) -> None:
 # Replies
 
 
-def test_a_reply_comes_back_whatever_its_status_and_form(rim: Rim) -> None:
+def test_replies_of_every_status_and_encoding_are_returned(rim: Rim) -> None:
     expected = {
         **{f"/status/{status}": (status, b'{"a": 1}') for status in (200, 201, 400, 401, 404, 409, 422, 429, 500, 503)},
         "/ok": (200, b"{}"),
@@ -212,7 +212,7 @@ def test_a_reply_comes_back_whatever_its_status_and_form(rim: Rim) -> None:
     assert replies == expected
 
 
-def test_header_names_come_in_lower_case_and_repeated_ones_joined(rim: Rim) -> None:
+def test_header_names_are_lowercased_and_repeated_ones_joined(rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         reply = await call(client, server.url("/headers"))
         assert reply.headers["x-twice"] == "a, b"
@@ -229,7 +229,7 @@ def test_cookies_are_not_kept(rim: Rim) -> None:
     assert not any(name.lower() == "cookie" for name, _ in rim.run(story).requests[1].headers)
 
 
-def test_a_redirect_is_handed_back_and_not_followed(rim: Rim) -> None:
+def test_redirect_is_returned_and_not_followed(rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         async with HostileServer().running() as elsewhere:
             server.location = elsewhere.url()
@@ -241,8 +241,7 @@ def test_a_redirect_is_handed_back_and_not_followed(rim: Rim) -> None:
     assert len(rim.run(story).requests) == 5
 
 
-# What a failure means
-
+# Failures
 
 FAILURES = {
     "/reset": (Unknown, "reset"),
@@ -267,7 +266,7 @@ FAILURES = {
 SOUND_CONNECTION = ("/half_gzip", "/no_gzip", "/gzip_and_more", "/brotli")
 
 
-def test_whatever_goes_wrong_after_connecting_is_unknown_and_the_client_goes_on(any_rim: Rim) -> None:
+def test_failure_after_connecting_is_unknown_and_client_recovers(any_rim: Rim) -> None:
     failures = {}
 
     async def story(client: Transport, server: HostileServer) -> None:
@@ -287,9 +286,9 @@ def test_whatever_goes_wrong_after_connecting_is_unknown_and_the_client_goes_on(
     ]
 
 
-def test_a_malformed_chunk_is_unknown(rim: Rim) -> None:
+def test_malformed_chunk_is_unknown(rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
-        # aiohttp is not told by its parser and waits for the rest; it is all the same for the order.
+        # aiohttp's parser does not report it, so that it waits for the rest; for the order both mean the same.
         assert await failure(client, server.url("/bad_chunk"), timeout_s=0.1) in [
             (Unknown, "truncated"),
             (Unknown, "timeout"),
@@ -298,7 +297,7 @@ def test_a_malformed_chunk_is_unknown(rim: Rim) -> None:
     rim.run(story)
 
 
-def test_the_deadline_covers_every_byte(rim: Rim) -> None:
+def test_deadline_covers_whole_reply(rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         for path in ("/stall", "/drip"):
             started = time.monotonic()
@@ -308,15 +307,15 @@ def test_the_deadline_covers_every_byte(rim: Rim) -> None:
     rim.run(story)
 
 
-def test_no_connection_is_not_sent(rim: Rim) -> None:
+def test_failed_connection_is_not_sent(rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             assert await failure(client, f"http://127.0.0.1:{unused.getsockname()[1]}/") == (NotSent, "connect")
-        # A peer that says nothing while TLS is being agreed on.
+        # A peer that stays silent during the TLS handshake.
         silent = server.url().replace("http:", "https:")
         assert await failure(client, silent, timeout_s=0.2) == (NotSent, "connect")
-        # No connection free: the only one is taken by a call that stalls.
+        # No free connection: a stalled call has the only one.
         stalled = asyncio.create_task(call(client, server.url("/stall")))
         await asyncio.sleep(0.05)
         assert await failure(client, server.url("/ok"), timeout_s=0.1) == (NotSent, "connect")
@@ -328,7 +327,7 @@ def test_no_connection_is_not_sent(rim: Rim) -> None:
     assert [received.target for received in rim.run(story, connections=1).requests] == ["/stall", "/ok"]
 
 
-def test_connecting_gets_half_of_the_time(rim: Rim) -> None:
+def test_connecting_may_use_half_of_timeout(rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         started = time.monotonic()
         await failure(client, server.url().replace("http:", "https:"), timeout_s=0.5)
@@ -338,7 +337,7 @@ def test_connecting_gets_half_of_the_time(rim: Rim) -> None:
 
 
 @pytest.mark.parametrize("client", ["aiohttp", "httpx"])
-def test_an_unknown_host_is_not_sent(client: Literal["aiohttp", "httpx"], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_host_is_not_sent(client: Literal["aiohttp", "httpx"], monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
@@ -349,10 +348,10 @@ def test_an_unknown_host_is_not_sent(client: Literal["aiohttp", "httpx"], monkey
     Rim(client, "asyncio").run(story)
 
 
-def test_certificates_are_verified_before_anything_is_sent(rim: Rim, authority: Path) -> None:
+def test_certificates_are_verified_before_sending(rim: Rim, authority: Path) -> None:
     async def refused(client: Transport, server: HostileServer) -> None:
         assert await failure(client, server.url("/ok")) == (NotSent, "tls")
-        with pytest.raises(NotSent, match="certificate verify failed"):  # whoever has to mend it is told this much
+        with pytest.raises(NotSent, match="certificate verify failed"):  # for the operator
             await call(client, server.url("/ok"))
 
     async def wrong_name(client: Transport, server: HostileServer) -> None:
@@ -367,7 +366,7 @@ def test_certificates_are_verified_before_anything_is_sent(rim: Rim, authority: 
     assert len(rim.run(accepted, tls=True).requests) == 1
 
 
-def test_proxies_and_netrc_of_the_environment_are_ignored(
+def test_proxies_and_netrc_of_environment_are_ignored(
     rim: Rim, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
@@ -394,7 +393,7 @@ METHODS = ("PUT", "POST", "GET", "DELETE")
 
 
 @pytest.mark.parametrize("path", ["/reset", "/close", "/truncate", "/garbage"])
-def test_n_calls_are_n_requests_on_fresh_and_on_kept_connections(any_rim: Rim, path: str) -> None:
+def test_each_call_sends_exactly_one_request(any_rim: Rim, path: str) -> None:
     fresh, kept = 5 * [path], 5 * ["/ok", path]
 
     async def story(client: Transport, server: HostileServer) -> None:
@@ -414,7 +413,7 @@ def test_n_calls_are_n_requests_on_fresh_and_on_kept_connections(any_rim: Rim, p
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST"])
-def test_a_reset_of_an_unread_request_is_unknown_and_not_sent_again(any_rim: Rim, method: str) -> None:
+def test_reset_of_unread_request_is_unknown_and_not_resent(any_rim: Rim, method: str) -> None:
     async def kept(client: Transport, server: HostileServer) -> None:
         await call(client, server.url("/reset_unread"), method=method)
         assert await failure(client, server.url("/ok"), method=method) == (Unknown, "reset")
@@ -424,13 +423,13 @@ def test_a_reset_of_an_unread_request_is_unknown_and_not_sent_again(any_rim: Rim
     assert server.connections == 1
 
     async def fresh(client: Transport, server: HostileServer) -> None:
-        # Whether the connection counts as made is a matter of microseconds; that there is one attempt is not.
+        # Whether the connection counts as made depends on timing; the number of attempts does not.
         await failure(client, server.url("/ok"), method=method)
 
     assert any_rim.run(fresh, resets=True).connections == 1
 
 
-def test_a_kept_connection_that_was_closed_while_idle_is_replaced_unseen(any_rim: Rim) -> None:
+def test_connection_closed_while_idle_is_replaced(any_rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         for path in ("/then_close", "/then_half_close") * 5:
             await call(client, server.url(path))
@@ -440,11 +439,11 @@ def test_a_kept_connection_that_was_closed_while_idle_is_replaced_unseen(any_rim
     assert (len(server.requests), server.connections) == (10, 10)
 
 
-def test_bytes_that_come_unasked_are_not_taken_for_the_next_reply(any_rim: Rim) -> None:
+def test_unrequested_bytes_are_not_taken_for_next_reply(any_rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         await call(client, server.url("/then_poison"))
         await server.poisoned.wait()
-        await asyncio.sleep(0.05)  # it is on its way for some microseconds
+        await asyncio.sleep(0.05)  # it takes some microseconds to arrive
         assert (await call(client, server.url("/ok"))).body == b"{}"
 
     assert any_rim.run(story, connections=1).connections == 2
@@ -453,7 +452,7 @@ def test_bytes_that_come_unasked_are_not_taken_for_the_next_reply(any_rim: Rim) 
 # The pool
 
 
-def test_connections_are_kept_and_their_number_is_limited(rim: Rim) -> None:
+def test_connections_are_reused_and_limited(rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         for _ in range(5):
             await call(client, server.url())
@@ -464,7 +463,7 @@ def test_connections_are_kept_and_their_number_is_limited(rim: Rim) -> None:
     assert len(rim.run(story, connections=4).requests) == 45
 
 
-def test_an_idle_connection_is_given_up_before_a_load_balancer_does(rim: Rim, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connection_is_closed_before_load_balancers_do(rim: Rim, monkeypatch: pytest.MonkeyPatch) -> None:
     assert transport.IDLE_S == 4.0
     monkeypatch.setattr(transport, "IDLE_S", 0.05)
 
@@ -476,7 +475,7 @@ def test_an_idle_connection_is_given_up_before_a_load_balancer_does(rim: Rim, mo
     assert rim.run(story).connections == 2
 
 
-def test_calls_may_be_cancelled_at_any_moment(any_rim: Rim) -> None:
+def test_cancelled_calls_free_their_connections(any_rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         for moment in range(40):
             path = ("/stall", "/stall_in_body", "/drip", "/drip_head")[moment % 4]
@@ -496,7 +495,7 @@ def test_calls_may_be_cancelled_at_any_moment(any_rim: Rim) -> None:
 
 
 @pytest.mark.parametrize("form", ["size", "gzip"])
-def test_a_body_may_be_exactly_as_large_as_the_limit(rim: Rim, form: str) -> None:
+def test_body_up_to_the_limit_is_accepted(rim: Rim, form: str) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         assert len((await call(client, server.url(f"/{form}/{LIMIT}"))).body) == LIMIT
         assert await failure(client, server.url(f"/{form}/{LIMIT + 1}")) == (Unknown, "too_large")
@@ -504,7 +503,7 @@ def test_a_body_may_be_exactly_as_large_as_the_limit(rim: Rim, form: str) -> Non
     rim.run(story)
 
 
-def test_a_bomb_is_never_held_in_memory(rim: Rim) -> None:
+def test_zip_bomb_is_not_held_in_memory(rim: Rim) -> None:
     async def story(client: Transport, server: HostileServer) -> None:
         tracemalloc.start()
         try:
@@ -521,7 +520,7 @@ def test_a_bomb_is_never_held_in_memory(rim: Rim) -> None:
 # Secrets
 
 
-def test_no_secret_and_no_url_is_in_logs_errors_and_reprs(rim: Rim, caplog: pytest.LogCaptureFixture) -> None:
+def test_logs_errors_and_reprs_hide_secrets_and_urls(rim: Rim, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     texts: list[str] = []
 

@@ -73,11 +73,10 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
 
 
 @pytest.fixture(autouse=True)
-def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One test needs the real time limits; the others get long ones, so that a busy machine does not fail them."""
-    if "cannot_be_read" not in request.node.name:
-        monkeypatch.setattr(products, "BUDGET_S", 10.0)
-        monkeypatch.setattr(products, "WRITE_WAIT_S", 10.0)
+def long_time_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a busy machine does not fail the tests. The one that needs the real limits undoes it."""
+    monkeypatch.setattr(products, "BUDGET_S", 10.0)
+    monkeypatch.setattr(products, "WRITE_WAIT_S", 10.0)
 
 
 def call(url: str, operation: str, body: object) -> Answer:
@@ -134,7 +133,10 @@ def test_consume_uses_product_data_of_its_own_validate(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("fault", ["status", "hang"])
-def test_product_data_that_cannot_be_read_gives_a_notice(shop: Shop, fault: str) -> None:
+def test_product_data_that_cannot_be_read_gives_a_notice(
+    shop: Shop, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the real time limits
     shop.faults({"name": fault, "engine": "nacelle"})
     with shop.service(MAPPER_ON_REJECTED="apply_rest") as url:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""A package that `new-adapter` has written, made findable as if it were installed."""
+"""Makes a package of `new-adapter` importable as if it were installed."""
 
 import importlib
 import sys
@@ -13,7 +13,7 @@ from mapper.conformance import lab
 
 
 def describe(folder: Path) -> None:
-    """Writes what an installation would: the package's metadata, with its entry points."""
+    """Write the package's metadata with its entry points, as an installation would."""
     project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
     info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir()
@@ -27,7 +27,7 @@ def describe(folder: Path) -> None:
 
 @contextmanager
 def installed(folder: Path) -> Iterator[None]:
-    """Within it, the package in this folder is found; afterwards it is forgotten."""
+    """Make the package in this folder importable within the block."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         importlib.invalidate_caches()

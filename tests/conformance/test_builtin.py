@@ -1,4 +1,4 @@
-"""Both built-in adapters, with their sandboxes, held to what every adapter must pass."""
+"""Both built-in adapters, with their sandboxes, against the standard tests of adapters."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -33,7 +33,7 @@ class TestTalonOne(Conformance):
     granted: ClassVar[Mapping[str, Mapping[str, Any]]] = {"referral": FRIEND, "loyalty": CARD}
 
     def redeemed(self, books: Any, session: str) -> int:
-        """To close the session is to redeem it."""
+        """A closed session is a redemption."""
         return int(books["sessions"].get(session, {"state": ""})["state"] == "closed")
 
 
@@ -52,10 +52,10 @@ class TestVoucherify(Conformance):
     once = "SINGLE-0001"
     granted: ClassVar[Mapping[str, Mapping[str, Any]]] = {"referral": FRIEND, "loyalty": CARD, "gift_cards": GIFT}
     currencies = ("USD", "JPY")  # a project has one exponent, here 2
-    ordered = frozenset({"items"})  # of an order: its lines, as they were sent
+    ordered = frozenset({"items"})  # an order's lines, in the order sent
 
     def redeemed(self, books: Any, session: str) -> int:
-        """How often each of its codes is redeemed; all are redeemed together."""
+        """Count the redemptions of a code of the order; all its codes are redeemed together."""
         count: dict[str, int] = {}
         for entry in books["redemptions"]:
             if entry.get("order") == session:

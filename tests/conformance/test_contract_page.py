@@ -36,7 +36,7 @@ SECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "An emulator": ("mapper/sandbox/emulator.py", ("Emulator",)),
     "A conformance test": ("mapper/conformance/adopter.py", ("Adopter",)),
 }  # fmt: skip
-"""By heading: where it is defined, and what of it."""
+"""By heading: the file, and its names."""
 
 HEAD = """\
 # The adapter contract, version {version}
@@ -94,7 +94,7 @@ def text_of(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> str:
 
 
 def fields_of(node: ast.ClassDef) -> Iterator[str]:
-    """A row for each field; a string that follows it is what it says."""
+    """Yield a row for each field; the string after a field describes it."""
     for place, one in enumerate(node.body):
         if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and not one.target.id.startswith("_"):
             after = node.body[place + 1] if place + 1 < len(node.body) else None
@@ -113,11 +113,11 @@ def is_text(node: ast.stmt | None) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def test_the_page_is_that_of_the_program() -> None:
+def test_contract_page_is_up_to_date() -> None:
     assert PAGE.read_text("utf-8") == page(), "run python -m tests.conformance.test_contract_page"
 
 
-def test_everything_that_an_adapter_may_import_is_on_it() -> None:
+def test_contract_page_lists_every_importable_name() -> None:
     modules = {"checkout", "errors", "money", "reasons"}
     plumbing = {"ADAPTERS", "SANDBOXES", "known", "CONTRACT", "Conversation", "Scope"}
     told = {name for _, wanted in SECTIONS.values() for name in wanted}

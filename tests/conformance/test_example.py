@@ -1,7 +1,7 @@
-"""The example in `examples/oscar`: an engine with baskets and prices of its own, built on `mapper.adapter` alone.
+"""The example in `examples/oscar`: an engine with its own baskets and prices, built on `mapper.adapter` alone.
 
-Here in short, over its emulator and on what was recorded. `make example` is the long form: all standard tests, and a
-real shop, for which it makes a `.venv` of its own; where that is there, the shop is tried here, too.
+Here in short, with its emulator and its cassettes. `make example` is the long form: all standard tests, and a real shop
+in a `.venv` of its own; if that exists, the shop is tested here, too.
 """
 
 import ast
@@ -24,7 +24,7 @@ QUICK = (
 )
 
 
-def test_the_example_passes_standard_tests_and_its_recordings(tmp_path: Path) -> None:
+def test_example_passes_quick_standard_tests_and_cassettes(tmp_path: Path) -> None:
     folder = tmp_path / "oscar"
     shutil.copytree(EXAMPLE, folder, ignore=shutil.ignore_patterns(".venv", "*.egg-info"))
     describe(folder)
@@ -34,7 +34,7 @@ def test_the_example_passes_standard_tests_and_its_recordings(tmp_path: Path) ->
     assert passed >= 20, done.stdout
 
 
-def test_the_real_shop_answers_as_the_example_says() -> None:
+def test_example_works_with_the_real_shop() -> None:
     python = EXAMPLE / ".venv" / "bin" / "python"
     if not python.exists():
         pytest.skip("the example's shop is not installed, and so NOT tried here: make example")
@@ -45,7 +45,7 @@ def test_the_real_shop_answers_as_the_example_says() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_make_example_finds_an_interpreter_where_none_is_named() -> None:
+def test_make_example_finds_an_interpreter_by_default() -> None:
     path = {"PATH": os.environ["PATH"]}
     done = subprocess.run(
         ["make", "-nB", "example"], cwd=EXAMPLE.parents[1], env=path, capture_output=True, text=True, check=True
@@ -55,7 +55,7 @@ def test_make_example_finds_an_interpreter_where_none_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["serve.sh", "Dockerfile", "tests/test_readme.py"])
-def test_the_example_has_the_scaffolds_own_files_but_for_its_settings(name: str) -> None:
+def test_example_files_equal_the_scaffold_except_settings(name: str) -> None:
     theirs = new_adapter.renamed((new_adapter.SCAFFOLD / name).read_text("utf-8"), "oscar")
     ours = (EXAMPLE / name).read_text("utf-8").splitlines()
     assert [line for line in ours if not line.startswith("export OSCAR_")] == [
@@ -63,7 +63,7 @@ def test_the_example_has_the_scaffolds_own_files_but_for_its_settings(name: str)
     ]
 
 
-def test_the_example_imports_the_contract_alone() -> None:
+def test_example_imports_only_the_contract() -> None:
     for file in sorted((EXAMPLE / "promotions_oscar").glob("*.py")):
         may = {"mapper.adapter"}
         if file.stem == "sandbox":

@@ -1,4 +1,4 @@
-"""How the kit breaks replies: amounts wherever they stand, and effects wherever an emulator knows some."""
+"""How the kit breaks replies: their amounts, lists, words and effects."""
 
 from typing import Any
 
@@ -31,11 +31,11 @@ def reply(body: bytes) -> EngineReply:
         (b"state=ok&off=5.00", [("'5.00' at byte 13 = '1e400'", b"state=ok&off=1e400")]),
     ],
 )  # fmt: skip
-def test_an_amount_is_a_number_or_a_text_that_is_one(body: bytes, changed: list[tuple[str, bytes]]) -> None:
+def test_with_amounts_replaces_numbers_and_numeric_texts(body: bytes, changed: list[tuple[str, bytes]]) -> None:
     assert [(where, other.body) for where, other in mutations.with_amounts(reply(body), b"1e400")] == changed
 
 
-def test_each_value_and_each_field_of_a_text_is_changed() -> None:
+def test_mutated_changes_each_value_and_field() -> None:
     bodies = {
         b"""<?xml version='1.0'?><quote><off code="A" by='5'/><why>gone</why></quote>""": [
             b"""<?xml version='1.0'?><quote><why>gone</why></quote>""",
@@ -49,14 +49,14 @@ def test_each_value_and_each_field_of_a_text_is_changed() -> None:
         assert {*wanted} <= {other.body for _, other in mutations.mutated(reply(body))}
 
 
-def test_the_lists_of_a_reply_are_turned_one_by_one() -> None:
+def test_reordered_reverses_one_list() -> None:
     json, xml = reply(b'{"a":[1,2],"b":[[3,4]]}'), reply(b"<q><a/><b><c/><d/></b></q>")
     assert (mutations.lists(json), mutations.lists(xml)) == ({"a", "b"}, {"q", "b"})
     assert mutations.reordered(json, {"a"}).body == b'{"a":[1,2],"b":[[4,3]]}'
     assert mutations.reordered(xml, {"q"}).body.endswith(b"<q><a /><b><d /><c /></b></q>")
 
 
-def test_each_item_is_repeated_and_has_other_amounts() -> None:
+def test_with_repeated_items_repeats_each_item() -> None:
     found = list(mutations.with_repeated_items(reply(b'{"a":[{"off":"10"},{"off":2}],"b":[["x"]]}')))
     assert [(name, at, decoded(other), [decoded(one) for one in others]) for name, at, other, others in found] == [
         ("a", "a/0", {"a": [{"off": "10"}, {"off": "10"}, {"off": 2}], "b": [["x"]]},
@@ -68,7 +68,7 @@ def test_each_item_is_repeated_and_has_other_amounts() -> None:
     ]  # fmt: skip
 
 
-def test_each_word_is_replaced_by_another() -> None:
+def test_with_other_words_replaces_each_word() -> None:
     good = {"state": "done", "ok": True, "step": 2, "off": "5.00", "rate": 0.5}
     others = [decoded(other) for other in mutations.with_other_words(reply(msgspec.json.encode(good)))]
     assert others == [{**good, **other} for other in ({"state": "x"}, {"ok": False}, {"step": 1002})]
@@ -82,13 +82,13 @@ def decoded(one: EngineReply) -> Any:
     return msgspec.json.decode(one.body)
 
 
-def test_every_text_of_xml_is_marked() -> None:
+def test_marked_marks_every_xml_text() -> None:
     marked = mutations.marked(reply(b"<?xml version='1.0'?><a why='x'>gone</a>"), "M")
     assert marked.body == b"<?xml version='1.0'?><a why='M x'>M gone</a>"
 
 
 def unknown(document: Any) -> Any:
-    """As an emulator may have it: it changes what it is given, and leaves alone what has no effects."""
+    """Add an unknown effect as an emulator may: in place, or to a new text. Other bodies are returned unchanged."""
     if isinstance(document, dict):
         document["effects"].append({"kind": "balloon"})
     return document.replace("<q>", "<q><balloon/>") if isinstance(document, str) else document
@@ -104,6 +104,6 @@ def unknown(document: Any) -> Any:
         (b"\xff", None),
     ],
 )
-def test_an_unknown_effect_stands_where_the_emulator_puts_it(body: bytes, changed: bytes | None) -> None:
+def test_unknown_effect_is_placed_by_the_emulator(body: bytes, changed: bytes | None) -> None:
     found = mutations.with_unknown_effect(reply(body), unknown)
     assert (found and found.body) == changed

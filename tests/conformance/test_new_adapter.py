@@ -1,4 +1,4 @@
-"""`new-adapter` from an empty folder: its first test run is green, and the service runs with it."""
+"""`new-adapter` from an empty folder: the tests of the new package pass, and the service runs with it."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from tests.conformance.acme import describe, installed
 from tests.test_docs import free_ports
 
 MOST_S = 240
-"""From an empty folder to a green run and a first change: less than five minutes."""
+"""Time limit of one run: a first run and a first change take less than five minutes."""
 
 
 def made(folder: Path, name: str) -> Path:
@@ -42,7 +42,7 @@ def package(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_first_test_run_of_a_new_package_is_green_and_earns_gold_and_notices_the_first_change(
+def test_new_package_earns_gold_and_detects_a_wrong_reason(
     package: Path,
 ) -> None:
     done = run(package, "-m", "pytest", "-q", "--scorecard", "card.json", "-p", "no:cacheprovider")
@@ -57,16 +57,14 @@ def test_the_first_test_run_of_a_new_package_is_green_and_earns_gold_and_notices
 
 
 @pytest.mark.parametrize("name", ["Fox", "mapper_fox", "a-b", "7up"])
-def test_a_name_that_no_engine_can_have_is_refused(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_new_adapter_refuses_invalid_names(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         cli.main(["new-adapter", name, "--into", str(tmp_path)])
     assert (done.value.code, list(tmp_path.iterdir())) == (2, [])
     assert "a name is" in capsys.readouterr().err
 
 
-def test_an_adapter_that_is_installed_keeps_its_name(
+def test_new_adapter_refuses_an_installed_name(
     package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("talon_one", "loyal_fox"):
@@ -76,20 +74,20 @@ def test_an_adapter_that_is_installed_keeps_its_name(
         assert f"{name}: an adapter of this name is installed; choose another" in capsys.readouterr().err
 
 
-def test_what_is_there_is_not_overwritten(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_new_adapter_does_not_overwrite_a_folder(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as done:
         cli.main(["new-adapter", "loyal_fox", "--into", str(package.parent)])
     assert done.value.code == 2
     assert "exists" in capsys.readouterr().err
 
 
-def test_no_trace_of_the_scaffolds_own_name_is_left(package: Path) -> None:
+def test_new_package_contains_no_scaffold_name(package: Path) -> None:
     files = [path for path in package.rglob("*") if path.is_file()]
     assert len(files) > 15
     assert [path.name for path in files if re.search("acme", path.name + path.read_text("utf-8"), re.IGNORECASE)] == []
 
 
-def test_the_guide_shows_what_stands_in_the_package() -> None:
+def test_guide_shows_code_of_the_scaffold() -> None:
     guide = (Path(__file__).parents[2] / "adapters" / "README.md").read_text("utf-8")
     written = "\n".join(file.read_text("utf-8") for file in sorted(new_adapter.SCAFFOLD.rglob("*.py")))
     shown = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
@@ -102,9 +100,9 @@ def _stripped(code: str) -> str:
     return "\n".join(line.strip() for line in code.splitlines() if line.strip())
 
 
-def test_the_service_runs_with_it_and_its_sample_calls_work_as_printed(package: Path) -> None:
+def test_service_runs_with_the_package_and_its_sample_calls(package: Path) -> None:
     sandbox, port = free_ports(2)
-    late = package / "late"  # the sandbox comes up after the service: calls are printed once both listen
+    late = package / "late"  # the sandbox starts after the service: calls are printed once both listen
     late.write_text(f'#!/bin/sh\ncase "$*" in *" sandbox "*) sleep 3 ;; esac\nexec {sys.executable} "$@"\n', "utf-8")
     late.chmod(0o755)
     environment = {
@@ -140,7 +138,7 @@ Call = tuple[str, str, str, str]
 
 
 def wait_for_calls(printed: Path) -> list[Call]:
-    """The sample calls, once they are printed: URL, two headers, file."""
+    """Wait for the sample calls to be printed: URL, two headers, file."""
     until = time.monotonic() + 60
     while time.monotonic() < until:
         found = re.findall(r'(http\S+) -H "(.+?)" \\\n  -H "(.+?)" --data-binary @(\S+)', printed.read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""The standard tests stay whole: what is removed, overridden or exempt without a reason fails, and the card says so."""
+"""A standard test that is removed, overridden or exempt without a reason fails, and the scorecard shows it."""
 
 import subprocess
 import sys
@@ -59,19 +59,19 @@ class Exempt(Whole):
         (NoTest, "exempt names test_of_mine"),
     ],
 )
-def test_a_standard_that_is_changed_is_told(adopter: type, sentence: str) -> None:
+def test_changed_standard_test_is_reported(adopter: type, sentence: str) -> None:
     (found,) = plugin.changes(adopter)
     assert found.startswith(sentence)
 
 
 @pytest.mark.parametrize("adopter", [Whole, Exempt])
-def test_what_an_author_may_say_is_no_change(adopter: type) -> None:
+def test_permitted_adopter_is_not_reported(adopter: type) -> None:
     assert plugin.is_adopter(adopter)
     assert not plugin.is_adopter(Conformance)
     assert plugin.changes(adopter) == []
 
 
-def test_a_level_needs_all_tests_of_its_own_and_of_those_below() -> None:
+def test_level_needs_all_tests_of_it_and_below() -> None:
     card = Scorecard(
         adapter="acme", levels={"a": "bronze", "b": "silver", "c": "gold"}, exempt={"b": "it has no such thing"}
     )
@@ -93,7 +93,7 @@ del Good
 """
 
 
-def test_a_run_fails_for_a_test_that_is_gone_and_for_an_exemption_that_is_not_needed(tmp_path: Path) -> None:
+def test_run_fails_for_removed_test_and_needless_exemption(tmp_path: Path) -> None:
     file, card = tmp_path / "test_adopted.py", tmp_path / "card.json"
     file.write_text(SUITE)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "however_often", str(file)]

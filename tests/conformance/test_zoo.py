@@ -1,6 +1,6 @@
-"""The kit finds every mutant of the zoo (`mutants`). One that it does not find shows a gap in the standard tests.
+"""The kit finds every mutant of the zoo (`mutants`). A mutant that it misses shows a gap in the standard tests.
 
-What the kit says of the package without a defect: `test_new_adapter`.
+`test_new_adapter` runs the kit on the package without a defect.
 """
 
 import importlib.util
@@ -27,7 +27,7 @@ WITHOUT_MUTANT = {
     "test_a_redemption_that_arrives_twice_counts_once",
     "test_an_undo_is_done_wherever_the_mapper_dies",
 }
-"""Other standard tests find the same defects in this package, whose engine redeems an order id once."""
+"""The engine of this package redeems an order id once, so other standard tests find the same defects."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mutant(package: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The package with one defect, installed; yields the test that must find it."""
+    """Install the package with one defect; yield the test that must find it."""
     test, module, old, new = ZOO[request.param]
     file = package / "promotions_acme" / f"{module}.py"
     text = file.read_text("utf-8")
@@ -56,7 +56,7 @@ def mutant(package: Path, request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def adopter(package: Path) -> Conformance:
-    """The package's own conformance test."""
+    """Return the package's own conformance test."""
     spec = importlib.util.spec_from_file_location("promotions_test", package / "tests" / "test_conformance.py")
     assert spec is not None
     assert spec.loader is not None
@@ -67,7 +67,7 @@ def adopter(package: Path) -> Conformance:
 
 
 def run(suite: Conformance, name: str, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    """Runs one standard test as pytest would."""
+    """Run one standard test as pytest would."""
     test = getattr(suite, name)
     with suite.laboratories() as new_lab:
         known: dict[str, Any] = {"new_lab": new_lab, "caplog": caplog, "tmp_path": tmp_path, "order": suite._order()}
@@ -77,7 +77,7 @@ def run(suite: Conformance, name: str, caplog: pytest.LogCaptureFixture, tmp_pat
         test(**{name: known[name] for name in wanted})
 
 
-def test_the_zoo_has_mutants_of_every_kind_for_nearly_every_standard_test() -> None:
+def test_nearly_every_standard_test_has_a_mutant() -> None:
     class Adopter(Conformance):
         pass
 
@@ -86,7 +86,7 @@ def test_the_zoo_has_mutants_of_every_kind_for_nearly_every_standard_test() -> N
 
 
 @pytest.mark.parametrize("mutant", ZOO, indirect=True)
-def test_the_kit_finds_an_adapter_that(
+def test_kit_finds_an_adapter_that(
     mutant: str, package: Path, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     with pytest.raises((pytest.fail.Exception, AssertionError, ContractViolation)) as found:

@@ -1,4 +1,4 @@
-"""The client of `bench.overload`: what it notes about each request, and what is made of that."""
+"""The client of `bench.overload`: what it records of each request, and the figures made from it."""
 
 import asyncio
 
@@ -20,7 +20,7 @@ def made(*requests: tuple[float, Fate, float]) -> Flood:
     )
 
 
-def test_goodput_counts_what_came_in_a_stretch_and_times_count_for_when_it_was_due() -> None:
+def test_goodput_counts_by_answer_time_and_latency_by_due_time() -> None:
     found = made(
         (0.5, Fate.GOOD, 600.0),
         (0.7, Fate.GOOD, 600.0),
@@ -40,7 +40,7 @@ def test_goodput_counts_what_came_in_a_stretch_and_times_count_for_when_it_was_d
     assert phase.longest_ms == 900.0
 
 
-def test_the_longest_answer_counts_from_when_its_request_was_sent() -> None:
+def test_longest_answer_counts_from_sending() -> None:
     found = Flood([0.1, 0.2, 0.3], [Fate.GOOD] * 3, [70 * MS, 90 * MS, 80 * MS], [0, 30 * MS, 5 * MS])
     assert found.between(0.0, 1.0).longest_ms == 75.0
 
@@ -56,9 +56,7 @@ def test_the_longest_answer_counts_from_when_its_request_was_sent() -> None:
         ([(moment / 10 + 0.05, Fate.REFUSED, 1.0) for moment in range(0, 20, 4)], NEVER_S),
     ],
 )
-def test_all_is_normal_again_when_it_stays_so_for_five_windows(
-    spoilt: list[tuple[float, Fate, float]], after_s: float
-) -> None:
+def test_flood_is_settled_after_five_good_windows(spoilt: list[tuple[float, Fate, float]], after_s: float) -> None:
     good = [(moment / 50, Fate.GOOD, 10.0) for moment in range(100)]
     assert made(*sorted([*good, *spoilt])).settled(0.0, 2.0, 30.0) == after_s
 
@@ -86,23 +84,23 @@ class Server(asyncio.Protocol):
 
 
 def sent(paths: list[str], connections: int, due: list[float] | None = None) -> Flood:
-    async def all_of_it() -> Flood:
+    async def send_all() -> Flood:
         server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
         async with server:
             requests = [f"GET {path} HTTP/1.1\r\n\r\n".encode() for path in paths]
             moments = due or [number / 500 for number in range(len(paths))]
             return await flood(server.sockets[0].getsockname()[1], requests, moments, connections, patience_s=0.1)
 
-    return asyncio.run(all_of_it())
+    return asyncio.run(send_all())
 
 
-def test_every_request_has_its_fate() -> None:
+def test_every_answer_is_classified() -> None:
     found = sent(["/good", "/full", "/queue", "/alone", "/wrong", "/silent", "/close", "/good"], 8)
     names = ["GOOD", "REFUSED", "SHED", "LEFT_ALONE", "OTHER", "UNANSWERED", "UNANSWERED", "GOOD"]
     assert [fate.name for fate in found.fates] == names
 
 
-def test_a_client_without_a_free_connection_is_late_and_says_so() -> None:
+def test_client_without_free_connection_records_lateness() -> None:
     found = sent(["/silent", "/good"], 1, [0.0, 0.01])
     assert found.fates == [Fate.UNANSWERED, Fate.UNANSWERED]
     found = sent(["/good"] * 40, 1, [0.0] * 40)
@@ -111,7 +109,7 @@ def test_a_client_without_a_free_connection_is_late_and_says_so() -> None:
     assert found.between(0, 1).late_p99_ms == pytest.approx(found.late_ns[-1] / MS, abs=0.01)
 
 
-def test_a_refused_connection_of_the_closed_loop_pauses() -> None:
+def test_refused_connection_of_closed_loop_pauses() -> None:
     async def turn(path: str, pause_s: float) -> int:
         server = await asyncio.get_running_loop().create_server(Server, "127.0.0.1", 0)
         async with server:
@@ -139,7 +137,7 @@ def hang(*, longest_ms: float = 1540.0, opened: bool = False, settled_s: float =
         ([hang(), hang(opened=True, settled_s=7.5)], [True, True, False]),
     ],
 )
-def test_of_hangs_the_slowest_answer_counts(hangs: list[object], kept: list[bool | None]) -> None:
+def test_hang_aims_use_the_slowest_answer(hangs: list[object], kept: list[bool | None]) -> None:
     assert [one.kept for one in overload.aims(found([round_of()], hangs))][7:] == kept
 
 
@@ -171,10 +169,10 @@ def found(rounds: list[dict[str, object]], hangs: list[object], times: float = 5
         ([round_of(late_ms=20.0)], [None] * 6),
     ],
 )
-def test_rounds_of_a_late_client_are_not_judged(rounds: list[dict[str, object]], kept: list[bool | None]) -> None:
+def test_rounds_with_a_late_client_are_not_judged(rounds: list[dict[str, object]], kept: list[bool | None]) -> None:
     assert [one.kept for one in overload.aims(found(rounds, []))] == [*kept, True]
 
 
 @pytest.mark.parametrize(("times", "kept"), [(2.0, False), (5.0, True)])
-def test_the_smaller_rush_is_to_leave_more(times: float, kept: bool) -> None:
+def test_smaller_rush_must_keep_more_goodput(times: float, kept: bool) -> None:
     assert overload.aims(found([round_of(share=0.6)], [], times))[0].kept is kept

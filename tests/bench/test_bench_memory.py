@@ -1,4 +1,4 @@
-"""The load of `bench.memory`, and the line through what it finds."""
+"""The load of `bench.memory`, and the line fitted to its samples."""
 
 import re
 from itertools import islice
@@ -8,7 +8,7 @@ import pytest
 from bench import memory
 
 
-def test_the_line_tells_growth_from_noise() -> None:
+def test_fitted_line_separates_growth_from_noise() -> None:
     grows = [(float(second), 50.0 + second * 0.01) for second in range(600)]
     swings = [(float(second), 50.0 + (second % 2) * 4) for second in range(600)]
     one_late = [(float(second), 50.0 + (second > 590) * 20) for second in range(600)]
@@ -19,16 +19,14 @@ def test_the_line_tells_growth_from_noise() -> None:
 
 
 @pytest.mark.parametrize(("growth_mb", "seconds", "kept"), [(2.9, 600, True), (3.1, 600, False), (2.9, 60, None)])
-def test_only_the_whole_time_is_judged_and_nothing_of_the_warm_up(
-    growth_mb: float, seconds: int, kept: bool | None
-) -> None:
+def test_memory_is_judged_over_full_time_without_warm_up(growth_mb: float, seconds: int, kept: bool | None) -> None:
     warm = [(float(moment), 20.0 + moment) for moment in range(30)]
     held = [(30.0 + moment, 60.0 + growth_mb * moment / (seconds - 1)) for moment in range(seconds)]
     found = {"samples": [*warm, *held], "warm_s": 30.0, "seconds": seconds, "files": [9, 9], "surprises": 0}
     assert memory.aims(found)[0].kept is kept
 
 
-def test_no_two_requests_are_alike_in_anything_that_might_be_kept() -> None:
+def test_requests_differ_in_everything_that_might_be_cached() -> None:
     drawn = [request for request, _ in islice(memory.requests(5), 300)]
     for pattern in (
         rb'"id":"([^"]*-wait-[^"]*|other-[^"]*)"',
@@ -41,7 +39,7 @@ def test_no_two_requests_are_alike_in_anything_that_might_be_kept() -> None:
         assert len(set(found)) == len(found)
 
 
-def test_all_kinds_come_and_each_with_the_answer_it_deserves() -> None:
+def test_load_mixes_all_expected_statuses() -> None:
     statuses = [status for _, status in islice(memory.requests(5), 1000)]
     assert {status: statuses.count(status) > 5 for status in (200, 400, 401, 404, 422)} == dict.fromkeys(
         (200, 400, 401, 404, 422), True

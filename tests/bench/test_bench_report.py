@@ -1,4 +1,4 @@
-"""docs/performance.md is written from the files of results, and says what is in them."""
+"""docs/performance.md is written from the files of results."""
 
 import time
 from pathlib import Path
@@ -86,9 +86,7 @@ def written(monkeypatch: pytest.MonkeyPatch, folder: Path, files: dict[str, dict
     return publish.PAGE.read_text("utf-8") if publish.PAGE.exists() else ""
 
 
-def test_every_section_that_was_measured_is_on_the_page_with_how_to_repeat_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_page_has_every_measured_section_with_its_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     files = {"full": full(), "overload": overload(), "memory": memory(), "consume": consume()}
     page = written(monkeypatch, tmp_path, files)
     for text in (
@@ -110,7 +108,7 @@ def test_every_section_that_was_measured_is_on_the_page_with_how_to_repeat_it(
     ("loads", "anyway", "may", "looks"),
     [([0.4], False, True, 0), ([2.0, 1.5, 0.9], False, True, 2), ([2.0], False, False, 18), ([2.0], True, True, 0)],
 )
-def test_a_run_begins_when_what_was_before_has_gone(
+def test_run_waits_until_machine_is_idle(
     monkeypatch: pytest.MonkeyPatch, loads: list[float], anyway: bool, may: bool, looks: int
 ) -> None:
     slept: list[float] = []
@@ -120,7 +118,7 @@ def test_a_run_begins_when_what_was_before_has_gone(
     assert len(slept) == looks
 
 
-def test_what_was_not_measured_is_left_out_and_without_the_comparison_there_is_no_page(
+def test_page_omits_unmeasured_sections_and_needs_the_comparison(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert written(monkeypatch, tmp_path, {"overload": overload()}) == ""

@@ -1,4 +1,4 @@
-""" "Why did XMAS not apply for this shopper?" is answered by one line of the log, found by the code's name."""
+"""One log line, found by the code's name, answers "Why did XMAS not apply for this shopper?"."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ BODY = {
 
 
 def line_of(operation: str, caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
-    """What the log has of one call in which XMAS was refused, and the other code was not."""
+    """The log line of one call in which XMAS was refused and the other code was not."""
     adapter = fakes.FakeAdapter()
     rejected = (Rejection("xmas", Reason.MINIMUM_NOT_MET, "CouponPartOfNotMatched"),)
     adapter.granted = Outcome(discounts=(OFF,), rejected=rejected)
@@ -41,9 +41,7 @@ def line_of(operation: str, caplog: pytest.LogCaptureFixture) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("operation", ["validate", "consume"])
-def test_one_line_tells_who_asked_for_what_and_why_it_was_refused(
-    operation: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_log_line_has_request_ids_and_reason_of_refused_code(operation: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="mapper")
     found = line_of(operation, caplog)
     name = CodeNames("hash", fakes.SECRET)

@@ -1,4 +1,4 @@
-"""Log and metrics: what a line looks like, and that nothing gets lost or breaks because of it."""
+"""Log lines and metrics: their content, and that a fault in them breaks no request."""
 
 import io
 import json
@@ -28,7 +28,7 @@ EXPIRED = Rejection("XMAS", Reason.EXPIRED, "CouponExpired")
 
 
 class Stream(io.StringIO):
-    """Standard error; `writes` is what each call of `write` was given."""
+    """Standard error; `writes` holds the argument of each call of `write`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Stream(io.StringIO):
 
 @pytest.fixture
 def stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
-    """Where the process logs to, set up as the commands do it."""
+    """Standard error with logging configured as the commands do it."""
     stream, root = Stream(), logging.getLogger()
     handlers, levels = root.handlers[:], (root.level, log.level)
     monkeypatch.setattr(sys, "stderr", stream)
@@ -65,7 +65,7 @@ def telemetry(mode: logs.Codes = "hash") -> Telemetry:
     return Telemetry("talon_one", CodeNames(mode, b"a signing secret"))
 
 
-def test_a_request_and_an_engine_call_are_one_line_each_written_in_one_piece(stderr: Stream) -> None:
+def test_request_and_engine_call_are_logged_as_one_line_each(stderr: Stream) -> None:
     told = telemetry("short")
     record = Record(
         "consume", "id-1", {"more": 1}, space="s", id="o-1", session="e-1", codes=("SUMMER20",), clamped=True,
@@ -124,12 +124,12 @@ def test_a_request_and_an_engine_call_are_one_line_each_written_in_one_piece(std
         ("internal", "error"),
     ],
 )
-def test_a_level_says_who_has_to_look(stderr: Stream, category: str, level: str) -> None:
+def test_log_level_follows_category(stderr: Stream, category: str, level: str) -> None:
     telemetry().request(Record("validate", "id"), 422, category, "why", 0.1)
     assert stderr.lines[0]["level"] == level
 
 
-def test_a_code_in_the_log_is_found_by_the_hash_of_the_command(stderr: Stream) -> None:
+def test_logged_code_is_the_hash_of_its_name(stderr: Stream) -> None:
     telemetry().request(Record("validate", "id", codes=("Summer20",)), 200, "ok", "ok", 0.1)
     assert stderr.lines[0]["codes"] == [CodeNames("hash", b"a signing secret")("SUMMER20")]
     assert CodeNames("hash", b"another secret")("SUMMER20") not in stderr.writes[0]
@@ -141,19 +141,19 @@ def test_a_code_in_the_log_is_found_by_the_hash_of_the_command(stderr: Stream) -
 
 
 @pytest.mark.parametrize(("currency", "told"), [("EUR", "12.50 EUR"), ("JPY", "1250 JPY"), ("", "12.50")])
-def test_what_was_granted_is_told_in_its_currency(stderr: Stream, currency: str, told: str) -> None:
+def test_discount_is_logged_in_its_currency(stderr: Stream, currency: str, told: str) -> None:
     telemetry().request(Record("validate", "id", currency=currency, discount=1250), 200, "ok", "ok", 0.01)
     assert stderr.lines[0]["discount"] == told
 
 
-def test_a_code_has_one_name_however_it_was_pasted() -> None:
+def test_code_name_ignores_spaces_and_invisible_characters() -> None:
     for mode in ("hash", "short"):
         names = CodeNames(mode, b"a signing secret")
         assert names(" SUMMER20\u200b") == names("SUMMER20")
-        assert names("\ud800SUMMER\udfff").encode()  # what is no Unicode can be logged, too
+        assert names("\ud800SUMMER\udfff").encode()  # lone surrogates can be logged, too
 
 
-def test_what_is_logged_by_the_way_has_the_ids_of_the_request(stderr: Stream) -> None:
+def test_other_log_lines_have_ids_of_request(stderr: Stream) -> None:
     token = records.current.set(Record("validate", "id-1", session="s-1"))
     log.warning("setting", extra={"facts": {"problem": "x"}})
     try:
@@ -170,7 +170,7 @@ def test_what_is_logged_by_the_way_has_the_ids_of_the_request(stderr: Stream) ->
     assert stderr.lines[1]["exception"].endswith("'why'")
 
 
-def test_text_is_for_a_person(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_format_is_readable(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stderr)
     logs.configure("debug", "text")
     telemetry().request(Record("validate", "id-1", rejected=(EXPIRED,)), 200, "ok", "ok", 0.1)
@@ -179,27 +179,27 @@ def test_text_is_for_a_person(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -
     )
 
 
-def test_a_terminal_does_not_obey_what_came(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_format_escapes_control_characters(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stderr)
     logs.configure("debug", "text")
     telemetry().request(Record("validate", "id-1", facts={"pointer": "/\x1b[2J\u2028\n"}), 400, "x", "x", 0.1)
     assert r"pointer=/\x1b[2J\u2028\n" in stderr.writes[-1]
 
 
-def test_no_text_can_forge_a_line(stderr: Stream) -> None:
+def test_data_cannot_forge_a_log_line(stderr: Stream) -> None:
     telemetry().request(Record("validate", 'x"\n{"level":"info"}\u2028'), 200, "ok", "ok", 0.1)
     assert "".join(stderr.writes).count("\n") == 1
 
 
 @pytest.mark.parametrize("what", [{"drift": {"order": "5.00", "engine": "4.00"}}, {"degraded": True}])
-def test_an_answer_that_is_not_as_it_should_be_is_a_warning(stderr: Stream, what: dict[str, Any]) -> None:
+def test_drift_and_degraded_answers_are_logged_as_warnings(stderr: Stream, what: dict[str, Any]) -> None:
     told = telemetry()
     told.request(Record("consume", "id-1", **what), 200, "ok", "redeemed", 0.1)
     told.request(Record("consume", "id-1", **what), 500, "engine_rejected", "engine_key", 0.1)
     assert [line["level"] for line in stderr.lines] == ["warning", "error"]
 
 
-def test_a_level_that_is_silent_stays_so(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lower_levels_are_not_logged(stderr: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stderr)
     logs.configure("error")
     telemetry().attempt(ATTEMPT)
@@ -208,7 +208,7 @@ def test_a_level_that_is_silent_stays_so(stderr: Stream, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("fault", [BlockingIOError(), BrokenPipeError(), OSError(28, "no space")])
-def test_a_log_that_cannot_be_written_stops_no_request(stderr: Stream, fault: Exception) -> None:
+def test_failing_log_stream_does_not_fail_requests(stderr: Stream, fault: Exception) -> None:
     stderr.fault = fault
     telemetry().request(Record("validate", "id-1"), 200, "ok", "ok", 0.1)
     stderr.fault = None
@@ -216,7 +216,7 @@ def test_a_log_that_cannot_be_written_stops_no_request(stderr: Stream, fault: Ex
     assert stderr.lines[-1]["request_id"] == "id-2"
 
 
-def test_nor_does_what_cannot_be_spelled(stderr: Stream) -> None:
+def test_unencodable_facts_do_not_fail_requests(stderr: Stream) -> None:
     told = telemetry()
     told.request(Record("validate", "\ud800", codes=("\ud800",)), 200, "ok", "ok", 0.1)
     told.request(Record("validate", "id-1", {"odd": object()}), 200, "ok", "ok", 0.1)
@@ -224,14 +224,14 @@ def test_nor_does_what_cannot_be_spelled(stderr: Stream) -> None:
     assert stderr.lines[-1]["event"] == "engine call"
 
 
-def test_a_breaker_is_a_gauge_for_each_account() -> None:
+def test_breaker_state_is_a_gauge_per_account() -> None:
     told = telemetry()
     for state, value in (("open", "1.0"), ("probing", "0.5"), ("closed", "0.0")):
         told.breaker("EUR", cast("State", state))
         assert f'mapper_engine_breaker{{account="EUR"}} {value}' in told.metrics.render().decode()
 
 
-def test_a_series_for_each_combination_of_labels() -> None:
+def test_metrics_have_a_series_per_label_combination() -> None:
     told = telemetry()
     for _ in range(3):
         told.request(Record("validate", "id", currency="EUR", discount=500), 200, "ok", "ok", 0.03)
@@ -255,7 +255,7 @@ def test_a_series_for_each_combination_of_labels() -> None:
     }
 
 
-def test_counters_are_there_before_their_first_event() -> None:
+def test_counters_exist_before_their_first_event() -> None:
     found = telemetry().metrics.render().decode()
     for series in (
         'mapper_rejected_codes_total{reason="expired"} 0.0',

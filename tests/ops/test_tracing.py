@@ -1,4 +1,4 @@
-"""A caller's trace goes into the log and on to the engine; with OpenTelemetry, calls, attempts and ledger are spans."""
+"""A caller's trace is logged and passed to the engine; with OpenTelemetry, calls, attempts and ledger are spans."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ BODY = {
 
 
 class Wire(FakeTransport):
-    """Keeps the headers of what was sent, and the ids that a log line would have had at that time."""
+    """Keeps the headers of each request, and the ids that a log line would have had then."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def call(traces: Tracing, operation: str, wire: Wire, **headers: str) -> Any:
 
 
 @pytest.mark.parametrize("operation", ["validate", "consume"])
-def test_without_opentelemetry_a_trace_is_passed_on_and_logged(operation: str) -> None:
+def test_trace_is_passed_on_and_logged_without_opentelemetry(operation: str) -> None:
     wire = Wire()
     call(PassThrough(), operation, wire, traceparent=PARENT, tracestate="vendor=1")
     assert {(one.get("traceparent"), one.get("tracestate")) for one in wire.headers} == {(PARENT, "vendor=1")}
@@ -75,7 +75,7 @@ def test_without_opentelemetry_a_trace_is_passed_on_and_logged(operation: str) -
         PARENT + "-1",
     ],
 )
-def test_what_is_no_trace_goes_nowhere(parent: str) -> None:
+def test_invalid_traceparent_is_ignored(parent: str) -> None:
     wire = Wire()
     assert call(PassThrough(), "validate", wire, traceparent=parent).status_code == 422
     assert all("traceparent" not in one for one in wire.headers)
@@ -90,7 +90,7 @@ def traced(operation: str, wire: Wire, **headers: str) -> list[ReadableSpan]:
     return list(exporter.get_finished_spans())
 
 
-def test_calls_attempts_and_the_ledger_are_spans_of_the_callers_trace() -> None:
+def test_calls_attempts_and_ledger_are_spans_of_callers_trace() -> None:
     wire = Wire()
     wire.script = {"check": [503]}
     spans = traced("consume", wire, traceparent=PARENT)
@@ -110,7 +110,7 @@ def test_calls_attempts_and_the_ledger_are_spans_of_the_callers_trace() -> None:
     assert (root.attributes or {})["http.response.status_code"] == 200
 
 
-def test_no_code_and_no_key_is_in_a_span() -> None:
+def test_spans_hide_codes_and_keys() -> None:
     spans = traced("validate", Wire())
     assert spans
     told = " ".join(span.to_json() for span in spans)
@@ -119,7 +119,7 @@ def test_no_code_and_no_key_is_in_a_span() -> None:
     assert "the engine's key" not in told
 
 
-def test_nothing_of_opentelemetry_is_imported_where_no_collector_is_named() -> None:
+def test_opentelemetry_is_not_imported_without_a_collector() -> None:
     code = (
         "import sys; from mapper.http import app; from mapper.ops import tracing; tracing.from_environment({}, 'x');"
         "sys.exit(any(name.startswith('opentelemetry') for name in sys.modules))"
@@ -127,7 +127,7 @@ def test_nothing_of_opentelemetry_is_imported_where_no_collector_is_named() -> N
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_a_collector_without_the_extra_is_said(
+def test_collector_without_installed_extra_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)

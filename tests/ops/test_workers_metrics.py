@@ -1,4 +1,4 @@
-"""`/metrics` of a real process with two workers: whichever is asked, the figures are those of both."""
+"""`/metrics` of a real process with two workers: either worker reports the figures of both."""
 
 import re
 import signal
@@ -24,7 +24,7 @@ def engine() -> Iterator[str]:
         yield url
 
 
-def test_the_metrics_are_those_of_all_workers_together(tmp_path: Path, engine: str) -> None:
+def test_metrics_are_summed_over_all_workers(tmp_path: Path, engine: str) -> None:
     settings = {"MAPPER_VALIDATE_DEADLINE_MS": "30000", "TMPDIR": str(tmp_path)}
     with process(tmp_path, engine, "--workers", "2", "--drain", "0", **settings) as service:
         service.wait_for(lambda: service.logged("ready"))
@@ -50,5 +50,5 @@ def test_the_metrics_are_those_of_all_workers_together(tmp_path: Path, engine: s
         service.wait_for(lambda: service.logged("renewed"))
         (folder,) = tmp_path.glob("promotions-mapper-*")
         gauges = {int(file.stem.rpartition("_")[2]) for file in folder.glob("gauge_live*.db")}
-        assert gauges == service.workers()  # a gauge of a process that has ended would stay as it was, for ever
+        assert gauges == service.workers()  # the gauge of an ended process would stay for ever
         assert service.stop() == 0

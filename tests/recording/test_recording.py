@@ -1,4 +1,4 @@
-"""Calls are recorded without what is secret or personal, and cost the same when they are replayed."""
+"""Calls are recorded without secret or personal data, and replayed with the same prices."""
 
 import json
 import os
@@ -116,7 +116,7 @@ def journeys(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, dict[str,
                 assert answer.status_code == 200, answer.text
                 order = shop.post("consume", answer.json()["checkout"])
                 assert order.status_code == 200, order.text
-                # The same order again is answered from the ledger: there is nothing to replay.
+                # The ledger answers the same order again: there is nothing to replay.
                 assert shop.post("consume", answer.json()["checkout"]).status_code == 200
     return environments
 
@@ -131,9 +131,7 @@ def differences(given: Mapping[str, str]) -> list[Finding]:
 
 
 @BOTH
-def test_a_recorded_call_costs_the_same_when_it_is_replayed(
-    engine: str, journeys: Mapping[str, dict[str, str]]
-) -> None:
+def test_replay_of_recorded_call_gives_same_prices(engine: str, journeys: Mapping[str, dict[str, str]]) -> None:
     validated, consumed = recorded(journeys[engine])
     assert [validated.operation, consumed.operation] == ["validate", "consume"]
     assert differences(journeys[engine]) == []
@@ -144,7 +142,7 @@ def test_a_recorded_call_costs_the_same_when_it_is_replayed(
 
 
 @BOTH
-def test_nothing_secret_or_personal_stands_in_a_record(engine: str, journeys: Mapping[str, dict[str, str]]) -> None:
+def test_record_holds_no_secret_or_personal_data(engine: str, journeys: Mapping[str, dict[str, str]]) -> None:
     for file in Path(journeys[engine]["MAPPER_RECORD"]).iterdir():
         text = file.read_text("utf-8")
         for word in (*PERSONAL, *CODES, *map(str.upper, CODES), fakes.SECRET.decode(), "receipt", "uthorization"):
@@ -154,7 +152,7 @@ def test_nothing_secret_or_personal_stands_in_a_record(engine: str, journeys: Ma
 
 
 @BOTH
-def test_a_changed_rounding_rule_is_found_to_the_cent(
+def test_replay_finds_changed_rounding_rule(
     engine: str, journeys: Mapping[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(money, "unit_price", lambda net, quantity: net // quantity)
@@ -164,8 +162,8 @@ def test_a_changed_rounding_rule_is_found_to_the_cent(
 
 
 @BOTH
-def test_another_question_is_a_finding_of_its_own(engine: str, journeys: Mapping[str, dict[str, str]]) -> None:
-    """Another question has another answer, so nothing is said about prices."""
+def test_replay_reports_a_changed_engine_request(engine: str, journeys: Mapping[str, dict[str, str]]) -> None:
+    """Another request has another reply, so prices are not compared."""
     for name in ("TALON_ONE_ADDITIONAL_COSTS", "VOUCHERIFY_CUSTOMER_METADATA"):
         found = differences({**journeys[engine], name: ""})
         if name.startswith(engine.upper()):
@@ -183,9 +181,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 @pytest.fixture
-def records_of_talon_one(
-    journeys: Mapping[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def talon_one_records(journeys: Mapping[str, dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the records, with the settings of a CI job: neither Nacelle's secrets nor a ledger."""
     given = journeys["talon_one"]
     for name, value in given.items():
@@ -196,19 +192,19 @@ def records_of_talon_one(
     return tmp_path / "copy"
 
 
-def test_the_command_says_which_carts_differ(
-    records_of_talon_one: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_replay_command_lists_carts_that_differ(
+    talon_one_records: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, _ = run(capsys, "replay", str(records_of_talon_one))
+    code, out, _ = run(capsys, "replay", str(talon_one_records))
     assert (code, out.strip()) == (0, "2 carts: 2 as recorded, 0 differ, 0 cannot be used.")
     monkeypatch.setattr(money, "unit_price", lambda net, quantity: net // quantity)
-    code, out, _ = run(capsys, "replay", str(records_of_talon_one))
+    code, out, _ = run(capsys, "replay", str(talon_one_records))
     assert code == 1
     assert "2 differ" in out
     (line, *_) = [line for line in out.splitlines() if "/order_items/1/price" in line]
     assert line.split()[1] == "cart-1"
     assert line.split()[-2:] == ["30.01", "30.00"]
-    code, out, _ = run(capsys, "replay", str(records_of_talon_one), "--json")
+    code, out, _ = run(capsys, "replay", str(talon_one_records), "--json")
     told = json.loads(out)
     assert (code, told["differing"], told["same"]) == (1, 2, 0)
     assert told["carts"][0]["findings"][0]["place"] == "/order_items/1/price"
@@ -227,51 +223,51 @@ def test_the_command_says_which_carts_differ(
         ((b'"exchanges"', b'"filled": {"0": 1}, "exchanges"'), "it is not a record"),
     ],
 )
-def test_what_cannot_be_used_is_told_and_is_no_agreement(
-    content: bytes | tuple[bytes, bytes], said: str, records_of_talon_one: Path, capsys: pytest.CaptureFixture[str]
+def test_replay_command_exits_2_on_unusable_record(
+    content: bytes | tuple[bytes, bytes], said: str, talon_one_records: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = min(records_of_talon_one.iterdir())
+    file = min(talon_one_records.iterdir())
     if isinstance(content, tuple):
         content = file.read_bytes().replace(*content)
     file.write_bytes(content)
-    code, out, _ = run(capsys, "replay", str(records_of_talon_one))
+    code, out, _ = run(capsys, "replay", str(talon_one_records))
     assert code == 2
     assert said in out
     assert "1 as recorded, 0 differ, 1 cannot be used" in out
 
 
-def test_no_record_at_all_is_no_agreement(
-    records_of_talon_one: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_replay_command_exits_2_without_records_or_settings(
+    talon_one_records: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for folder in (records_of_talon_one / "missing", records_of_talon_one.parent):
+    for folder in (talon_one_records / "missing", talon_one_records.parent):
         code, _, err = run(capsys, "replay", str(folder))
         assert (code, err) == (2, f"There is no record in {folder}.\n")
     monkeypatch.setenv("TALON_ONE_API_KEY", "")
-    code, _, err = run(capsys, "replay", str(records_of_talon_one))
+    code, _, err = run(capsys, "replay", str(talon_one_records))
     assert code == 2
     assert "TALON_ONE_API_KEY" in err
 
 
-def test_a_record_is_explained_without_the_engine(
-    records_of_talon_one: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_explain_command_needs_no_engine(
+    talon_one_records: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NACELLE_SIGNING_SECRETS", "a secret that is long enough")
     monkeypatch.setenv("TALON_ONE_BASE_URL", "http://127.0.0.1:1")
-    for file in records_of_talon_one.iterdir():
+    for file in talon_one_records.iterdir():
         code, out, _ = run(capsys, "explain", str(file), "--exchange")
         assert code == 0, out
         for text in ("-35.00", "30.01", "-74.00", "This code does not exist.", '"couponCodes"'):
             assert text in out, text
 
 
-# -- Off the way of the call -----------------------------------------------------------------------------------------
+# -- Recording beside the call ---------------------------------------------------------------------------------------
 
 TEN_OFF = Outcome(discounts=(Discount(name="Ten", description="", amount=1000, effect_type="off", line=0),))
 SMALL = {"id": "c-1", "items": [{"sku": "S", "quantity": 1, "price": "140.00"}], "promotions": {}}
 
 
 class FakeShop(Shop):
-    """With an engine of our own invention."""
+    """The service with a fake adapter."""
 
     def __init__(self, folder: Path, adapter: fakes.FakeAdapter | None = None) -> None:
         self.folder = folder
@@ -296,7 +292,7 @@ def wait_for(happened: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_an_engine_of_somebody_elses_is_recorded_and_replayed(shop: FakeShop) -> None:
+def test_custom_adapter_is_recorded_and_replayed(shop: FakeShop) -> None:
     with shop.http:
         assert shop.post("validate", SMALL).status_code == 200
         wait_for(lambda: 'mapper_records_total{fate="written"} 1.0' in shop.http.get("/metrics").text)
@@ -311,7 +307,7 @@ def test_an_engine_of_somebody_elses_is_recorded_and_replayed(shop: FakeShop) ->
 
 
 class TokenAdapter(fakes.FakeAdapter):
-    """Gets a token from its engine, and sends it in a header."""
+    """Gets a token from its engine and sends it in a header."""
 
     pattern = rb""
 
@@ -334,7 +330,7 @@ class TokenAdapter(fakes.FakeAdapter):
         (b'{"access":"%s"}', rb'"access": ?"([^"]*)"'),
     ],
 )
-def test_a_token_that_the_engine_gives_out_is_in_no_record(tmp_path: Path, reply: bytes, pattern: bytes) -> None:
+def test_record_hides_token_of_the_engine(tmp_path: Path, reply: bytes, pattern: bytes) -> None:
     shop = FakeShop(tmp_path, TokenAdapter())
     TokenAdapter.pattern, shop.wire.reply = pattern, reply % CANARY.encode()
     with shop.http:
@@ -344,14 +340,14 @@ def test_a_token_that_the_engine_gives_out_is_in_no_record(tmp_path: Path, reply
     assert replay(shop.configured, records.read(text)) == []
 
 
-def test_who_has_not_shown_a_secret_fills_no_disk(shop: FakeShop) -> None:
+def test_unsigned_and_invalid_calls_are_not_recorded(shop: FakeShop) -> None:
     with shop.http:
         assert shop.http.post("/promotions/validate", json=SMALL).status_code == 401
         assert shop.post("validate", {"items": "none"}).status_code == 400
     assert shop.files() == []
 
 
-def test_a_disk_that_fails_costs_records_and_no_checkout(
+def test_full_disk_loses_records_but_no_checkout(
     shop: FakeShop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     written = threading.Semaphore(0)
@@ -376,12 +372,12 @@ def test_a_disk_that_fails_costs_records_and_no_checkout(
         monkeypatch.undo()
     assert list(shop.folder.iterdir()) == []
     warnings = [entry for entry in caplog.records if entry.getMessage() == "not recorded"]
-    (warning,) = warnings  # once, or it would fill the log's disk as well
+    (warning,) = warnings  # once, or it would fill the log's disk, too
     assert warning.exc_info is None, "an adapter's own words may hold what is personal"
     assert warning.__dict__["facts"]["cause"] == "No space left on device"
 
 
-def test_each_fate_is_counted(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_and_written_records_are_counted(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
     fates: list[recorder.Fate] = []
     held = threading.Event()
 
@@ -393,7 +389,7 @@ def test_each_fate_is_counted(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(recorder, "MAX_QUEUED", 1)
     keeper = recorder.Recorder(shop.folder, shop.configured, str, fates.append)
     transcripts = [Transcript("validate", None, (), {}, has_ended=True)]
-    for _ in range(3):  # one is being written, one waits, so one more is too many at the latest
+    for _ in range(3):  # one is being written, one waits, so the third is dropped at the latest
         keeper.record(Call("validate", "r-1"), 200, "ok", "ok", transcripts)
     assert "dropped" in fates
     held.set()
@@ -401,7 +397,7 @@ def test_each_fate_is_counted(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -
     assert "written" in fates
 
 
-def test_the_oldest_records_give_way_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_oldest_records_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = tmp_path / "a-file-of-somebody-else.json"
     own.write_text("{}")
     monkeypatch.setattr(recorder, "MAX_FILES", 3)
@@ -415,7 +411,7 @@ def test_the_oldest_records_give_way_and_nothing_else(tmp_path: Path, monkeypatc
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_without_the_setting_nobody_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_recorded_without_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     adapter = fakes.FakeAdapter()
     configured = fakes.settings(adapter, MAPPER_LEDGER_URL=fakes.new_ledger())
@@ -427,8 +423,8 @@ def test_without_the_setting_nobody_listens(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_redacting_would_change_is_not_recorded(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An adapter whose discount depends on the customer's very name cannot be replayed without it."""
+def test_call_that_redaction_changes_is_not_recorded(shop: FakeShop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An adapter whose discount depends on the customer's name cannot be replayed without it."""
 
     def validate(checkout: Any, session: str) -> Any:
         yield shop.adapter._request("validate", session, repeatable=True)
@@ -441,7 +437,7 @@ def test_what_redacting_would_change_is_not_recorded(shop: FakeShop, monkeypatch
     assert shop.files() == []
 
 
-def test_a_folder_that_cannot_be_written_is_a_wrong_setting(
+def test_unwritable_record_folder_stops_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -452,7 +448,7 @@ def test_a_folder_that_cannot_be_written_is_a_wrong_setting(
     assert "MAPPER_RECORD" in err
 
 
-# -- What is replaced ------------------------------------------------------------------------------------------------
+# -- Redaction -------------------------------------------------------------------------------------------------------
 
 
 def redacted(body: object, *codes: str) -> Any:
@@ -481,12 +477,12 @@ def redacted(body: object, *codes: str) -> Any:
         ({"created_at": "2026-11-27T19:00:00Z", "type": "gift"}, None),
     ],
 )
-def test_what_becomes_of_a_body(body: object, becomes: object) -> None:
+def test_body_is_redacted(body: object, becomes: object) -> None:
     found = json.loads(json.dumps(redacted(body, "AB", "10"), default=float))
     assert found == (body if becomes is None else becomes)
 
 
-def test_a_reply_names_what_the_body_named() -> None:
+def test_reply_is_redacted_like_the_body() -> None:
     redaction = Redaction(["XMAS"], lambda _: "")
     redaction.body(b'{"customer": {"name": "Anna Smith"}, "note": "voucher"}')
     reply = {

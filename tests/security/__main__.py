@@ -1,4 +1,4 @@
-"""`make security`: runs the tests behind each check, and says by id what held. Exit code 1 where one did not."""
+"""`make security`: runs the tests of each check and prints the result by id. Exit code 1 if one failed."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from tests.security.checks import CHECKS
 
 
 def nodes(tests: tuple[str, ...]) -> list[str]:
-    """What pytest is to be told."""
+    """The arguments for pytest."""
     found = []
     for entry in tests:
         file, *names = entry.split()

@@ -1,4 +1,4 @@
-"""The security checks, by id: what each says, and which tests prove it. `python -m tests.security` runs them."""
+"""The security checks, by id: what each requires, and which tests prove it. `python -m tests.security` runs them."""
 
 # ruff: noqa: E501, ISC004 - a table: each row is one check
 
@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 
 class Check(NamedTuple):
-    """`tests`: a file of tests and names in it, blank-separated. `note`: where it is not as the list first had it."""
+    """`tests`: a file of tests and names in it, blank-separated. `note`: how it differs from the original list."""
 
     says: str
     tests: tuple[str, ...] = ()
@@ -36,7 +36,7 @@ CHECKS: Final = {
         "every other spelling: 401",
         (f"{SIGNATURE} test_invalid_signatures_get_the_same_message",),
     ),
-    "S5": Check("bytes that are no ASCII: 401, no fault", (f"{APP} test_401_is_identical_for_every_signature_fault",)),
+    "S5": Check("non-ASCII bytes: 401, no internal error", (f"{APP} test_401_is_identical_for_every_signature_fault",)),
     "S6": Check(
         "a doubled header: 401",
         (
@@ -65,7 +65,7 @@ CHECKS: Final = {
         "validate after consume reopens nothing",
         (
             "tests/orders/test_redeem.py test_cart_gets_new_session_after_its_order",
-            f"{LIVE} test_a_validate_after_consume_leaves_the_engines_session_closed",
+            f"{LIVE} test_validate_after_consume_leaves_engine_session_closed",
         ),
     ),
     "S15": Check(
@@ -92,7 +92,7 @@ CHECKS: Final = {
     ),
     "H6": Check("silence and half a head", (f"{SERVER} test_slow_client_is_cut_off",)),
     "H7": Check("a dripping body", (f"{SERVER} test_slow_client_is_cut_off",)),
-    "H8": Check("silent connections keep nobody out", (f"{SERVER} test_silent_connections_do_not_block_others",)),
+    "H8": Check("silent connections do not block others", (f"{SERVER} test_silent_connections_do_not_block_others",)),
     "H9": Check(
         "bodies that are too large",
         (f"{APP} test_body_over_the_limit_gets_413", f"{SERVER} test_floods_leave_no_memory_behind"),
@@ -102,13 +102,19 @@ CHECKS: Final = {
     "H12": Check("no `Host`, or two: 400", (OTHERS_READ,)),
     "H13": Check(
         "other methods: 405 with `Allow`",
-        (f"{APP} test_other_paths_and_methods_get_an_error", f"{LIVE} test_405_and_404"),
+        (
+            f"{APP} test_other_paths_and_methods_get_an_error",
+            f"{LIVE} test_wrong_methods_get_405_and_unknown_paths_404",
+        ),
     ),
     "H14": Check("other ways to write a path: 404", (f"{SERVER} test_other_forms_of_a_target_are_refused",)),
-    "H15": Check("`X-Forwarded-For` counts for nothing", (f"{LIVE} test_who_forwards_is_not_believed",)),
+    "H15": Check("`X-Forwarded-For` is ignored", (f"{LIVE} test_forwarded_headers_are_ignored",)),
     "H16": Check(
         "headers of every answer",
-        (f"{APP} test_signed_call_gets_200 test_body_over_the_limit_gets_413", f"{LIVE} test_405_and_404"),
+        (
+            f"{APP} test_signed_call_gets_200 test_body_over_the_limit_gets_413",
+            f"{LIVE} test_wrong_methods_get_405_and_unknown_paths_404",
+        ),
     ),
     "H17": Check("`Upgrade`, HTTP/2, TLS", (f"{SERVER} test_connection_closes_after_an_upgrade_request", OTHERS_READ)),
     "H18": Check(
@@ -122,13 +128,13 @@ CHECKS: Final = {
         "the JSON grammar",
         (
             f"{DOCUMENT} test_valid_json_is_accepted_and_kept test_invalid_json_is_refused",
-            f"{LIVE} test_the_json_grammar_holds_for_signed_calls",
+            f"{LIVE} test_json_grammar_holds_for_signed_calls",
         ),
         "A table of our own by the categories of JSONTestSuite, whose files are in no package.",
     ),
     "J3": Check(
         "`NaN`, `Infinity`",
-        (f"{MONEY} test_other_texts_are_not_money", f"{LIVE} test_a_price_that_is_no_number_is_refused"),
+        (f"{MONEY} test_other_texts_are_not_money", f"{LIVE} test_price_other_than_a_number_is_refused"),
     ),
     "J4": Check("huge exponents and digits", (f"{MONEY} test_other_texts_are_not_money",)),
     "J5": Check(
@@ -149,7 +155,7 @@ CHECKS: Final = {
     "J8": Check(
         "codes with NUL, half a surrogate pair, invisible characters",
         (
-            f"{LIVE} test_odd_codes",
+            f"{LIVE} test_malformed_codes_are_refused",
             "tests/domain/test_codes.py test_malformed_code_is_refused_as_entered_and_others_stay",
         ),
         "Refused as codes (422, `malformed`), not 400; characters that nobody sees are taken out.",
@@ -193,16 +199,16 @@ CHECKS: Final = {
         (
             f"{APP} test_request_log_line_has_facts_and_no_secret",
             f"{TRANSPORT} test_logs_errors_and_reprs_hide_secrets_and_urls",
-            f"{LIVE} test_canaries_are_nowhere",
+            f"{LIVE} test_secrets_and_codes_are_not_in_logs_or_operator_routes",
         ),
         "Codes are there as keyed hashes (`MAPPER_LOG_CODES`), so that support can find one.",
     ),
-    "L2": Check("no text forges a line", ("tests/ops/test_telemetry.py test_no_text_can_forge_a_line",)),
-    "L3": Check("a fault tells nothing", (f"{APP} test_internal_error_names_only_the_request_id",)),
-    "L4": Check("operators' routes", (f"{LIVE} test_canaries_are_nowhere",)),
+    "L2": Check("data cannot forge a log line", ("tests/ops/test_telemetry.py test_data_cannot_forge_a_log_line",)),
+    "L3": Check("an internal error reveals nothing", (f"{APP} test_internal_error_names_only_the_request_id",)),
+    "L4": Check("operators' routes", (f"{LIVE} test_secrets_and_codes_are_not_in_logs_or_operator_routes",)),
     "A1": Check(
         "guessed codes",
-        (f"{LIVE} test_each_guessed_code_is_counted_and_told_with_its_checkout",),
+        (f"{LIVE} test_each_guessed_code_is_counted_and_logged_with_its_checkout",),
         "Not limited here: see *Guessed codes*.",
     ),
     "A2": Check(
@@ -212,24 +218,26 @@ CHECKS: Final = {
     "P1": Check(
         "the container's rights", ("tests/test_deploy.py test_containers_have_no_rights_and_no_place_to_write",)
     ),
-    "P2": Check("stops lose nothing", (f"{SERVER} test_stopping_process_is_unready_first_and_loses_no_request",)),
+    "P2": Check(
+        "stopping loses no request", (f"{SERVER} test_stopping_process_is_unready_first_and_loses_no_request",)
+    ),
     "P3": Check("several processes on one ledger", ("tests/orders/test_ledger_sqlite.py",)),
     "P4": Check(
         "known holes",
-        (f"{SUPPLY} test_what_was_not_audited_is_no_clean_bill test_what_is_known_to_have_a_hole_is_not_pinned",),
+        (f"{SUPPLY} test_audit_exits_2_if_packages_were_not_audited test_vulnerable_versions_are_not_pinned",),
         "`make audit`; it needs the network, and exits with 2 where there is none.",
     ),
     "P5": Check(
-        "the SBOM", (f"{SUPPLY} test_the_sbom_is_the_lock",), "`make sbom` writes it from the lock and compares."
+        "the SBOM", (f"{SUPPLY} test_sbom_equals_the_lock",), "`make sbom` writes it from the lock and compares."
     ),
     "P6": Check(
         "the base image",
-        (f"{SUPPLY} test_an_image_is_built_from_one_base_that_can_be_named_by_digest",),
+        (f"{SUPPLY} test_image_has_one_base_that_can_be_pinned_by_digest",),
         "By tag in the Dockerfile, which says how to pin it by digest; releases are built from one. No CI workflows are here.",
     ),
     "P7": Check(
         "no secrets in the sources",
-        (f"{SUPPLY} test_no_file_holds_a_key_of_a_known_shape",),
+        (f"{SUPPLY} test_no_file_holds_a_key_of_known_form",),
         "`make secrets`; keys that tests need are made when they run.",
     ),
 }

@@ -1,4 +1,4 @@
-"""The list of checks and what it points at."""
+"""The list of checks and the tests that it names."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_each_check_is_proven_by_tests_that_exist_or_says_where_it_is(name: str) -> None:
+def test_each_check_names_existing_tests_or_has_a_note(name: str) -> None:
     check = CHECKS[name]
     assert check.tests or check.note
     for entry in check.tests:
@@ -20,12 +20,12 @@ def test_each_check_is_proven_by_tests_that_exist_or_says_where_it_is(name: str)
         assert not {one for one in names if not re.search(rf"^(async )?def {one}\b", text, re.MULTILINE)}
 
 
-def test_the_list_is_whole() -> None:
+def test_list_of_checks_is_complete() -> None:
     numbers = {"S": 16, "H": 18, "J": 12, "O": 11, "L": 4, "A": 2, "P": 7}
     assert list(CHECKS) == [f"{letter}{number}" for letter, most in numbers.items() for number in range(1, most + 1)]
 
 
-def test_what_differs_from_the_list_is_on_the_security_page() -> None:
+def test_notes_of_checks_are_on_the_security_page() -> None:
     page = (ROOT / "docs" / "security.md").read_text("utf-8")
     assert not [
         name for name, check in CHECKS.items() if check.note and f"| {name} | {check.says} | {check.note} |" not in page

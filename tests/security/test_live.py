@@ -1,4 +1,4 @@
-"""Checks against the whole service that no other test makes."""
+"""Security checks of the whole service that no other test makes."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from tests.sandbox.live import control
 CODE = "CANARY-CODE-7"
 
 
-def test_405_and_404() -> None:
+def test_wrong_methods_get_405_and_unknown_paths_404() -> None:
     made = Client()
     with made.http as http:
         for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH"):
@@ -38,7 +38,7 @@ def test_405_and_404() -> None:
 
 @BOTH
 @pytest.mark.parametrize("code", ["A\u0000B", "\\ud800", "A" * 101, "A\nB"])
-def test_odd_codes(operation: str, code: str) -> None:
+def test_malformed_codes_are_refused(operation: str, code: str) -> None:
     made = Client()
     text = json.dumps({**BODIES[operation], "promotions": {"coupon_codes": [code]}}).replace("\\\\u", "\\u")
     with made.http:
@@ -58,12 +58,12 @@ UNDEFINED = (
     b"[" * 500 + b"]" * 500, b'{"v": ' + b"[" * 100_000, b'{"v": ' + b"[" * 3000 + b"]" * 3000 + b"}",
     b'{"a": ' * 3000 + b"1" + b"}" * 3000, b"[[],[[]]]", b"1", b"null", b'"{}"', b" ", b"\0", b"{}{}", b"{} #",
 )  # fmt: skip
-"""Bodies that a parser may take or leave, or that are no object: as a whole, from the categories of JSONTestSuite."""
+"""Bodies that a parser may accept or refuse, or that are not objects, by the categories of JSONTestSuite."""
 
 
 @BOTH
-def test_the_json_grammar_holds_for_signed_calls(operation: str) -> None:
-    """A table of our own, by the categories of JSONTestSuite: a body that is JSON comes back, and none is a fault."""
+def test_json_grammar_holds_for_signed_calls(operation: str) -> None:
+    """By the categories of JSONTestSuite: valid JSON is returned, and no body is an internal error."""
     made = Client()
     usual = json.dumps(BODIES[operation])[:-1].encode()
     with made.http:
@@ -82,7 +82,7 @@ def test_the_json_grammar_holds_for_signed_calls(operation: str) -> None:
 
 @BOTH
 @pytest.mark.parametrize("price", ["NaN", "Infinity", "-Infinity", "1e400", '"NaN"', '"sNaN"', '"Infinity"', '"1e400"'])
-def test_a_price_that_is_no_number_is_refused(operation: str, price: str) -> None:
+def test_price_other_than_a_number_is_refused(operation: str, price: str) -> None:
     made = Client()
     with made.http:
         body = json.dumps(BODIES[operation]).replace('"140.00"', price).encode()
@@ -93,8 +93,8 @@ def test_a_price_that_is_no_number_is_refused(operation: str, price: str) -> Non
     assert made.wire.sent == []
 
 
-def test_a_validate_after_consume_leaves_the_engines_session_closed() -> None:
-    """However often a captured checkout is sent again."""
+def test_validate_after_consume_leaves_engine_session_closed() -> None:
+    """Even if a captured checkout is sent again."""
     with sandbox.running(sandbox.create()) as url:
         environment = {
             "MAPPER_ENGINE": "talon_one",
@@ -116,7 +116,9 @@ def test_a_validate_after_consume_leaves_the_engines_session_closed() -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_canaries_are_nowhere(form: logs.Format, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_and_codes_are_not_in_logs_or_operator_routes(
+    form: logs.Format, monkeypatch: pytest.MonkeyPatch
+) -> None:
     written = io.StringIO()
     root, handlers, levels = (
         logging.getLogger(),
@@ -128,7 +130,7 @@ def test_canaries_are_nowhere(form: logs.Format, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(logs, "_writer", None)
     logs.configure("debug", form)
     try:
-        seen = _everything_once()
+        seen = _call_everything()
     finally:
         root.handlers[:] = handlers
         root.setLevel(levels[0])
@@ -139,8 +141,8 @@ def test_canaries_are_nowhere(form: logs.Format, monkeypatch: pytest.MonkeyPatch
     assert "c-1" not in seen, "no route for operators tells of an order"
 
 
-def _everything_once() -> str:
-    """Calls that fail in each way; what the operators' routes say then."""
+def _call_everything() -> str:
+    """Makes calls that fail in each way; returns what the operators' routes show then."""
     made = Client()
     made.adapter.granted = Outcome(rejected=(Rejection(CODE, Reason.EXPIRED, "x"),))
     seen = ""
@@ -155,8 +157,8 @@ def _everything_once() -> str:
     return seen
 
 
-def test_each_guessed_code_is_counted_and_told_with_its_checkout(caplog: pytest.LogCaptureFixture) -> None:
-    """Guesses are not limited here; whoever looks can see them, and limit them where the shopper is known."""
+def test_each_guessed_code_is_counted_and_logged_with_its_checkout(caplog: pytest.LogCaptureFixture) -> None:
+    """Guesses are not limited here: an operator sees them and limits them where the shopper is known."""
     caplog.set_level("INFO")
     made, guesses = Client(), 50
     with made.http as http:
@@ -170,7 +172,7 @@ def test_each_guessed_code_is_counted_and_told_with_its_checkout(caplog: pytest.
     assert len([line for line in told if "c-1" in line and "not_found" in line]) == guesses
 
 
-def test_who_forwards_is_not_believed(caplog: pytest.LogCaptureFixture) -> None:
+def test_forwarded_headers_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     made = Client()
     with made.http:

@@ -1,4 +1,4 @@
-"""What we are built from: known holes, the SBOM, the base image, no secret in a file."""
+"""The supply chain: known vulnerabilities, the SBOM, the base image, no secret in a file."""
 
 import json
 import re
@@ -26,10 +26,10 @@ PINNED = dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", (ROOT / "requirements.t
         ("", 127, 2, False),
     ],
 )
-def test_what_was_not_audited_is_no_clean_bill(
+def test_audit_exits_2_if_packages_were_not_audited(
     said: str, code: int, exits: int, *, is_audited: bool, tmp_path: Path
 ) -> None:
-    """`make audit`, with a pip-audit that answers so."""
+    """`make audit` with a fake pip-audit."""
     script, tool = tmp_path / "scripts/audit.sh", tmp_path / ".venv/bin/pip-audit"
     for file in (script, tool):
         file.parent.mkdir(parents=True)
@@ -42,11 +42,11 @@ def test_what_was_not_audited_is_no_clean_bill(
 
 
 @pytest.mark.parametrize(("package", "least"), [("aiohttp", (3, 14, 3)), ("h11", (0, 16, 0))])
-def test_what_is_known_to_have_a_hole_is_not_pinned(package: str, least: tuple[int, ...]) -> None:
+def test_vulnerable_versions_are_not_pinned(package: str, least: tuple[int, ...]) -> None:
     assert tuple(map(int, PINNED[package].split("."))) >= least
 
 
-def test_the_sbom_is_the_lock(tmp_path: Path) -> None:
+def test_sbom_equals_the_lock(tmp_path: Path) -> None:
     tool, lock, made = Path(sys.executable).with_name("cyclonedx-py"), ROOT / "requirements.txt", tmp_path / "sbom.json"
     if not tool.exists():
         pytest.skip("SKIPPED: cyclonedx-py is not installed (make lint installs it)")
@@ -60,7 +60,7 @@ def test_the_sbom_is_the_lock(tmp_path: Path) -> None:
         assert sbom.main(str(lock), str(made)) == 1
 
 
-def test_an_image_is_built_from_one_base_that_can_be_named_by_digest() -> None:
+def test_image_has_one_base_that_can_be_pinned_by_digest() -> None:
     text = (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", "")
     (argument,) = re.findall(r"^ARG (\w+)=\S+$", text, re.MULTILINE)
     assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {f"${{{argument}}}"}
@@ -76,8 +76,8 @@ SECRETS = re.compile(
 )
 
 
-def test_no_file_holds_a_key_of_a_known_shape() -> None:
-    """`make secrets` looks for more. Cassettes are recorded from real accounts."""
+def test_no_file_holds_a_key_of_known_form() -> None:
+    """`make secrets` looks for more forms. Cassettes are recorded from real accounts."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout
     files = [ROOT / name for name in listed.decode().split("\0") if name]
     if not files:

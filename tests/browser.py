@@ -1,4 +1,4 @@
-"""A real browser without a screen: Chromium, spoken to by its DevTools protocol over aiohttp's WebSocket.
+"""A headless Chromium, driven by its DevTools protocol over aiohttp's WebSocket.
 
 https://chromedevtools.github.io/devtools-protocol/
 """
@@ -40,7 +40,7 @@ class Page:
         self._ids = itertools.count(1)
         self._session = ""
         self.complaints: list[str] = []
-        """Everything that the console says, but for advice, and whatever could not be fetched."""
+        """Console messages except verbose ones, exceptions, and resources that failed to load."""
         self._loads = 0
 
     async def _call(self, method: str, **parameters: Any) -> Any:
@@ -73,7 +73,7 @@ class Page:
             await self._call(f"{domain}.enable")
 
     async def look(self, width: int, *, dark: bool = False) -> None:
-        """As wide as this, in CSS pixels, light or dark."""
+        """Set the width in CSS pixels, and the colour scheme."""
         await self._call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
         )
@@ -100,7 +100,7 @@ class Page:
             await self._call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **typed)
 
     async def tab_to(self, script: str) -> None:
-        """Presses the tab key until the script, about the focused element `e`, is true."""
+        """Press the tab key until the script, about the focused element `e`, is true."""
         for _ in range(200):
             await self.press("Tab", 9)
             if await self.run(f"(e => {script})(document.activeElement)"):
@@ -108,7 +108,7 @@ class Page:
         raise AssertionError(f"no tab leads to {script}")
 
     async def enter(self) -> None:
-        """Presses the enter key, and waits for the page that comes."""
+        """Press the enter key, and wait for the next page."""
         before = self._loads
         await self.press("Enter", 13, "\r")
         await self.loaded(before)
@@ -117,7 +117,7 @@ class Page:
         await self._call("Input.insertText", text=text)
 
     async def screenshot(self) -> bytes:
-        """The whole page, as a PNG."""
+        """Return the whole page as a PNG."""
         size = (await self._call("Page.getLayoutMetrics"))["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], 4000), "scale": 1}
         told = await self._call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)

@@ -1,14 +1,14 @@
-"""What holds for all tests."""
+"""Settings and hooks of all tests."""
 
 from hypothesis import settings
 
 from mapper.ops import logs
 
-# How long an example takes says more about the machine than about the code.
+# The time of an example depends more on the machine than on the code.
 settings.register_profile("mapper", deadline=None)
 settings.load_profile("mapper")
 
 
 def pytest_runtest_teardown() -> None:
-    """A test in which this process has served leaves its log lines to nobody: the next one reads them from pytest."""
+    """Remove the log writer of a test that has served in this process, so that the next test logs to pytest."""
     logs._writer = None

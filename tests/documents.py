@@ -1,6 +1,6 @@
-"""Random checkouts and orders as JSON text, in every spelling that JSON allows, and a reader that is not ours.
+"""Random checkouts and orders as JSON text, in every spelling that JSON allows, and an independent reader.
 
-The reader keeps each token as it was spelled, so that two documents can be compared byte for byte, place by place.
+The reader keeps each token as spelled, so that two documents can be compared byte for byte, node by node.
 """
 
 import json
@@ -15,7 +15,7 @@ _TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[-+0-9.eE]+|true|false|null|[{}\[\]:
 
 
 def read(text: bytes) -> Any:
-    """A tree of dicts and lists whose leaves, and whose keys, are the tokens as they were spelled."""
+    """Return a tree of dicts and lists whose leaves and keys are the tokens as spelled."""
     tokens = _TOKEN.findall(text.decode())
     assert "".join(_TOKEN.sub("", text.decode()).split()) == ""
     value, end = _read(tokens, 0)
@@ -64,7 +64,7 @@ def _object(draw: st.DrawFn, members: list[tuple[str, str]]) -> str:
 
 @st.composite
 def unknown_members(draw: st.DrawFn) -> list[tuple[str, str]]:
-    """Members that the contract does not name, some of them holding names that it does, one level down."""
+    """Members that the contract does not name; some contain names that it does, one level down."""
     inner = draw(_object([("price", '"1"'), ("discounts", "[]"), ("meta", draw(_scalars))]))
     value = st.one_of(
         _scalars, st.just(inner), st.lists(_scalars, max_size=3).map(lambda items: "[" + ", ".join(items) + "]")

@@ -1,4 +1,4 @@
-"""An engine of our own invention: an adapter that says what it is told to say, and a wire that fails when asked to."""
+"""A fake engine: an adapter that returns configured results, and a transport that fails on demand."""
 
 import asyncio
 import atexit
@@ -37,7 +37,7 @@ atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 
 
 def new_ledger() -> str:
-    """The URL of a ledger that does not exist yet."""
+    """Return the URL of a ledger that does not exist yet."""
     return f"sqlite:///{_FOLDER}/{uuid.uuid4().hex}.db"
 
 
@@ -56,7 +56,7 @@ Effect = Literal["none", "session", "redeems"]
 
 
 class FakeAdapter:
-    """Each conversation is one request, `/<name of the method>`; what it returns is set beforehand."""
+    """Each conversation is one request, `/<name of the method>`; its result is configured."""
 
     name = "fake"
     cost_pointers: tuple[str, ...] = ()
@@ -69,27 +69,27 @@ class FakeAdapter:
         }
         self.granted = Outcome()
         self.on_check: Outcome | None = None
-        """What the check grants, where it is something else."""
+        """The result of check, if not `granted`."""
         self.on_redeem: Outcome | NotRedeemed | Exception | None = None
-        """What redeeming grants, where it is something else."""
+        """The result of redeem, if not `granted`."""
         self.found = LookedUp("absent")
         self.capabilities = CAPABILITIES
         self.sessions: list[tuple[str, str]] = []
-        """(method, session) of every conversation that was started."""
+        """(method, session) of every started conversation."""
         self.customers: list[str] = []
-        """Whom orders were redeemed for."""
+        """The customer of each redemption."""
         self.attempts: list[str] = []
-        """What an idempotency key would name, of each redemption."""
+        """The attempt (for an idempotency key) of each redemption."""
         self.handle = ""
         self.handles: list[str] = []
-        """With which redemptions were taken back."""
+        """The handle of each undo."""
         self.undone_orders: list[Checkout | None] = []
         self.looked_up: list[tuple[Checkout, str]] = []
-        """(order, handle) of look-ups."""
+        """(order, handle) of each look-up."""
         self.undone: list[tuple[str, bool]] = []
-        """(session, whether for good)."""
+        """(session, final) of each undo."""
         self.surplus: list[tuple[str, ...]] = []
-        """What was taken back because it was redeemed too much."""
+        """The extra redemptions of each repair."""
 
     def validate(self, checkout: Checkout, session: str) -> Conversation[Outcome]:
         yield self._request("validate", session, repeatable=True)
@@ -140,7 +140,7 @@ class FakeAdapter:
 
 
 class FakeTransport:
-    """Answers 200 with `reply`, unless `script` holds statuses or exceptions for an operation: then these, in turn."""
+    """Answers 200 with `reply`, unless `script` has statuses or exceptions for an operation: then these, in turn."""
 
     def __init__(self) -> None:
         self.script: dict[str, list[int | Exception]] = {}
@@ -172,7 +172,7 @@ INGESTING = {"MAPPER_INGEST_TOKEN": "a token for ingesting", "NOMS_TOKEN": "noms
 
 
 def settings(adapter: FakeAdapter, **environment: str) -> Settings:
-    """Settings for an engine of our own: read as the service reads them, with the adapter put in."""
+    """Return settings for a fake engine: loaded as the service loads them, with the adapter replaced."""
     least = {
         "MAPPER_ENGINE": "talon_one",
         "TALON_ONE_BASE_URL": "https://engine.test",
@@ -183,7 +183,7 @@ def settings(adapter: FakeAdapter, **environment: str) -> Settings:
 
 
 def signed(body: object, **headers: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
-    """A body's bytes and its headers, signed as Nacelle signs."""
+    """Return a body's bytes and its headers, signed as Nacelle signs."""
     return signed_with(SECRET, body, **headers)
 
 

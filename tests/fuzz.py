@@ -1,7 +1,7 @@
-"""Throws bodies at the service that nobody would send: real ones, mutated, and garbage. `make fuzz` runs the long form.
+"""Sends mutated and random bodies to the service. `make fuzz` runs the long form.
 
-Every answer must be one of the contract's, no fault may reach the last resort (`internal`), and none may hold the
-event loop for long. The engine behind it answers every cart with the same effects, some of which do not fit.
+Every answer must be one of the contract's, no error may be `internal`, and no call may block the event loop for long.
+The engine answers every cart with the same effects, some of which do not fit.
 """
 
 import argparse
@@ -132,7 +132,7 @@ class Report:
     statuses: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     slowest: list[float] = field(default_factory=list)
-    """Seconds, the longest first."""
+    """Seconds, in descending order."""
 
 
 class _Wire:
@@ -146,7 +146,7 @@ class _Wire:
 
 
 def mutate(rng: random.Random, seeds: Sequence[dict[str, Any]] = SEEDS) -> bytes:
-    """A body: a real one with a few things wrong, or no body at all."""
+    """Return a valid body with a few faults, or random bytes."""
     kind = rng.random()
     if kind < 0.05:
         return rng.randbytes(rng.randrange(200))
@@ -154,13 +154,13 @@ def mutate(rng: random.Random, seeds: Sequence[dict[str, Any]] = SEEDS) -> bytes
         rng.choice(seeds), ensure_ascii=rng.random() < 0.5, separators=rng.choice([(",", ":"), (", ", ": ")])
     )
     if kind < 0.3:
-        # Other prices and quantities: what a shop might send.
+        # Other valid prices, quantities and currencies.
         for old in ("19.99", "14.99", "10.00", ": 2", ":2", "JPY", "USD"):
             if rng.random() < 0.2:
                 text = text.replace(old, rng.choice(["0.05", "0", "7", "1.1", "120.00", "KWD", ": 3", ":0"]), 1)
         return text.encode()
     if kind < 0.6:
-        # One value replaced by another of any kind: still JSON, most of the time.
+        # Replace a few values by odd ones: mostly still JSON.
         starts = [at for at, char in enumerate(text) if char == ":"]
         for at in rng.sample(starts, rng.randint(1, 3)):
             end = next((i for i in range(at + 1, len(text)) if text[i] in ",}]"), len(text))
@@ -245,7 +245,7 @@ async def fuzz(count: int, seed: int) -> Report:
 
 
 def compare_readers(count: int, seed: int) -> Report:
-    """Reads the lines of so many bodies in both ways. What the quick reader takes, the other one takes for the same."""
+    """Read the lines of `count` bodies with both readers: what the quick one accepts, both must read alike."""
     rng, report = random.Random(seed), Report()
     for _ in range(count):
         body = mutate(rng)
@@ -271,17 +271,17 @@ def compare_readers(count: int, seed: int) -> Report:
 
 
 def _read(read: Callable[[list[Any]], tuple[Line, ...]], lines: list[Any]) -> tuple[Line, ...] | str:
-    """The lines, or what is wrong with them."""
+    """Return the lines, or their fault."""
     try:
         return read(lines)
     except InvalidRequest as refused:
         return f"{refused.pointer}: {refused.message}"
-    except Exception as error:  # noqa: BLE001 - whatever the quick reader meets, it leaves to the other one
+    except Exception as error:  # noqa: BLE001 - the quick reader leaves any failure to the other one
         return repr(error)
 
 
 def compare_replies(count: int, seed: int) -> Report:
-    """Reads so many of Talon.One's answers in both ways: what is read in one pass is the same one by one."""
+    """Read `count` answers of Talon.One with both readers: what one pass accepts, both must read alike."""
     rng, report = random.Random(seed), Report()
     for _ in range(count):
         body = mutate(rng, REPLIES)
@@ -294,7 +294,7 @@ def compare_replies(count: int, seed: int) -> Report:
 
 
 def _told(state: replies.State) -> bytes:
-    """All that is read from an answer, spelled out: a NaN equals nothing, not even itself."""
+    """Return everything read from an answer as JSON text, so that a NaN equals itself."""
     places = range(len(state.effects or ()))
     props = [state.props(place) for place in places]
     found = (

@@ -37,13 +37,13 @@ REFUSED = Outcome(rejected=(Rejection("TEN", Reason.EXPIRED, "CouponExpired"), R
 
 
 class House:
-    """A service with a fake engine behind it, and a short way to call it. Its ledger lives as long as the house."""
+    """A service with a fake engine behind it, and short ways to call it. Its ledger lasts as long as the object."""
 
     def __init__(self, **environment: str) -> None:
         self.adapter, self.wire = FakeAdapter(), FakeTransport()
         self.now, self.record = NOW, Record("", "")
         self.time = 1000.0
-        """What deadlines, leases and quarantines are counted on; sleeping moves it."""
+        """The clock of deadlines, leases and quarantines; sleeping advances it."""
         self.pauses: list[float] = []
         self.ledger_url = new_ledger()
         self.configured = settings(self.adapter, **{"MAPPER_CANCEL_SECRETS": CANCEL_SECRET.decode(), **environment})
@@ -87,7 +87,7 @@ class House:
         await asyncio.sleep(0)
 
     def refusal(self, story: str, body: object) -> Problem:
-        """What is raised."""
+        """Return the problem that the call raises."""
         with pytest.raises(Problem) as raised:
             self.answer(story, body)
         return raised.value
@@ -102,7 +102,7 @@ class House:
         return raised.value
 
     def row(self, order: str = "c-1") -> Row:
-        """An order's row in the ledger."""
+        """Return an order's row in the ledger."""
 
         async def find(service: Service) -> list[Row]:
             return await service.redeemer.ledger.find(order=order)
@@ -111,13 +111,13 @@ class House:
         return row
 
     def reconcile(self, after_s: float = 0.0) -> None:
-        """One round of the reconciler, so many seconds later."""
+        """Run one round of the reconciler, `after_s` seconds later."""
         self.time += after_s
         asyncio.run(self.within(reconcile))
 
 
 def to_order(answer: dict[str, Any]) -> dict[str, Any]:
-    """A validated checkout as the order that a shop makes of it."""
+    """Return the order that a shop makes of a validated checkout."""
     checkout = answer["checkout"]
     lines = [
         {"sku": item["sku"], "quantity": item["quantity"], "price": item["price"], "discounts": item["total_discount"],
@@ -135,7 +135,7 @@ def carrying(amount: str) -> dict[str, Any]:
 
 
 async def reconcile(service: Service) -> None:
-    """One round."""
+    """Run one round of the reconciler."""
     rounds = 0
 
     async def stop(_: float) -> None:

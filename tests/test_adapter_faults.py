@@ -1,4 +1,4 @@
-"""An adapter that does wrong, seen from outside: nothing is redeemed twice, sold at list prices, or lost."""
+"""A faulty adapter, seen from outside: nothing is redeemed twice, sold at list prices, or lost."""
 
 import asyncio
 from decimal import Decimal
@@ -19,20 +19,20 @@ def off(**changes: Any) -> Outcome:
 
 
 WRONG: dict[str, Any] = {
-    "half an amount": off(amount=5.25),
-    "an amount that is a Decimal": off(amount=Decimal(5)),
-    "nothing off": off(amount=0),
-    "a line that is not there": off(line=9),
-    "a payload that is no JSON": Outcome(notices=(Notice("x", "x", object()),)),
-    "a code that nobody brought": Outcome(rejected=(Rejection("OTHER", Reason.EXPIRED, ""),)),
+    "fractional amount": off(amount=5.25),
+    "Decimal amount": off(amount=Decimal(5)),
+    "zero amount": off(amount=0),
+    "unknown line": off(line=9),
+    "payload that is no JSON": Outcome(notices=(Notice("x", "x", object()),)),
+    "unknown code": Outcome(rejected=(Rejection("OTHER", Reason.EXPIRED, ""),)),
     "no outcome": None,
-    "a discount": TEN_OFF.discounts[0],
+    "discount instead of outcome": TEN_OFF.discounts[0],
 }
 
 
 @pytest.mark.parametrize("value", WRONG.values(), ids=WRONG)
 @pytest.mark.parametrize("policy", ["refuse", "no_discount", "no_discount_without_codes"])
-def test_a_wrong_answer_to_validate_is_our_fault_and_never_a_list_price(value: Any, policy: str) -> None:
+def test_invalid_outcome_at_validate_is_an_internal_error(value: Any, policy: str) -> None:
     house = House(MAPPER_ON_ENGINE_FAILURE=policy)
     house.adapter.granted = value
     for promotions in ({"coupon_codes": ["TEN"]}, {}):
@@ -40,7 +40,7 @@ def test_a_wrong_answer_to_validate_is_our_fault_and_never_a_list_price(value: A
         assert (problem.category, problem.reason, problem.status("validate")) == ("internal", "adapter_error", 422)
 
 
-def test_an_adapter_that_breaks_is_our_fault_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exception_of_an_adapter_is_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House(MAPPER_ON_ENGINE_FAILURE="no_discount")
 
     def breaks(*_: object) -> Any:
@@ -51,7 +51,7 @@ def test_an_adapter_that_breaks_is_our_fault_too(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("value", [one for one in WRONG.values() if isinstance(one, Outcome)])
-def test_a_wrong_answer_once_it_is_redeemed_loses_no_answer(value: Outcome) -> None:
+def test_invalid_outcome_after_redeem_gives_a_notice(value: Outcome) -> None:
     house = House()
     house.adapter.granted, house.adapter.on_redeem = TEN_OFF, value
     order = house("consume", PAID)["order"]
@@ -63,7 +63,7 @@ def test_a_wrong_answer_once_it_is_redeemed_loses_no_answer(value: Outcome) -> N
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204])
-def test_any_2xx_is_a_redemption_that_was_answered(status: int) -> None:
+def test_any_2xx_is_an_answered_redemption(status: int) -> None:
     house = House()
     house.adapter.granted = TEN_OFF
     house.wire.script["redeem"] = [status]
@@ -83,7 +83,7 @@ def test_any_2xx_is_a_redemption_that_was_answered(status: int) -> None:
     ids=repr,
 )
 @pytest.mark.parametrize("repeatable", [False, True])
-def test_what_breaks_after_the_redemption_is_looked_up_and_never_sent_again(
+def test_error_after_redeem_is_looked_up_and_never_resent(
     bug: Exception, status: int, monkeypatch: pytest.MonkeyPatch, *, repeatable: bool
 ) -> None:
     house = House()

@@ -1,4 +1,4 @@
-"""What lies in deploy/ fits the program: metrics and settings exist, manifests are valid, units write little."""
+"""The files in deploy/ fit the program: metrics and settings exist, manifests are valid, units write little."""
 
 import configparser
 import json
@@ -40,7 +40,7 @@ def unit(name: str) -> configparser.ConfigParser:
 
 
 @pytest.mark.parametrize("name", ["alerts.yaml", "alerts_test.yaml", "grafana.json"])
-def test_every_metric_that_is_read_exists(name: str) -> None:
+def test_every_metric_in_rules_and_dashboard_exists(name: str) -> None:
     named = set(re.findall(r"\bmapper_[a-z_]+", (DEPLOY / name).read_text("utf-8")))
     assert named <= SERIES
 
@@ -50,14 +50,14 @@ def test_every_metric_is_on_the_dashboard() -> None:
     assert [row.name for row in TABLE if row.name not in text] == []
 
 
-def test_the_dashboards_panels_have_places_of_their_own() -> None:
+def test_dashboard_panels_do_not_overlap() -> None:
     panels = json.loads((DEPLOY / "grafana.json").read_text("utf-8"))["panels"]
     places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels}
     assert len(places) == len(panels)
 
 
 @pytest.mark.parametrize("arguments", [("check", "rules", "alerts.yaml"), ("test", "rules", "alerts_test.yaml")])
-def test_promtool_accepts_the_rules(arguments: tuple[str, ...]) -> None:
+def test_promtool_accepts_the_rules_files(arguments: tuple[str, ...]) -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("SKIPPED: promtool is not installed (Debian: prometheus)")
@@ -71,8 +71,8 @@ def test_manifests_are_valid(manifest: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_what_a_manifest_names_is_there() -> None:
-    """A schema does not look; a cluster does, or waits for ever."""
+def test_manifest_references_exist() -> None:
+    """A schema does not check references; a cluster does, or waits for ever."""
     named = {(one["kind"], one["metadata"]["name"]) for one in manifests()}
     (deployment,) = (one["spec"] for one in manifests() if one["kind"] == "Deployment")
     labels, pod = deployment["template"]["metadata"]["labels"], deployment["template"]["spec"]
@@ -99,11 +99,11 @@ def given_settings() -> Iterator[str]:
     yield from load("compose.yaml")["services"]["mapper"]["environment"]
 
 
-def test_every_setting_that_is_given_exists() -> None:
+def test_every_setting_in_manifests_exists() -> None:
     assert set(given_settings()) <= known_settings()
 
 
-def test_containers_have_no_rights_and_no_place_to_write() -> None:
+def test_containers_have_no_capabilities_and_read_only_root() -> None:
     rights = container()["securityContext"]
     assert rights["readOnlyRootFilesystem"]
     assert not rights["allowPrivilegeEscalation"]
@@ -114,7 +114,7 @@ def test_containers_have_no_rights_and_no_place_to_write() -> None:
             assert service["cap_drop"] == ["ALL"], name
 
 
-def test_a_slow_probe_restarts_nobody() -> None:
+def test_probes_tolerate_slow_answers() -> None:
     probes = container()
     assert probes["livenessProbe"]["httpGet"]["path"] == "/livez"
     for name in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -122,7 +122,7 @@ def test_a_slow_probe_restarts_nobody() -> None:
     assert probes["livenessProbe"]["failureThreshold"] * probes["livenessProbe"]["periodSeconds"] >= 30
 
 
-def test_the_operators_routes_are_where_no_customer_gets() -> None:
+def test_probes_and_metrics_use_the_admin_port() -> None:
     (config,) = (one["data"] for one in manifests() if one["kind"] == "ConfigMap")
     ports = {port["name"]: str(port["containerPort"]) for port in container()["ports"]}
     assert config["MAPPER_ADMIN_PORT"] == ports["admin"]
@@ -135,14 +135,14 @@ def test_the_operators_routes_are_where_no_customer_gets() -> None:
     assert [port["targetPort"] for port in service["spec"]["ports"]] == ["http"]
 
 
-def test_the_compose_files_settings_start_a_service() -> None:
+def test_compose_settings_are_valid() -> None:
     mapper = load("compose.yaml")["services"]["mapper"]
     configured = settings.load(mapper["environment"])
     assert f"127.0.0.1:{configured.admin_port}:{configured.admin_port}" in mapper["ports"]
 
 
-def test_what_is_not_the_service_is_not_asked_whether_it_is_well() -> None:
-    """The image's own health check asks the service. What has no network of its own starts after what it shares."""
+def test_only_serve_containers_have_a_health_check() -> None:
+    """The image's health check asks the service. A container that shares a network starts after its owner."""
     services = load("compose.yaml")["services"]
     for name, service in services.items():
         if service["image"] == "promotions-mapper":
@@ -152,7 +152,7 @@ def test_what_is_not_the_service_is_not_asked_whether_it_is_well() -> None:
 
 
 @pytest.mark.parametrize(("path", "is_well"), [("/livez", True), ("/elsewhere", False)])
-def test_the_images_health_check_asks_the_operators_port_and_no_proxy(path: str, *, is_well: bool) -> None:
+def test_image_health_check_asks_admin_port_without_proxy(path: str, *, is_well: bool) -> None:
     class Routes(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200 if self.path == path else 404)
@@ -168,7 +168,7 @@ def test_the_images_health_check_asks_the_operators_port_and_no_proxy(path: str,
     assert (done.returncode == 0) == is_well
 
 
-def test_the_unit_writes_to_its_own_folder_alone() -> None:
+def test_systemd_unit_writes_only_to_its_state_directory() -> None:
     service = unit("promotions-mapper.service")["Service"]
     assert service["ProtectSystem"] == "strict"
     assert service["Environment"].endswith("sqlite:////var/lib/promotions-mapper/ledger.db")

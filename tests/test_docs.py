@@ -1,6 +1,6 @@
-"""The pages are true: their tables are those of the program, and the README's commands work as printed.
+"""The docs are up to date: their tables match the program, and the README's commands work as printed.
 
-`python -m tests.test_docs` writes the tables anew.
+`python -m tests.test_docs` regenerates the tables.
 """
 
 import argparse
@@ -133,11 +133,11 @@ def section(text: str, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_tables_are_those_of_the_program(name: str) -> None:
+def test_generated_tables_are_up_to_date(name: str) -> None:
     assert section(PAGES[name].read_text("utf-8"), name).splitlines() == tables()[name]
 
 
-def test_the_readme_lists_every_category_with_its_status() -> None:
+def test_readme_lists_every_error_category_with_its_status() -> None:
     rows = re.findall(r"^\|[^|]*\| *(\d*) *\| *(\d*) *\| `(\w+)` \|$", README.read_text("utf-8"), re.MULTILINE)
     listed = {category: (validate, consume) for validate, consume, category in rows}
     assert set(listed) == set(errors.STATUS)
@@ -172,8 +172,8 @@ def test_operations_lists_every_command() -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the README's commands need curl")
-def test_the_readmes_commands_work_as_printed(tmp_path: Path) -> None:
-    """Pasted into a shell in an empty folder, on other ports than the README's, since those may be taken."""
+def test_readme_commands_work(tmp_path: Path) -> None:
+    """Paste them into a shell in an empty folder, with free ports instead of the README's."""
     blocks = re.findall(r"```sh\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     script = "set -eu\n" + "\n".join(block for block in blocks if "promotions-mapper serve" in block or "curl" in block)
     script = script.replace("promotions-mapper serve", "promotions-mapper serve --port 8080")
@@ -199,7 +199,7 @@ def test_the_readmes_commands_work_as_printed(tmp_path: Path) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Return unused ports."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -6,10 +6,10 @@ import pytest
 from tests.fuzz import Report, compare_readers, compare_replies, fuzz
 
 
-def test_no_body_brings_the_service_out_of_its_contract() -> None:
+def test_fuzzed_bodies_get_only_contract_answers() -> None:
     report = asyncio.run(fuzz(3000, seed=20_261_121))
     assert report.faults == []
-    # A sample that only ever fails, or only ever succeeds, would prove nothing.
+    # A sample in which every body fails, or every body succeeds, proves nothing.
     for expected in ("validate 200", "validate 400 invalid_request", "consume 200", "consume 400 invalid_request"):
         assert report.statuses[expected] > 20
     for expected in ("validate 401 signature", "validate 403 forbidden", "validate 413"):
@@ -17,7 +17,7 @@ def test_no_body_brings_the_service_out_of_its_contract() -> None:
 
 
 @pytest.mark.parametrize("compare", [compare_readers, compare_replies])
-def test_what_is_read_in_one_pass_is_the_same_one_by_one(compare: Callable[[int, int], Report]) -> None:
+def test_one_pass_reader_equals_the_careful_reader(compare: Callable[[int, int], Report]) -> None:
     report = compare(5000, 20_261_127)
     assert report.faults == []
     for way in ("typed", "one by one", "refused"):

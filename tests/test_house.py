@@ -1,6 +1,6 @@
-"""The rules of the house that a program can check: who imports whom, what money never touches, what the docs promise.
+"""Rules of the code base: imports, exact money, secrets, lock files, and names in the docs.
 
-Each failure is a sentence that names the file and the rule, so that it can be mended without reading this file.
+Each failure is a sentence that names the file and the rule, so that it can be fixed without reading this file.
 """
 
 import ast
@@ -29,8 +29,8 @@ DOCS = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
-# What an adapter may import of the service, and a sandbox; beside it msgspec (a sandbox: starlette too) and, for an
-# adapter, the standard library as far as it only computes.
+# What adapters and sandboxes may import of the service. Both may import msgspec, sandboxes starlette too; adapters may
+# import the pure modules of the standard library.
 ADAPTER_MAY = {"mapper.adapter"}
 SANDBOX_MAY = {"mapper.domain.money", "mapper.sandbox.rulebook", "mapper.sandbox.emulator"}
 IMPURE = {
@@ -60,7 +60,7 @@ ALL_DOTTED = {dotted(path) for path in MODULES}
 
 @cache
 def imports(path: Path) -> frozenset[str]:
-    """The modules a file imports, at its top or anywhere within, also for types alone.
+    """Return the modules that a file imports, at any level, including imports for types.
 
     `from package import module` counts as the module.
     """
@@ -93,7 +93,7 @@ def none(offences: Iterator[str] | list[str]) -> None:
         pytest.fail("\n".join(found), pytrace=False)
 
 
-def test_the_service_never_imports_an_adapter() -> None:
+def test_service_never_imports_an_adapter() -> None:
     none(
         f"{name(path)} imports {module}: the service finds its engines by entry point, never by import."
         for path in MODULES
@@ -104,11 +104,11 @@ def test_the_service_never_imports_an_adapter() -> None:
 
 
 def own_package(path: Path) -> str:
-    """adapters/talon_one/wire.py belongs to adapters.talon_one; adapters/__init__.py to nobody."""
+    """adapters/talon_one/wire.py belongs to adapters.talon_one; adapters/__init__.py to no package."""
     return ".".join(path.relative_to(ROOT).parts[:2]).removesuffix(".py")
 
 
-def test_an_adapter_imports_its_contract_and_nothing_that_touches_the_world() -> None:
+def test_adapters_import_only_the_contract_and_pure_modules() -> None:
     def offences() -> Iterator[str]:
         for path in ADAPTERS:
             for module in imports(path):
@@ -127,7 +127,7 @@ def test_an_adapter_imports_its_contract_and_nothing_that_touches_the_world() ->
     none(offences())
 
 
-# The floors of mapper/, the lowest first: a module imports from its own room and from those below, never from above.
+# The layers of mapper/, the lowest first: a module imports from its own package and from lower layers only.
 FLOORS = (
     {"domain", "pages", "threads"},
     {"adapter"},
@@ -146,11 +146,11 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def room(module: str) -> str:
-    """`mapper.domain.money` is in the room `domain`."""
+    """`mapper.domain.money` is in the package `domain`."""
     return module.split(".")[1]
 
 
-def test_every_import_leads_down() -> None:
+def test_modules_import_only_lower_layers() -> None:
     def offences() -> Iterator[str]:
         for path in MODULES:
             here = dotted(path)
@@ -167,7 +167,7 @@ def test_every_import_leads_down() -> None:
     none(offences())
 
 
-def test_no_modules_import_each_other_in_a_circle() -> None:
+def test_imports_have_no_cycles() -> None:
     graph = {dotted(path): imports(path) & ALL_DOTTED for path in MODULES}
     circles = []
     done: set[str] = set()
@@ -185,7 +185,7 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     none(circles)
 
 
-def test_an_adapter_asks_no_clock() -> None:
+def test_adapters_do_not_read_the_clock() -> None:
     none(
         f"{name(path)}:{node.lineno} calls {node.func.attr}(): an adapter has no clock."
         for path in ADAPTERS
@@ -196,7 +196,7 @@ def test_an_adapter_asks_no_clock() -> None:
     )
 
 
-def test_a_sandbox_never_imports_its_adapter() -> None:
+def test_sandboxes_never_import_their_adapter() -> None:
     def offences() -> Iterator[str]:
         for path in SANDBOXES:
             if path.is_relative_to(ROOT / "mapper"):
@@ -214,7 +214,7 @@ def test_a_sandbox_never_imports_its_adapter() -> None:
     none(offences())
 
 
-def test_only_the_transports_import_an_http_client() -> None:
+def test_only_engine_clients_import_an_http_library() -> None:
     none(
         f"{name(path)} imports {module}: only the clients in mapper/engine talk HTTP."
         for path in MODULES
@@ -224,7 +224,7 @@ def test_only_the_transports_import_an_http_client() -> None:
     )
 
 
-def test_starlette_is_known_to_http_pages_and_the_sandboxes_alone() -> None:
+def test_only_http_pages_and_sandboxes_import_starlette() -> None:
     none(
         f"{name(path)} imports {module}: routes and responses belong to mapper/http, mapper/pages and the sandboxes."
         for path in MODULES
@@ -234,7 +234,7 @@ def test_starlette_is_known_to_http_pages_and_the_sandboxes_alone() -> None:
     )
 
 
-def test_what_is_secret_is_compared_in_one_place() -> None:
+def test_secrets_are_compared_in_one_place() -> None:
     places = [
         f"{name(path)}:{node.lineno}"
         for path in MODULES
@@ -246,8 +246,8 @@ def test_what_is_secret_is_compared_in_one_place() -> None:
     assert places[0].startswith("mapper/domain/signature.py:")
 
 
-def test_a_digest_is_never_compared_with_equals() -> None:
-    """`==` on what `hmac` computes would tell, by its time, how much of a forged signature is right."""
+def test_digests_are_never_compared_with_equals() -> None:
+    """The time of `==` on a digest reveals how much of a forged signature is right."""
     none(
         f"{name(path)}:{node.lineno} compares a digest with ==; use signature.is_one_of."
         for path in MODULES
@@ -259,8 +259,8 @@ def test_a_digest_is_never_compared_with_equals() -> None:
     )
 
 
-def test_money_never_meets_a_float() -> None:
-    """Where amounts are computed: mapper/domain and every adapter."""
+def test_domain_and_adapters_use_no_floats() -> None:
+    """Amounts are computed in mapper/domain and the adapters."""
     exact = sorted((ROOT / "mapper" / "domain").glob("*.py"))
     none(
         f"{name(path)}:{node.lineno} has the float {ast.unparse(node)}: amounts are exact."
@@ -272,15 +272,15 @@ def test_money_never_meets_a_float() -> None:
 
 
 def tracked() -> list[Path]:
-    """The files of the project, as git knows them."""
+    """Return the files that git tracks."""
     found = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
     if found.returncode:
         pytest.skip("this is no git checkout")
     return [path for line in found.stdout.decode().split("\0") if line and (path := ROOT / line).is_file()]
 
 
-def test_no_file_names_a_registry_or_somebodys_machine() -> None:
-    # Put together here, so that this file does not contain what it looks for.
+def test_no_file_names_a_registry_or_local_path() -> None:
+    # Joined here, so that this file does not match itself.
     hosts = ["pypi" + ".org", "python" + "hosted", "test.py" + "pi", "npmjs" + ".", "devpi" + "."]
     folders = ["/ho" + "me/", "/ro" + "ot/", "/Us" + "ers/", "/wo" + "rk/", "/opt" + "/"]
     forbidden = re.compile("|".join([*map(re.escape, hosts), rf"(?<![\w.~/-])(?:{'|'.join(folders)})"]).encode())
@@ -293,7 +293,7 @@ def test_no_file_names_a_registry_or_somebodys_machine() -> None:
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=name)
-def test_a_lock_pins_every_package_by_hash_and_names_no_host(lock: Path) -> None:
+def test_lock_file_pins_packages_by_hash_and_names_no_host(lock: Path) -> None:
     text = lock.read_text("utf-8")
     assert "://" not in text, f"{name(lock)} names a host; run make lock"
     entries = re.split(r"\n(?=[a-z])", text)
@@ -311,7 +311,7 @@ def pins(lock: Path) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9][a-z0-9.-]*)==([^ ]+)", lock.read_text("utf-8"), re.MULTILINE))
 
 
-def test_the_locks_agree() -> None:
+def test_lock_files_agree_on_versions() -> None:
     runtime, *others = [pins(ROOT / f"requirements{part}.txt") for part in ("", "-dev", "-tools")]
     for other in others:
         assert {
@@ -321,7 +321,7 @@ def test_the_locks_agree() -> None:
 
 
 def dependencies() -> list[tuple[str, str]]:
-    """The lines of pyproject.toml that name a direct dependency: (package, line)."""
+    """Return the lines of pyproject.toml that name a direct dependency: (package, line)."""
     found: list[tuple[str, str]] = []
     within = False
     for line in (ROOT / "pyproject.toml").read_text("utf-8").splitlines():
@@ -336,7 +336,7 @@ def dependencies() -> list[tuple[str, str]]:
     return found
 
 
-def test_every_direct_dependency_says_why_it_is_there() -> None:
+def test_every_direct_dependency_has_a_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     extras = project["project"]["optional-dependencies"].values()
     groups = [project["project"]["dependencies"], *extras, *project["dependency-groups"].values()]
@@ -359,7 +359,7 @@ def doc_mentions(pattern: str) -> list[tuple[str, str]]:
     return [(where, match) for where, text in texts for match in re.findall(pattern, text)]
 
 
-def test_every_make_target_the_docs_name_exists() -> None:
+def test_every_make_target_in_the_docs_exists() -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     named = doc_mentions(r"(?:`|^|\$ )make ([a-z][a-z-]*)")
     none(
@@ -369,7 +369,7 @@ def test_every_make_target_the_docs_name_exists() -> None:
     )
 
 
-def test_every_command_the_docs_name_exists() -> None:
+def test_every_command_in_the_docs_exists() -> None:
     help_text = cli._parser().format_help()
     named = doc_mentions(r"(?:python -m mapper|promotions-mapper) ([a-z]+)\b")
     none(
@@ -388,7 +388,7 @@ def known_settings() -> set[str]:
     return plain | options
 
 
-def test_every_setting_the_docs_name_exists() -> None:
+def test_every_setting_in_the_docs_exists() -> None:
     named = doc_mentions(r"\b((?:MAPPER|NACELLE|NOMS|TALON_ONE|VOUCHERIFY)_[A-Z][A-Z_]*[A-Z])\b")
     known = known_settings()
     none(f"{where} names {setting}, which is no setting." for where, setting in named if setting not in known)

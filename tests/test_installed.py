@@ -1,4 +1,4 @@
-"""Adapters of other packages: what is wrong with one is said when the service starts, and whose it is."""
+"""Adapters of other packages: the start of the service reports a broken one, with its package."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,7 +59,7 @@ def problems(environment: Mapping[str, str]) -> dict[str, str]:
     return dict(caught.value.problems)
 
 
-def test_an_adapter_is_handed_checked_values_and_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_gets_checked_options_and_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, acme=Acme)
     adapter = load({**GOOD, "ACME_BASE_URL": " https://acme.example/ ", "ACME_API_KEY_EUR": "euro"}).adapter
     assert isinstance(adapter, Acme)
@@ -68,7 +68,7 @@ def test_an_adapter_is_handed_checked_values_and_defaults(monkeypatch: pytest.Mo
     }  # fmt: skip
 
 
-def test_all_faults_are_told_at_once_those_of_the_service_and_of_the_adapter_too(
+def test_service_and_adapter_errors_are_reported_together(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     install(monkeypatch, acme=Acme)
@@ -80,7 +80,7 @@ def test_all_faults_are_told_at_once_those_of_the_service_and_of_the_adapter_too
     assert "https" in found["ACME_BASE_URL"], "the first that is wrong with an option is told"
 
 
-def test_a_secret_may_come_from_a_file_and_nothing_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+def test_only_secret_options_are_read_from_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     install(monkeypatch, acme=Acme)
     file = tmp_path / "key"
     file.write_text("from the file\n".replace(" ", "-"))
@@ -96,14 +96,14 @@ def test_a_secret_may_come_from_a_file_and_nothing_else(monkeypatch: pytest.Monk
     assert "ACME_MODE_FILE" in warning
 
 
-def test_an_unknown_name_is_warned_about_with_the_one_that_was_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_option_warning_suggests_the_right_name(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, acme=Acme)
     (warning,) = load({**GOOD, "ACME_API_KEY_USD": "x"}).warnings
     assert "ACME_API_KEY_USD" in warning
     assert "did you mean ACME_API_KEY" in warning
 
 
-def test_the_settings_of_another_engine_are_not_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_gets_no_settings_of_another_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     class Foo(Acme):
         name = "foo"
         options = (*Acme.options, Option("BAR_BASE_URL", "a name that looks like that of foo_bar"))
@@ -155,34 +155,34 @@ def takes_less(self: object, order: object, session: object) -> Conversation[Out
 BROKEN: dict[str, tuple[Any, str]] = {
     "cannot be imported": (ImportError("No module named 'acme_sdk'"), "cannot be loaded: ImportError"),
     "breaks when imported": (ZeroDivisionError(), "cannot be loaded: ZeroDivisionError"),
-    "another contract": (changed(contract=2), "written for contract 2; this service has contract 1"),
+    "wrong contract": (changed(contract=2), "written for contract 2; this service has contract 1"),
     "no contract": (changed(contract=None), "written for contract None"),
-    "another name": (changed(name="other"), "calls itself 'other'"),
+    "wrong name": (changed(name="other"), "calls itself 'other'"),
     "no options": (changed(options=None), "declares no options"),
-    "options by name": (changed(options=("BASE_URL",)), "declared wrongly"),
-    "two options of a name": (
+    "options that are names": (changed(options=("BASE_URL",)), "declared wrongly"),
+    "two options of one name": (
         changed(options=(*Acme.options, Option("API_KEY_EUR", "x"))),
         "two options are named",
     ),
     "cannot be made": (changed(__init__=breaks), "cannot be made: KeyError"),
     "no accounts": (with_accounts(None), "no accounts"),
-    "none of them": (with_accounts({}), "no accounts"),
-    "no Account": (with_accounts({"": "https://a.b"}), "not Accounts"),
-    "an account in the open": (with_accounts({"": Account("http://a.b", ())}), "base URL"),
-    "a header with a break": (with_accounts({"": Account("https://a.b", (("X-Key", "a\nb"),))}), "header 'X-Key'"),
+    "empty accounts": (with_accounts({}), "no accounts"),
+    "account of a wrong type": (with_accounts({"": "https://a.b"}), "not Accounts"),
+    "account without TLS": (with_accounts({"": Account("http://a.b", ())}), "base URL"),
+    "header with a line break": (with_accounts({"": Account("https://a.b", (("X-Key", "a\nb"),))}), "header 'X-Key'"),
     "no capabilities": (changed(__init__=lambda self, _: setattr(self, "capabilities", None)), "no capabilities"),
-    "half a capability": (with_capabilities(undo="perhaps"), "neither True nor False"),
-    "strange currencies": (with_capabilities(currencies="all"), "currencies"),
-    "fewer codes than none": (with_capabilities(most_codes=-1), "most_codes"),
+    "capability that is no bool": (with_capabilities(undo="perhaps"), "neither True nor False"),
+    "unknown currencies": (with_capabilities(currencies="all"), "currencies"),
+    "negative most_codes": (with_capabilities(most_codes=-1), "most_codes"),
     "no look_up": (changed(look_up=None), "no method look_up"),
-    "an older look_up": (changed(look_up=takes_less), "look_up that is not called as the contract says"),
-    "an undo that is not final": (changed(undo=takes_less), "undo that is not called as the contract says"),
+    "look_up without handle": (changed(look_up=takes_less), "look_up that is not called as the contract says"),
+    "undo without final": (changed(undo=takes_less), "undo that is not called as the contract says"),
     "no check": (changed(check=None), "no method check"),
 }
 
 
 @pytest.mark.parametrize(("factory", "says"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_adapter_is_a_sentence_that_names_it_and_its_distribution(
+def test_broken_adapter_error_names_adapter_and_distribution(
     factory: Any, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(monkeypatch, acme=factory)
@@ -199,13 +199,13 @@ def test_a_broken_adapter_is_a_sentence_that_names_it_and_its_distribution(
 
 
 @pytest.mark.parametrize("name", ["Acme", "ac-me", "1acme", "_acme", "acme.x", "mapper", "nacelle_two", "noms"])
-def test_the_name_of_an_engine_makes_the_prefix_of_its_settings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_engine_name_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, **{name: Acme})
     assert "a name is [a-z][a-z0-9_]*" in problems({**GOOD, "MAPPER_ENGINE": name})["MAPPER_ENGINE"]
 
 
-def test_the_settings_of_an_engine_whose_name_goes_on_are_nothing_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`ACME_API_KEY_EUR` is of `acme_api_key`, where there is such an engine, although `acme` has such keys, too."""
+def test_setting_belongs_to_the_engine_with_the_longest_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ACME_API_KEY_EUR` belongs to the engine `acme_api_key` if installed, although `acme` has such an option, too."""
     install(monkeypatch, acme=Acme)
     given = {**GOOD, "ACME_API_KEY_EUR": "another"}  # pragma: allowlist secret
     adapter = load(given).adapter
@@ -219,7 +219,7 @@ def test_the_settings_of_an_engine_whose_name_goes_on_are_nothing_to_it(monkeypa
 
 
 @pytest.mark.parametrize("method", ["check", "undo", "repair"])
-def test_what_is_not_declared_need_not_be_there(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_undeclared_method_may_be_missing(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     factory = with_capabilities(**{method: False})
     setattr(factory, method, None)
     install(monkeypatch, acme=factory)
@@ -229,7 +229,7 @@ def test_what_is_not_declared_need_not_be_there(method: str, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("setting", "value"), [("MAPPER_CANCEL_SECRETS", "a secret for cancelling"), ("MAPPER_ON_DRIFT", "refuse")]
 )
-def test_what_the_settings_ask_for_and_the_engine_cannot_do_is_warned_about(
+def test_setting_that_needs_undo_gives_a_warning_without_it(
     setting: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, acme=with_capabilities(undo=False))
@@ -239,8 +239,8 @@ def test_what_the_settings_ask_for_and_the_engine_cannot_do_is_warned_about(
     assert load({**GOOD, setting: value}).warnings == ()
 
 
-def test_an_editable_install_is_a_path_that_type_checkers_follow() -> None:
-    """A hook they do not follow. `make types` tries it with both of them, and with the wheel."""
+def test_editable_install_uses_a_path_file() -> None:
+    """Type checkers follow no import hook. `make types` tries both of them, and the wheel."""
     root = Path(mapper.__file__).parents[1]
     found = [line for file in Path(get_path("purelib")).glob("*.pth") for line in file.read_text("utf-8").splitlines()]
     assert str(root) in found, "make test installs it anew"

@@ -1,4 +1,4 @@
-"""Both stories with an engine of our own: what is asked, what is answered, what is refused and why."""
+"""Validate and consume with a fake engine: requests, answers and refusals."""
 
 import asyncio
 import copy
@@ -33,7 +33,7 @@ def house() -> House:
 # -- Validate ------------------------------------------------------------------------------------------------------
 
 
-def test_validate_answers_the_whole_checkout_with_a_note(house: House) -> None:
+def test_validate_answers_the_checkout_with_the_mapper_note(house: House) -> None:
     house.adapter.granted = Outcome(discounts=TEN_OFF.discounts, notices=(Notice("showNotification", "Hi", {"a": 1}),))
     got = house("validate", CHECKOUT)["checkout"]
     note = got["promotions"]["meta"]["mapper"]
@@ -46,9 +46,7 @@ def test_validate_answers_the_whole_checkout_with_a_note(house: House) -> None:
 
 
 @pytest.mark.parametrize("operation", ["validate", "consume"])
-def test_a_large_cart_is_worked_on_where_it_holds_nobody_up(
-    house: House, operation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_cart_is_processed_in_a_thread(house: House, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     threads: dict[str, set[str]] = {}
 
     def watch(module: Any, name: str) -> None:
@@ -76,18 +74,18 @@ def test_a_large_cart_is_worked_on_where_it_holds_nobody_up(
     here = threading.current_thread().name
     assert small["parse"] == small["_resume"] == {here}
     assert large["parse"] == {"AnyIO"}
-    assert large["_resume"] == {here, "AnyIO"}  # the question is quickly asked
+    assert large["_resume"] == {here, "AnyIO"}  # the request itself is small
     if operation == "validate":
         assert (small["write"], large["write"]) == ({here}, {"AnyIO"})
 
 
-def test_validating_our_own_answer_gives_the_same_bytes(house: House) -> None:
+def test_validating_our_answer_again_gives_the_same_bytes(house: House) -> None:
     house.adapter.granted = TEN_OFF
     once = house.bytes("validate", CHECKOUT)
     assert house.bytes("validate", json.dumps(json.loads(once)["checkout"], separators=(",", ":")).encode()) == once
 
 
-def test_a_refused_code_is_refused_with_all_that_is_known_of_it(house: House) -> None:
+def test_refused_code_error_has_code_reason_and_message(house: House) -> None:
     house.adapter.granted = REFUSED
     problem = house.refusal("validate", CHECKOUT)
     assert (problem.category, problem.status("validate"), problem.status("consume")) == ("promotion_codes", 422, 500)
@@ -99,7 +97,7 @@ def test_a_refused_code_is_refused_with_all_that_is_known_of_it(house: House) ->
     assert all(code["message"].endswith(".") for code in problem.details["codes"])
 
 
-def test_or_the_rest_is_applied(house: House) -> None:
+def test_apply_rest_policy_applies_discounts_despite_refused_codes(house: House) -> None:
     house = House(MAPPER_ON_REJECTED="apply_rest")
     house.adapter.granted = Outcome(discounts=TEN_OFF.discounts, rejected=REFUSED.rejected)
     got = house("validate", CHECKOUT)["checkout"]
@@ -108,9 +106,7 @@ def test_or_the_rest_is_applied(house: House) -> None:
     assert [one.reason for one in house.record.rejected] == ["expired", "other"]
 
 
-def test_a_pointer_to_a_cost_that_finds_nothing_is_warned_of_once(
-    house: House, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_cost_pointer_without_value_logs_one_warning(house: House, caplog: pytest.LogCaptureFixture) -> None:
     house.adapter.cost_pointers = ("/shipping_rate/price", "/orders/*/shipping_rate/price")
     orders = {"orders": [{"order_items": [], "shipping_rate": {"price": "1"}}, {"order_items": []}], "id": "o"}
 
@@ -130,8 +126,8 @@ TYPED = ["TEN\u200b", "a\x00b", "SAVE\ud83d", " \u2060"]
 
 @pytest.mark.parametrize("story", ["validate", "consume"])
 @pytest.mark.parametrize("check", [True, False])
-def test_what_can_be_no_code_is_refused_as_a_code_and_never_redeemed(house: House, story: str, *, check: bool) -> None:
-    """No engine is asked for it, and the others are spelled in the answer as they were entered."""
+def test_malformed_code_is_refused_and_never_redeemed(house: House, story: str, *, check: bool) -> None:
+    """No engine is asked about it, and the answer spells the other codes as entered."""
     house.adapter.capabilities = msgspec.structs.replace(CAPABILITIES, check=check)
     house.adapter.granted = Outcome(rejected=(Rejection("TEN", Reason.EXPIRED, "CouponExpired"),))
     typed = TYPED if story == "validate" else TYPED[:2]
@@ -146,7 +142,7 @@ def test_what_can_be_no_code_is_refused_as_a_code_and_never_redeemed(house: Hous
     assert "redeem" not in house.wire.sent
 
 
-def test_or_the_rest_is_applied_without_it() -> None:
+def test_apply_rest_policy_leaves_out_malformed_codes() -> None:
     house = House(MAPPER_ON_REJECTED="apply_rest")
     house.adapter.granted = TEN_OFF
     body = {**CHECKOUT, "promotions": {"coupon_codes": TYPED}}
@@ -171,7 +167,7 @@ def test_or_the_rest_is_applied_without_it() -> None:
     ],
 )
 @pytest.mark.parametrize("failure", [NotSent("connect"), Unknown("timeout"), 503])
-def test_what_validate_does_without_the_engine(
+def test_engine_failure_policy_decides_validate(
     policy: str, codes: list[str], answered: bool, failure: Exception | int
 ) -> None:
     house = House(MAPPER_ON_ENGINE_FAILURE=policy)
@@ -187,7 +183,7 @@ def test_what_validate_does_without_the_engine(
     assert house.record.degraded
 
 
-def test_a_wrong_key_is_never_taken_for_a_failing_engine() -> None:
+def test_wrong_engine_key_is_not_an_engine_failure() -> None:
     house = House(MAPPER_ON_ENGINE_FAILURE="no_discount")
     house.wire.script["validate"] = [EngineRejected("no", reason="engine_key")]
     assert house.refusal("validate", CHECKOUT).category == "engine_rejected"
@@ -208,14 +204,14 @@ def test_a_wrong_key_is_never_taken_for_a_failing_engine() -> None:
         ({}, "made-1"),
     ],
 )
-def test_a_session_is_named_by_the_first_id_that_is_there(ids: dict[str, Any], session: str) -> None:
+def test_session_is_the_first_id_present(ids: dict[str, Any], session: str) -> None:
     house = House(MAPPER_SESSION_ID_PATH="/metadata/cart")
     body = {**CHECKOUT, "id": ids.get("id"), "source_id": ids.get("source_id"), "metadata": {"cart": ids.get("cart")}}
     house("validate", body)
     assert house.adapter.sessions == [("validate", session)]
 
 
-def test_consume_closes_the_session_that_validate_opened(house: House) -> None:
+def test_consume_uses_the_session_of_validate(house: House) -> None:
     house.adapter.granted = TEN_OFF
     body = {key: value for key, value in CHECKOUT.items() if key != "id"}
     order = to_order(house("validate", body))
@@ -223,20 +219,20 @@ def test_consume_closes_the_session_that_validate_opened(house: House) -> None:
     assert house.adapter.sessions == [("validate", "made-1"), ("check", "made-1"), ("redeem", "made-1")]
 
 
-def test_consume_alone_makes_no_session(house: House) -> None:
+def test_consume_without_id_gets_invalid_request(house: House) -> None:
     problem = house.refusal("consume", {**ORDER, "id": None})
     assert (problem.category, problem.details["pointer"]) == ("invalid_request", "/id")
     assert house.wire.sent == []
 
 
 def to_consume_without_id(house: House, **changes: Any) -> dict[str, Any]:
-    """The order of a checkout that has no id of its own: only the receipt names its session."""
+    """Return the order of a checkout without an id: only the receipt names its session."""
     house.adapter.granted = TEN_OFF
     order = to_order(house("validate", {**CHECKOUT, "id": None, **changes}))
     return {key: order[key] for key in order if key != "id"}
 
 
-def test_a_forged_receipt_is_refused_at_consume_and_ignored_at_validate(house: House) -> None:
+def test_forged_receipt_is_refused_at_consume_and_ignored_at_validate(house: House) -> None:
     note = house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"] | {"session": "another's"}
     forged = {"promotions": {"meta": {"mapper": note}}}
     assert isinstance(house.refusal("consume", ORDER | forged), Forbidden)
@@ -244,7 +240,7 @@ def test_a_forged_receipt_is_refused_at_consume_and_ignored_at_validate(house: H
     assert house.adapter.sessions == [("validate", "c-1")] * 2
 
 
-def test_an_expired_receipt_still_names_the_session_and_the_order_is_priced_afresh(house: House) -> None:
+def test_expired_receipt_keeps_the_session_but_not_the_price(house: House) -> None:
     order = to_consume_without_id(house)
     house.now += 86_401
     house.adapter.granted = Outcome()
@@ -257,7 +253,7 @@ OLDER = "the secret before it was rotated"
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_receipt_of_a_retired_secret_counts_while_the_secret_is_known(known: bool) -> None:
+def test_receipt_of_old_secret_is_valid_while_configured(known: bool) -> None:
     house = House(NACELLE_SIGNING_SECRETS=f"{OLDER},{SECRET.decode()}")
     order = to_consume_without_id(house)
     house.configured = settings(house.adapter, **({"MAPPER_OLD_RECEIPT_SECRETS": OLDER} if known else {}))
@@ -283,7 +279,7 @@ def test_a_receipt_of_a_retired_secret_counts_while_the_secret_is_known(known: b
         lambda order: order.update(customer={"id": "somebody else"}),
     ],
 )
-def test_a_required_receipt_must_be_that_of_the_order(change: Callable[[dict[str, Any]], object]) -> None:
+def test_required_receipt_must_match_the_order(change: Callable[[dict[str, Any]], object]) -> None:
     house = House(MAPPER_RECEIPT="required")
     house.adapter.granted = TEN_OFF
     order = to_order(house("validate", CHECKOUT | {"customer": {"id": "jane"}}))
@@ -307,7 +303,7 @@ THIRDS = [{"sku": "S", "quantity": 3, "price_amount": 20}, {"sku": "T", "quantit
         {"orders": [{"order_items": THIRDS}, {"order_items": [{"sku": "U", "quantity": 1, "price": "9.00"}]}]},
     ],
 )
-def test_what_validate_answers_has_a_good_receipt_in_every_family(body: dict[str, Any]) -> None:
+def test_validate_gives_a_good_receipt_in_every_family(body: dict[str, Any]) -> None:
     house = House(MAPPER_RECEIPT="required")
     house.adapter.granted = Outcome(discounts=(*TEN_OFF.discounts, TWO))
     answer = house("validate", {"id": "c-1", "promotions": {}, **body})["checkout"]
@@ -324,7 +320,7 @@ def test_what_validate_answers_has_a_good_receipt_in_every_family(body: dict[str
     assert house.record.receipt == "good"
 
 
-def test_a_required_receipt_must_not_be_old() -> None:
+def test_expired_required_receipt_is_refused() -> None:
     house = House(MAPPER_RECEIPT="required")
     house.adapter.granted = TEN_OFF
     order = to_order(house("validate", CHECKOUT))
@@ -343,7 +339,7 @@ def test_a_required_receipt_must_not_be_old() -> None:
         (7, None, "7"),
     ],
 )
-def test_the_shopper_stays_the_same(validated: object, ordered: object, redeemed_for: str) -> None:
+def test_consume_redeems_for_the_validated_customer(validated: object, ordered: object, redeemed_for: str) -> None:
     house = House(MAPPER_CUSTOMER_PATH="/shopper/0")
     house.adapter.granted = TEN_OFF
     order = to_order(house("validate", CHECKOUT | {"shopper": [validated]}))
@@ -351,7 +347,7 @@ def test_the_shopper_stays_the_same(validated: object, ordered: object, redeemed
     assert house.adapter.customers[-1] == redeemed_for
 
 
-def test_what_is_no_paid_order_is_refused_where_the_settings_say_how_to_tell() -> None:
+def test_unpaid_order_is_refused_when_consume_requires_payment() -> None:
     house = House(MAPPER_CONSUME_REQUIRES="/payments/0")
     empty: list[object] = [None, "", False, [], {}]
     for unpaid in (ORDER, ORDER | {"payments": []}, *(ORDER | {"payments": [value]} for value in empty)):
@@ -376,9 +372,7 @@ LISTED = {"order_items": CHECKOUT["items"]}
     ],
 )
 @pytest.mark.parametrize("why", ["required", "notice", "degraded", ""])
-def test_a_body_gets_a_promotion_object_only_where_a_note_has_to_reach_somebody(
-    body: dict[str, Any], name: str, why: str
-) -> None:
+def test_body_gets_a_promotion_object_only_for_a_note(body: dict[str, Any], name: str, why: str) -> None:
     policy = {"required": {"MAPPER_RECEIPT": "required"}, "degraded": {"MAPPER_ON_ENGINE_FAILURE": "no_discount"}}
     house = House(**policy.get(why, {}))
     house.adapter.granted = Outcome(notices=(Notice("n", "A notice", {}),) if why == "notice" else ())
@@ -395,7 +389,7 @@ def test_a_body_gets_a_promotion_object_only_where_a_note_has_to_reach_somebody(
 
 
 @pytest.mark.parametrize("bad", [".", "..", "a\nb", "x" * 256, "a\u202eb", {"a": 1}, True])
-def test_an_id_that_could_act_as_a_path_is_refused(house: House, bad: object) -> None:
+def test_id_that_is_unsafe_in_a_path_is_refused(house: House, bad: object) -> None:
     assert house.refusal("validate", {**CHECKOUT, "id": bad}).details == {"pointer": "/id"}
     house = House(MAPPER_SESSION_ID_PATH="/metadata/cart")
     if isinstance(bad, str):
@@ -406,7 +400,7 @@ def test_an_id_that_could_act_as_a_path_is_refused(house: House, bad: object) ->
 # -- Consume -------------------------------------------------------------------------------------------------------
 
 
-def test_the_order_comes_back_byte_for_byte(house: House) -> None:
+def test_consume_returns_the_order_byte_for_byte(house: House) -> None:
     house.adapter.granted = TEN_OFF
     body = (
         b' { "id" : "c-1", "x": 1.10, "order_items":[ {"sku":"S","quantity":1,"price":"130.00","discounts":"10.00"}] } '
@@ -415,13 +409,13 @@ def test_the_order_comes_back_byte_for_byte(house: House) -> None:
     assert house.wire.sent == ["check", "redeem"]
 
 
-def test_a_refusal_is_known_before_anything_is_redeemed(house: House) -> None:
+def test_refused_code_at_check_redeems_nothing(house: House) -> None:
     house.adapter.on_check = REFUSED
     assert house.refusal("consume", ORDER).category == "promotion_codes"
     assert house.wire.sent == ["check"]
 
 
-def test_notices_of_the_redemption_are_added_and_nothing_else(house: House) -> None:
+def test_consume_adds_only_the_notices_of_the_redemption(house: House) -> None:
     house.adapter.granted = TEN_OFF
     order = to_order(house("validate", CHECKOUT))
     house.adapter.on_redeem = Outcome(
@@ -435,7 +429,7 @@ def test_notices_of_the_redemption_are_added_and_nothing_else(house: House) -> N
     assert got == order
 
 
-def test_a_difference_is_reported(house: House) -> None:
+def test_drift_of_a_line_gives_a_notice(house: House) -> None:
     house.adapter.granted = TEN_OFF
     got = house("consume", carrying("25.00"))["order"]
     (notice,) = got["promotions"]["meta"]["mapper"]["notices"]
@@ -448,9 +442,7 @@ def test_a_difference_is_reported(house: House) -> None:
 
 
 @pytest.mark.parametrize(("granted", "carried"), [(1000, "7.00"), (None, "7.00"), (1000, "0.00")])
-def test_a_difference_in_what_is_off_the_whole_order_is_reported(
-    house: House, granted: int | None, carried: str
-) -> None:
+def test_drift_of_the_order_discount_gives_a_notice(house: House, granted: int | None, carried: str) -> None:
     off = Discount(name="All", description="d", amount=granted or 0, effect_type="off")
     house.adapter.granted = Outcome(discounts=(off,) if granted else ())
     order = {**ORDER, "discounts": carried}
@@ -465,7 +457,7 @@ def test_a_difference_in_what_is_off_the_whole_order_is_reported(
 
 
 @pytest.mark.parametrize(("amount", "clamped"), [(14_000, False), (14_001, True)])
-def test_what_exceeds_a_price_is_said_at_both_calls(house: House, amount: int, *, clamped: bool) -> None:
+def test_clamped_discount_is_recorded_at_both_calls(house: House, amount: int, *, clamped: bool) -> None:
     off = Discount(name="n", description="d", amount=amount, effect_type="off", line=0)
     house.adapter.granted = Outcome(discounts=(off,))
     for call, body in (("validate", CHECKOUT), ("consume", ORDER)):
@@ -473,14 +465,14 @@ def test_what_exceeds_a_price_is_said_at_both_calls(house: House, amount: int, *
         assert house.record.clamped == clamped
 
 
-def test_a_difference_is_reported_also_where_the_order_has_no_promotion_object(house: House) -> None:
+def test_drift_notice_is_added_without_a_promotion_object(house: House) -> None:
     house.adapter.granted = TEN_OFF
     body = {key: value for key, value in carrying("25.00").items() if key != "promotions"}
     (notice,) = house("consume", body)["order"]["promotion"]["meta"]["mapper"]["notices"]
     assert notice["type"] == "amount_mismatch"
 
 
-def test_or_refused_before_anything_is_redeemed() -> None:
+def test_drift_refuse_policy_redeems_nothing() -> None:
     house = House(MAPPER_ON_DRIFT="refuse")
     house.adapter.granted = TEN_OFF
     problem = house.refusal("consume", carrying("25.00"))
@@ -488,27 +480,27 @@ def test_or_refused_before_anything_is_redeemed() -> None:
     assert problem.details["engine"] == "10.00" in problem.message
 
 
-def test_a_code_that_was_used_up_between_check_and_redemption_takes_nothing_with_it(house: House) -> None:
+def test_code_refused_at_redeem_undoes_the_redemption(house: House) -> None:
     house.adapter.on_check, house.adapter.on_redeem = TEN_OFF, REFUSED
     assert house.refusal("consume", ORDER).category == "promotion_codes"
     assert house.wire.sent == ["check", "redeem", "undo"]
 
 
 @pytest.mark.parametrize("undo", [True, False])
-def test_what_is_refused_without_being_redeemed_is_refused_and_not_taken_back(house: House, *, undo: bool) -> None:
+def test_not_redeemed_order_is_looked_up_and_not_undone(house: House, *, undo: bool) -> None:
     house.adapter.capabilities = msgspec.structs.replace(house.adapter.capabilities, undo=undo)
     house.adapter.on_check, house.adapter.on_redeem = TEN_OFF, NotRedeemed(REFUSED.rejected)
     assert house.refusal("consume", ORDER).category == "promotion_codes"
     assert house.wire.sent == ["check", "redeem", "look_up"], "the engine is asked whether it is so"
 
 
-def test_an_order_that_was_redeemed_already_is_not_redeemed_again(house: House) -> None:
+def test_already_redeemed_order_is_not_redeemed_again(house: House) -> None:
     house.adapter.on_check = Outcome(discounts=TEN_OFF.discounts, redeemed=True)
     assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
     assert house.wire.sent == ["check"]
 
 
-def test_an_engine_that_cannot_be_asked_first_is_redeemed_at_once(house: House) -> None:
+def test_engine_without_check_is_redeemed_directly(house: House) -> None:
     house.adapter.capabilities = msgspec.structs.replace(house.adapter.capabilities, check=False)
     house.adapter.granted = TEN_OFF
     house("consume", carrying("10.00"))
@@ -519,7 +511,7 @@ UNKNOWN: list[int | Exception] = [Unknown("timeout"), Unknown("reset"), 500, 503
 
 
 @pytest.mark.parametrize("failure", UNKNOWN)
-def test_an_unknown_outcome_is_asked_for_and_never_sent_again(house: House, failure: int | Exception) -> None:
+def test_unknown_redemption_is_looked_up_and_not_resent(house: House, failure: int | Exception) -> None:
     house.adapter.granted = TEN_OFF
     house.adapter.found = LookedUp("redeemed", TEN_OFF)
     house.wire.script["redeem"] = [failure]
@@ -528,7 +520,7 @@ def test_an_unknown_outcome_is_asked_for_and_never_sent_again(house: House, fail
 
 
 @pytest.mark.parametrize("failure", UNKNOWN)
-def test_while_it_stays_unknown_the_caller_is_told_to_come_back(house: House, failure: int | Exception) -> None:
+def test_unknown_redemption_answers_outcome_pending_with_retry_after(house: House, failure: int | Exception) -> None:
     house.adapter.granted = TEN_OFF
     house.wire.script["redeem"] = [failure]
     problem = house.refusal("consume", ORDER)
@@ -540,9 +532,7 @@ def test_while_it_stays_unknown_the_caller_is_told_to_come_back(house: House, fa
 
 
 @pytest.mark.parametrize("failure", UNKNOWN)
-def test_what_the_engine_does_not_know_after_the_quarantine_is_sent_again(
-    house: House, failure: int | Exception
-) -> None:
+def test_absent_redemption_is_sent_again_after_the_quarantine(house: House, failure: int | Exception) -> None:
     house.adapter.granted = TEN_OFF
     house.wire.script["redeem"] = [failure]
     house.refusal("consume", carrying("10.00"))
@@ -557,14 +547,14 @@ def test_what_the_engine_does_not_know_after_the_quarantine_is_sent_again(
     assert house.wire.sent == [], "and then it is finished"
 
 
-def test_what_was_certainly_not_sent_needs_no_recall(house: House) -> None:
+def test_unsent_redemption_is_not_looked_up(house: House) -> None:
     house.wire.script["redeem"] = [NotSent("connect")] * 9
     problem = house.refusal("consume", ORDER)
     assert isinstance(problem, EngineUnavailable)
     assert "look_up" not in house.wire.sent
 
 
-def test_impatient_callers_do_not_use_up_an_orders_tries() -> None:
+def test_frequent_retries_do_not_exhaust_attempts() -> None:
     house = House(MAPPER_AFTER_FAILURE="redeem_later")
     house.wire.script["redeem"] = [NotSent("connect")] * 999
     for _ in range(30):
@@ -575,7 +565,7 @@ def test_impatient_callers_do_not_use_up_an_orders_tries() -> None:
     assert house("consume", ORDER)["order"] == ORDER
 
 
-def test_an_order_validated_without_the_engine_redeems_nothing() -> None:
+def test_order_of_a_degraded_validate_redeems_nothing() -> None:
     house = House(MAPPER_ON_ENGINE_FAILURE="no_discount")
     house.wire.script["validate"] = [503] * 9
     order = to_order(house("validate", CHECKOUT))
@@ -584,7 +574,7 @@ def test_an_order_validated_without_the_engine_redeems_nothing() -> None:
     assert house.record.degraded
 
 
-def test_but_is_priced_afresh_where_it_carries_a_discount_all_the_same() -> None:
+def test_degraded_order_with_a_discount_is_redeemed() -> None:
     house = House(MAPPER_ON_ENGINE_FAILURE="no_discount")
     house.wire.script["validate"] = [503] * 9
     order = to_order(house("validate", CHECKOUT))
@@ -594,13 +584,13 @@ def test_but_is_priced_afresh_where_it_carries_a_discount_all_the_same() -> None
     assert house.wire.sent[-2:] == ["check", "redeem"]
 
 
-def test_a_checkout_is_no_order(house: House) -> None:
+def test_checkout_at_consume_is_refused(house: House) -> None:
     problem = house.refusal("consume", CHECKOUT)
     assert (problem.category, problem.reason) == ("invalid_request", "checkout_at_consume")
     assert house.wire.sent == []
 
 
-def test_nothing_is_read_before_the_signature(house: House) -> None:
+def test_signature_is_checked_before_the_body_is_parsed(house: House) -> None:
     for story in (promotions.validate, promotions.consume):
 
         async def call(service: Service, story: Any = story) -> Answer:
@@ -615,7 +605,7 @@ def test_nothing_is_read_before_the_signature(house: House) -> None:
 # -- Consume happens once -----------------------------------------------------------------------------------------
 
 
-def test_the_same_order_gets_the_same_bytes_without_the_engine(house: House) -> None:
+def test_repeated_order_gets_the_same_bytes_without_engine_calls(house: House) -> None:
     house.adapter.granted = Outcome(
         discounts=TEN_OFF.discounts, notices=(Notice("couponCreated", "A coupon", {"v": 1}),)
     )
@@ -637,7 +627,7 @@ def test_the_same_order_gets_the_same_bytes_without_the_engine(house: House) -> 
         {"currency": "EUR"},
     ],
 )
-def test_the_same_order_with_other_content_is_refused(house: House, change: dict[str, Any]) -> None:
+def test_repeated_order_with_other_content_is_refused(house: House, change: dict[str, Any]) -> None:
     house.adapter.granted = TEN_OFF
     house("consume", ORDER)
     house.wire.sent = []
@@ -656,9 +646,7 @@ def test_the_same_order_with_other_content_is_refused(house: House, change: dict
         ({"metadata": {"no": "7"}}, {"metadata": {"no": "8"}, "session": "s-2"}, False),
     ],
 )
-def test_an_order_is_known_by_the_first_key_that_is_there(
-    first: dict[str, Any], second: dict[str, Any], same: bool
-) -> None:
+def test_order_key_is_the_first_key_present(first: dict[str, Any], second: dict[str, Any], same: bool) -> None:
     house = House(MAPPER_ORDER_KEY_PATH="/metadata/no", MAPPER_SESSION_ID_PATH="/session")
     house.adapter.granted = TEN_OFF
     base = {**carrying("10.00"), "id": None, "session": "s-1"}
@@ -668,7 +656,7 @@ def test_an_order_is_known_by_the_first_key_that_is_there(
 
 
 @pytest.mark.parametrize(("served", "orders"), [("one,two", 2), ("", 1)])
-def test_spaces_share_neither_orders_nor_sessions_where_several_are_served(served: str, orders: int) -> None:
+def test_spaces_have_separate_orders_and_sessions(served: str, orders: int) -> None:
     house = House(NACELLE_SPACE_IDS=served)
     house.adapter.granted = TEN_OFF
     for space in ("one", "two"):
@@ -682,7 +670,7 @@ def test_spaces_share_neither_orders_nor_sessions_where_several_are_served(serve
     assert {session for _, session in house.adapter.sessions} == ({"one:c-1", "two:c-1"} if served else {"c-1"})
 
 
-def test_twins_are_redeemed_once_and_answered_alike(house: House) -> None:
+def test_concurrent_equal_orders_are_redeemed_once(house: House) -> None:
     house.adapter.granted = TEN_OFF
 
     async def call(service: Service) -> list[Answer]:
@@ -696,7 +684,7 @@ def test_twins_are_redeemed_once_and_answered_alike(house: House) -> None:
     assert house.wire.sent.count("redeem") == 1
 
 
-def test_a_caller_who_hangs_up_changes_nothing(house: House) -> None:
+def test_order_is_finished_after_the_caller_disconnects(house: House) -> None:
     house.adapter.granted = TEN_OFF
     house.wire.pause = 0.05
 
@@ -716,9 +704,7 @@ def test_a_caller_who_hangs_up_changes_nothing(house: House) -> None:
 
 
 @pytest.mark.parametrize("found", ["redeemed", "absent"])
-def test_the_reconciler_brings_an_unknown_outcome_to_its_end(
-    house: House, found: Literal["redeemed", "absent"]
-) -> None:
+def test_reconciler_finishes_an_unknown_redemption(house: House, found: Literal["redeemed", "absent"]) -> None:
     house.adapter.granted = TEN_OFF
     house.wire.script["redeem"] = [Unknown("timeout")]
     house.refusal("consume", carrying("10.00"))
@@ -732,7 +718,7 @@ def test_the_reconciler_brings_an_unknown_outcome_to_its_end(
     assert house.wire.sent == ([] if found == "redeemed" else ["look_up", "check", "redeem"])
 
 
-def test_what_nobody_can_tell_for_a_day_is_left_to_a_person(house: House) -> None:
+def test_order_unknown_for_a_day_becomes_manual(house: House) -> None:
     house.adapter.granted = TEN_OFF
     house.wire.script = {"redeem": [Unknown("timeout")], "look_up": [Unknown("timeout")] * 999}
     house.refusal("consume", ORDER)
@@ -743,7 +729,7 @@ def test_what_nobody_can_tell_for_a_day_is_left_to_a_person(house: House) -> Non
     assert (problem.reason, house.wire.sent.count("redeem")) == ("manual_timeout", 1)
 
 
-def test_a_second_redemption_that_is_found_is_rolled_back(house: House) -> None:
+def test_extra_redemption_is_rolled_back(house: House) -> None:
     house.adapter.granted = TEN_OFF
     house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
     house.wire.script["redeem"] = [Unknown("timeout")]
@@ -751,7 +737,7 @@ def test_a_second_redemption_that_is_found_is_rolled_back(house: House) -> None:
     assert house.wire.sent == ["check", "redeem", "look_up", "repair"]
 
 
-def test_without_its_ledger_nothing_is_sent(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_ledger_stops_consume_before_the_engine(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     async def full(*_: Any) -> None:
         raise LedgerUnavailable("full")
 

@@ -20,7 +20,7 @@ def wrong(**changes: str) -> dict[str, str]:
     return dict(error.value.problems)
 
 
-def test_the_least_that_is_needed_and_every_default() -> None:
+def test_minimal_settings_get_the_defaults() -> None:
     got = load({**GOOD, "NACELLE_SIGNING_SECRETS": "the first secret of two,  the second secret "})
     assert got.credentials.secrets == (b"the first secret of two", b"the second secret")
     assert (got.adapter.name, got.validate_deadline_s, got.consume_deadline_s, got.quarantine_s) == (
@@ -74,11 +74,11 @@ def test_the_least_that_is_needed_and_every_default() -> None:
         ("MAPPER_MAX_BODY_BYTES", "10"),
     ],
 )
-def test_a_wrong_setting_is_named(name: str, value: str) -> None:
+def test_invalid_setting_error_names_it(name: str, value: str) -> None:
     assert set(wrong(**{name: value})) == {name}
 
 
-def test_all_wrong_settings_are_reported_at_once_also_the_engines_own() -> None:
+def test_all_invalid_settings_are_reported_together() -> None:
     with pytest.raises(InvalidSettings) as error:
         load({"MAPPER_ENGINE": "talon_one", "MAPPER_ON_DRIFT": "x", "TALON_ONE_BASE_URL": "ftp://x"})
     assert {name for name, _ in error.value.problems} == {
@@ -87,7 +87,7 @@ def test_all_wrong_settings_are_reported_at_once_also_the_engines_own() -> None:
     assert all(expected for _, expected in error.value.problems)
 
 
-def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
+def test_secret_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text("the secret in a file\n")
     key = tmp_path / "key"
@@ -100,21 +100,21 @@ def test_a_secret_may_come_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\xef\xbb\xbfthe secret in a file\r\n", b"\n the secret in a file\n\n"])
-def test_what_editors_add_to_a_secret_file_is_not_part_of_the_secret(tmp_path: Path, content: bytes) -> None:
+def test_secret_file_ignores_bom_and_line_ends(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "secret").write_bytes(content)
     path = f" {tmp_path}/secret\n"
     got = load({**GOOD, "NACELLE_SIGNING_SECRETS": " ", "NACELLE_SIGNING_SECRETS_FILE": path})
     assert got.credentials.secrets == (b"the secret in a file",)
 
 
-def test_an_empty_secret_file_is_warned_about_once(tmp_path: Path) -> None:
+def test_empty_secret_file_gives_one_warning(tmp_path: Path) -> None:
     (tmp_path / "url").write_text("\n")
     (warning,) = load({**GOOD, "MAPPER_LEDGER_URL_FILE": f"{tmp_path}/url", "MAPPER_PRODUCT_DATA": "off"}).warnings
     assert "MAPPER_LEDGER_URL_FILE" in warning
     assert "empty" in warning
 
 
-def test_a_secret_file_that_cannot_be_read_or_competes_is_named(tmp_path: Path) -> None:
+def test_unreadable_or_duplicate_secret_file_is_an_error(tmp_path: Path) -> None:
     assert set(wrong(TALON_ONE_API_KEY="", TALON_ONE_API_KEY_FILE=str(tmp_path / "no"))) >= {"TALON_ONE_API_KEY_FILE"}
     file = tmp_path / "secret"
     file.write_text("the secret in a file")
@@ -133,9 +133,7 @@ def test_a_secret_file_that_cannot_be_read_or_competes_is_named(tmp_path: Path) 
     ],
 )
 @pytest.mark.parametrize("auth", ["signature", "secret_header", "both"])
-def test_the_secret_header_is_a_value_or_names_and_values(
-    auth: str, given: str, headers: list[tuple[str, str]]
-) -> None:
+def test_secret_header_is_a_value_or_named_values(auth: str, given: str, headers: list[tuple[str, str]]) -> None:
     got = load({**GOOD, "NACELLE_AUTH": auth, "NACELLE_SECRET_HEADER": given})
     assert got.credentials.headers == tuple((name.encode(), value.encode()) for name, value in headers)
 
@@ -144,7 +142,7 @@ SPACES = {**GOOD, "NACELLE_SPACE_IDS": "one, two"}
 OF_ONE, OF_TWO = "the first space's own secret", "the second space's own secret"
 
 
-def test_a_secret_may_be_of_one_space_alone() -> None:
+def test_secret_may_belong_to_one_space() -> None:
     got = load({**SPACES, "NACELLE_SIGNING_SECRETS": f"one:{OF_ONE},two: {OF_TWO},one:{OF_ONE}, rotated"})
     assert got.credentials.secrets == (b"rotated",)
     assert got.credentials.by_space == {"one": (OF_ONE.encode(), OF_ONE.encode()), "two": (OF_TWO.encode(),)}
@@ -156,7 +154,7 @@ def test_space_ids_are_separated_by_commas() -> None:
         load({**GOOD, "NACELLE_SPACE_IDS": "one two"})
 
 
-def test_a_colon_is_a_part_of_the_secret_where_it_names_no_space() -> None:
+def test_colon_after_unknown_space_is_part_of_the_secret() -> None:
     secret = "three:a signing secret that is not short"
     of_spaces, of_any = (load({**one, "NACELLE_SIGNING_SECRETS": secret}) for one in (SPACES, GOOD))
     assert of_spaces.credentials.secrets == of_any.credentials.secrets == (secret.encode(),)
@@ -174,17 +172,17 @@ def test_a_colon_is_a_part_of_the_secret_where_it_names_no_space() -> None:
         ("", "the secret of the only space", False),
     ],
 )
-def test_spaces_that_share_a_secret_are_warned_about(spaces: str, secrets: str, warned: bool) -> None:
+def test_spaces_sharing_a_secret_give_a_warning(spaces: str, secrets: str, warned: bool) -> None:
     got = load({**GOOD, "NACELLE_SPACE_IDS": spaces, "NACELLE_SIGNING_SECRETS": secrets})
     assert any("share a secret" in warning for warning in got.warnings) is warned
 
 
-def test_no_quarantine_is_warned_about() -> None:
+def test_zero_quarantine_gives_a_warning() -> None:
     (warning,) = load({**GOOD, "MAPPER_QUARANTINE_MS": "0"}).warnings
     assert "twice" in warning
 
 
-def test_orders_are_cancelled_with_a_secret_of_its_own() -> None:
+def test_cancel_secrets_differ_from_signing_secrets() -> None:
     assert load(GOOD).cancel_credentials is None
     cancel = load({**SPACES, "MAPPER_CANCEL_SECRETS": f"a secret for cancelling,two:{OF_TWO}"}).cancel_credentials
     assert cancel is not None
@@ -205,7 +203,7 @@ def test_orders_are_cancelled_with_a_secret_of_its_own() -> None:
         ("MAPPER_MAX_BODY_BYTES", 1024, 104_857_600),
     ],
 )
-def test_the_smallest_and_the_largest_allowed_value_are_taken(name: str, least: int, most: int) -> None:
+def test_numbers_are_accepted_within_their_limits(name: str, least: int, most: int) -> None:
     for allowed in (least, most):
         load({**GOOD, name: str(allowed)})
     for refused in (least - 1, most + 1):
@@ -220,11 +218,11 @@ def test_the_smallest_and_the_largest_allowed_value_are_taken(name: str, least: 
         ("both", {"NACELLE_SIGNING_SECRETS", "NACELLE_SECRET_HEADER"}),
     ],
 )
-def test_no_mode_starts_without_its_secret(auth: str, missing: set[str]) -> None:
+def test_auth_mode_without_its_secret_is_an_error(auth: str, missing: set[str]) -> None:
     assert set(wrong(NACELLE_AUTH=auth, NACELLE_SIGNING_SECRETS="")) == missing
 
 
-def test_what_is_probably_a_mistake_is_said_although_the_start_fails() -> None:
+def test_warnings_are_given_with_the_errors() -> None:
     with pytest.raises(InvalidSettings) as error:
         load({**GOOD, "MAPPER_ON_DRIFT": "x", "MAPPER_ON_REJECTD": "apply_rest"})
     assert error.value.warnings == (
@@ -232,7 +230,7 @@ def test_what_is_probably_a_mistake_is_said_although_the_start_fails() -> None:
     )
 
 
-def test_a_wrong_engine_hides_no_other_fault() -> None:
+def test_unknown_engine_hides_no_other_error() -> None:
     assert set(wrong(MAPPER_ENGINE="talonone", TALON_ONE_BASE_URL="nowhere", MAPPER_ON_DRIFT="x")) == {
         "MAPPER_ENGINE",
         "TALON_ONE_BASE_URL",
@@ -241,13 +239,13 @@ def test_a_wrong_engine_hides_no_other_fault() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v2", "/v1/", "/sandbox/v2"])
-def test_an_address_with_a_version_of_the_api_is_refused(path: str) -> None:
+def test_base_url_with_api_version_is_refused(path: str) -> None:
     assert "alone" in wrong(TALON_ONE_BASE_URL=GOOD["TALON_ONE_BASE_URL"] + path)["TALON_ONE_BASE_URL"]
 
 
 @pytest.mark.parametrize("name", ["NACELLE_SIGNING_SECRETS", "TALON_ONE_API_KEY", "MAPPER_LEDGER_URL"])
 @pytest.mark.parametrize("quote", ['"', "'"])
-def test_quotes_that_nobody_took_off_are_said(name: str, quote: str) -> None:
+def test_quoted_secret_gives_a_warning(name: str, quote: str) -> None:
     given = {**GOOD, "MAPPER_LEDGER_URL": "sqlite:///x.db"}
     try:
         warnings = load({**given, name: quote + given[name] + quote}).warnings
@@ -265,20 +263,20 @@ def test_quotes_that_nobody_took_off_are_said(name: str, quote: str) -> None:
         ("MAPPER_PORT", ""),
     ],
 )
-def test_a_name_that_is_no_setting_is_pointed_out_but_stops_nothing(name: str, hint: str) -> None:
-    # An orchestrator may set names of its own, such as MAPPER_PORT beside a service called "mapper".
+def test_unknown_setting_gives_a_warning(name: str, hint: str) -> None:
+    # An orchestrator may set names of its own, such as MAPPER_PORT for a service called "mapper".
     (warning,) = load({**GOOD, name: "x"}).warnings
     assert name in warning
     assert hint in warning
 
 
-def test_a_short_secret_is_pointed_out_but_not_refused() -> None:
+def test_short_secret_gives_a_warning() -> None:
     (warning,) = load({**GOOD, "NACELLE_SIGNING_SECRETS": "a signing secret that is long,short"}).warnings
     assert "number 2" in warning
     assert "short secret" in warning
 
 
-def test_secrets_do_not_show() -> None:
+def test_repr_of_settings_shows_no_secret() -> None:
     environment: Mapping[str, str] = {**GOOD, "MAPPER_LEDGER_URL": "postgresql://user:hunter2@db/x"}
     shown = repr(load(environment))
     for secret in (*GOOD["NACELLE_SIGNING_SECRETS"].split(","), GOOD["TALON_ONE_API_KEY"], "hunter2"):

@@ -1,4 +1,4 @@
-"""Work on large carts, beside the event loop."""
+"""Work on large carts in threads, outside the event loop."""
 
 import asyncio
 import sys
@@ -10,7 +10,7 @@ import pytest
 from mapper import threads
 
 
-def test_nobody_waits_for_a_large_cart() -> None:
+def test_large_cart_does_not_block_the_event_loop() -> None:
     async def tell() -> int:
         until = time.perf_counter() + 0.3
 
@@ -33,7 +33,7 @@ def test_nobody_waits_for_a_large_cart() -> None:
         sys.setswitchinterval(before)
 
 
-def test_large_carts_wait_for_each_other_and_small_ones_for_none() -> None:
+def test_large_carts_run_one_by_one_and_small_ones_at_once() -> None:
     at_once: list[int] = []
     running = 0
 
@@ -55,7 +55,7 @@ def test_large_carts_wait_for_each_other_and_small_ones_for_none() -> None:
     assert at_once == [1, 1, 1, 1]
 
 
-def test_what_the_work_raises_comes_out_and_who_is_cancelled_goes_at_once() -> None:
+def test_thread_errors_propagate_and_cancellation_returns_immediately() -> None:
     def fail() -> None:
         raise KeyError
 

@@ -1,4 +1,4 @@
-"""An event loop on which an hour passes in a moment, and everything happens in the same order every time."""
+"""An event loop with virtual time: waiting takes no real time, and the order of events is deterministic."""
 
 import asyncio
 import selectors
@@ -12,10 +12,10 @@ Given = TypeVarTuple("Given")
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """Time stands still while there is anything to do, and jumps to the next timer when there is nothing.
+    """Time stands still while a task is ready, and jumps to the next timer when none is.
 
-    What goes to an executor is done at once, so that nothing depends on threads. Who waits for a real answer, of a
-    database server, says so (`real`), since time must not jump meanwhile.
+    Work for an executor runs immediately, without threads. A wait for a real answer, of a database server, is wrapped
+    in `real`, since time must not jump meanwhile.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         done: asyncio.Future[T] = self.create_future()
         try:
             done.set_result(func(*args))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the waiting task's
+        except Exception as error:  # noqa: BLE001 - the waiting task gets any exception
             done.set_exception(error)
         return done
 

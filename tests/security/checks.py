@@ -45,22 +45,20 @@ CHECKS: Final = {
         ),
     ),
     "S7": Check("one changed byte: 401", (f"{SIGNATURE} test_one_changed_byte_invalidates_the_signature",)),
-    "S8": Check("the signature before the JSON", (f"{STORY} test_nothing_is_read_before_the_signature",)),
+    "S8": Check("the signature before the JSON", (f"{STORY} test_signature_is_checked_before_the_body_is_parsed",)),
     "S9": Check("all 401 are the same bytes", (f"{APP} test_401_is_identical_for_every_signature_fault",)),
     "S10": Check("two secrets at once, then one", (f"{SIGNATURE} test_secret_is_valid_until_it_is_removed",)),
     "S11": Check(
         "no start without a secret",
-        ("tests/test_settings.py test_no_mode_starts_without_its_secret",),
+        ("tests/test_settings.py test_auth_mode_without_its_secret_is_an_error",),
         "A secret under 16 bytes is warned about, not refused: Nacelle gives it out, and a shop cannot choose it.",
     ),
     "S12": Check(
         "a checkout at consume: 400, no engine call",
-        (
-            f"{STORY} test_a_checkout_is_no_order test_what_is_no_paid_order_is_refused_where_the_settings_say_how_to_tell",
-        ),
+        (f"{STORY} test_checkout_at_consume_is_refused test_unpaid_order_is_refused_when_consume_requires_payment",),
         "An order at validate is answered: families B and C are valid there. `MAPPER_CONSUME_REQUIRES` tells them apart.",
     ),
-    "S13": Check("a consume sent again redeems once", (f"{STORY} test_twins_are_redeemed_once_and_answered_alike",)),
+    "S13": Check("a consume sent again redeems once", (f"{STORY} test_concurrent_equal_orders_are_redeemed_once",)),
     "S14": Check(
         "validate after consume reopens nothing",
         (
@@ -72,15 +70,13 @@ CHECKS: Final = {
         "one space's secret opens no other",
         (
             f"{SIGNATURE} test_secret_of_one_space_is_refused_for_another",
-            f"{STORY} test_spaces_share_neither_orders_nor_sessions_where_several_are_served",
+            f"{STORY} test_spaces_have_separate_orders_and_sessions",
         ),
         "Where each space has a secret of its own; a shared one is warned about at start.",
     ),
     "S16": Check(
         "secrets are compared in one place, in constant time",
-        (
-            "tests/test_house.py test_what_is_secret_is_compared_in_one_place test_a_digest_is_never_compared_with_equals",
-        ),
+        ("tests/test_house.py test_secrets_are_compared_in_one_place test_digests_are_never_compared_with_equals",),
     ),
     "H1": Check("`Content-Length` with `Transfer-Encoding`", (OTHERS_READ,)),
     "H2": Check("two or odd lengths", (OTHERS_READ,)),
@@ -162,12 +158,12 @@ CHECKS: Final = {
     ),
     "J9": Check("other spellings of money", (f"{MONEY} test_other_texts_are_not_money",)),
     "J10": Check("bad UTF-8, BOM, comments", (f"{DOCUMENT} test_body_other_than_a_utf_8_json_object_is_refused",)),
-    "J11": Check("unknown fields come back", (f"{STORY} test_the_order_comes_back_byte_for_byte",)),
+    "J11": Check("unknown fields come back", (f"{STORY} test_consume_returns_the_order_byte_for_byte",)),
     "J12": Check("money adds up", (f"{MONEY} test_split_parts_add_up_and_are_within_one_unit",)),
     "O1": Check(
         "an id is never a path",
         (
-            f"{STORY} test_an_id_that_could_act_as_a_path_is_refused",
+            f"{STORY} test_id_that_is_unsafe_in_a_path_is_refused",
             "tests/engine/test_engine.py test_path_cannot_leave_base_url",
         ),
     ),
@@ -191,7 +187,7 @@ CHECKS: Final = {
     "O9": Check("hostile headers", (f"{TRANSPORT} test_failure_after_connecting_is_unknown_and_client_recovers",)),
     "O10": Check(
         "a changed session in the note",
-        (f"{STORY} test_a_forged_receipt_is_refused_at_consume_and_ignored_at_validate",),
+        (f"{STORY} test_forged_receipt_is_refused_at_consume_and_ignored_at_validate",),
     ),
     "O11": Check("keys go to their host alone", (f"{TRANSPORT} test_redirect_is_returned_and_not_followed",)),
     "L1": Check(
@@ -216,7 +212,7 @@ CHECKS: Final = {
         ("tests/http/test_endpoint.py test_rush_of_validates_does_not_delay_consume",),
     ),
     "P1": Check(
-        "the container's rights", ("tests/test_deploy.py test_containers_have_no_rights_and_no_place_to_write",)
+        "the container's rights", ("tests/test_deploy.py test_containers_have_no_capabilities_and_read_only_root",)
     ),
     "P2": Check(
         "stopping loses no request", (f"{SERVER} test_stopping_process_is_unready_first_and_loses_no_request",)

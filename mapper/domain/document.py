@@ -9,8 +9,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -27,9 +27,9 @@ _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u[dD][89a-fA-F][0-9a-fA-F]{2})|.)"
 )
 
-# Python's recursion limit bounds the depth of a body. A body is parsed within this many extra arrays, so that functions
-# further down the call stack can parse it too.
-_HEADROOM = 100
+# Python's recursion limit bounds the depth of a body. A body is parsed within this many extra arrays (a multiple of
+# ten), so that functions further down the call stack can parse it too: those that do are less than 30 calls down.
+_HEADROOM = 60
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
@@ -92,7 +92,7 @@ class Document:
 
     def decoded_at(self, path: Path) -> Any:
         """The value in `decoded` at a path; None where there is none."""
-        return at(self.decoded, "".join(f"/{escape(str(token))}" for token in path))
+        return _at(self.decoded, path)
 
     def as_written(self, path: Path, key: str) -> Any:
         """A member of the object at a path, with lone surrogates kept."""
@@ -401,22 +401,28 @@ def _read(sanitized: bytes) -> tuple[Any, bool]:
 
     Raises `_DuplicateKey`, `ValueError`, `RecursionError`.
     """
-    with suppress(ValueError, ArithmeticError):  # such as a number of 5,000 digits
+    try:
         decoded = _decode(sanitized)
         encoded = encode(_wrap(decoded))[_HEADROOM:-_HEADROOM]
-        if encoded == sanitized:
-            return decoded, True
-        escaped_colon = b"\\" in sanitized and b"\\u003" in sanitized  # \u003a
-        if not escaped_colon and encoded.count(b":") == sanitized.count(b":"):
-            return decoded, False
-    # A duplicate key, something unusual, or no JSON. These two decide and raise the error.
+    except (ValueError, ArithmeticError):  # such as a number of 5,000 digits
+        return _read_exactly(sanitized), False
+    if encoded == sanitized:
+        return decoded, True
+    escaped_colon = b"\\" in sanitized and b"\\u003" in sanitized  # \u003a
+    if not escaped_colon and encoded.count(b":") == sanitized.count(b":"):
+        return decoded, False
+    return _read_exactly(sanitized), False
+
+
+def _read_exactly(sanitized: bytes) -> Any:
+    """The decoded body, which may have duplicate keys or something unusual, or be no JSON. Raises as `_read` does."""
     _raw.decode(sanitized)
-    return _unwrap(_decode_with(b"[" * _HEADROOM + sanitized + b"]" * _HEADROOM, _unique, _number)), False
+    return _unwrap(_decode_with(b"[" * _HEADROOM + sanitized + b"]" * _HEADROOM, _unique, _number))
 
 
 def _wrap(value: Any) -> Any:
-    for _ in range(_HEADROOM):
-        value = [value]
+    for _ in range(_HEADROOM // 10):
+        value = ((((((((((value,),),),),),),),),),)
     return value
 
 
@@ -489,8 +495,9 @@ def escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
 
 
-def _tokens(pointer: str) -> list[str]:
-    return [token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]]
+@lru_cache(1024)
+def _tokens(pointer: str) -> tuple[str, ...]:
+    return tuple([token.replace("~1", "/").replace("~0", "~") for token in pointer.split("/")[1:]])
 
 
 def _index(token: str) -> int:
@@ -516,11 +523,16 @@ def expand(document: Any, pointer: str) -> list[str]:
 
 def at(document: Any, pointer: str) -> Any:
     """The value at a JSON pointer in decoded JSON; None where there is none."""
-    for token in _tokens(pointer):
-        if isinstance(document, dict):
-            document = document.get(token)
-        elif isinstance(document, list) and 0 <= _index(token) < len(document):
-            document = document[_index(token)]
+    return _at(document, _tokens(pointer))
+
+
+def _at(value: Any, path: Path) -> Any:
+    for token in path:
+        if isinstance(value, dict):
+            value = value.get(token)
+        elif isinstance(value, list):
+            index = token if isinstance(token, int) else _index(token)
+            value = value[index] if 0 <= index < len(value) else None
         else:
             return None
-    return document
+    return value

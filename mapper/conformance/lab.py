@@ -6,7 +6,7 @@ Requests reach the emulator's ASGI application without a socket. The wire record
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import EntryPoint
@@ -258,7 +258,9 @@ class Lab:
         return cast("Outcome", self.converse("check", order, session))
 
     def redeem(self, order: Checkout, session: str, attempt: str = "order/1") -> Redeemed | NotRedeemed:
-        return cast("Redeemed | NotRedeemed", self.converse("redeem", replace(order, attempt=attempt), session))
+        return cast(
+            "Redeemed | NotRedeemed", self.converse("redeem", msgspec.structs.replace(order, attempt=attempt), session)
+        )
 
     def look_up(self, order: Checkout, session: str, handle: str = "") -> LookedUp:
         return cast("LookedUp", self.converse("look_up", order, session, handle))
@@ -312,7 +314,9 @@ class Lab:
     async def _verdict(self, order: Checkout, session: str, attempt: str) -> Verdict:
         self.stock(self.emulator, order)
         engine = PromotionEngine(self._observed, self._engine())
-        verdict = await engine.redeem(replace(order, attempt=attempt), session, _now() + DEADLINE_S, _always)
+        verdict = await engine.redeem(
+            msgspec.structs.replace(order, attempt=attempt), session, _now() + DEADLINE_S, _always
+        )
         if isinstance(verdict, NotDone | InDoubt) and isinstance(verdict.problem, AdapterFault):
             raise ContractViolation("redeem breaks: see the log for the cause") from verdict.problem.__cause__
         return verdict

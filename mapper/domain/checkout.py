@@ -4,12 +4,11 @@ The body is read and validated here, once. An error names the place as a JSON po
 keys; `lines`, `codes` and `fields` read the parts.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from mapper.domain import codes, document, fields, money
 from mapper.domain.codes import Promotions
@@ -29,13 +28,12 @@ _NOT_PRODUCT_DATA: Final = frozenset(
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+class Order(Struct, frozen=True):
     """An object with a list of lines: the body itself, or in family C one of its `orders`."""
 
     path: Path
     """() for the body itself."""
-    names: Names = field(repr=False)
+    names: Names
     lines: tuple[Line, ...]
 
     @property
@@ -43,14 +41,17 @@ class Order:
         return "".join(f"/{key}" for key in self.path)
 
 
-@dataclass(frozen=True)
-class Checkout:
+class Checkout(Struct, frozen=True):
     """A checkout (validate) or an order (consume), of any family."""
 
     family: Family
-    source: Document = field(repr=False)
+    source: Document
     orders: tuple[Order, ...]
-    names: Names = field(repr=False)
+    lines: tuple[Line, ...]
+    """The lines of all orders."""
+    cart: tuple[Line, ...]
+    """The lines that the engine is sent: those with a quantity of 1 or more. Its positions count in this list."""
+    names: Names
     currency: str
     """The ISO 4217 code; "" where the body names none and no default is configured."""
     digits: int
@@ -67,17 +68,11 @@ class Checkout:
     """At consume: names the order and the attempt, for idempotency keys."""
     notices: tuple[Notice, ...] = ()
     """Notices of the service itself, in addition to the engine's."""
-    product_data: Mapping[int, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    product_data: Mapping[int, Mapping[str, Any]] = {}
     """The product data that was added (JSON values by name), by `Line.index`; empty for a line without any."""
 
-    @cached_property
-    def lines(self) -> tuple[Line, ...]:
-        return tuple(line for order in self.orders for line in order.lines)
-
-    @cached_property
-    def cart(self) -> tuple[Line, ...]:
-        """The lines that the engine is sent: those with a quantity of 1 or more. Its positions count in this list."""
-        return tuple(line for line in self.lines if line.quantity > 0)
+    def __repr__(self) -> str:
+        return f"Checkout({self.id!r}, {self.lines!r})"
 
     def at(self, pointer: str) -> Any:
         """The value that a JSON pointer names in the body; None where there is none. Raises `InvalidRequest`."""
@@ -103,10 +98,12 @@ class Checkout:
                 return line
             own = {key: value for key, value in line.decoded.items() if value is not None or key not in data}
             added = {key: value for key, value in data.items() if key not in _NOT_PRODUCT_DATA}
-            return msgspec.structs.replace(line, decoded={**added, **own})
+            return replace(line, decoded={**added, **own})
 
         orders = tuple(replace(order, lines=tuple(map(with_data, order.lines))) for order in self.orders)
-        return replace(self, orders=orders, notices=(*self.notices, *notices), product_data=by_line)
+        lines = _all_lines(orders)
+        notices = (*self.notices, *notices)
+        return replace(self, orders=orders, lines=lines, cart=_with_units(lines), notices=notices, product_data=by_line)
 
     def amount_at(self, pointer: str, line: Line | None = None) -> int | None:
         """The amount (minor units) at a JSON pointer; None where it is absent or null. Raises `InvalidRequest`.
@@ -144,46 +141,55 @@ def parse(body: bytes, operation: Operation, default_currency: str = "", custome
         )
     currency, digits = _currency(source.decoded, family, default_currency)
     names = family.names(source.decoded, "")
-    orders = tuple(_orders(source, family, digits))
-    count = sum(len(order.lines) for order in orders)
-    if count > MAX_LINES:
-        raise InvalidRequest(f"The cart has {count} lines; the limit is {MAX_LINES}.", f"/{family.root_list}")
+    orders = _orders(source, family, digits)
+    lines = _all_lines(orders)
+    if len(lines) > MAX_LINES:
+        raise InvalidRequest(f"The cart has {len(lines)} lines; the limit is {MAX_LINES}.", f"/{family.root_list}")
     promotions, promotions_at = codes.read(source, family)
     return Checkout(
         family=family,
         source=source,
         orders=orders,
+        lines=lines,
+        cart=_with_units(lines),
         names=names,
         currency=currency,
         digits=digits,
-        id=id_at(source, "/id", required=True),
-        source_id=id_at(source, "/source_id", required=True),
+        id=id_at(source, "/id", strict=True),
+        source_id=id_at(source, "/source_id", strict=True),
         promotions=promotions,
         promotions_at=promotions_at,
-        root_discount=_root_discount(source, names, digits, orders),
+        root_discount=_root_discount(source, names, digits, lines),
         customer=id_at(source, customer_path) if customer_path else "",
     )
 
 
 def _currency(decoded: Mapping[str, Any], family: Family, default: str) -> tuple[str, int]:
     """The code and its digits: the body's own, else that of its orders, which have one for all, else the default."""
-    currency = ""
-    parts = [((), decoded), *(family.orders(decoded) if family.has_orders else ())]
-    for path, part in parts:
-        code = part.get("currency") if isinstance(part, dict) else None
-        if code in (None, ""):
-            continue
-        pointer = document.pointer_of("", *path, "currency")
-        if not isinstance(code, str) or code.upper() not in money.DIGITS:
-            raise InvalidRequest('The currency is no ISO 4217 code such as "USD".', pointer)
-        if code.upper() != (currency or code.upper()):
+    currency = _currency_of(decoded)
+    for path, order in family.orders(decoded) if family.has_orders else ():
+        of_order = _currency_of(order, *path) if isinstance(order, dict) else ""
+        if of_order and currency and of_order != currency:
+            pointer = document.pointer_of("", *path, "currency")
             raise InvalidRequest("The cart has two currencies.", pointer, reason="two_currencies")
-        currency = code.upper()
+        currency = currency or of_order
     currency = currency or default
     return currency, money.DIGITS[currency] if currency else money.DEFAULT_DIGITS
 
 
-def _orders(source: Document, family: Family, digits: int) -> Iterator[Order]:
+def _currency_of(members: Mapping[str, Any], *path: str | int) -> str:
+    """The currency that the object at a path names; "" for none."""
+    code = members.get("currency")
+    if code is None or code == "":
+        return ""
+    if not isinstance(code, str) or code.upper() not in money.DIGITS:
+        pointer = document.pointer_of("", *path, "currency")
+        raise InvalidRequest('The currency is no ISO 4217 code such as "USD".', pointer)
+    return code.upper()
+
+
+def _orders(source: Document, family: Family, digits: int) -> tuple[Order, ...]:
+    orders: list[Order] = []
     first = 0
     for path, decoded in family.orders(source.decoded):
         pointer = "".join(f"/{key}" for key in path)
@@ -197,14 +203,23 @@ def _orders(source: Document, family: Family, digits: int) -> Iterator[Order]:
             raise InvalidRequest(message, list_pointer)
         lines = Lines(source, (*path, family.lines), list_pointer, family, digits, first).read(decoded_lines)
         first += len(lines)
-        yield Order(path, family.names(decoded, pointer), lines)
+        orders.append(Order(path, family.names(decoded, pointer), lines))
+    return tuple(orders)
 
 
-def _root_discount(source: Document, names: Names, digits: int, orders: tuple[Order, ...]) -> int:
+def _all_lines(orders: tuple[Order, ...]) -> tuple[Line, ...]:
+    return orders[0].lines if len(orders) == 1 else tuple([line for order in orders for line in order.lines])
+
+
+def _with_units(lines: Iterable[Line]) -> tuple[Line, ...]:
+    return tuple([line for line in lines if line.quantity])
+
+
+def _root_discount(source: Document, names: Names, digits: int, lines: Iterable[Line]) -> int:
     if names.has_list:
         entries = fields.entries(source.root, names.list, "")
         return sum(fields.entry_amount(entry, f"/{names.list}/{i}", digits) for i, entry in enumerate(entries))
     if source.decoded.get(names.totals[0]) is not None:
         total = fields.scalar_amount(source.root, names.totals[0], "", digits)
-        return total - sum(line.discount for order in orders for line in order.lines)
+        return total - sum(line.discount for line in lines)
     return 0

@@ -2,14 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Raw
 
-from mapper.domain.document import Document, Path
+from mapper.domain.document import Document, Path, pointer_of
 from mapper.domain.errors import InvalidRequest
 from mapper.domain.families import Family
 from mapper.domain.fields import value_at
@@ -27,16 +26,15 @@ _ASCII_SPACES = " \t\n\v\f\r\x85"
 _FORBIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Promotions:
+class Promotions(msgspec.Struct, frozen=True):
     """Nacelle's `promotions` (or `promotion`) object. Codes are cleaned and without duplicates."""
 
     coupon_codes: tuple[str, ...] = ()
     referral_code: str = ""
     loyalty_card: str = ""
     identifiers: tuple[str, ...] = ()
-    meta: dict[str, Any] = field(default_factory=dict)
-    codes_as_entered: Mapping[str, str] = field(default_factory=dict)
+    meta: dict[str, Any] = {}
+    codes_as_entered: Mapping[str, str] = {}
     """The cleaned code by the text as entered, in its order; "" for a malformed one."""
 
     @property
@@ -47,19 +45,24 @@ class Promotions:
     @property
     def malformed(self) -> tuple[Rejection, ...]:
         """The rejections of malformed codes, which no engine is sent."""
+        if all(self.codes_as_entered.values()):
+            return ()
         return tuple(
             Rejection(entered, Reason.MALFORMED, "") for entered, code in self.codes_as_entered.items() if not code
         )
 
-    def as_entered(self, rejected: Iterable[Rejection]) -> tuple[Rejection, ...]:
+    def as_entered(self, rejected: Sequence[Rejection]) -> tuple[Rejection, ...]:
         """The engine's rejections and those of malformed codes, spelled and ordered as they were entered."""
+        malformed = self.malformed
+        if not (rejected or malformed):
+            return ()
         spellings = {code: entered for entered, code in reversed([*self.codes_as_entered.items()])}
         respelled = [
             msgspec.structs.replace(rejection, code=spellings.get(rejection.code, rejection.code))
             for rejection in rejected
         ]
         place = {entered: position for position, entered in enumerate(self.codes_as_entered)}
-        return tuple(sorted((*self.malformed, *respelled), key=lambda one: place.get(one.code, len(place))))
+        return tuple(sorted((*malformed, *respelled), key=lambda one: place.get(one.code, len(place))))
 
 
 def clean(entered: str) -> str:
@@ -71,12 +74,17 @@ def clean(entered: str) -> str:
 
 def is_well_formed(code: str) -> bool:
     """Whether a cleaned text can be a code."""
-    return len(code) <= MAX_CODE and (code.isprintable() or _FORBIDDEN.search(code) is None)
+    return len(code) <= MAX_CODE and not _is_forbidden(code)
+
+
+def _is_forbidden(text: str) -> bool:
+    """Whether the text has control characters or surrogates. Printable text, which has none, takes no pattern."""
+    return not text.isprintable() and _FORBIDDEN.search(text) is not None
 
 
 def as_json(entered: str) -> str | Raw:
     """The text in a form that msgspec encodes: a lone surrogate is valid JSON but not Unicode."""
-    return entered if _FORBIDDEN.search(entered) is None else Raw(json.dumps(entered).encode())
+    return entered if not _is_forbidden(entered) else Raw(json.dumps(entered).encode())
 
 
 def read(body: Document, family: Family) -> tuple[Promotions, Path]:
@@ -115,13 +123,14 @@ def _merged(by_order: list[tuple[Promotions, Path]]) -> tuple[Promotions, Path]:
 
 def _read_object(body: Document, parent: Path, decoded: Mapping[str, Any]) -> tuple[Promotions, Path] | None:
     """The promotion object within the object at `parent`, and its path; None where there is none."""
-    names = [key for key in ("promotions", "promotion") if decoded.get(key) is not None]
-    if not names:
+    name = "promotion" if decoded.get("promotions") is None else "promotions"
+    members = decoded.get(name)
+    if members is None:
         return None
-    (name, *others), parent_pointer = names, "".join(f"/{key}" for key in parent)
-    if others:
-        raise InvalidRequest("The object has both promotions and promotion.", f"{parent_pointer}/promotion")
-    path, pointer, members = (*parent, name), f"{parent_pointer}/{name}", decoded[name]
+    path = (*parent, name)
+    pointer = pointer_of("", *path)
+    if name == "promotions" and decoded.get("promotion") is not None:
+        raise InvalidRequest("The object has both promotions and promotion.", pointer_of("", *parent, "promotion"))
     if not isinstance(members, dict):
         raise InvalidRequest(f"{name} is not an object.", pointer)
     coupons = [text for text in _texts(body, path, members, "coupon_codes", pointer) if clean(text)]
@@ -129,8 +138,9 @@ def _read_object(body: Document, parent: Path, decoded: Mapping[str, Any]) -> tu
         raise InvalidRequest(f"More than {MAX_CODES} codes are given.", f"{pointer}/coupon_codes")
     referral = _text(body, path, members, "referral_code", pointer)
     card = _text(body, path, members, "loyalty_card", pointer)
-    texts = [text for text in (*coupons, referral, card) if clean(text)]
-    entered = {text: code if is_well_formed(code := clean(text)) else "" for text in texts}
+    entered = {
+        text: code if is_well_formed(code) else "" for text in (*coupons, referral, card) if (code := clean(text))
+    }
     meta = members.get("meta")
     if meta not in (None, []) and not isinstance(meta, dict):
         raise InvalidRequest("meta is not an object.", f"{pointer}/meta")
@@ -147,7 +157,7 @@ def _read_object(body: Document, parent: Path, decoded: Mapping[str, Any]) -> tu
 def _identifiers(texts: list[str], pointer: str) -> tuple[str, ...]:
     cleaned = [clean(text) for text in texts]
     for index, text in enumerate(cleaned):
-        if _FORBIDDEN.search(text):
+        if _is_forbidden(text):
             raise InvalidRequest("An identifier holds control characters.", f"{pointer}/identifiers/{index}")
     return tuple(filter(None, cleaned))
 
@@ -176,7 +186,7 @@ def _texts(body: Document, path: Path, members: Mapping[str, Any], key: str, poi
 def _member(body: Document, path: Path, members: Mapping[str, Any], key: str) -> Any:
     """A member of the promotion object. Lone surrogates are kept, since a code that has one is malformed."""
     value = members.get(key)
-    texts = value if isinstance(value, list) else [value]
-    if body.is_unicode or not all(isinstance(text, str) for text in texts):
+    if body.is_unicode:
         return value
-    return body.as_written(path, key)
+    texts = value if isinstance(value, list) else [value]
+    return body.as_written(path, key) if all(isinstance(text, str) for text in texts) else value

@@ -67,10 +67,10 @@ def entry_amount(entry: Mapping[str, Any], pointer: str, digits: int) -> int:
     return amount(value, digits, f"{pointer}/amount")
 
 
-def id_at(body: Document, pointer: str, *, required: bool = False) -> str:
+def id_at(body: Document, pointer: str, *, strict: bool = False) -> str:
     """The id that a JSON pointer names: a string, or a number as it is written; "" where there is none.
 
-    `required`: whether a value of another type raises `InvalidRequest`, instead of being no id.
+    `strict`: whether a value of another type raises `InvalidRequest`, instead of being no id.
     """
     value = document.at(body.decoded, pointer)
     if value is None:
@@ -79,7 +79,7 @@ def id_at(body: Document, pointer: str, *, required: bool = False) -> str:
         raw = body.raw_at(pointer)
         kind = document.kind(raw[0])
         if kind not in ("string", "number"):
-            if required:
+            if strict:
                 raise InvalidRequest(f"{pointer.rpartition('/')[2]} is neither a string nor a number.", pointer)
             return ""
         value = json.loads(raw) if kind == "string" else raw.decode()

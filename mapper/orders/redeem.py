@@ -680,7 +680,7 @@ def _document(order: Checkout, notices: bytes) -> bytes:
 
 def _addressed(order: Checkout, row: Row) -> Checkout:
     """Returns the order with the customer of the row, and with the attempt that idempotency keys name."""
-    return replace(
+    return msgspec.structs.replace(
         order, customer=row.customer or order.customer, attempt=f"{row.key.space}/{row.key.order}/{row.attempt}"
     )
 

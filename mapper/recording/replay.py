@@ -5,7 +5,7 @@ is not priced with the recorded reply.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -86,7 +86,7 @@ def run(rules: Rules, record: Record, recorded: Conversation) -> Run:
         index: {key: msgspec.json.decode(value) for key, value in fields.items()}
         for index, fields in recorded.filled.items()
     }
-    cart = replace(cart.with_product_data(filled), customer=recorded.customer, attempt=recorded.attempt)
+    cart = msgspec.structs.replace(cart.with_product_data(filled), customer=recorded.customer, attempt=recorded.attempt)
     transcript = Transcript(recorded.method, cart, (), {})
     outcome = Outcome()
     try:

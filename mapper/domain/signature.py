@@ -8,6 +8,7 @@ import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from mapper.domain.errors import BadSignature, Forbidden
@@ -15,9 +16,9 @@ from mapper.domain.errors import BadSignature, Forbidden
 SIGNATURE = b"x-nacelle-signature-sha256"
 SPACE = b"x-nacelle-space-id"
 
-_HEX = re.compile(rb"(?:sha256=)?([0-9a-fA-F]{64})")
+_HEX = re.compile(rb"(?:sha256=)?[0-9a-fA-F]{64}")
 
-Headers = Iterable[tuple[bytes, bytes]]
+Headers = Sequence[tuple[bytes, bytes]]
 """Header names in lower case, with their values, as ASGI hands them over."""
 
 
@@ -47,7 +48,7 @@ class Credentials:
         """The secrets that are valid for a space; the first one signs."""
         return (*self.by_space.get(space, ()), *self.secrets)
 
-    @property
+    @cached_property
     def all_secrets(self) -> tuple[bytes, ...]:
         return (*self.secrets, *(secret for secrets in self.by_space.values() for secret in secrets))
 
@@ -62,7 +63,6 @@ def verify(body: bytes, headers: Headers, credentials: Credentials) -> str:
 
     Raises `BadSignature` or `Forbidden`.
     """
-    headers = list(headers)
     spaces = _values(headers, SPACE)
     space = spaces[0].decode("latin-1").strip() if len(spaces) == 1 else ""
     served = not credentials.spaces or space in credentials.spaces
@@ -80,19 +80,16 @@ def _signing(credentials: Credentials, space: str, *, served: bool) -> Sequence[
 
 
 def _verify_signature(body: bytes, headers: Headers, secrets: Sequence[bytes]) -> None:
-    match = _HEX.fullmatch(_only(headers, SIGNATURE))
-    if match is None:
-        raise BadSignature("malformed")
-    signature = match[1].lower()
-    expected = [hmac.digest(secret, body, "sha256").hex().encode() for secret in secrets]
-    if not is_one_of(signature, expected):
-        raise BadSignature("wrong")
+    given = _only(headers, SIGNATURE)
+    signature = given.removeprefix(b"sha256=").lower()
+    if not is_one_of(signature, [hmac.digest(secret, body, "sha256").hex().encode() for secret in secrets]):
+        raise BadSignature("wrong" if _HEX.fullmatch(given) else "malformed")
 
 
 def _verify_headers(headers: Headers, credentials: Credentials) -> None:
     if credentials.auth != "signature" and not credentials.headers:
         raise BadSignature("no_secret_configured")
-    for name in dict.fromkeys(name for name, _ in credentials.headers):
+    for name in dict.fromkeys([name for name, _ in credentials.headers]):
         allowed = [value for expected, value in credentials.headers if expected == name]
         if not is_one_of(_only(headers, name), allowed):
             raise BadSignature("wrong_header")

@@ -15,6 +15,8 @@ from mapper.domain.fields import value_at
 from mapper.domain.outcome import Rejection
 from mapper.domain.reasons import Reason
 
+_TEXTS = ("coupon_codes", "referral_code", "loyalty_card", "identifiers")
+
 MAX_CODES = 100
 MAX_CODE = 100
 
@@ -133,11 +135,11 @@ def _read_object(body: Document, parent: Path, decoded: Mapping[str, Any]) -> tu
         raise InvalidRequest("The object has both promotions and promotion.", pointer_of("", *parent, "promotion"))
     if not isinstance(members, dict):
         raise InvalidRequest(f"{name} is not an object.", pointer)
-    coupons = [text for text in _texts(body, path, members, "coupon_codes", pointer) if clean(text)]
+    members = _as_written(body, path, members)
+    coupons = [text for text in _texts(members, "coupon_codes", pointer) if clean(text)]
     if len(coupons) > MAX_CODES:
         raise InvalidRequest(f"More than {MAX_CODES} codes are given.", f"{pointer}/coupon_codes")
-    referral = _text(body, path, members, "referral_code", pointer)
-    card = _text(body, path, members, "loyalty_card", pointer)
+    referral, card = _text(members, "referral_code", pointer), _text(members, "loyalty_card", pointer)
     entered = {
         text: code if is_well_formed(code) else "" for text in (*coupons, referral, card) if (code := clean(text))
     }
@@ -148,7 +150,7 @@ def _read_object(body: Document, parent: Path, decoded: Mapping[str, Any]) -> tu
         coupon_codes=tuple(dict.fromkeys(filter(None, [entered[text] for text in coupons]))),
         referral_code=entered.get(referral, ""),
         loyalty_card=entered.get(card, ""),
-        identifiers=_identifiers(_texts(body, path, members, "identifiers", pointer), pointer),
+        identifiers=_identifiers(_texts(members, "identifiers", pointer), pointer),
         meta=value_at(body, f"{pointer}/meta") if meta else {},
         codes_as_entered=entered,
     ), path
@@ -162,8 +164,8 @@ def _identifiers(texts: list[str], pointer: str) -> tuple[str, ...]:
     return tuple(filter(None, cleaned))
 
 
-def _text(body: Document, path: Path, members: Mapping[str, Any], key: str, pointer: str) -> str:
-    text = _member(body, path, members, key)
+def _text(members: Mapping[str, Any], key: str, pointer: str) -> str:
+    text = members.get(key)
     if text is None:
         return ""
     if not isinstance(text, str):
@@ -171,8 +173,8 @@ def _text(body: Document, path: Path, members: Mapping[str, Any], key: str, poin
     return text
 
 
-def _texts(body: Document, path: Path, members: Mapping[str, Any], key: str, pointer: str) -> list[str]:
-    texts = _member(body, path, members, key)
+def _texts(members: Mapping[str, Any], key: str, pointer: str) -> list[str]:
+    texts = members.get(key)
     if texts is None:
         return []
     if not isinstance(texts, list):
@@ -183,10 +185,12 @@ def _texts(body: Document, path: Path, members: Mapping[str, Any], key: str, poi
     return texts
 
 
-def _member(body: Document, path: Path, members: Mapping[str, Any], key: str) -> Any:
-    """A member of the promotion object. Lone surrogates are kept, since a code that has one is malformed."""
-    value = members.get(key)
+def _as_written(body: Document, path: Path, members: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The members of the promotion object. Lone surrogates are kept, since a code that has one is malformed."""
     if body.is_unicode:
-        return value
-    texts = value if isinstance(value, list) else [value]
-    return body.as_written(path, key) if all(isinstance(text, str) for text in texts) else value
+        return members
+    return {**members, **{key: body.as_written(path, key) for key in _TEXTS if _holds_texts(members.get(key))}}
+
+
+def _holds_texts(value: Any) -> bool:
+    return all(isinstance(text, str) for text in (value if isinstance(value, list) else [value]))

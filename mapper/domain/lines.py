@@ -1,6 +1,7 @@
 """Reads the lines of a cart: all in one typed pass, or one by one where that fails, to name the place of an error."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -14,6 +15,7 @@ from mapper.domain.families import Family, Names
 MAX_LINES = 1000
 MAX_QUANTITY = 1_000_000
 _PRICE = ("price",)
+_OTHER_AMOUNTS = ("price_amount", "total_discount", "discounts", "discounts_amount", "applied_discounts")
 
 
 class Line(msgspec.Struct, frozen=True, gc=False):
@@ -32,6 +34,8 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     """The unit price in the body. An earlier validate may have reduced it."""
     list_price: int
     """The unit price before any discount, which the engine is sent."""
+    gross: int
+    """The line total before discounts."""
     discount: int
     """The discounts that the body carries, for the whole line. An earlier validate wrote them."""
     decoded: Mapping[str, Any]
@@ -54,11 +58,6 @@ class Line(msgspec.Struct, frozen=True, gc=False):
     def source(self) -> Object:
         """The line in the body's text."""
         return self.parent.source_of(self.position)
-
-    @property
-    def gross(self) -> int:
-        """The line total before discounts."""
-        return self.list_price * self.quantity
 
     @property
     def name(self) -> str:
@@ -92,12 +91,12 @@ class Lines(msgspec.Struct, frozen=True):
 
     def read_typed(self, decoded: list[Any]) -> tuple[Line, ...]:
         """Reads lines whose values have the usual JSON types. Raises any of several exceptions for other lines."""
-        typed = msgspec.convert(decoded, list[_TypedLine])
+        typed = msgspec.convert({"lines": decoded}, _TypedLines).lines
         names = self.family.names({}, self.pointer)
         return tuple(
             [
                 self._undiscounted_line(position, line, values, names)
-                if line.is_undiscounted and "price_amount" not in values
+                if line.price is not None and values.keys().isdisjoint(_OTHER_AMOUNTS)
                 else self._line(position, line, values)
                 for position, (line, values) in enumerate(zip(typed, decoded, strict=True))
             ]
@@ -106,9 +105,10 @@ class Lines(msgspec.Struct, frozen=True):
     def _undiscounted_line(self, position: int, typed: "_TypedLine", decoded: Mapping[str, Any], names: Names) -> Line:
         """A line with `price` and without discounts, as most lines are."""
         price = _amount(typed.price, self.digits)
+        sku, variant_id, product_id = _names(typed)
         return Line(
-            self.first + position, self, position, *_names(typed), typed.quantity, price, price, 0, decoded, names,
-            _PRICE,
+            self.first + position, self, position, sku, variant_id, product_id, typed.quantity, price, price,
+            price * typed.quantity, 0, decoded, names, _PRICE,
         )  # fmt: skip
 
     def _line(self, position: int, typed: "_TypedLine", decoded: Mapping[str, Any]) -> Line:
@@ -131,8 +131,8 @@ class Lines(msgspec.Struct, frozen=True):
         elif discount:
             list_price = money.list_price(price, discount, typed.quantity)
         return Line(
-            self.first + position, self, position, *_names(typed), typed.quantity, price, list_price, discount, decoded,
-            names, price_keys,
+            self.first + position, self, position, *_names(typed), typed.quantity, price, list_price,
+            list_price * typed.quantity, discount, decoded, names, price_keys,
         )  # fmt: skip
 
     def read_one_by_one(self, decoded: list[Any]) -> tuple[Line, ...]:
@@ -168,20 +168,14 @@ class _TypedLine(msgspec.Struct, gc=False):
     applied_discounts: list[_TypedEntry] | None = None
 
     @property
-    def is_undiscounted(self) -> bool:
-        """Whether the line has `price` alone, and no discount."""
-        return (
-            self.price is not None
-            and self.price_amount is None
-            and self.total_discount is None
-            and self.discounts is None
-            and self.discounts_amount is None
-            and self.applied_discounts is None
-        )
-
-    @property
     def price_keys(self) -> tuple[str, ...]:
         return tuple([key for key in ("price", "price_amount") if getattr(self, key) is not None])
+
+
+class _TypedLines(msgspec.Struct):
+    """msgspec keeps what it knows of a Struct's types, but not of those of a list."""
+
+    lines: list[_TypedLine]
 
 
 def _names(line: _TypedLine) -> tuple[str, str, str]:
@@ -204,6 +198,7 @@ def _sum_entries(entries: "list[_TypedEntry]", digits: int) -> tuple[int, int | 
     return discount, list_price
 
 
+@lru_cache(money.CACHE_SIZE)
 def _amount(text: Any, digits: int) -> int:
     minor = money.parse(text, digits)
     if minor < 0 or text[0] == "-":
@@ -242,7 +237,7 @@ class _Reader:
             list_price = money.list_price(price, discount, quantity)
         return Line(
             self.parent.first + self.position, self.parent, self.position, sku, variant_id, product_id,
-            quantity, price, list_price, discount, self.decoded, names, price_keys,
+            quantity, price, list_price, list_price * quantity, discount, self.decoded, names, price_keys,
         )  # fmt: skip
 
     def name(self, key: str) -> str:

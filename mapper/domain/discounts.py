@@ -5,11 +5,10 @@ discounts of an earlier validate are replaced.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from mapper.domain import money
 from mapper.domain.checkout import Checkout
@@ -19,8 +18,7 @@ from mapper.domain.lines import Line
 from mapper.domain.outcome import Cost, Discount, Outcome, Scope
 
 
-@dataclass(frozen=True)
-class Allocation:
+class Allocation(Struct, frozen=True):
     """The discounts as they are written to the document. Amounts are in minor units."""
 
     by_line: Mapping[int, Sequence[Discount]]
@@ -75,9 +73,7 @@ def allocate(checkout: Checkout, outcome: Outcome) -> Allocation:
             root.append(_with_amount(_root_discount(checkout, discount), share.at_root))
     root_total = _total(root)
     clamped = _total(outcome.discounts) - sum(line_totals.values()) - root_total
-    return Allocation(
-        by_line=by_line, line_totals=line_totals, root=tuple(root), root_total=root_total, clamped=clamped
-    )
+    return Allocation(by_line, line_totals, tuple(root), root_total, clamped)
 
 
 def _total(discounts: Sequence[Discount]) -> int:
@@ -127,8 +123,7 @@ def _scope(discount: Discount) -> Scope:
     return "costs" if discount.cost else "total" if discount.line is None else "goods"
 
 
-@dataclass(slots=True)
-class _Share:
+class _Share(Struct):
     """How much of one discount is taken off, and where it is listed."""
 
     target: _Target
@@ -142,16 +137,6 @@ class _Share:
     def is_line_total(self) -> bool:
         return self.target[0] == "total" and self.target[1] is not None
 
-    @property
-    def width(self) -> int:
-        """From 0, one cost, to 4, the order."""
-        scope, line, cost = self.target
-        if cost:
-            return 0
-        if line is not None:
-            return 3 if scope == "total" else 1
-        return 4 if scope == "total" else 2
-
 
 def _shares(
     checkout: Checkout, costs: Iterable[Cost], discounts: Sequence[Discount], line_totals: Mapping[int, int]
@@ -162,13 +147,23 @@ def _shares(
     shares = [_Share(_target(discount), discount.amount) for discount in discounts]
     remaining = _Remaining(checkout, costs, line_totals, any_on_line=any(share.is_line_total for share in shares))
     line_shares: list[_Share] = []
-    for share in sorted(shares, key=lambda share: share.width):
+    for share in sorted(shares, key=_width):
         if share.is_line_total:
             _take_line_total(share, remaining, line_shares)
             line_shares.append(share)
         else:
             share.at_root = remaining.take(share.target, share.granted)
     return shares
+
+
+def _width(share: _Share) -> int:
+    """The width of the target, from 0, one cost, to 4, the order."""
+    scope, line, cost = share.target
+    if cost:
+        return 0
+    if line is not None:
+        return 3 if scope == "total" else 1
+    return 4 if scope == "total" else 2
 
 
 def _take_line_total(share: _Share, remaining: "_Remaining", earlier: Iterable[_Share]) -> None:
@@ -214,15 +209,12 @@ class _Remaining:
         """Takes off up to `amount`; returns how much."""
         if target not in self._amounts and target[0] == "costs":
             return amount  # a cost whose price is not known is not limited
-        taken = min(amount, *[self.of(each) for each in _with_wider(target)])
+        taken = min([amount, *map(self.of, _with_wider(target))])
         if taken:
-            self._add(target, -taken)
+            self.restore(target, -taken)
         return taken
 
     def restore(self, target: _Target, amount: int) -> None:
-        self._add(target, amount)
-
-    def _add(self, target: _Target, amount: int) -> None:
         for each in _with_wider(target):
             self._amounts[each] += amount
 
@@ -253,70 +245,70 @@ def write(
     receipt (`receipt_required`), or the note has notices or says `degraded`.
     """
     digits, write_empty = checkout.digits, checkout.family.writes_empty_lists
-    changes: dict[Path, dict[str, Any]] = {}
+    entries = [_entry(discount, discount.meta, digits) for discount in allocation.root]
+    total = money.text(allocation.total, digits)
+    changes: dict[Path, Changes] = {(): _discount_changes(checkout.names, total, entries, write_empty)}
     lines: dict[Path, list[Changes]] = {}
     for order in checkout.orders:
         if order.path:
             total = money.text(sum([allocation.line_total(line.index) for line in order.lines]), digits)
-            _set_discounts(changes.setdefault(order.path, {}), order.names, total, [], write_empty=write_empty)
+            changes[order.path] = _discount_changes(order.names, total, [], write_empty)
         lines[*order.path, checkout.family.lines] = [
-            _line_changes(line, allocation, digits, write_empty=write_empty) for line in order.lines
+            _line_changes(line, allocation, digits, write_empty) for line in order.lines
         ]
-    entries = [_entry(discount, digits) for discount in allocation.root]
-    total = money.text(allocation.total, digits)
-    _set_discounts(changes.setdefault((), {}), checkout.names, total, entries, write_empty=write_empty)
     if checkout.promotions_at or receipt_required or note.get("notices") or note.get("degraded"):
-        for path, members in _note_changes(checkout, note).items():
-            changes.setdefault(path, {}).update(members)
+        path, members = _note_change(checkout, note)
+        changes[path] = {**changes.get(path, {}), **members}
     return checkout.source.replace(changes, lines)
 
 
 def annotate(checkout: Checkout, note: Mapping[str, Any]) -> bytes:
     """The document with `note` at `promotions.meta.mapper`, otherwise unchanged."""
-    return checkout.source.replace(_note_changes(checkout, note))
+    path, members = _note_change(checkout, note)
+    return checkout.source.replace({path: members})
 
 
-def _note_changes(checkout: Checkout, note: Mapping[str, Any]) -> dict[Path, Changes]:
+def _note_change(checkout: Checkout, note: Mapping[str, Any]) -> tuple[Path, Changes]:
+    """The path of the object that gets the note, and its new member."""
     if not checkout.promotions_at:
         names = ("promotions", "promotion") if checkout.family.name == "A" else ("promotion", "promotions")
         name = next((name for name in names if name in checkout.source.decoded), names[0])  # the member may be null
-        return {(): {name: {"meta": {"mapper": note}}}}
+        return (), {name: {"meta": {"mapper": note}}}
     meta = (*checkout.promotions_at, "meta")
     if isinstance(checkout.source.decoded_at(meta), dict):
-        return {meta: {"mapper": note}}
-    return {checkout.promotions_at: {"meta": {"mapper": note}}}
+        return meta, {"mapper": note}
+    return checkout.promotions_at, {"meta": {"mapper": note}}
 
 
-def _line_changes(line: Line, allocation: Allocation, digits: int, *, write_empty: bool) -> Changes:
-    changes: dict[str, Any] = {}
+def _line_changes(line: Line, allocation: Allocation, digits: int, write_empty: bool) -> Changes:
     entries: list[_Entry] = []
     discount = allocation.line_totals.get(line.index, 0)
     price = line.list_price
     if discount:
         list_price = money.text(price, digits)
         price = money.unit_price(line.gross - discount, line.quantity)
-        entries = [_entry(each, digits, list_price) for each in allocation.by_line[line.index]]
+        entries = [
+            _entry(each, {**each.meta, "list_price": list_price}, digits) for each in allocation.by_line[line.index]
+        ]
+    changes = _discount_changes(line.names, money.text(discount, digits), entries, write_empty)
     if price != line.price:
         text = money.text(price, digits)
         for key in line.price_keys:
             changes[key] = text if isinstance(line.decoded[key], str) else Raw(text.encode())
-    _set_discounts(changes, line.names, money.text(discount, digits), entries, write_empty=write_empty)
     return changes
 
 
-def _set_discounts(
-    changes: dict[str, Any], names: Names, total: str, entries: list["_Entry"], *, write_empty: bool
-) -> None:
-    """Sets the total and the list of discounts. An empty list is left out unless `write_empty`."""
-    for key in names.totals:
-        changes[key] = total
+def _discount_changes(names: Names, total: str, entries: list["_Entry"], write_empty: bool) -> dict[str, Any]:
+    """The total and the list of discounts. An empty list is left out unless `write_empty`."""
+    changes: dict[str, Any] = dict.fromkeys(names.totals, total)
     if entries or write_empty:
         changes[names.list] = entries
     elif names.has_list:
         changes[names.list] = None
+    return changes
 
 
-class _Entry(msgspec.Struct):
+class _Entry(Struct, gc=False):
     """A discount as the document lists it."""
 
     name: str
@@ -326,7 +318,6 @@ class _Entry(msgspec.Struct):
     meta: Mapping[str, Any]
 
 
-def _entry(discount: Discount, digits: int, list_price: str = "") -> _Entry:
-    meta = {**discount.meta, "list_price": list_price} if list_price else discount.meta
+def _entry(discount: Discount, meta: Mapping[str, Any], digits: int) -> _Entry:
     amount = money.text(discount.amount, digits)
     return _Entry(discount.name, discount.description, amount, discount.effect_type, meta)

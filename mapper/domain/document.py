@@ -142,7 +142,8 @@ def _changed(
         return copies[path]
 
     for path, listed in items.items():
-        copy_at(path[:-1])[path[-1]] = [*map(_with, copy_at(path[:-1])[path[-1]], listed)]
+        parent = copy_at(path[:-1])
+        parent[path[-1]] = [*map(_with, parent[path[-1]], listed)]
     for path, members in changes.items():
         changed = copy_at(path)
         changed.update(members)
@@ -152,15 +153,15 @@ def _changed(
 
 def _with(decoded: Mapping[str, Any], members: Changes) -> dict[str, Any]:
     changed = {**decoded, **members}
-    _remove(changed, members)
+    if None in members.values():
+        _remove(changed, members)
     return changed
 
 
 def _remove(changed: dict[str, Any], members: Changes) -> None:
-    if None in members.values():
-        for key, value in members.items():
-            if value is None:
-                del changed[key]
+    for key, value in members.items():
+        if value is None:
+            del changed[key]
 
 
 class Object:

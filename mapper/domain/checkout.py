@@ -141,7 +141,7 @@ def parse(body: bytes, operation: Operation, default_currency: str = "", custome
         )
     currency, digits = _currency(source.decoded, family, default_currency)
     names = family.names(source.decoded, "")
-    orders = _orders(source, family, digits)
+    orders = _orders(source, family, names, digits)
     lines = _all_lines(orders)
     if len(lines) > MAX_LINES:
         raise InvalidRequest(f"The cart has {len(lines)} lines; the limit is {MAX_LINES}.", f"/{family.root_list}")
@@ -188,11 +188,11 @@ def _currency_of(members: Mapping[str, Any], *path: str | int) -> str:
     return code.upper()
 
 
-def _orders(source: Document, family: Family, digits: int) -> tuple[Order, ...]:
+def _orders(source: Document, family: Family, root_names: Names, digits: int) -> tuple[Order, ...]:
     orders: list[Order] = []
     first = 0
     for path, decoded in family.orders(source.decoded):
-        pointer = "".join(f"/{key}" for key in path)
+        pointer = document.pointer_of("", *path)
         if not isinstance(decoded, dict):
             raise InvalidRequest("An order is not an object.", pointer)
         decoded_lines, list_pointer = decoded.get(family.lines), f"{pointer}/{family.lines}"
@@ -203,7 +203,7 @@ def _orders(source: Document, family: Family, digits: int) -> tuple[Order, ...]:
             raise InvalidRequest(message, list_pointer)
         lines = Lines(source, (*path, family.lines), list_pointer, family, digits, first).read(decoded_lines)
         first += len(lines)
-        orders.append(Order(path, family.names(decoded, pointer), lines))
+        orders.append(Order(path, family.names(decoded, pointer) if path else root_names, lines))
     return tuple(orders)
 
 

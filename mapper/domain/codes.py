@@ -135,7 +135,8 @@ def _read_object(body: Document, parent: Path, decoded: Mapping[str, Any]) -> tu
         raise InvalidRequest("The object has both promotions and promotion.", pointer_of("", *parent, "promotion"))
     if not isinstance(members, dict):
         raise InvalidRequest(f"{name} is not an object.", pointer)
-    members = _as_written(body, path, members)
+    if not body.is_unicode:
+        members = _as_written(body, path, members)
     coupons = [text for text in _texts(members, "coupon_codes", pointer) if clean(text)]
     if len(coupons) > MAX_CODES:
         raise InvalidRequest(f"More than {MAX_CODES} codes are given.", f"{pointer}/coupon_codes")
@@ -147,7 +148,7 @@ def _read_object(body: Document, parent: Path, decoded: Mapping[str, Any]) -> tu
     if meta not in (None, []) and not isinstance(meta, dict):
         raise InvalidRequest("meta is not an object.", f"{pointer}/meta")
     return Promotions(
-        coupon_codes=tuple(dict.fromkeys(filter(None, [entered[text] for text in coupons]))),
+        coupon_codes=tuple(dict.fromkeys([code for text in coupons if (code := entered[text])])),
         referral_code=entered.get(referral, ""),
         loyalty_card=entered.get(card, ""),
         identifiers=_identifiers(_texts(members, "identifiers", pointer), pointer),
@@ -157,11 +158,13 @@ def _read_object(body: Document, parent: Path, decoded: Mapping[str, Any]) -> tu
 
 
 def _identifiers(texts: list[str], pointer: str) -> tuple[str, ...]:
-    cleaned = [clean(text) for text in texts]
-    for index, text in enumerate(cleaned):
-        if _is_forbidden(text):
+    identifiers: list[str] = []
+    for index, text in enumerate(texts):
+        if _is_forbidden(identifier := clean(text)):
             raise InvalidRequest("An identifier holds control characters.", f"{pointer}/identifiers/{index}")
-    return tuple(filter(None, cleaned))
+        if identifier:
+            identifiers.append(identifier)
+    return tuple(identifiers)
 
 
 def _text(members: Mapping[str, Any], key: str, pointer: str) -> str:
@@ -186,9 +189,7 @@ def _texts(members: Mapping[str, Any], key: str, pointer: str) -> list[str]:
 
 
 def _as_written(body: Document, path: Path, members: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The members of the promotion object. Lone surrogates are kept, since a code that has one is malformed."""
-    if body.is_unicode:
-        return members
+    """The members of the promotion object with lone surrogates, since a code that has one is malformed."""
     return {**members, **{key: body.as_written(path, key) for key in _TEXTS if _holds_texts(members.get(key))}}
 
 

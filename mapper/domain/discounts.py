@@ -209,7 +209,8 @@ class _Remaining:
         """Takes off up to `amount`; returns how much."""
         if target not in self._amounts and target[0] == "costs":
             return amount  # a cost whose price is not known is not limited
-        taken = min([amount, *map(self.of, _with_wider(target))])
+        limits = [self.of(each) for each in _with_wider(target)]
+        taken = min(amount, *limits)
         if taken:
             self.restore(target, -taken)
         return taken

@@ -134,21 +134,22 @@ def _changed(
     """A copy with the changes. Values that do not change are shared."""
     root = dict(decoded)
     copies: dict[Path, Any] = {(): root}
-
-    def copy_at(path: Path) -> Any:
-        if path not in copies:
-            parent, token = copy_at(path[:-1]), path[-1]
-            parent[token] = copies[path] = parent[token].copy()
-        return copies[path]
-
     for path, listed in items.items():
-        parent = copy_at(path[:-1])
+        parent = _copy_at(path[:-1], copies)
         parent[path[-1]] = [*map(_with, parent[path[-1]], listed)]
     for path, members in changes.items():
-        changed = copy_at(path)
+        changed = _copy_at(path, copies)
         changed.update(members)
         _remove(changed, members)
     return root
+
+
+def _copy_at(path: Path, copies: dict[Path, Any]) -> Any:
+    """The copy of the object or array at a path. It is made at the first call, within the copy of its parent."""
+    if path not in copies:
+        parent, token = _copy_at(path[:-1], copies), path[-1]
+        parent[token] = copies[path] = parent[token].copy()
+    return copies[path]
 
 
 def _with(decoded: Mapping[str, Any], members: Changes) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Whether a key holds the total or the list of discounts is decided by the JSON ty
 on one of Nacelle's pages and a string on another.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
@@ -49,13 +49,11 @@ class Family:
     def has_orders(self) -> bool:
         return self.root_list != self.lines
 
-    def orders(self, decoded: Mapping[str, Any]) -> Iterator[tuple[Path, Any]]:
+    def orders(self, decoded: Mapping[str, Any]) -> list[tuple[Path, Any]]:
         """The objects with a list of lines, and their paths: the body itself, or each of its orders."""
         if not self.has_orders:
-            yield (), decoded
-            return
-        for index, order in enumerate(decoded[self.root_list]):
-            yield (self.root_list, index), order
+            return [((), decoded)]
+        return [((self.root_list, index), order) for index, order in enumerate(decoded[self.root_list])]
 
     def names(self, decoded: Mapping[str, Any], *place: str | int) -> Names:
         """The keys for the total and for the list of discounts in an object of this family.

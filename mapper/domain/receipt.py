@@ -76,11 +76,8 @@ class Receipts:
     retired: Sequence[bytes] = field(repr=False, default=())
 
     def write(self, session: str, customer: str, degraded: bool, content: bytes, now: float) -> str:
-        key = self._keys[0]
-        signed = ".".join(
-            ("2", key.id, self.engine, _quoted(self.space), str(int(now)), _quoted(customer), content.hex())
-        )
-        return f"{signed}.{key.mac(signed, session, degraded)}"
+        signed = f"{self._address}.{int(now)}.{_quoted(customer)}.{content.hex()}"
+        return f"{signed}.{self._keys[0].mac(signed, session, degraded)}"
 
     def read(self, checkout: Checkout, now: float) -> Receipt | None:
         """The receipt in a body; None where there is none of this space, this engine and a known key.
@@ -138,6 +135,11 @@ class Receipts:
     def _keys(self) -> Sequence["_Key"]:
         return [_Key(secret) for secret in (*self.secrets, *self.retired)]
 
+    @cached_property
+    def _address(self) -> str:
+        """The start of the receipts that are written."""
+        return f"2.{self._keys[0].id}.{self.engine}.{_quoted(self.space)}"
+
     def _verify_1(self, match: "re.Match[str]", session: str, degraded: bool) -> "_Verified | None":
         """A receipt of version 1; None where the MAC is wrong. It does not name its key, so it is not called forged."""
         message = msgspec.json.encode(["1", match["time"], self.engine, session, degraded, match["content"]])
@@ -181,9 +183,9 @@ def content_of(checkout: Checkout, allocation: Allocation | None = None) -> byte
     The discounts are those of `allocation`, which validate is about to write, or those that the body carries.
     """
     discounts = allocation.line_totals if allocation else {line.index: line.discount for line in checkout.lines}
-    lines = sorted((line.name, line.quantity, line.list_price, discounts.get(line.index, 0)) for line in checkout.lines)
+    lines = [(line.name, line.quantity, line.list_price, discounts.get(line.index, 0)) for line in checkout.lines]
     root_discount = allocation.root_total if allocation else checkout.root_discount
-    content: list[Any] = [checkout.currency, lines, root_discount]
+    content: list[Any] = [checkout.currency, sorted(lines), root_discount]
     return hashlib.sha256(msgspec.json.encode(content)).digest()
 
 

@@ -64,11 +64,10 @@ TESTS = (
 SLOW = (
     "postgres",
     "password",
-    "is_the_database_s",
-    "survives_a_kill",
+    "survives_kill",
     "several_processes",
-    "costs_next_to",
-    "is_loaded",
+    "breaker_costs",
+    "client_is_imported",
 )
 """Parts of the names of tests that start a server or a process, or wait."""
 

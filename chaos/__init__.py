@@ -2,8 +2,8 @@
 
     python -m chaos --engine talon_one --profile ci --seed 7
 
-`plan` says what will be sent, `client` sends it and writes the history, `processes` starts what is attacked and attacks
-it, `run` tells a run from top to bottom, and `checker`, which knows nothing of all that, judges what they left behind:
-the history, the ledger with the log of its changes (`changes`), and the sandbox's own books. `sabotage` breaks the
-product on purpose: a checker that has never failed proves nothing.
+`plan` makes the orders and faults, `client` sends the orders and writes the history, `processes` starts the replicas
+and attacks them, `run` is one run from start to end, and `checker`, which knows nothing of the others, judges what they
+left: the history, the ledger with the log of its changes (`changes`), and the sandbox's own books. `sabotage` breaks
+the product on purpose: a checker that has never failed proves nothing.
 """

@@ -1,7 +1,7 @@
-"""The command: one JSON line per run; exit code 1 where an invariant was violated.
+"""The command: one JSON line per run; exit code 1 if an invariant was violated.
 
-With `--teeth` each run is sabotaged in one way after the other, and the exit code is 1 where that was not seen in three
-runs: a slow machine gets to a third of the orders, and what hurts only now and then may not happen among them.
+With `--teeth` it tries each sabotage in turn; exit code 1 if three runs did not reveal one. A slow machine sends only a
+third of the orders, and a rare fault may not happen among them.
 """
 
 import argparse
@@ -25,7 +25,7 @@ NEVER_S = 86_400.0
 ENGINES = ("talon_one", "voucherify")
 
 TRIES = 3
-# What each sabotage must be seen by, among whatever else it does.
+# The violations that reveal each sabotage; one of them must be found.
 TEETH = {
     "look-up": ("double", "sent_again"),
     "quarantine": ("double", "sent_again"),
@@ -60,21 +60,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--orders", type=int, help="how many, instead of the profile's")
     parser.add_argument("--seconds", type=float, help="over which they arrive, instead of the profile's")
-    parser.add_argument("--seed", type=int, help="of an earlier run, to see it again")
+    parser.add_argument("--seed", type=int, help="the seed of an earlier run, to repeat it")
     parser.add_argument("--sabotage", choices=tuple(sabotage.KINDS), default="", help="what to break on purpose")
-    parser.add_argument("--teeth", action="store_true", help="break everything on purpose, one after the other")
+    parser.add_argument("--teeth", action="store_true", help="try each sabotage in turn")
     parser.add_argument("--keep", type=Path, help="a folder for history, ledger and books; else they are deleted")
     return parser
 
 
 def _run(chosen: argparse.Namespace, engine: str, kind: str, seed: int) -> dict[str, Any]:
-    """One run. All that is to be told of it is printed; the violations themselves on standard error."""
+    """One run. Prints its figures; prints the violations on standard error."""
     profile = plan.PROFILES[chosen.profile]
     profile = dataclasses.replace(
         profile, orders=chosen.orders or profile.orders, load_s=chosen.seconds or profile.load_s
     )
     if chosen.store == "postgres":
-        # The disk that is filled is the replicas' own; PostgreSQL has another.
+        # Only the replicas' own disk is filled; PostgreSQL has another.
         profile = dataclasses.replace(profile, full_every_s=NEVER_S)
     with tempfile.TemporaryDirectory(prefix="mapper-chaos-") as temporary:
         folder = (chosen.keep or Path(temporary)) / f"{engine}-{kind or 'run'}-{seed}"

@@ -1,4 +1,4 @@
-"""The log of a ledger's changes, kept by triggers in the ledger's own database, and the reading of both."""
+"""The log of a ledger's changes, kept by triggers in the ledger's database; reads both."""
 
 import sqlite3
 from pathlib import Path
@@ -55,7 +55,7 @@ _POSTGRES = f"""
 
 
 async def install(url: str) -> None:
-    """Logs every change from now on. The ledger's schema has to be there."""
+    """Logs every change from now on. The ledger's schema must exist."""
     if url.startswith("sqlite:///"):
         database = sqlite3.connect(url.removeprefix("sqlite:///"))
         database.executescript(_SQLITE)
@@ -67,19 +67,19 @@ async def install(url: str) -> None:
 
 
 async def read(url: str) -> tuple[list[Record], list[Record]]:
-    """All orders, and all their changes in the order in which they happened. Writes nothing."""
+    """All orders, and all their changes in order of time. Writes nothing."""
     orders = f"SELECT {', '.join(_OF_ORDERS)} FROM {_table(url)}"
     log = f"SELECT {_COLUMNS} FROM changes ORDER BY number"
     return await _read(url, orders), await _read(url, log)
 
 
 async def open_orders(url: str) -> int:
-    """How many somebody still works on, or needs to."""
+    """How many orders are not finished, manual ones included."""
     return await _count(url, "state NOT IN ('DONE', 'REPAIRED') AND (look_at IS NOT NULL OR state = 'MANUAL')")
 
 
 async def further_look_ups(url: str) -> int:
-    """How many redeemed orders are to be looked up once more."""
+    """How many redeemed orders are due for another look-up."""
     return await _count(url, "state IN ('DONE', 'REPAIRED') AND look_at IS NOT NULL")
 
 
@@ -89,7 +89,7 @@ async def _count(url: str, where: str) -> int:
 
 
 async def waiting(url: str) -> list[str]:
-    """The orders that wait for their caller, or for their time to be sent again."""
+    """The orders that wait for their caller or for their next try."""
     where = "state = 'RETRYABLE'"
     return [row["order_key"] for row in await _read(url, f"SELECT order_key FROM {_table(url)} WHERE {where}")]
 

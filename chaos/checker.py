@@ -1,13 +1,13 @@
-"""Judges a run by what it left behind. It knows nothing of how the run was made, and nothing of the product.
+"""Judges a run by the evidence it left. Knows neither how the run was made nor the product.
 
-    history     what the clients asked and were told, and the attacks: one JSON object per line
-    rows        the ledger, as it is in the end
+    history     the clients' requests, their answers, and the attacks: one JSON object per line
+    rows        the ledger at the end
     changes     every change of the ledger, in order, by triggers
-    requests    what the sandbox was asked, with the faults it met
-    books       what the sandbox's engine has redeemed and taken back
-    plan        what was to be expected of each order
+    requests    the requests to the sandbox, with the faults they met
+    books       what the sandbox's engine has redeemed and rolled back
+    plan        the expected result of each order
 
-`check` returns the violations, each a line that begins with its invariant (I1 to I12 of docs/chaos.md).
+`check` returns the violations; each line begins with its invariant (I1 to I12 of docs/chaos.md).
 """
 
 import math
@@ -25,19 +25,19 @@ Json = dict[str, Any]
 REDEEMED = ("DONE", "REPAIRED")
 FINAL = (*REDEEMED, "REJECTED", "CANCELLED")
 NOTHING_STANDS = ("REJECTED", "RETRYABLE")
-"""From these an order may be tried anew, with other content."""
+"""From these states an order may be tried again, with other content."""
 REDEEMING = {"talon_one": "close", "voucherify": "redeem"}
 DID_NOTHING = {"status", "redirect", "reset", "close"}
 """Faults with which the engine does not act on a request."""
 CLOCK_S = 0.005
-"""How far apart two processes of one machine may read the time."""
+"""How much the clocks of two processes on one machine may differ."""
 LAST_WORD_S = 1.0
-"""How long after the disk filled up a request may still arrive whose intent was on disk before."""
+"""How long after the disk filled up a request may still arrive if its intent was on disk before."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Of one order: its code, what is to become of it, what each variant costs in cents."""
+    """The plan of one order: its code, its expected result, the price of each variant in cents."""
 
     code: str
     expect: str
@@ -55,16 +55,16 @@ class Evidence:
     books: Json
     plan: dict[str, Expected]
     stale_steps: list[Json]
-    """What was decided about an order by somebody who held it under an old fence."""
+    """Decisions about an order by a holder under an old fence."""
     asked: list[Json]
-    """When which replica began to work on a call for an order."""
+    """When each replica began to work on a call for an order."""
     deadline_s: float
     settle_s: float
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What the engine did for one order: how often it redeemed, how often it took that back, and of what cart."""
+    """What the engine did for one order: how often it redeemed and rolled back, and the amount of the cart."""
 
     redeemed: int = 0
     taken_back: int = 0
@@ -109,9 +109,9 @@ def _truth(engine: str, books: Json) -> dict[str, Truth]:
 
 
 def _at_most_once(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
-    """I1: also what was redeemed twice and taken back again counts, and asking for it again after it was done.
+    """I1: a double redemption counts even if it was rolled back; so does a request after one that was carried out.
 
-    What a proxy has sent twice is redeemed before anybody can know of it: in the end it stands once.
+    A proxy's duplicate is redeemed before it can be seen; in the end one redemption must stand.
     """
     redeeming = _redeeming(evidence)
     for key, order in truth.items():
@@ -131,7 +131,7 @@ def _at_most_once(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
 
 
 def _answers(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
-    """I2, I3, I5: what the clients were told is true, always the same, and of one content only."""
+    """I2, I3, I5: the answers to the clients are true, always the same, and for one content only."""
     granted: dict[str, set[tuple[str, str]]] = defaultdict(set)
     cancelled = _cancels(evidence)
     for event in evidence.history:
@@ -151,7 +151,7 @@ def _answers(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
 
 
 def _same_order(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
-    """I5: what is redeemed is the same order whenever it comes, and what is not redeemed is no other order."""
+    """I5: `order_mismatch` is answered only for other content than the redeemed one."""
     for event in evidence.history:
         key = event.get("order", "")
         if event.get("category") != "order_mismatch" or evidence.plan[key].is_cancelled:
@@ -162,13 +162,13 @@ def _same_order(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
 
 
 def _cancels(evidence: Evidence) -> dict[str, float]:
-    """When the merchant was told that an order is cancelled."""
+    """By order, when the merchant was told that it is cancelled."""
     found = [event for event in evidence.history if event["type"] == "cancel" and event["status"] == 200]
     return {event["order"]: event["at"] for event in reversed(found)}
 
 
 def _cancelled(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
-    """I11: every cancel is answered in the end; then nothing stands, and nobody is granted the order any more."""
+    """I11: every cancel succeeds in the end; then no redemption stands, and the order is never granted again."""
     cancelled = _cancels(evidence)
     rows = {row["order_key"]: row["state"] for row in evidence.rows}
     invoked = {event["send"]: event["at"] for event in evidence.history if event["type"] == "invoke"}
@@ -184,10 +184,10 @@ def _cancelled(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
 
 
 def _asked_for(evidence: Evidence) -> Iterator[str]:
-    """I12: while no process is to redeem without a caller, what redeems an order arrives while somebody asks for it.
+    """I12: unless a process may redeem without a caller, redeeming requests arrive only while a caller waits.
 
-    A request is worked on for its deadline from when it was read (it may lie in the socket of a process that starts),
-    and where the process stood still, for as long after that.
+    A call lasts for its deadline from when it was read (it may lie in the socket of a process that starts); if the
+    process was paused, it lasts for its deadline after that.
     """
     unasked = _windows(evidence.history, lambda start: start["after_failure"] == "redeem_later")
     stood_still = {replica: _pauses(evidence.history, replica) for replica in (0, 1)}
@@ -208,7 +208,7 @@ def _asked_for(evidence: Evidence) -> Iterator[str]:
 
 
 def _windows(history: list[Json], chosen: Callable[[Json], bool]) -> list[tuple[float, float]]:
-    """From when to when processes lived whose start is one of the chosen."""
+    """The lifetimes of processes whose start is chosen: from, until."""
     starts = _starts(history)
     found = []
     for start in filter(chosen, starts):
@@ -230,7 +230,7 @@ def _pauses(history: list[Json], replica: int) -> list[tuple[float, float]]:
 
 
 def _intent_first(evidence: Evidence) -> Iterator[str]:
-    """I4: each request that redeems has an intent of its own, which was on disk before the engine received it."""
+    """I4: each redeeming request has its own intent, on disk before the engine received the request."""
     marks = _marks(evidence)
     for key, requests in _redeeming(evidence).items():
         for number, request in enumerate(requests, 1):
@@ -240,7 +240,7 @@ def _intent_first(evidence: Evidence) -> Iterator[str]:
 
 
 def _marks(evidence: Evidence) -> dict[str, list[float]]:
-    """When the intent to redeem an order was written, each time."""
+    """By order, the times when an intent to redeem was written."""
     marks: dict[str, list[float]] = defaultdict(list)
     sent: dict[str, float | None] = {}
     for change in evidence.changes:
@@ -252,7 +252,7 @@ def _marks(evidence: Evidence) -> dict[str, list[float]]:
 
 
 def _ledger(evidence: Evidence) -> Iterator[str]:
-    """I5, I7, I8: other content only where nothing stands, what is redeemed stays, only who holds an order writes."""
+    """I5, I7, I8: other content only where no redemption stands; redeemed rows stay; only the holder writes."""
     prints: dict[str, Any] = {}
     for change in evidence.changes:
         key, old, new = change["order_key"], change["old_state"], change["state"]
@@ -273,11 +273,11 @@ def _ledger(evidence: Evidence) -> Iterator[str]:
 
 
 def _all_settled(evidence: Evidence) -> Iterator[str]:
-    """I6: when the faults are over every order comes to its end; soon, where somebody asks.
+    """I6: after the faults every order is finished; soon, if a caller asks.
 
-    An order may wait for its caller as long as nobody was told that it is done. Its time counts from when its caller is
-    back after the faults, and anew from each request that redeems: on a busy machine its deadline cuts off one that met
-    no fault, too, and nothing may be sent again before its quarantine is over.
+    An order may wait for its caller unless a caller was told that it is done. Its time starts when its caller is back
+    after the faults, and again at each redeeming request: on a busy machine the deadline also cuts off requests without
+    a fault, and nothing may be sent again before the quarantine is over.
     """
     done: set[str] = set()
     for event in evidence.history:
@@ -308,7 +308,7 @@ def _refused_means_nothing(evidence: Evidence, truth: dict[str, Truth]) -> Itera
 
 
 def _full_disk(evidence: Evidence) -> Iterator[str]:
-    """I10: with the disk full the engine is asked nothing; what had been begun before is given its time."""
+    """I10: nothing is sent to the engine while the disk is full; calls that began before may end."""
     requests = sorted(_time(request) for request in evidence.requests)
     redeeming = sorted(request["time"] for found in _redeeming(evidence).values() for request in found)
     for start, end in full_windows(evidence.history):
@@ -322,7 +322,7 @@ def _full_disk(evidence: Evidence) -> Iterator[str]:
 
 
 def _nothing_lost(evidence: Evidence, truth: dict[str, Truth]) -> Iterator[str]:
-    """What was to be granted was, what was to be refused was, and everybody was told in the end."""
+    """Every order got its expected result, and every caller got a final answer."""
     told: dict[str, dict[str, str]] = defaultdict(dict)
     for event in evidence.history:
         if event["type"] in ("ok", "fail"):
@@ -354,7 +354,7 @@ _NONE = Truth()
 
 
 def _redeeming(evidence: Evidence) -> dict[str, list[Json]]:
-    """The requests that redeem an order, in the order in which the engine received them, with their `time`."""
+    """By order, the redeeming requests as the engine received them, with their `time`."""
     found: dict[str, list[Json]] = defaultdict(list)
     for request in evidence.requests:
         if request["operation"] == REDEEMING[evidence.engine]:
@@ -382,7 +382,7 @@ def full_windows(history: list[Json]) -> list[tuple[float, float]]:
 
 
 def count(evidence: Evidence) -> Json:
-    """What happened, in numbers."""
+    """The figures of a run."""
     attacks = Counter(event["what"] for event in evidence.history if event["type"] == "nemesis")
     sent = Counter(event["type"] for event in evidence.history)
     windows = full_windows(evidence.history)

@@ -1,12 +1,11 @@
-"""The crash matrix: processes that die at every point, engines that misbehave in every way, and what becomes of it.
+"""The crash matrix: processes die at every point, engines misbehave in every way; which invariants hold?
 
-Everything that decides is the real thing: the story of consume, the ledger and its stores, the adapters, and the
-sandboxes as engines with a truth of their own, called over ASGI. What is played is what surrounds them: time (which
-jumps to the next timer when nothing is left to do), the wire, and the deaths. A process has two doors to the world, the
-ledger (`Door`) and the wire (`Wire`); a dead one never comes through either again.
+All that decides is real: consume, the ledger and its stores, the adapters, and the sandboxes as engines with their own
+books, called over ASGI. Simulated are time (which jumps to the next timer when nothing is left to do), the wire and the
+crashes. A process reaches the world by two ways, the ledger (`Door`) and the wire (`Wire`); a dead one by neither.
 
-`Lab` holds what is opened once per engine and store, `World` is one case from its start to its end, `violations` says
-which of the invariants of docs/exactly_once.md it has broken.
+`Lab` holds what is opened once per engine and store, `World` is one case from start to end, `violations` returns the
+invariants of docs/exactly_once.md that it has broken.
 """
 
 import asyncio
@@ -48,19 +47,19 @@ T = TypeVar("T")
 QUARANTINE_S = 60.0
 DEADLINE_S = 8.0
 TRAVEL_S = 0.02
-"""How long a request is on its way to the engine, and a reply back."""
+"""The travel time of a request to the engine, and of a reply back."""
 LATE_S = 20
-"""When what comes late comes: long after the caller gave up, well within the quarantine."""
+"""The delay of late events: long after the caller gave up, well within the quarantine."""
 PAUSE_S = 100.0
 ENDS_WITHIN_S = LEASE_S + QUARANTINE_S + 6.0
-"""After the last fault: whoever died last held a lease, and what it sent may be sent again after the quarantine."""
+"""After the last fault: the last process to die held a lease, and its request may be resent after the quarantine."""
 SETTLE_S = 2 * QUARANTINE_S
 MOST_RETURNS = 4
-"""How often the client comes back at the most, after the order has come to rest."""
+"""How often the client returns at the most, after the order is at rest."""
 BASE = "https://engine.test"
 ORDER = "order-1"
 MANY, SINGLE = "XMAS-2021-25", "SINGLE-0001"
-"""A code that may be redeemed any number of times, and one that works once."""
+"""A code without a limit, and a single-use code."""
 
 
 # -- The dimensions ------------------------------------------------------------------------------------------------
@@ -77,24 +76,24 @@ POINTS: dict[str, tuple[str, ...]] = {
     "r3 marked again": ("marked", "marked_again"),
     "r4 rolled back": ("rolled_back",),
 }
-"""Where processes die, one after the other: for a recovery to die, another process has to die before it."""
+"""Where processes die, in turn: before a recovery can die, another process has to."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What the engine does with the first request that redeems; afterwards it is well."""
+    """What the engine does with the first redeeming request; afterwards it is healthy."""
 
     fault: str = ""
-    """In the words of the sandbox's header; or "busy", the engine's own word for a second request at the same time."""
+    """As in the sandbox's header; or "busy": the engine refuses a second request at the same time."""
     acts: bool = True
     """Whether that request is carried out."""
     lookups_fail: int = 0
     rollbacks_fail: int = 0
     rollback_fault: str = "status=503"
     doubled_after_s: float | None = None
-    """A proxy on the way sends it again after so long."""
+    """After this time a proxy sends the request again."""
     codes: tuple[str, ...] = (MANY,)
-    """The order's. One that works once is used up by somebody else between check and redemption."""
+    """The order's codes. Another shopper uses up a single-use code between check and redemption."""
 
 
 BEHAVIOURS: dict[str, Behaviour] = {
@@ -120,27 +119,26 @@ GARBLED: dict[str, Behaviour] = {
     "a gateway's page": Behaviour("html"),
     "never answers": Behaviour("hang_after"),
 }
-"""Whatever the answer looks like, it is a 2xx (or none at all), and the redemption stands: beside the matrix."""
+"""An unreadable 2xx or no answer at all, and the redemption stands. Not part of the matrix."""
 
 DOUBLED = {"doubled on the way": TRAVEL_S, "doubled, and late": float(LATE_S)}
-"""And how long after the first the second arrives. No part of the matrix: what to expect is different."""
+"""With the seconds between first and second. Not part of the matrix: other results are expected."""
 
 ALWAYS = 1_000_000
 DENIED: dict[str, Behaviour] = {
     "surplus stays": Behaviour(doubled_after_s=TRAVEL_S, rollbacks_fail=ALWAYS, rollback_fault="status=403"),
     "part stays": Behaviour(codes=(MANY, SINGLE), rollbacks_fail=ALWAYS, rollback_fault="status=403"),
 }
-"""What must not stand cannot be taken back: the engine says 403 to that. A proxy has sent the request twice, or only a
-part of the codes was redeemed. No part of the matrix either."""
+"""A surplus (a proxy's duplicate) or a partial redemption that cannot be rolled back: the engine answers 403. Not part
+of the matrix."""
 
 CHANGES = ("currency", "identity")
-"""What may be different when a process starts anew: the default currency; or the rules of identity, the rows being of
-other ones (`Case.changed`)."""
+"""What may change before a process restarts: the default currency, or the rules of identity (`Case.changed`)."""
 
 
 @dataclass(frozen=True)
 class FollowUp:
-    """What comes after a death: who is asked again (replicas by number), and when the dead one is started anew."""
+    """What follows a crash: the replicas that are asked again (by number), and when the dead one restarts."""
 
     replicas: int
     asked: tuple[int, ...]
@@ -160,9 +158,9 @@ class Case:
     behaviour: str
     follow_up: str
     pause: bool = False
-    """Nobody dies: the process stands still for a while, and then goes on as if nothing had been."""
+    """The process does not die: it pauses for a while and then goes on."""
     changed: str = ""
-    """What has changed when a process starts anew: one of `CHANGES`."""
+    """What has changed when a process restarts: one of `CHANGES`."""
 
     @property
     def played(self) -> Behaviour:
@@ -171,7 +169,7 @@ class Case:
         behaviour = (BEHAVIOURS | GARBLED | DENIED)[self.behaviour]
         if self.point != "r4 rolled back":
             return behaviour
-        # Something has to be rolled back: one of two codes is used up in the last moment.
+        # Something has to be rolled back: one of two codes is used up at the last moment.
         return replace(behaviour, codes=(MANY, SINGLE))
 
     def __str__(self) -> str:
@@ -202,14 +200,14 @@ _ENVIRONMENT = {
 }
 ENGINES = tuple(_ENVIRONMENT)
 
-# What a request is about, by the sandbox's own word for it.
+# The kind of a request, by the sandbox's name for its operation.
 _KINDS = {
     "close": "redeem", "redeem": "redeem", "read": "look-up", "order": "look-up", "reopen": "undo", "rollback": "undo",
 }  # fmt: skip
 
 
 class Lab:
-    """One engine's sandbox and one store; every case finds both empty."""
+    """One engine's sandbox and one store; both are empty at the start of each case."""
 
     def __init__(self, engine: str, ledger: Ledger, quarantine_s: float) -> None:
         loop = the_loop()
@@ -224,7 +222,7 @@ class Lab:
         self.app = sandbox.create(now=lambda: datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=loop.now))
         self.box: sandbox.Sandbox = self.app.state.sandbox
         self.turn = asyncio.Lock()
-        """One store call at a time: a case has to come out the same every time."""
+        """One store call at a time, so that a case always runs the same."""
         self._orders: dict[tuple[str, ...], bytes] = {}
 
     @classmethod
@@ -252,7 +250,7 @@ class Lab:
                     await store._execute(f"DELETE FROM {table}")
 
     async def order(self, codes: tuple[str, ...]) -> bytes:
-        """The order as a shop sends it after a validate."""
+        """The order that a shop sends after a validate."""
         if codes not in self._orders:
             checkout = {
                 "id": ORDER,
@@ -269,14 +267,14 @@ class Lab:
         return self._orders[codes]
 
     def redeemed(self) -> list[tuple[str, int]]:
-        """What the engine's books say of the order, in time: (code, 1), or (code, -1) where it was taken back."""
+        """The order's entries in the engine's books, by time: (code, 1), or (code, -1) for a rollback."""
         entries = self.box.books()[self.engine]["redemptions"]
         ours = [entry for entry in entries if ORDER in (entry.get("session"), entry.get("order"))]
         name = "code" if self.engine == "talon_one" else "id"
         return [(entry[name], 1 if entry["what"] == "redeemed" else -1) for entry in ours]
 
     def is_closed(self) -> bool:
-        """Whether Talon.One's session is closed: that is its redemption, whatever codes it has."""
+        """Whether Talon.One's session is closed, which is its redemption."""
         books = self.box.books()[self.engine]
         return self.engine == "talon_one" and books["sessions"].get(ORDER, {"state": ""})["state"] == "closed"
 
@@ -297,7 +295,7 @@ def _to_order(checkout: dict[str, Any]) -> dict[str, Any]:
 
 
 class Connection:
-    """What a server sees of the connection a request came by: enough for the sandbox to break it."""
+    """The server's side of a connection: enough for the sandbox to break it."""
 
     def __init__(self) -> None:
         self.gone = asyncio.Event()
@@ -331,7 +329,7 @@ class Request:
 
 
 async def at_engine(lab: Lab, request: Request, connection: Connection, fault: str = "") -> EngineReply | None:
-    """What the sandbox answers; None where it ends the connection instead."""
+    """The sandbox's reply; None if it ends the connection instead."""
     headers = [*request.headers, *([("X-Sandbox-Fault", fault)] if fault else [])]
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": request.method, "scheme": "http",
@@ -360,7 +358,7 @@ async def at_engine(lab: Lab, request: Request, connection: Connection, fault: s
 
 
 class Outsider:
-    """The wire of somebody else, who never fails."""
+    """The wire of another client; it never fails."""
 
     def __init__(self, lab: Lab, fault: str = "") -> None:
         self._lab, self._fault = lab, fault
@@ -377,7 +375,7 @@ class Outsider:
 
 
 class Wire:
-    """A process's way to the engine. What has been sent goes on without it."""
+    """A process's way to the engine. A sent request travels on even if the process dies."""
 
     def __init__(self, process: "Process") -> None:
         self._process, self._world = process, process.world
@@ -385,7 +383,7 @@ class Wire:
     async def send(
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
     ) -> EngineReply:
-        await self._process.lives()
+        await self._process.wait_alive()
         request, connection = Request(method, url, headers, body), Connection()
         kind = self._world.kind(request)
         on_its_way = self._world.spawn(self._world.deliver(self._process, kind, request, connection))
@@ -409,17 +407,17 @@ class Wire:
 
 
 class Door:
-    """A process's way to the ledger; takes down every write."""
+    """A process's way to the ledger; records every write."""
 
     def __init__(self, process: "Process") -> None:
         self._process, self._world, self._store = process, process.world, process.world.lab.ledger.store
 
     async def _through(self, work: Callable[[], Awaitable[T]]) -> T:
-        await self._process.lives()
+        await self._process.wait_alive()
         async with self._world.lab.turn:
             with the_loop().real():
                 result = await work()
-        await self._process.lives()
+        await self._process.wait_alive()
         return result
 
     async def change(self, key: Key, step: Step[T]) -> T:
@@ -525,7 +523,7 @@ def _point_of(write: Write) -> str:
 
 
 class Gone(Exception):
-    """What a dead process is told when the case is cleared away."""
+    """Raised in a dead process when the case is cleaned up."""
 
 
 class Process:
@@ -545,8 +543,8 @@ class Process:
         self.service = Service(world.settings, engine, self.redeemer, now, now)
         self.reconciling = world.spawn(self.redeemer.reconcile())
 
-    async def lives(self) -> None:
-        """Nothing leaves a dead process, or comes to it; and nothing moves in one that stands still."""
+    async def wait_alive(self) -> None:
+        """Waits for ever in a dead process, and until it wakes in a paused one."""
         if self.world.over:
             raise Gone
         if self.died.is_set():
@@ -555,16 +553,16 @@ class Process:
 
     async def reach(self, point: str) -> None:
         self.strike(point)
-        await self.lives()
+        await self.wait_alive()
 
     def strike(self, point: str) -> None:
-        """Dies (or stands still) here, if this is where the plan says so."""
+        """Dies or pauses here if the plan says so."""
         if self.world.plan and self.world.plan[0] == point and not self.died.is_set():
             self.world.plan.popleft()
             self.world.struck(self)
 
     async def sleep(self, seconds: float) -> None:
-        """The reconciler sleeps on while there is nothing to do, so that a minute's wait does not take 120 rounds."""
+        """The reconciler sleeps on until a row is due, so that a minute does not take 120 rounds."""
         await asyncio.sleep(seconds)
         if asyncio.current_task() is self.reconciling:
             await self.world.until_due()
@@ -586,14 +584,14 @@ class World:
         self.lab, self.case, self.body = lab, case, body
         self.after = FOLLOW_UPS[case.follow_up]
         self.settings = lab.settings
-        """Of processes that start now."""
+        """The settings of processes that start now."""
         self.plan = deque(POINTS.get(case.point, (case.point,)))
         self.over = False
         self.writes: list[Write] = []
         self.changed = asyncio.Event()
         self.replies: list[Reply] = []
         self.broken: list[str] = []
-        """Invariants that were seen broken on the way."""
+        """Invariants found broken during the case."""
         self.fault_at = now()
         """When something last went wrong."""
         self.faults_left = 1
@@ -601,7 +599,7 @@ class World:
         self.rollbacks_left = case.played.rollbacks_fail
         self.sold_out = False
         self.sent_by: list[Process] = []
-        """Who sent the redemptions that have arrived."""
+        """The senders of the redeeming requests that arrived."""
         self.sent_elsewhere = asyncio.Event()
         self.tasks: set[asyncio.Task[Any]] = set()
         self.replicas = [Process(self, place) for place in range(self.after.replicas)]
@@ -623,7 +621,7 @@ class World:
         while True:
             row = self.row
             at = row.next_check_at if row is not None else None
-            # Timers ring up to a nanosecond early.
+            # Timers fire up to a nanosecond early.
             if at is not None and at <= now() + 1e-6:
                 return
             self.changed.clear()
@@ -633,10 +631,10 @@ class World:
             finally:
                 waiting.cancel()
 
-    # Deaths
+    # Crashes
 
     def struck(self, process: Process) -> None:
-        """The process dies, or stands still."""
+        """The process dies or pauses."""
         self.fault_at = now()
         if self.case.pause:
             process.runs.clear()
@@ -649,12 +647,12 @@ class World:
         if self.case.changed == "currency":
             self.settings = replace(self.settings, default_currency="JPY")
         elif self.case.changed == "identity" and self.row is not None:
-            await self._written_by_another_version(self.row)
+            await self._rewrite_identity(self.row)
         await asyncio.sleep(self.after.restart_s)
         self.replicas[process.place] = Process(self, process.place)
 
-    async def _written_by_another_version(self, row: Row) -> None:
-        """The row's identity is made by rules that nobody here knows."""
+    async def _rewrite_identity(self, row: Row) -> None:
+        """Gives the row an identity of rules that this version does not know."""
 
         def step(found: Row | None, at: Moment) -> tuple[Row, Row]:
             assert found is not None
@@ -666,7 +664,7 @@ class World:
                 await self.lab.ledger.store.change(row.key, step)
 
     async def _wake(self, process: Process) -> None:
-        """After a while; or at the worst moment, when somebody else has just sent the order."""
+        """After a while; or at the worst moment, when another process has just sent the order."""
         await asyncio.wait({self.spawn(_set(self.sent_elsewhere))}, timeout=PAUSE_S)
         process.runs.set()
         self.fault_at = now()
@@ -702,7 +700,7 @@ class World:
         return reply
 
     async def _redeem(self, process: Process) -> str:
-        """A request that redeems has arrived: which fault it meets."""
+        """A redeeming request has arrived; returns the fault that it meets."""
         row = self.row
         if row is None or row.state is not State.INTENT or row.sent_at is None or row.sent_at > now():
             self.broken.append("I4")
@@ -719,14 +717,14 @@ class World:
         if fault == "busy":
             if self.lab.engine == "talon_one":
                 return "status=409"
-            # Voucherify says so while another request for the same order runs; this one is refused in the end.
+            # Voucherify is busy while another request for the same order runs; that one is refused in the end.
             self.spawn(self._outsider(ORDER, "EXPIRED-10", "latency=100"))
             await asyncio.sleep(TRAVEL_S)
             return ""
         return fault
 
     async def _outsider(self, session: str, code: str, fault: str = "") -> None:
-        """Somebody else redeems a code."""
+        """Another client redeems a code."""
 
         async def allowed() -> bool:
             return True
@@ -740,8 +738,8 @@ class World:
 
     # The client
 
-    async def tell(self) -> None:
-        """The whole story. At its end nothing is going on any more, and everybody has been asked once more."""
+    async def run(self) -> None:
+        """Runs the case until the order is at rest and each replica was asked once more."""
         await asyncio.sleep(0.1)
         answered = await self.ask(0)
         for _ in range(2):
@@ -749,7 +747,7 @@ class World:
                 await asyncio.sleep(1)
                 answered = any(await asyncio.gather(*(self.ask(place) for place in self.after.asked)))
         for _ in range(MOST_RETURNS):
-            await self._come_to_rest()
+            await self._wait_until_at_rest()
             is_finished = self.row is not None and self.row.state in FINISHED
             await asyncio.sleep(SETTLE_S)
             for place, process in enumerate(self.replicas):
@@ -758,8 +756,8 @@ class World:
             if is_finished:
                 return
 
-    async def _come_to_rest(self) -> None:
-        """Until nothing happens to the order any more unless somebody asks."""
+    async def _wait_until_at_rest(self) -> None:
+        """Waits until the order changes no more without a caller."""
         started = now()
         while self.row is None or not _is_at_rest(self.row):
             if now() >= (give_up := max(started, self.fault_at) + ENDS_WITHIN_S):
@@ -768,7 +766,7 @@ class World:
             await asyncio.wait({self.spawn(_set(self.changed))}, timeout=min(5.0, give_up - now() + 0.001))
 
     async def ask(self, place: int) -> bool:
-        """Sends the order to a replica; whether that brings a final answer. A connection that breaks brings none."""
+        """Sends the order to a replica; returns whether the answer is final. A broken connection brings none."""
         process = self.replicas[place]
         if process.died.is_set():
             return False
@@ -782,7 +780,7 @@ class World:
         return not process.died.is_set() and reply.category in ("", "promotion_codes")
 
     async def cancel(self, place: int) -> Reply | None:
-        """Cancels the order through a replica; None where that dies of it."""
+        """Cancels the order through a replica; None if the replica dies."""
         process = self.replicas[place]
         body = msgspec.json.encode({"cancel": {"id": ORDER}})
         cancelling, dying = self.spawn(self.answer(process, body, "cancel")), self.spawn(_set(process.died))
@@ -801,7 +799,7 @@ class World:
         error = msgspec.json.decode(reply).get("error", {"category": ""})
         return Reply(now(), status, reply, error["category"])
 
-    async def clear_away(self) -> None:
+    async def clean_up(self) -> None:
         async with self.lab.turn:
             self.over = True
             rest = {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
@@ -815,7 +813,7 @@ async def _set(event: asyncio.Event) -> None:
 
 
 async def play_cancel(lab: Lab, point: str) -> tuple[list[str], bool]:
-    """An order is redeemed, and a cancel dies at a point: what another replica then answers, and whether any stands."""
+    """Redeems an order; a cancel dies at `point`. Returns another replica's answers and whether it stands."""
     await lab.empty()
     case = Case("nowhere", "ok", "other replica")
     world = World(lab, case, await lab.order(case.played.codes))
@@ -836,13 +834,13 @@ async def play_cancel(lab: Lab, point: str) -> tuple[list[str], bool]:
         stands = any(net.values()) or lab.is_closed()
         return told + ([] if died else [NOT_REACHED]), stands
     finally:
-        await world.clear_away()
+        await world.clean_up()
 
 
 async def play_denied(lab: Lab, case: Case) -> tuple[list[str], int, list[str]]:
-    """What must not stand cannot be taken back for ten minutes, and then it can.
+    """For ten minutes a surplus cannot be rolled back, and then it can.
 
-    What the callers were told meanwhile, how often the order was sent in all, and the invariants broken in the end.
+    Returns the answers meanwhile, how often the order was sent in all, and the invariants broken at the end.
     """
     await lab.empty()
     world = World(lab, case, await lab.order(case.played.codes))
@@ -853,28 +851,28 @@ async def play_denied(lab: Lab, case: Case) -> tuple[list[str], int, list[str]]:
             await asyncio.sleep(60)
         told = [reply.category for reply in world.replies]
         world.rollbacks_left = 0
-        await world.tell()
+        await world.run()
         return told, len(world.sent_by), await violations(world)
     finally:
-        await world.clear_away()
+        await world.clean_up()
 
 
 # -- What must hold ------------------------------------------------------------------------------------------------
 
 
 NOT_REACHED = "not reached"
-"""Beside the invariants: the case never came to where its last process was to die."""
+"""Reported beside the invariants: the case never reached its last crash point."""
 
 
 async def play(lab: Lab, case: Case) -> list[str]:
-    """Plays a case; the invariants it has broken."""
+    """Plays a case; returns the invariants that it has broken."""
     await lab.empty()
     world = World(lab, case, await lab.order(case.played.codes))
     try:
-        await world.tell()
+        await world.run()
         return await violations(world) + ([NOT_REACHED] if world.plan else [])
     finally:
-        await world.clear_away()
+        await world.clean_up()
 
 
 async def violations(world: World) -> list[str]:
@@ -903,7 +901,7 @@ async def violations(world: World) -> list[str]:
 
 
 def _counts(redeemed: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
-    """How often each code is redeemed in the end, and the most that any was at any time."""
+    """How often each code is redeemed at the end, and the highest count of any code at any time."""
     net: Counter[str] = Counter()
     most = 0
     for code, change in redeemed:
@@ -913,12 +911,12 @@ def _counts(redeemed: Iterable[tuple[str, int]]) -> tuple[dict[str, int], int]:
 
 
 def _told(row: Row) -> tuple[Any, ...]:
-    """What must never change once an order is finished."""
+    """The fields that must never change once an order is finished."""
     return row.identity, row.notices, row.session
 
 
 async def _others_are_refused(world: World) -> bool:
-    """The same order with other content gets 400; where it was refused it is checked anew. Nothing is redeemed."""
+    """The same order with other content gets 400; a refused one is checked again. Nothing is redeemed."""
     calls = len(world.sent_by)
     other = world.body.replace(b'"quantity":1', b'"quantity":2')
     assert other != world.body
@@ -929,7 +927,7 @@ async def _others_are_refused(world: World) -> bool:
 
 
 async def _stale_writes_are_refused(world: World) -> bool:
-    """Whoever lost an order writes all the same."""
+    """Tries to write under the fence of a process that lost the order."""
     row = world.row
     stale = [write.after for write in world.writes if row is not None and write.after.fence < row.fence]
     alive = [process for process in world.replicas if not process.died.is_set()]

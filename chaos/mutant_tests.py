@@ -1,4 +1,4 @@
-"""A pytest plugin: each mutant's tests run in a fork of the session, the quick ones first, until one fails.
+"""A pytest plugin: each mutant's tests run in a fork of the session, the quickest first, until one fails.
 
 Collecting the tests takes longer than most mutants live, so it is done once. The folder that it runs in has the files:
 `NAMES`, the mutants that are to run; `REACHED`, what each test reached and how many seconds it took, with nothing
@@ -23,18 +23,18 @@ import pytest
 
 NAMES, REACHED, ENDED = "names.json", "reached.json", "ended.jsonl"
 SURVIVED, FAILED, NO_TEST = 0, 1, 5
-"""As pytest's exit codes: of a mutant that no test noticed, of one that was noticed, and where no test comes by."""
+"""As pytest's exit codes: no test noticed the mutant, a test did, no test reaches it."""
 CPU_S, TIMES = 10, 4
-"""A mutant may take so many seconds of the processor, and so many times what its tests take; it loops for ever else."""
+"""A mutant may take this many seconds of the processor plus this many times its tests' seconds; more is a loop."""
 WAITS_S = 90
-"""And so long altogether; it waits for ever else."""
+"""And this many seconds of real time, plus three times that limit; more is a hang."""
 
 Reached = dict[str, tuple[float, list[str]]]
 """By test: seconds, and functions."""
 
 
 def ended(folder: Path) -> dict[str, int]:
-    """By mutant, what its tests ended with."""
+    """By mutant, the exit code of its tests."""
     file = folder / ENDED
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     return {found["name"]: found["code"] for found in map(json.loads, lines)}
@@ -48,7 +48,7 @@ def pytest_runtestloop(session: pytest.Session) -> bool:
     folder = Path.cwd()
     items = {item.nodeid: item for item in session.items}
     gc.collect()
-    gc.freeze()  # else each fork copies what its collector looks at
+    gc.freeze()  # else each fork's collector copies memory
     if not (folder / REACHED).exists():
         _fork("stats", lambda: _measure([*items.values()], folder / REACHED))
         os.wait()
@@ -106,7 +106,7 @@ def _fork(mutant: str, work: Callable[[], int]) -> int:
 
 
 def _try(items: list[pytest.Item], seconds: float) -> int:
-    """Whether a test fails. A signal ends it where that takes too long."""
+    """Runs tests until one fails. A signal ends it if it takes too long."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (1, 2):
         os.dup2(nowhere, stream)

@@ -1,14 +1,14 @@
-"""The core, broken in small ways, one at a time: does a test notice?
+"""Mutation tests of the core: does a test notice each small change?
 
     make mutants AREA=orders ARGS="--sample 150 --seed 1"
 
 mutmut makes the mutants. In each area a sample is drawn by a seed and run (`chaos.mutant_tests`). A mutant is noticed
-if a test fails, or else if mypy refuses it, as `make lint` would; each that is not is shown. What only rewords a
-sentence for people is not drawn. Exit code 1 where an area is below its aim, or where mutants have not run.
+if a test fails, or if mypy refuses it, as `make lint` would; the others are printed. Mutants that only reword a
+sentence for people are not drawn. Exit code 1 if an area is below its aim, or if mutants have not run.
 
-It all runs in a copy of the tree, in build/mutants. `--again` goes on there: what has run is not run again, so that a
-run that was stopped can be finished with its seed, and another seed needs no new preparation. Without options it takes
-60 mutants of each area, which is about a quarter of an hour of the processor.
+It runs in a copy of the tree, in build/mutants. `--again` continues there and skips the mutants that have run: so a
+stopped run can be finished with its seed, and another seed needs no new preparation. By default it takes 60 mutants of
+each area, about a quarter of an hour of the processor.
 """
 
 import argparse
@@ -76,9 +76,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos.mutants", description=__doc__)
     parser.add_argument("--area", choices=AREAS, help="one of the areas (default: all of them)")
     parser.add_argument("--sample", type=int, default=60, help="how many mutants of an area (default: %(default)s)")
-    parser.add_argument("--seed", type=int, help="of an earlier run, to draw the same ones")
+    parser.add_argument("--seed", type=int, help="the seed of an earlier run, to draw the same mutants")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="how many at once (default: %(default)s)")
-    parser.add_argument("--again", action="store_true", help="go on in the copy of the last run")
+    parser.add_argument("--again", action="store_true", help="continue in the copy of the last run")
     chosen = parser.parse_args()
     seed = random.randrange(1_000_000) if chosen.seed is None else chosen.seed
     areas = [chosen.area] if chosen.area else [*AREAS]
@@ -86,7 +86,7 @@ def main() -> int:
         prepare()
     samples = {area: draw(area, chosen.sample, seed) for area in areas}
     codes = run([name for sample in samples.values() for name in sample], chosen.jobs)
-    good = [tell(area, codes, sample) for area, sample in samples.items()]
+    good = [report(area, codes, sample) for area, sample in samples.items()]
     return int(not all(good))
 
 
@@ -96,7 +96,7 @@ def draw(area: str, size: int, seed: int) -> dict[str, Path]:
     random.Random(seed).shuffle(every)
     drawn: dict[str, Path] = {}
     for name, path in every:
-        if len(drawn) < size and is_told_apart(name, path):
+        if len(drawn) < size and changes_behaviour(name, path):
             drawn[name] = path
     print(f"{area}: {len(drawn)} of {len(every)} mutants, seed {seed}", flush=True)
     return drawn
@@ -107,7 +107,7 @@ def sources(area: str) -> list[Path]:
 
 
 def prepare() -> None:
-    """Copies the tree, and puts all the mutants into the copy: each function asks the environment which it is to be."""
+    """Copies the tree and puts all mutants into the copy; the environment selects the one to run."""
     shutil.rmtree(COPY, ignore_errors=True)
     listed = subprocess.run(["git", "ls-files", "-z"], capture_output=True, text=True, check=True).stdout
     for name in listed.rstrip("\0").split("\0"):
@@ -125,7 +125,7 @@ def _original(path: Path) -> Path:
 
 
 def run(drawn: list[str], jobs: int) -> dict[str, int]:
-    """Of each mutant that has run, what its tests ended with."""
+    """By mutant that has run, the exit code of its tests."""
     (COPY / mutant_tests.NAMES).write_text(json.dumps(drawn), "utf-8")
     options = ["-q", "-s", "--tb=short", "-p", "chaos.mutant_tests", "-p", "no:cacheprovider", "--rootdir=."]
     deselected = ["-k", " and ".join(f"not {part}" for part in SLOW)]
@@ -143,8 +143,8 @@ def run(drawn: list[str], jobs: int) -> dict[str, int]:
     return mutant_tests.ended(COPY)
 
 
-def tell(area: str, codes: dict[str, int], drawn: dict[str, Path]) -> bool:
-    """Prints what was noticed. False where it is too little, or where mutants have not run."""
+def report(area: str, codes: dict[str, int], drawn: dict[str, Path]) -> bool:
+    """Prints what was noticed. False if it is too little or if mutants have not run."""
     total: Counter[str] = Counter()
     for name, path in drawn.items():
         code = codes.get(name)
@@ -169,7 +169,7 @@ def tell(area: str, codes: dict[str, int], drawn: dict[str, Path]) -> bool:
 
 
 def is_refused_by_types(name: str, path: Path) -> bool:
-    """Whether mypy refuses a mutant, and not the function as it is, written in the same way: so would `make lint`."""
+    """Whether mypy refuses a mutant but not the unchanged function, unparsed in the same way, as `make lint` would."""
     before, after = functions(name, path)
     return not _has_types(name, path, after) and _has_types(name, path, before)
 
@@ -197,7 +197,7 @@ def _has_types(name: str, path: Path, body: ast.stmt) -> bool:
 
 @cache
 def _copy_for_types() -> Path:
-    """A copy of the packages for mypy. (With `--shadow-file`, its cache takes a mutant for the last one.)"""
+    """A copy of the packages for mypy. (With `--shadow-file`, its cache confuses mutants.)"""
     copy = COPY / "types"
     shutil.rmtree(copy, ignore_errors=True)
     for package in ("mapper", "adapters"):
@@ -212,8 +212,8 @@ def difference(name: str, path: Path) -> str:
     )
 
 
-def is_told_apart(name: str, path: Path) -> bool:
-    """Whether a mutant does something else, rather than to say the same in other words."""
+def changes_behaviour(name: str, path: Path) -> bool:
+    """Whether a mutant changes more than the words of a sentence."""
     before, after = functions(name, path)
     return ast.dump(_Wordless().visit(before)) != ast.dump(_Wordless().visit(after))
 
@@ -231,7 +231,7 @@ def mutants(path: Path) -> list[str]:
 
 
 def functions(name: str, path: Path) -> tuple[ast.stmt, ast.stmt]:
-    """A function as it is, and as the mutant has it; both freshly parsed, under one name."""
+    """The original function and the mutant's, both freshly parsed, under one name."""
     mutant = name.rpartition(".")[2]
     original = f"{mutant.rpartition('__mutmut_')[0]}__mutmut_orig"
     before, after = (ast.parse(ast.unparse(_bodies(path)[one])).body[0] for one in (original, mutant))
@@ -242,11 +242,10 @@ def functions(name: str, path: Path) -> tuple[ast.stmt, ast.stmt]:
 
 
 class _Wordless(ast.NodeTransformer):
-    """Leaves out what nobody can see.
+    """Removes what no test can see.
 
-    Sentences, which have a space in them, are for people, unless they are SQL; its words may be in any case. That two
-    lists are of one length (`strict`) and that no case is missing (`assert_never`) guards against faults of ours: no
-    test can make it happen.
+    Strings with a space are sentences for people, unless they are SQL, whose words may be in any case. `strict` and
+    `assert_never` guard against bugs that no test can cause.
     """
 
     def visit_Call(self, node: ast.Call) -> ast.AST:

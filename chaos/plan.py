@@ -1,4 +1,4 @@
-"""What a run will send and how hostile the engine will be; all of it drawn from one seed."""
+"""The orders of a run and the faults of its engine, all drawn from one seed."""
 
 import random
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import msgspec
 SECRET = b"the signing secret of the chaos runs"
 CANCEL_SECRET = b"the secret that cancels in the chaos runs"
 TOKEN_RULES = ("idempotency_keys = true", "idempotency_keys = false")
-"""Talon.One's key for repeated requests is switched off: older deployments do not have it."""
+"""Talon.One's idempotency key is switched off: older deployments do not have it."""
 
 Expect = Literal["granted", "refused", "either"]
 Patience = Literal["patient", "returns", "gone"]
@@ -19,12 +19,12 @@ AfterFailure = Literal["wait", "redeem_later"]
 @dataclass(frozen=True)
 class Profile:
     orders: int
-    """At the most: a slow machine gets to fewer."""
+    """At the most: a slow machine sends fewer."""
     load_s: float
-    """Over which the orders arrive."""
+    """The time over which the orders arrive."""
     full_every_s: float
     quarantine_s: float = 12.0
-    """Longer than the longest pause and the latest late commit together: what it must be longer than in real life."""
+    """Longer than the longest pause plus the latest commit, as in production."""
     pause_s: tuple[float, float] = (1.5, 5.0)
     deadline_s: float = 1.2
     """For a consume. A lease is twice as long, so that pauses outlast leases."""
@@ -36,7 +36,7 @@ class Profile:
 
     @property
     def settle_s(self) -> float:
-        """How long an order that somebody asks for may stay open without faults: invariant I6.
+        """How long an order with a caller may stay open without faults (invariant I6).
 
         The quarantine, two look-ups a second apart, and its caller, who is back within 6 s.
         """
@@ -52,13 +52,13 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class Manner:
-    """What may be different each time that a process starts."""
+    """The settings that change with each start of a process."""
 
     currency: str = "USD"
-    """Of orders that name none."""
+    """The currency of orders that name none."""
     after_failure: AfterFailure = "wait"
     is_next_version: bool = False
-    """Whether its rules of identity are of a version that the others do not know."""
+    """Whether it uses the next version's rules of identity, unknown to the others."""
 
 
 def manner(dice: random.Random) -> Manner:
@@ -71,25 +71,25 @@ class Order:
     key: str
     code: str
     expect: Expect
-    """`either`: two orders bring one code that works once."""
+    """`either`: two orders bring one single-use code."""
     lines: tuple[int, ...]
     """The quantity of each."""
     at_s: float
     replica: int
     patience: Patience
-    """After an answer that is not final: asks on; comes back when the faults are over; or when all is settled."""
+    """After an answer that is not final: retries, returns after the faults, or returns when all is settled."""
     twin: Literal["", "same", "other"]
     twin_after_s: float
     names_currency: bool
     cancel_after_s: float | None
-    """When its merchant cancels it, counted from its first sending; None where it is wanted."""
+    """Seconds from the first sending until the merchant cancels it; None: never."""
 
     def quantities(self, variant: str) -> tuple[int, ...]:
         first, *rest = self.lines
         return (first + (variant == "b"), *rest)
 
     def amount(self, variant: str) -> int:
-        """What the engine is to be told, at list prices, in cents."""
+        """The amount sent to the engine, at list prices, in cents."""
         return sum(10_000 * quantity for quantity in self.quantities(variant))
 
     def body(self, variant: str) -> bytes:
@@ -114,7 +114,7 @@ def _line(number: int, quantity: int) -> dict[str, Any]:
 
 
 def orders(seed: int, profile: Profile) -> list[Order]:
-    """A third are sent twice, half of those with other content; a few bring refused codes, or are cancelled."""
+    """A third are sent twice, half of those with other content; a few bring refused codes or are cancelled."""
     dice = random.Random(seed)
     pairs = 0
     planned: list[Order] = []
@@ -145,9 +145,9 @@ def orders(seed: int, profile: Profile) -> list[Order]:
 
 
 REDEEMING = {"talon_one": "close", "voucherify": "redeem"}
-"""What the sandbox calls the request that redeems."""
+"""The sandbox's name for the redeeming request."""
 
-# Each fault, its value, and how likely a request of the engine meets it. Several may meet one.
+# Each fault, its value and its probability. A request may meet several.
 _FAULTS: tuple[tuple[str, int | None, float], ...] = (
     ("latency", 250, 0.03),
     ("latency", 1500, 0.02),
@@ -176,7 +176,7 @@ _FAULTS: tuple[tuple[str, int | None, float], ...] = (
     ("unknown_effect", None, 0.02),
     ("extra_fields", None, 0.02),
 )
-# Those that hurt most, beside the others, for the request that redeems.
+# The worst faults, for redeeming requests, in addition to the others.
 _WORST: tuple[tuple[str, int | None, float], ...] = (
     ("late_commit", 2000, 0.03),
     ("late_commit", 5000, 0.06),
@@ -186,12 +186,12 @@ _WORST: tuple[tuple[str, int | None, float], ...] = (
     ("twice", 2, 0.02),
 )
 UNDOING = {"talon_one": "reopen", "voucherify": "rollback"}
-"""Likewise, what takes a redemption back. It is refused at times, so that what must not stand stays for a while."""
+"""The same for the rollback. It is refused at times, so that a surplus stands for a while."""
 _REFUSED_ROLLBACK = ("status", 403, 0.3)
 
 
 def faults(seed: int, engine: str, turn: int = 0, *, slow: bool = False) -> list[dict[str, Any]]:
-    """What the sandbox is told. Each turn draws anew; with `slow` it answers late whatever redeems."""
+    """The faults for the sandbox, drawn for each turn; with `slow` it answers redeeming requests late."""
     operation = REDEEMING[engine]
     given = [(*fault, "") for fault in _FAULTS] + [(*fault, operation) for fault in _WORST]
     given.append((*_REFUSED_ROLLBACK, UNDOING[engine]))

@@ -1,4 +1,4 @@
-"""The processes of a run, and the attacks on them. Only those that were started here are ever touched."""
+"""The processes of a run, and the attacks on them. It signals only processes that it started."""
 
 import asyncio
 import dataclasses
@@ -27,17 +27,17 @@ from mapper.sandbox import rulebook
 
 READY_WITHIN_S = 180.0
 ATTACKS = (("pause", "kill", "kill"), ("kill", "pause", "kill"))
-"""On each replica, in this order, over and over."""
+"""For each replica, in this order, repeated."""
 STOP_WITHIN_S = 40.0
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 
 
 class NotRunning(Exception):
-    """A process that should serve does not."""
+    """A process does not serve."""
 
 
 class Sandbox:
-    """The engines. `requests` is everything they were asked, collected from their log, which forgets."""
+    """The engines. `requests` is collected from their log, which keeps only the last requests."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
         self._session = session
@@ -53,7 +53,7 @@ class Sandbox:
             assert response.status == 200, await response.text()
 
     async def collect(self) -> None:
-        """Call it often enough: the log holds 2,000 requests."""
+        """Must be called often enough: the log holds 2,000 requests."""
         found = await self._get("requests")
         log, total = found["requests"], sum(found["counts"].values())
         new = total - len(self.requests)
@@ -97,7 +97,7 @@ async def sandbox(folder: Path, session: aiohttp.ClientSession) -> AsyncIterator
 
 
 class Replica:
-    """One process of the service, which dies and comes back on the same port."""
+    """One process of the service; it dies and restarts on the same port."""
 
     def __init__(
         self, number: int, environment: dict[str, str], lease_s: float, sabotage: str, history: History
@@ -105,7 +105,7 @@ class Replica:
         self.number = number
         self.port = free_port()
         self.attack = asyncio.Lock()
-        """Held by whoever attacks it."""
+        """Held during an attack."""
         self.starts_s: list[float] = []
         self.stale_steps: list[dict[str, Any]] = []
         self.asked: list[dict[str, Any]] = []
@@ -168,13 +168,13 @@ class Replica:
         await self._gone()
 
     async def stop(self) -> int:
-        """As an orchestrator stops it; its exit code."""
+        """Stops it as an orchestrator does; returns its exit code."""
         code = await _stop(self.process)
         await self._gone()
         return code
 
     def end(self) -> None:
-        """For a run that broke off: leaves nothing running."""
+        """Kills it after a run that broke off."""
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
 
@@ -208,7 +208,7 @@ def replica_environment(engine: str, sandbox_url: str, ledger_url: str, profile:
 
 @dataclass(frozen=True)
 class Stage:
-    """What all attackers know."""
+    """What all attacks share."""
 
     engine: str
     seed: int
@@ -217,11 +217,11 @@ class Stage:
     control: aiohttp.ClientSession
     history: History
     enough: asyncio.Event
-    """Set when the attacks shall end."""
+    """Set when the attacks must end."""
 
 
 async def torment(replica: Replica, stage: Stage) -> None:
-    """Kills and pauses one replica, again and again, and starts it in another manner; it runs when this returns."""
+    """Kills and pauses one replica repeatedly and restarts it with other settings; it runs when this returns."""
     dice = random.Random(stage.seed * 10 + replica.number)
     attacks = itertools.cycle(ATTACKS[replica.number])
     while not await _within(0.3 + 0.7 * dice.random(), stage.enough):
@@ -230,7 +230,7 @@ async def torment(replica: Replica, stage: Stage) -> None:
 
 
 async def _attack(replica: Replica, stage: Stage, attack: str, dice: random.Random) -> None:
-    """In the midst of redeeming: for half a second before, the engine has been slow to answer what redeems."""
+    """Strikes during redemptions: half a second before, the engine starts to answer them slowly."""
     await stage.sandbox.hostile(stage.seed, stage.engine, slow=True)
     await asyncio.sleep(0.5)
     stage.history.add("nemesis", what=attack, replica=replica.number)
@@ -248,7 +248,7 @@ async def _attack(replica: Replica, stage: Stage, attack: str, dice: random.Rand
 
 
 async def fill_disk(replicas: list[Replica], stage: Stage) -> None:
-    """From time to time the ledger's disk is full for all of them, and nothing else happens then."""
+    """From time to time the disk is full for all replicas; no other attack happens then."""
     while not await _within(stage.profile.full_every_s, stage.enough):
         for replica in replicas:
             await replica.attack.acquire()
@@ -265,7 +265,7 @@ async def fill_disk(replicas: list[Replica], stage: Stage) -> None:
 
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:
-    """Whether it happens within this time."""
+    """Whether the event is set within this time."""
     try:
         await asyncio.wait_for(event.wait(), seconds)
     except TimeoutError:

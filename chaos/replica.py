@@ -1,10 +1,10 @@
-"""`python -m mapper serve` with two changes: shorter leases, and lines in the log for each call and a holder's steps.
+"""`python -m mapper serve` with shorter leases, and a log line for each call and each step of a holder.
 
     python -m chaos.replica PORT LEASE_S ours|next [SABOTAGE]
 
-A lease of 30 s would outlast every pause. What the lines say cannot be seen in the ledger: under which fence somebody
-believed to hold the row whose next state they were allowed to decide. `next`: a version to come, which has been tried
-and taken back; it makes the identity of orders by rules of its own.
+A lease of 30 s would outlast every pause. The ledger does not show what the lines do: the fence under which a process
+decided the next state of a row. `next`: a later version that was tried and rolled back; it has its own rules of
+identity.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ def _log_steps() -> None:
         try:
             return await change(self, row, noted)
         finally:
-            # Nothing was seen where the ledger refused a fence of old.
+            # Empty if the ledger refused an old fence.
             for fence in seen[-1:]:
                 log.info("ledger step", extra={"facts": {"order": row.key.order, "held": row.fence, "found": fence}})
 

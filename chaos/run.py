@@ -1,4 +1,4 @@
-"""One run, from top to bottom."""
+"""One run, from start to end."""
 
 import asyncio
 import contextlib
@@ -19,14 +19,14 @@ from chaos.processes import Replica, Sandbox, Stage
 from mapper.orders.ledger import open_ledger
 
 LAST_ORDERS_S = 45.0
-"""How long orders nobody asks for any more may stay open, at the most: the reconciler's schedule grows."""
+"""How long orders without a caller may stay open: the reconciler's pauses grow."""
 FURTHER_LOOK_UPS_S = 90.0
-"""How long redeemed orders may take to be looked up once more. A long run has thousands: replicas that are
-killed every few seconds look few of them up."""
+"""How long the further look-ups of redeemed orders may take. A long run leaves thousands: replicas that are
+killed every few seconds make few look-ups."""
 LATE_CLIENTS_S = 30.0
 LATE_CLIENT_S = 0.03
-"""How long those may ask who come back when the faults are over, and how much longer for each order of the plan: on a
-busy machine two thousand of them take minutes."""
+"""How long clients that return after the faults may ask, and how much longer for each order of the plan: on a busy
+machine two thousand of them take minutes."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Result:
 
 
 async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed: int, sabotage: str = "") -> Result:
-    """Everything that is left behind lies in `folder`."""
+    """Leaves all evidence in `folder`."""
     started = time.monotonic()
     this = asyncio.current_task()
     assert this is not None
-    # Whoever stops a run stops all its processes.
+    # Stopping a run stops all its processes.
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     orders = plan.orders(seed, profile)
     history = History(folder / "history.jsonl")
@@ -68,7 +68,7 @@ async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed
             client.calm.set()
             patience_s = LATE_CLIENTS_S + LATE_CLIENT_S * len(orders)
             await _settle(client, driving, ledger_url, profile.settle_s, patience_s)
-            await _come_back(client, orders, ledger_url, patience_s)
+            await _send_waiting_again(client, orders, ledger_url, patience_s)
             collecting.cancel()
             await asyncio.wait({collecting})
             await sandbox.collect()
@@ -90,7 +90,7 @@ async def run(folder: Path, engine: str, ledger_url: str, profile: Profile, seed
 
 
 async def _attack(replicas: list[Replica], stage: Stage, client: Client) -> None:
-    """As long as orders arrive. All replicas run when this returns."""
+    """Attacks while orders arrive. All replicas run when this returns."""
     async with asyncio.TaskGroup() as group:
         for replica in replicas:
             group.create_task(processes.torment(replica, stage))
@@ -102,7 +102,7 @@ async def _attack(replicas: list[Replica], stage: Stage, client: Client) -> None
 async def _settle(
     client: Client, driving: "asyncio.Task[None]", ledger_url: str, settle_s: float, patience_s: float
 ) -> None:
-    """Waits until nothing is open any more; then those come back who had asked once only."""
+    """Waits until no order is open; then the clients that asked only once return."""
     for left, limit_s in (
         (changes.open_orders, max(settle_s, LAST_ORDERS_S)),
         (changes.further_look_ups, FURTHER_LOOK_UPS_S),
@@ -116,15 +116,15 @@ async def _settle(
     await driving
 
 
-async def _come_back(client: Client, orders: list[plan.Order], ledger_url: str, patience_s: float) -> None:
-    """The callers of orders that still wait for them come once more.
+async def _send_waiting_again(client: Client, orders: list[plan.Order], ledger_url: str, patience_s: float) -> None:
+    """The callers of orders that still wait for them send those again.
 
-    A request that outlived its caller (in a process that stood still) may leave an order so of which the caller has
-    been told elsewhere that it is refused: it is checked anew.
+    A request of a gone caller (in a paused process) may leave an order waiting that another process has answered with a
+    refusal: it is checked again.
     """
     waiting = set(await changes.waiting(ledger_url))
     client.over = False
-    coming = asyncio.create_task(client.come_back([order for order in orders if order.key in waiting]))
+    coming = asyncio.create_task(client.send_again([order for order in orders if order.key in waiting]))
     await asyncio.wait({coming}, timeout=patience_s)
     client.over = True
     await coming

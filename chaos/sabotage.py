@@ -1,4 +1,4 @@
-"""What protects an order, taken away: each of these must make a run fail."""
+"""Each function removes one safeguard of an order: each must make a run fail."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +15,7 @@ from mapper.settings import Settings
 
 
 def look_up() -> None:
-    """The engine is never asked what became of an order: after the quarantine it is simply sent again."""
+    """Orders are never looked up: after the quarantine they are sent again."""
 
     async def ask(self: OrderRedeemer, row: Row, order: Checkout, deadline: float) -> LookedUp:
         return LookedUp("absent")
@@ -24,7 +24,7 @@ def look_up() -> None:
 
 
 def quarantine() -> None:
-    """Whatever the settings say, there is none."""
+    """There is no quarantine, whatever the settings are."""
     create = app.create
 
     def without(configured: Settings, **more: Any) -> Any:
@@ -34,7 +34,7 @@ def quarantine() -> None:
 
 
 def fence() -> None:
-    """Whoever held an order once may write for ever."""
+    """A process that once held an order may always write it."""
 
     async def change(self: Ledger, row: Row, step: Callable[[Row, Moment], Any]) -> Any:
         def unchecked(found: Row | None, at: Moment) -> Any:
@@ -71,7 +71,7 @@ def claim() -> None:
 
 
 def same() -> None:
-    """What comes again is the same order only where its identity is, by the settings and rules of today."""
+    """An order is the same only if its identity is, by the current settings and rules."""
 
     def is_same(self: Ask, row: Row) -> bool:
         return self.identity(row.identity_version, row.customer, None) == row.identity
@@ -80,7 +80,7 @@ def same() -> None:
 
 
 def caller() -> None:
-    """What was certainly not done is redeemed in the background, whatever the settings say."""
+    """A redemption that certainly failed is made in the background, whatever the settings are."""
     create = app.create
 
     def later(configured: Settings, **more: Any) -> Any:
@@ -90,7 +90,7 @@ def caller() -> None:
 
 
 def undo() -> None:
-    """Nothing is ever taken back: an order counts as cancelled without the engine being told."""
+    """Redemptions are never undone: an order counts as cancelled without a request to the engine."""
 
     async def nothing(self: PromotionEngine, *_: Any, final: bool) -> None:
         pass

@@ -40,7 +40,7 @@ from mapper.settings import Settings, load
 from tests.fakes import SECRET, signed, signed_with
 from tests.house import CANCEL_SECRET
 from tests.orders.ledgers import Home
-from tests.virtual_time import now, the_loop
+from tests.virtual_time import now, running_loop
 
 T = TypeVar("T")
 
@@ -210,7 +210,7 @@ class Lab:
     """One engine's sandbox and one store; both are empty at the start of each case."""
 
     def __init__(self, engine: str, ledger: Ledger, quarantine_s: float) -> None:
-        loop = the_loop()
+        loop = running_loop()
         environment = {
             "MAPPER_ENGINE": engine,
             "NACELLE_SIGNING_SECRETS": SECRET.decode(),
@@ -228,7 +228,7 @@ class Lab:
     @classmethod
     @asynccontextmanager
     async def open(cls, engine: str, home: Home, quarantine_s: float = QUARANTINE_S) -> AsyncIterator["Lab"]:
-        loop = the_loop()
+        loop = running_loop()
         with loop.real():
             ledger = await open_ledger(home.url, clock=Clock(loop.time, loop.time, "boot"))
             if isinstance(store := ledger.store, SqliteStore):
@@ -242,7 +242,7 @@ class Lab:
 
     async def empty(self) -> None:
         self.box.reset()
-        with the_loop().real():
+        with running_loop().real():
             if isinstance(store := self.ledger.store, SqliteStore):
                 await store._run(lambda: store._open().executescript("DELETE FROM orders; DELETE FROM leases"))
             elif isinstance(store, PostgresStore):
@@ -415,7 +415,7 @@ class Door:
     async def _through(self, work: Callable[[], Awaitable[T]]) -> T:
         await self._process.wait_alive()
         async with self._world.lab.turn:
-            with the_loop().real():
+            with running_loop().real():
                 result = await work()
         await self._process.wait_alive()
         return result
@@ -660,7 +660,7 @@ class World:
             return foreign, foreign
 
         async with self.lab.turn:
-            with the_loop().real():
+            with running_loop().real():
                 await self.lab.ledger.store.change(row.key, step)
 
     async def _wake(self, process: Process) -> None:

@@ -288,12 +288,12 @@ def compare_replies(count: int, seed: int) -> Report:
         typed, sure = replies.read_in_one_pass(body), replies.read_one_by_one(body)
         report.sent += 1
         report.statuses["typed" if typed else "one by one" if sure else "refused"] += 1
-        if typed and (sure is None or _told(typed) != _told(sure)):
-            report.faults.append(f"{body!r}: {_told(typed)!r}, {sure and _told(sure)!r}"[:600])
+        if typed and (sure is None or _as_json(typed) != _as_json(sure)):
+            report.faults.append(f"{body!r}: {_as_json(typed)!r}, {sure and _as_json(sure)!r}"[:600])
     return report
 
 
-def _told(state: replies.State) -> bytes:
+def _as_json(state: replies.State) -> bytes:
     """Return everything read from an answer as JSON text, so that a NaN equals itself."""
     places = range(len(state.effects or ()))
     props = [state.props(place) for place in places]

@@ -48,22 +48,22 @@ class House:
         self.ledger_url = new_ledger()
         self.configured = settings(self.adapter, **{"MAPPER_CANCEL_SECRETS": CANCEL_SECRET.decode(), **environment})
 
-    def __call__(self, story: str, body: object) -> dict[str, Any]:
-        got: dict[str, Any] = json.loads(self.bytes(story, body))
+    def __call__(self, operation: str, body: object) -> dict[str, Any]:
+        got: dict[str, Any] = json.loads(self.bytes(operation, body))
         return got
 
-    def bytes(self, story: str, body: object) -> bytes:
-        answer = self.answer(story, body)
+    def bytes(self, operation: str, body: object) -> bytes:
+        answer = self.answer(operation, body)
         assert answer.status == 200, answer
         return answer.reply
 
-    def answer(self, story: str, body: object) -> Answer:
+    def answer(self, operation: str, body: object) -> Answer:
         data, headers = signed(body)
-        self.record = Record(story, "r")
+        self.record = Record(operation, "r")
 
         async def call(service: Service) -> Answer:
-            tell = promotions.validate if story == "validate" else promotions.consume
-            return await tell(service, Call(data, headers, self.time + 8, self.record))
+            handler = promotions.validate if operation == "validate" else promotions.consume
+            return await handler(service, Call(data, headers, self.time + 8, self.record))
 
         return asyncio.run(self.within(call))
 
@@ -86,10 +86,10 @@ class House:
         self.time += seconds
         await asyncio.sleep(0)
 
-    def refusal(self, story: str, body: object) -> Problem:
+    def refusal(self, operation: str, body: object) -> Problem:
         """Return the problem that the call raises."""
         with pytest.raises(Problem) as raised:
-            self.answer(story, body)
+            self.answer(operation, body)
         return raised.value
 
     def cancel(self, order: object = "c-1") -> Answer:
@@ -130,7 +130,7 @@ def to_order(answer: dict[str, Any]) -> dict[str, Any]:
     return order | ({"id": checkout["id"]} if "id" in checkout else {})
 
 
-def carrying(amount: str) -> dict[str, Any]:
+def order_with_discount(amount: str) -> dict[str, Any]:
     return {**ORDER, "order_items": [{**ORDER["order_items"][0], "price": "1", "discounts": amount}]}  # type: ignore[index]
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from mapper.adapter import LookedUp, Notice, Outcome, Reason, Rejection
 from mapper.domain.errors import EngineUnavailable
-from tests.house import CHECKOUT, TEN_OFF, House, carrying, reconcile
+from tests.house import CHECKOUT, TEN_OFF, House, order_with_discount, reconcile
 
-PAID = carrying("10.00")
+PAID = order_with_discount("10.00")
 
 
 def off(**changes: Any) -> Outcome:

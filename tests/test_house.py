@@ -128,7 +128,7 @@ def test_adapters_import_only_the_contract_and_pure_modules() -> None:
 
 
 # The layers of mapper/, the lowest first: a module imports from its own package and from lower layers only.
-FLOORS = (
+LAYERS = (
     {"domain", "pages", "threads"},
     {"adapter"},
     {"installed"},
@@ -142,10 +142,10 @@ FLOORS = (
     {"commands"},
     {"__main__"},
 )
-FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+LAYER_OF = {package: layer for layer, packages in enumerate(LAYERS) for package in packages}
 
 
-def room(module: str) -> str:
+def package(module: str) -> str:
     """`mapper.domain.money` is in the package `domain`."""
     return module.split(".")[1]
 
@@ -156,12 +156,12 @@ def test_modules_import_only_lower_layers() -> None:
             here = dotted(path)
             if not here.startswith("mapper."):
                 continue
-            if room(here) not in FLOOR_OF:
-                yield f"{name(path)}: FLOORS does not say on which floor {room(here)!r} is."
+            if package(here) not in LAYER_OF:
+                yield f"{name(path)}: LAYERS does not name the package {package(here)!r}."
                 continue
             for module in imports(path):
-                up = module.startswith("mapper.") and FLOOR_OF.get(room(module), -1) >= FLOOR_OF[room(here)]
-                if up and room(module) != room(here):
+                up = module.startswith("mapper.") and LAYER_OF.get(package(module), -1) >= LAYER_OF[package(here)]
+                if up and package(module) != package(here):
                     yield f"{name(path)} imports {module}, which is not below it."
 
     none(offences())

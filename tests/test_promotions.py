@@ -22,7 +22,7 @@ from mapper.orders.ledger import Ledger
 from mapper.orders.rows import Answer, LedgerUnavailable, State
 from mapper.promotions import Call, Service
 from tests.fakes import CAPABILITIES, SECRET, settings, signed
-from tests.house import CHECKOUT, ORDER, REFUSED, TEN_OFF, House, carrying, reconcile, to_order
+from tests.house import CHECKOUT, ORDER, REFUSED, TEN_OFF, House, order_with_discount, reconcile, to_order
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_large_cart_is_processed_in_a_thread(house: House, operation: str, monke
     watch(engine, "_resume")
     watch(discounts, "write")
 
-    def story(lines: int) -> dict[str, set[str]]:
+    def threads_of(lines: int) -> dict[str, set[str]]:
         threads.clear()
         items = [{"sku": f"S{number}", "quantity": 1, "price": "1.00", "title": "t" * 160} for number in range(lines)]
         house.wire.reply = b'{"a":"%b"}' % (b"a" * 200 * lines)
@@ -70,7 +70,7 @@ def test_large_cart_is_processed_in_a_thread(house: House, operation: str, monke
         house(operation, body)
         return {name: {thread.partition(" worker")[0] for thread in found} for name, found in threads.items()}
 
-    small, large = story(10), story(900)
+    small, large = threads_of(10), threads_of(900)
     here = threading.current_thread().name
     assert small["parse"] == small["_resume"] == {here}
     assert large["parse"] == {"AnyIO"}
@@ -124,21 +124,21 @@ def test_cost_pointer_without_value_logs_one_warning(house: House, caplog: pytes
 TYPED = ["TEN\u200b", "a\x00b", "SAVE\ud83d", " \u2060"]
 
 
-@pytest.mark.parametrize("story", ["validate", "consume"])
+@pytest.mark.parametrize("operation", ["validate", "consume"])
 @pytest.mark.parametrize("check", [True, False])
-def test_malformed_code_is_refused_and_never_redeemed(house: House, story: str, *, check: bool) -> None:
+def test_malformed_code_is_refused_and_never_redeemed(house: House, operation: str, *, check: bool) -> None:
     """No engine is asked about it, and the answer spells the other codes as entered."""
     house.adapter.capabilities = msgspec.structs.replace(CAPABILITIES, check=check)
     house.adapter.granted = Outcome(rejected=(Rejection("TEN", Reason.EXPIRED, "CouponExpired"),))
-    typed = TYPED if story == "validate" else TYPED[:2]
-    body = {**(CHECKOUT if story == "validate" else ORDER), "promotions": {"coupon_codes": typed}}
-    refused = house.refusal(story, json.dumps(body).encode())
+    typed = TYPED if operation == "validate" else TYPED[:2]
+    body = {**(CHECKOUT if operation == "validate" else ORDER), "promotions": {"coupon_codes": typed}}
+    refused = house.refusal(operation, json.dumps(body).encode())
     assert (refused.category, refused.status("validate"), refused.status("consume")) == ("promotion_codes", 422, 500)
     reasons = {
         code["code"]: code["reason"] for code in json.loads(body_of(refused, "validate"))["error"]["details"]["codes"]
     }
     assert [text for text, reason in reasons.items() if reason == "malformed"] == typed[1:3]
-    assert story == "consume" or reasons.pop(TYPED[0]) == "expired"
+    assert operation == "consume" or reasons.pop(TYPED[0]) == "expired"
     assert "redeem" not in house.wire.sent
 
 
@@ -431,7 +431,7 @@ def test_consume_adds_only_the_notices_of_the_redemption(house: House) -> None:
 
 def test_drift_of_a_line_gives_a_notice(house: House) -> None:
     house.adapter.granted = TEN_OFF
-    got = house("consume", carrying("25.00"))["order"]
+    got = house("consume", order_with_discount("25.00"))["order"]
     (notice,) = got["promotions"]["meta"]["mapper"]["notices"]
     assert notice["type"] == "amount_mismatch"
     assert notice["payload"] == {
@@ -467,7 +467,7 @@ def test_clamped_discount_is_recorded_at_both_calls(house: House, amount: int, *
 
 def test_drift_notice_is_added_without_a_promotion_object(house: House) -> None:
     house.adapter.granted = TEN_OFF
-    body = {key: value for key, value in carrying("25.00").items() if key != "promotions"}
+    body = {key: value for key, value in order_with_discount("25.00").items() if key != "promotions"}
     (notice,) = house("consume", body)["order"]["promotion"]["meta"]["mapper"]["notices"]
     assert notice["type"] == "amount_mismatch"
 
@@ -475,7 +475,7 @@ def test_drift_notice_is_added_without_a_promotion_object(house: House) -> None:
 def test_drift_refuse_policy_redeems_nothing() -> None:
     house = House(MAPPER_ON_DRIFT="refuse")
     house.adapter.granted = TEN_OFF
-    problem = house.refusal("consume", carrying("25.00"))
+    problem = house.refusal("consume", order_with_discount("25.00"))
     assert (problem.category, problem.status("consume"), house.wire.sent) == ("amount_mismatch", 500, ["check"])
     assert problem.details["engine"] == "10.00" in problem.message
 
@@ -496,14 +496,14 @@ def test_not_redeemed_order_is_looked_up_and_not_undone(house: House, *, undo: b
 
 def test_already_redeemed_order_is_not_redeemed_again(house: House) -> None:
     house.adapter.on_check = Outcome(discounts=TEN_OFF.discounts, redeemed=True)
-    assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
+    assert house("consume", order_with_discount("10.00"))["order"] == order_with_discount("10.00")
     assert house.wire.sent == ["check"]
 
 
 def test_engine_without_check_is_redeemed_directly(house: House) -> None:
     house.adapter.capabilities = msgspec.structs.replace(house.adapter.capabilities, check=False)
     house.adapter.granted = TEN_OFF
-    house("consume", carrying("10.00"))
+    house("consume", order_with_discount("10.00"))
     assert house.wire.sent == ["redeem"]
 
 
@@ -515,7 +515,7 @@ def test_unknown_redemption_is_looked_up_and_not_resent(house: House, failure: i
     house.adapter.granted = TEN_OFF
     house.adapter.found = LookedUp("redeemed", TEN_OFF)
     house.wire.script["redeem"] = [failure]
-    assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
+    assert house("consume", order_with_discount("10.00"))["order"] == order_with_discount("10.00")
     assert house.wire.sent == ["check", "redeem", "look_up"]
 
 
@@ -535,15 +535,15 @@ def test_unknown_redemption_answers_outcome_pending_with_retry_after(house: Hous
 def test_absent_redemption_is_sent_again_after_the_quarantine(house: House, failure: int | Exception) -> None:
     house.adapter.granted = TEN_OFF
     house.wire.script["redeem"] = [failure]
-    house.refusal("consume", carrying("10.00"))
+    house.refusal("consume", order_with_discount("10.00"))
     house.time, house.wire.sent = house.time + 45, []
-    house.refusal("consume", carrying("10.00"))
+    house.refusal("consume", order_with_discount("10.00"))
     assert "redeem" not in house.wire.sent, "the quarantine is not over"
     house.time, house.wire.sent = house.time + 60, []
-    assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
+    assert house("consume", order_with_discount("10.00"))["order"] == order_with_discount("10.00")
     assert house.wire.sent == ["look_up", "look_up", "check", "redeem"], "absent counts when it was seen twice"
     house.wire.sent = []
-    house("consume", carrying("10.00"))
+    house("consume", order_with_discount("10.00"))
     assert house.wire.sent == [], "and then it is finished"
 
 
@@ -591,10 +591,10 @@ def test_checkout_at_consume_is_refused(house: House) -> None:
 
 
 def test_signature_is_checked_before_the_body_is_parsed(house: House) -> None:
-    for story in (promotions.validate, promotions.consume):
+    for handler in (promotions.validate, promotions.consume):
 
-        async def call(service: Service, story: Any = story) -> Answer:
-            answer: Answer = await story(service, Call(b"not json", [], house.time + 1))
+        async def call(service: Service, handler: Any = handler) -> Answer:
+            answer: Answer = await handler(service, Call(b"not json", [], house.time + 1))
             return answer
 
         with pytest.raises(Problem) as problem:
@@ -609,7 +609,7 @@ def test_repeated_order_gets_the_same_bytes_without_engine_calls(house: House) -
     house.adapter.granted = Outcome(
         discounts=TEN_OFF.discounts, notices=(Notice("couponCreated", "A coupon", {"v": 1}),)
     )
-    body = {**carrying("10.00"), "promotions": {}}
+    body = {**order_with_discount("10.00"), "promotions": {}}
     first = house.bytes("consume", body)
     house.wire.sent, house.adapter.granted = [], Outcome()
     assert house.bytes("consume", body) == first
@@ -649,7 +649,7 @@ def test_repeated_order_with_other_content_is_refused(house: House, change: dict
 def test_order_key_is_the_first_key_present(first: dict[str, Any], second: dict[str, Any], same: bool) -> None:
     house = House(MAPPER_ORDER_KEY_PATH="/metadata/no", MAPPER_SESSION_ID_PATH="/session")
     house.adapter.granted = TEN_OFF
-    base = {**carrying("10.00"), "id": None, "session": "s-1"}
+    base = {**order_with_discount("10.00"), "id": None, "session": "s-1"}
     house("consume", {**base, **first})
     house("consume", {**base, **second})
     assert house.wire.sent.count("redeem") == (1 if same else 2)
@@ -674,7 +674,7 @@ def test_concurrent_equal_orders_are_redeemed_once(house: House) -> None:
     house.adapter.granted = TEN_OFF
 
     async def call(service: Service) -> list[Answer]:
-        data, headers = signed(carrying("10.00"))
+        data, headers = signed(order_with_discount("10.00"))
         return await asyncio.gather(
             *(promotions.consume(service, Call(data, headers, house.time + 8)) for _ in range(8))
         )
@@ -689,7 +689,7 @@ def test_order_is_finished_after_the_caller_disconnects(house: House) -> None:
     house.wire.pause = 0.05
 
     async def call(service: Service) -> None:
-        data, headers = signed(carrying("10.00"))
+        data, headers = signed(order_with_discount("10.00"))
         caller = asyncio.create_task(promotions.consume(service, Call(data, headers, house.time + 8)))
         await asyncio.sleep(0.02)
         caller.cancel()
@@ -699,7 +699,7 @@ def test_order_is_finished_after_the_caller_disconnects(house: House) -> None:
 
     asyncio.run(house.within(call))
     house.wire.sent = []
-    assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
+    assert house("consume", order_with_discount("10.00"))["order"] == order_with_discount("10.00")
     assert house.wire.sent == [], "it had been finished without its caller"
 
 
@@ -707,14 +707,14 @@ def test_order_is_finished_after_the_caller_disconnects(house: House) -> None:
 def test_reconciler_finishes_an_unknown_redemption(house: House, found: Literal["redeemed", "absent"]) -> None:
     house.adapter.granted = TEN_OFF
     house.wire.script["redeem"] = [Unknown("timeout")]
-    house.refusal("consume", carrying("10.00"))
+    house.refusal("consume", order_with_discount("10.00"))
     house.adapter.found = LookedUp(found, TEN_OFF)
     for _ in range(90):
         house.reconcile(after_s=1)
     assert house.wire.sent.count("redeem") == 1
     assert house.row().state is (State.DONE if found == "redeemed" else State.RETRYABLE)
     house.wire.sent, house.adapter.found = [], LookedUp("absent")
-    assert house("consume", carrying("10.00"))["order"] == carrying("10.00")
+    assert house("consume", order_with_discount("10.00"))["order"] == order_with_discount("10.00")
     assert house.wire.sent == ([] if found == "redeemed" else ["look_up", "check", "redeem"])
 
 
@@ -733,7 +733,7 @@ def test_extra_redemption_is_rolled_back(house: House) -> None:
     house.adapter.granted = TEN_OFF
     house.adapter.found = LookedUp("redeemed", TEN_OFF, ("r_2",))
     house.wire.script["redeem"] = [Unknown("timeout")]
-    house("consume", carrying("10.00"))
+    house("consume", order_with_discount("10.00"))
     assert house.wire.sent == ["check", "redeem", "look_up", "repair"]
 
 

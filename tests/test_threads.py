@@ -11,7 +11,7 @@ from mapper import threads
 
 
 def test_large_cart_does_not_block_the_event_loop() -> None:
-    async def tell() -> int:
+    async def scenario() -> int:
         until = time.perf_counter() + 0.3
 
         def step() -> None:
@@ -28,7 +28,7 @@ def test_large_cart_does_not_block_the_event_loop() -> None:
     try:
         threads.switch_often()
         assert sys.getswitchinterval() < 0.001
-        assert asyncio.run(tell()) > 20
+        assert asyncio.run(scenario()) > 20
     finally:
         sys.setswitchinterval(before)
 
@@ -44,14 +44,14 @@ def test_large_carts_run_one_by_one_and_small_ones_at_once() -> None:
         time.sleep(0.01)
         running -= 1
 
-    async def tell() -> None:
+    async def scenario() -> None:
         waiting = [asyncio.ensure_future(threads.run_in_thread(threads.LARGE_BYTES, step)) for _ in range(4)]
         await asyncio.sleep(0.005)
         assert await threads.run_in_thread(threads.LARGE_BYTES - 1, threading.get_ident) == threading.get_ident()
         assert not any(work.done() for work in waiting)
         await asyncio.gather(*waiting)
 
-    asyncio.run(tell())
+    asyncio.run(scenario())
     assert at_once == [1, 1, 1, 1]
 
 
@@ -59,7 +59,7 @@ def test_thread_errors_propagate_and_cancellation_returns_immediately() -> None:
     def fail() -> None:
         raise KeyError
 
-    async def tell() -> None:
+    async def scenario() -> None:
         with pytest.raises(KeyError):
             await threads.run_in_thread(threads.LARGE_BYTES, fail)
         waited = asyncio.ensure_future(threads.run_in_thread(threads.LARGE_BYTES, time.sleep, 0.2))
@@ -70,4 +70,4 @@ def test_thread_errors_propagate_and_cancellation_returns_immediately() -> None:
         assert waited.cancelled()
         assert time.perf_counter() - began < 0.15
 
-    asyncio.run(tell())
+    asyncio.run(scenario())

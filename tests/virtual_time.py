@@ -68,11 +68,11 @@ def run(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return runner.run(work())
 
 
-def the_loop() -> VirtualLoop:
+def running_loop() -> VirtualLoop:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     return loop
 
 
 def now() -> float:
-    return the_loop().now
+    return running_loop().now

@@ -287,14 +287,14 @@ class Readable:
         return str(yaml.dump(ordered, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True))
 
 
-def machine(**more: Any) -> Any:
+def new_recorder(**more: Any) -> Any:
     """Return vcrpy, configured for our cassettes."""
     recorder = vcr.VCR(match_on=("method", "path", "query"), serializer="readable", **more)
     recorder.register_serializer("readable", Readable)
     return recorder
 
 
-def allowed() -> Redemption:
+def permit_all() -> Redemption:
     """A redemption that permits every request."""
 
     async def may_send() -> bool:
@@ -314,15 +314,15 @@ def granted(result: Any) -> Any:
             return result
 
 
-def told(result: Any) -> Any:
+def summary(result: Any) -> Any:
     """Return the result of a conversation in a form that a cassette can keep."""
     match result:
         case Problem():
             return {"problem": result.category, "reason": result.reason}
         case LookedUp():
-            return {"found": result.state, **told(result.outcome)}
+            return {"found": result.state, **summary(result.outcome)}
         case Redeemed() | NotRedeemed():
-            return told(granted(result))
+            return summary(granted(result))
         case Outcome():
             discounts = [[one.effect_type, one.line, one.cost, one.amount] for one in result.discounts]
             rejected = [[one.code, one.reason.value, one.engine_reason] for one in result.rejected]
@@ -340,10 +340,10 @@ async def hold(script: Script, adapter: Adapter, cart: Cart, client: str = "aioh
         for step in script.steps:
             try:
                 results.append(
-                    told(await engine.converse(step(adapter, cart), time.monotonic() + DEADLINE_S, allowed()))
+                    summary(await engine.converse(step(adapter, cart), time.monotonic() + DEADLINE_S, permit_all()))
                 )
             except Problem as problem:
-                results.append(told(problem))
+                results.append(summary(problem))
     finally:
         await wire.aclose()
     return results
@@ -362,7 +362,7 @@ def record(engine: str, environ: Mapping[str, str], folder: Path, *, sandbox: bo
     scrubber = Scrubber(account.base_url, ENGINES[engine].address, tuple(words), code)
     stamp = datetime.now(UTC)
     files: list[Path] = []
-    for name, script in _allowed(environ, code):
+    for name, script in _permitted_scripts(environ, code):
         cart = Cart(f"cassette-{stamp:%Y%m%d%H%M%S}-{name}", tuple(code if c == "?" else c for c in script.codes))
         text = _recorded(name, script, adapter, cart, scrubber, ENGINES[engine].api, stamp)
         if not text:
@@ -383,7 +383,7 @@ class NotRecorded(Exception):
     """The recording must not be kept."""
 
 
-def _allowed(environ: Mapping[str, str], code: str) -> Iterator[tuple[str, Script]]:
+def _permitted_scripts(environ: Mapping[str, str], code: str) -> Iterator[tuple[str, Script]]:
     for name, script in SCRIPTS.items():
         if (code or "?" not in script.codes) and (environ.get("RECORD_REDEMPTIONS") == "1" or not script.redeems):
             yield name, script
@@ -393,7 +393,7 @@ def _recorded(
     name: str, script: Script, adapter: Adapter, cart: Cart, scrubber: Scrubber, api: str, stamp: datetime
 ) -> str:
     """Return the text of one cassette; "" if the adapter sent no request. Raises `NotRecorded`."""
-    recorder = machine(
+    recorder = new_recorder(
         record_mode=RecordMode.ALL,
         decode_compressed_response=True,
         before_record_request=scrubber.request,

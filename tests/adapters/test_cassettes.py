@@ -96,14 +96,14 @@ def play(cassette: str, adapter: Any, client: Client, *speak: Speak, repeats: bo
         try:
             for one in speak:
                 played.results.append(
-                    await engine.converse(one(adapter), asyncio.get_running_loop().time() + 5, record.allowed())
+                    await engine.converse(one(adapter), asyncio.get_running_loop().time() + 5, record.permit_all())
                 )
         except Problem as problem:
             played.results.append(problem)
         finally:
             await wire.aclose()
 
-    recorder = record.machine(record_mode="none")
+    recorder = record.new_recorder(record_mode="none")
     with recorder.use_cassette(record.CASSETTES / f"{cassette}.yaml", allow_playback_repeats=repeats) as playing:
         asyncio.run(hold())
         played.unplayed = len(playing) - playing.play_count
@@ -434,7 +434,7 @@ CASES |= {f"voucherify/{name}": case for name, case in VOUCHERIFY_TAPES.items()}
 def test_vendor_example_gives_this_outcome(client: Client, cassette: str) -> None:
     case = CASES[cassette]
     played = play(cassette, case.adapter, client, *case.speak)
-    assert [record.told(result) for result in played.results] == list(case.expected)
+    assert [record.summary(result) for result in played.results] == list(case.expected)
     assert unsent(cassette, played) == case.unsent
     assert played.unplayed == 0
     assert [call.number for call in played.attempts] == [1] * len(played.sent), "nothing is sent twice"
@@ -730,7 +730,7 @@ def replayed(engine: str, path: Path, client: Client) -> list[Any]:
     script = record.SCRIPTS[about["script"]]
     options = TALON_ONE if engine == "talon_one" else VOUCHERIFY
     cart = record.Cart(about["session"], tuple(record.RECORDED_CODE if code == "?" else code for code in script.codes))
-    with record.machine(record_mode="none").use_cassette(path):
+    with record.new_recorder(record_mode="none").use_cassette(path):
         return asyncio.run(record.hold(script, record.ENGINES[engine].adapter(options), cart, client))
 
 
@@ -779,9 +779,9 @@ def test_recording_refuses_a_sandbox(tmp_path: Path) -> None:
 
 def test_recording_redeems_only_when_allowed() -> None:
     for environ in ({}, {"RECORD_REDEMPTIONS": "0"}, {"RECORD_REDEMPTIONS": ""}):
-        allowed = dict(record._allowed(environ, "A-CODE"))
+        allowed = dict(record._permitted_scripts(environ, "A-CODE"))
         assert not [name for name, script in allowed.items() if script.redeems or record._redeem in script.steps]
-    assert "redeem_and_undo" in dict(record._allowed({"RECORD_REDEMPTIONS": "1"}, "A-CODE"))
+    assert "redeem_and_undo" in dict(record._permitted_scripts({"RECORD_REDEMPTIONS": "1"}, "A-CODE"))
 
 
 def test_recording_without_account_names_missing_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,7 +87,7 @@ def test_marked_marks_every_xml_text() -> None:
     assert marked.body == b"<?xml version='1.0'?><a why='M x'>M gone</a>"
 
 
-def unknown(document: Any) -> Any:
+def add_unknown_effect(document: Any) -> Any:
     """Add an unknown effect as an emulator may: in place, or to a new text. Other bodies are returned unchanged."""
     if isinstance(document, dict):
         document["effects"].append({"kind": "balloon"})
@@ -105,5 +105,5 @@ def unknown(document: Any) -> Any:
     ],
 )
 def test_unknown_effect_is_placed_by_the_emulator(body: bytes, changed: bytes | None) -> None:
-    found = mutations.with_unknown_effect(reply(body), unknown)
+    found = mutations.with_unknown_effect(reply(body), add_unknown_effect)
     assert (found and found.body) == changed

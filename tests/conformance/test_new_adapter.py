@@ -21,7 +21,7 @@ MOST_S = 240
 """Time limit of one run: a first run and a first change take less than five minutes."""
 
 
-def made(folder: Path, name: str) -> Path:
+def new_package(folder: Path, name: str) -> Path:
     with pytest.raises(SystemExit) as done:
         cli.main(["new-adapter", name, "--into", str(folder)])
     assert done.value.code == 0
@@ -37,7 +37,7 @@ def run(folder: Path, *command: str, **environment: str) -> "subprocess.Complete
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    folder = made(tmp_path, "loyal_fox")
+    folder = new_package(tmp_path, "loyal_fox")
     describe(folder)
     return folder
 

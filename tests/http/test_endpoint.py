@@ -247,12 +247,12 @@ class Hanging:
 
     async def call(self, sent: float) -> None:
         async def receive() -> Message:
-            virtual_time.the_loop().now += self.READ_S
+            virtual_time.running_loop().now += self.READ_S
             return {"type": "http.request", "body": b"x"}
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                virtual_time.the_loop().now += self.ANSWER_S
+                virtual_time.running_loop().now += self.ANSWER_S
                 self.statuses[message["status"]] += 1
                 self.longest_s = max(self.longest_s, virtual_time.now() - sent)
 

@@ -45,10 +45,10 @@ class Crowd:
         arrived = virtual_time.now()
         try:
             with self.limited.permit() as permit:
-                virtual_time.the_loop().now += self.read_s
+                virtual_time.running_loop().now += self.read_s
                 await self.limited.acquire(permit)
                 self.began.append(name)
-                virtual_time.the_loop().now += self.work_s  # the event loop is busy
+                virtual_time.running_loop().now += self.work_s  # the event loop is busy
                 await asyncio.sleep(self.engine_s)
             self.good[name] = virtual_time.now() - arrived
         except Overloaded:
@@ -189,7 +189,7 @@ def test_queue_shed_as_a_whole_is_still_a_standing_queue() -> None:
 
         async def pause() -> None:
             await asyncio.sleep(2.5)
-            virtual_time.the_loop().now += 0.8
+            virtual_time.running_loop().now += 0.8
 
         paused = asyncio.create_task(pause())
         await crowd.arrive(number * work_s / times for number in range(int(times * seconds / work_s)))

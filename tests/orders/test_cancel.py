@@ -14,10 +14,10 @@ from mapper.engine.transport import NotSent, Unknown
 from mapper.orders.rows import Key, State
 from mapper.promotions import Call, Service
 from tests.fakes import SECRET, signed, signed_with
-from tests.house import CANCEL_SECRET, ORDER, REFUSED, TEN_OFF, House, carrying, to_order
+from tests.house import CANCEL_SECRET, ORDER, REFUSED, TEN_OFF, House, order_with_discount, to_order
 from tests.orders.test_redeem import hold
 
-ORDERED = carrying("10.00")
+ORDERED = order_with_discount("10.00")
 
 
 @pytest.fixture

@@ -29,9 +29,9 @@ from mapper.orders.redeem import RETRY_AFTER_S, OrderRedeemer
 from mapper.orders.rows import Answer, Backlog, Fenced, Key, LedgerUnavailable, Moment, Row, State, Terms
 from mapper.promotions import Call, Service
 from tests.fakes import CAPABILITIES, SECRET, FakeAdapter, settings, signed
-from tests.house import CHECKOUT, REFUSED, TEN_OFF, House, carrying, reconcile, to_order
+from tests.house import CHECKOUT, REFUSED, TEN_OFF, House, order_with_discount, reconcile, to_order
 
-ORDERED = carrying("10.00")
+ORDERED = order_with_discount("10.00")
 CHANGED = {**ORDERED, "order_items": [{"sku": "S", "quantity": 2, "price": "140.00"}]}
 
 

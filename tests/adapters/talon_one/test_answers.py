@@ -93,7 +93,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def survives(body: bytes | Any, statuses: Iterable[int] = (200,)) -> None:
+def assert_ends(body: bytes | Any, statuses: Iterable[int] = (200,)) -> None:
     """Assert that each conversation ends with an outcome or a `Problem`."""
     talon = TalonOne(COSTS)
     for status in statuses:
@@ -118,12 +118,12 @@ def ended(held: Conversation[Any], answer: EngineReply) -> bool:
 @settings(max_examples=300, deadline=None)
 @given(st.sampled_from(list(places(HOSTILE))), st.sampled_from([*JUNK, ...]), st.sampled_from([200, 400, 404]))
 def test_any_answer_ends_in_an_outcome_or_a_problem(path: tuple[Any, ...], junk: Any, status: int) -> None:
-    survives(changed(HOSTILE, path, junk if path or junk is not ... else None), [status])
+    assert_ends(changed(HOSTILE, path, junk if path or junk is not ... else None), [status])
 
 
 @pytest.mark.parametrize("body", TEXTS, ids=lambda text: text[:30])
 def test_any_text_ends_in_an_outcome_or_a_problem(body: bytes) -> None:
-    survives(body, (200, 204, 302, 400, 401, 404, 418))
+    assert_ends(body, (200, 204, 302, 400, 401, 404, 418))
 
 
 def test_undecodable_effect_does_not_lose_the_others() -> None:

@@ -19,7 +19,7 @@ FAILED = {
 }  # fmt: skip
 
 
-def asked(checkout: Checkout, **content: Any) -> Outcome:
+def validated(checkout: Checkout, **content: Any) -> Outcome:
     result = talk(adapter(RESPONSE_CONTENT=ALL).validate(checkout, "s"), reply({"effects": [], **content}))[1]
     assert isinstance(result, Outcome)
     return result
@@ -27,7 +27,7 @@ def asked(checkout: Checkout, **content: Any) -> Outcome:
 
 def test_rule_failure_is_a_diagnostic_not_a_notice() -> None:
     other = {**FAILED, "couponValue": None, "couponID": None}
-    result = asked(cart(("A", 1, "9.00")), ruleFailureReasons=[FAILED, other, "unreadable", {"couponValue": 5}])
+    result = validated(cart(("A", 1, "9.00")), ruleFailureReasons=[FAILED, other, "unreadable", {"couponValue": 5}])
     assert result.diagnostics == (
         Diagnostic(
             "rule_failed", "A promotion rule did not apply.", "SUMMER",
@@ -40,28 +40,28 @@ def test_rule_failure_is_a_diagnostic_not_a_notice() -> None:
 
 def test_diagnostic_names_referral_code_and_failed_effect() -> None:
     failed = {"campaignID": 7, "referralValue": "REF", "effectIndex": 0, "details": ""}
-    (told,) = asked(cart(("A", 1, "9.00")), ruleFailureReasons=[failed]).diagnostics
+    (told,) = validated(cart(("A", 1, "9.00")), ruleFailureReasons=[failed]).diagnostics
     assert (told.code, told.facts) == ("REF", {"campaign": 7, "effect": 0})
 
 
 @pytest.mark.parametrize("content", [{}, {"ruleFailureReasons": None}, {"ruleFailureReasons": "?"}])
 def test_answer_without_failure_reasons_gives_no_diagnostics(content: dict[str, Any]) -> None:
-    assert asked(cart(("A", 1, "9.00")), **content).diagnostics == ()
+    assert validated(cart(("A", 1, "9.00")), **content).diagnostics == ()
 
 
 def test_discount_names_the_code_from_the_engines_coupons() -> None:
     checkout = cart(("A", 1, "9.00"), codes=["Summer"])
     off = effect("setDiscount", {"name": "x", "value": 1}, coupon=5)
-    result = asked(checkout, effects=[off], coupons=[{"id": 5, "value": "SUMMER"}, {"id": "?"}, None])
+    result = validated(checkout, effects=[off], coupons=[{"id": 5, "value": "SUMMER"}, {"id": "?"}, None])
     assert result.discounts[0].meta["code"] == "Summer"
 
 
 def test_extra_response_content_becomes_notices() -> None:
     content = {"coupons": [{"id": 5, "value": "X"}], "customerProfile": {"id": 1.5}, "loyalty": {"cards": []}}
-    told = {notice.type: notice.payload for notice in asked(cart(("A", 1, "9.00")), **content).notices}
+    told = {notice.type: notice.payload for notice in validated(cart(("A", 1, "9.00")), **content).notices}
     assert json.dumps(told, default=str) == json.dumps({**content, "customerProfile": {"id": "1.5"}})
     for nothing in ({}, dict.fromkeys(content)):
-        assert asked(cart(("A", 1, "9.00")), **nothing).notices == ()
+        assert validated(cart(("A", 1, "9.00")), **nothing).notices == ()
 
 
 def test_additional_costs_of_several_orders_are_summed() -> None:

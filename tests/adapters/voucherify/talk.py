@@ -92,19 +92,19 @@ def invalid(*redeemables: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"valid": False, "redeemables": list(redeemables), **more}
 
 
-def held(conversation: Conversation[Any] | None, *replies: EngineReply | dict[str, Any]) -> tuple[Any, list[Any]]:
+def replayed(conversation: Conversation[Any] | None, *replies: EngineReply | dict[str, Any]) -> tuple[Any, list[Any]]:
     assert conversation is not None
     result, requests = replay(conversation, [one if isinstance(one, EngineReply) else reply(one) for one in replies])
     return granted(result), requests
 
 
-def held_raw(conversation: Conversation[Any], *replies: EngineReply | dict[str, Any]) -> Any:
+def replayed_raw(conversation: Conversation[Any], *replies: EngineReply | dict[str, Any]) -> Any:
     """Return the result of a conversation as the mapper gets it."""
     return replay(conversation, [one if isinstance(one, EngineReply) else reply(one) for one in replies])[0]
 
 
 def validated(checkout: Checkout, *replies: EngineReply | dict[str, Any], **options: str) -> Outcome:
-    outcome, _ = held(engine(**options).validate(checkout, ORDER), *replies)
+    outcome, _ = replayed(engine(**options).validate(checkout, ORDER), *replies)
     assert isinstance(outcome, Outcome)
     return outcome
 
@@ -158,7 +158,7 @@ def tier(name: str, shown: dict[str, Any], **result: Any) -> dict[str, Any]:
     return applies(name, shown, "promotion_tier", **(result or discount("APPLY_TO_ORDER")))
 
 
-def asked(request: EngineRequest) -> list[str]:
+def redeemable_ids(request: EngineRequest) -> list[str]:
     return [one["id"] for one in body_of(request)["redeemables"]]
 
 
@@ -214,7 +214,7 @@ def stored(*live: str, rolled_back: Sequence[str] = (), off: int = 500, **more: 
     }
 
 
-def half(*children: str) -> dict[str, Any]:
+def redeemed_once(*children: str) -> dict[str, Any]:
     """A stored order with one redemption, which has these child redemptions."""
     return stored(redemptions={"r_1": {"date": "2026-01-02", **({"stacked": list(children)} if children else {})}})
 

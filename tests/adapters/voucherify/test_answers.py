@@ -12,18 +12,18 @@ from tests.adapters.voucherify.talk import (
     ORDER,
     SHIRT,
     applies,
-    asked,
     body_of,
     cart,
     discount,
     engine,
     fails,
     failure,
-    held,
     invalid,
     item,
     order,
+    redeemable_ids,
     refusals,
+    replayed,
     reply,
     share,
     valid,
@@ -192,7 +192,7 @@ def test_refusals_of_all_lists_are_deduplicated_in_cart_order() -> None:
 def test_invalid_answer_grants_no_discount_although_it_shows_orders() -> None:
     checkout = cart(SHIRT, codes=["A", "B"])
     answer = invalid(applies("A", share(500), **discount("APPLY_TO_ORDER")), fails("B", "voucher_expired"))
-    outcome, requests = held(engine().validate(checkout, ORDER), answer, invalid(fails("A", "voucher_disabled")))
+    outcome, requests = replayed(engine().validate(checkout, ORDER), answer, invalid(fails("A", "voucher_disabled")))
     assert outcome.discounts == ()
     assert refusals(outcome) == [("A", "not_active", "voucher_disabled"), ("B", "expired", "voucher_expired")]
     assert [[one["id"] for one in body_of(request)["redeemables"]] for request in requests] == [["A", "B"], ["A"]]
@@ -203,7 +203,7 @@ def test_other_codes_are_validated_again_without_the_bad_code() -> None:
     later = fails("LATER", "preceding_validation_failed", status="SKIPPED")
     first = invalid(fails("BAD", "voucher_expired"), applies("GOOD", share(9)), later, skipped_redeemables=[later])
     second = valid(applies("GOOD", share(5)), applies("LATER", share(6)))
-    outcome, _ = held(engine().validate(checkout, ORDER), first, second)
+    outcome, _ = replayed(engine().validate(checkout, ORDER), first, second)
     assert [one.amount for one in outcome.discounts] == [5, 6]
     assert refusals(outcome) == [("BAD", "expired", "voucher_expired")]
 
@@ -232,16 +232,16 @@ def test_refusal_names_the_code_under_any_vendor_id(said: dict[str, str], place:
 def test_refusals_by_internal_id_are_matched_by_position() -> None:
     good = applies("B", share(5))
     first = invalid(fails("v_1aaaaaaaaaa", "voucher_expired"), good, fails("v_2aaaaaaaaaa", "not_found"))
-    outcome, _ = held(engine().validate(cart(SHIRT, codes=["A", "B", "C"]), ORDER), first, valid(good))
+    outcome, _ = replayed(engine().validate(cart(SHIRT, codes=["A", "B", "C"]), ORDER), first, valid(good))
     assert refusals(outcome) == [("A", "expired", "voucher_expired"), ("C", "not_found", "not_found")]
 
 
 def test_internal_id_is_matched_by_position_in_short_answer() -> None:
     first = invalid(applies("A", share(5)), fails("v_2aaaaaaaaaa", "not_found"))
     later = valid(applies("A", share(5)), applies("C", share(6)))
-    outcome, requests = held(engine().validate(cart(SHIRT, codes=["A", "B", "C"]), ORDER), first, later)
+    outcome, requests = replayed(engine().validate(cart(SHIRT, codes=["A", "B", "C"]), ORDER), first, later)
     assert refusals(outcome) == [("B", "not_found", "not_found")]
-    assert asked(requests[1]) == ["A", "C"]
+    assert redeemable_ids(requests[1]) == ["A", "C"]
 
 
 @pytest.mark.parametrize(
@@ -275,8 +275,8 @@ def test_answered_code_matches_typed_code_ignoring_case(answered: str, case: str
 def test_case_sensitive_codes_are_two_codes() -> None:
     answer = valid(applies("save", share(5)), fails("SAVE", "voucher_expired"))
     conversation = engine(CODE_CASE="sensitive").validate(cart(SHIRT, codes=["SAVE", "save", "SAVE"]), ORDER)
-    outcome, [request] = held(conversation, answer)
-    assert asked(request) == ["SAVE", "save"]
+    outcome, [request] = replayed(conversation, answer)
+    assert redeemable_ids(request) == ["SAVE", "save"]
     assert [one.meta["code"] for one in outcome.discounts] == ["save"]
     assert refusals(outcome) == [("SAVE", "expired", "voucher_expired")]
 
@@ -285,10 +285,10 @@ def test_internal_voucher_id_is_refused_as_code() -> None:
     """Voucherify also finds a voucher by its id, and answers with its code: the id must not reveal the code."""
     internal = "v_24rljiUfd2ONxB9hS1bfNUMW"
     answers = [valid(applies("SECRET", share(5)), applies("B", share(6))), valid(applies("B", share(6)))]
-    outcome, requests = held(engine().validate(cart(SHIRT, codes=[internal, "B"]), ORDER), *answers)
+    outcome, requests = replayed(engine().validate(cart(SHIRT, codes=[internal, "B"]), ORDER), *answers)
     assert refusals(outcome) == [(internal, "not_found", "not_found")]
     assert [one.meta["code"] for one in outcome.discounts] == ["B"]
-    assert asked(requests[1]) == ["B"]
+    assert redeemable_ids(requests[1]) == ["B"]
     # A code that only looks like an internal id is a code.
     outcome = validated(cart(SHIRT, codes=["v_summer2026"]), valid(applies("v_summer2026", share(5))))
     assert not outcome.rejected
@@ -320,7 +320,7 @@ def test_error_unrelated_to_a_code_raises_engine_problem(
     call: str, answer: EngineReply, kind: type[Problem], reason: str
 ) -> None:
     with pytest.raises(kind) as caught:
-        held(_calls()[call], answer)
+        replayed(_calls()[call], answer)
     assert caught.value.reason == reason
     assert "SECRET" not in str(caught.value.message) + json.dumps(caught.value.details)
 
@@ -339,7 +339,7 @@ def _calls() -> dict[str, Conversation[Any]]:
 @pytest.mark.parametrize("answer", [reply(b"<html>", 404), failure("not_found", 404)])
 def test_404_of_a_wrong_address_refuses_no_code(call: str, answer: EngineReply) -> None:
     with pytest.raises(EngineRejected) as caught:
-        held(_calls()[call], answer)
+        replayed(_calls()[call], answer)
     assert caught.value.reason == "not_found_at_engine"
 
 
@@ -359,7 +359,7 @@ def test_error_about_a_code_refuses_only_that_code(answer: EngineReply, refused:
     checkout = cart(SHIRT, codes=["A", "B"], promotions={"loyalty_card": "CARD"})
     left = [code for code in ("A", "B", "CARD") if code not in refused]
     again = [valid(*[applies(code, share(1)) for code in left])] if left else []
-    outcome, _ = held(engine(REWARD_ID="rew_1").validate(checkout, ORDER), answer, *again)
+    outcome, _ = replayed(engine(REWARD_ID="rew_1").validate(checkout, ORDER), answer, *again)
     assert [one.code for one in outcome.rejected] == refused
     assert [one.meta["code"] for one in outcome.discounts] == left
 
@@ -369,12 +369,12 @@ BUSY = failure("multiple_requests")
 
 def test_busy_engine_is_retried_once_except_for_redeem() -> None:
     answer = reply(valid(applies("X", share(5))))
-    outcome, requests = held(_calls()["validate"], BUSY, answer)
+    outcome, requests = replayed(_calls()["validate"], BUSY, answer)
     assert [one.amount for one in outcome.discounts] == [5]
     assert requests[0] == requests[1]
-    assert held(_calls()["look_up"], BUSY, failure("not_found", 404))[0].state == "absent"
-    assert len(held(_calls()["qualify"], BUSY, reply({"redeemables": {"data": []}}))[1]) == 2
+    assert replayed(_calls()["look_up"], BUSY, failure("not_found", 404))[0].state == "absent"
+    assert len(replayed(_calls()["qualify"], BUSY, reply({"redeemables": {"data": []}}))[1]) == 2
     for call, replies in {"validate": [BUSY, BUSY], "redeem": [BUSY], "undo": [BUSY, BUSY]}.items():
         with pytest.raises(EngineUnavailable) as caught:
-            held(_calls()[call], *replies)
+            replayed(_calls()[call], *replies)
         assert caught.value.reason == "multiple_requests"

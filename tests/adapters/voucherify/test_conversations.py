@@ -21,22 +21,22 @@ from tests.adapters.voucherify.talk import (
     TIER_REDEMPTION,
     UNKNOWN,
     applies,
-    asked,
     body_of,
     cart,
     discount,
     engine,
     fails,
     failure,
-    half,
-    held,
-    held_raw,
     invalid,
     item,
     order,
+    redeemable_ids,
     redeemed,
+    redeemed_once,
     redemption,
     refusals,
+    replayed,
+    replayed_raw,
     reply,
     share,
     shown_order,
@@ -64,7 +64,7 @@ ROLLED_BACK = {"rollbacks": [{"id": "rr_1", "object": "redemption_rollback", "re
 )
 def test_configured_promotions_are_sent_in_configured_order(options: dict[str, str], expected: list[str]) -> None:
     request = next(engine(**options).validate(cart(SHIRT, codes=["C"]), ORDER))
-    assert asked(request) == expected
+    assert redeemable_ids(request) == expected
     kinds = ["promotion_tier" if name.startswith("promo_") else "voucher" for name in expected]
     assert [one["object"] for one in body_of(request)["redeemables"]] == kinds
 
@@ -78,7 +78,7 @@ def test_qualified_promotions_are_validated_before_they_apply() -> None:
         {"id": TIER_2, "object": "promotion_tier"},
         None,
     ]
-    outcome, [first, second] = held(
+    outcome, [first, second] = replayed(
         engine(PROMOTIONS="qualify").validate(cart(SHIRT, codes=["C"]), ORDER),
         {"redeemables": {"data": candidates}},
         valid(applies("C", share(1)), tier(TIER, share(2)), fails(TIER_2, "promotion_inactive", "promotion_tier")),
@@ -87,7 +87,7 @@ def test_qualified_promotions_are_validated_before_they_apply() -> None:
     assert (first.path, first.repeatable, options["limit"]) == ("/v1/qualifications", True, 29)
     assert options["filters"]["resource_type"] == {"conditions": {"$is": ["promotion_tier"]}}
     assert "source_id" not in body_of(first)["order"]
-    assert asked(second) == ["C", TIER, TIER_2]
+    assert redeemable_ids(second) == ["C", TIER, TIER_2]
     assert taken(outcome) == [("C", None, 1, "APPLY_TO_ORDER"), (TIER, None, 2, "APPLY_TO_ORDER")]
     assert not outcome.rejected
 
@@ -95,7 +95,7 @@ def test_qualified_promotions_are_validated_before_they_apply() -> None:
 def test_promotions_are_not_sent_when_codes_fill_the_limit() -> None:
     codes = [f"C{n}" for n in range(30)]
     for promotions in ("qualify", TIER):
-        assert asked(next(engine(PROMOTIONS=promotions).validate(cart(SHIRT, codes=codes), ORDER))) == codes
+        assert redeemable_ids(next(engine(PROMOTIONS=promotions).validate(cart(SHIRT, codes=codes), ORDER))) == codes
 
 
 def test_notice_names_listed_promotions_beyond_the_limit() -> None:
@@ -103,8 +103,8 @@ def test_notice_names_listed_promotions_beyond_the_limit() -> None:
     codes = [f"C{n}" for n in range(5)]
     answer = valid(*[applies(code, share(1)) for code in codes], *[tier(one, share(1)) for one in tiers[:25]])
     conversation = engine(PROMOTIONS=",".join(tiers)).validate(cart(SHIRT, codes=codes), ORDER)
-    outcome, [request] = held(conversation, answer)
-    assert asked(request) == [*codes, *tiers[:25]]
+    outcome, [request] = replayed(conversation, answer)
+    assert redeemable_ids(request) == [*codes, *tiers[:25]]
     [notice] = outcome.notices
     assert [one["redeemable"] for one in notice.payload["promotions"]] == tiers[25:]
 
@@ -113,8 +113,8 @@ def test_inapplicable_promotion_is_dropped_without_refusing_a_code() -> None:
     conversation = engine(PROMOTIONS=f"{TIER},{TIER_2}").validate(cart(SHIRT, codes=["C"]), ORDER)
     first = invalid(applies("C", share(5)), fails(TIER, "order_rules_violated", "promotion_tier"))
     second = invalid(applies("C", share(5)), fails(TIER_2, "order_rules_violated", "promotion_tier"))
-    outcome, requests = held(conversation, first, second, valid(applies("C", share(5))))
-    assert [asked(request) for request in requests] == [["C", TIER, TIER_2], ["C", TIER_2], ["C"]]
+    outcome, requests = replayed(conversation, first, second, valid(applies("C", share(5))))
+    assert [redeemable_ids(request) for request in requests] == [["C", TIER, TIER_2], ["C", TIER_2], ["C"]]
     assert [one.amount for one in outcome.discounts] == [5]
     assert not outcome.rejected
 
@@ -140,12 +140,12 @@ def test_consume_redeems_the_promotions_shown_to_the_shopper(
 ) -> None:
     adapter, paid = engine(PROMOTIONS=promotions), shown_order(*metas, codes=["C"])
     conversation = adapter.check(paid, ORDER) if call == "check" else adapter.redeem(paid, ORDER)
-    assert asked(next(conversation)) == expected
+    assert redeemable_ids(next(conversation)) == expected
 
 
 def test_promotion_known_from_a_notice_is_redeemed() -> None:
     notices = [{"type": "units", "text": "t", "payload": tier_meta(TIER)}, {"payload": 5}, 7]
-    assert asked(next(engine(PROMOTIONS=TIER).redeem(shown_order(notices=notices), ORDER))) == [TIER]
+    assert redeemable_ids(next(engine(PROMOTIONS=TIER).redeem(shown_order(notices=notices), ORDER))) == [TIER]
 
 
 def test_consume_reads_the_meta_written_by_validate() -> None:
@@ -153,9 +153,9 @@ def test_consume_reads_the_meta_written_by_validate() -> None:
     answer = valid(
         tier(TIER, share(1)), tier(TIER_2, share(0, item(2)), **discount("APPLY_TO_ITEMS")), applies("C", share(3))
     )
-    outcome, _ = held(adapter.validate(cart(("A", 1, "5.00"), codes=["C"]), ORDER), answer)
+    outcome, _ = replayed(adapter.validate(cart(("A", 1, "5.00"), codes=["C"]), ORDER), answer)
     paid = shown_order(*[one.meta for one in reversed(outcome.discounts)], codes=["C"])
-    assert asked(next(adapter.redeem(paid, ORDER))) == [TIER, TIER_2, "C"]
+    assert redeemable_ids(next(adapter.redeem(paid, ORDER))) == [TIER, TIER_2, "C"]
 
 
 @pytest.mark.parametrize(
@@ -170,19 +170,20 @@ def test_refused_code_without_discount_is_not_redeemed(
     metas: list[dict[str, Any]], rejected: list[Any], expected: list[str]
 ) -> None:
     assert (
-        asked(next(engine().redeem(shown_order(*metas, codes=["BAD", "GOOD"], rejected=rejected), ORDER))) == expected
+        redeemable_ids(next(engine().redeem(shown_order(*metas, codes=["BAD", "GOOD"], rejected=rejected), ORDER)))
+        == expected
     )
 
 
 def test_refused_code_is_recognised_as_entered() -> None:
     paid = shown_order(codes=["BAD\u200b", "GOOD"], rejected=[{"code": "BAD\u200b"}])
-    assert asked(next(engine().redeem(paid, ORDER))) == ["GOOD"]
+    assert redeemable_ids(next(engine().redeem(paid, ORDER))) == ["GOOD"]
 
 
 @pytest.mark.parametrize("call", ["check", "redeem"])
 def test_order_without_promotions_costs_no_call(call: str) -> None:
     for paid in (order(SHIRT), order(("A", 0, "1.00"), codes=["X"])):
-        outcome, requests = held(getattr(engine(PROMOTIONS=TIER), call)(paid, ORDER))
+        outcome, requests = replayed(getattr(engine(PROMOTIONS=TIER), call)(paid, ORDER))
         assert (outcome, requests) == (Outcome(), [])
 
 
@@ -190,7 +191,7 @@ def test_redeem_and_check_return_equal_discounts() -> None:
     adapter = engine(PROMOTIONS=TIER)
     paid = shown_order(tier_meta(TIER), codes=["C", "G", "L"])
     said = {"campaign_name": "Spring", "campaign_id": "camp_1"}
-    checked, _ = held(
+    checked, _ = replayed(
         adapter.check(paid, ORDER),
         valid(
             {**applies("C", share(5), discount=AMOUNT), **said},
@@ -199,7 +200,7 @@ def test_redeem_and_check_return_equal_discounts() -> None:
             {**tier(TIER, share(2), discount=AMOUNT), "name": "Tier", "campaign_id": "camp_2"},
         ),
     )
-    done, _ = held(
+    done, _ = replayed(
         adapter.redeem(paid, ORDER),
         valid(*[applies(code, share(1)) for code in "CGL"], tier(TIER, share(1))),
         redeemed(
@@ -242,14 +243,14 @@ def test_redeem_and_check_return_equal_discounts() -> None:
 def test_codes_missing_from_a_200_redemption_are_refused(
     answer: dict[str, Any], expected: list[tuple[str, str, str]]
 ) -> None:
-    outcome, _ = held(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), answer, UNKNOWN)
+    outcome, _ = replayed(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), answer, UNKNOWN)
     assert refusals(outcome) == expected
 
 
 def test_redeemed_amounts_that_differ_give_a_notice() -> None:
     answer = redeemed(redemption("A", 5))
     answer["order"]["total_applied_discount_amount"] = 7
-    outcome, _ = held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
+    outcome, _ = replayed(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
     assert [one.amount for one in outcome.discounts] == [5]
     assert [one.type for one in outcome.notices] == ["amounts_differ", "redemption"]
 
@@ -257,7 +258,7 @@ def test_redeemed_amounts_that_differ_give_a_notice() -> None:
 def test_redeemed_amounts_of_unknown_lines_give_a_notice() -> None:
     about = redemption("A", 5)
     about["order"]["items"] = [item(5, source_id="OTHER")]
-    outcome, _ = held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), redeemed(about), UNKNOWN)
+    outcome, _ = replayed(engine().redeem(order(SHIRT, codes=["A"]), ORDER), redeemed(about), UNKNOWN)
     assert outcome.discounts == ()
     assert outcome.notices[0].type == "lines_differ"
 
@@ -276,7 +277,7 @@ def test_redeemed_amounts_of_unknown_lines_give_a_notice() -> None:
 )
 def test_unreadable_redemption_raises_engine_unavailable(answer: bytes) -> None:
     with pytest.raises(EngineUnavailable):
-        held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), reply(answer))
+        replayed(engine().redeem(order(SHIRT, codes=["A"]), ORDER), reply(answer))
 
 
 @pytest.mark.parametrize(
@@ -300,9 +301,9 @@ def test_look_up_reads_state_from_voucherify(answer: EngineReply, state: str | N
     conversation = (engine().look_up(order(SHIRT), "a/b ?#.."),)
     if state is None:
         with pytest.raises((EngineUnavailable, EngineRejected)):
-            held(conversation[0], answer)
+            replayed(conversation[0], answer)
         return
-    found, [request] = held(conversation[0], answer)
+    found, [request] = replayed(conversation[0], answer)
     assert isinstance(found, LookedUp)
     assert found.state == state
     assert (request.method, request.path) == ("GET", "/v1/orders/a%2Fb%20%3F%23..")
@@ -315,7 +316,7 @@ def test_look_up_returns_the_granted_discounts() -> None:
         {"product_id": "prod_5h1pp1ng", "quantity": 1, "initial_quantity": 0, "discount_quantity": 1},
     ]
     answer = stored("r_1", items=items, total_discount_amount=3000)
-    found, _ = held(engine().look_up(order(SHIRT, **RATE), ORDER), answer)
+    found, _ = replayed(engine().look_up(order(SHIRT, **RATE), ORDER), answer)
     amounts = {(one.line, one.cost): one.amount for one in found.outcome.discounts}
     assert amounts == {(None, ""): 500, (0, ""): 500, (None, "shipping"): 1500}
     assert [one.type for one in found.outcome.notices] == ["redemption"]
@@ -339,7 +340,7 @@ def test_look_up_returns_the_granted_discounts() -> None:
 )
 def test_look_up_of_another_cart_raises_order_mismatch(items: list[dict[str, Any]]) -> None:
     with pytest.raises(OrderMismatch):
-        held(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
+        replayed(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
 
 
 @pytest.mark.parametrize(
@@ -360,7 +361,7 @@ def test_look_up_of_another_cart_raises_order_mismatch(items: list[dict[str, Any
     ],
 )
 def test_items_changed_by_voucherify_raise_no_order_mismatch(items: list[dict[str, Any]] | None) -> None:
-    found, _ = held(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
+    found, _ = replayed(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
     assert found.state == "redeemed"
 
 
@@ -368,28 +369,28 @@ def test_items_changed_by_voucherify_raise_no_order_mismatch(items: list[dict[st
 def test_unreadable_stored_price_raises_no_order_mismatch(price: Any) -> None:
     items = [{"source_id": "SHIRT-M", "quantity": 2, "price": price}]
     with pytest.raises(EngineUnavailable):
-        held(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
+        replayed(engine().look_up(order(SHIRT), ORDER), stored("r_1", items=items))
 
 
 def test_look_up_finds_extra_redemptions_and_repair_undoes_them() -> None:
     answer = stored(redemptions={"r_1": {"date": "2026-01-02"}, "r_3": {"date": "2026-01-03"}, "r_2": {"date": "2026"}})
-    found, _ = held(engine().look_up(order(SHIRT), ORDER), answer)
+    found, _ = replayed(engine().look_up(order(SHIRT), ORDER), answer)
     assert found.extra == ("r_1", "r_3")
     done = [reply(ROLLED_BACK), failure("already_rolled_back")]
-    _, requests = held(engine().repair(order(SHIRT), ORDER, found.extra), *done)
+    _, requests = replayed(engine().repair(order(SHIRT), ORDER, found.extra), *done)
     assert [one.path for one in requests] == [f"/v1/redemptions/{name}/rollbacks" for name in found.extra]
-    assert held(engine().look_up(order(SHIRT), ORDER), stored("r_1"))[0].extra == ()
+    assert replayed(engine().look_up(order(SHIRT), ORDER), stored("r_1"))[0].extra == ()
 
 
 def test_unknown_entry_among_redemptions_is_ignored() -> None:
     strange = {"extension": {"nobody": "knows"}, "r_1": {"date": "2026-01-02"}}
-    found, _ = held(engine().look_up(order(SHIRT), ORDER), stored(redemptions=strange))
+    found, _ = replayed(engine().look_up(order(SHIRT), ORDER), stored(redemptions=strange))
     assert (found.state, found.extra) == ("redeemed", ())
-    found, _ = held(engine().look_up(order(SHIRT), ORDER), stored(redemptions={"extension": {}}))
+    found, _ = replayed(engine().look_up(order(SHIRT), ORDER), stored(redemptions={"extension": {}}))
     assert found.state == "absent"
     answer = redeemed(redemption("A", 5))
     answer["order"]["redemptions"] |= {"extension": {"nobody": "knows"}}
-    outcome, _ = held(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
+    outcome, _ = replayed(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
     assert [one.amount for one in outcome.discounts] == [5]
 
 
@@ -397,10 +398,10 @@ def test_unknown_entry_among_redemptions_is_ignored() -> None:
 def test_used_up_code_is_looked_up_in_this_order(call: str) -> None:
     refused = {"check": reply(invalid(fails("X", "quantity_exceeded"))), "redeem": failure("quantity_exceeded")}[call]
     paid = order(SHIRT, codes=["X"])
-    outcome, requests = held(getattr(engine(), call)(paid, ORDER), refused, stored("r_1"), redemption("X", 5))
+    outcome, requests = replayed(getattr(engine(), call)(paid, ORDER), refused, stored("r_1"), redemption("X", 5))
     assert (outcome.redeemed, outcome.rejected) == (True, ())
     assert requests[1].path == f"/v1/orders/{ORDER}"
-    outcome, _ = held(getattr(engine(), call)(paid, ORDER), refused, failure("not_found", 404))
+    outcome, _ = replayed(getattr(engine(), call)(paid, ORDER), refused, failure("not_found", 404))
     assert (outcome.redeemed, refusals(outcome)) == (False, [("X", "used_up", "quantity_exceeded")])
 
 
@@ -415,30 +416,30 @@ def test_used_up_code_is_looked_up_in_this_order(call: str) -> None:
 def test_second_redemption_of_an_order_raises_engine_unavailable(live: list[str], read_later: Any) -> None:
     paid = order(SHIRT, codes=["A"])
     with pytest.raises(EngineUnavailable) as caught:
-        held(engine().redeem(paid, ORDER), redeemed(redemption("A", 5), live=live), read_later)
+        replayed(engine().redeem(paid, ORDER), redeemed(redemption("A", 5), live=live), read_later)
     assert caught.value.reason == "redeemed_twice"
 
 
 @pytest.mark.parametrize(("handle", "extra"), [("", ("r_2",)), ("r_1", ("r_2",)), ("r_2", ("r_1",)), ("r_9", ("r_2",))])
 def test_look_up_keeps_the_handles_redemption_else_the_first(handle: str, extra: tuple[str, ...]) -> None:
     answer = stored(redemptions={"r_1": {"date": "1"}, "r_2": {"date": "2"}})
-    found, _ = held(engine().look_up(order(SHIRT), ORDER, handle), answer)
+    found, _ = replayed(engine().look_up(order(SHIRT), ORDER, handle), answer)
     assert (found.state, found.extra) == ("redeemed", extra)
 
 
 def test_redemption_id_is_the_handle() -> None:
-    one = held_raw(engine().redeem(order(SHIRT, codes=["A"]), ORDER), redeemed(redemption("A", 5)), UNKNOWN)
+    one = replayed_raw(engine().redeem(order(SHIRT, codes=["A"]), ORDER), redeemed(redemption("A", 5)), UNKNOWN)
     assert isinstance(one, Redeemed)
     assert one.handle == "r_1"
     several = redeemed(redemption("A", 5), redemption("B", 5, 2))
-    both = held_raw(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), several, UNKNOWN)
+    both = replayed_raw(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), several, UNKNOWN)
     assert isinstance(both, Redeemed)
     assert both.handle == "r_0"
 
 
 def test_redemption_without_redeemed_codes_returns_not_redeemed() -> None:
     answer = redeemed(inapplicable_redeemables=[fails("A", "voucher_expired")])
-    done = held_raw(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
+    done = replayed_raw(engine().redeem(order(SHIRT, codes=["A"]), ORDER), answer, UNKNOWN)
     assert isinstance(done, NotRedeemed)
     assert [(one.code, one.reason) for one in done.rejected] == [("A", "expired")]
 
@@ -447,7 +448,9 @@ def test_child_redemptions_are_not_a_second_redemption() -> None:
     answer = redeemed(redemption("A", 5), redemption("B", 5, 2))
     family = {"r_0": {"stacked": ["r_1", "r_2"]}, "r_1": {}, "r_2": {}}
     answer["order"]["redemptions"] = family
-    outcome, requests = held(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), answer, stored(redemptions=family))
+    outcome, requests = replayed(
+        engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), answer, stored(redemptions=family)
+    )
     assert [one.path for one in requests] == ["/v1/redemptions", f"/v1/orders/{ORDER}"]
     assert not outcome.redeemed
 
@@ -455,14 +458,24 @@ def test_child_redemptions_are_not_a_second_redemption() -> None:
 @pytest.mark.parametrize(
     ("answer", "children", "missing", "told"),
     [
-        (half(), {"r_1": redemption("A", 5)}, ["B"], [TIER]),
-        (half("r_2"), {"r_2": redemption("A", 5)}, ["B"], [TIER]),
-        (half("r_2", "r_3"), {"r_2": redemption("a", 5), "r_3": redemption("B", 5)}, [], [TIER]),
-        (half("r_2", "r_3"), {"r_2": redemption("B", 5), "r_3": redemption(TIER, 5, **TIER_REDEMPTION)}, ["A"], []),
-        (half("r_2", "r_3"), {"r_2": redemption("A", 5), "r_3": redemption("B", 5, result="FAILURE")}, ["B"], [TIER]),
-        (half("r_2", "r_2"), {"r_2": redemption("A", 5)}, ["B"], [TIER]),
+        (redeemed_once(), {"r_1": redemption("A", 5)}, ["B"], [TIER]),
+        (redeemed_once("r_2"), {"r_2": redemption("A", 5)}, ["B"], [TIER]),
+        (redeemed_once("r_2", "r_3"), {"r_2": redemption("a", 5), "r_3": redemption("B", 5)}, [], [TIER]),
         (
-            half("r_2", "r_3", "r_4"),
+            redeemed_once("r_2", "r_3"),
+            {"r_2": redemption("B", 5), "r_3": redemption(TIER, 5, **TIER_REDEMPTION)},
+            ["A"],
+            [],
+        ),
+        (
+            redeemed_once("r_2", "r_3"),
+            {"r_2": redemption("A", 5), "r_3": redemption("B", 5, result="FAILURE")},
+            ["B"],
+            [TIER],
+        ),
+        (redeemed_once("r_2", "r_2"), {"r_2": redemption("A", 5)}, ["B"], [TIER]),
+        (
+            redeemed_once("r_2", "r_3", "r_4"),
             {"r_2": redemption("A", 5), "r_3": redemption("B", 5), "r_4": redemption(TIER, 5, **TIER_REDEMPTION)},
             [],
             [],
@@ -481,7 +494,7 @@ def test_look_up_of_partly_redeemed_order_refuses_missing_codes(
 ) -> None:
     shown = [{"name": "n", "amount": "0.01", "meta": tier_meta(TIER)}]
     paid = order(SHIRT, codes=["A", "B"], applied_discounts=shown)
-    found, requests = held(engine(PROMOTIONS=TIER).look_up(paid, ORDER), answer, *children.values())
+    found, requests = replayed(engine(PROMOTIONS=TIER).look_up(paid, ORDER), answer, *children.values())
     assert found.state == "redeemed"
     assert [(one.method, one.path) for one in requests[1:]] == [("GET", f"/v1/redemptions/{name}") for name in children]
     assert all(one.repeatable for one in requests)
@@ -492,13 +505,13 @@ def test_look_up_of_partly_redeemed_order_refuses_missing_codes(
 
 @pytest.mark.parametrize("lines", [(), (("A", 0, "1.00"),)])
 def test_codes_of_empty_cart_give_notices_without_a_call(lines: tuple[Any, ...]) -> None:
-    outcome, requests = held(engine().validate(cart(*lines, codes=["A", "B"]), ORDER))
+    outcome, requests = replayed(engine().validate(cart(*lines, codes=["A", "B"]), ORDER))
     assert (requests, outcome.rejected) == ([], ())
     assert [(one.type, one.payload) for one in outcome.notices] == [
         ("code_not_answered", {"value": "A"}),
         ("code_not_answered", {"value": "B"}),
     ]
-    assert not held(engine().validate(cart(*lines), ORDER))[0].notices
+    assert not replayed(engine().validate(cart(*lines), ORDER))[0].notices
 
 
 VOUCHER = {"date": "1", "related_object_type": "voucher", "related_object_id": "v_1"}
@@ -507,10 +520,10 @@ VOUCHER = {"date": "1", "related_object_type": "voucher", "related_object_id": "
 @pytest.mark.parametrize(
     ("answer", "children", "codes"),
     [
-        (half("r_2", "r_3"), ["A", "B"], ["A"]),  # a code less
-        (half("r_2", "r_3"), ["A", "B"], ["A", "C"]),  # another code
-        (half("r_2"), ["A"], ["C", "D"]),
-        (half(), ["A"], ["C"]),
+        (redeemed_once("r_2", "r_3"), ["A", "B"], ["A"]),  # a code less
+        (redeemed_once("r_2", "r_3"), ["A", "B"], ["A", "C"]),  # another code
+        (redeemed_once("r_2"), ["A"], ["C", "D"]),
+        (redeemed_once(), ["A"], ["C"]),
         (stored(redemptions={"r_1": VOUCHER}), [], []),
     ],
 )
@@ -519,13 +532,13 @@ def test_look_up_of_other_codes_raises_order_mismatch(
 ) -> None:
     replies = [redemption(code, 5) for code in children]
     with pytest.raises(OrderMismatch):
-        held(engine().look_up(order(SHIRT, codes=codes), ORDER), answer, *replies)
+        replayed(engine().look_up(order(SHIRT, codes=codes), ORDER), answer, *replies)
 
 
 @pytest.mark.parametrize("part", [failure("not_found", 404), redemption("A", 5, voucher={"id": "v_1234567890"})])
 def test_redemption_without_code_raises_no_order_mismatch(part: Any) -> None:
     paid = order(SHIRT, codes=["A"])
-    found, _ = held(engine().look_up(paid, ORDER), half(), part)
+    found, _ = replayed(engine().look_up(paid, ORDER), redeemed_once(), part)
     assert (found.state, found.outcome.rejected) == ("redeemed", ())
 
 
@@ -540,7 +553,7 @@ def test_redemption_without_code_raises_no_order_mismatch(part: Any) -> None:
 )
 def test_unreadable_part_of_a_redemption_raises_engine_unavailable(answer: Any) -> None:
     with pytest.raises(EngineUnavailable):
-        held(engine().look_up(order(SHIRT, codes=["A", "B"]), ORDER), half(), answer)
+        replayed(engine().look_up(order(SHIRT, codes=["A", "B"]), ORDER), redeemed_once(), answer)
 
 
 @pytest.mark.parametrize(
@@ -559,15 +572,15 @@ def test_unreadable_part_of_a_redemption_raises_engine_unavailable(answer: Any) 
 )
 def test_check_and_redeem_report_an_earlier_partial_redemption(call: str, before: list[Any]) -> None:
     conversation = getattr(engine(), call)(order(SHIRT, codes=["A", "B"]), ORDER)
-    outcome, _ = held(conversation, *before, half(), redemption("A", 5))
+    outcome, _ = replayed(conversation, *before, redeemed_once(), redemption("A", 5))
     assert (outcome.redeemed, refusals(outcome)) == (True, [("B", "not_applied", "")])
 
 
 def test_look_up_of_thirty_redemptions_stays_within_request_limit() -> None:
     codes = [f"C{number}" for number in range(30)]
     children = [redemption(code, 5, number) for number, code in enumerate(codes[:29], 2)]
-    found, requests = held(
-        engine().look_up(order(SHIRT, codes=codes), ORDER), half(*(one["id"] for one in children)), *children
+    found, requests = replayed(
+        engine().look_up(order(SHIRT, codes=codes), ORDER), redeemed_once(*(one["id"] for one in children)), *children
     )
     assert refusals(found.outcome) == [("C29", "not_applied", "")]
     assert len(requests) == 30 < request_limit(lines=1)
@@ -587,7 +600,7 @@ def test_look_up_of_thirty_redemptions_stays_within_request_limit() -> None:
 def test_undo_rolls_back_all_redemptions_and_can_be_repeated(
     answer: EngineReply, rolled_back: list[str], again: EngineReply
 ) -> None:
-    _, requests = held(engine().undo(order(SHIRT), ORDER, final=True), answer, *[again] * len(rolled_back))
+    _, requests = replayed(engine().undo(order(SHIRT), ORDER, final=True), answer, *[again] * len(rolled_back))
     assert [one.path for one in requests[1:]] == [f"/v1/redemptions/{name}/rollbacks" for name in rolled_back]
     assert all(one.repeatable for one in requests)
 
@@ -596,12 +609,12 @@ def test_undo_without_order_uses_the_handle() -> None:
     done = reply(ROLLED_BACK)
     for final in (True, False):
         aside = [] if final else [reply({})]
-        _, requests = held(engine().undo(None, ORDER, "r_1", final=final), stored("r_1"), done, *aside)
+        _, requests = replayed(engine().undo(None, ORDER, "r_1", final=final), stored("r_1"), done, *aside)
         assert [one.path for one in requests[:2]] == [f"/v1/orders/{ORDER}", "/v1/redemptions/r_1/rollbacks"]
-        _, requests = held(engine().undo(None, ORDER, "r_1", final=final), UNKNOWN, done)
+        _, requests = replayed(engine().undo(None, ORDER, "r_1", final=final), UNKNOWN, done)
         assert [one.path for one in requests[1:]] == ["/v1/redemptions/r_1/rollbacks"]
         # The order is found and already undone.
-        _, requests = held(engine().undo(None, ORDER, "r_1", final=final), stored(rolled_back=["r_1"]), *aside)
+        _, requests = replayed(engine().undo(None, ORDER, "r_1", final=final), stored(rolled_back=["r_1"]), *aside)
         assert [one.method for one in requests] == (["GET"] if final else ["GET", "PUT"])
 
 
@@ -609,14 +622,14 @@ def test_undo_without_order_uses_the_handle() -> None:
 def test_answer_that_is_no_order_raises_engine_unavailable(answer: dict[str, Any]) -> None:
     for conversation in (engine().look_up(order(SHIRT), ORDER), engine().undo(None, ORDER, "r_1", final=True)):
         with pytest.raises(EngineUnavailable):
-            held(conversation, answer)
+            replayed(conversation, answer)
 
 
 @pytest.mark.parametrize("renamed", [reply({}), failure("not_found", 404), reply(b"", 405), reply(b"", 503)])
 def test_undo_before_a_retry_renames_the_stored_order(renamed: EngineReply) -> None:
     """Voucherify redeems the order stored under a source id and ignores the cart that is sent."""
     undo = engine().undo(order(SHIRT), ORDER, "r_1", final=False)
-    _, requests = held(undo, stored("r_1"), ROLLED_BACK, renamed)
+    _, requests = replayed(undo, stored("r_1"), ROLLED_BACK, renamed)
     last = requests[-1]
     assert (last.method, last.path, body_of(last)) == ("PUT", f"/v1/orders/{ORDER}", {"source_id": f"{ORDER}~ord_1"})
     assert (last.effect, last.repeatable) == ("session", True)
@@ -629,28 +642,28 @@ def test_redemption_with_an_earlier_cart_is_rolled_back() -> None:
     conversation = engine().redeem(paid, ORDER)
     replies = [redeemed(redemption("A", 5)), reused, ROLLED_BACK, {}]
     with pytest.raises(EngineUnavailable) as caught:
-        held(conversation, *replies)
+        replayed(conversation, *replies)
     assert caught.value.reason == "earlier_cart"
     # The same cart again is fine.
     same = stored("r_1", rolled_back=["r_0"])
-    outcome, _ = held(engine().redeem(paid, ORDER), redeemed(redemption("A", 5)), same)
+    outcome, _ = replayed(engine().redeem(paid, ORDER), redeemed(redemption("A", 5)), same)
     assert [one.amount for one in outcome.discounts] == [5]
 
 
 def test_failed_undo_raises() -> None:
     with pytest.raises(EngineRejected):
-        held(engine().undo(order(SHIRT), ORDER), stored("r_1"), failure("invalid_redemption_parent"))
+        replayed(engine().undo(order(SHIRT), ORDER), stored("r_1"), failure("invalid_redemption_parent"))
     for answer in (b'{"status":"ok"}', b'{"rollbacks":[]}'):
         with pytest.raises(EngineUnavailable):
-            held(engine().undo(order(SHIRT), ORDER), stored("r_1"), reply(answer))
+            replayed(engine().undo(order(SHIRT), ORDER), stored("r_1"), reply(answer))
 
 
 def test_promotion_that_blocks_codes_is_left_out_with_a_notice() -> None:
     adapter, paid = engine(PROMOTIONS=TIER), shown_order(tier_meta(TIER), codes=["C"])
     spoiled = invalid(applies("C", share(5)), fails(TIER, "promotion_inactive", "promotion_tier"))
     good = valid(applies("C", share(5)))
-    outcome, requests = held(adapter.redeem(paid, ORDER), spoiled, good, redeemed(redemption("C", 5)), UNKNOWN)
-    assert [(one.path, asked(one)) for one in requests[:-1]] == [
+    outcome, requests = replayed(adapter.redeem(paid, ORDER), spoiled, good, redeemed(redemption("C", 5)), UNKNOWN)
+    assert [(one.path, redeemable_ids(one)) for one in requests[:-1]] == [
         ("/v1/validations", ["C", TIER]),
         ("/v1/validations", ["C"]),
         ("/v1/redemptions", ["C"]),
@@ -676,21 +689,21 @@ def test_refused_redemption_is_validated_to_find_bad_codes(
 ) -> None:
     replies = [failure("voucher_expired"), *validations]
     replies += [redeemed(*[redemption(code, 1) for code in redeems]), UNKNOWN] if redeems else []
-    outcome, requests = held(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), *replies)
+    outcome, requests = replayed(engine().redeem(order(SHIRT, codes=["A", "B"]), ORDER), *replies)
     assert refusals(outcome) == [(code, "expired", "voucher_expired") for code in refused]
-    assert [asked(one) for one in requests if one.path == "/v1/redemptions"][1:] == [redeems] * bool(redeems)
+    assert [redeemable_ids(one) for one in requests if one.path == "/v1/redemptions"][1:] == [redeems] * bool(redeems)
 
 
 def test_unredeemable_promotion_gives_a_notice_or_raises() -> None:
     adapter, paid = engine(PROMOTIONS=TIER), shown_order(tier_meta(TIER))
     refused = failure("promotion_inactive", details=TIER)
     gone = invalid(fails(TIER, "promotion_inactive", "promotion_tier"))
-    outcome, _ = held(adapter.redeem(paid, ORDER), refused, gone)
+    outcome, _ = replayed(adapter.redeem(paid, ORDER), refused, gone)
     assert [one.type for one in outcome.notices] == ["promotion_refused"]
-    checked, _ = held(adapter.check(paid, ORDER), gone)
+    checked, _ = replayed(adapter.check(paid, ORDER), gone)
     assert checked == outcome
     with pytest.raises(EngineRejected) as caught:
-        held(adapter.redeem(paid, ORDER), refused, valid(tier(TIER, share(1))))
+        replayed(adapter.redeem(paid, ORDER), refused, valid(tier(TIER, share(1))))
     assert caught.value.reason == "promotion_refused"
 
 
@@ -704,7 +717,9 @@ def voucher_meta(code: str) -> dict[str, Any]:
     return {"object": "voucher", "redeemable": code, "code": code, "position": 0}
 
 
-def before(call: str, codes: Sequence[str], *metas: dict[str, Any], notices: Sequence[Any] = (), **options: str) -> Any:
+def after_earlier_answer(
+    call: str, codes: Sequence[str], *metas: dict[str, Any], notices: Sequence[Any] = (), **options: str
+) -> Any:
     """Return the conversation about a body that carries an earlier answer of ours."""
     entries = [{"name": "n", "amount": "0.01", "effect_type": "e", "meta": meta} for meta in metas]
     promotions, adapter = {"meta": {"mapper": {"notices": list(notices)}}}, engine(**LOCKED, **options)
@@ -735,8 +750,8 @@ def test_code_removed_from_cart_is_unlocked(
 ) -> None:
     metas = [voucher_meta("A"), voucher_meta("GO/NE"), tier_meta(TIER)]
     notices = [{"type": "no_effect", "text": "t", "payload": voucher_meta("QUIET")}]
-    conversation = before(call, codes, *metas, notices=notices)
-    _, requests = held(conversation, *answers, *[released_as] * len(released))
+    conversation = after_earlier_answer(call, codes, *metas, notices=notices)
+    _, requests = replayed(conversation, *answers, *[released_as] * len(released))
     freed = [one for one in requests if one.method == "DELETE"]
     assert [one.path for one in freed] == [
         f"/v1/vouchers/{code.replace('/', '%2F')}/sessions/{KEY}" for code in released
@@ -748,7 +763,7 @@ def test_code_removed_from_cart_is_unlocked(
 @pytest.mark.parametrize(("options", "released"), [({}, []), ({"CODE_CASE": "sensitive"}, ["A"])])
 def test_code_in_another_case_stays_locked(options: dict[str, str], released: list[str]) -> None:
     answers: list[Any] = [valid(applies("a", share(5))), *[reply(b"", 204)] * len(released)]
-    _, requests = held(before("validate", ["a"], voucher_meta("A"), **options), *answers)
+    _, requests = replayed(after_earlier_answer("validate", ["a"], voucher_meta("A"), **options), *answers)
     assert unlocked(requests) == released
 
 
@@ -791,7 +806,7 @@ FREED = reply(b"", 204)
 def test_codes_that_are_not_redeemed_are_unlocked(
     codes: list[str], locked: str, answers: list[Any], released: list[str]
 ) -> None:
-    _, requests = held(before("redeem", codes, *map(voucher_meta, locked)), *answers)
+    _, requests = replayed(after_earlier_answer("redeem", codes, *map(voucher_meta, locked)), *answers)
     assert unlocked(requests) == released
 
 
@@ -801,24 +816,26 @@ def test_code_left_out_is_unlocked_before_the_redemption() -> None:
     left: dict[str, Any] = {"inapplicable_redeemables": [fails("B", "voucher_expired")]}
     selected = valid(applies("A", share(5)), tier(TIER, share(1)), **left)
     result = redeemed(redemption("A", 5), redemption(TIER, 1, 2, **TIER_REDEMPTION), **left)
-    _, requests = held(before("redeem", ["A", "B"], *metas, PROMOTIONS="qualify"), selected, FREED, result, UNKNOWN)
+    _, requests = replayed(
+        after_earlier_answer("redeem", ["A", "B"], *metas, PROMOTIONS="qualify"), selected, FREED, result, UNKNOWN
+    )
     assert [one.operation for one in requests] == ["validate", "release lock", "redeem", "read order"]
     assert unlocked(requests) == ["B"]
 
 
 def test_no_lock_is_released_when_locks_are_off() -> None:
     entries = [{"name": "n", "amount": "0.01", "effect_type": "e", "meta": voucher_meta("GONE")}]
-    _, requests = held(engine().validate(cart(SHIRT, discounts=entries), ORDER))
+    _, requests = replayed(engine().validate(cart(SHIRT, discounts=entries), ORDER))
     assert requests == []
 
 
 def test_final_undo_unlocks_the_codes() -> None:
     paid = order(SHIRT, codes=["A", "B"])
     replies: list[Any] = [stored("r_1"), ROLLED_BACK, reply(b"", 204), failure("not_found", 404)]
-    _, requests = held(engine(**LOCKED).undo(paid, ORDER, "r_1", final=True), *replies)
+    _, requests = replayed(engine(**LOCKED).undo(paid, ORDER, "r_1", final=True), *replies)
     assert [one.path for one in requests[2:]] == [f"/v1/vouchers/{code}/sessions/{KEY}" for code in "AB"]
     # Undone before a retry: the codes stay locked for this checkout.
-    _, requests = held(engine(**LOCKED).undo(paid, ORDER, "r_1", final=False), *replies[:2], {})
+    _, requests = replayed(engine(**LOCKED).undo(paid, ORDER, "r_1", final=False), *replies[:2], {})
     assert not [one for one in requests if one.method == "DELETE"]
 
 
@@ -836,7 +853,7 @@ GOOD: list[tuple[Any, int]] = [
     (invalid(fails("X", "quantity_exceeded"), skipped_redeemables=[fails("Y", "no_effect", status="SKIPPED")]), 200),
     (redeemed(redemption("X", 5), redemption(TIER, 5, 2, **TIER_REDEMPTION), live=["r_old"]), 200),
     (stored("r_1", "r_2", rolled_back=["r_3"]), 200),
-    (half("r_1", "r_2"), 200),
+    (redeemed_once("r_1", "r_2"), 200),
     (redemption("X", 5), 200),
     ({"redeemables": {"data": [{"id": TIER, "object": "promotion_tier"}]}}, 200),
     ({"code": 400, "key": "voucher_expired", "details": "X", "resource_type": "voucher"}, 400),

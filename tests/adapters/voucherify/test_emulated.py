@@ -170,7 +170,7 @@ def cases(draw: st.DrawFn) -> Case:
     return changes, codes, options
 
 
-def held(shop: Emulated) -> set[str]:
+def locked_codes(shop: Emulated) -> set[str]:
     """Return the locked codes. Tiers can be locked as well, but never unlocked."""
     return {name for one in shop.books["sessions"] if not (name := one["id"]).startswith("promo_")}
 
@@ -186,20 +186,20 @@ def test_validate_check_and_redeem_grant_the_same(case: Case) -> None:
     assert alone <= {*offs(shown)}
     paid = as_paid(shown, codes)
     refused = {one.code for one in shown.rejected}
-    assert not refused & held(shop), "a checkout holds no code that is refused"
+    assert not refused & locked_codes(shop), "a checkout holds no code that is refused"
     checked = shop.hold(adapter.check(paid, SESSION))
-    assert not refused & held(shop)
+    assert not refused & locked_codes(shop)
     assert taken(checked) == taken(shown)
     assert not checked.rejected
     done = shop.hold(adapter.redeem(paid, SESSION))
     if isinstance(done, NotRedeemed):
         assert not checked.discounts
-        assert not held(shop)
+        assert not locked_codes(shop)
         return
     assert isinstance(done, Redeemed)
     assert taken(done.outcome) == taken(checked)
     assert not done.outcome.rejected
-    assert not held(shop), "a consumed checkout holds no code"
+    assert not locked_codes(shop), "a consumed checkout holds no code"
     found = shop.hold(adapter.look_up(paid, SESSION, done.handle))
     assert sum(one.amount for one in found.outcome.discounts) == sum(one.amount for one in checked.discounts)
     shop.hold(adapter.undo(None, SESSION, done.handle, final=True))
@@ -257,4 +257,4 @@ def test_check_of_redeemed_order_locks_no_code() -> None:
     paid = order(GOODS, codes=["SINGLE-0001", "GOOD-5"])
     assert isinstance(shop.hold(adapter.redeem(paid, SESSION)), Redeemed)
     assert shop.hold(adapter.check(paid, SESSION)).redeemed
-    assert not held(shop)
+    assert not locked_codes(shop)

@@ -18,10 +18,10 @@ from tests.adapters.voucherify.talk import (
     engine,
     fails,
     failure,
-    held,
     invalid,
     order,
     refusals,
+    replayed,
     share,
     valid,
 )
@@ -31,7 +31,7 @@ from tests.adapters.voucherify.talk import (
 
 def test_validation_request_has_exactly_these_fields() -> None:
     checkout = cart(SHIRT, ("MUG", 1, "5.50"), codes=["SAVE"], customer={"id": 7, "email": "a@b.c"}, metadata={"a": 1})
-    _, [request] = held(engine().validate(checkout, ORDER), invalid(fails("SAVE", "voucher_expired")))
+    _, [request] = replayed(engine().validate(checkout, ORDER), invalid(fails("SAVE", "voucher_expired")))
     assert body_of(request) == {
         "redeemables": [{"object": "voucher", "id": "SAVE"}],
         "order": {
@@ -56,7 +56,7 @@ def test_validation_request_has_exactly_these_fields() -> None:
 
 def test_redemption_request_adds_order_and_is_not_repeatable() -> None:
     paid = order(SHIRT, codes=["SAVE"])
-    _, [request] = held(engine().redeem(paid, ORDER), failure("voucher_expired"))
+    _, [request] = replayed(engine().redeem(paid, ORDER), failure("voucher_expired"))
     assert body_of(request)["order"] == {
         "source_id": ORDER,
         "status": "PAID",
@@ -92,7 +92,7 @@ def test_only_configured_metadata_is_sent() -> None:
         "PROMOTIONS": "qualify",
     }
     checkout = cart(SHIRT, codes=["X"], customer={"id": "c", "tier": "gold"}, metadata={"ratio": 1.5, "channel": "web"})
-    _, [qualification, request] = held(
+    _, [qualification, request] = replayed(
         engine(**options).validate(checkout, ORDER), {"redeemables": {"data": []}}, invalid(fails("X", "not_found"))
     )
     for body in (body_of(qualification), body_of(request)):
@@ -222,7 +222,7 @@ def test_codes_are_deduplicated_and_refused_locally_where_possible(
     promotions: dict[str, Any], sent: list[str], refused: list[tuple[str, str, str]]
 ) -> None:
     answer = valid(*[applies(code, share(), discount=AMOUNT) for code in sent])
-    outcome, [request] = held(engine().validate(cart(SHIRT, promotions=promotions), ORDER), answer)
+    outcome, [request] = replayed(engine().validate(cart(SHIRT, promotions=promotions), ORDER), answer)
     assert [one["id"] for one in body_of(request)["redeemables"]] == sent
     assert refusals(outcome) == refused
 
@@ -236,7 +236,7 @@ def test_codes_are_deduplicated_and_refused_locally_where_possible(
     ],
 )
 def test_cart_without_codes_or_goods_costs_no_call(checkout: Checkout) -> None:
-    outcome, requests = held(engine().validate(checkout, ORDER))
+    outcome, requests = replayed(engine().validate(checkout, ORDER))
     assert (outcome.discounts, requests) == ((), [])
 
 

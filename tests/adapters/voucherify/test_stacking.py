@@ -14,15 +14,15 @@ from tests.adapters.voucherify.talk import (
     ORDER,
     TIER,
     TIER_2,
-    asked,
     body_of,
     cart,
     engine,
     failure,
-    held,
     invalid,
     order,
+    redeemable_ids,
     refusals,
+    replayed,
     shown_order,
     taken,
     tier_meta,
@@ -84,9 +84,9 @@ def test_unnamed_refusal_makes_each_code_be_validated_alone() -> None:
     unnamed = failure("not_found", 404, resource_type="voucher", resource_id="v_1234567890")
     good = _alone(Project(), "A")
     conversation = engine().validate(cart(CART, codes=["A", "B"]), ORDER)
-    outcome, requests = held(conversation, unnamed, good, unnamed, good)
+    outcome, requests = replayed(conversation, unnamed, good, unnamed, good)
     assert (granted(outcome), refusals(outcome)) == (["A"], [("B", "not_found", "not_found")])
-    assert [asked(request) for request in requests] == [["A", "B"], ["A"], ["B"], ["A"]]
+    assert [redeemable_ids(request) for request in requests] == [["A", "B"], ["A"], ["B"], ["A"]]
 
 
 def _alone(project: Project, code: str) -> Any:
@@ -97,16 +97,16 @@ def test_concurrent_validations_answered_busy_are_retried() -> None:
     good, busy = _alone(Project(), "A"), failure("multiple_requests")
     conversation = engine().validate(cart(CART, codes=["A", "B"]), ORDER)
     unnamed = failure("not_found", 404, resource_type="voucher", resource_id="v_1234567890")
-    outcome, requests = held(conversation, unnamed, busy, unnamed, good, good)
+    outcome, requests = replayed(conversation, unnamed, busy, unnamed, good, good)
     assert (granted(outcome), refusals(outcome)) == (["A"], [("B", "not_found", "not_found")])
-    assert [asked(request) for request in requests] == [["A", "B"], ["A"], ["B"], ["A"], ["A"]]
+    assert [redeemable_ids(request) for request in requests] == [["A", "B"], ["A"], ["B"], ["A"], ["A"]]
 
 
 def test_codes_refused_without_explanation_are_rejected() -> None:
     codes = ["A", "B", "C"]
     conversation = engine().validate(cart(CART, codes=codes), ORDER)
     # All three, each alone, all three, two, one.
-    outcome, _ = held(conversation, *[invalid()] * 6)
+    outcome, _ = replayed(conversation, *[invalid()] * 6)
     assert [one.code for one in outcome.rejected] == codes
     assert not outcome.discounts
 
@@ -117,9 +117,9 @@ def test_promotion_is_left_out_when_it_conflicts_unexplained(first: str) -> None
     one_tier = Project().answer(next(engine(PROMOTIONS=TIER).validate(cart(CART), ORDER)))
     probes = [good, one_tier] if first == "codes_first" else [one_tier, good]
     conversation = engine(PROMOTIONS=TIER, PROMOTIONS_ORDER=first).validate(cart(CART, codes=["C"]), ORDER)
-    outcome, requests = held(conversation, invalid(), *probes, good)
+    outcome, requests = replayed(conversation, invalid(), *probes, good)
     assert (granted(outcome), outcome.rejected, [*left_out(outcome)]) == (["C"], (), [TIER])
-    assert asked(requests[-1]) == ["C"]
+    assert redeemable_ids(requests[-1]) == ["C"]
 
 
 # --- A promotion that we add never costs a code -----------------------------------------------------------------------
@@ -202,14 +202,14 @@ def test_promotion_that_makes_the_request_fail_is_left_out() -> None:
     project = Project()
     conversation = engine(PROMOTIONS=TIER).validate(cart(CART, codes=["C"]), ORDER)
     good = _alone(project, "C")
-    outcome, requests = held(conversation, failure("invalid_payload"), good, good)
+    outcome, requests = replayed(conversation, failure("invalid_payload"), good, good)
     assert (granted(outcome), [*left_out(outcome)], len(requests)) == (["C"], [TIER], 3)
 
 
 @pytest.mark.parametrize("codes", [["A"], ["A", "B"]])
 def test_request_that_always_fails_raises_engine_rejected(codes: list[str]) -> None:
     with pytest.raises(EngineRejected) as caught:
-        held(engine().validate(cart(CART, codes=codes), ORDER), *[failure("invalid_payload")] * len(codes))
+        replayed(engine().validate(cart(CART, codes=codes), ORDER), *[failure("invalid_payload")] * len(codes))
     assert caught.value.reason == "invalid_payload"
 
 

@@ -88,7 +88,7 @@ def test_order_with_refused_card_is_closed_without_it() -> None:
 @pytest.mark.parametrize(
     ("code", "customer"), [("SINGLE-0001", None), ("ONCE-EACH-10", {"id": "jane"}), ("ONCE-EACH-10", None)]
 )
-def test_used_up_code_is_looked_up_in_this_order(code: str, customer: Any) -> None:
+def test_code_used_up_by_this_order_is_not_refused(code: str, customer: Any) -> None:
     engine, order = Emulated(), attempt(cart(("SHIRT", 1, "140.00"), codes=[code], customer=customer))
     redeemed = engine.hold(adapter().redeem(order, "s"))
     checked = engine.hold(adapter().check(order, "s"))

@@ -225,7 +225,7 @@ def test_refused_look_up_raises_engine_rejected(status: int, reason: str) -> Non
         [reply({}, 404), reply({}, 404)],
     ],
 )
-def test_undo_reopens_the_session_or_accepts_an_open_one(answers: list[EngineReply]) -> None:
+def test_undo_reopens_the_session_or_has_nothing_to_undo(answers: list[EngineReply]) -> None:
     asked, _ = talk(adapter().undo(CART, "s"), *answers)
     assert [request.method for request in asked] == ["PUT", "GET"][: len(answers)]
     assert not any(name == "Idempotency-Key" for request in asked for name, _ in request.headers)

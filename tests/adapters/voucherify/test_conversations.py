@@ -395,7 +395,7 @@ def test_unknown_entry_among_redemptions_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("call", ["check", "redeem"])
-def test_used_up_code_is_looked_up_in_this_order(call: str) -> None:
+def test_code_used_up_by_this_order_is_not_refused(call: str) -> None:
     refused = {"check": reply(invalid(fails("X", "quantity_exceeded"))), "redeem": failure("quantity_exceeded")}[call]
     paid = order(SHIRT, codes=["X"])
     outcome, requests = replayed(getattr(engine(), call)(paid, ORDER), refused, stored("r_1"), redemption("X", 5))

@@ -214,7 +214,7 @@ def _read(session: str, account: str) -> Conversation[replies.State]:
         reply_bytes=MAX_REPLY_BYTES,  # the stored cart may be another one
     )
     if reply.status == 404:  # not in the specification, which does not say how an unknown session is answered
-        return replies.State(b"", [], (), _NO_SESSION)
+        return replies.State([], (), _NO_SESSION)
     state = replies.state_of(reply)
     if state.session is None or (state.session.state is None and state.effects is None):  # of another shape
         raise replies.unreadable_reply()

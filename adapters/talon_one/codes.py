@@ -5,7 +5,7 @@ it was sent: https://docs.talon.one/docs/product/applications/manage-general-set
 """
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import msgspec
@@ -52,9 +52,10 @@ class SentCodes(msgspec.Struct, frozen=True):
 
     def match(self, kind: CodeKind, value: str) -> str | None:
         """The sent code that a reply names: the same spelling first, else the only one that differs in case alone."""
-        sent = [code for other, code in self if other == kind]
-        keys: tuple[Callable[[str], str], ...] = (_unchanged, str.casefold, fold_case)
-        for key in keys:
+        sent = self.coupons if kind == "coupon" else (self.referral,) if self.referral else ()
+        if value in sent:
+            return value
+        for key in (str.casefold, fold_case):
             matches = [code for code in sent if key(code) == key(value)]
             if matches:
                 return matches[0] if len(matches) == 1 else None

@@ -6,9 +6,9 @@ sorted, other effects are sorted first.
 """
 
 import re
-from collections import defaultdict
-from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cache
+from string import Formatter
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -105,6 +105,7 @@ TABLE: dict[str, EffectRule] = {
 }
 _MONEY = frozenset(name for name, rule in TABLE.items() if rule.kind in ("order", "cost", "item", "item_cost"))
 _MESSAGES = (TABLE["showNotification"].text, TABLE["showBundleMetadata"].text)
+_PRINTABLE = (str, int, Decimal)
 _MAX_FAILURES, _MAX_DETAILS = 50, 200
 _UNKNOWN = EffectRule("notice", "The promotion engine returns something that this service does not know.")
 
@@ -139,36 +140,34 @@ def _rule_key(raw_key: tuple[Any, ...]) -> _RuleKey:
     )  # fmt: skip
 
 
-@dataclass(slots=True)
-class _RuleAmounts:
+class _RuleAmounts(msgspec.Struct):
     """The amounts of one rule, exact."""
 
-    by_position: dict[int, list[Decimal]] = field(default_factory=dict)
+    by_position: dict[int, list[Decimal]] = {}
     """By the line's position; -1 for the order."""
-    total_discounts: set[Decimal] = field(default_factory=set)
+    total_discounts: set[Decimal] = set()
     """The values of `totalDiscount`, which each effect of a pro-rata discount repeats."""
-    indexes: list[int] = field(default_factory=list)
-    """The indexes of the rule's effects in the reply."""
+    props: list[Raw] = []
+    """The props of the rule's effects."""
 
 
-@dataclass(slots=True)
-class _Reading:
+class _Reading(msgspec.Struct):
     """What has been read of one reply so far."""
 
     state: replies.State
     request: SessionRequest
-    rules: dict[tuple[Any, ...], _RuleAmounts] = field(default_factory=dict)
-    """By the fields of a `_RuleKey`, as decoded."""
-    other_effects: list[tuple[int, replies.Effect | None, Problem | None]] = field(default_factory=list)
-    """Effects that are no discount, and discounts that cannot be read: index, effect, problem."""
-    accepted: set[tuple[CodeKind, str]] = field(default_factory=set)
-    """Codes as they were sent."""
-    rejected: list["_RejectedCode"] = field(default_factory=list)
-    coupons: dict[int, str] = field(default_factory=dict)
+    coupons: dict[int, str]
     """Coupon codes by Talon.One's coupon id."""
-    selected_prices: dict[int, Decimal] = field(default_factory=dict)
+    rules: dict[tuple[Any, ...], _RuleAmounts] = {}
+    """By the fields of a `_RuleKey`, as decoded."""
+    other_effects: list[tuple[replies.Effect | Raw, Problem | None]] = []
+    """Effects that are no discount, and discounts that cannot be read, with the problem."""
+    accepted: set[tuple[CodeKind, str]] = set()
+    """Codes as they were sent."""
+    rejected: list["_RejectedCode"] = []
+    selected_prices: dict[int, Decimal] = {}
     """By position: the unit price that Talon.One uses where it is not the price that was sent."""
-    notices: list[Notice] = field(default_factory=list)
+    notices: list[Notice] = []
 
 
 def read(state: replies.State, request: SessionRequest, *, strict: bool) -> Outcome:
@@ -177,18 +176,17 @@ def read(state: replies.State, request: SessionRequest, *, strict: bool) -> Outc
     With `strict`, an effect on money or on a code that cannot be read raises: `EngineRejected` for a position that the
     cart does not have, else `EngineUnavailable`. Without it, as after a close, such an effect becomes a notice.
     """
-    reading = _Reading(state, request, coupons=_coupon_codes(state, request))
+    reading = _Reading(state, request, _coupon_codes(state, request))
     _group_discounts(reading)
-    for index, effect, problem in sorted(reading.other_effects, key=lambda other: _sort_key(other, state)):
-        _read_other(index, effect, problem, reading, strict=strict)
+    for effect, problem in sorted(reading.other_effects, key=_sort_key):
+        _read_other(effect, problem, reading, strict=strict)
     discounts = _discounts(reading)
     rejected = _rejections(reading)
     notices = reading.notices
-    notices += [_price_notice(position, price, request) for position, price in sorted(reading.selected_prices.items())]
-    notices += [
-        Notice(name, f"Talon.One returns {name}, as it is asked to.", payload)
-        for name, payload in state.requested_content
-    ]
+    for position, price in sorted(reading.selected_prices.items()):
+        notices.append(_price_notice(position, price, request))
+    for name, payload in state.requested_content:
+        notices.append(Notice(name, f"Talon.One returns {name}, as it is asked to.", payload))
     return Outcome(
         discounts=discounts,
         rejected=rejected,
@@ -232,15 +230,14 @@ def _group_discounts(reading: _Reading) -> None:
     """Collects the amounts of all discounts by rule and line, and sets all other effects aside."""
     groups: dict[tuple[Any, ...], tuple[_RuleAmounts, list[Decimal], int]] = {}
     """By the `_RuleKey` fields as decoded, and the position; see `_group`."""
-    number, other_effects = replies.NUMBER.decode, reading.other_effects
-    for index, effect in enumerate(reading.state.effects or ()):
-        if effect is None or effect.effect_type not in _MONEY:
-            other_effects.append((index, effect, None))
+    for effect in reading.state.effects or ():
+        if isinstance(effect, Raw) or effect.effect_type not in _MONEY:
+            reading.other_effects.append((effect, None))
             continue
         try:
-            if (props := effect.props) is None:
+            if (props := replies.money_props(effect.props)) is None or props.value is None:
                 raise _unreadable_effect()
-            amount, position = money.from_engine(number(props.value)), props.position
+            amount, position = money.from_engine(props.value), props.position
             key = (
                 effect.campaign_id, effect.ruleset_id, effect.rule_index, effect.triggered_by_coupon,
                 effect.effect_type, effect.rule_name, props.scope, props.additional_cost, props.bundle_name,
@@ -249,14 +246,14 @@ def _group_discounts(reading: _Reading) -> None:
             if (group := groups.get(key)) is None:
                 group = groups[key] = _group(key, reading)
         except replies.UNREADABLE:  # money.NotMoney among them
-            other_effects.append((index, effect, _unreadable_effect()))
+            reading.other_effects.append((effect, _unreadable_effect()))
             continue
         except Problem as problem:
-            other_effects.append((index, effect, problem))
+            reading.other_effects.append((effect, problem))
             continue
         rule, line_amounts, position = group
         line_amounts.append(amount)
-        rule.indexes.append(index)
+        rule.props.append(effect.props)
         if props.total_discount is not None and (total := _amount(props.total_discount)) is not None:
             rule.total_discounts.add(total)
         if effect.selected_price is not None and position >= 0:
@@ -315,38 +312,34 @@ def _unreadable_effect() -> Problem:
 # Effects that are no discount
 
 
-def _sort_key(other: tuple[int, replies.Effect | None, Problem | None], state: replies.State) -> tuple[Any, ...]:
-    index, effect, _ = other
-    text = bytes(state.props(index))
-    if effect is None:
-        return (1, text)
+def _sort_key(other: tuple[replies.Effect | Raw, Problem | None]) -> tuple[Any, ...]:
+    effect, _ = other
+    if isinstance(effect, Raw):
+        return (1, bytes(effect))
     ids = (effect.campaign_id, effect.ruleset_id, effect.rule_index, effect.triggered_by_coupon)
-    return (0, *[-1 if number is None else number for number in ids], effect.effect_type, text)
+    return (0, *[-1 if number is None else number for number in ids], effect.effect_type, bytes(effect.props))
 
 
-def _read_other(
-    index: int, effect: replies.Effect | None, problem: Problem | None, reading: _Reading, *, strict: bool
-) -> None:
-    props = reading.state.props(index)
-    if effect is None:
-        reading.notices.append(Notice("unreadable", _UNKNOWN.text, replies.decode(replies.JSON, props)))
+def _read_other(effect: replies.Effect | Raw, problem: Problem | None, reading: _Reading, *, strict: bool) -> None:
+    if isinstance(effect, Raw):
+        reading.notices.append(Notice("unreadable", _UNKNOWN.text, replies.decode(replies.JSON, effect)))
         return
     rule = TABLE.get(effect.effect_type, _UNKNOWN)
     try:
         if problem is not None:
             raise problem
         if rule.kind == "notice":
-            reading.notices.append(_notice(effect, props, rule.text))
+            reading.notices.append(_notice(effect, rule.text))
         else:
-            _read_code(effect, props, rule, reading)
+            _read_code(effect, rule, reading)
     except Problem as unreadable:
         if strict:
             raise
-        reading.notices.append(_notice(effect, props, unreadable.message))
+        reading.notices.append(_notice(effect, unreadable.message))
 
 
-def _notice(effect: replies.Effect, props: Raw, text: str) -> Notice:
-    payload = replies.decode(replies.JSON, props)
+def _notice(effect: replies.Effect, text: str) -> Notice:
+    payload = replies.decode(replies.JSON, effect.props)
     return Notice(effect.effect_type, _fill(text, payload), payload)
 
 
@@ -359,10 +352,19 @@ def _price_notice(position: int, price: Decimal, request: SessionRequest) -> Not
 
 def _fill(text: str, payload: Any) -> str:
     """The text with the payload's props, "?" for those that are missing; a message has no more than its own words."""
-    props = payload.items() if isinstance(payload, dict) else ()
-    known = {key: str(value) for key, value in props if isinstance(value, str | int | Decimal)}
+    props = payload if isinstance(payload, dict) else {}
     missing = "" if text in _MESSAGES else "?"
-    return text.format_map(defaultdict(lambda: missing, known)).strip(" :")
+    words: dict[str, Any] = {}
+    for name in _names(text):
+        value = props.get(name)
+        words[name] = value if isinstance(value, _PRINTABLE) else missing
+    return text.format_map(words).strip(" :")
+
+
+@cache
+def _names(text: str) -> tuple[str, ...]:
+    """The {names} in the text of a notice."""
+    return tuple(name for _, name, _, _ in Formatter().parse(text) if name)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -379,13 +381,13 @@ class _RejectedCode(NamedTuple):
     notice: Notice
 
 
-def _read_code(effect: replies.Effect, text: Raw, rule: EffectRule, reading: _Reading) -> None:
-    props = replies.code_props(text)
+def _read_code(effect: replies.Effect, rule: EffectRule, reading: _Reading) -> None:
+    props = replies.code_props(effect.props)
     if props is None:
         raise _unreadable_effect()
     kind: CodeKind = "coupon" if effect.effect_type.endswith("Coupon") else "referral"
     code = reading.request.codes.match(kind, props.value)
-    notice = _notice(effect, text, rule.text)
+    notice = _notice(effect, rule.text)
     if rule.kind == "reject":
         table = reasons.COUPON if kind == "coupon" else reasons.REFERRAL
         reason = reasons.reason(table, props.rejection_reason, props.campaign_exclusion_reason)
@@ -434,22 +436,23 @@ def _discounts(reading: _Reading) -> tuple[Discount, ...]:
     for number, (rule, exact) in enumerate(rules):
         amounts = _minor_amounts(exact, request.digits)
         discount = _discount(rule, reading.state.campaigns.get(rule.campaign), reading.coupons)
-        on_costs = discount.scope == "costs"
+        on_costs, all_positive = discount.scope == "costs", True
         for position, amount in amounts:
-            if amount > 0:
-                line = request.lines[position].index if position >= 0 else None
-                share = msgspec.structs.replace(discount, amount=amount, line=line)
-                placed.append((on_costs or line is None, position, number, share))
-        if any(amount <= 0 for _, amount in amounts):
-            reading.notices.append(_no_discount_notice(rule, exact, reading.state))
+            if amount <= 0:
+                all_positive = False
+                continue
+            line = request.lines[position].index if position >= 0 else None
+            share = msgspec.structs.replace(discount, amount=amount, line=line)
+            placed.append((on_costs or line is None, position, number, share))
+        if not all_positive:
+            reading.notices.append(_no_discount_notice(rule, exact))
     placed.sort()  # the first three differ for any two
     return tuple([entry[-1] for entry in placed])
 
 
-def _no_discount_notice(rule: _RuleKey, amounts: _RuleAmounts, state: replies.State) -> Notice:
+def _no_discount_notice(rule: _RuleKey, amounts: _RuleAmounts) -> Notice:
     """Says that a rule's discount on some line is zero or negative. The payload is the props of its effects."""
-    texts = sorted([state.props(index) for index in amounts.indexes], key=bytes)
-    props = [replies.decode(replies.JSON, text) for text in texts]
+    props = [replies.decode(replies.JSON, text) for text in sorted(amounts.props, key=bytes)]
     text = _fill(TABLE[rule.effect_type].text, {"name": rule.name or rule.rule_name})
     return Notice(rule.effect_type, text, props[0] if len(props) == 1 else props)
 

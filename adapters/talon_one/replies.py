@@ -3,8 +3,9 @@
 The structs follow the Integration API's specification of August 2026 (https://docs.talon.one/integration-api). Fields
 that are not listed are ignored. Decoding is lenient:
 
-- A reply is decoded in one pass. Where that fails, each effect and each campaign is decoded by itself, so that one
-  malformed effect does not lose the others, and a name of the wrong type loses no more than the name.
+- A reply is decoded in one pass, save for the props, whose type depends on the effect. Where that fails, each effect
+  and each campaign is decoded by itself, so that one malformed effect does not lose the others, and a name of the wrong
+  type loses no more than the name.
 - A number may come as 1, 1.0 or "1" and keeps its exact digits (`Decimal`).
 - A list that is null is empty.
 """
@@ -12,7 +13,6 @@ that are not listed are ignored. Decoding is lenient:
 import re
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from functools import cached_property
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,6 +30,7 @@ _POINTER = re.compile(r"(/[A-Za-z0-9_.-]{1,64}){1,8}", re.ASCII)
 
 ABSENT = Raw(b"null")
 """Marks an absent value; compared by identity."""
+_NO_PROPS = Raw(b"{}")
 
 
 class MoneyProps(msgspec.Struct, frozen=True, rename="camel", gc=False):
@@ -39,8 +40,7 @@ class MoneyProps(msgspec.Struct, frozen=True, rename="camel", gc=False):
     #setdiscountperadditionalcost, #setdiscountperadditionalcostperitem
     """
 
-    value: Raw = ABSENT
-    """Decoded with `NUMBER`. It stays raw here because the effects of codes have a string in its place."""
+    value: Decimal | None = None
     name: str | None = None
     scope: str | None = None
     position: int | Decimal | None = None
@@ -62,15 +62,15 @@ class EffectIds(msgspec.Struct, frozen=True, kw_only=True, rename="camel", gc=Fa
 
 class Effect(EffectIds, frozen=True, kw_only=True, rename="camel", gc=False):
     effect_type: str
-    props: MoneyProps | None = None
-    """The props of a discount; None where they cannot be decoded as such."""
+    props: Raw = _NO_PROPS
+    """Decoded by `money_props` or `code_props`."""
 
 
 class _Envelope(msgspec.Struct, frozen=True, rename="camel"):
-    """An effect with its props left raw."""
+    """An effect without its ids."""
 
     effect_type: str
-    props: Raw = Raw(b"{}")
+    props: Raw = _NO_PROPS
 
 
 class CodeProps(msgspec.Struct, frozen=True, rename="camel"):
@@ -162,10 +162,6 @@ class _RawState(_Extras, frozen=True, kw_only=True, rename="camel"):
 _NO_EXTRAS = _Extras()
 
 
-class _RawEffects(msgspec.Struct, frozen=True):
-    effects: list[Raw]
-
-
 class ErrorSource(msgspec.Struct, frozen=True):
     pointer: str | None = None
 
@@ -194,21 +190,19 @@ _ITEMS = _lenient(list[StoredItem])
 _CODE = _lenient(CodeProps)
 ERROR = _lenient(ErrorReply)
 JSON: "msgspec.json.Decoder[Any]" = msgspec.json.Decoder(float_hook=Decimal)
-_RAW_EFFECTS = _lenient(_RawEffects)
 _LIST = _lenient(list[Raw])
 _FIELDS = _lenient(dict[str, Raw])
 _EFFECT = _lenient(Effect)
 _ENVELOPE = _lenient(_Envelope)
 _IDS = _lenient(EffectIds)
 _MONEY = _lenient(MoneyProps)
-NUMBER = _lenient(Decimal)
 _CAMPAIGN = _lenient(Campaign)
 _COUPON = _lenient(Coupon)
 _RULE_FAILURE = _lenient(RuleFailure)
 
 
-_WHERE = frozenset({"position", "scope", "additionalCost"})
-"""The props that say what a discount is on."""
+_AMOUNT_AND_PLACE = frozenset({"value", "position", "scope", "additionalCost"})
+"""The props that say how much a discount is, and what it is on."""
 
 UNREADABLE = (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError)
 """What a decoder raises where the text is not of its type, not JSON, not UTF-8, or too deep or large."""
@@ -227,16 +221,14 @@ class State:
 
     def __init__(
         self,
-        body: bytes,
-        effects: Sequence[Effect | None] | None,
+        effects: Sequence[Effect | Raw] | None,
         campaigns: Iterable[Campaign | None],
         session: StoredSession | None,
         extras: _Extras = _NO_EXTRAS,
     ) -> None:
-        self._body = body
         self._extras = extras
         self.effects = effects
-        """One entry per effect, None for an entry that is no effect; None where the list itself cannot be read."""
+        """An entry that is no effect is raw; None where the list itself cannot be read."""
         self.campaigns = {campaign.id: campaign for campaign in campaigns if campaign is not None}
         self.session = session
         """The stored session; empty where the reply has none, None where it cannot be read."""
@@ -255,17 +247,7 @@ class State:
         """The name and the JSON of what else `RESPONSE_CONTENT` asks for."""
         extras = self._extras
         named = (("coupons", extras.coupons), ("customerProfile", extras.customer_profile), ("loyalty", extras.loyalty))
-        return [(name, decode(JSON, text)) for name, text in named if bytes(text) != b"null"]
-
-    def props(self, index: int) -> Raw:
-        """The raw props of the effect at that index; the whole entry where it is no effect."""
-        envelope = decode(_ENVELOPE, self._raw_effects[index])
-        return envelope.props if envelope else self._raw_effects[index]
-
-    @cached_property
-    def _raw_effects(self) -> list[Raw]:
-        reply = decode(_RAW_EFFECTS, self._body)
-        return reply.effects if reply else []
+        return [(name, decode(JSON, text)) for name, text in named if text is not ABSENT and bytes(text) != b"null"]
 
 
 def read(body: bytes) -> State | None:
@@ -277,7 +259,7 @@ def read_in_one_pass(body: bytes) -> State | None:
     if (state := decode(_STATE, body)) is None:
         return None
     stored = state.customer_session or StoredSession()
-    return State(body, state.effects, state.triggered_campaigns or (), stored, state)
+    return State(state.effects, state.triggered_campaigns or (), stored, state)
 
 
 def read_one_by_one(body: bytes) -> State | None:
@@ -285,30 +267,40 @@ def read_one_by_one(body: bytes) -> State | None:
         return None
     session = StoredSession() if bytes(raw.customer_session) == b"null" else decode(_SESSION, raw.customer_session)
     campaigns = _decode_each(_CAMPAIGN, raw.triggered_campaigns)
-    return State(body, None if raw.effects is UNSET else _effects(raw.effects), campaigns, session, raw)
+    return State(None if raw.effects is UNSET else _effects(raw.effects), campaigns, session, raw)
 
 
 def _decode_each(decoder: "msgspec.json.Decoder[T]", text: Raw) -> list[T]:
     """The items of a list that can be decoded; none where the text is no list."""
+    if text is ABSENT:
+        return []
     items = [decode(decoder, item) for item in decode(_LIST, text) or ()]
     return [item for item in items if item is not None]
 
 
-def _effects(text: Raw) -> list[Effect | None] | None:
+def _effects(text: Raw) -> list[Effect | Raw] | None:
     if bytes(text) == b"null":
         return []
     texts = decode(_LIST, text)
     return None if texts is None else [_effect(text) for text in texts]
 
 
-def _effect(text: Raw) -> Effect | None:
-    """One effect, without its props or its ids where those cannot be decoded; None where it is no effect."""
+def _effect(text: Raw) -> Effect | Raw:
+    """One effect, without those of its ids that cannot be decoded; the text itself where it is no effect."""
     if (effect := decode(_EFFECT, text)) is not None:
         return effect
     if (envelope := decode(_ENVELOPE, text)) is None:
-        return None
-    ids, props = _decode_fields(_IDS, text) or EffectIds(), _decode_fields(_MONEY, envelope.props, _WHERE)
-    return Effect(effect_type=envelope.effect_type, props=props, **msgspec.structs.asdict(ids))
+        return text
+    ids = _decode_fields(_IDS, text) or EffectIds()
+    return Effect(effect_type=envelope.effect_type, props=envelope.props, **msgspec.structs.asdict(ids))
+
+
+def money_props(text: Raw) -> MoneyProps | None:
+    """The props of a discount; None where they do not say how much it is, or what it is on."""
+    try:
+        return _MONEY.decode(text)
+    except UNREADABLE:
+        return _decode_fields(_MONEY, text, _AMOUNT_AND_PLACE)
 
 
 def code_props(text: Raw) -> CodeProps | None:

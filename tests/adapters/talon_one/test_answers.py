@@ -154,6 +154,11 @@ def test_malformed_informative_field_does_not_lose_the_discount(more: dict[str, 
     assert (only(result.discounts).meta["campaignId"], only(result.discounts).description) == (1, "Summer")
 
 
+def test_malformed_prop_does_not_lose_the_other_props() -> None:
+    broken = per_item(5, 0, ruleName=None, props={"name": "Five off", "bundleName": {}})
+    assert only(outcome(cart(("A", 1, "9.00")), [broken]).discounts).name == "Five off"
+
+
 @pytest.mark.parametrize("name", ["scope", "position", "additionalCost"])
 def test_discount_with_malformed_target_raises_problem(name: str) -> None:
     with pytest.raises(Problem):

@@ -4,7 +4,6 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cache
 from typing import Any
@@ -75,8 +74,7 @@ class IntegrationRequest(msgspec.Struct, frozen=True, kw_only=True, rename="came
 encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
-@dataclass(frozen=True)
-class SessionRequest:
+class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One request, and what is needed to read its reply. The positions in the reply are indexes of `lines`."""
 
     account: str
@@ -107,7 +105,7 @@ class SessionRequest:
         """The same request with its loyalty card rejected."""
         rejection = Rejection(self.loyalty_card, Reason.NOT_FOUND, "")
         session = msgspec.structs.replace(self.session, loyalty_cards=())
-        return replace(self, session=session, rejected=(*self.rejected, rejection))
+        return msgspec.structs.replace(self, session=session, rejected=(*self.rejected, rejection))
 
     def body(self, state: str) -> bytes:
         content = ("customerSession", "triggeredCampaigns", *self.options.response_content)
@@ -302,19 +300,21 @@ _CONVERTERS: dict[str, Callable[[Any], Any]] = {
 
 def _costs(checkout: Checkout, names: dict[str, str], line: Line | None = None) -> dict[str, int]:
     """The additional costs that the cart or the line has, in minor units by name."""
-    amounts = ((name, checkout.amount_at(pointer, line)) for name, pointer in names.items())
-    return {name: amount for name, amount in amounts if amount is not None}
+    return {
+        name: amount for name, pointer in names.items() if (amount := checkout.amount_at(pointer, line)) is not None
+    }
 
 
 def _outcome_costs(
     checkout: Checkout, costs: dict[str, int], line_costs: list[dict[str, int]], options: Options
 ) -> tuple[Cost, ...]:
-    of_lines = (
+    of_order = [Cost(name, costs.get(name, 0)) for name in options.additional_costs]
+    of_lines = [
         Cost(name, amounts.get(name, 0) * line.quantity, line.index)
         for line, amounts in zip(checkout.cart, line_costs, strict=False)
         for name in options.item_additional_costs
-    )
-    return (*(Cost(name, costs.get(name, 0)) for name in options.additional_costs), *of_lines)
+    ]
+    return (*of_order, *of_lines)
 
 
 def _additional_costs(costs: dict[str, int], digits: int) -> dict[str, AdditionalCost]:

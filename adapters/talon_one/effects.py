@@ -104,6 +104,7 @@ TABLE: dict[str, EffectRule] = {
     "error": EffectRule("notice", "A promotion rule failed; what it grants is missing."),
 }
 _MONEY = frozenset(name for name, rule in TABLE.items() if rule.kind in ("order", "cost", "item", "item_cost"))
+_ON_LINES = frozenset(name for name, rule in TABLE.items() if rule.kind in ("item", "item_cost"))
 _MESSAGES = (TABLE["showNotification"].text, TABLE["showBundleMetadata"].text)
 _PRINTABLE = (str, int, Decimal)
 _MAX_FAILURES, _MAX_DETAILS = 50, 200
@@ -276,7 +277,7 @@ def _position(effect_type: str, position: int | None, request: SessionRequest) -
     `subPosition`, which counts the units of the line, is not needed, since each unit has an effect of its own:
     https://docs.talon.one/docs/product/rules/understanding-cart-item-flattening
     """
-    if TABLE[effect_type].kind not in ("item", "item_cost"):
+    if effect_type not in _ON_LINES:
         return -1
     if position is None or not 0 <= position < len(request.lines):
         raise EngineRejected("Talon.One discounts a line that this cart does not have.", reason="bad_position")

@@ -381,7 +381,7 @@ def every_attempt_has_one_key(patch: pytest.MonkeyPatch) -> None:
     real = redeem._addressed
 
     def addressed(order: Checkout, row: Row) -> Checkout:
-        return dataclasses.replace(real(order, row), attempt=f"{row.key.space}/{row.key.order}/1")
+        return msgspec.structs.replace(real(order, row), attempt=f"{row.key.space}/{row.key.order}/1")
 
     patch.setattr(redeem, "_addressed", addressed)
 

@@ -5,7 +5,6 @@ Answers follow the vendor's documentation; no network, no emulator.
 
 import json
 from collections.abc import Iterable
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -116,4 +115,4 @@ def only(discounts: tuple[Discount, ...]) -> Discount:
 
 def attempt(order: Checkout, name: str = "1") -> Checkout:
     """Return the order as the core passes it to `redeem`."""
-    return replace(order, attempt=name)
+    return msgspec.structs.replace(order, attempt=name)

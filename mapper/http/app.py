@@ -63,27 +63,22 @@ DRAIN_S = 25.0
 class App(Starlette):
     """Starlette's application, which can also refuse a call when its head is read (`mapper.http.protocol.Shed`).
 
-    It passes validate and consume to their endpoints itself: they need neither Starlette's router nor its middleware.
-
     `admin`: the operator's routes if they have a port of their own. Each port then serves its own routes only.
     """
 
     def __init__(self, validate: Endpoint, consume: Endpoint, admin: "Admin | None", **options: Any) -> None:
         super().__init__(**options)
         self._admin = admin
-        self._endpoints = {"/promotions/validate": validate, "/promotions/consume": consume}
+        self._endpoints = {b"/promotions/validate": validate, b"/promotions/consume": consume}
 
     def shed(self, method: bytes, target: bytes) -> PreparedResponse | None:
         """Returns the refusal of a call that could not be answered in time, else None. `target`: as in the request."""
-        endpoint = self._endpoints.get(target.partition(b"?")[0].decode()) if method == b"POST" else None
+        endpoint = self._endpoints.get(target.partition(b"?")[0]) if method == b"POST" else None
         return None if endpoint is None else endpoint.shed()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_request = scope["type"] == "http"
-        if is_request and self._admin is not None and self._admin.is_target(scope):
+        if self._admin is not None and scope["type"] == "http" and self._admin.is_target(scope):
             await self._admin.application(scope, receive, send)
-        elif is_request and scope["method"] == "POST" and scope["path"] in self._endpoints:
-            await self._endpoints[scope["path"]](scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 

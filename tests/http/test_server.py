@@ -559,7 +559,7 @@ def test_misbehaving_application_never_breaks_http_framing(
 def full_service(**environment: str) -> Any:
     """A service that refuses every validate."""
     made = service(**environment)
-    made._endpoints["/promotions/validate"]._limiter._would_wait_too_long = lambda *_: True
+    made._endpoints[b"/promotions/validate"]._limiter._would_wait_too_long = lambda *_: True
     return made
 
 

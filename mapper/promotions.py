@@ -176,7 +176,7 @@ async def _ask_engine(
     key = Key(space, service.adapter.name, "")
     for _ in range(MAX_SESSIONS):
         try:
-            if service.redeemer.ledger.free_session_is_fast:
+            if service.redeemer.ledger.answers_at_once:
                 session = await _free_session(service, key, session)
                 return await service.promotion_engine.validate(checkout, session, deadline), session
             outcome, free = await _ask_engine_and_ledger(service, key, checkout, session, deadline)
@@ -196,7 +196,8 @@ async def _ask_engine_and_ledger(
 ) -> tuple[Outcome, str]:
     """Returns what the engine grants in this session, and the session that the ledger says to use.
 
-    Both are asked at once: the session is almost always free, and validate must not wait for a slow ledger.
+    Both are asked at the same time: the session is almost always free, and validate must not wait for a slow ledger
+    server. Where it is another one, the engine has to be asked again.
     """
     look_up = asyncio.create_task(_free_session(service, key, session))
     try:
@@ -244,7 +245,7 @@ def _build_answer(
     now: float,
     language: Language,
 ) -> tuple[Answer, Allocation]:
-    """Returns validate's answer, and how the discounts were allocated to lines and order."""
+    """Returns validate's answer, and the discounts of lines and order. The note: `promotions.meta.mapper`."""
     allocation = discounts.allocate(checkout, outcome)
     note = {
         "engine": receipts.engine,

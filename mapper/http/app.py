@@ -27,7 +27,7 @@ from mapper.adapter import Adapter
 from mapper.engine import clients, transport
 from mapper.engine.conversation import Engine
 from mapper.engine.promotion_engine import PromotionEngine
-from mapper.http import openapi, protocol, server, workers
+from mapper.http import limiter, openapi, protocol, server, workers
 from mapper.http.endpoint import SECURITY_HEADERS, Endpoint, error_body
 from mapper.http.protocol import PreparedResponse
 from mapper.http.readiness import DRAINING, Readiness
@@ -46,12 +46,6 @@ from mapper.settings import Settings
 
 if TYPE_CHECKING:
     from mapper.recording.recorder import Recorder
-
-# Calls at once, per process. A call that waits for the engine costs only memory: if the engine takes 1.5 s, 256 calls
-# at once are 170 a second. Each endpoint has its own capacity, so that validates cannot starve consume.
-VALIDATE_CAPACITY = 256
-CONSUME_CAPACITY = 64
-CANCEL_CAPACITY = 8
 
 LEASE_S = 30.0
 """How long a process holds an order in the ledger without renewal: longer than it works on it without a write."""
@@ -108,7 +102,7 @@ def create(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         for warning in configured.warnings:
             log.warning("setting", extra={"facts": {"problem": warning}})
-        connections = VALIDATE_CAPACITY + CONSUME_CAPACITY
+        connections = limiter.VALIDATE_CAPACITY + limiter.CONSUME_CAPACITY
         client = engine_transport or clients.create(configured.http_client, connections=connections)
         accounts = configured.adapter.accounts
         ledger = await open_ledger(
@@ -156,9 +150,9 @@ def create(
             await client.aclose()
             log.info("stopped", extra={"facts": {"pid": os.getpid()}})
 
-    validate = Endpoint("validate", promotions.validate, VALIDATE_CAPACITY, configured, telemetry, recorder)
-    consume = Endpoint("consume", promotions.consume, CONSUME_CAPACITY, configured, telemetry, recorder)
-    cancel = Endpoint("cancel", promotions.cancel, CANCEL_CAPACITY, configured, telemetry)
+    validate = Endpoint("validate", promotions.validate, limiter.VALIDATE_CAPACITY, configured, telemetry, recorder)
+    consume = Endpoint("consume", promotions.consume, limiter.CONSUME_CAPACITY, configured, telemetry, recorder)
+    cancel = Endpoint("cancel", promotions.cancel, limiter.CANCEL_CAPACITY, configured, telemetry)
     cancels = configured.cancel_credentials is not None
     journal = journal_in(configured.ledger_url)
     calls = [

@@ -20,7 +20,7 @@ from mapper.domain import record as records
 from mapper.domain.errors import Operation, Overloaded, Problem
 from mapper.domain.record import Record
 from mapper.engine.transcript import Transcript, transcripts
-from mapper.http import protocol
+from mapper.http import limiter, protocol
 from mapper.http.limiter import Limiter, Permit
 from mapper.http.protocol import RECEIVED, PreparedResponse
 from mapper.ops.telemetry import Telemetry
@@ -36,9 +36,6 @@ BODY_DEADLINE_S = 5.0
 
 IN_FLIGHT_BYTES = 64 * 1024 * 1024
 """The limit for the bodies of all calls of one endpoint, from the first byte received to the answer."""
-
-LARGE_CAPACITY: Final = 8
-"""How many large carts may be in flight. A thread computes one at a time, so that more would all be late together."""
 
 ANSWER_S: Final = 0.0005
 """CPU time of an answer. If the engine hangs, all calls in flight reach their deadlines at about the same time. So the
@@ -118,7 +115,7 @@ class Endpoint:
         self._max_body_bytes = configured.max_body_bytes
         max_bytes = max(IN_FLIGHT_BYTES, 4 * configured.max_body_bytes)
         self._limiter = Limiter(capacity, self._deadline_s, max_bytes)
-        self._large = Limiter(LARGE_CAPACITY, self._deadline_s, max_bytes)
+        self._large = Limiter(limiter.LARGE_CAPACITY, self._deadline_s, max_bytes)
         self._overload_status = configured.overload_status
         self._telemetry = telemetry
         self._recorder = recorder

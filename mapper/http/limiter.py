@@ -1,7 +1,5 @@
 """Limits how many calls run at once; the others wait in a queue. Each endpoint has a limiter of its own.
 
-`mapper.http.app` has their capacities.
-
 A call is refused only if it could not be answered within its deadline. Its wait is estimated as the length of the queue
 times the recent duration of a call, divided by the capacity. It may wait for its deadline less that duration.
 
@@ -22,6 +20,14 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from mapper.domain.errors import Overloaded
+
+# Calls at once, per process. A call that waits for the engine costs only memory: if the engine takes 1.5 s, 256 calls
+# at once are 170 a second. Each endpoint has its own capacity, so that validates cannot starve consume.
+VALIDATE_CAPACITY = 256
+CONSUME_CAPACITY = 64
+CANCEL_CAPACITY = 8
+LARGE_CAPACITY = 8
+"""How many large carts may be in flight. A thread computes one at a time, so that more would all be late together."""
 
 STANDING_S: Final = 1.0
 """A queue that has not been empty for this long is standing."""

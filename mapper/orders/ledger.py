@@ -90,8 +90,8 @@ class Ledger:
     """Longer than any time that passes between two writes to a claimed row."""
     local: Callable[[], float]
     """The monotonic clock of this process, for `Permit`."""
-    free_session_is_fast: bool = False
-    """Whether `free_session` only reads a local file, and never waits."""
+    answers_at_once: bool = False
+    """Whether it is a local file (SQLite), so that `free_session` never waits for a server."""
 
     async def claim(self, ask: Ask) -> Decision:
         """Claims an order that a caller has sent or, with the row's own data, one that is due.
@@ -372,4 +372,4 @@ async def open_ledger(
         from mapper.orders.postgres import PostgresStore  # noqa: PLC0415 -- it imports this module
 
         store = await PostgresStore.open(url, clock, create=create, patient=patient)
-    return Ledger(store, owner, quarantine_s, lease_s, local.now, free_session_is_fast=url.startswith("sqlite:///"))
+    return Ledger(store, owner, quarantine_s, lease_s, local.now, answers_at_once=url.startswith("sqlite:///"))

@@ -12,7 +12,7 @@ from starlette.types import Message
 
 from mapper import promotions
 from mapper.domain.errors import EngineUnavailable
-from mapper.http import app, endpoint
+from mapper.http import app, endpoint, limiter
 from mapper.http.endpoint import Endpoint
 from mapper.http.protocol import RECEIVED
 from mapper.ops.telemetry import Telemetry
@@ -37,8 +37,8 @@ class Callers:
         self.state: dict[str, Any] = {}
         """The `state` in the scope of each call, as the server sets it."""
         self.tasks: list[asyncio.Task[None]] = []
-        patch.setattr(app, "VALIDATE_CAPACITY", 2)
-        patch.setattr(app, "CONSUME_CAPACITY", 1)
+        patch.setattr(limiter, "VALIDATE_CAPACITY", 2)
+        patch.setattr(limiter, "CONSUME_CAPACITY", 1)
         patch.setattr(endpoint, "IN_FLIGHT_BYTES", 0)
         for operation in ("validate", "consume"):
             patch.setattr(promotions, operation, self.work)
@@ -212,7 +212,7 @@ def test_each_call_leaves_time_to_answer_those_in_flight(monkeypatch: pytest.Mon
 def test_burst_of_large_carts_is_queued() -> None:
     async def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(endpoint, "LARGE_CAPACITY", 1)
+            patch.setattr(limiter, "LARGE_CAPACITY", 1)
             callers = Callers(patch, 0.0, 2**20)
             async with callers.service.router.lifespan_context(callers.service):
                 for _ in range(6):
@@ -276,7 +276,7 @@ def test_large_carts_have_their_own_capacity() -> None:
 
     async def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(endpoint, "LARGE_CAPACITY", 1)
+            patch.setattr(limiter, "LARGE_CAPACITY", 1)
             callers = Callers(patch, 9.0, 2**20)
             async with callers.service.router.lifespan_context(callers.service):
                 for _ in range(4):

@@ -34,7 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mapper.commands import cli
 from mapper.domain.signature import SIGNATURE, sign
-from mapper.http import app, endpoint, server, workers
+from mapper.http import app, endpoint, limiter, server, workers
 from mapper.http.protocol import RECEIVED, Limits
 from mapper.sandbox import host as sandbox
 from tests import fakes
@@ -651,7 +651,7 @@ def test_200_concurrent_new_connections_are_all_answered() -> None:
 def test_admission_is_the_same_with_middleware_and_after_unsigned_calls(
     wrap: Callable[[ASGIApp], ASGIApp], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "VALIDATE_CAPACITY", 4)
+    monkeypatch.setattr(limiter, "VALIDATE_CAPACITY", 4)
     wire = fakes.FakeTransport()
     wire.pause = 0.1
     configured = fakes.settings(

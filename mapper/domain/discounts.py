@@ -209,10 +209,10 @@ class _Remaining:
         """Takes off up to `amount`; returns how much."""
         if target not in self._amounts and target[0] == "costs":
             return amount  # a cost whose price is not known is not limited
-        limits = [self.of(each) for each in _with_wider(target)]
-        taken = min(amount, *limits)
-        if taken:
-            self.restore(target, -taken)
+        every = _with_wider(target)
+        taken = min([amount, *[self._amounts.get(each, 0) for each in every]])
+        for each in every if taken else ():
+            self._amounts[each] -= taken
         return taken
 
     def restore(self, target: _Target, amount: int) -> None:

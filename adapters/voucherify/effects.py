@@ -6,9 +6,10 @@ description of the discount, and whether units were added that are not in the sh
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
+
+import msgspec
 
 from adapters.voucherify import reasons, units
 from adapters.voucherify.options import Settings
@@ -49,8 +50,7 @@ _NOT_FOR_THIS_CART = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Share:
+class _Share(msgspec.Struct, frozen=True):
     """What one redeemable takes off one line, or off the order (None)."""
 
     applied: Applied
@@ -84,12 +84,15 @@ def outcome(
     if not exact:
         text = "Voucherify's amounts have more digits than the currency; they were rounded, their sum once."
         notices.append(Notice("rounded", text, {"engine_total": sum(share.amount for share in shares)}))
-    metas = {id(one): _meta(one) for one in validation.applied}
-    discounts = [
-        _discount(share.applied, share.line, amount, metas[id(share.applied)])
-        for share, amount in zip(shares, amounts, strict=True)
-        if amount
-    ]
+    templates = {id(one): _templates(one) for one in validation.applied}
+    discounts: list[Discount] = []
+    for share, amount in zip(shares, amounts, strict=True):
+        if amount:
+            on_order, on_line = templates[id(share.applied)]
+            if share.line is None:
+                discounts.append(msgspec.structs.replace(on_order, amount=amount))
+            else:
+                discounts.append(msgspec.structs.replace(on_line, amount=amount, line=share.line.index))
     shipping, shipping_notices = _free_shipping(validation.applied, checkout, settings)
     for one, added_by_one in zip(validation.applied, added, strict=True):
         notices += _notices(one, units.missing_items(one, added_by_one, checkout.cart))
@@ -121,8 +124,8 @@ def _shares(
     shares = [_Share(one, None, one.amounts.discount) for one in applied]
     for index, line in enumerate(checkout.cart):
         for one, added_by_one in zip(applied, added, strict=True):
-            if index < len(added_by_one):
-                item, units_added = one.amounts.item(index), added_by_one[index]
+            if index < len(added_by_one) and (item := one.amounts.items[index]).discount:
+                units_added = added_by_one[index]
                 share = units.cart_discount(one, item, units_added, line)
                 if units_added.count and one.redeemable.object == "order":
                     # A stored order does not say whether the added units are free or those in the cart. So the discount
@@ -146,17 +149,19 @@ def _minor(amounts: Sequence[int], digits: int, exponent: int) -> tuple[list[int
     return money.split((2 * sum(amounts) + size) // (2 * size), [Decimal(amount) for amount in amounts]), False
 
 
-def _discount(applied: Applied, line: Line | None, amount: int, meta: dict[str, Any]) -> Discount:
-    effect = _effect(applied, APPLY_TO_ITEMS if line else APPLY_TO_ORDER)
-    return Discount(
+def _templates(applied: Applied) -> tuple[Discount, Discount]:
+    """The redeemable's discount on the order and that on a line, without amount and line."""
+    on_order, on_line = _effect(applied, APPLY_TO_ORDER), _effect(applied, APPLY_TO_ITEMS)
+    template = Discount(
         name=_name(applied),
-        description=EFFECTS.get(effect, "Discount"),
-        amount=amount,
-        effect_type=effect,
-        line=line.index if line else None,
+        description=EFFECTS.get(on_order, "Discount"),
+        amount=0,
+        effect_type=on_order,
         scope="goods",  # Voucherify is sent no shipping and no other cost
-        meta=meta,
+        meta=_meta(applied),
     )
+    description = EFFECTS.get(on_line, "Discount")
+    return template, msgspec.structs.replace(template, effect_type=on_line, description=description)
 
 
 def _effect(applied: Applied, default: str) -> str:

@@ -5,8 +5,9 @@ id, which the adapter does not know. Such an id is matched by its place in the r
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from adapters.voucherify.reading import mapping, objects, text
 from adapters.voucherify.redeemables import Redeemable, find, may_be_internal_id
@@ -15,11 +16,10 @@ Entry = Mapping[str, Any]
 LISTS = ("redeemables", "inapplicable_redeemables", "skipped_redeemables")
 
 
-@dataclass(frozen=True, slots=True)
-class Matcher:
+class Matcher(msgspec.Struct, frozen=True):
     redeemables: Sequence[Redeemable]
     """Those of the request."""
-    by_internal_id: Mapping[str, Redeemable] = field(default_factory=dict)
+    by_internal_id: Mapping[str, Redeemable] = {}
 
     def match(self, entry: Entry) -> Redeemable | None:
         """The requested redeemable that an entry is about; None where there is none."""
@@ -37,9 +37,9 @@ def applies(entry: Entry) -> bool:
 def matcher_for(body: Entry, redeemables: Sequence[Redeemable]) -> Matcher:
     """The matcher for the reply to a validation or a redemption. It knows the internal ids that can be resolved."""
     plain = Matcher(redeemables)
-    entries = [*_entries(body)]
-    unmatched = [entry for entry in entries if plain.match(entry) is None and may_be_internal_id(entry.get("id"))]
-    matched = [plain.match(entry) for entry in entries]
+    matches = [(entry, plain.match(entry)) for entry in _entries(body)]
+    unmatched = [entry for entry, found in matches if found is None and may_be_internal_id(entry.get("id"))]
+    matched = [found for _, found in matches]
     left = [one for one in redeemables if one.code and one not in matched]
     if not unmatched or not left:
         return plain

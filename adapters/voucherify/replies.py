@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from adapters.voucherify.matching import LISTS, Entry, Matcher, applies, matcher_for
 from adapters.voucherify.options import TIER_ID
@@ -17,8 +18,7 @@ SHIPPING = frozenset({"prod_5h1pp1ng", "5h1pp1ng"})
 _WORD = re.compile(r"[a-z0-9_.-]{1,100}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(msgspec.Struct, frozen=True):
     """An order item of a reply."""
 
     source_id: str
@@ -31,11 +31,7 @@ class Item:
     raw: dict[str, Any]
 
 
-NO_ITEM = Item("", 0, 0, 0, None, 0, {})
-
-
-@dataclass(frozen=True, slots=True)
-class Amounts:
+class Amounts(msgspec.Struct, frozen=True):
     """The discounts of an order in a reply."""
 
     discount: int
@@ -44,16 +40,12 @@ class Amounts:
     total: int
     """The engine's own sum."""
 
-    def item(self, index: int) -> Item:
-        return self.items[index] if index < len(self.items) else NO_ITEM
-
     @property
     def sum(self) -> int:
-        return self.discount + sum(item.discount for item in self.items)
+        return self.discount + sum([item.discount for item in self.items])
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True):
     """A redeemable that applies, with the amounts that it alone takes off."""
 
     redeemable: Redeemable
@@ -67,25 +59,23 @@ class Applied:
         return mapping(self.result.get("discount"))
 
 
-@dataclass(frozen=True, slots=True)
-class Validation:
+class Validation(msgspec.Struct, frozen=True):
     """The result of a validation. A redemption and a stored order are read into the same shape."""
 
     valid: bool
     applied: tuple[Applied, ...] = ()
-    inapplicable: dict[Redeemable, str] = field(default_factory=dict)
+    inapplicable: dict[Redeemable, str] = {}
     """Redeemables that do not apply, with Voucherify's error key; "" where it gives none."""
     total: int = 0
     applicable: tuple[Redeemable, ...] = ()
     """Redeemables that Voucherify calls applicable, in a validation that is not valid too."""
-    rules: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, Any] = {}
     """The project's stacking rules."""
     locked: tuple[str, ...] = ()
     """The codes that Voucherify applied, and locked where the request asked for that."""
 
 
-@dataclass(frozen=True, slots=True)
-class Redemptions:
+class Redemptions(msgspec.Struct, frozen=True):
     """The reply to a redemption."""
 
     result: Validation
@@ -100,12 +90,11 @@ class Redemptions:
         return [one.redeemable for one in self.result.applied]
 
 
-@dataclass(frozen=True, slots=True)
-class Qualification:
+class Qualification(msgspec.Struct, frozen=True):
     """The promotion tiers that may apply, best first, and the project's stacking rules."""
 
     tiers: tuple[str, ...]
-    rules: Mapping[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, Any] = {}
 
 
 def limit_in(rules: Mapping[str, Any], *names: str) -> int | None:
@@ -135,40 +124,47 @@ def read_validation(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Va
         not_understood("valid is missing")
     matcher = matcher_for(body, redeemables)
     entries = [entry for entry in objects(body.get("redeemables")) if applies(entry)]
-    applicable = tuple(found for entry in entries if (found := matcher.match(entry)))
+    matches = [matcher.match(entry) for entry in entries]
+    applicable = tuple([found for found in matches if found])
     if not valid:
         # The orders that an invalid reply holds do not count.
         inapplicable = read_inapplicable(body, matcher, applicable)
         return Validation(False, inapplicable=inapplicable, applicable=applicable, rules=rules)
-    locked = tuple(one.code for one in applicable if one.code)
-    if internal := _by_internal_id(entries, matcher, applicable):
+    locked = tuple([one.code for one in applicable if one.code])
+    if internal := _by_internal_id(entries, matches, redeemables):
         inapplicable = dict.fromkeys(internal, "not_found")
         locked += tuple(one.code for one in internal)
         return Validation(False, inapplicable=inapplicable, applicable=applicable, rules=rules, locked=locked)
     order = mapping(body.get("order"))
-    applied = tuple(_applied(entry, matcher, order if len(entries) == 1 else {}) for entry in entries)
+    whole = order if len(entries) == 1 else {}
+    applied = tuple(
+        [
+            _applied(entry, found or _not_requested(entry, redeemables), whole)
+            for entry, found in zip(entries, matches, strict=True)
+        ]
+    )
     total = _total(order)
     return Validation(True, applied, _not_applied(body, matcher, applied), total, applicable, rules, locked)
 
 
 def _by_internal_id(
-    entries: Iterable[dict[str, Any]], matcher: Matcher, applicable: Sequence[Redeemable]
+    entries: Iterable[dict[str, Any]], matches: Sequence[Redeemable | None], redeemables: Sequence[Redeemable]
 ) -> list[Redeemable]:
     """The codes that are a voucher's internal id, where the reply has the voucher's code. Shoppers may not use ids."""
-    unmatched = [entry for entry in entries if entry.get("object") == "voucher" and matcher.match(entry) is None]
-    if not unmatched:
+    pairs = zip(entries, matches, strict=True)
+    if not any(found is None and entry.get("object") == "voucher" for entry, found in pairs):
         return []
-    return [one for one in matcher.redeemables if may_be_internal_id(one.code) and one not in applicable]
+    return [one for one in redeemables if may_be_internal_id(one.code) and one not in matches]
 
 
-def _applied(entry: dict[str, Any], matcher: Matcher, order: dict[str, Any]) -> Applied:
+def _not_requested(entry: dict[str, Any], redeemables: Sequence[Redeemable]) -> Redeemable:
+    """One that was not requested by this id, such as the tiers of a stack. Voucherify applied it, so it counts."""
+    is_tier = entry.get("object") == "promotion_tier"
+    return Redeemable("promotion_tier" if is_tier else "voucher", text(entry.get("id")), len(redeemables))
+
+
+def _applied(entry: dict[str, Any], redeemable: Redeemable, order: dict[str, Any]) -> Applied:
     """`order`: the order of the whole reply, which has the entry's amounts where the entry is the only one."""
-    redeemable = matcher.match(entry)
-    if redeemable is None:
-        # Not requested by this id, such as the tiers of a stack. Voucherify applied it, so it counts.
-        is_tier = entry.get("object") == "promotion_tier"
-        id_, position = text(entry.get("id")), len(matcher.redeemables)
-        redeemable = Redeemable("promotion_tier" if is_tier else "voucher", id_, position)
     return Applied(
         redeemable=redeemable,
         name=text(entry.get("name")) or text(entry.get("campaign_name")),
@@ -260,9 +256,10 @@ def read_redemption(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Re
     whole = order if len(entries) == 1 else {}
     # A redemption that does not name its voucher is matched by its place, if as many came back as were requested.
     by_place = redeemables if len(entries) == len(redeemables) else [None] * len(entries)
+    validated = [_as_validated(entry, redeemables, place) for entry, place in zip(entries, by_place, strict=True)]
+    matcher = Matcher(redeemables)
     applied = tuple(
-        _applied(_as_validated(entry, redeemables, place), Matcher(redeemables), whole)
-        for entry, place in zip(entries, by_place, strict=True)
+        [_applied(entry, matcher.match(entry) or _not_requested(entry, redeemables), whole) for entry in validated]
     )
     body = {**body, "redeemables": None}
     children = tuple(filter(None, (text(entry.get("id")) for entry in entries)))

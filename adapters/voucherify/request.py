@@ -184,14 +184,16 @@ def _item(checkout: Checkout, line: Line, settings: Settings) -> dict[str, Any]:
         item["product"] = {"source_id": line.product_id}
     elif related_object == "product" and (other := line.sku or line.variant_id):
         item["sku"] = {"source_id": other}
-    if metadata := _metadata(lambda pointer: checkout.at_line(line, pointer), settings.item_metadata):
-        item["metadata"] = metadata
+    if settings.item_metadata:
+        metadata = _metadata(lambda pointer: checkout.at_line(line, pointer), settings.item_metadata)
+        if metadata:
+            item["metadata"] = metadata
     return item
 
 
 def line_name(line: Line, settings: Settings) -> tuple[str, str]:
     """(`source_id`, `related_object`): the id of the line's product or SKU in Voucherify."""
-    configured = {"sku": line.sku, "variant_id": line.variant_id, "product_id": line.product_id}[settings.item_id]
+    configured: str = getattr(line, settings.item_id)
     if configured:
         return configured, settings.related_object
     return line.name, "sku" if line.sku or line.variant_id else "product"

@@ -19,8 +19,9 @@ free goes to the next tier.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from adapters.voucherify import reasons
 from adapters.voucherify.errors import inapplicable_by_error, read_error
@@ -35,13 +36,12 @@ _MAYBE_TOO_MANY = ("invalid_redeemables", "invalid_payload", "unexpected_error")
 _MAX_TRIED = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Validator:
+class Validator(msgspec.Struct, frozen=True):
     """The validations of one conversation."""
 
     build: Callable[[Sequence[Redeemable]], EngineRequest]
     """Builds the request that validates these redeemables."""
-    maybe_locked: dict[str, None] = field(default_factory=dict)
+    maybe_locked: dict[str, None] = {}
     """The codes that may be locked for the session: each of these validations locks what it applies."""
 
     def may_have_locked(self, codes: Iterable[str]) -> None:
@@ -57,14 +57,13 @@ class Validator:
         return validation
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(msgspec.Struct, frozen=True):
     """The redeemables that were chosen, and why the others do not apply."""
 
     validation: Validation | None = None
     """The validation of `redeemables`, which is valid; None where there is none."""
     redeemables: tuple[Redeemable, ...] = ()
-    inapplicable: dict[Redeemable, str] = field(default_factory=dict)
+    inapplicable: dict[Redeemable, str] = {}
     """By Voucherify's error key; in mode PARTIAL some of `redeemables` too."""
 
     @property
@@ -72,17 +71,16 @@ class Selection:
         return tuple(one for one in self.redeemables if one not in self.inapplicable)
 
 
-@dataclass(frozen=True, slots=True)
-class _Attempt(Selection):
+class _Attempt(Selection, frozen=True):
     """The result of `_validate_until_valid`."""
 
-    conflicts: dict[Redeemable, str] = field(default_factory=dict)
+    conflicts: dict[Redeemable, str] = {}
     """Codes that may not apply because of a tier. The attempt ends at the first reply with such codes."""
     others: frozenset[Redeemable] = frozenset()
     """The redeemables that applied in that reply."""
     problem: EngineRejected | None = None
     """Voucherify refused the request as a whole."""
-    rules: dict[str, Any] = field(default_factory=dict)
+    rules: dict[str, Any] = {}
 
 
 def select(redeemables: Sequence[Redeemable], validator: Validator) -> Conversation[Selection]:

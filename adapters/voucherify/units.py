@@ -6,8 +6,9 @@ https://docs.voucherify.io/build/discount-types-and-effects (2026-08)
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from adapters.voucherify.reading import mapping, objects, text
 from adapters.voucherify.replies import SHIPPING, Applied, Item
@@ -17,13 +18,15 @@ ADD_NEW_ITEMS = "ADD_NEW_ITEMS"
 REPLACE_ITEMS = "REPLACE_ITEMS"
 
 
-@dataclass(frozen=True, slots=True)
-class AddedUnits:
+class AddedUnits(msgspec.Struct, frozen=True, gc=False):
     """The units that one redeemable has added to one line."""
 
     count: int = 0
     value: int = 0
     """At list price, in the engine's units."""
+
+
+_NO_UNITS = AddedUnits()
 
 
 def added_units(applied: Sequence[Applied], cart: Sequence[Line]) -> list[list[AddedUnits]]:
@@ -38,9 +41,11 @@ def added_units(applied: Sequence[Applied], cart: Sequence[Line]) -> list[list[A
                 added.append(AddedUnits(max(item.added or 0, 0), max(item.added_value, 0)))
                 continue
             # Older replies do not state the added units, but the quantity grows from redeemable to redeemable.
-            count = max(item.quantity - quantities.get(index, 0), 0)
-            quantities[index] = max(quantities.get(index, 0), item.quantity)
-            added.append(AddedUnits(count, count * item.price))
+            if (count := item.quantity - quantities.get(index, 0)) > 0:
+                quantities[index] = item.quantity
+                added.append(AddedUnits(count, count * item.price))
+            else:
+                added.append(_NO_UNITS)
         result.append(added)
     return result
 

@@ -6,7 +6,6 @@ description of the discount, and whether units were added that are not in the sh
 """
 
 from collections.abc import Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -80,7 +79,7 @@ def outcome(
         notices.append(Notice(contradiction, text, None))
     added = units.added_units(validation.applied, checkout.cart)
     shares = _shares(validation.applied, added, checkout, settings) if contradiction != "lines_differ" else []
-    amounts, exact = _minor([share.amount for share in shares], checkout.digits, settings.exponent)
+    amounts, exact = money.rescale([share.amount for share in shares], settings.exponent, checkout.digits)
     if not exact:
         text = "Voucherify's amounts have more digits than the currency; they were rounded, their sum once."
         notices.append(Notice("rounded", text, {"engine_total": sum(share.amount for share in shares)}))
@@ -134,19 +133,6 @@ def _shares(
                 if share:
                     shares.append(_Share(one, line, share))
     return shares
-
-
-def _minor(amounts: Sequence[int], digits: int, exponent: int) -> tuple[list[int], bool]:
-    """Amounts in the engine's units as minor units, and whether the conversion is exact.
-
-    Where it is not, the sum is rounded once and split by largest remainder.
-    """
-    if exponent <= digits:
-        return [amount * 10 ** (digits - exponent) for amount in amounts], True
-    size = 10 ** (exponent - digits)
-    if all(amount % size == 0 for amount in amounts):
-        return [amount // size for amount in amounts], True
-    return money.split((2 * sum(amounts) + size) // (2 * size), [Decimal(amount) for amount in amounts]), False
 
 
 def _templates(applied: Applied) -> tuple[Discount, Discount]:

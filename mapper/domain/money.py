@@ -109,7 +109,7 @@ def _is_out_of_range(value: Decimal) -> bool:
 
 
 def to_minor(value: Decimal, digits: int) -> int:
-    """Rounds an amount in major units half up to minor units. All engine amounts are rounded here.
+    """Rounds an engine's amount in major units half up to minor units. `rescale` takes whole units of an engine.
 
     The errors of an engine's binary arithmetic are removed first: 10 % of 1.15 comes as 0.11499999999999999, for 0.115.
     """
@@ -156,6 +156,19 @@ def split(amount: int, weights: Sequence[Decimal]) -> list[int]:
     for position in sorted(range(len(units)), key=lambda i: (-remainders[i], i))[: size - sum(parts)]:
         parts[position] += 1
     return [sign * part for part in parts]
+
+
+def rescale(amounts: Sequence[int], exponent: int, digits: int) -> tuple[list[int], bool]:
+    """Amounts with `exponent` decimals as minor units, which have `digits`; and whether the conversion is exact.
+
+    Where it is not, the sum is rounded half up, once, and split by largest remainder.
+    """
+    if exponent <= digits:
+        return [amount * 10 ** (digits - exponent) for amount in amounts], True
+    size = 10 ** (exponent - digits)
+    if all(amount % size == 0 for amount in amounts):
+        return [amount // size for amount in amounts], True
+    return split((2 * sum(amounts) + size) // (2 * size), [Decimal(amount) for amount in amounts]), False
 
 
 def unit_price(net_line: int, quantity: int) -> int:

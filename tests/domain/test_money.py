@@ -207,6 +207,24 @@ def test_split_uses_largest_remainder_with_ties_to_the_earlier(
     assert money.split(amount, [Decimal(weight) for weight in weights]) == parts
 
 
+@pytest.mark.parametrize(
+    ("amounts", "exponent", "digits", "minor", "exact"),
+    [
+        ([5, 7], 2, 2, [5, 7], True),
+        ([5, 7], 2, 3, [50, 70], True),
+        ([100, 200], 2, 0, [1, 2], True),
+        ([150], 2, 0, [2], False),  # half up
+        ([149], 2, 0, [1], False),
+        ([50, 50, 50], 2, 0, [1, 1, 0], False),  # the sum is rounded once
+        ([], 2, 0, [], True),
+    ],
+)
+def test_rescale_rounds_the_sum_once(
+    amounts: list[int], exponent: int, digits: int, minor: list[int], exact: bool
+) -> None:
+    assert money.rescale(amounts, exponent, digits) == (minor, exact)
+
+
 def test_split_over_no_weights_raises() -> None:
     with pytest.raises(ValueError, match="over nothing"):
         money.split(1, [])

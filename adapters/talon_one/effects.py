@@ -7,7 +7,7 @@ sorted, other effects are sorted first.
 
 import re
 from decimal import Decimal
-from functools import cache
+from functools import lru_cache
 from string import Formatter
 from typing import Any, Literal, NamedTuple
 
@@ -362,7 +362,7 @@ def _fill(text: str, payload: Any) -> str:
     return text.format_map(words).strip(" :")
 
 
-@cache
+@lru_cache(256)
 def _names(text: str) -> tuple[str, ...]:
     """The {names} in the text of a notice."""
     return tuple(name for _, name, _, _ in Formatter().parse(text) if name)

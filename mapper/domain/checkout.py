@@ -38,7 +38,7 @@ class Order(Struct, frozen=True):
 
     @property
     def pointer(self) -> str:
-        return "".join(f"/{key}" for key in self.path)
+        return document.pointer_of("", *self.path)
 
 
 class Checkout(Struct, frozen=True):

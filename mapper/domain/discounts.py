@@ -209,10 +209,11 @@ class _Remaining:
         """Takes off up to `amount`; returns how much."""
         if target not in self._amounts and target[0] == "costs":
             return amount  # a cost whose price is not known is not limited
-        every = _with_wider(target)
-        taken = min([amount, *[self._amounts.get(each, 0) for each in every]])
-        for each in every if taken else ():
-            self._amounts[each] -= taken
+        targets = _with_wider(target)
+        taken = min([amount, *map(self.of, targets)])
+        if taken:
+            for each in targets:
+                self._amounts[each] -= taken
         return taken
 
     def restore(self, target: _Target, amount: int) -> None:

@@ -189,7 +189,7 @@ def _conversation(started: object) -> Conversation[Any]:
 
 def _record_diagnostics(value: object) -> None:
     """Adds the adapter's diagnostics to the call's record, for the merchant to read in the log."""
-    outcome = getattr(value, "outcome", value)
+    outcome = value.outcome if isinstance(value, Redeemed | LookedUp) else value
     if isinstance(outcome, Outcome) and outcome.diagnostics and (record := current.get()) is not None:
         record.diagnostics = outcome.diagnostics
 

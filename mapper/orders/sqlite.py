@@ -204,10 +204,8 @@ class SqliteStore:
         """Runs in the event loop, on a connection that never waits: an index read is cheaper than a thread switch."""
         if self._reader is None:
             raise LedgerUnavailable("closed")
-        try:
+        with _errors():
             return self._others(key, session, self._reader)
-        except sqlite3.Error as error:
-            raise LedgerUnavailable(_error_name(error)) from error
 
     async def remove(self, row: Row) -> None:
         def work() -> None:

@@ -45,6 +45,8 @@ class Record:
     rejected: tuple[Rejection, ...] = ()
     diagnostics: tuple[Diagnostic, ...] = ()
     """For the merchant, from the adapter."""
+    engine_calls: list[dict[str, Any]] = field(default_factory=list)
+    """One entry for each attempt at an engine call of a validate, as the log has it."""
 
     def ids(self) -> dict[str, str]:
         """The ids by which a log line is found."""

@@ -1,4 +1,7 @@
-"""The log, on standard error: one line for each request, one for each engine call, and other events.
+"""The log, on standard error: one line for each request, and other events.
+
+A validate's line has its engine calls. A redemption's engine calls have lines of their own, so that the log has them
+even if the process ends before it has answered.
 
 Lines are JSON objects, or text (by structlog) for a terminal. Other modules log with the standard library: an event,
 and `extra={"facts": {...}}`. Each line carries the ids of its request (`mapper.domain.record.current`).
@@ -200,16 +203,16 @@ def request(
         facts["degraded"] = True
     if record.drift:
         facts["drift"] = record.drift
+    if record.engine_calls:
+        facts["engine_calls"] = record.engine_calls
     _write(level, "request", facts)
 
 
 def engine_call(attempt: Attempt, engine: str = "") -> None:
-    """Writes the line of one attempt at an engine call."""
+    """Logs one attempt at an engine call: in the line of its validate, or else in a line of its own."""
     if not log.isEnabledFor(logging.INFO):
         return
     facts: dict[str, Any] = {
-        **_current_ids(),
-        "engine": engine,
         "call": attempt.operation,
         "result": result_of(attempt),
         "ms": round(attempt.seconds * 1000, 1),
@@ -218,7 +221,11 @@ def engine_call(attempt: Attempt, engine: str = "") -> None:
         facts["attempt"] = attempt.number
     if attempt.account:
         facts["account"] = attempt.account
-    _write(logging.INFO, "engine call", facts)
+    current = records.current.get()
+    if current is not None and current.operation == "validate":
+        current.engine_calls.append(facts)
+    else:
+        _write(logging.INFO, "engine call", {**_current_ids(), "engine": engine, **facts})
 
 
 def result_of(attempt: Attempt) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import pytest
+from msgspec import structs
 
 from mapper.domain import record as records
 from mapper.domain.outcome import Rejection
@@ -65,7 +66,7 @@ def telemetry(mode: logs.Codes = "hash") -> Telemetry:
     return Telemetry("talon_one", CodeNames(mode, b"a signing secret"))
 
 
-def test_request_and_engine_call_are_logged_as_one_line_each(stderr: Stream) -> None:
+def test_consume_and_its_engine_call_are_logged_as_one_line_each(stderr: Stream) -> None:
     told = telemetry("short")
     record = Record(
         "consume", "id-1", {"more": 1}, space="s", id="o-1", session="e-1", codes=("SUMMER20",), clamped=True,
@@ -108,6 +109,29 @@ def test_request_and_engine_call_are_logged_as_one_line_each(stderr: Stream) -> 
             "drift": {"order": "5.00", "engine": "4.00"},
         },
     ]
+
+
+def test_line_of_a_validate_has_its_engine_calls(stderr: Stream) -> None:
+    told, record = telemetry(), Record("validate", "id-1")
+    token = records.current.set(record)
+    told.attempt(ATTEMPT)
+    told.attempt(structs.replace(ATTEMPT, status=None, failure="timeout", account="", number=1))
+    records.current.reset(token)
+    told.request(record, 422, "engine_unavailable", "timeout", 0.1)
+    (line,) = stderr.lines
+    assert (line["event"], line["engine"], line["engine_calls"]) == (
+        "request",
+        "talon_one",
+        [
+            {"call": "ask", "result": "200", "ms": 12.3, "attempt": 2, "account": "EUR"},
+            {"call": "ask", "result": "timeout", "ms": 12.3},
+        ],
+    )
+
+
+def test_engine_call_without_a_request_has_a_line_of_its_own(stderr: Stream) -> None:
+    telemetry().attempt(ATTEMPT)
+    assert [line["event"] for line in stderr.lines] == ["engine call"]
 
 
 @pytest.mark.parametrize(

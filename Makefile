@@ -49,7 +49,7 @@ record: $(VENV)/.dev ## record cassettes from a real account; cassettes/README.m
 
 matrix: $(VENV)/.dev ## let processes die at every point, on both stores in full: docs/exactly_once.md
 	CRASH_MATRIX=all $(BIN)/pytest tests/orders/test_crash_matrix.py $(ARGS)
-	CRASH_MATRIX=all $(BIN)/pytest tests/conformance/test_builtin.py -k whole_service $(ARGS)
+	CRASH_MATRIX=all $(BIN)/pytest tests/conformance/test_builtin.py -k service_redeems_once $(ARGS)
 
 restarts: $(VENV)/.dev ## attack the server by hand and restart it under load, at length
 	RESTARTS=16 ATTACKS=50000 $(BIN)/pytest tests/http/test_server.py $(ARGS)

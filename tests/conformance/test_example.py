@@ -18,9 +18,9 @@ from tests.conformance.test_new_adapter import run
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "oscar"
 QUICK = (
-    "cassettes or readme or installed or earns or every_code or told_apart or list_prices or read_is_refused"
-    " or does_not_know or the_story or other_codes or another_cart or refused_at or used_up or at_once"
-    " or found_among or odd_orders"
+    "cassettes or readme or installed or accepted_codes or expected_reasons or right_lines or list_prices"
+    " or unreadable_amount or unknown_effect or looked_up or other_codes or another_cart or validate_refuses"
+    " or used_up or concurrent or similar_ones or unusual_orders"
 )
 
 
@@ -39,7 +39,7 @@ def test_example_works_with_the_real_shop() -> None:
     if not python.exists():
         pytest.skip("the example's shop is not installed, and so NOT tried here: make example")
     done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_shop.py", "-k", "found_again or emulator"],
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_shop.py", "-k", "looked_up or emulator"],
         cwd=EXAMPLE, env={"OSCAR_SHOP": "required"}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

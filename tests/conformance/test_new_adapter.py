@@ -52,7 +52,7 @@ def test_new_package_earns_gold_and_detects_a_wrong_reason(
 
     reasons = package / "promotions_loyal_fox" / "reasons.py"
     reasons.write_text(reasons.read_text("utf-8").replace("Reason.EXPIRED", "Reason.NOT_STARTED"), "utf-8")
-    changed = run(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "every_code or cassettes")
+    changed = run(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "expected_reasons or cassettes")
     assert "OLD-5: should be refused as expired" in changed.stdout
 
 

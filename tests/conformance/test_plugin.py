@@ -13,7 +13,7 @@ from mapper.conformance import plugin
 from mapper.conformance.scorecard import Scorecard
 from mapper.conformance.suite import Conformance
 
-NAME = "test_the_story_of_an_order"
+NAME = "test_order_is_validated_redeemed_and_looked_up"
 
 
 class Whole(Conformance):
@@ -21,11 +21,11 @@ class Whole(Conformance):
 
 
 class Removed(Whole):
-    test_the_story_of_an_order = None  # type: ignore[assignment]
+    test_order_is_validated_redeemed_and_looked_up = None  # type: ignore[assignment]
 
 
 class Overridden(Whole):
-    def test_the_story_of_an_order(self) -> None:  # type: ignore[override]
+    def test_order_is_validated_redeemed_and_looked_up(self) -> None:  # type: ignore[override]
         """Passes."""
 
 
@@ -86,9 +86,9 @@ def test_level_needs_all_tests_of_it_and_below() -> None:
 SUITE = """
 from tests.conformance.test_builtin import TestTalonOne as Good
 class TestRemoved(Good):
-    test_validate_redeems_nothing_however_often = None
+    test_validate_is_repeatable_and_redeems_nothing = None
 class TestStale(Good):
-    exempt = {"test_validate_redeems_nothing_however_often": "an exemption that is not needed any more"}
+    exempt = {"test_validate_is_repeatable_and_redeems_nothing": "an exemption that is not needed any more"}
 del Good
 """
 
@@ -96,7 +96,7 @@ del Good
 def test_run_fails_for_removed_test_and_needless_exemption(tmp_path: Path) -> None:
     file, card = tmp_path / "test_adopted.py", tmp_path / "card.json"
     file.write_text(SUITE)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "however_often", str(file)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "is_repeatable", str(file)]
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [*command, "--scorecard", str(card)], cwd=root, capture_output=True, text=True, timeout=120, check=False
@@ -104,5 +104,5 @@ def test_run_fails_for_removed_test_and_needless_exemption(tmp_path: Path) -> No
     assert "2 failed" in done.stdout, done.stdout
     removed, stale = msgspec.json.decode(card.read_bytes())
     results = [{one["test"]: one["result"] for one in each["tests"]} for each in (removed, stale)]
-    assert [each["test_validate_redeems_nothing_however_often"] for each in results] == ["not run", "failed"]
+    assert [each["test_validate_is_repeatable_and_redeems_nothing"] for each in results] == ["not run", "failed"]
     assert removed["level"] is stale["level"] is None

@@ -18,7 +18,7 @@ ADAPTER = Oscar({"BASE_URL": "https://oscar.test/api", "API_KEY": "key", "ACCOUN
 
 
 @pytest.mark.parametrize("file", CASSETTES, ids=lambda file: file.stem)
-def test_what_was_recorded_is_asked_and_understood(file: Path) -> None:
+def test_cassette_is_replayed_as_recorded(file: Path) -> None:
     told: dict[str, Any] = json.loads(file.read_text("utf-8"))
     body = json.dumps(told["checkout"]).encode()
     cart = checkout.parse(body, "validate")
@@ -39,5 +39,5 @@ def _text(reply: dict[str, Any]) -> bytes:
     return b"" if reply["status"] == 204 else json.dumps(reply["body"]).encode()
 
 
-def test_there_are_cassettes() -> None:
+def test_cassettes_exist() -> None:
     assert CASSETTES

@@ -30,11 +30,11 @@ class TestOscar(Conformance):
 
     exempt = dict.fromkeys(
         [
-            "test_a_redemption_is_taken_back",
-            "test_a_redemption_is_taken_back_for_good",
-            "test_what_was_never_redeemed_can_be_undone",
-            "test_an_undo_that_was_not_done_says_so",
-            "test_an_undo_is_done_wherever_the_mapper_dies",
+            "test_redemption_can_be_undone",
+            "test_redemption_can_be_undone_for_good",
+            "test_undo_without_a_redemption_succeeds",
+            "test_failed_undo_raises",
+            "test_undo_completes_after_any_fault",
         ],
         NO_UNDO,
     )

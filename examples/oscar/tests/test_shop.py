@@ -53,7 +53,7 @@ def with_codes(*codes: str) -> checkout.Checkout:
     return order(promotions={"coupon_codes": list(codes)})
 
 
-def test_an_order_is_validated_checked_redeemed_once_and_found_again(lab: Lab, server: Shop) -> None:
+def test_order_is_redeemed_once_and_looked_up(lab: Lab, server: Shop) -> None:
     validated = lab.validate(order(), "session-1")
     assert [(one.line, one.amount) for one in validated.discounts] == [(0, 531), (1, 248), (2, 266)]
     assert validated.discounts[0].name == "10 % off + 3 pens for 2 + 5 off, once"
@@ -74,7 +74,7 @@ def test_an_order_is_validated_checked_redeemed_once_and_found_again(lab: Lab, s
     assert len(server.books()["orders"]) == 1
 
 
-def test_another_cart_or_other_codes_are_no_success(lab: Lab, server: Shop) -> None:
+def test_other_cart_codes_or_currency_raise_order_mismatch(lab: Lab, server: Shop) -> None:
     lab.redeem(order(), "session-1")
     less = [{**ORDER["order_items"][0], "quantity": 1}]
     others = (order(order_items=less), with_codes("TEN-PERCENT"), with_codes("SAVE-5"), order(currency="EUR"))
@@ -96,7 +96,7 @@ def test_another_cart_or_other_codes_are_no_success(lab: Lab, server: Shop) -> N
         ("ONCE-5", Reason.USED_UP),
     ],
 )
-def test_a_voucher_is_refused_with_its_reason(lab: Lab, server: Shop, code: str, reason: Reason) -> None:
+def test_refused_voucher_has_its_reason(lab: Lab, server: Shop, code: str, reason: Reason) -> None:
     lab.redeem(with_codes("ONCE-5"), "another session")
     for method in (lab.validate, lab.check):
         assert [(one.code, one.reason) for one in method(with_codes(code), "session-1").rejected] == [(code, reason)]
@@ -115,13 +115,13 @@ def test_a_voucher_is_refused_with_its_reason(lab: Lab, server: Shop, code: str,
         ({"currency": "EUR"}, "currency_differs"),
     ],
 )
-def test_what_is_not_the_catalogues_is_refused(lab: Lab, changes: dict[str, Any], reason: str) -> None:
+def test_cart_that_differs_from_the_catalogue_is_refused(lab: Lab, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(EngineRejected) as refused:
         lab.validate(order(**changes), "session-1")
     assert refused.value.reason == reason
 
 
-def test_without_the_key_nothing_is_answered(server: Shop) -> None:
+def test_wrong_key_raises_engine_rejected(server: Shop) -> None:
     options = {"BASE_URL": server.base_url, "API_KEY": "another-key", "ACCOUNTS_SECRET": "secret"}
     lab = Lab(Oscar(options), server.reset())
     with pytest.raises(EngineRejected) as refused:
@@ -177,7 +177,7 @@ QUESTIONS: list[tuple[str, str, str, Any]] = [
 ]
 
 
-def test_the_emulator_answers_as_the_shop_does(server: Shop) -> None:
+def test_emulator_answers_like_the_shop(server: Shop) -> None:
     emulated = OscarSandbox(rulebook.load(), lambda: datetime(2026, 1, 1, tzinfo=UTC))
     real = asyncio.run(_answers(server.reset(), "127.0.0.1"))
     ours = asyncio.run(_answers(emulated, "oscar.test"))

@@ -20,7 +20,7 @@ from mapper.engine.promotion_engine import Done, NotDone, Verdict
 
 class Crashes(Adopter):
     @at("silver")
-    def test_an_order_is_redeemed_once_wherever_the_mapper_dies(self, new_lab: NewLab) -> None:
+    def test_order_is_redeemed_once_despite_any_fault(self, new_lab: NewLab) -> None:
         """The crash matrix: each request of a redemption suffers each fault; the process goes on, or dies there.
 
         With CRASH_MATRIX=short, for a real engine that is slow: requests before the redemption suffer a few faults.
@@ -68,7 +68,7 @@ class Crashes(Adopter):
         return state
 
     @at("silver")
-    def test_the_whole_service_redeems_an_order_once(self, new_lab: NewLab, tmp_path: Path) -> None:
+    def test_service_redeems_once_after_a_crash(self, new_lab: NewLab, tmp_path: Path) -> None:
         """With its own ledger: a process suffers a fault and is gone; later ones are sent the same order.
 
         The fault is in the first request that redeems. With CRASH_MATRIX=all: in any request, and the next process
@@ -106,7 +106,7 @@ class Crashes(Adopter):
         cases.report()
 
     @at("gold")
-    def test_two_processes_at_once_redeem_once(self, new_lab: NewLab) -> None:
+    def test_concurrent_processes_redeem_once(self, new_lab: NewLab) -> None:
         lab, order = new_lab(), self._order()
         lab.validate(order, SESSION)
         verdicts = lab.verdicts(order, SESSION, 3)
@@ -117,7 +117,7 @@ class Crashes(Adopter):
         assert self._count(lab) == 1, f"there are {self._count(lab)} redemptions"
 
     @at("gold")
-    def test_a_redemption_that_arrives_twice_counts_once(self, new_lab: NewLab) -> None:
+    def test_redemption_delivered_twice_counts_once(self, new_lab: NewLab) -> None:
         """A proxy sends it again. Where `repair` is declared, it rolls back the duplicate."""
         lab, order = new_lab(), self._order()
         lab.validate(order, SESSION)

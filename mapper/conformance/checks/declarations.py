@@ -25,7 +25,7 @@ MARKER = "text-of-the-engine"
 
 class Declarations(Adopter):
     @at("bronze")
-    def test_it_is_installed_and_its_options_are_checked(self) -> None:
+    def test_adapter_is_installed_and_checks_its_options(self) -> None:
         adapter = self._adapter()
         point, cases = find(self.entry_point), Cases()
         declared = point.load().options
@@ -63,7 +63,7 @@ class Declarations(Adopter):
         pytest.fail(f"{method} is not declared, and yet it works: declare it, or remove it", pytrace=False)
 
     @at("bronze")
-    def test_what_it_cannot_do_is_refused_loudly(self, new_lab: NewLab) -> None:
+    def test_unsupported_input_is_refused_and_not_dropped(self, new_lab: NewLab) -> None:
         able, cases = self._adapter().capabilities, Cases()
         entered = {"referral": {"referral_code": UNKNOWN_CODE}, "loyalty": {"loyalty_card": UNKNOWN_CODE}}
         for capability, promotions in entered.items():
@@ -84,7 +84,7 @@ class Declarations(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_what_it_can_do_is_granted(self, new_lab: NewLab) -> None:
+    def test_declared_capabilities_grant_something(self, new_lab: NewLab) -> None:
         """Referrals, loyalty cards and gift cards earn something, and redeeming them grants the same."""
         able, cases = self._adapter().capabilities, Cases()
         plain = new_lab().validate(carts.parse(carts.body(self.lines)), SESSION)
@@ -104,9 +104,7 @@ class Declarations(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_secrets_and_the_engines_own_words_stay_where_they_are(
-        self, new_lab: NewLab, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_secrets_and_engine_texts_do_not_leak(self, new_lab: NewLab, caplog: pytest.LogCaptureFixture) -> None:
         declared = find(self.entry_point).load().options
         secrets = [self.options[name] for one in declared if one.secret for name in one.names if name in self.options]
         spellings = [spelling for secret in secrets for spelling in _spellings(secret)]
@@ -139,7 +137,7 @@ class Declarations(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_it_keeps_nothing_between_two_conversations(self, new_lab: NewLab) -> None:
+    def test_conversations_share_no_state(self, new_lab: NewLab) -> None:
         """Two conversations of one adapter, interleaved, do not share anything either."""
         other = self._order(*self.accepted, lines=[("SKU-2", 3, "11.00")], name="order-2")
         carts_ = (self._order(), other)
@@ -157,7 +155,7 @@ class Declarations(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_it_stays_within_its_budget(self, new_lab: NewLab) -> None:
+    def test_requests_and_cpu_time_stay_within_limits(self, new_lab: NewLab) -> None:
         """A budget of requests, and of CPU time; the time that the engine takes is not counted."""
         cases = Cases()
         for count in sorted({min(count, self.most_lines) for count in (1, 10, 100, 1000)}):

@@ -20,7 +20,7 @@ OTHER_CURRENCY = "EUR"
 
 class Orders(Adopter):
     @at("silver")
-    def test_the_story_of_an_order(self, lab: Lab) -> None:
+    def test_order_is_validated_redeemed_and_looked_up(self, lab: Lab) -> None:
         checkout = self._order()
         validated = lab.validate(checkout, SESSION)
         order = carts.discounted(checkout, validated)
@@ -49,7 +49,7 @@ class Orders(Adopter):
         assert lab.look_up(order, SESSION).state == "redeemed", "after a second try it is not redeemed any more"
 
     @at("silver")
-    def test_an_order_is_found_among_others_like_it(self, lab: Lab) -> None:
+    def test_look_up_finds_the_order_among_similar_ones(self, lab: Lab) -> None:
         """Others have the same customer, cart and codes, and ids that begin alike; the emulator's pages are short."""
         cases, order = Cases(), self._order(customer={"id": "john"})
         sessions = [f"{SESSION}{more}" for more in ("", "0", "01", "-1", "/1", "9")]
@@ -76,7 +76,7 @@ class Orders(Adopter):
         cases.report()
 
     @at("silver")
-    def test_odd_orders_are_found_again(self, new_lab: NewLab) -> None:
+    def test_look_up_finds_unusual_orders(self, new_lab: NewLab) -> None:
         """A redeemed order is not taken for another cart, whatever it contains: it would never be done."""
         (sku, quantity, price), *rest = self.lines
         lines = {
@@ -105,7 +105,7 @@ class Orders(Adopter):
         cases.report()
 
     @at("silver")
-    def test_another_cart_in_the_same_session_is_no_success(self, new_lab: NewLab) -> None:
+    def test_another_cart_in_the_session_is_a_mismatch(self, new_lab: NewLab) -> None:
         (sku, quantity, price), *rest = self.lines
         self._are_mismatches(new_lab, {
             "another quantity": self._order(*self.accepted, lines=[(sku, quantity + 1, price), *rest]),
@@ -126,7 +126,7 @@ class Orders(Adopter):
         return {"another currency": order} if is_sent(lab, OTHER_CURRENCY) else {}
 
     @at("silver")
-    def test_other_codes_in_the_same_session_are_no_success(self, new_lab: NewLab) -> None:
+    def test_other_codes_in_the_session_are_a_mismatch(self, new_lab: NewLab) -> None:
         kept = self.accepted[:-1]
         others = {"another code": self._order(*kept, next(iter(self.refused), UNKNOWN_CODE))}
         self._are_mismatches(new_lab, others | ({"a code less": self._order(*kept)} if kept else {}))
@@ -150,7 +150,7 @@ class Orders(Adopter):
         cases.report()
 
     @at("silver")
-    def test_what_is_refused_at_validate_is_refused_at_redeem(self, new_lab: NewLab) -> None:
+    def test_check_and_redeem_refuse_what_validate_refuses(self, new_lab: NewLab) -> None:
         cases = Cases()
         for code, reason in {**self.refused, UNKNOWN_CODE: Reason.NOT_FOUND}.items():
             lab, order = new_lab(), self._order(code)
@@ -168,7 +168,7 @@ class Orders(Adopter):
         cases.report()
 
     @at("silver")
-    def test_a_code_that_somebody_else_used_up_is_refused(self, lab: Lab) -> None:
+    def test_code_used_up_by_another_order_is_refused(self, lab: Lab) -> None:
         if not self.once:
             pytest.skip("no code can be redeemed only once")
         order, rival = self._order(self.once), self._order(self.once, name="order-2")
@@ -184,7 +184,7 @@ class Orders(Adopter):
         assert reasons(second)[self.once] in possible, f"it is refused as {reasons(second)[self.once]}"
 
     @at("silver")
-    def test_requests_say_what_they_do(self, new_lab: NewLab) -> None:
+    def test_declared_effect_of_each_request_is_true(self, new_lab: NewLab) -> None:
         """`effect` is true: a request that redeems says so, and one without effect has none."""
         cases = Cases()
         for method in self._methods():
@@ -204,7 +204,7 @@ class Orders(Adopter):
         cases.report()
 
     @at("silver")
-    def test_what_may_be_repeated_may_be_repeated(self, new_lab: NewLab) -> None:
+    def test_repeatable_request_can_arrive_twice(self, new_lab: NewLab) -> None:
         """`repeatable` is true: a request that arrives twice does no more than once."""
         cases = Cases()
         for method in self._methods():
@@ -219,7 +219,7 @@ class Orders(Adopter):
         cases.report()
 
     @at("silver")
-    def test_ids_of_strangers_lead_nowhere_else(self, new_lab: NewLab) -> None:
+    def test_unusual_order_ids_are_kept_apart(self, new_lab: NewLab) -> None:
         cases = Cases()
         for name in carts.IDS:
             lab, order = new_lab(), self._order(name=name)

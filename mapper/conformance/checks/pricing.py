@@ -23,7 +23,7 @@ from mapper.domain import money
 
 class Pricing(Adopter):
     @at("bronze")
-    def test_a_cart_earns_what_its_codes_promise(self, lab: Lab, order: Checkout) -> None:
+    def test_accepted_codes_give_discounts(self, lab: Lab, order: Checkout) -> None:
         outcome = lab.validate(order, SESSION)
         assert not outcome.rejected, f"accepted codes are refused: {outcome.rejected}"
         assert carts.off(order, outcome) > 0, "accepted codes take nothing off"
@@ -35,7 +35,7 @@ class Pricing(Adopter):
             assert not re.search(r"[/0-9]", exchange.request.operation), "an operation is a constant name"
 
     @at("bronze")
-    def test_validate_redeems_nothing_however_often(self, lab: Lab, order: Checkout) -> None:
+    def test_validate_is_repeatable_and_redeems_nothing(self, lab: Lab, order: Checkout) -> None:
         first = lab.validate(order, SESSION)
         assert lab.validate(order, SESSION) == first, "the same cart earns something else the second time"
         lab.validate(self._order(*self.accepted, lines=self.lines[:1]), SESSION)
@@ -43,7 +43,7 @@ class Pricing(Adopter):
         assert self._count(lab) == 0, "validating redeems"
 
     @at("bronze")
-    def test_every_code_that_does_not_apply_is_refused_with_its_reason(self, new_lab: NewLab) -> None:
+    def test_refused_codes_have_the_expected_reasons(self, new_lab: NewLab) -> None:
         cases = Cases()
         wanted = {**self.refused, UNKNOWN_CODE: Reason.NOT_FOUND}
         for code, reason in wanted.items():
@@ -58,7 +58,7 @@ class Pricing(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_a_refusal_has_the_engines_own_word(self, new_lab: NewLab) -> None:
+    def test_refused_codes_have_an_engine_reason(self, new_lab: NewLab) -> None:
         """The log and the merchant need it where our reason is broader. An engine without words is exempt."""
         cases = Cases()
         for code in (*self.refused, UNKNOWN_CODE):
@@ -68,7 +68,7 @@ class Pricing(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_what_the_cart_holds_reaches_the_engine_as_it_came(self, new_lab: NewLab) -> None:
+    def test_cart_values_reach_the_engine_unchanged(self, new_lab: NewLab) -> None:
         """Names and codes are escaped once, as their place requires: not cut, not folded, not escaped twice."""
         cases = Cases()
         for name in ("ü/☃ \"'<&>%41", "Sku-" * 20):
@@ -98,7 +98,7 @@ class Pricing(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_money_is_exact_in_every_currency(self, new_lab: NewLab) -> None:
+    def test_percentage_is_exact_in_every_currency(self, new_lab: NewLab) -> None:
         if self.percent is None:
             pytest.skip("no code takes a percentage off everything")
         code, percent = self.percent
@@ -117,7 +117,7 @@ class Pricing(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_an_amount_is_exact_however_many_lines_it_lies_on(self, new_lab: NewLab) -> None:
+    def test_fixed_amount_is_exact_over_many_lines(self, new_lab: NewLab) -> None:
         if self.fixed is None:
             pytest.skip("no code takes a fixed amount off")
         code, amount = self.fixed
@@ -131,7 +131,7 @@ class Pricing(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_carts_that_nobody_thought_of_earn_what_they_should(self, new_lab: NewLab) -> None:
+    def test_random_carts_get_exact_discounts(self, new_lab: NewLab) -> None:
         """Random carts earn the same from two adapters; a percentage is exact, to the rounding of each unit."""
         first, second, plain = new_lab(), new_lab(), new_lab()
         code, percent = self.percent or ("", 0)
@@ -157,7 +157,7 @@ class Pricing(Adopter):
         holds()
 
     @at("bronze")
-    def test_lines_are_told_apart(self, new_lab: NewLab) -> None:
+    def test_discounts_apply_to_the_right_lines(self, new_lab: NewLab) -> None:
         cases = Cases()
         want = amounts(new_lab().validate(self._order(), SESSION))
         zero = ("SKU-1", 0, "5.00")
@@ -185,7 +185,7 @@ class Pricing(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_prices_are_list_prices(self, new_lab: NewLab) -> None:
+    def test_discounted_cart_is_priced_at_list_prices(self, new_lab: NewLab) -> None:
         cases = Cases()
         for family in ("A", "B", "C"):
             order = carts.parse(carts.body(self.lines, self.accepted, family=family))
@@ -204,7 +204,7 @@ class Pricing(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_odd_carts_come_to_an_answer(self, new_lab: NewLab) -> None:
+    def test_unusual_carts_are_answered(self, new_lab: NewLab) -> None:
         cases = Cases()
         many = [
             (f"SKU-{number}", 1 + number % 3, f"{number % 90 + 1}.{number % 100:02}")

@@ -18,7 +18,7 @@ from mapper.engine.promotion_engine import Declined, Done, NotDone
 
 class Replies(Adopter):
     @at("bronze")
-    def test_the_same_replies_give_the_same_outcome_in_whatever_order_they_list_it(self, new_lab: NewLab) -> None:
+    def test_order_of_lists_does_not_change_the_outcome(self, new_lab: NewLab) -> None:
         order = self._order(*self.accepted, *self.refused)
         run = self._run(new_lab, "validate", order)
         again, asked = replay_validate(run.prepared.lab.adapter, order, run.replies)
@@ -63,11 +63,11 @@ class Replies(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_whatever_the_engine_replies_validate_ends_as_the_contract_says(self, new_lab: NewLab) -> None:
+    def test_validate_keeps_the_contract_on_mutated_replies(self, new_lab: NewLab) -> None:
         self._fuzz_replies(new_lab, "validate")
 
     @at("bronze")
-    def test_no_answer_is_not_taken_for_nothing_earned(self, new_lab: NewLab) -> None:
+    def test_unusable_reply_does_not_mean_no_discount(self, new_lab: NewLab) -> None:
         cases, run = Cases(), self._run(new_lab, "validate")
         strange = {**_answered_with(mutations.GARBAGE), **_statuses(400, 401, 403, 404, 410, 422)}
         for place, (what, reply) in itertools.product(range(len(run.exchanges)), strange.items()):
@@ -79,7 +79,7 @@ class Replies(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_a_wrong_key_is_not_the_shoppers_fault(self, new_lab: NewLab) -> None:
+    def test_wrong_key_raises_engine_rejected(self, new_lab: NewLab) -> None:
         """It is raised as `EngineRejected`, whatever the reply's body: neither a refused code nor an outage.
 
         401 and 403 say it; and whatever the emulator answers to requests without the account's headers.
@@ -103,7 +103,7 @@ class Replies(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_money_that_cannot_be_read_is_refused(self, new_lab: NewLab) -> None:
+    def test_unreadable_amount_is_refused(self, new_lab: NewLab) -> None:
         """Validate can still refuse: nothing is sold at list prices because an amount is not a number."""
         cases, run, lab = Cases(), self._run(new_lab, "validate"), new_lab()
         order = run.prepared.order
@@ -118,7 +118,7 @@ class Replies(Adopter):
         cases.report()
 
     @at("bronze")
-    def test_what_it_does_not_know_is_passed_on(self, new_lab: NewLab) -> None:
+    def test_unknown_effect_is_not_dropped(self, new_lab: NewLab) -> None:
         """An effect that no integration knows becomes a notice, a discount, or an error; it is never dropped."""
         unknown = getattr(new_lab().emulator, "unknown_effect", None)
         if unknown is None:
@@ -138,11 +138,11 @@ class Replies(Adopter):
         assert any(one.payload for one in added), "its notice has no payload: nobody can tell what it was"
 
     @at("silver")
-    def test_whatever_the_engine_replies_redeem_ends_as_the_contract_says(self, new_lab: NewLab) -> None:
+    def test_redeem_keeps_the_contract_on_mutated_replies(self, new_lab: NewLab) -> None:
         self._fuzz_replies(new_lab, "redeem")
 
     @at("silver")
-    def test_after_a_redemption_that_was_answered_nothing_counts_as_not_done(self, new_lab: NewLab) -> None:
+    def test_redemption_with_any_2xx_is_never_not_redeemed(self, new_lab: NewLab) -> None:
         """Whatever is in a 2xx: the outcome is unknown, or what the engine says when it is asked again."""
         cases, run = Cases(), self._run(new_lab, "redeem")
         empty = {"an empty object": b"{}", "an empty array": b"[]"}
@@ -162,7 +162,7 @@ class Replies(Adopter):
         cases.report()
 
     @at("silver")
-    def test_a_redemption_is_believed_for_the_engines_word_alone(self, new_lab: NewLab) -> None:
+    def test_redemption_needs_the_engines_confirmation(self, new_lab: NewLab) -> None:
         """Where the engine says in words that it has redeemed, another word is no success: it asks again, or doubts it.
 
         The kit does not know which word it is: of all that come with the redemption or after it, at least one matters.
@@ -180,7 +180,7 @@ class Replies(Adopter):
         )
 
     @at("silver")
-    def test_a_look_up_never_takes_trouble_for_absence(self, new_lab: NewLab) -> None:
+    def test_look_up_does_not_take_errors_for_absence(self, new_lab: NewLab) -> None:
         cases, run = Cases(), self._run(new_lab, "look_up")
         strange = {**_answered_with(mutations.GARBAGE), **_statuses(400, 401, 403, 405, 422)}
         for place, (what, reply) in itertools.product(range(len(run.exchanges)), strange.items()):
@@ -192,17 +192,17 @@ class Replies(Adopter):
         cases.report()
 
     @at("silver")
-    def test_whatever_the_engine_replies_a_look_up_ends_as_the_contract_says(self, new_lab: NewLab) -> None:
+    def test_look_up_keeps_the_contract_on_mutated_replies(self, new_lab: NewLab) -> None:
         self._fuzz_replies(new_lab, "look_up")
 
     @at("gold")
-    def test_whatever_the_engine_replies_check_and_undo_end_as_the_contract_says(self, new_lab: NewLab) -> None:
+    def test_check_and_undo_keep_the_contract_on_mutated_replies(self, new_lab: NewLab) -> None:
         for method in self._methods():
             if method in ("check", "undo"):
                 self._fuzz_replies(new_lab, method)
 
     @at("gold")
-    def test_faults_at_validate_and_check_are_told_as_such(self, new_lab: NewLab) -> None:
+    def test_faults_never_change_the_result_of_validate_and_check(self, new_lab: NewLab) -> None:
         cases = Cases()
         for method in ("validate", *(["check"] if self._adapter().capabilities.check else [])):
             run = self._run(new_lab, method)

@@ -13,7 +13,7 @@ from mapper.conformance.lab import PROBLEMS, ContractViolation
 
 class Undoing(Adopter):
     @at("gold")
-    def test_a_redemption_is_taken_back(self, new_lab: NewLab) -> None:
+    def test_redemption_can_be_undone(self, new_lab: NewLab) -> None:
         self._needs("undo")
         cases = Cases()
         for what in ("with the order", "without the order", "without order and handle"):
@@ -32,7 +32,7 @@ class Undoing(Adopter):
         cases.report()
 
     @at("gold")
-    def test_a_redemption_is_taken_back_for_good(self, new_lab: NewLab) -> None:
+    def test_redemption_can_be_undone_for_good(self, new_lab: NewLab) -> None:
         self._needs("undo")
         lab, order = new_lab(), self._order()
         lab.validate(order, SESSION)
@@ -45,7 +45,7 @@ class Undoing(Adopter):
             assert lab.look_up(order, SESSION).state != "redeemed", "cancelled, it is found as redeemed"
 
     @at("gold")
-    def test_what_was_never_redeemed_can_be_undone(self, new_lab: NewLab) -> None:
+    def test_undo_without_a_redemption_succeeds(self, new_lab: NewLab) -> None:
         self._needs("undo")
         cases, order = Cases(), self._order()
         for final, validated in itertools.product((False, True), (False, True)):
@@ -61,7 +61,7 @@ class Undoing(Adopter):
         cases.report()
 
     @at("gold")
-    def test_an_undo_that_was_not_done_says_so(self, new_lab: NewLab) -> None:
+    def test_failed_undo_raises(self, new_lab: NewLab) -> None:
         """Whatever comes instead of the engine's answer: a refusal, a proxy's page, the JSON of another object."""
         self._needs("undo")
         cases = Cases()
@@ -79,7 +79,7 @@ class Undoing(Adopter):
         cases.report()
 
     @at("gold")
-    def test_an_undo_is_done_wherever_the_mapper_dies(self, new_lab: NewLab) -> None:
+    def test_undo_completes_after_any_fault(self, new_lab: NewLab) -> None:
         self._needs("undo")
         cases, run = Cases(), self._run(new_lab, "undo")
         for place, (what, fault) in itertools.product(range(len(run.exchanges)), FAULTS.items()):

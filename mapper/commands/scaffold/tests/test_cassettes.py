@@ -18,7 +18,7 @@ ADAPTER = Acme({"BASE_URL": "https://acme.test", "API_KEY": "key"})
 
 
 @pytest.mark.parametrize("file", CASSETTES, ids=lambda file: file.stem)
-def test_what_was_recorded_is_asked_and_understood(file: Path) -> None:
+def test_cassette_is_replayed_as_recorded(file: Path) -> None:
     told: dict[str, Any] = json.loads(file.read_text("utf-8"))
     body = json.dumps(told["checkout"]).encode()
     cart = checkout.parse(body, "validate")
@@ -36,5 +36,5 @@ def test_what_was_recorded_is_asked_and_understood(file: Path) -> None:
     assert [(one.code, one.reason) for one in outcome.rejected] == [tuple(one) for one in told["rejected"]]
 
 
-def test_there_are_cassettes() -> None:
+def test_cassettes_exist() -> None:
     assert CASSETTES

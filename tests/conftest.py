@@ -11,4 +11,4 @@ settings.load_profile("mapper")
 
 def pytest_runtest_teardown() -> None:
     """Remove the log writer of a test that has served in this process, so that the next test logs to pytest."""
-    logs._writer = None
+    logs._json_file = None

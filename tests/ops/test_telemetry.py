@@ -54,7 +54,7 @@ def stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
     handlers, levels = root.handlers[:], (root.level, log.level)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
-    monkeypatch.setattr(logs, "_writer", None)
+    monkeypatch.setattr(logs, "_json_file", None)
     logs.configure()
     yield stream
     root.handlers[:] = handlers

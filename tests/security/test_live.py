@@ -127,7 +127,7 @@ def test_secrets_and_codes_are_not_in_logs_or_operator_routes(
     )
     monkeypatch.setattr(sys, "stderr", written)
     monkeypatch.setattr(logging, "raiseExceptions", logging.raiseExceptions)
-    monkeypatch.setattr(logs, "_writer", None)
+    monkeypatch.setattr(logs, "_json_file", None)
     logs.configure("debug", form)
     try:
         seen = _call_everything()

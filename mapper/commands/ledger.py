@@ -44,6 +44,10 @@ MEANING: dict[State, tuple[str, str]] = {
 """By state: a word for it, and what the operator can do."""
 
 
+class _NotFound(Exception):
+    """There is no such order, or more than one. The message says what to do."""
+
+
 def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("ledger", help="show the ledger of consumed orders; settle those that need you")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
@@ -101,6 +105,8 @@ async def _with_ledger(chosen: argparse.Namespace) -> int:
         return fail(f"{problem.message} It is the one of MAPPER_LEDGER_URL; reason: {problem.reason}.")
     try:
         result: int = await chosen.act(ledger, chosen)
+    except _NotFound as error:
+        return fail(str(error))
     except Problem as problem:
         return fail(f"{problem.message} Reason: {problem.reason}.")
     finally:
@@ -167,8 +173,6 @@ async def _find(ledger: Ledger, chosen: argparse.Namespace) -> list[Row]:
 
 async def _show(ledger: Ledger, chosen: argparse.Namespace) -> int:
     row = await _row(ledger, chosen)
-    if row is None:
-        return 1
     word, advice = MEANING[row.state]
     facts = [
         ("order", row.key.order),
@@ -195,8 +199,6 @@ async def _show(ledger: Ledger, chosen: argparse.Namespace) -> int:
 
 async def _retry(ledger: Ledger, chosen: argparse.Namespace) -> int:
     row = await _row(ledger, chosen)
-    if row is None:
-        return 1
     match row.state:
         case State.MANUAL:
             await ledger.reopen(row)
@@ -212,8 +214,6 @@ async def _retry(ledger: Ledger, chosen: argparse.Namespace) -> int:
 
 async def _settle(ledger: Ledger, chosen: argparse.Namespace) -> int:
     row = await _row(ledger, chosen)
-    if row is None:
-        return 1
     if row.state is not State.MANUAL:
         return fail(f"The order is {MEANING[row.state][0]}. {MEANING[row.state][1]}")
     match chosen.outcome:
@@ -229,8 +229,6 @@ async def _settle(ledger: Ledger, chosen: argparse.Namespace) -> int:
 
 async def _forget(ledger: Ledger, chosen: argparse.Namespace) -> int:
     row = await _row(ledger, chosen)
-    if row is None:
-        return 1
     try:
         await ledger.forget(row)
     except WrongMove:
@@ -275,19 +273,17 @@ def _backup(chosen: argparse.Namespace) -> int:
     return 0
 
 
-async def _row(ledger: Ledger, chosen: argparse.Namespace) -> Row | None:
-    """Returns the row of the chosen order; prints why if there is none, or several."""
+async def _row(ledger: Ledger, chosen: argparse.Namespace) -> Row:
+    """Returns the row of the chosen order. Raises `_NotFound` if there is none, or several."""
     rows = await ledger.find(order=chosen.key.strip())
     found = [row for row in rows if chosen.space in (None, row.key.space) and chosen.engine in (None, row.key.engine)]
     if len(found) == 1:
         return found[0]
-    if rows:
-        options = sorted(f"--space {shlex.quote(row.key.space)} --engine {row.key.engine}" for row in found or rows)
-        which = "Several orders have" if found else "No order there has"
-        fail(f"{which} this id; name one of these: " + ", ".join(options) + ".")
-    else:
-        fail("The ledger has no order with this id.")
-    return None
+    if not rows:
+        raise _NotFound("The ledger has no order with this id.")
+    options = sorted(f"--space {shlex.quote(row.key.space)} --engine {row.key.engine}" for row in found or rows)
+    which = "Several orders have" if found else "No order there has"
+    raise _NotFound(f"{which} this id; name one of these: {', '.join(options)}.")
 
 
 def _time(unix: float) -> str:

@@ -17,7 +17,7 @@ from mapper.engine import clients
 from mapper.nacelle.check import NotAnOrder
 from mapper.nacelle.database import DatabaseUnavailable
 from mapper.nacelle.ingest import Ingested, Ingestion
-from mapper.nacelle.journal import open_journal
+from mapper.nacelle.journal import journal_in
 from mapper.nacelle.noms import Noms
 from mapper.ops.logs import printable
 
@@ -75,7 +75,7 @@ def _bodies(path: str) -> Bodies:
 
 
 async def _run(chosen: argparse.Namespace, configured: settings.IngestSettings, bodies: Bodies) -> int:
-    journal = await open_journal(configured.ledger_url)
+    journal = journal_in(configured.ledger_url)
     transport = clients.create(configured.http_client, connections=4)
     try:
         if chosen.settle:

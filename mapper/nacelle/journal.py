@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from mapper.nacelle.database import Database, LazyDatabase, open_database
+from mapper.nacelle.database import Database, LazyDatabase
 from mapper.nacelle.noms import Sent
 
 State = Literal["sending", "created", "refused", "not_sent", "unknown"]
@@ -101,14 +101,3 @@ def digest_of(body: bytes) -> bytes:
 def journal_in(url: str) -> Journal:
     """Returns the journal at a ledger's URL. It is opened at its first use."""
     return Journal(LazyDatabase(url, _TABLE))
-
-
-async def open_journal(url: str) -> Journal:
-    """Opens the journal at `sqlite:///<path>` or `postgresql://…`; creates its table. Raises `DatabaseUnavailable`."""
-    database = await open_database(url)
-    try:
-        await database.run(_TABLE)
-    except BaseException:
-        await database.close()
-        raise
-    return Journal(database)

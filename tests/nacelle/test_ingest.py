@@ -12,7 +12,7 @@ from mapper.adapter import EngineReply
 from mapper.engine.transport import NotSent, Unknown
 from mapper.nacelle.database import Database
 from mapper.nacelle.ingest import Ingested, Ingestion
-from mapper.nacelle.journal import Journal, open_journal
+from mapper.nacelle.journal import Journal, journal_in
 from mapper.nacelle.noms import PAUSES_S, Noms
 from tests.orders.ledgers import STORES, Home
 
@@ -87,14 +87,14 @@ class Shop:
         self.slept: list[float] = []
 
     def with_journal(self, work: Callable[[Journal], Awaitable[T]]) -> T:
-        async def with_open_journal() -> T:
-            journal = await open_journal(self.url)
+        async def run() -> T:
+            journal = journal_in(self.url)
             try:
                 return await work(journal)
             finally:
                 await journal.close()
 
-        return asyncio.run(with_open_journal())
+        return asyncio.run(run())
 
     def ingest(self, nacelle: Nacelle, order: object = ORDER, *, dies: tuple[str, bool] | None = None) -> Ingested:
         async def sleep(seconds: float) -> None:

@@ -25,8 +25,7 @@ from mapper.engine.transport import Transport
 from mapper.nacelle.products import Products
 from mapper.nacelle.storefront import source_of
 from mapper.recording import records, replay
-from mapper.recording.replay import Rules
-from mapper.settings import Settings
+from mapper.settings import Rules, Settings
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ async def explain(configured: Settings, transport: Transport, body: bytes) -> Ex
     Raises `InvalidRequest` for a body that cannot be read.
     """
     if records.is_record(body):
-        return _explain_record(configured, body)
+        return _explain_record(configured.rules, body)
     exchanges: list[Exchange] = []
     attempts: list[Attempt] = []
 

@@ -6,7 +6,7 @@ Each setting that holds a secret may also be given as `NAME_FILE`, the path of a
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -134,6 +134,15 @@ class ProductSettings:
 
 
 @dataclass(frozen=True)
+class Rules:
+    """The settings that it takes to read and price a body, without callers and ledger."""
+
+    adapter: Adapter
+    default_currency: str
+    customer_path: str
+
+
+@dataclass(frozen=True)
 class Settings:
     adapter: Adapter
     credentials: Credentials
@@ -172,15 +181,18 @@ class Settings:
     """None if `POST /orders/ingest` is off."""
     products: ProductSettings | None = None
     """None if no product data is added to lines."""
+    warnings: tuple[str, ...] = ()
+    """Probable mistakes that do not prevent the start, such as a misspelt name."""
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(self.adapter, self.default_currency, self.customer_path)
 
     @property
     def code_secret(self) -> bytes:
         """The key of the codes' hashes in the log: the callers' current secret."""
         credentials = self.credentials
         return (*credentials.all_secrets, *(value for _, value in credentials.headers))[0]
-
-    warnings: tuple[str, ...] = ()
-    """Probable mistakes that do not prevent the start, such as a misspelt name."""
 
 
 class InvalidSettings(Exception):
@@ -200,21 +212,21 @@ def load(environment: Mapping[str, str]) -> Settings:
         reader.choice("NACELLE_AUTH", "signature", "secret_header", "both"),
     )
     spaces = reader.spaces()
-    secrets, by_space = reader.secrets("NACELLE_SIGNING_SECRETS", spaces, needed=auth in ("signature", "both"))
+    signing = reader.credentials("NACELLE_SIGNING_SECRETS", spaces, needed=auth in ("signature", "both"))
     headers = reader.secret_headers(needed=auth in ("secret_header", "both"))
-    if len(spaces) > 1 and (secrets or auth == "secret_header" or spaces - by_space.keys()):
+    if len(spaces) > 1 and (signing.secrets or auth == "secret_header" or spaces - signing.by_space.keys()):
         reader.warnings.append(
             "NACELLE_SPACE_IDS names several spaces that share a secret: a captured body can be sent again to another"
             " space; give each space its own secret, NACELLE_SIGNING_SECRETS=space:secret,…"
         )
-    cancel = reader.secrets("MAPPER_CANCEL_SECRETS", spaces, needed=False)
-    if set(_flat(*cancel)) & set(_flat(secrets, by_space)):
+    cancel = reader.credentials("MAPPER_CANCEL_SECRETS", spaces, needed=False)
+    if set(cancel.all_secrets) & set(signing.all_secrets):
         reader.wrong(
             "MAPPER_CANCEL_SECRETS", "secrets of its own: Nacelle, which has the signing secrets, never cancels"
         )
     found = {
-        "credentials": Credentials(auth, secrets, headers, spaces, by_space),
-        "cancel_credentials": Credentials("signature", cancel[0], (), spaces, cancel[1]) if any(cancel) else None,
+        "credentials": replace(signing, auth=auth, headers=headers),
+        "cancel_credentials": cancel if cancel.all_secrets else None,
         "old_receipt_secrets": tuple(secret.encode() for secret in reader.list("MAPPER_OLD_RECEIPT_SECRETS")),
         "receipt_required": reader.choice("MAPPER_RECEIPT", "optional", "required") == "required",
         "receipt_ttl_s": reader.number("MAPPER_RECEIPT_TTL_S", 60, 31_536_000),
@@ -254,15 +266,6 @@ def load(environment: Mapping[str, str]) -> Settings:
     return Settings(adapter=adapter, warnings=tuple(reader.warnings), **cast("dict[str, Any]", found))
 
 
-@dataclass(frozen=True)
-class Rules:
-    """The settings that it takes to read and price a body, without callers and ledger."""
-
-    adapter: Adapter
-    default_currency: str
-    customer_path: str
-
-
 def load_rules(environment: Mapping[str, str]) -> Rules:
     """Returns the settings of `promotions-mapper replay`. Raises `InvalidSettings`."""
     reader = Reader(environment)
@@ -280,10 +283,6 @@ def load_ingest(environment: Mapping[str, str]) -> IngestSettings:
     if reader.problems:
         raise InvalidSettings(reader.problems)
     return found
-
-
-def _flat(shared: tuple[bytes, ...], by_space: Mapping[str, tuple[bytes, ...]]) -> tuple[bytes, ...]:
-    return (*shared, *(secret for secrets in by_space.values() for secret in secrets))
 
 
 def read_secret(path: str) -> str:
@@ -362,10 +361,8 @@ class Reader:
             self.wrong("NACELLE_SPACE_IDS", "ids separated by commas, without white space in them")
         return frozenset(spaces)
 
-    def secrets(
-        self, name: str, spaces: frozenset[str] = frozenset(), *, needed: bool
-    ) -> tuple[tuple[bytes, ...], dict[str, tuple[bytes, ...]]]:
-        """Returns the secrets for all spaces, and by space those written as `space:secret`."""
+    def credentials(self, name: str, spaces: frozenset[str], *, needed: bool) -> Credentials:
+        """Returns the signing secrets of a setting; those written as `space:secret` are for one space alone."""
         given = self.list(name)
         if needed and not given:
             self.wrong(name, f"at least one secret (or {name}_FILE): there is no mode without one")
@@ -385,7 +382,7 @@ class Reader:
                         f"{name}, number {position}, has a colon, but no space of NACELLE_SPACE_IDS before it:"
                         " the whole of it is taken for a secret that is good in every space"
                     )
-        return tuple(shared), by_space
+        return Credentials("signature", tuple(shared), (), spaces, by_space)
 
     def currency(self) -> str:
         currency = self.text("MAPPER_DEFAULT_CURRENCY").upper()

@@ -201,8 +201,7 @@ def _hash(chosen: argparse.Namespace) -> int:
 
 def _sign(chosen: argparse.Namespace) -> int:
     reader = settings.Reader(os.environ)
-    shared, by_space = reader.secrets("NACELLE_SIGNING_SECRETS", reader.spaces(), needed=True)
-    secrets = (*shared, *(secret for secrets in by_space.values() for secret in secrets))
+    secrets = reader.credentials("NACELLE_SIGNING_SECRETS", reader.spaces(), needed=True).all_secrets
     if reader.problems:
         raise settings.InvalidSettings(reader.problems)
     try:

@@ -4,27 +4,22 @@ from typing import Any
 
 import msgspec
 
-from mapper.adapter import LookedUp, NotRedeemed, Outcome, Redeemed
+from mapper.adapter import Outcome
 from mapper.engine.promotion_engine import Declined, Done
+from mapper.recording import replay
 
 Amounts = list[tuple[Any, ...]]
 
 
 def outcome_of(value: object) -> Outcome:
-    """What a result grants and refuses."""
+    """What a result or a verdict grants and refuses."""
     match value:
-        case Outcome():
-            return value
-        case Redeemed() | LookedUp():
-            return value.outcome
-        case NotRedeemed():
-            return Outcome(rejected=value.rejected, notices=value.notices)
         case Done():
             return value.redeemed.outcome
         case Declined():
-            return outcome_of(value.declined)
+            return replay.outcome_of(value.declined)
         case _:
-            raise AssertionError(value)
+            return replay.outcome_of(value)
 
 
 def amounts(result: object) -> Amounts:

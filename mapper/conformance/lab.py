@@ -58,16 +58,6 @@ PROBLEMS = (EngineRejected, EngineUnavailable, OrderMismatch, InvalidRequest)
 _CARTLESS = 1000
 """A conversation without a cart may make as many requests as one about the largest."""
 
-READERS: dict[str, Callable[[Any, Any], tuple[Any, list[str]]]] = {
-    "validate": results.outcome,
-    "check": results.outcome,
-    "redeem": results.redemption,
-    "look_up": results.looked_up,
-    "undo": results.nothing,
-    "repair": results.nothing,
-}
-"""What checks the result of each method."""
-
 
 class Application(Protocol):
     """An emulator of the engine: an ASGI application. `mapper.sandbox.emulator` has more that one may have."""
@@ -288,7 +278,7 @@ class Lab:
             value = await self._engine().converse(
                 conversation, _now() + DEADLINE_S, redemption, limit=request_limit(lines)
             )
-            sound, faults = READERS[method](value, order)
+            sound, faults = results.READERS[method](value, order)
         except (*PROBLEMS, ContractViolation):
             raise
         except (BrokenContract, results.BadResult) as error:

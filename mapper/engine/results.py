@@ -7,7 +7,7 @@ something is missing.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 
@@ -96,6 +96,17 @@ def looked_up(value: object, order: Checkout) -> tuple[LookedUp, list[str]]:
 def nothing(value: object, order: object) -> tuple[None, list[str]]:
     """The result of `undo` and `repair`, which is ignored."""
     return None, []
+
+
+READERS: Final[Mapping[str, Callable[[object, Any], tuple[Any, list[str]]]]] = {
+    "validate": outcome,
+    "check": outcome,
+    "redeem": redemption,
+    "look_up": looked_up,
+    "undo": nothing,
+    "repair": nothing,
+}
+"""The function that checks the result of each method of an adapter."""
 
 
 def _is_valid(value: Outcome, lines: set[int], codes: set[str]) -> bool:

@@ -32,7 +32,6 @@ from mapper.engine.transcript import Transcript
 from mapper.recording import records, replay
 from mapper.recording.records import Answer, Conversation, Exchange, Record, Result
 from mapper.recording.redaction import Redaction, is_secret
-from mapper.recording.replay import Rules
 from mapper.settings import Settings
 
 log = logging.getLogger("mapper")
@@ -69,7 +68,7 @@ class Recorder:
         self, folder: Path, configured: Settings, name_of_code: Callable[[str], str], count: Callable[[Fate], None]
     ) -> None:
         self._folder = folder
-        self._rules: Rules = configured
+        self._rules = configured.rules
         self._secrets = sorted(_secrets(configured), key=len, reverse=True)
         self._name_of_code = name_of_code
         self._count = count

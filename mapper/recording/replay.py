@@ -6,7 +6,7 @@ is not priced with the recorded reply.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -20,29 +20,10 @@ from mapper.engine import results
 from mapper.engine.transcript import Transcript
 from mapper.recording import records
 from mapper.recording.records import Conversation, Exchange, Record, Result, Unusable
+from mapper.settings import Rules
 
 Kind = Literal["asks differently", "priced differently", "refuses differently", "ends differently"]
 FAULT: Final = "adapter_error"
-
-_READ: Final[Mapping[str, Any]] = {
-    "validate": results.outcome,
-    "check": results.outcome,
-    "redeem": results.redemption,
-    "look_up": results.looked_up,
-    "undo": results.nothing,
-    "repair": results.nothing,
-}
-
-
-class Rules(Protocol):
-    """The settings that a replay needs."""
-
-    @property
-    def adapter(self) -> Adapter: ...
-    @property
-    def default_currency(self) -> str: ...
-    @property
-    def customer_path(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -108,7 +89,7 @@ def _converse(adapter: Adapter, recorded: Conversation, cart: Checkout, transcri
     conversation = transcript.transcribe(method(cart if recorded.with_cart else None, *arguments, **recorded.named))
     replies = [reply for exchange in recorded.exchanges if (reply := exchange.answer) is not None]
     value, _ = engine.replay(conversation, replies, accounts=adapter.accounts, lines=len(cart.cart))
-    checked, faults = _READ[recorded.method](value, cart)
+    checked, faults = results.READERS[recorded.method](value, cart)
     if faults:
         raise results.BadResult("; ".join(faults))
     return checked

@@ -301,9 +301,11 @@ def test_custom_adapter_is_recorded_and_replayed(shop: FakeShop) -> None:
     answered, failed = [records.read(file.read_bytes()) for file in shop.files()]
     assert answered.conversations[0].result.amounts["/items/0/price"] == "130.00"
     assert (failed.conversations[0].result.problem, failed.answer.category) == ("timeout", "engine_unavailable")
-    assert [replay(shop.configured, one) for one in (answered, failed)] == [[], []]
+    assert [replay(shop.configured.rules, one) for one in (answered, failed)] == [[], []]
     shop.adapter.granted = Outcome()
-    assert Finding("priced differently", "/items/0/price", "130.00", "140.00") in replay(shop.configured, answered)
+    assert Finding("priced differently", "/items/0/price", "130.00", "140.00") in replay(
+        shop.configured.rules, answered
+    )
 
 
 class TokenAdapter(fakes.FakeAdapter):
@@ -337,7 +339,7 @@ def test_record_hides_token_of_the_engine(tmp_path: Path, reply: bytes, pattern:
         assert shop.post("validate", SMALL).status_code == 200
     (text,) = [file.read_bytes() for file in shop.files()]
     assert CANARY.encode() not in text
-    assert replay(shop.configured, records.read(text)) == []
+    assert replay(shop.configured.rules, records.read(text)) == []
 
 
 def test_unsigned_and_invalid_calls_are_not_recorded(shop: FakeShop) -> None:

@@ -317,7 +317,7 @@ def _cell(figures: tuple[float, float, float] | None, series: Series | None) -> 
         return ""
     if figures is None:
         most = max(series["refused"])
-        return f"up to {most:.0%} refused" if most else ""
+        return f"up to {most:.1%} refused" if most else ""
     value, lower, upper = (f"{figure:.2g}" if figure < 10 else f"{figure:,.0f}" for figure in figures)
     spread = "" if figures == (1, 1, 1) else f" [{lower} to {upper}]"
     return f"{value}{spread}"

@@ -17,13 +17,15 @@ from mapper.domain import checkout as documents
 from mapper.domain import discounts, money
 from mapper.domain.checkout import Checkout
 from mapper.domain.discounts import Allocation
-from mapper.domain.errors import InvalidRequest, Problem
+from mapper.domain.errors import EngineRejected, InvalidRequest, Problem
 from mapper.domain.outcome import Diagnostic, Discount, Notice, Outcome, Rejection
 from mapper.engine.conversation import Attempt, Engine
 from mapper.engine.promotion_engine import PromotionEngine
 from mapper.engine.transport import Transport
 from mapper.nacelle.products import Products
 from mapper.nacelle.storefront import source_of
+from mapper.orders.rows import next_session
+from mapper.promotions import MAX_SESSIONS
 from mapper.recording import records, replay
 from mapper.settings import Rules, Settings
 
@@ -120,7 +122,7 @@ async def explain(configured: Settings, transport: Transport, body: bytes) -> Ex
     deadline = time.monotonic() + configured.consume_deadline_s
     problem, outcome = "", Outcome()
     try:
-        outcome = await PromotionEngine(configured.adapter, engine).validate(checkout, session, deadline)
+        outcome, session = await _ask(PromotionEngine(configured.adapter, engine), checkout, session, deadline)
     except Problem as failed:
         problem = failed.message
     outcome = msgspec.structs.replace(outcome, notices=(*outcome.notices, *checkout.notices))
@@ -135,6 +137,18 @@ async def explain(configured: Settings, transport: Transport, body: bytes) -> Ex
     times = [attempt.seconds for attempt in attempts if attempt.failure is None]
     timed = tuple(replace(exchange, ms=1000 * seconds) for exchange, seconds in zip(exchanges, times, strict=False))
     return _explanation(configured.adapter.name, session, checkout, outcome, allocation, timed, ms, problem)
+
+
+async def _ask(engine: PromotionEngine, checkout: Checkout, session: str, deadline: float) -> tuple[Outcome, str]:
+    """Asks as validate does: a session that an order has used is skipped. Returns the one that was not."""
+    for _ in range(MAX_SESSIONS - 1):
+        try:
+            return await engine.validate(checkout, session, deadline), session
+        except EngineRejected as rejected:
+            if rejected.reason != "session_closed":
+                raise
+            session = next_session(session)
+    return await engine.validate(checkout, session, deadline), session
 
 
 def _unwrapped(body: bytes) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 
 from mapper.commands import cli
 from mapper.sandbox import host
+from tests.sandbox.live import ask
 
 CART = {
     "id": "1001",
@@ -66,6 +67,18 @@ def test_our_own_answer_can_be_explained(root: str, tmp_path: Path, capsys: pyte
     file.write_text(json.dumps({root: CART}))
     assert run(str(file)) == 0
     assert "-50.00" in capsys.readouterr().out
+
+
+def test_cart_with_a_closed_session_is_explained_in_another_one(
+    sandbox: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(sandbox, path="/talon_one/v2/customer_sessions/ended")[0] == 200
+    file = tmp_path / "cart.json"
+    file.write_text(json.dumps(CART | {"id": "ended"}))
+    assert run(str(file)) == 0
+    out = capsys.readouterr().out
+    assert "session 'ended~2'" in out
+    assert "-50.00" in out
 
 
 def test_errors_are_printed_with_an_exit_code(

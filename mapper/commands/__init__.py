@@ -8,8 +8,16 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from mapper.ops.logs import printable
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
+
+
+def add_command(commands: Commands, name: str, text: str) -> argparse.ArgumentParser:
+    """Adds a command. `text` says what it does, in the list of commands and in its own help."""
+    return commands.add_parser(name, help=text, description=f"{text[:1].upper()}{text[1:]}.")
 
 
 def read_input(path: str) -> bytes:

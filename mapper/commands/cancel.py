@@ -6,7 +6,7 @@ import os
 import time
 
 from mapper import settings
-from mapper.commands import fail
+from mapper.commands import Commands, add_command, fail
 from mapper.domain.errors import Problem
 from mapper.engine import clients
 from mapper.engine.conversation import Engine
@@ -17,8 +17,8 @@ from mapper.orders.rows import Key
 from mapper.settings import Settings
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("cancel", help="undo the redemption of an order in the engine, for good")
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "cancel", "undo the redemption of an order in the engine, for good")
     parser.add_argument("order", metavar="ORDER", help="the order's id")
     parser.add_argument("--space", default="", help="the Nacelle space, if several are served")
     parser.set_defaults(run=_run)

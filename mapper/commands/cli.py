@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mapper import __version__, settings
-from mapper.commands import fail, has_temporary_folder, read_input, whole_number
+from mapper.commands import add_command, fail, has_temporary_folder, read_input, whole_number
 from mapper.domain import signature
 from mapper.settings import Settings
 
@@ -81,10 +81,10 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    serve = commands.add_parser("serve", help="run the service with the settings in the environment")
+    serve = add_command(commands, "serve", "run the service with the settings in the environment")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=PORT, default=8080, help="port to listen on (default: %(default)s)")
-    serve.add_argument("--workers", type=WORKERS, default=1, help="processes (default: %(default)s)")
+    serve.add_argument("--workers", type=WORKERS, default=1, metavar="N", help="processes (default: %(default)s)")
     serve.add_argument("--fd", type=FD, metavar="N", help="listen on this inherited socket instead (systemd: 3)")
     serve.add_argument(
         "--drain",
@@ -102,15 +102,15 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
     )
     serve.set_defaults(run=_serve)
 
-    sandbox = commands.add_parser(
-        "sandbox", help="emulate the engines and Nacelle over HTTP, with the rules of a rule book"
+    sandbox = add_command(
+        commands, "sandbox", "emulate the engines and Nacelle over HTTP, with the rules of a rule book"
     )
     sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     sandbox.add_argument("--port", type=PORT, default=8090, help="port to listen on (default: %(default)s)")
-    sandbox.add_argument("--rulebook", type=Path, help="your own rule book (TOML)")
+    sandbox.add_argument("--rulebook", type=Path, metavar="FILE", help="your own rule book (TOML)")
     sandbox.set_defaults(run=_sandbox)
 
-    demo = commands.add_parser("demo", help="run both, and send a shopper's calls through them with each engine")
+    demo = add_command(commands, "demo", "run both, and send a shopper's calls through them with each engine")
     demo.add_argument("--keep", action="store_true", help="leave sandbox and service running until Ctrl-C")
     demo.add_argument("--json", type=Path, metavar="DIR", help="write the JSON of each step to files in this folder")
     demo.set_defaults(run=_demo)
@@ -118,12 +118,12 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
     for name in modules:
         import_module(f"mapper.commands.{name}").add(commands)
 
-    sign = commands.add_parser("sign", help="print the signature header of a body, with the first signing secret")
+    sign = add_command(commands, "sign", "print the signature header of a body, with the first signing secret")
     sign.add_argument("file", nargs="?", metavar="FILE", help="the body (default: standard input)")
     sign.set_defaults(run=_sign)
 
-    hashing = commands.add_parser("hash", help="print a code as the log shows it")
-    hashing.add_argument("code", metavar="CODE")
+    hashing = add_command(commands, "hash", "print a code as the log shows it")
+    hashing.add_argument("code", metavar="CODE", help="the code, in any case")
     hashing.set_defaults(run=_hash)
     return parser
 

@@ -23,6 +23,7 @@ from rich.text import Text
 
 from mapper import settings
 from mapper.adapter import EngineReply, EngineRequest, names
+from mapper.commands import Commands, add_command
 from mapper.domain import checkout as documents
 from mapper.domain import signature
 from mapper.domain.errors import EngineRejected, EngineUnavailable, Problem
@@ -79,8 +80,8 @@ class Finding:
     mend: str = ""
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("doctor", help="check settings, secrets, engine and ledger; say how to correct them")
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "doctor", "check settings, secrets, engine and ledger; say how to correct them")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -390,11 +391,11 @@ def _show(findings: list[Finding], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=1))
         return
-    table = Table("", "check", "finding, and what to do", show_header=False, box=None, padding=(0, 1))
-    for column in table.columns:
-        column.overflow = "fold"  # never cut the name of a setting
+    table = Table(show_header=False, box=None, padding=(0, 1))
+    table.add_column()
+    table.add_column(overflow="fold")  # never cut the name of a setting
     for finding in findings:
         mend = f"\n→ {printable(finding.mend)}" if finding.mend else ""
-        text = Text.assemble(printable(finding.text), (mend, "bold"))
-        table.add_row(SIGNS[finding.state], Text(printable(finding.check)), text)
+        check, text = printable(finding.check), printable(finding.text)
+        table.add_row(SIGNS[finding.state], Text.assemble((check, "bold"), f": {text}", (mend, "italic")))
     Console(file=sys.stdout).print(table)

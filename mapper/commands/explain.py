@@ -6,11 +6,12 @@ import json
 import os
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from mapper import settings
-from mapper.commands import fail, read_input
+from mapper.commands import Commands, add_command, fail, read_input
 from mapper.domain.errors import InvalidRequest
 from mapper.engine import clients
 from mapper.explain import Explanation, Step, explain
@@ -18,8 +19,8 @@ from mapper.ops.logs import printable
 from mapper.settings import Settings
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("explain", help="show which discounts a checkout or an order gets, and why")
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "explain", "show which discounts a checkout or an order gets, and why")
     parser.add_argument(
         "file", metavar="FILE", help="a checkout, an order, an answer to one, or a record; - for standard input"
     )
@@ -67,14 +68,16 @@ def show(explanation: Explanation, console: Console, *, exchange: bool = False) 
             _plain(line.name), str(line.quantity), explanation.text(line.list_price), explanation.text(line.gross)
         )
         for step in line.steps:
-            table.add_row(_plain(f"  {_named(explanation, step)}"), "", "", f"-{explanation.text(step.taken)}")
+            table.add_row(_indented(_named(explanation, step)), "", "", f"-{explanation.text(step.taken)}")
         if line.steps:
             table.add_row(
                 "  [bold]net[/]", "", explanation.text(line.unit_price), f"[bold]{explanation.text(line.net)}[/]"
             )
+    if explanation.root:
+        table.add_row("order", "", "", "")
     for step in explanation.root:
-        table.add_row(_plain(f"order: {_named(explanation, step)}"), "", "", f"-{explanation.text(step.taken)}")
-    table.add_row("[bold]all discounts[/]", "", "", f"[bold]-{explanation.text(explanation.total)}[/]")
+        table.add_row(_indented(_named(explanation, step)), "", "", f"-{explanation.text(step.taken)}")
+    table.add_row("[bold]total discount[/]", "", "", f"[bold]-{explanation.text(explanation.total)}[/]")
     console.print(table)
     if explanation.clamped:
         console.print(f"{explanation.text(explanation.clamped)} exceeds the prices, and is not taken off.")
@@ -103,6 +106,10 @@ def _named(explanation: Explanation, step: Step) -> str:
     cut = f", granted {explanation.text(step.granted)}" if step.granted != step.taken else ""
     code = f", code {step.code}" if step.code else ""
     return f"{step.name} ({step.effect_type}{code}{cut})"
+
+
+def _indented(text: str) -> Padding:
+    return Padding.indent(_plain(text), 2)
 
 
 def _plain(text: str) -> Text:

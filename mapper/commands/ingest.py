@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mapper import settings
-from mapper.commands import fail, read_input
+from mapper.commands import Commands, add_command, fail, read_input
 from mapper.engine import clients
 from mapper.nacelle.check import NotAnOrder
 from mapper.nacelle.database import DatabaseUnavailable
@@ -30,8 +30,8 @@ WORDS = {
 }
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("ingest", help="create orders at Nacelle from validated checkouts with their payments")
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "ingest", "create orders at Nacelle from validated checkouts with their payments")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("path", nargs="?", metavar="FILE", help="a file, a folder of *.json, or - for standard input")
     what.add_argument("--open", action="store_true", help="list the orders that are not created yet")

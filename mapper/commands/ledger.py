@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mapper import settings
-from mapper.commands import fail, whole_number
+from mapper.commands import Commands, add_command, fail, whole_number
 from mapper.domain.errors import Problem
 from mapper.orders.ledger import Ledger, open_ledger
 from mapper.orders.rows import OPEN, Row, State, WrongMove
@@ -48,14 +48,19 @@ class _NotFound(Exception):
     """There is no such order, or more than one. The message says what to do."""
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("ledger", help="show the ledger of consumed orders; settle those that need you")
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "ledger", "show the ledger of consumed orders; settle those that need you")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    listing = verbs.add_parser("list", help="list the orders that are not finished")
+    listing = add_command(verbs, "list", "list the orders that are not finished")
     which = listing.add_mutually_exclusive_group()
     which.add_argument("--all", action="store_true", help="list finished orders, too")
-    which.add_argument("--state", choices=[state.value for state in State], help="list the orders in this state")
+    which.add_argument(
+        "--state",
+        choices=[state.value for state in State],
+        metavar="STATE",
+        help="list the orders in this state: %(choices)s",
+    )
     which.add_argument("--waiting", action="store_true", help="list the orders that wait for their caller")
     which.add_argument(
         "--unconfirmed", action="store_true", help="list the redeemed orders whose answer no caller received"
@@ -64,6 +69,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         "--limit",
         type=whole_number("a limit is", 1, 1_000_000),
         default=50,
+        metavar="N",
         help="how many at most (default: %(default)s)",
     )
     listing.set_defaults(act=_list)
@@ -74,7 +80,7 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
         ("settle", _settle, "record what became of an order that needs you"),
         ("forget", _forget, "erase the body of a finished order; it is still answered the same"),
     ):
-        one = verbs.add_parser(verb, help=text)
+        one = add_command(verbs, verb, text)
         one.add_argument("key", metavar="KEY", help="the order's id")
         one.add_argument("--space", help="the Nacelle space, if several have this order id")
         one.add_argument("--engine", help="the engine, if several have redeemed this order id")
@@ -83,11 +89,11 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
             outcomes = ["redeemed", "refused", "cancelled"]
             one.add_argument("outcome", choices=outcomes, help="what the engine's console shows")
 
-    pruning = verbs.add_parser(
-        "prune", help="erase what is old: bodies after MAPPER_KEEP_BODIES_S, finished orders after 13 months"
+    pruning = add_command(
+        verbs, "prune", "erase what is old: bodies after MAPPER_KEEP_BODIES_S, finished orders after 13 months"
     )
     pruning.set_defaults(act=_prune)
-    backing_up = verbs.add_parser("backup", help="copy a SQLite ledger, even while it is in use")
+    backing_up = add_command(verbs, "backup", "copy a SQLite ledger, even while it is in use")
     backing_up.add_argument("file", metavar="FILE", help="the copy; must not exist")
     parser.set_defaults(run=_run)
     backing_up.set_defaults(run=_backup)

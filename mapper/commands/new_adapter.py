@@ -8,14 +8,14 @@ import argparse
 from pathlib import Path
 
 from mapper.adapter import ADAPTERS, known
-from mapper.commands import fail
+from mapper.commands import Commands, add_command, fail
 from mapper.domain.options import ENGINE_NAME, RESERVED
 
 SCAFFOLD = Path(__file__).with_name("scaffold")
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("new-adapter", help="write a package for one more engine, with tests that pass")
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "new-adapter", "write a package for one more engine, with tests that pass")
     parser.add_argument("name", metavar="NAME", help="the engine's name: [a-z][a-z0-9_]*; its settings start with it")
     parser.add_argument(
         "--into", type=Path, default=Path(), metavar="DIR", help="the folder to write to (default: this one)"

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mapper import settings
-from mapper.commands import fail
+from mapper.commands import Commands, add_command, fail
 from mapper.ops.logs import printable
 from mapper.recording import records
 from mapper.recording.records import Unusable
@@ -36,8 +36,8 @@ class Replayed:
     unusable: str = ""
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("replay", help="find the recorded carts that this version would price differently")
+def add(commands: Commands) -> None:
+    parser = add_command(commands, "replay", "find the recorded carts that this version would price differently")
     parser.add_argument("folder", metavar="DIR", type=Path, help="the folder of MAPPER_RECORD")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)

@@ -94,7 +94,7 @@ def _rows(explanation: Explanation) -> Iterator[Row]:
         if line.steps:
             yield Row("net", "net", price=explanation.text(line.unit_price), amount=explanation.text(line.net))
     yield from (_step(explanation, step, "order: ") for step in explanation.root)
-    yield Row("total", "discounts in all", amount=explanation.text(explanation.total))
+    yield Row("total", "total discount", amount=explanation.text(explanation.total))
 
 
 def _step(explanation: Explanation, step: Step, before: str = "", left: int | None = None) -> Row:

@@ -94,7 +94,7 @@ _json_file: TextIO | None = None
 
 
 def _write(level: int, event: str, facts: Mapping[str, Any]) -> None:
-    """Writes one of the two lines of every call; JSON without the standard library, at a tenth of its cost.
+    """Writes the line of a call or an engine call; JSON without the standard library, at a tenth of its cost.
 
     `facts` include the ids.
     """

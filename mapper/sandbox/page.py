@@ -166,7 +166,7 @@ def _rows(checkout: Mapping[str, Any]) -> Iterator[Row]:
             yield Row("net", "net", price=line["price"], amount=str(left))
     for discount in checkout["discounts"]:
         yield _step(discount, "order: ")
-    yield Row("total", "discounts in all", amount=checkout["total_discount"])
+    yield Row("total", "total discount", amount=checkout["total_discount"])
 
 
 def _step(discount: Mapping[str, Any], before: str = "", left: int | None = None) -> Row:

@@ -450,8 +450,8 @@ class Door:
     async def of_session(self, key: Key, session: str) -> list[Row]:
         return await self._through(lambda: self._store.of_session(key, session))
 
-    async def remove(self, row: Row) -> None:
-        await self._through(lambda: self._store.remove(row))
+    async def remove(self, row: Row) -> bool:
+        return await self._through(lambda: self._store.remove(row))
 
     async def unconfirmed(self, limit: int) -> list[Row]:
         return await self._through(lambda: self._store.unconfirmed(limit))

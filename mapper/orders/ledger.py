@@ -23,6 +23,7 @@ from mapper.orders.rows import (
     Clock,
     Conflict,
     Decision,
+    Degraded,
     Fenced,
     GiveUp,
     InProgress,
@@ -47,7 +48,6 @@ from mapper.orders.rows import (
     confirmed,
     decide,
     decide_cancel,
-    degraded,
     extended,
     holds_session,
     hurried,
@@ -103,15 +103,17 @@ class Ledger:
             if isinstance(claim, UsedSession):
                 ask = replace(ask, moved_to=next_session(claim.session))
             elif isinstance(claim, PassedOn):
-                await self._pass_on(ask, claim)
+                await self._pass_on(claim)
             else:
                 return claim
 
-    async def _pass_on(self, ask: Ask, passed: PassedOn) -> None:
-        """Moves a redemption, whose answer no caller has received, to another key. That key's own row is removed."""
-        own = await self.store.show(ask.key)
-        if own is not None:
-            await self.store.remove(own)
+    async def _pass_on(self, passed: PassedOn) -> None:
+        """Moves a redemption, whose answer no caller has received, to another key. That key's own row is removed.
+
+        If either row has changed since, nothing is moved: the claim is decided again.
+        """
+        if passed.own is not None and not await self.store.remove(passed.own):
+            return
 
         def step(found: Row | None, at: Moment) -> tuple[None, Row | None]:
             return None, passed.row if found == passed.previous else None
@@ -157,8 +159,15 @@ class Ledger:
         return await self._change(row, step)
 
     async def retry_later(self, row: Row, delay_s: float | None, reason: str, *, answered: bool) -> Row:
-        """Records that the engine certainly did nothing. The order waits for this delay or, if None, for its caller."""
-        return await self._write(row, lambda found, at: retryable(found, at, delay_s, reason, answered=answered))
+        """Records that the engine certainly did nothing. The order waits for this delay or, if None, for its caller.
+
+        `row`: as it was claimed, so that a request that an earlier claim has sent is not forgotten.
+        """
+
+        def move(found: Row, at: Moment) -> Row:
+            return retryable(found, at, delay_s, reason, answered=answered, unanswered_since=row.sent_at)
+
+        return await self._write(row, move)
 
     async def redeemed(
         self, row: Row, notices: bytes, handle: str, reason: str, *, confirmed: bool, may_double: bool = False
@@ -167,24 +176,23 @@ class Ledger:
 
         `may_double`: the engine redeems again if the same request is delivered twice.
         """
-        again_after_s = self.quarantine_s if may_double else 0
+        again_after_s = self._again_after_s(may_double)
 
         def move(found: Row, at: Moment) -> Row:
             return redeemed(found, at, notices, handle, reason, confirmed=confirmed, again_after_s=again_after_s)
 
         return await self._write(row, move)
 
+    def _again_after_s(self, may_double: bool) -> float:
+        return self.quarantine_s if may_double else 0
+
     async def seen_again(self, row: Row, *, repaired: bool) -> Row:
-        """Records that a redeemed order was looked up once more. Needs no claim."""
+        """Records that a redeemed order was looked up, or a cancelled one undone, once more. Needs no claim."""
         return await self._change_any(row, lambda found, at: (moved := seen_again(found, at, repaired=repaired), moved))
 
     async def not_seen_again(self, row: Row) -> Row:
-        """Records that the further look-up of a redeemed order failed. Needs no claim."""
+        """Records that the further look-up of a redeemed order, or undo of a cancelled one, failed. Needs no claim."""
         return await self._change_any(row, lambda found, at: (moved := not_seen_again(found, at), moved))
-
-    async def degraded(self, row: Row, notices: bytes, *, confirmed: bool) -> Row:
-        """Records that the order is done without a redemption."""
-        return await self._write(row, lambda found, at: degraded(found, at, notices, confirmed=confirmed))
 
     async def confirm(self, row: Row) -> Row:
         """Records that a caller has received the answer."""
@@ -225,13 +233,15 @@ class Ledger:
 
         return await self.store.change(key, step)
 
-    async def cancelled(self, row: Row) -> Row:
-        """Records that nothing is redeemed in the engine any more."""
-        return await self._write(row, cancelled)
+    async def cancelled(self, row: Row, *, may_double: bool = False) -> Row:
+        """Records that nothing is redeemed in the engine any more. `may_double`: as for `redeemed`."""
+        again_after_s = self._again_after_s(may_double)
+        return await self._write(row, lambda found, at: cancelled(found, at, again_after_s=again_after_s))
 
-    async def not_cancelled(self, row: Row, reason: str) -> Row:
-        """Records that the engine refuses to undo the redemption."""
-        return await self._write(row, lambda found, at: not_cancelled(found, at, reason))
+    async def not_cancelled(self, row: Row, reason: str, *, may_double: bool = False) -> Row:
+        """Records that the engine refuses to undo the redemption. `may_double`: as for `redeemed`."""
+        again_after_s = self._again_after_s(may_double)
+        return await self._write(row, lambda found, at: not_cancelled(found, at, reason, again_after_s=again_after_s))
 
     async def cancel_later(self, row: Row, reason: str) -> Wait | GiveUp:
         """Records that the outcome of an undo is unknown."""
@@ -278,7 +288,10 @@ class Ledger:
         """Erases old bodies and deletes older rows: up to `limit` of each. Returns how many. Repeat until 0."""
         wall = (await self.moment()).wall
         old = await self.store.with_body(wall - keep_bodies_s, limit)
-        await asyncio.gather(*(self.forget(row) for row in old))
+        results = await asyncio.gather(*(self.forget(row) for row in old), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, Fenced):  # Fenced: it is in use again
+                raise result
         return len(old) + await self.store.prune(wall - KEEP_S, limit)
 
     async def forget(self, row: Row) -> Row:
@@ -321,7 +334,7 @@ class Ledger:
 def _decide_claim(ask: Ask, row: Row | None, others: Sequence[Row], at: Moment) -> tuple[Claim, Row | None]:
     claim = decide(row, others, ask, at)
     match claim:
-        case New(changed) | Retry(changed, _) | LookUp(changed):
+        case New(changed) | Retry(changed, _) | Degraded(changed) | LookUp(changed):
             return claim, changed
         case Replay() | Conflict() | InProgress() | NeedsOperator() | UsedSession() | PassedOn():
             return claim, None

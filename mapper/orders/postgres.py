@@ -287,10 +287,10 @@ class PostgresStore:
         found = await self._fetch(_OTHERS, key.space, key.engine, key.order, session)
         return [row_of(list(values)) for values in found]
 
-    async def remove(self, row: Row) -> None:
+    async def remove(self, row: Row) -> bool:
         key = row.key
         query = "DELETE FROM mapper_orders WHERE space = $1 AND engine = $2 AND order_key = $3 AND version = $4"
-        await self._execute(query, key.space, key.engine, key.order, row.version)
+        return await self._execute(query, key.space, key.engine, key.order, row.version) == 1
 
     async def _write(self, row: Row | None, changed: Row) -> bool:
         """False if another writer was faster: it changed the row, or took its key or its session."""

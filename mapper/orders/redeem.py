@@ -43,6 +43,7 @@ from mapper.orders.identity import VERSION, identity
 from mapper.orders.ledger import PRUNE_BATCH, Ledger
 from mapper.orders.rows import (
     DEGRADED,
+    FINISHED,
     REDEEMED,
     Absence,
     Absent,
@@ -53,6 +54,7 @@ from mapper.orders.rows import (
     CancelDecision,
     Cancelled,
     Conflict,
+    Degraded,
     Fenced,
     GiveUp,
     InProgress,
@@ -68,6 +70,7 @@ from mapper.orders.rows import (
     Terms,
     Undo,
     Wait,
+    cart_of,
     currency_of,
     notices_of,
 )
@@ -113,10 +116,6 @@ class Job:
     def is_waited_for(self) -> bool:
         """Whether a caller is still connected and waits for the answer."""
         return self.has_caller and not self.has_hung_up()
-
-    @property
-    def is_degraded(self) -> bool:
-        return isinstance(self.ask.terms, Terms) and self.ask.terms.degraded
 
 
 @dataclass(frozen=True)
@@ -182,6 +181,14 @@ class OrderRedeemer:
         """Returns the one answer of the order. Raises `Problem`: `OutcomePending` if there is no answer yet."""
         try:
             answer = await self._run_until(self._run_to_completion(job, deadline), deadline)
+        except LedgerUnavailable as problem:
+            if job.sent_at is None:
+                raise
+            raise OutcomePending(
+                "The order was sent to the engine, but its outcome could not be recorded.",
+                reason=problem.reason,
+                retry_after=max(problem.retry_after or 1, self._after_quarantine(job)),
+            ) from problem
         finally:
             job.has_caller = False
         if answer is None:
@@ -275,6 +282,8 @@ class OrderRedeemer:
         try:
             if row.state is State.CANCELLING:
                 result = (await self._cancel(row.key, deadline)).reason
+            elif row.state is State.CANCELLED:
+                result = await self._undo_again(row, deadline)
             elif row.state in REDEEMED:
                 result = await self._undo_duplicate(row, deadline)
             else:
@@ -306,12 +315,31 @@ class OrderRedeemer:
             self._log_repair(row, found.extra)
         return (await self.ledger.seen_again(row, repaired=bool(found.extra))).state.lower()
 
+    async def _undo_again(self, row: Row, deadline: float) -> str:
+        """Undoes a cancelled order once more: the request that redeemed it may be delivered twice."""
+        try:
+            await self._undo_for_good(row, deadline)
+        except Problem as problem:
+            await self.ledger.not_seen_again(row)
+            return problem.reason
+        return (await self.ledger.seen_again(row, repaired=False)).reason
+
     def _log_repair(self, row: Row, extra: tuple[str, ...]) -> None:
         log.error("repaired", extra={"facts": {"order": row.key.order, "rolled_back": len(extra)}})
 
     async def _postpone(self, row: Row, reason: str) -> None:
+        """Delays a row whose step failed, before or after this process has claimed it."""
+        latest = await self.ledger.show(row.key)
+        if latest is None or not (latest.version == row.version or (latest.lease_until and self._owns(latest))):
+            return  # the step has released it, or another process has claimed it
         with contextlib.suppress(Fenced):  # written since, so that no delay is needed
-            await self.ledger.postpone(row, reason)
+            if latest.state in FINISHED:
+                await self.ledger.not_seen_again(latest)
+            else:
+                await self.ledger.postpone(latest, reason)
+
+    def _owns(self, row: Row) -> bool:
+        return row.owner == self.ledger.owner
 
     def _job_of(self, row: Row) -> Job:
         """Returns the job of a stored order. Raises `InvalidRequest` if today's settings cannot read the order."""
@@ -376,6 +404,10 @@ class OrderRedeemer:
                 return await self._redeem(job, row, deadline)
             case Retry(row, was_refused):
                 return await self._retry(job, row, deadline, was_refused=was_refused)
+            case Degraded(row):
+                job.record.degraded = True
+                await self._confirm(job, row)
+                return Answer(200, _document(job.order, NOTHING), DEGRADED)
             case LookUp(row):
                 return await self._look_up(job, row, self._order_of(row), deadline)
             case Replay(row, same_bytes):
@@ -393,11 +425,14 @@ class OrderRedeemer:
 
     async def _replay(self, job: Job, row: Row, *, same_bytes: bool) -> Answer:
         """Returns the order's bytes with the notices of its redemption."""
-        if row.confirmed_at is None:
-            row = await self.ledger.confirm(row)
+        await self._confirm(job, row)
         if same_bytes and row.reply is not None:
             return Answer(200, row.reply, "replayed")
         return Answer(200, _document(job.order, notices_of(row) or NOTHING), "replayed")
+
+    async def _confirm(self, job: Job, row: Row) -> None:
+        if row.confirmed_at is None and job.is_waited_for:
+            await self.ledger.confirm(row)
 
     async def _retry(self, job: Job, row: Row, deadline: float, *, was_refused: bool) -> Answer | Later:
         """Redeems an order that certainly is not redeemed, for its caller or if `after_failure` is `redeem_later`."""
@@ -412,13 +447,8 @@ class OrderRedeemer:
 
     async def _redeem(self, job: Job, row: Row, deadline: float) -> Answer | Later:
         """Checks without effect what the engine would grant, then redeems it."""
-        if job.is_degraded:
-            # The shopper saw list prices, since validate could not reach the engine: nothing may be redeemed now.
-            job.record.degraded = True
-            await self.ledger.degraded(row, NOTHING, confirmed=job.is_waited_for)
-            return Answer(200, _document(job.order, NOTHING), DEGRADED)
         job.tries += 1
-        order, latest = await self.fill(_addressed(job.order, row), row.key.space, row.session), row
+        order, latest = await self.fill(_addressed(job.order, row), row.key.space, cart_of(row)), row
 
         async def may_send() -> bool:
             nonlocal latest
@@ -434,7 +464,7 @@ class OrderRedeemer:
         except (Fenced, LedgerUnavailable):
             raise  # this process cannot write to the row; its lease will end
         except Problem as problem:
-            return await self._not_done(job, row, problem, deadline)
+            return await self._not_done(job, row, problem, deadline, answered=False)
         if checked is not None and checked.outcome.redeemed:
             return await self._finish(job, row, order, checked, deadline)
         now = self.clock()
@@ -449,7 +479,7 @@ class OrderRedeemer:
             case InDoubt():
                 return await self._look_up(job, await self.ledger.looking(latest), order, deadline)
             case NotDone(failure):
-                return await self._not_done(job, latest, failure, deadline)
+                return await self._not_done(job, row, failure, deadline, answered=_was_answered(failure))
 
     async def _check(self, job: Job, order: Checkout, session: str, deadline: float) -> Judged | None:
         """Finds a refusal before anything is redeemed, and raises it. None if the adapter has no check."""
@@ -549,7 +579,9 @@ class OrderRedeemer:
         job.record.drift, job.record.clamped = _drift_amounts(judged), judged.is_clamped
         notices = _notices(judged)
         may_double = self.adapter.capabilities.repair
-        await self.ledger.redeemed(row, notices, handle, "redeemed", confirmed=job.is_waited_for, may_double=may_double)
+        # A look-up redeems the stored order, and its caller may have sent another one.
+        is_answer = job.is_waited_for and job.ask.is_same(row)
+        await self.ledger.redeemed(row, notices, handle, "redeemed", confirmed=is_answer, may_double=may_double)
         return Answer(200, _document(order, notices), "redeemed")
 
     async def _undo_refused(
@@ -567,15 +599,18 @@ class OrderRedeemer:
         """Records the refusal. Nothing is redeemed in the engine; if the order is sent again, it is checked again."""
         await self.ledger.rejected(row, problem.reason)
 
-    async def _not_done(self, job: Job, row: Row, problem: Problem, deadline: float) -> Later:
-        """Handles a redemption that certainly had no effect: returns when to retry it, or raises `problem`."""
+    async def _not_done(self, job: Job, row: Row, problem: Problem, deadline: float, *, answered: bool) -> Later:
+        """Handles a redemption that certainly had no effect: returns when to retry it, or raises `problem`.
+
+        `row`: as it was claimed. `answered`: the engine has answered the redeeming request.
+        """
         if isinstance(problem, OrderMismatch):
             await self._refuse(row, problem)
             raise problem
         is_later = self.settings.after_failure == "redeem_later" and row.attempts <= len(RETRY_AFTER_S)
         hint_s = problem.retry_after or 0
         delay_s = max(RETRY_AFTER_S[row.attempts - 1], hint_s) if is_later else None
-        row = await self.ledger.retry_later(row, delay_s, problem.reason, answered=_was_answered(problem))
+        row = await self.ledger.retry_later(row, delay_s, problem.reason, answered=answered)
         if (
             isinstance(problem, EngineUnavailable | Overloaded)
             and job.is_waited_for
@@ -629,19 +664,26 @@ class OrderRedeemer:
 
     async def _undo(self, row: Row, deadline: float, *, is_first: bool) -> Answer:
         """Undoes a redemption for good. The row already records that the order is being cancelled."""
-        order = self._order_of(row) if row.order else None
+        may_double = self.adapter.capabilities.repair
         try:
-            await self.promotion_engine.undo(order, row.session, row.handle, deadline, final=True)
+            await self._undo_for_good(row, deadline)
         except EngineRejected as refused:
             if is_first:  # no caller has been told yet that the order will be cancelled
-                await self.ledger.not_cancelled(row, row.reason)
+                await self.ledger.not_cancelled(row, row.reason, may_double=may_double)
                 raise
             await self.ledger.cancel_later(row, refused.reason)
         except Problem as problem:
             await self.ledger.cancel_later(row, problem.reason)
         else:
-            return _cancelled(await self.ledger.cancelled(row))
+            return _cancelled(await self.ledger.cancelled(row, may_double=may_double))
         raise _being_cancelled()
+
+    async def _undo_for_good(self, row: Row, deadline: float) -> None:
+        try:
+            order = self._order_of(row) if row.order else None
+        except InvalidRequest:  # by today's settings; the session and the handle suffice
+            order = None
+        await self.promotion_engine.undo(order, row.session, row.handle, deadline, final=True)
 
 
 def judge(order: Checkout, outcome: Outcome, known: Judged | None = None) -> Judged:

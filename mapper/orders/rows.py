@@ -16,6 +16,7 @@ sent to the engine. The next step depends on that row, and on the other rows of 
     MANUAL     the operator settles it | reopens it             -> DONE, REJECTED, CANCELLED | UNKNOWN
     DONE       a second redemption is found and undone          -> REPAIRED
     DONE       it was UNKNOWN: one more look-up after the quarantine finds a second redemption that came late
+    CANCELLED  it was UNKNOWN: it is undone once more after the quarantine, for the same reason
     DONE, REPAIRED       it is cancelled                        -> CANCELLING -> CANCELLED
     RETRYABLE, REJECTED  it is cancelled                        -> CANCELLED
 
@@ -292,6 +293,13 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Degraded:
+    """The order is done without a redemption, since the shopper saw list prices."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
 class LookUp:
     """The order is claimed, and may be redeemed: look the row's order up in the engine, and do not redeem."""
 
@@ -344,11 +352,13 @@ class PassedOn:
 
     previous: Row
     """The row of the other key, as it was found."""
+    own: Row | None
+    """The row of this key, as it was found, which is removed."""
     row: Row
     """The row of this key, to be written in its place."""
 
 
-Decision = New | Retry | LookUp | Replay | Conflict | InProgress | NeedsOperator
+Decision = New | Retry | Degraded | LookUp | Replay | Conflict | InProgress | NeedsOperator
 Claim = Decision | UsedSession | PassedOn
 
 
@@ -401,15 +411,18 @@ def decide(row: Row | None, others: Sequence[Row], ask: Ask, at: Moment) -> Clai
     if not session:
         raise InvalidRequest("The order has no id, no source_id and no receipt to find its engine session by.", "/id")
     cart = _cart_for(row, ask)
-    conflict = _session_conflict(session, cart, others, ask, at)
+    conflict = _session_conflict(session, cart, row, others, ask, at)
     if conflict is not None:
         return conflict
     if row is None:
-        return New(_new_row(ask, ask.terms, session, cart, at))
-    # A caller that does not wait until the row is due uses up no retry of the schedule.
-    is_early = row.next_check_at is not None and at.now < row.next_check_at
-    claimed = _new_attempt(row, ask, ask.terms, session, cart, at, counts=not is_early)
-    return Retry(claimed, was_refused=row.state is State.REJECTED)
+        claimed = _new_row(ask, ask.terms, session, cart, at)
+    else:
+        # A caller that does not wait until the row is due uses up no retry of the schedule.
+        is_early = row.next_check_at is not None and at.now < row.next_check_at
+        claimed = _new_attempt(row, ask, ask.terms, session, cart, at, counts=not is_early)
+    if ask.terms.degraded:  # in one write: nobody may find the order claimed, and redeem it
+        return Degraded(_degraded(claimed, at))
+    return New(claimed) if row is None else Retry(claimed, was_refused=row.state is State.REJECTED)
 
 
 def _decide_by_row(row: Row, others: Sequence[Row], ask: Ask, at: Moment) -> Decision | None:
@@ -448,7 +461,9 @@ def _needs_look_up(row: Row, at: Moment) -> bool:
     return row.sent_at is not None and (row.looked_at is None or at.now - row.looked_at > ABSENCE_FRESH_S)
 
 
-def _session_conflict(session: str, cart: str, others: Sequence[Row], ask: Ask, at: Moment) -> Claim | None:
+def _session_conflict(
+    session: str, cart: str, row: Row | None, others: Sequence[Row], ask: Ask, at: Moment
+) -> Claim | None:
     """Returns what prevents a redemption of the cart in the session; None if both are free."""
     for other in others:
         if other.passed_from == ask.key.order:
@@ -460,7 +475,7 @@ def _session_conflict(session: str, cart: str, others: Sequence[Row], ask: Ask, 
         if other.state not in REDEEMED:
             return InProgress(other, _remaining_s(other, at), other.key.order)
         if other.confirmed_at is None and ask.is_same(other):
-            return PassedOn(other, _transferred(other, ask, at))
+            return PassedOn(other, row, _transferred(other, row, ask, at))
         return Conflict("session_of_another_order", other.key.order)
     if any(other.session == session and other.state in (State.REJECTED, State.CANCELLED) for other in same):
         return UsedSession(session)
@@ -514,9 +529,10 @@ def _new_attempt(row: Row, ask: Ask, terms: Terms, session: str, cart: str, at: 
     )  # fmt: skip
 
 
-def _transferred(other: Row, ask: Ask, at: Moment) -> Row:
+def _transferred(other: Row, own: Row | None, ask: Ask, at: Moment) -> Row:
+    fence = max(other.fence, 0 if own is None else own.fence) + 1
     return _move(
-        replace(other, key=ask.key, fence=other.fence + 1, owner=ask.owner), at, other.state, order=ask.order,
+        replace(other, key=ask.key, fence=fence, owner=ask.owner), at, other.state, order=ask.order,
         digest=ask.digest, reply=None, notices=notices_of(other), confirmed_at=at.wall, reason="passed_on",
         passed_from=other.key.order,
     )  # fmt: skip
@@ -588,33 +604,37 @@ def redeemed(
         row, at, State.DONE, notices=notices, handle=handle or row.handle, reason=reason,
         confirmed_at=at.wall if confirmed else None,
     )  # fmt: skip
-    if row.state is not State.UNKNOWN or row.sent_at is None or row.looked_at is None:
-        return _released(done, None)
-    again_at = row.sent_at + again_after_s
-    if row.looked_at >= again_at:
-        return _released(done, None)
-    return _released(replace(done, unknown_since=again_at), again_at)
+    return _released(done, None) if row.state is not State.UNKNOWN else _due_again(done, row, again_after_s)
+
+
+def _due_again(row: Row, looked_up: Row, again_after_s: float) -> Row:
+    """Releases a row: until the time at which its request can no longer be executed a second time, if that is ahead."""
+    if looked_up.sent_at is None or looked_up.looked_at is None:
+        return _released(row, None)
+    again_at = looked_up.sent_at + again_after_s
+    if looked_up.looked_at >= again_at:
+        return _released(row, None)
+    return _released(replace(row, unknown_since=again_at), again_at)
 
 
 def seen_again(row: Row, at: Moment, *, repaired: bool) -> Row:
-    """The order was looked up once more. `repaired`: a second redemption was found and undone."""
-    _require_state(row, *REDEEMED)
+    """The order was looked up, or undone, once more. `repaired`: a second redemption was found and undone."""
+    _require_state(row, *REDEEMED, State.CANCELLED)
     checked = _move(row, at, State.REPAIRED, reason="redeemed_twice") if repaired else _move(row, at, row.state)
     return _released(checked, None)
 
 
 def not_seen_again(row: Row, at: Moment) -> Row:
-    """The further look-up of a redeemed order failed. It is repeated for a day."""
-    _require_state(row, *REDEEMED)
-    assert row.unknown_since is not None, "redeemed() sets it with the time of the look-up"
+    """The further look-up of a redeemed order, or undo of a cancelled one, failed. It is repeated for a day."""
+    _require_state(row, *REDEEMED, State.CANCELLED)
+    assert row.unknown_since is not None, "_due_again() sets it with the time of the look-up"
     times = [row.unknown_since + after for after in LOOK_UP_TIMES_S]
     return _released(_move(row, at, row.state), next((moment for moment in times if moment > at.now), None))
 
 
-def degraded(row: Row, at: Moment, notices: bytes, *, confirmed: bool) -> Row:
-    """The order is done without a redemption, since the shopper saw list prices. The session stays unused."""
-    _require_state(row, State.INTENT)
-    return replace(redeemed(row, at, notices, "", DEGRADED, confirmed=confirmed), held=None)
+def _degraded(row: Row, at: Moment) -> Row:
+    """The order is done without a redemption. The session stays unused."""
+    return replace(redeemed(row, at, b"[]", "", DEGRADED, confirmed=False), held=None)
 
 
 DEGRADED = "degraded"
@@ -647,14 +667,17 @@ def repaired(row: Row, at: Moment, reason: str) -> Row:
     return _move(row, at, State.REPAIRED, reason=reason)
 
 
-def retryable(row: Row, at: Moment, delay_s: float | None, reason: str, *, answered: bool) -> Row:
+def retryable(
+    row: Row, at: Moment, delay_s: float | None, reason: str, *, answered: bool, unanswered_since: float | None = None
+) -> Row:
     """The engine certainly did nothing. The order waits for its caller or, with a delay, for the reconciler.
 
-    `answered`: the engine said so itself, so that the next request is a new attempt.
+    `answered`: the engine said so itself, so that the next request is a new attempt. `unanswered_since`: when an
+    earlier claim sent a request that was never answered: then the order is looked up before the next request.
     """
     _require_state(row, State.INTENT)
     over = _closed(row, at, State.RETRYABLE, reason, attempt=row.attempt + answered)
-    return _scheduled(over, at, delay_s)
+    return _scheduled(replace(over, sent_at=None if answered else unanswered_since), at, delay_s)
 
 
 def _scheduled(row: Row, at: Moment, delay_s: float | None) -> Row:
@@ -685,14 +708,18 @@ def postponed(row: Row, at: Moment, reason: str) -> Row:
     _require_state(row, *OPEN)
     since = at.now if row.unknown_since is None else row.unknown_since
     if at.now >= since + LOOK_UP_TIMES_S[-1]:
-        return _released(_move(row, at, State.MANUAL, reason=reason), None)
+        prefix = CANCEL if row.state is State.CANCELLING else ""
+        return _released(_move(row, at, State.MANUAL, reason=prefix + reason), None)
     after = next(after for after in LOOK_UP_TIMES_S if after >= 30 and since + after > at.now)
-    return replace(_move(row, at, row.state, unknown_since=since, reason=reason), next_check_at=since + after)
+    check_at = max(since + after, row.lease_until)
+    return replace(_move(row, at, row.state, unknown_since=since, reason=reason), next_check_at=check_at)
 
 
 def trimmed(row: Row, at: Moment) -> Row:
     """The body, which is personal data, is removed. What the answer to the same bytes needs stays."""
     _require_state(row, *FINISHED, State.RETRYABLE)
+    if row.state is State.RETRYABLE and row.next_check_at is not None:
+        raise WrongMove("the reconciler redeems it")
     digest = row.digest or (hashlib.sha256(row.order).digest() if row.order else None)
     return replace(row, order=b"", reply=None, notices=notices_of(row), digest=digest, version=row.version + 1)
 
@@ -851,16 +878,16 @@ def decide_cancel(row: Row | None, owner: str, lease_s: float, at: Moment) -> Ca
             assert_never(row.state)
 
 
-def cancelled(row: Row, at: Moment) -> Row:
-    """Nothing is redeemed in the engine any more."""
+def cancelled(row: Row, at: Moment, *, again_after_s: float = 0) -> Row:
+    """Nothing is redeemed in the engine any more. `again_after_s`: as for `redeemed`."""
     fenced = replace(row, fence=row.fence + 1)  # a process that had claimed it must write nothing more
-    return _released(_closed(fenced, at, State.CANCELLED, "cancelled"), None)
+    return _due_again(_closed(fenced, at, State.CANCELLED, "cancelled"), row, again_after_s)
 
 
-def not_cancelled(row: Row, at: Moment, reason: str) -> Row:
-    """The engine refuses to undo the redemption: the order stays redeemed."""
+def not_cancelled(row: Row, at: Moment, reason: str, *, again_after_s: float = 0) -> Row:
+    """The engine refuses to undo the redemption: the order stays redeemed. `again_after_s`: as for `redeemed`."""
     _require_state(row, State.CANCELLING)
-    return _released(_move(row, at, State.DONE, unknown_since=None, reason=reason), None)
+    return _due_again(_move(row, at, State.DONE, unknown_since=None, reason=reason), row, again_after_s)
 
 
 def after_failed_undo(row: Row, at: Moment, reason: str) -> Wait | GiveUp:

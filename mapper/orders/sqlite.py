@@ -207,15 +207,14 @@ class SqliteStore:
         with _errors():
             return self._others(key, session, self._reader)
 
-    async def remove(self, row: Row) -> None:
-        def work() -> None:
-            with self._transaction() as database:
-                database.execute(
-                    f"DELETE FROM orders WHERE {_KEY} AND version = ?",  # noqa: S608 -- a constant
-                    (*_key_values(row.key), row.version),
-                )
+    async def remove(self, row: Row) -> bool:
+        query = f"DELETE FROM orders WHERE {_KEY} AND version = ?"  # noqa: S608 -- a constant
 
-        await self._run(work)
+        def work() -> bool:
+            with self._transaction() as database:
+                return database.execute(query, (*_key_values(row.key), row.version)).rowcount == 1
+
+        return await self._run(work)
 
     async def moment(self) -> Moment:
         return self._moment()

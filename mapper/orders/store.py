@@ -30,8 +30,8 @@ class Store(Protocol):
         """Returns the rows of other orders with this session or cart, and those that were moved away from the key."""
         ...
 
-    async def remove(self, row: Row) -> None:
-        """Deletes a row if it has not changed."""
+    async def remove(self, row: Row) -> bool:
+        """Deletes a row if it has not changed. Returns whether it did."""
         ...
 
     async def moment(self) -> Moment: ...

@@ -9,7 +9,8 @@ import pytest
 
 from mapper import promotions
 from mapper.adapter import LookedUp
-from mapper.domain.errors import Problem
+from mapper.domain import checkout as documents
+from mapper.domain.errors import InvalidRequest, Problem
 from mapper.engine.transport import NotSent, Unknown
 from mapper.orders.rows import Key, State
 from mapper.promotions import Call, Service
@@ -325,3 +326,40 @@ def test_cancel_during_redemption_gets_409(house: House) -> None:
     assert house.wire.sent == ["check", "redeem", "undo"]
     house.adapter.found = LookedUp("absent")
     assert house.row().state is State.CANCELLED
+
+
+def test_cancelled_order_is_undone_again_after_quarantine(house: House) -> None:
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+    house("consume", ORDERED)
+    cancelled(house)
+    house.reconcile(after_s=30)
+    house.wire.sent = []
+    house.wire.script["undo"] = [503] * 2
+    house.reconcile(after_s=31)
+    assert house.wire.sent == ["undo", "undo"], "the request may have been delivered a second time"
+    house.reconcile(after_s=10)
+    assert house.wire.sent == ["undo"] * 3
+    house.reconcile(after_s=90_000)
+    assert (house.row().state, house.wire.sent) == (State.CANCELLED, ["undo"] * 3)
+
+
+def test_refused_cancel_keeps_the_further_look_up(house: House) -> None:
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+    house("consume", ORDERED)
+    due = house.row().next_check_at
+    house.wire.script["undo"] = [400]
+    assert house.cancel_refusal().category == "engine_rejected"
+    assert (house.row().state, house.row().next_check_at) == (State.DONE, due)
+
+
+def test_cancel_undoes_order_that_cannot_be_read_any_more(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house("consume", ORDERED)
+
+    def unreadable(*_: object) -> None:
+        raise InvalidRequest("This version does not take it.", "/x")
+
+    monkeypatch.setattr(documents, "parse", unreadable)
+    assert cancelled(house) == ORDERED
+    assert house.adapter.undone_orders == [None]

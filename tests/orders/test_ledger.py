@@ -38,6 +38,7 @@ from mapper.orders.rows import (
     Backlog,
     Cancelled,
     Conflict,
+    Degraded,
     Fenced,
     GiveUp,
     InProgress,
@@ -65,7 +66,6 @@ from mapper.orders.rows import (
     confirmed,
     decide,
     decide_cancel,
-    degraded,
     extended,
     hurried,
     looking,
@@ -201,6 +201,15 @@ def test_retry_with_other_content_is_new_attempt() -> None:
     assert (retry.row.identity, retry.row.digest) == (b"\x02" * 32, OTHER.digest)
 
 
+@pytest.mark.parametrize("found", [None, row(State.REJECTED, was_sent=False), row(State.RETRYABLE, was_sent=False)])
+def test_degraded_order_is_done_with_its_claim(found: Row | None) -> None:
+    decision = decide(found, (), Ask(**ask(degraded=True), owner="me", lease_s=10), AT)
+    assert isinstance(decision, Degraded)
+    mine = decision.row
+    assert (mine.state, mine.reason, mine.notices, mine.held) == (State.DONE, "degraded", b"[]", None)
+    assert (mine.lease_until, mine.next_check_at, mine.confirmed_at) == (0, None, None)
+
+
 def test_forbidden_terms_block_only_new_attempts() -> None:
     forged = replace(MINE, terms=Forbidden("forged", reason="forged_receipt"))
     for found, same, _ in DECISIONS:
@@ -280,8 +289,9 @@ def test_claim_decision_when_another_order_has_session(other: Row, expected: typ
             assert (reason, holder) == ("session_of_another_order", "order-0")
         case InProgress(_, _, holder):
             assert holder == "order-0"
-        case PassedOn(previous, passed):
-            assert (previous, passed.key, passed.held, passed.notices) == (other, KEY, other.held, NOTICES)
+        case PassedOn(previous, own, passed):
+            assert (previous, own) == (other, None)
+            assert (passed.key, passed.held, passed.notices) == (KEY, other.held, NOTICES)
             assert (passed.cart, passed.passed_from) == (other.cart, "order-0")
             assert (passed.fence, passed.order, passed.confirmed_at) == (other.fence + 1, BODY, AT.wall)
 
@@ -364,7 +374,6 @@ MOVES: dict[str, tuple[Callable[[Row], Row], dict[State, State]]] = {
         {State.INTENT: State.UNKNOWN, State.UNKNOWN: State.UNKNOWN, State.RETRYABLE: State.UNKNOWN},
     ),
     "redeemed": (to_done, {State.INTENT: State.DONE, State.UNKNOWN: State.DONE, State.MANUAL: State.DONE}),
-    "degraded": (lambda found: degraded(found, AT, NOTICES, confirmed=True), {State.INTENT: State.DONE}),
     "confirmed": (
         lambda found: confirmed(replace(found, confirmed_at=None), AT),
         {State.DONE: State.DONE, State.REPAIRED: State.REPAIRED},
@@ -410,8 +419,7 @@ def test_row_allows_only_moves_in_table(name: str, state: State) -> None:
     )  # fmt: skip
     if after.state in ANSWERS:
         assert (after.next_check_at, after.lease_until) == (None, 0)
-    nothing_stands = after.state in (State.REJECTED, State.RETRYABLE) or name == "degraded"
-    assert (after.held is None) is nothing_stands
+    assert (after.held is None) is (after.state in (State.REJECTED, State.RETRYABLE))
 
 
 ALREADY = {
@@ -445,11 +453,6 @@ LOOKED: dict[str, Any] = {"looked_at": NOW, "checks": 1, **LEASED}
             {"state": State.DONE, "reason": "redeemed", "handle": "handle", **CONFIRMED, **LEFT},
         ),
         (
-            row(State.INTENT, leased=True, was_sent=False),
-            "degraded",
-            {"state": State.DONE, "reason": "degraded", "held": None, **CONFIRMED, **LEFT},
-        ),
-        (
             row(State.UNKNOWN, leased=True, absent_since=1.0),
             "rejected",
             {"state": State.REJECTED, "reason": "used_up", "attempt": 2, "absent_since": None, **NOT_REDEEMED, **LEFT},
@@ -478,6 +481,11 @@ LOOKED: dict[str, Any] = {"looked_at": NOW, "checks": 1, **LEASED}
             {"state": State.DONE, "reason": "no", "unknown_since": None, **LEFT},
         ),
         (
+            row(State.CANCELLING, leased=True, sent_at=NOW - 20, looked_at=NOW - 19),
+            "not cancelled, may double",
+            {"state": State.DONE, "reason": "no", "unknown_since": NOW + 40, **LEFT, "next_check_at": NOW + 40},
+        ),
+        (
             row(State.CANCELLING, leased=True),
             "failed undo",
             {"reason": "timeout", **LEFT, "next_check_at": NOW + 220},
@@ -497,10 +505,28 @@ LOOKED: dict[str, Any] = {"looked_at": NOW, "checks": 1, **LEASED}
             {"reason": "internal", "unknown_since": NOW, "next_check_at": NOW + 30},
         ),
         (
+            row(State.INTENT, lease_until=NOW + 40),
+            "postponed",
+            {"reason": "internal", "unknown_since": NOW, "next_check_at": NOW + 40},
+        ),
+        (
+            row(State.CANCELLING, unknown_since=NOW - 90_000),
+            "postponed",
+            {"state": State.MANUAL, "reason": "cancel_internal", **LEFT},
+        ),
+        (
             row(State.CANCELLING, leased=True),
             "cancelled",
             {"state": State.CANCELLED, "reason": "cancelled", "fence": 2, **NOT_REDEEMED, **LEFT},
         ),
+        (
+            row(State.CANCELLING, leased=True, sent_at=NOW - 20, looked_at=NOW - 19),
+            "cancelled, may double",
+            {"state": State.CANCELLED, "reason": "cancelled", "fence": 2, **NOT_REDEEMED, **LEFT}
+            | {"unknown_since": NOW + 40, "next_check_at": NOW + 40},
+        ),
+        (row(State.CANCELLED, unknown_since=NOW, next_check_at=NOW), "seen again", {"next_check_at": None}),
+        (row(State.CANCELLED, unknown_since=NOW, next_check_at=NOW), "not seen again", {"next_check_at": NOW + 0.2}),
     ],
 )
 def test_move_changes_only_listed_fields(before: Row, move: str, changes: dict[str, Any]) -> None:
@@ -511,6 +537,8 @@ def test_move_changes_only_listed_fields(before: Row, move: str, changes: dict[s
         "hurried": lambda found: hurried(found, AT),
         "postponed": lambda found: postponed(found, AT, "internal"),
         "cancelled": lambda found: cancelled(found, AT),
+        "cancelled, may double": lambda found: cancelled(found, AT, again_after_s=60),
+        "not cancelled, may double": lambda found: not_cancelled(found, AT, "no", again_after_s=60),
     }
     after = (others[move] if move in others else MOVES[move][0])(before)
     assert after == replace(before, version=2, updated_at=AT.wall, **changes)
@@ -521,6 +549,12 @@ def test_answer_or_refusal_ends_attempt(answered: bool) -> None:
     before = row(State.INTENT, leased=True)
     assert retryable(before, AT, None, "x", answered=answered).attempt == before.attempt + answered
     assert rejected(before, AT, "x").attempt == before.attempt + 1
+
+
+@pytest.mark.parametrize(("answered", "since"), [(True, None), (False, NOW - 200)])
+def test_earlier_unanswered_request_is_remembered(answered: bool, since: float | None) -> None:
+    after = retryable(row(State.INTENT, leased=True), AT, None, "x", answered=answered, unanswered_since=NOW - 200)
+    assert after.sent_at == since
 
 
 def test_only_scheduled_retry_keeps_session() -> None:
@@ -749,6 +783,11 @@ def test_only_finished_or_waiting_orders_can_be_erased(state: State) -> None:
         assert (after.order, after.digest, after.notices) == (b"", found.digest, found.notices)
 
 
+def test_order_that_is_redeemed_later_cannot_be_erased() -> None:
+    with pytest.raises(WrongMove):
+        trimmed(row(State.RETRYABLE, next_check_at=NOW + 60), AT)
+
+
 @pytest.mark.parametrize(
     ("order", "reply", "notices"),
     [
@@ -929,7 +968,6 @@ WRITES: dict[str, Write] = {
     "look_later": lambda ledger, mine: ledger.look_later(mine, "broken"),
     "retry_later": lambda ledger, mine: ledger.retry_later(mine, 1, "refused", answered=True),
     "redeemed": lambda ledger, mine: ledger.redeemed(mine, NOTICES, "", "redeemed", confirmed=True),
-    "degraded": lambda ledger, mine: ledger.degraded(mine, NOTICES, confirmed=True),
     "rejected": lambda ledger, mine: ledger.rejected(mine, "used_up"),
     "confirm": Ledger.confirm,
     "repair": lambda ledger, mine: ledger.repair(mine, "twice"),
@@ -1197,6 +1235,25 @@ def test_rows_are_found_by_order_and_state(home: Home) -> None:
     home.run(story)
 
 
+def test_prune_skips_rows_in_use_again(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(ledger: Ledger) -> None:
+        waiting = await ledger.retry_later(await claimed(ledger), None, "busy", answered=True)
+        finished = await done(ledger, Key("", "", "finished"))
+        home.time.now += 2 * MONTH_S
+        with_body = ledger.store.with_body
+
+        async def read_early(before: float, limit: int) -> list[Row]:
+            found = await with_body(before, limit)
+            await claimed(ledger)
+            return found
+
+        monkeypatch.setattr(ledger.store, "with_body", read_early)
+        assert await ledger.prune(MONTH_S) == 2
+        assert ((await shown(ledger)).order, (await shown(ledger, finished.key)).order) == (waiting.order, b"")
+
+    home.run(story)
+
+
 def test_prune_erases_bodies_then_deletes_rows(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         for name in ("a", "b"):
@@ -1308,6 +1365,32 @@ def test_waiting_order_is_not_looked_up_if_cart_was_taken(home: Home, terms: Ter
     home.run(story)
 
 
+def test_order_that_was_sent_meanwhile_does_not_give_way_to_a_passed_redemption(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(ledger: Ledger) -> None:
+        old, new = Key("", "engine", "old"), Key("", "engine", "new")
+        await ledger.retry_later(await claimed(ledger, new, session="another"), None, "busy", answered=True)
+        await ledger.redeemed(await claimed(ledger, old, session="shared"), NOTICES, "", "redeemed", confirmed=False)
+        remove = ledger.store.remove
+        sent: list[Row] = []
+
+        async def remove_late(found: Row) -> bool:
+            if not sent:  # between the decision and its write, another process sends the order
+                sent.append((await ledger.mark_sent(await claimed(ledger, new))).row)
+            return await remove(found)
+
+        monkeypatch.setattr(ledger.store, "remove", remove_late)
+        decision = await ledger.claim(
+            Ask(**ask(new) | {"terms": Terms("shared", from_receipt=True)}, owner="me", lease_s=10)
+        )
+        assert isinstance(decision, InProgress)
+        assert await shown(ledger, new) == sent[0]
+        assert (await shown(ledger, old)).state is State.DONE
+
+    home.run(story)
+
+
 def test_unconfirmed_redemption_moves_to_new_order_id(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         old, new = Key("", "engine", "old"), Key("", "engine", "new")
@@ -1321,7 +1404,7 @@ def test_unconfirmed_redemption_moves_to_new_order_id(home: Home) -> None:
         assert (replay.row.key, replay.row.notices, replay.row.handle) == (new, NOTICES, "r_1")
         assert await ledger.show(old) is None
         assert await claim(ledger, old, session="anything") == Conflict("session_of_another_order", "new")
-        assert (await shown(ledger, new)).fence == told.fence + 1
+        assert (await shown(ledger, new)).fence == told.fence + 1, "and above that of the row it replaces"
         with pytest.raises(Fenced):
             await ledger.repair(told, "twice")
 

@@ -27,6 +27,7 @@ from mapper.orders import redeem
 from mapper.orders.ledger import PRUNE_BATCH, Ledger
 from mapper.orders.redeem import RETRY_AFTER_S, OrderRedeemer
 from mapper.orders.rows import Answer, Backlog, Fenced, Key, LedgerUnavailable, Moment, Row, State, Terms
+from mapper.orders.sqlite import SqliteStore
 from mapper.promotions import Call, Service
 from tests.fakes import CAPABILITIES, SECRET, FakeAdapter, settings, signed
 from tests.house import CHECKOUT, REFUSED, TEN_OFF, House, order_with_discount, reconcile, to_order
@@ -720,7 +721,108 @@ def test_degraded_order_is_done_with_nothing_redeemed() -> None:
     assert house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"]["session"] == "c-1"
 
 
+def test_degraded_order_whose_write_failed_is_never_redeemed(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(MAPPER_ON_ENGINE_FAILURE="no_discount", MAPPER_AFTER_FAILURE="redeem_later")
+    house.wire.script["validate"] = [503] * 9
+    order = to_order(house("validate", CHECKOUT))
+    house.wire.sent = []
+    change, writes = SqliteStore.change, 0
+
+    async def full_after_first(self: SqliteStore, key: Key, step: Any) -> Any:
+        nonlocal writes
+        writes += 1
+        if writes > 1:
+            raise LedgerUnavailable("full")
+        return await change(self, key, step)
+
+    with monkeypatch.context() as full:
+        full.setattr(SqliteStore, "change", full_after_first)
+        assert house.refusal("consume", order).reason == "ledger_full"
+    house.reconcile(after_s=60)
+    assert (house.row().reason, house.wire.sent) == ("degraded", [])
+
+
 # -- The rest of a row ---------------------------------------------------------------------------------------------
+
+
+def test_look_up_for_caller_with_other_content_confirms_nothing(house: House) -> None:
+    house.wire.script = {"redeem": [Unknown("timeout")], "look_up": [503] * 9}
+    house.refusal("consume", ORDERED)
+    house.wire.script = {}
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+    house.time += 20
+    assert house.refusal("consume", CHANGED).category == "order_mismatch"
+    assert (house.row().state, house.row().confirmed_at) == (State.DONE, None)
+    house("consume", ORDERED)
+    assert house.row().confirmed_at is not None
+
+
+def test_replay_to_a_caller_who_has_hung_up_confirms_nothing(house: House) -> None:
+    fail(house, NotSent("connect"))
+    house.refusal("consume", ORDERED)
+    row = house.row()
+
+    async def replay(service: Service) -> Answer:
+        redeemer = service.redeemer
+        order = documents.parse(json.dumps(ORDERED).encode(), "consume")
+        job = redeemer.job(row.key, order, Terms("c-1", from_receipt=False), house.record, lambda: True)
+        return await redeemer.consume(job, house.time + 8)
+
+    mend(house)
+    house.wire.script = {"redeem": [Unknown("timeout")], "look_up": [503] * 9}
+    house.refusal("consume", ORDERED)
+    house.wire.script = {}
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+    house.reconcile(after_s=20)
+    assert asyncio.run(house.within(replay)).reason == "replayed"
+    assert house.row().confirmed_at is None
+
+
+@pytest.mark.parametrize("failing", ["check", "redeem"])
+def test_unanswered_request_outlives_a_later_attempt_that_sent_nothing(house: House, failing: str) -> None:
+    house.wire.script["redeem"] = [Unknown("timeout")]
+    house.refusal("consume", ORDERED)
+    house.reconcile(after_s=61)
+    house.reconcile(after_s=2)
+    before = house.row()
+    assert (before.state, before.sent_at is not None) == (State.RETRYABLE, True)
+    house.wire.script[failing] = [429 if failing == "check" else NotSent("connect")] * 9
+    house.refusal("consume", ORDERED)
+    assert (house.row().sent_at, house.row().attempt) == (before.sent_at, before.attempt)
+    mend(house)
+    house.time += 600
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)  # it was executed late
+    assert house("consume", ORDERED)["order"]["id"] == "c-1"
+    assert house.wire.sent == ["look_up"]
+
+
+def test_outcome_is_pending_if_it_cannot_be_recorded(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*_: Any, **__: Any) -> Row:
+        raise LedgerUnavailable("full")
+
+    monkeypatch.setattr(Ledger, "redeemed", full)
+    problem = house.refusal("consume", ORDERED)
+    assert (problem.category, problem.reason, problem.retry_after) == ("outcome_pending", "ledger_full", 60)
+
+
+def test_order_in_another_session_gets_the_product_data_of_its_cart(house: House) -> None:
+    sessions: list[str] = []
+
+    async def fill(order: Checkout, _space: str, session: str) -> Checkout:
+        sessions.append(session)
+        return order
+
+    async def call(service: Service, body: object) -> Answer:
+        service.redeemer.fill = fill
+        data, headers = signed(body)
+        return await promotions.consume(service, Call(data, headers, house.time + 8))
+
+    first, second = ordered(house, "o-1"), ordered(house, "o-2")
+    house.adapter.granted = REFUSED
+    house.refusal("consume", first)
+    house.adapter.granted = TEN_OFF
+    asyncio.run(house.within(lambda service: call(service, second)))
+    assert (house.row("o-2").session, sessions) == ("c-1~2", ["c-1"])
 
 
 @pytest.mark.parametrize("is_told", [True, False])
@@ -964,6 +1066,32 @@ def test_failing_rows_do_not_block_other_rows(house: House, monkeypatch: pytest.
         house.reconcile(after_s=61)
     assert house.row("o-9").state is State.DONE
     assert house.row("o-1").state is State.UNKNOWN
+
+
+def test_order_whose_look_up_cannot_be_finished_is_postponed_then_becomes_manual(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown(house)
+    house.adapter.found = LookedUp("redeemed", TEN_OFF)
+    monkeypatch.setattr(redeem, "judge", lambda *_: 1 / 0)
+    for after_s in (60, 40):
+        house.reconcile(after_s)
+    after = house.row()
+    assert (after.state, after.reason) == (State.UNKNOWN, "internal")
+    assert after.next_check_at is not None
+    assert after.next_check_at > house.time + 60
+    house.reconcile(after_s=90_000)
+    assert house.row().state is State.MANUAL
+
+
+def test_redeemed_order_whose_further_look_up_fails_is_looked_up_later(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found_by_look_up(house)
+    monkeypatch.setattr(OrderRedeemer, "_order_of", lambda *_: 1 / 0)
+    house.reconcile(after_s=61)
+    assert house.row().state is State.DONE
+    assert (house.row().next_check_at or 0) > house.time
 
 
 def test_unreadable_order_is_postponed_then_becomes_manual(house: House) -> None:

@@ -203,9 +203,9 @@ class Voucherify(Adapter):
         An earlier validate has locked codes, as the body tells, and so has each validation of this conversation.
         """
         if self.settings.lock_ttl:
-            fold = str.casefold if self.settings.ignores_case else str
-            names = {fold(one.code) for one in kept}
-            unused = [code for code in validator.maybe_locked if fold(code) not in names]
+            fold_case = self.settings.fold_case
+            names = {fold_case(one.code) for one in kept}
+            unused = [code for code in validator.maybe_locked if fold_case(code) not in names]
             for code in unused:
                 del validator.maybe_locked[code]
             yield from _release(unused, session)

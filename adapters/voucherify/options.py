@@ -115,6 +115,10 @@ class Settings:
     customer_metadata: MetadataList = ()
     redemption_metadata: MetadataList = ()
 
+    def fold_case(self, code: str) -> str:
+        """The code without its case, where the project ignores it."""
+        return code.casefold() if self.ignores_case else code
+
     def to_engine_floor(self, minor: int, digits: int) -> int:
         """Minor units as the engine's units, rounded down; for comparisons only."""
         return int(minor * 10**self.exponent // 10**digits)

@@ -49,7 +49,7 @@ def vouchers(
     seen: set[str] = set()
     credits_by_code = gift_credits(checkout, settings)
     for code in checkout.promotions.codes:
-        key = code.casefold() if settings.ignores_case else code
+        key = settings.fold_case(code)
         if key in seen or code in leave_out:
             continue
         seen.add(key)
@@ -160,20 +160,20 @@ def _notice_payloads(checkout: Checkout) -> list[dict[str, Any]]:
 
 
 def gift_credits(checkout: Checkout, settings: Settings) -> dict[str, int]:
-    """The amount to take from each gift card, in the engine's units by code, where the body names one."""
-    parent = "".join(f"/{key}" for key in checkout.promotions_at) + f"/meta{settings.gift_credits}"
-    amounts = checkout.at(parent) if checkout.promotions.meta else None
-    if amounts is None:
-        return {}
-    if not isinstance(amounts, dict):
-        raise InvalidRequest("The gift credits are not an object of code and amount.", parent)
+    """The amount to take from each gift card, in the engine's units by code (`fold_case`), where the body names one."""
     result: dict[str, int] = {}
-    for code in (code for code, amount in amounts.items() if amount is not None):
-        pointer = f"{parent}/{code.replace('~', '~0').replace('/', '~1')}"
-        minor = checkout.amount_at(pointer)
-        if not minor:
-            raise InvalidRequest("The amount to spend from a gift card is not above zero.", pointer)
-        result[checkout.promotions.codes_as_entered.get(code, code)] = settings.to_engine(minor, checkout.digits)
+    for path in reversed(checkout.promotion_paths if checkout.promotions.meta else ()):
+        parent = "".join(f"/{key}" for key in path) + f"/meta{settings.gift_credits}"
+        amounts = checkout.at(parent)
+        if not isinstance(amounts, dict | None):
+            raise InvalidRequest("The gift credits are not an object of code and amount.", parent)
+        for code in (code for code, amount in (amounts or {}).items() if amount is not None):
+            pointer = f"{parent}/{code.replace('~', '~0').replace('/', '~1')}"
+            minor = checkout.amount_at(pointer)
+            if not minor:
+                raise InvalidRequest("The amount to spend from a gift card is not above zero.", pointer)
+            sent = checkout.promotions.codes_as_entered.get(code, code)
+            result[settings.fold_case(sent)] = settings.to_engine(minor, checkout.digits)
     return result
 
 
@@ -181,11 +181,12 @@ def _payment(
     code: str, checkout: Checkout, settings: Settings, credits_by_code: Mapping[str, int]
 ) -> dict[str, Any] | None:
     """`Redeemable.payment` of a code; None for a loyalty card without a reward."""
-    if code.casefold() == checkout.promotions.loyalty_card.casefold():
+    key = settings.fold_case(code)
+    if key == settings.fold_case(checkout.promotions.loyalty_card):
         chosen = mapping(checkout.promotions.meta.get("reward"))
         reward: dict[str, Any] = {"id": text(chosen.get("id")) or settings.reward_id}
         points = chosen.get("points")
         if isinstance(points, int) and not isinstance(points, bool) and points > 0:
             reward["points"] = points
         return {"reward": reward} if reward["id"] else None
-    return {"gift": {"credits": credits_by_code[code]}} if code in credits_by_code else {}
+    return {"gift": {"credits": credits_by_code[key]}} if key in credits_by_code else {}

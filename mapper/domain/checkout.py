@@ -58,8 +58,8 @@ class Checkout(Struct, frozen=True):
     id: str
     source_id: str
     promotions: Promotions
-    promotions_at: Path
-    """The path of the promotion object that notes are written to; () where the body has none."""
+    promotion_paths: tuple[Path, ...]
+    """The paths of the promotion objects: one at most, or in family C those of several orders."""
     root_discount: int
     """The order-level discounts that the body carries, in minor units. An earlier validate wrote them."""
     customer: str = ""
@@ -73,6 +73,11 @@ class Checkout(Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Checkout({self.id!r}, {self.lines!r})"
+
+    @property
+    def promotions_at(self) -> Path:
+        """The path of the promotion object that notes are written to; () where the body has none."""
+        return self.promotion_paths[0] if self.promotion_paths else ()
 
     def at(self, pointer: str) -> Any:
         """The value that a JSON pointer names in the body; None where there is none. Raises `InvalidRequest`."""
@@ -145,7 +150,7 @@ def parse(body: bytes, operation: Operation, default_currency: str = "", custome
     lines = _all_lines(orders)
     if len(lines) > MAX_LINES:
         raise InvalidRequest(f"The cart has {len(lines)} lines; the limit is {MAX_LINES}.", f"/{family.root_list}")
-    promotions, promotions_at = codes.read(source, family)
+    promotions, promotion_paths = codes.read(source, family)
     return Checkout(
         family=family,
         source=source,
@@ -158,7 +163,7 @@ def parse(body: bytes, operation: Operation, default_currency: str = "", custome
         id=id_at(source, "/id", strict=True),
         source_id=id_at(source, "/source_id", strict=True),
         promotions=promotions,
-        promotions_at=promotions_at,
+        promotion_paths=promotion_paths,
         root_discount=_root_discount(source, names, digits, lines),
         customer=id_at(source, customer_path) if customer_path else "",
     )

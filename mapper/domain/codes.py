@@ -89,38 +89,42 @@ def as_json(entered: str) -> str | Raw:
     return entered if not _is_forbidden(entered) else Raw(json.dumps(entered).encode())
 
 
-def read(body: Document, family: Family) -> tuple[Promotions, Path]:
-    """The promotions of a body, and the path of the promotion object; () where it has none.
+def read(body: Document, family: Family) -> tuple[Promotions, tuple[Path, ...]]:
+    """The promotions of a body, and the paths of the objects that they were read from.
 
+    In family C they are at the root or in the orders. An object at the root without codes hides none of the orders'.
     Raises `InvalidRequest`.
     """
     at_root = _read_object(body, (), body.decoded)
-    if at_root is None and family.has_orders:
-        return _merged(
-            [of_order for path, order in family.orders(body.decoded) if (of_order := _read_object(body, path, order))]
-        )
-    return at_root or (Promotions(), ())
+    found = [at_root]
+    if family.has_orders and not (at_root and at_root[0].codes_as_entered):
+        found += [_read_object(body, path, order) for path, order in family.orders(body.decoded)]
+    return _merged([each for each in found if each])
 
 
-def _merged(by_order: list[tuple[Promotions, Path]]) -> tuple[Promotions, Path]:
-    """The promotions of several orders as those of one cart, with the `meta` and the path of the first."""
-    if not by_order:
-        return Promotions(), ()
-    parts = [promotions for promotions, _ in by_order]
+def _merged(found: list[tuple[Promotions, Path]]) -> tuple[Promotions, tuple[Path, ...]]:
+    """The promotions of several objects as those of one cart. Of equal members of `meta`, the first counts.
+
+    The first path is that of the object with the note of an earlier validate, if there is one.
+    """
+    if len(found) <= 1:
+        return (found[0][0], (found[0][1],)) if found else (Promotions(), ())
+    parts = [promotions for promotions, _ in found]
     codes = tuple(dict.fromkeys(code for part in parts for code in part.coupon_codes))
     if len(codes) > MAX_CODES:
         raise InvalidRequest(f"More than {MAX_CODES} codes are given.", "/orders")
     entered: dict[str, str] = {}
     for part in parts:
         entered |= part.codes_as_entered
-    return Promotions(
+    promotions = Promotions(
         coupon_codes=codes,
         referral_code=next((part.referral_code for part in parts if part.referral_code), ""),
         loyalty_card=next((part.loyalty_card for part in parts if part.loyalty_card), ""),
         identifiers=tuple(dict.fromkeys(identifier for part in parts for identifier in part.identifiers)),
-        meta=parts[0].meta,
+        meta={key: value for part in reversed(parts) for key, value in part.meta.items()},
         codes_as_entered=entered,
-    ), by_order[0][1]
+    )
+    return promotions, tuple(path for _, path in sorted(found, key=lambda each: "mapper" not in each[0].meta))
 
 
 def _read_object(body: Document, parent: Path, decoded: Mapping[str, Any]) -> tuple[Promotions, Path] | None:

@@ -192,7 +192,12 @@ def test_promotions_of_several_orders_are_merged() -> None:
     ]
     found = parse({"orders": orders})
     assert found.promotions == Promotions(
-        ("A", "B", "C"), "R", "L", ("i", "j"), {"first": 1}, {code: code for code in "ABCRSL"}
+        ("A", "B", "C"),
+        "R",
+        "L",
+        ("i", "j"),
+        {"first": 1, "last": 1},
+        {code: code for code in "ABCRSL"},
     )
     assert found.promotions_at == ("orders", 1, "promotion")
 
@@ -201,6 +206,24 @@ def test_promotions_at_the_root_override_those_of_orders() -> None:
     orders = [{"order_items": [], "promotion": {"coupon_codes": ["A"]}}]
     found = parse({"orders": orders, "promotion": {"coupon_codes": ["B"]}})
     assert (found.promotions.coupon_codes, found.promotions_at) == (("B",), ("promotion",))
+
+
+@pytest.mark.parametrize("at_root", [{}, {"coupon_codes": [" "]}, {"identifiers": ["i"], "meta": {"mapper": {}}}])
+def test_root_promotions_without_codes_hide_no_codes_of_orders(at_root: dict[str, Any]) -> None:
+    orders = [{"order_items": []}, {"order_items": [], "promotion": {"coupon_codes": ["A"], "meta": {"x": 1}}}]
+    found = parse({"orders": orders, "promotion": at_root})
+    assert found.promotions.codes == ("A",)
+    assert found.promotions.identifiers == tuple(at_root.get("identifiers", ()))
+    assert found.promotions.meta == {**at_root.get("meta", {}), "x": 1}
+    assert found.promotions_at == ("promotion",)
+
+
+def test_note_stays_in_the_order_that_has_it() -> None:
+    with_note = {"coupon_codes": ["A"], "meta": {"mapper": {"session": "s"}}}
+    orders = [{"order_items": [], "promotion": {"meta": {}}}, {"order_items": [], "promotion": with_note}]
+    found = parse({"orders": orders})
+    assert found.promotions_at == ("orders", 1, "promotion")
+    assert found.promotions.meta == {"mapper": {"session": "s"}}
 
 
 def test_100_codes_over_all_orders_are_accepted_and_101_refused() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from mapper.domain.checkout import Checkout
+from mapper.domain.checkout import Checkout, parse
 from mapper.domain.errors import EngineRejected, InvalidRequest
 from tests.adapters.voucherify.talk import (
     AMOUNT,
@@ -271,6 +271,37 @@ def test_gift_credits_match_the_code_as_entered() -> None:
     checkout = cart(SHIRT, codes=["GIFT\u200b"], promotions={"meta": {"gift_credits": {"GIFT\u200b": "10.50"}}})
     [sent] = body_of(next(engine().validate(checkout, ORDER)))["redeemables"]
     assert (sent["id"], sent["gift"]) == ("GIFT", {"credits": 1050})
+
+
+@pytest.mark.parametrize(("case", "gift"), [("insensitive", {"credits": 1050}), ("sensitive", None)])
+def test_gift_credits_ignore_case_where_the_project_does(case: str, gift: dict[str, int] | None) -> None:
+    checkout = cart(SHIRT, codes=["gift"], promotions={"meta": {"gift_credits": {"GIFT": "10.50"}}})
+    [sent] = body_of(next(engine(CODE_CASE=case).validate(checkout, ORDER)))["redeemables"]
+    assert sent.get("gift") == gift
+
+
+def test_coupon_is_no_loyalty_card_where_case_counts() -> None:
+    promotions = {"coupon_codes": ["card"], "loyalty_card": "CARD", "meta": {"reward": {"id": "rew_1"}}}
+    request = next(engine(CODE_CASE="sensitive").validate(cart(SHIRT, promotions=promotions), ORDER))
+    assert body_of(request)["redeemables"] == [
+        {"object": "voucher", "id": "card"},
+        {"object": "voucher", "id": "CARD", "reward": {"id": "rew_1"}},
+    ]
+
+
+def test_gift_credits_of_every_order_are_sent() -> None:
+    line = {"sku": "A", "quantity": 1, "price": "50.00"}
+    orders = [
+        {"order_items": [line], "promotion": {"coupon_codes": [code], "meta": {"gift_credits": amounts}}}
+        for code, amounts in (("G1", {"G1": "1.00"}), ("X", None), ("G2", {"G2": "2.00", "G1": "9.00"}))
+    ]
+    checkout = parse(json.dumps({"orders": orders, "currency": "USD"}).encode(), "validate")
+    sent = body_of(next(engine().validate(checkout, ORDER)))["redeemables"]
+    assert [(one["id"], one.get("gift")) for one in sent] == [
+        ("G1", {"credits": 100}),
+        ("X", None),
+        ("G2", {"credits": 200}),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ for.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
+from mapper import pages
 from mapper.adapter import EngineReply, EngineRequest
 from mapper.domain import checkout as documents
 from mapper.domain import discounts, money
@@ -25,6 +26,7 @@ from mapper.engine.transport import Transport
 from mapper.nacelle.products import Products
 from mapper.nacelle.storefront import source_of
 from mapper.orders.rows import next_session
+from mapper.pages import Row
 from mapper.promotions import MAX_SESSIONS
 from mapper.recording import records, replay
 from mapper.settings import Rules, Settings
@@ -243,6 +245,27 @@ def _step(outcome: Outcome, discount: Discount) -> Step:
     return Step(
         discount.name, discount.effect_type, whole.amount, discount.amount, code if isinstance(code, str) else ""
     )
+
+
+def rows(explanation: Explanation) -> Iterator[Row]:
+    """Yields the table of the cart: each line with its discounts and net price, those of the order, and the total."""
+    for line in explanation.lines:
+        price, amount = explanation.text(line.list_price), explanation.text(line.gross)
+        yield Row("line", line.name, "", str(line.quantity), price, amount, pages.share(line.gross, line.gross))
+        left = line.gross
+        for step in line.steps:
+            left -= step.taken
+            yield _step_row(explanation, step, left=pages.share(left, line.gross))
+        if line.steps:
+            yield Row("net", "net", price=explanation.text(line.unit_price), amount=explanation.text(line.net))
+    yield from (_step_row(explanation, step, "order: ") for step in explanation.root)
+    yield Row("total", "total discount", amount=explanation.text(explanation.total))
+
+
+def _step_row(explanation: Explanation, step: Step, before: str = "", left: int | None = None) -> Row:
+    cut = f" (granted {explanation.text(step.granted)})" if step.granted != step.taken else ""
+    name = f"{before}{step.name}{f', code {step.code}' if step.code else ''}"
+    return Row("step", name, f"{step.effect_type}{cut}", amount=explanation.text(step.taken), left=left)
 
 
 def _json(body: bytes) -> Any:

@@ -14,7 +14,7 @@ from mapper import settings
 from mapper.commands import Commands, add_command, fail, read_input
 from mapper.domain.errors import InvalidRequest
 from mapper.engine import clients
-from mapper.explain import Explanation, Step, explain
+from mapper.explain import Explanation, explain, rows
 from mapper.ops.logs import printable
 from mapper.settings import Settings
 
@@ -63,21 +63,11 @@ def show(explanation: Explanation, console: Console, *, exchange: bool = False) 
     table = Table("line", "quantity", "price", "amount", box=None, pad_edge=False)
     for name in ("quantity", "price", "amount"):
         next(column for column in table.columns if column.header == name).justify = "right"
-    for line in explanation.lines:
-        table.add_row(
-            _plain(line.name), str(line.quantity), explanation.text(line.list_price), explanation.text(line.gross)
-        )
-        for step in line.steps:
-            table.add_row(_indented(_named(explanation, step)), "", "", f"-{explanation.text(step.taken)}")
-        if line.steps:
-            table.add_row(
-                "  [bold]net[/]", "", explanation.text(line.unit_price), f"[bold]{explanation.text(line.net)}[/]"
-            )
-    if explanation.root:
-        table.add_row("order", "", "", "")
-    for step in explanation.root:
-        table.add_row(_indented(_named(explanation, step)), "", "", f"-{explanation.text(step.taken)}")
-    table.add_row("[bold]total discount[/]", "", "", f"[bold]-{explanation.text(explanation.total)}[/]")
+    for row in rows(explanation):
+        name = f"{row.name} ({row.detail})" if row.detail else row.name
+        indented = Padding.indent(_plain(name), 2 if row.kind in ("step", "net") else 0)
+        amount = f"-{row.amount}" if row.kind in ("step", "total") else row.amount
+        table.add_row(indented, row.quantity, row.price, amount, style="bold" if row.kind in ("net", "total") else "")
     console.print(table)
     if explanation.clamped:
         console.print(f"{explanation.text(explanation.clamped)} exceeds the prices, and is not taken off.")
@@ -100,16 +90,6 @@ def show(explanation: Explanation, console: Console, *, exchange: bool = False) 
         console.print(
             "The discounts do not add up to the total. This is a fault of the mapper; please report it.", style="red"
         )
-
-
-def _named(explanation: Explanation, step: Step) -> str:
-    cut = f", granted {explanation.text(step.granted)}" if step.granted != step.taken else ""
-    code = f", code {step.code}" if step.code else ""
-    return f"{step.name} ({step.effect_type}{code}{cut})"
-
-
-def _indented(text: str) -> Padding:
-    return Padding.indent(_plain(text), 2)
 
 
 def _plain(text: str) -> Text:

@@ -5,7 +5,7 @@ another site cannot make requests in somebody's name.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -17,8 +17,7 @@ from mapper import pages
 from mapper.domain.errors import InvalidRequest
 from mapper.domain.signature import is_one_of
 from mapper.engine.transport import Transport
-from mapper.explain import Explanation, Step, explain
-from mapper.pages import Row
+from mapper.explain import Explanation, explain, rows
 from mapper.settings import Settings
 
 STYLE: Final = "/explain.css"
@@ -76,31 +75,11 @@ class _Page:
             css=STYLE,
             body=body,
             explanation=explanation,
-            rows=_rows(explanation) if explanation else (),
+            rows=rows(explanation) if explanation else (),
             error=error,
             examples=EXAMPLES,
             engine=self._configured.adapter.name,
         )
-
-
-def _rows(explanation: Explanation) -> Iterator[Row]:
-    for line in explanation.lines:
-        price, amount = explanation.text(line.list_price), explanation.text(line.gross)
-        yield Row("line", line.name, "", str(line.quantity), price, amount, pages.share(line.gross, line.gross))
-        left = line.gross
-        for step in line.steps:
-            left -= step.taken
-            yield _step(explanation, step, left=pages.share(left, line.gross))
-        if line.steps:
-            yield Row("net", "net", price=explanation.text(line.unit_price), amount=explanation.text(line.net))
-    yield from (_step(explanation, step, "order: ") for step in explanation.root)
-    yield Row("total", "total discount", amount=explanation.text(explanation.total))
-
-
-def _step(explanation: Explanation, step: Step, before: str = "", left: int | None = None) -> Row:
-    cut = f" (granted {explanation.text(step.granted)})" if step.granted != step.taken else ""
-    name = f"{before}{step.name}{f', code {step.code}' if step.code else ''}"
-    return Row("step", name, f"{step.effect_type}{cut}", amount=explanation.text(step.taken), left=left)
 
 
 def _pretty(value: Any) -> str:

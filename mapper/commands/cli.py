@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from mapper.domain import signature
 from mapper.settings import Settings
 
 MODULES = ("ledger", "cancel", "ingest", "doctor", "explain", "replay", "new_adapter")
-"""The modules of commands that are imported only when they are used, so that `serve` starts faster."""
+"""The modules of commands that `serve` does not import, so that it starts faster."""
 PORT = whole_number("a port is", 0, 65535)
 WORKERS = whole_number("workers are", 1, 64)
 FD = whole_number("a file descriptor is", 0, 1_000_000)
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     _prepare_output()
     given = sys.argv[1:] if arguments is None else arguments
-    parser = _parser([name for name in MODULES if name in given[:1]] if _is_command(given) else MODULES)
+    parser = _parser(() if given[:1] == ["serve"] else MODULES)
     chosen = parser.parse_args(given)
     if chosen.command is None:
         parser.print_help()
@@ -70,10 +70,6 @@ def _discard_output(error: OSError) -> int:
     """Discards all further output, since its reader has gone (as with `| head`) or its disk is full."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the rest when it exits
     return 1 if error.errno == errno.EPIPE else fail(f"The output cannot be written: {error.strerror}")
-
-
-def _is_command(given: Sequence[str]) -> bool:
-    return bool(given) and given[0] in ("serve", "sandbox", "demo", "sign", "hash", *MODULES)
 
 
 def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
@@ -180,7 +176,7 @@ def _check_files(configured: Settings) -> None:
 
 
 def _sandbox(chosen: argparse.Namespace) -> int:
-    from mapper.sandbox import host as sandbox
+    from mapper.commands import sandbox
 
     return sandbox.run(chosen.host, chosen.port, chosen.rulebook)
 

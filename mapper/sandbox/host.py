@@ -6,7 +6,6 @@ it fail on request. `/_sandbox/` has the log, the books and the faults. The fron
 
 import asyncio
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from mapper.adapter import SANDBOXES, known
 from mapper.sandbox.emulator import ENCODER, Emulator, Now
 from mapper.sandbox.faults import TRANSPORT, Fault, FaultyEngine, Journal
 from mapper.sandbox.nacelle import NacelleSandbox
-from mapper.sandbox.rulebook import RuleBook, RuleBookError, load
+from mapper.sandbox.rulebook import RuleBook, load
 
 # --- The host ---------------------------------------------------------------------------------------------------------
 
@@ -184,12 +183,10 @@ class Connection(HttpToolsProtocol):
         self.app_state = {**self.app_state, TRANSPORT: transport}
 
 
-def config(app: ASGIApp, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
+def config(app: ASGIApp) -> uvicorn.Config:
     """The uvicorn configuration that all faults work with."""
     return uvicorn.Config(
         app,
-        host=host,
-        port=port,
         http=Connection,
         ws="none",
         lifespan="auto",
@@ -214,27 +211,3 @@ def running(app: ASGIApp) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
-
-
-def run(host: str = "127.0.0.1", port: int = 8090, rulebook: Path | None = None) -> int:
-    """Serves the sandbox until it is stopped. Exit code: 2 for an invalid rule book, 1 where the port is taken."""
-    try:
-        app = create(rulebook)
-    except RuleBookError as error:
-        sys.stderr.write(f"The rule book cannot be used:\n{error}\n")
-        return 2
-    try:
-        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        sys.stderr.write(f"Cannot listen on {host} port {port}: {error.strerror}\n")
-        return 1
-    sandbox: Sandbox = app.state.sandbox
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    lines = [f"The sandbox listens on {address}/ (the front page tells more).", ""]
-    lines += [f"  {name:14} {address}/{name}" for name in sandbox.emulators]
-    lines += ["", "Codes to try:"] + [f"  {code:26} {note}" for code, note in sandbox.book.codes_to_try()]
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
-    with listener:
-        uvicorn.Server(config(app)).run(sockets=[listener])
-    return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mapper.commands import sandbox as command
 from mapper.sandbox import host as sandbox
 from mapper.sandbox.emulator import ENCODER
 from mapper.sandbox.faults import FAULTS
@@ -85,7 +86,7 @@ def test_front_page_lists_codes_and_faults(live: tuple[str, sandbox.Sandbox]) ->
 def test_run_prints_each_rule_book_mistake_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "book.toml"
     path.write_text("[engines.talon_one]\nflaten = true\napplication_id = 'x'\n")
-    assert sandbox.run(rulebook=path) == 2
+    assert command.run("127.0.0.1", 0, path) == 2
     printed = capsys.readouterr().err
     assert "engines.talon_one.flaten: is not known" in printed
     assert "engines.talon_one.application_id: Expected `int`" in printed

@@ -163,7 +163,7 @@ def _request_difference(place: str, exchange: Exchange, request: EngineRequest) 
         if (was := getattr(exchange, name)) != (is_now := getattr(now, name)):
             return Finding("asks differently", f"{place}, {name}", was, is_now)
     was, is_now = (_sent(one) for one in (exchange, now))
-    if found := first_difference(was, is_now):
+    if found := next(differing(was, is_now), None):
         return Finding("asks differently", f"{place}, {found[0] or '/'}", *map(_short, found[1:]))
     return None
 
@@ -175,11 +175,6 @@ def _sent(exchange: Exchange) -> Any:
 def _short(value: Any) -> str:
     text = "nothing" if value is msgspec.UNSET else encode(value).decode()
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def first_difference(before: Any, after: Any, pointer: str = "") -> tuple[str, Any, Any] | None:
-    """Returns the first difference of two JSON values as (pointer, before, after); None if they are equal."""
-    return next(differing(before, after, pointer), None)
 
 
 def differing(before: Any, after: Any, pointer: str = "") -> Iterator[tuple[str, Any, Any]]:

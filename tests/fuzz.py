@@ -19,9 +19,14 @@ from typing import Any
 import msgspec
 
 from adapters.talon_one import replies
+from adapters.voucherify import effects, reading
+from adapters.voucherify.options import Settings
+from adapters.voucherify.redeemables import Redeemable
+from adapters.voucherify.replies import read_validation
 from mapper.adapter import EngineReply
+from mapper.domain import checkout as documents
 from mapper.domain import document
-from mapper.domain.errors import InvalidRequest
+from mapper.domain.errors import EngineUnavailable, InvalidRequest
 from mapper.domain.families import family_of
 from mapper.domain.lines import Line, Lines
 from mapper.domain.signature import sign
@@ -116,6 +121,30 @@ REPLIES: list[dict[str, Any]] = [
         "coupons": [{"id": 3, "value": "A"}],
         "ruleFailureReasons": [{"campaignID": 1, "couponValue": "A", "details": "too late"}],
     },
+]
+
+_ITEM = {"source_id": "S", "quantity": 2, "price": 1999, "applied_discount_amount": 100, "initial_quantity": 2}
+_SHARE = {"items": [_ITEM], "items_applied_discount_amount": 100, "total_applied_discount_amount": 100}
+_TEN: dict[str, Any] = {
+    "status": "APPLICABLE",
+    "id": "A",
+    "object": "voucher",
+    "order": _SHARE,
+    "campaign_name": "Ten",
+    "result": {"discount": {"type": "PERCENT", "percent_off": 2.5, "effect": "APPLY_TO_ITEMS"}},
+}
+_BAD = {"status": "INAPPLICABLE", "id": "B", "object": "voucher", "result": {"error": {"key": "voucher_expired"}}}
+_ON_ORDER = {"items": [{**_ITEM, "applied_discount_amount": 0}], "applied_discount_amount": 50}
+_GIFT = {**_TEN, "id": "B", "order": _ON_ORDER, "result": {"gift": {"balance": 9, "credits": 50}}}
+_ADDED = {**_ITEM, "quantity": 3, "applied_quantity": 1, "applied_discount_amount": 1999}
+_UNIT = {"type": "UNIT", "effect": "ADD_MISSING_ITEMS", "unit_type": "prod_1"}
+_FREE_UNIT = {**_TEN, "order": {"items": [_ADDED]}, "result": {"discount": _UNIT}}
+VALIDATIONS: list[dict[str, Any]] = [
+    {"valid": True, "redeemables": [_TEN, _GIFT], "order": {**_SHARE, "total_applied_discount_amount": 150}},
+    {"valid": True, "redeemables": [_TEN], "inapplicable_redeemables": [_BAD], "order": _SHARE, "stacking_rules": {}},
+    {"valid": True, "redeemables": [{**_TEN, "order": None}, _BAD], "order": _SHARE, "tracking_id": "t"},
+    {"valid": True, "redeemables": [_FREE_UNIT], "order": {"items": [], "items_applied_discount_amount": 1999}},
+    {"valid": False, "redeemables": [_TEN, _BAD], "skipped_redeemables": None, "order": None},
 ]
 
 _ODD: list[Callable[[random.Random], str]] = [
@@ -293,6 +322,37 @@ def compare_replies(count: int, seed: int) -> Report:
     return report
 
 
+def compare_validations(count: int, seed: int) -> Report:
+    """Read `count` validations of Voucherify with its orders decoded at once, and value by value: both must agree."""
+    rng, report = random.Random(seed), Report()
+    for _ in range(count):
+        reply = EngineReply(status=200, headers={}, body=mutate(rng, VALIDATIONS))
+        quick, careful = _granted(reply, reading.validation), _granted(reply, reading.document)
+        report.sent += 1
+        report.statuses[
+            "refused" if careful.startswith("Voucherify") else "typed" if _is_typed(reply) else "one by one"
+        ] += 1
+        if quick != careful:
+            report.faults.append(f"{reply.body!r}: {quick}, {careful}"[:600])
+    return report
+
+
+def _granted(reply: EngineReply, decode: Callable[[EngineReply], Any]) -> str:
+    """Return the outcome of a validation, or its fault."""
+    cart = documents.parse(json.dumps({"items": [_LINE]}).encode(), "validate")
+    redeemables = [Redeemable("voucher", "A", 0), Redeemable("voucher", "B", 1)]
+    try:
+        validation = read_validation(reply, redeemables, decode)
+        return f"{effects.outcome(validation, cart, Settings())} {[*validation.inapplicable.items()]}"
+    except EngineUnavailable as refused:
+        return refused.message
+
+
+def _is_typed(reply: EngineReply) -> bool:
+    redeemables = reading.validation(reply).get("redeemables", ())
+    return any(isinstance(one.get("order"), reading.Amounts) for one in redeemables)
+
+
 def _as_json(state: replies.State) -> bytes:
     """Return everything read from an answer as JSON text, so that a NaN equals itself."""
     found = (
@@ -316,8 +376,10 @@ def main() -> int:
     print(f"{readers.sent} lists of lines read in both ways: {dict(readers.statuses)}")
     answers = compare_replies(chosen.count, chosen.seed)
     print(f"{answers.sent} answers of the engine read in both ways: {dict(answers.statuses)}")
+    validations = compare_validations(chosen.count, chosen.seed)
+    print(f"{validations.sent} validations of Voucherify read in both ways: {dict(validations.statuses)}")
     report = asyncio.run(fuzz(chosen.count, chosen.seed))
-    report.faults += [*readers.faults, *answers.faults]
+    report.faults += [*readers.faults, *answers.faults, *validations.faults]
     print(
         f"{report.sent} bodies, seed {chosen.seed}; slowest {', '.join(f'{s * 1000:.1f}' for s in report.slowest)} ms"
     )

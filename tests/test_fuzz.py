@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fuzz import Report, compare_readers, compare_replies, fuzz
+from tests.fuzz import Report, compare_readers, compare_replies, compare_validations, fuzz
 
 
 def test_fuzzed_bodies_get_only_contract_answers() -> None:
@@ -16,7 +16,7 @@ def test_fuzzed_bodies_get_only_contract_answers() -> None:
         assert report.statuses[expected] > 0
 
 
-@pytest.mark.parametrize("compare", [compare_readers, compare_replies])
+@pytest.mark.parametrize("compare", [compare_readers, compare_replies, compare_validations])
 def test_one_pass_reader_equals_the_careful_reader(compare: Callable[[int, int], Report]) -> None:
     report = compare(5000, 20_261_127)
     assert report.faults == []

@@ -49,13 +49,8 @@ _NOT_FOR_THIS_CART = frozenset(
 )
 
 
-class _Share(msgspec.Struct, frozen=True):
-    """What one redeemable takes off one line, or off the order (None)."""
-
-    applied: Applied
-    line: Line | None
-    amount: int
-    """In the engine's units."""
+_Granted = tuple[Applied, Discount, Discount, Mapping[int, AddedUnits]]
+"""A redeemable, its discount on the order and that on a line, without amount and line, and the units that it adds."""
 
 
 def outcome(
@@ -78,23 +73,20 @@ def outcome(
     if contradiction:
         notices.append(Notice(contradiction, text, None))
     added = units.added_units(validation.applied, checkout.cart)
-    shares = _shares(validation.applied, added, checkout, settings) if contradiction != "lines_differ" else []
-    amounts, exact = money.rescale([share.amount for share in shares], settings.exponent, checkout.digits)
-    if not exact:
-        text = "Voucherify's amounts have more digits than the currency; they were rounded, their sum once."
-        notices.append(Notice("rounded", text, {"engine_total": sum(share.amount for share in shares)}))
-    templates = {id(one): _templates(one) for one in validation.applied}
-    discounts: list[Discount] = []
-    for share, amount in zip(shares, amounts, strict=True):
-        if amount:
-            on_order, on_line = templates[id(share.applied)]
-            if share.line is None:
-                discounts.append(msgspec.structs.replace(on_order, amount=amount))
-            else:
-                discounts.append(msgspec.structs.replace(on_line, amount=amount, line=share.line.index))
+    granted = [
+        (one, *_templates(one), added_by_one) for one, added_by_one in zip(validation.applied, added, strict=True)
+    ]
+    discounts = _discounts(granted, checkout, settings) if contradiction != "lines_differ" else []
+    if settings.exponent != checkout.digits:
+        amounts, exact = money.rescale([one.amount for one in discounts], settings.exponent, checkout.digits)
+        if not exact:
+            text = "Voucherify's amounts have more digits than the currency; they were rounded, their sum once."
+            notices.append(Notice("rounded", text, {"engine_total": sum(one.amount for one in discounts)}))
+        pairs = zip(discounts, amounts, strict=True)
+        discounts = [msgspec.structs.replace(one, amount=amount) for one, amount in pairs if amount]
     shipping, shipping_notices = _free_shipping(validation.applied, checkout, settings)
-    for one, added_by_one in zip(validation.applied, added, strict=True):
-        notices += _notices(one, units.missing_items(one, added_by_one, checkout.cart))
+    for one, template, _, added_by_one in granted:
+        notices += _notices(one, template.meta, added_by_one, checkout.cart)
     return Outcome(
         discounts=tuple(_in_order([*discounts, *shipping])),
         rejected=tuple(rejected),
@@ -117,46 +109,51 @@ def _contradiction(validation: Validation, checkout: Checkout, settings: Setting
     return "", ""
 
 
-def _shares(
-    applied: Sequence[Applied], added: Sequence[Sequence[AddedUnits]], checkout: Checkout, settings: Settings
-) -> list[_Share]:
-    shares = [_Share(one, None, one.amounts.discount) for one in applied]
+def _discounts(granted: Sequence[_Granted], checkout: Checkout, settings: Settings) -> list[Discount]:
+    """What each redeemable takes off the order and off each line, in the engine's units."""
+    discounts = [
+        msgspec.structs.replace(on_order, amount=one.amounts.discount)
+        for one, on_order, *_ in granted
+        if one.amounts.discount
+    ]
     for index, line in enumerate(checkout.cart):
-        for one, added_by_one in zip(applied, added, strict=True):
-            if index < len(added_by_one) and (item := one.amounts.items[index]).discount:
-                units_added = added_by_one[index]
+        for one, _, on_line, added_by_one in granted:
+            if index < len(one.amounts.items) and (item := one.amounts.items[index]).discount:
+                units_added = added_by_one.get(index, units.NO_UNITS)
                 share = units.cart_discount(one, item, units_added, line)
                 if units_added.count and one.redeemable.object == "order":
                     # A stored order does not say whether the added units are free or those in the cart. So the discount
                     # that the order carries from validate counts, as far as the stored discount covers it.
                     share = min(max(share, settings.to_engine_floor(line.discount, checkout.digits)), item.discount)
                 if share:
-                    shares.append(_Share(one, line, share))
-    return shares
+                    discounts.append(msgspec.structs.replace(on_line, amount=share, line=line.index))
+    return discounts
 
 
 def _templates(applied: Applied) -> tuple[Discount, Discount]:
     """The redeemable's discount on the order and that on a line, without amount and line."""
-    on_order, on_line = _effect(applied, APPLY_TO_ORDER), _effect(applied, APPLY_TO_ITEMS)
+    effect = _effect(applied)
     template = Discount(
         name=_name(applied),
-        description=EFFECTS.get(on_order, "Discount"),
+        description=EFFECTS.get(effect or APPLY_TO_ORDER, "Discount"),
         amount=0,
-        effect_type=on_order,
+        effect_type=effect or APPLY_TO_ORDER,
         scope="goods",  # Voucherify is sent no shipping and no other cost
         meta=_meta(applied),
     )
-    description = EFFECTS.get(on_line, "Discount")
-    return template, msgspec.structs.replace(template, effect_type=on_line, description=description)
+    if effect:
+        return template, template
+    return template, msgspec.structs.replace(template, effect_type=APPLY_TO_ITEMS, description=EFFECTS[APPLY_TO_ITEMS])
 
 
-def _effect(applied: Applied, default: str) -> str:
+def _effect(applied: Applied) -> str:
+    """The effect's name; "" where the reply has none."""
     if isinstance(applied.result.get("gift"), dict):
         return GIFT_CARD
     if isinstance(applied.result.get("loyalty_card"), dict):
         return PAY_WITH_POINTS
     effect = applied.discount.get("effect")
-    return effect if isinstance(effect, str) and effect else default
+    return effect if isinstance(effect, str) else ""
 
 
 def _name(applied: Applied) -> str:
@@ -219,14 +216,17 @@ def _shipping_price(checkout: Checkout, settings: Settings) -> int:
 # --- Notices ---------------------------------------------------------------------------------------------------------
 
 
-def _notices(applied: Applied, missing_items: Sequence[Mapping[str, Any]]) -> list[Notice]:
+def _notices(
+    applied: Applied, meta: Mapping[str, Any], added: Mapping[int, AddedUnits], cart: Sequence[Line]
+) -> list[Notice]:
     """What a redeemable grants that is not a discount."""
-    payload = {**_meta(applied), "result": applied.result}
-    effect = _effect(applied, "")
+    payload = {**meta, "result": applied.result}
+    effect = _effect(applied)
     notices: list[Notice] = []
     if units.grants_units(applied):
         text = "Voucherify grants free or other units; those that are not in the cart are not added to it."
-        notices.append(Notice("units", text, {**payload, "items": list(missing_items)}))
+        items = units.missing_items(applied, added, cart)
+        notices.append(Notice("units", text, {**payload, "items": items}))
     if effect == PAY_WITH_POINTS and not applied.amounts.sum:
         notices.append(Notice("loyalty_reward", "The loyalty card earns a reward that takes no money off.", payload))
     elif effect and effect not in EFFECTS:

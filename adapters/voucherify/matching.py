@@ -23,9 +23,10 @@ class Matcher(msgspec.Struct, frozen=True):
 
     def match(self, entry: Entry) -> Redeemable | None:
         """The requested redeemable that an entry is about; None where there is none."""
-        kind, error = text(entry.get("object")), mapping(mapping(entry.get("result")).get("error"))
+        kind = text(entry.get("object"))
         found = find(self.redeemables, [entry.get("id"), entry.get("redeemable_id"), entry.get("code")], kind)
         if found is None and not applies(entry):
+            error = mapping(mapping(entry.get("result")).get("error"))
             found = find(self.redeemables, [error.get("redeemable_id"), error.get("resource_id")], kind)
         return found or self.by_internal_id.get(text(entry.get("id")))
 
@@ -37,7 +38,10 @@ def applies(entry: Entry) -> bool:
 def matcher_for(body: Entry, redeemables: Sequence[Redeemable]) -> Matcher:
     """The matcher for the reply to a validation or a redemption. It knows the internal ids that can be resolved."""
     plain = Matcher(redeemables)
-    matches = [(entry, plain.match(entry)) for entry in _entries(body)]
+    entries = list(_entries(body))
+    if not any(may_be_internal_id(entry.get("id")) for entry in entries):
+        return plain
+    matches = [(entry, plain.match(entry)) for entry in entries]
     unmatched = [entry for entry, found in matches if found is None and may_be_internal_id(entry.get("id"))]
     matched = [found for _, found in matches]
     left = [one for one in redeemables if one.code and one not in matched]

@@ -3,8 +3,10 @@
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
+
+import msgspec
 
 from adapters.voucherify.options import MAX_REDEEMABLES, TIER_ID, Settings
 from adapters.voucherify.reading import mapping, objects, text
@@ -17,15 +19,17 @@ MAX_CODE = 100
 _INTERNAL_ID = re.compile(r"v_[0-9A-Za-z]{6,}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class Redeemable:
-    """https://docs.voucherify.io/guides/manage-stackable-discounts; `order` stands for a whole stored order."""
+class Redeemable(msgspec.Struct, frozen=True, eq=False):
+    """https://docs.voucherify.io/guides/manage-stackable-discounts; `order` stands for a whole stored order.
+
+    One that is requested is made once, in `arrange`, and compared by identity.
+    """
 
     object: Literal["voucher", "promotion_tier", "order"]
     id: str
     position: int = 0
     """The index in the request. Voucherify applies redeemables in this order."""
-    payment: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
+    payment: dict[str, Any] = {}
     """The credits to take from a gift card, or the reward of a loyalty card, as Voucherify's API has them."""
 
     @property

@@ -1,14 +1,25 @@
 """Reads the replies to qualifications, validations and redemptions. Amounts stay in the engine's units."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from adapters.voucherify.matching import LISTS, Entry, Matcher, applies, matcher_for
 from adapters.voucherify.options import TIER_ID
-from adapters.voucherify.reading import amount, document, listed, mapping, not_understood, objects, text
+from adapters.voucherify.reading import (
+    Amounts,
+    amount,
+    document,
+    mapping,
+    not_understood,
+    objects,
+    qualification,
+    read_amounts,
+    text,
+    validation,
+)
 from adapters.voucherify.redeemables import Redeemable, find, may_be_internal_id
 from mapper.adapter import EngineReply
 
@@ -18,31 +29,8 @@ SHIPPING = frozenset({"prod_5h1pp1ng", "5h1pp1ng"})
 _WORD = re.compile(r"[a-z0-9_.-]{1,100}", re.ASCII)
 
 
-class Item(msgspec.Struct, frozen=True):
-    """An order item of a reply."""
-
-    source_id: str
-    quantity: int
-    price: int
-    discount: int
-    added: int | None
-    """How many units the engine added (negative: took away); None where the reply does not say."""
-    added_value: int
-    raw: dict[str, Any]
-
-
-class Amounts(msgspec.Struct, frozen=True):
-    """The discounts of an order in a reply."""
-
-    discount: int
-    """On the order as a whole."""
-    items: tuple[Item, ...]
-    total: int
-    """The engine's own sum."""
-
-    @property
-    def sum(self) -> int:
-        return self.discount + sum([item.discount for item in self.items])
+Order = Amounts | dict[str, Any]
+"""An order of a reply: decoded with it, or still to be read."""
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -107,7 +95,7 @@ def limit_in(rules: Mapping[str, Any], *names: str) -> int | None:
 
 
 def read_qualification(reply: EngineReply) -> Qualification:
-    body = document(reply)
+    body = qualification(reply)
     entries = objects(mapping(body.get("redeemables")).get("data"))
     ids = (text(entry.get("id")) for entry in entries if entry.get("object") == "promotion_tier")
     return Qualification(tuple(tier for tier in ids if TIER_ID.fullmatch(tier)), mapping(body.get("stacking_rules")))
@@ -116,14 +104,16 @@ def read_qualification(reply: EngineReply) -> Qualification:
 # --- Validation ------------------------------------------------------------------------------------------------------
 
 
-def read_validation(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Validation:
+def read_validation(
+    reply: EngineReply, redeemables: Sequence[Redeemable], decode: Callable[[EngineReply], Entry] = validation
+) -> Validation:
     """The reply to a validation, with status 200. Raises `EngineUnavailable` where it cannot be understood."""
-    body = document(reply)
+    body = decode(reply)
     valid, rules = body.get("valid"), mapping(body.get("stacking_rules"))
     if not isinstance(valid, bool):
         not_understood("valid is missing")
     matcher = matcher_for(body, redeemables)
-    entries = [entry for entry in objects(body.get("redeemables")) if applies(entry)]
+    entries: list[Entry] = [entry for entry in objects(body.get("redeemables")) if applies(entry)]
     matches = [matcher.match(entry) for entry in entries]
     applicable = tuple([found for found in matches if found])
     if not valid:
@@ -135,8 +125,8 @@ def read_validation(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Va
         inapplicable = dict.fromkeys(internal, "not_found")
         locked += tuple(one.code for one in internal)
         return Validation(False, inapplicable=inapplicable, applicable=applicable, rules=rules, locked=locked)
-    order = mapping(body.get("order"))
-    whole = order if len(entries) == 1 else {}
+    order = _order(body)
+    whole: Order = order if len(entries) == 1 else {}
     applied = tuple(
         [
             _applied(entry, found or _not_requested(entry, redeemables), whole)
@@ -148,7 +138,7 @@ def read_validation(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Va
 
 
 def _by_internal_id(
-    entries: Iterable[dict[str, Any]], matches: Sequence[Redeemable | None], redeemables: Sequence[Redeemable]
+    entries: Iterable[Entry], matches: Sequence[Redeemable | None], redeemables: Sequence[Redeemable]
 ) -> list[Redeemable]:
     """The codes that are a voucher's internal id, where the reply has the voucher's code. Shoppers may not use ids."""
     pairs = zip(entries, matches, strict=True)
@@ -157,56 +147,35 @@ def _by_internal_id(
     return [one for one in redeemables if may_be_internal_id(one.code) and one not in matches]
 
 
-def _not_requested(entry: dict[str, Any], redeemables: Sequence[Redeemable]) -> Redeemable:
+def _not_requested(entry: Entry, redeemables: Sequence[Redeemable]) -> Redeemable:
     """One that was not requested by this id, such as the tiers of a stack. Voucherify applied it, so it counts."""
     is_tier = entry.get("object") == "promotion_tier"
     return Redeemable("promotion_tier" if is_tier else "voucher", text(entry.get("id")), len(redeemables))
 
 
-def _applied(entry: dict[str, Any], redeemable: Redeemable, order: dict[str, Any]) -> Applied:
-    """`order`: the order of the whole reply, which has the entry's amounts where the entry is the only one."""
+def _applied(entry: Entry, redeemable: Redeemable, whole: Order) -> Applied:
+    """`whole`: the order of the whole reply, which has the entry's amounts where the entry is the only one."""
+    order = _order(entry) or whole
     return Applied(
         redeemable=redeemable,
         name=text(entry.get("name")) or text(entry.get("campaign_name")),
         campaign_id=text(entry.get("campaign_id")),
         result=mapping(entry.get("result")),
-        amounts=read_amounts(mapping(entry.get("order")) or order, "applied_discount_amount"),
+        amounts=order if isinstance(order, Amounts) else read_amounts(order, "applied_discount_amount"),
     )
 
 
-def _total(order: dict[str, Any]) -> int:
+def _order(parent: Entry) -> Order:
+    order = parent.get("order")
+    return order if isinstance(order, Amounts) else mapping(order)
+
+
+def _total(order: Order) -> int:
     """What the reply as a whole takes off: the engine's total, else its two parts. Voucherify leaves zeros out."""
+    if isinstance(order, Amounts):
+        return order.total or order.discount + order.items_discount
     parts = amount(order, "applied_discount_amount") + amount(order, "items_applied_discount_amount")
     return amount(order, "total_applied_discount_amount") or parts
-
-
-def read_amounts(order: dict[str, Any], key: str) -> Amounts:
-    """`key`: `applied_discount_amount` (by this redeemable) or `discount_amount` (by all up to it)."""
-    # Each item keeps its place, which is that of its line: one that is no object says nothing.
-    items = tuple(_item(mapping(item), key) for item in listed(order.get("items")))
-    return Amounts(amount(order, key), items, amount(order, f"total_{key}"))
-
-
-def _item(item: dict[str, Any], key: str) -> Item:
-    price = amount(item, "price")
-    added, added_value = _added(item, price)
-    return Item(
-        text(item.get("source_id")), amount(item, "quantity"), price, amount(item, key), added, added_value, item
-    )
-
-
-def _added(item: dict[str, Any], price: int) -> tuple[int | None, int]:
-    """`Item.added` and `Item.added_value`. Null means the same as absent; 0 means that nothing was added."""
-    has_units, has_value = item.get("applied_quantity") is not None, item.get("applied_quantity_amount") is not None
-    if not has_units and not has_value:
-        return None, 0
-    units = amount(item, "applied_quantity", signed=True)
-    value = amount(item, "applied_quantity_amount", signed=True)
-    if not has_value:
-        value = units * price
-    elif not has_units:
-        units = value // price if price else (value > 0) - (value < 0)
-    return units, value
 
 
 # --- Redeemables that do not apply -----------------------------------------------------------------------------------
@@ -253,7 +222,7 @@ def read_redemption(reply: EngineReply, redeemables: Sequence[Redeemable]) -> Re
         not_understood("a redemption has no result")
     entries = [entry for entry in entries if entry["result"] == "SUCCESS"]
     order = mapping(body.get("order"))
-    whole = order if len(entries) == 1 else {}
+    whole: Order = order if len(entries) == 1 else {}
     # A redemption that does not name its voucher is matched by its place, if as many came back as were requested.
     by_place = redeemables if len(entries) == len(redeemables) else [None] * len(entries)
     validated = [_as_validated(entry, redeemables, place) for entry, place in zip(entries, by_place, strict=True)]

@@ -7,9 +7,9 @@ from typing import Any, Literal
 from adapters.voucherify import reasons
 from adapters.voucherify.errors import read_error
 from adapters.voucherify.options import Settings
-from adapters.voucherify.reading import amount, document, listed, mapping, not_understood, objects, text
+from adapters.voucherify.reading import amount, document, listed, mapping, not_understood, objects, read_amounts, text
 from adapters.voucherify.redeemables import Redeemable
-from adapters.voucherify.replies import SHIPPING, Applied, Validation, read_amounts
+from adapters.voucherify.replies import SHIPPING, Applied, Validation
 from adapters.voucherify.request import line_name
 from mapper.adapter import Checkout, EngineReply, Line
 
@@ -37,7 +37,7 @@ def read_order(reply: EngineReply) -> StoredOrder | None:
 
 def granted(order: StoredOrder, session: str, checkout: Checkout) -> Validation:
     """The discounts of a stored order, as those of one redeemable: the order does not store which granted what."""
-    amounts = read_amounts(dict(order), "discount_amount")
+    amounts = read_amounts(order, "discount_amount")
     shipping = [item for item in amounts.items[len(checkout.cart) :] if _is_shipping(item.raw)]
     # A shipping item comes from a unit discount on shipping.
     result = {"discount": {"type": "UNIT", "unit_type": "prod_5h1pp1ng"}} if shipping else {}

@@ -10,12 +10,11 @@ from typing import Any
 
 import msgspec
 
-from adapters.voucherify.reading import mapping, objects, text
-from adapters.voucherify.replies import SHIPPING, Applied, Item
+from adapters.voucherify.reading import REPLACE_ITEMS, Item, mapping, objects, text
+from adapters.voucherify.replies import SHIPPING, Applied
 from mapper.adapter import Line
 
 ADD_NEW_ITEMS = "ADD_NEW_ITEMS"
-REPLACE_ITEMS = "REPLACE_ITEMS"
 
 
 class AddedUnits(msgspec.Struct, frozen=True, gc=False):
@@ -26,28 +25,39 @@ class AddedUnits(msgspec.Struct, frozen=True, gc=False):
     """At list price, in the engine's units."""
 
 
-_NO_UNITS = AddedUnits()
+NO_UNITS = AddedUnits()
 
 
-def added_units(applied: Sequence[Applied], cart: Sequence[Line]) -> list[list[AddedUnits]]:
-    """What each redeemable has added to each line of its order."""
+def added_units(applied: Sequence[Applied], cart: Sequence[Line]) -> list[dict[int, AddedUnits]]:
+    """What each redeemable has added to lines of its order, by index."""
     quantities = {index: line.quantity for index, line in enumerate(cart)}
-    stated = {index for one in applied for index, item in enumerate(one.amounts.items) if item.added is not None}
-    result: list[list[AddedUnits]] = []
+    stated = {
+        index
+        for one in applied
+        for index, item in enumerate(one.amounts.items)
+        if item.applied_quantity is not None or item.applied_quantity_amount is not None
+    }
+    result: list[dict[int, AddedUnits]] = []
     for one in applied:
-        added = []
+        added: dict[int, AddedUnits] = {}
         for index, item in enumerate(one.amounts.items):
             if index in stated:
-                added.append(AddedUnits(max(item.added or 0, 0), max(item.added_value, 0)))
-                continue
+                added[index] = _stated_units(item)
             # Older replies do not state the added units, but the quantity grows from redeemable to redeemable.
-            if (count := item.quantity - quantities.get(index, 0)) > 0:
+            elif (count := item.quantity - quantities.get(index, 0)) > 0:
                 quantities[index] = item.quantity
-                added.append(AddedUnits(count, count * item.price))
-            else:
-                added.append(_NO_UNITS)
+                added[index] = AddedUnits(count, count * item.price)
         result.append(added)
     return result
+
+
+def _stated_units(item: Item) -> AddedUnits:
+    count, value = item.applied_quantity or 0, item.applied_quantity_amount
+    if value is None:
+        value = count * item.price
+    elif item.applied_quantity is None:
+        count = value // item.price if item.price else (value > 0) - (value < 0)
+    return AddedUnits(max(count, 0), max(value, 0))
 
 
 def cart_discount(applied: Applied, item: Item, added: AddedUnits, line: Line) -> int:
@@ -61,12 +71,11 @@ def cart_discount(applied: Applied, item: Item, added: AddedUnits, line: Line) -
     return max(beyond_added, item.discount * free // added.count)
 
 
-def missing_items(applied: Applied, added: Sequence[AddedUnits], cart: Sequence[Line]) -> list[dict[str, Any]]:
+def missing_items(applied: Applied, added: Mapping[int, AddedUnits], cart: Sequence[Line]) -> list[dict[str, Any]]:
     """The items, as in the reply, of which this redeemable grants more units than the cart has."""
     missing = []
-    for index, (item, units) in enumerate(zip(applied.amounts.items, added, strict=True)):
-        if not units.count:
-            continue
+    for index, units in added.items():
+        item = applied.amounts.items[index]
         in_cart = cart[index].quantity if index < len(cart) and _effect_on(applied, item) == ADD_NEW_ITEMS else 0
         if units.count > in_cart:
             missing.append(item.raw)

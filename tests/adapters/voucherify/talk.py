@@ -83,7 +83,7 @@ def valid(*redeemables: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
         "valid": True,
         "redeemables": list(redeemables),
-        "order": {"total_applied_discount_amount": total, "object": "order"},
+        "order": {"total_applied_discount_amount": total, "items": [], "object": "order"},
         **more,
     }
 

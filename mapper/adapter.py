@@ -152,7 +152,10 @@ class NotRedeemed(msgspec.Struct, frozen=True):
 
 
 class LookedUp(msgspec.Struct, frozen=True):
-    """The engine's state of an order: `redeemed` (with what it granted), `absent`, or `unclear` (ask again later)."""
+    """The engine's state of an order: `redeemed`, `absent`, or `unclear` (ask again later).
+
+    `outcome`: what it granted and, of the order's codes, which it refused: the same that `redeem` returns.
+    """
 
     state: Literal["redeemed", "absent", "unclear"]
     outcome: Outcome = Outcome()
@@ -227,6 +230,7 @@ class Adapter(Protocol):
 
         Returns `Redeemed`, with the refused codes in `outcome.rejected`, or `NotRedeemed` where nothing is redeemed.
         Raises `EngineUnavailable` for a reply that does not confirm the redemption: the order is then looked up.
+        Another process may validate another cart in this session at any time; only this one may be redeemed.
         """
         ...
 

@@ -6,6 +6,7 @@ Requests reach the emulator's ASGI application without a socket. The wire record
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Container, Coroutine, Generator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -55,6 +56,7 @@ Send = Callable[[Message], Awaitable[None]]
 DEADLINE_S = 60.0
 PROBLEMS = (EngineRejected, EngineUnavailable, OrderMismatch, InvalidRequest)
 """What a conversation may raise."""
+_ASKED_AT_MOST = 5
 _CARTLESS = 1000
 """A conversation without a cart may make as many requests as one about the largest."""
 
@@ -98,6 +100,8 @@ class Wire:
     """Requests that the conversation is about to make."""
     late: list[EngineRequest] = field(default_factory=list)
     """Requests that have not arrived yet."""
+    meanwhile: Callable[[int], Awaitable[None]] | None = None
+    """Awaited with the position of each request, from 0, before it is sent."""
     on_delivered: Callable[[EngineRequest, Any, Any], None] | None = None
     """Called with each request that arrives, and the books before and after it."""
 
@@ -105,6 +109,8 @@ class Wire:
         self, method: str, url: str, headers: Sequence[tuple[str, str]], body: bytes, timeout_s: float, max_bytes: int
     ) -> EngineReply:
         request = self._request(method, self._path(url), body)
+        if self.meanwhile is not None:
+            await self.meanwhile(len(self.exchanges))
         fault = self.fault(request, len(self.exchanges)) if self.fault is not None else None
         place = len(self.exchanges)
         self.exchanges.append(Exchange(request, None))
@@ -253,10 +259,24 @@ class Lab:
         )
 
     def look_up(self, order: Checkout, session: str, handle: str = "") -> LookedUp:
-        return cast("LookedUp", self.converse("look_up", order, session, handle))
+        """Asks again while it is unclear, as the service does: an engine's list may be some seconds behind."""
+        found = LookedUp("unclear")
+        for _ in range(_ASKED_AT_MOST):
+            found = cast("LookedUp", self.converse("look_up", order, session, handle))
+            if found.state != "unclear":
+                break
+        return found
 
     def undo(self, order: Checkout | None, session: str, handle: str = "", *, final: bool = False) -> None:
-        self.converse("undo", order, session, handle, final=final)
+        """Tries again what cannot be done yet, as the service does."""
+        for left in reversed(range(_ASKED_AT_MOST)):
+            try:
+                self.converse("undo", order, session, handle, final=final)
+            except EngineUnavailable:
+                if not left:
+                    raise
+            else:
+                return
 
     def repair(self, order: Checkout, session: str, extra: tuple[str, ...]) -> None:
         self.converse("repair", order, session, extra)
@@ -310,6 +330,20 @@ class Lab:
         if isinstance(verdict, NotDone | InDoubt) and isinstance(verdict.problem, AdapterFault):
             raise ContractViolation("redeem breaks: see the log for the cause") from verdict.problem.__cause__
         return verdict
+
+    def validate_meanwhile(self, checkout: Checkout, session: str, place: int) -> None:
+        """Has another process validate this cart right before the request at `place` is sent; once."""
+        self.wire.exchanges.clear()
+        other = Lab(self.adapter, self.emulator, self.stock)
+        other.close()  # it runs in this lab's loop
+
+        async def validate(at: int) -> None:
+            if at == place:
+                self.wire.meanwhile = None
+                with suppress(*PROBLEMS):
+                    await other._converse("validate", checkout, session)
+
+        self.wire.meanwhile = validate
 
     def deliver_late(self) -> None:
         self._runner.run(self.wire.deliver_late())

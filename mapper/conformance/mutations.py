@@ -31,7 +31,7 @@ _VALUES: tuple[Any, ...] = (None, True, -1, 10**30, "", "x", [], {}, [None], {"x
 _NUMBERS = (b"1e400", b"-0.005", b"0.1234567890123456789")
 _TEXTS = (b"", b"x", b"-1", b"1e400", b"-0.005", b"NaN", "\u0661".encode())
 _AMOUNT = re.compile(r"[0-9]+\.[0-9]+")
-_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _VALUE = re.compile(rb"""(?<=[>"'=])[^\s<>"'&=][^<>"'&=]*(?=[<"'&]|\Z)""")
 """A value in a text: in quotes, between tags, or after an equals sign."""
 _FIELD = re.compile(rb"""<[^<>/?]+/>|\s[\w:.-]+=(?:"[^"]*"|'[^']*')|(?:(?<=&)|(?<=\A))[^<>"'&=\s]+=[^<>&]*&?""")
@@ -68,21 +68,22 @@ def _mutated_text(reply: EngineReply) -> Iterator[tuple[str, EngineReply]]:
                 yield _change(one, value), _with_body(reply, _replaced(one, value))
 
 
-def with_amounts(reply: EngineReply, number: bytes) -> Iterator[tuple[str, EngineReply]]:
-    """Each number of the reply replaced in turn, whether a JSON number or a text such as "12.50"; with its place."""
+def with_amounts(reply: EngineReply, change: Callable[[bytes], bytes]) -> Iterator[tuple[str, EngineReply]]:
+    """Each number of the reply changed in turn, whether a JSON number or a text such as "12.50"; with its place."""
     try:
         document = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
         for one in _found(reply, _VALUE):
             if _NUMBER.fullmatch(one[0].decode(errors="replace")):
-                yield _change(one, number), _with_body(reply, _replaced(one, number))
+                other = change(one[0])
+                yield _change(one, other), _with_body(reply, _replaced(one, other))
         return
     for path, value in _values(document):
         spelled: Any = None
         if isinstance(value, str):
-            spelled = number.decode() if _NUMBER.fullmatch(value) else None
+            spelled = change(value.encode()).decode() if _NUMBER.fullmatch(value) else None
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            spelled = msgspec.Raw(number)
+            spelled = msgspec.Raw(change(msgspec.json.encode(value)))
         if spelled is not None:
             yield "/".join(map(str, path)), _with_body(reply, msgspec.json.encode(_put(document, path, spelled)))
 
@@ -116,7 +117,7 @@ def with_repeated_items(reply: EngineReply) -> Iterator[tuple[str, str, EngineRe
         document = msgspec.json.decode(reply.body)
     except msgspec.DecodeError:
         return
-    changed = dict(with_amounts(reply, b"3"))
+    changed = dict(with_amounts(reply, lambda _: b"3"))
     for path, value in _values(document):
         if not isinstance(value, list):
             continue

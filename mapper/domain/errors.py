@@ -109,6 +109,8 @@ class Refused(Problem):
 
 
 class OrderMismatch(Problem):
+    """The order was redeemed before with other content. The caller gets the message and the details."""
+
     category = "order_mismatch"
     storefront = ""
 

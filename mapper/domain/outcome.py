@@ -20,7 +20,7 @@ class Cost(msgspec.Struct, frozen=True):
 
 
 class Discount(msgspec.Struct, frozen=True, kw_only=True):
-    """A discount, made with keywords. `line`, `scope` and `cost` say what it is on.
+    """A discount. `line`, `scope` and `cost` say what it is on.
 
     | line | scope | cost | is on |
     |---|---|---|---|

@@ -152,6 +152,19 @@ MUTANTS: dict[str, list[Mutant]] = {
         ("does not quote slashes", "request", "safe=''", "safe='/'"),
         ("ignores the case of ids", "request", "quote(session,", "quote(session.lower(),"),
     ],
+    "test_sign_of_an_amount_matters": [
+        ("takes a surcharge for a discount", "replies", "[money.from_engine(off) for off in offs]", "[abs(money.from_engine(off)) for off in offs]"),
+    ],
+    "test_refused_redemption_is_not_an_empty_order": [
+        ("takes a refused redemption for an order without promotions", "__init__", "        answer = replies.read(reply)\n", "        if reply.status == 412:\n            return NotRedeemed(())\n        answer = replies.read(reply)\n"),
+    ],
+    "test_used_up_code_leaves_the_other_codes_redeemed": [
+        ("does not tell which code was refused at redeem", "__init__", "return Redeemed(replies.outcome(answer, order, happened=True), answer.id)", "return Redeemed(__import__('msgspec').structs.replace(replies.outcome(answer, order, happened=True), rejected=()), answer.id)"),
+        ("tells a refused code at redeem and not in a look-up", "__init__", 'LookedUp("redeemed", replies.outcome(stored, order, happened=True))', 'LookedUp("redeemed", __import__("msgspec").structs.replace(replies.outcome(stored, order, happened=True), rejected=()))'),
+    ],
+    "test_concurrent_validate_does_not_change_the_result": [
+        ("redeems the cart of the last validate", "__init__", "        reply = yield request.prices(checkout)\n        return replies.outcome(replies.read(reply), checkout)\n", "        self.cart = checkout\n        reply = yield request.prices(checkout)\n        return replies.outcome(replies.read(reply), checkout)\n\n    def __getattribute__(self, name):\n        found = super().__getattribute__(name)\n        return found if name != 'redeem' else lambda order, session: found(self.cart, session)\n"),
+    ],
     "test_order_is_redeemed_once_despite_any_fault": [
         ("never finds an order again", "__init__", 'return LookedUp("redeemed", replies', 'return LookedUp("absent", replies'),
     ],

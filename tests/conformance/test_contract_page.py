@@ -69,11 +69,14 @@ def described(node: Named) -> str:
     if isinstance(node, ast.FunctionDef):
         return f"### `{node.name}`\n\n{signature(node)}\n\n{text_of(node)}\n"
     lines = [f"### `{node.name}`\n", text_of(node), ""]
+    if any(one.arg == "kw_only" for one in node.keywords):
+        lines += ["Keyword arguments only.", ""]
     if fields := list(fields_of(node)):
         lines += ["| field | type | default | says |", "|---|---|---|---|", *fields, ""]
     for method in node.body:
         if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) and shown(method):
-            lines += [f"**`{method.name}`** {signature(method)}\n", text_of(method), ""]
+            text = text_of(method)
+            lines += [f"**`{method.name}`** {signature(method)}\n", *([text, ""] if text else [])]
     return "\n".join(line for line in lines if line is not None)
 
 
@@ -81,7 +84,7 @@ def shown(method: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     hidden = (method.name.startswith(("_", "test_")) and method.name != "__init__") or any(
         ast.unparse(one) in ("contextmanager", "pytest.fixture") for one in method.decorator_list
     )
-    return bool(ast.get_docstring(method)) and not hidden
+    return (method.name == "__init__" or bool(ast.get_docstring(method))) and not hidden
 
 
 def signature(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str:

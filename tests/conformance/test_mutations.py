@@ -32,7 +32,7 @@ def reply(body: bytes) -> EngineReply:
     ],
 )  # fmt: skip
 def test_with_amounts_replaces_numbers_and_numeric_texts(body: bytes, changed: list[tuple[str, bytes]]) -> None:
-    assert [(where, other.body) for where, other in mutations.with_amounts(reply(body), b"1e400")] == changed
+    assert [(where, other.body) for where, other in mutations.with_amounts(reply(body), lambda _: b"1e400")] == changed
 
 
 def test_mutated_changes_each_value_and_field() -> None:

@@ -3,13 +3,14 @@
 import itertools
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
 from mapper.adapter import Checkout
 from mapper.conformance import carts
-from mapper.conformance.adopter import SESSION, Adopter, NewLab, Run, at, strike
+from mapper.conformance.adopter import SESSION, Adopter, NewLab, Prepared, Run, at, strike
 from mapper.conformance.amounts import amounts
 from mapper.conformance.cases import Cases
 from mapper.conformance.faults import FAULTS, FEW_FAULTS, Fault
@@ -66,6 +67,38 @@ class Crashes(Adopter):
         state = lab.look_up(order, SESSION).state
         assert not count or state != "absent", "the engine has it, and the look-up says that it is absent"
         return state
+
+    @at("silver")
+    def test_concurrent_validate_does_not_change_the_result(self, new_lab: NewLab) -> None:
+        """Other processes validate it: before the conversation, and between any two of its requests."""
+        (sku, quantity, price), *rest = self.lines
+        before, between = (self._order(lines=[(sku, quantity + more, price), *rest]) for more in (1, 2))
+        cases = Cases()
+
+        def prepare(method: str) -> Prepared:
+            prepared = self._prepare(new_lab(), method)
+            prepared.lab.validate(before, SESSION)
+            prepared.lab.wire.exchanges.clear()
+            return prepared
+
+        for method in ("validate", "redeem"):
+            first = prepare(method)
+            run = Run(first, first.converse(), list(first.lab.wire.exchanges))
+            for place in range(len(run.exchanges)):
+                prepared = prepare(method)
+                lab, order = prepared.lab, prepared.order
+                lab.validate_meanwhile(between, SESSION, place)
+                with cases.case(f"{method}, before {run.name(place)}"):
+                    if method == "validate":
+                        with suppress(*PROBLEMS):
+                            assert amounts(prepared.converse()) == amounts(run.result), "is answered as another cart"
+                        continue
+                    self._recover(lab, order, lab.verdict(order, SESSION))
+                    found = lab.look_up(order, SESSION)
+                    assert self._count(lab) == 1, f"there are {self._count(lab)} redemptions at the end"
+                    assert found.state == "redeemed", f"at the end it is {found.state}"
+                    assert amounts(found) == amounts(run.result), "at the end, other amounts are reported"
+        cases.report()
 
     @at("silver")
     def test_service_redeems_once_after_a_crash(self, new_lab: NewLab, tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ class Orders(Adopter):
                         found = lab.look_up(order, SESSION, done.handle)
                         assert found.state == "redeemed", f"redeemed, it is {found.state}"
                         assert discounts(found) == discounts(done), "the look-up reports other amounts"
+                        assert reasons(found).keys() == reasons(done).keys(), "the look-up refuses other codes"
         cases.report()
 
     @at("silver")
@@ -182,6 +183,29 @@ class Orders(Adopter):
         assert list(reasons(second)) == [self.once], "the code is not refused"
         possible = (Reason.USED_UP, Reason.CUSTOMER_LIMIT_REACHED, *([Reason.IN_USE] if reserved else []))
         assert reasons(second)[self.once] in possible, f"it is refused as {reasons(second)[self.once]}"
+
+    @at("silver")
+    def test_used_up_code_leaves_the_other_codes_redeemed(self, new_lab: NewLab) -> None:
+        """Between validate and redeem. The others are redeemed, now and in a look-up, or nothing is."""
+        if not self.once:
+            pytest.skip("no code can be redeemed only once")
+        lab, order = new_lab(), self._order(*self.accepted, self.once)
+        rival = self._order(self.once, name="order-2")
+        if lab.validate(order, SESSION).rejected or lab.validate(rival, "session-2").rejected:
+            return  # it is granted alone, or was reserved by validating
+        lab.redeem(rival, "session-2")
+        done = lab.redeem(order, SESSION)
+        assert list(reasons(done)) == [self.once], f"redeem refuses {list(reasons(done))}, not {[self.once]}"
+        if not isinstance(done, Redeemed):
+            assert not self._count(lab), "redeem says that nothing is redeemed, and something is"
+            return
+        assert discounts(done) == discounts(new_lab().validate(self._order(), SESSION)), (
+            "the others grant other amounts"
+        )
+        found = lab.look_up(order, SESSION, done.handle)
+        assert found.state == "redeemed", f"redeemed in part, it is {found.state}"
+        assert discounts(found) == discounts(done), "the look-up reports other amounts"
+        assert list(reasons(found)) == [self.once], f"the look-up refuses {list(reasons(found))}, not {[self.once]}"
 
     @at("silver")
     def test_declared_effect_of_each_request_is_true(self, new_lab: NewLab) -> None:

@@ -231,7 +231,8 @@ class Pricing(Adopter):
             with cases.no_outage(what):
                 outcome = lab.validate(checkout, checkout.id)
                 over = carts.beyond(checkout, outcome)
-                assert over <= 0 or what == "a line that costs nothing", "more is granted than things cost"
+                free = not any(line.gross for line in checkout.cart)  # an engine may grant an amount for nothing
+                assert over <= 0 or free, "more is granted than things cost"
                 if lab.adapter.capabilities.check:
                     lab.check(checkout, checkout.id)
         cases.report()

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from decimal import Decimal
 
 import pytest
 
@@ -110,11 +111,34 @@ class Replies(Adopter):
         assert isinstance(run.result, Outcome)
         want = carts.off(order, run.result)
         for place, reply in enumerate(run.replies):
-            for where, other in mutations.with_amounts(reply, b"1e400"):
+            too_large = mutations.with_amounts(reply, lambda _: b"1e400")
+            no_number = mutations.with_amounts(reply, lambda _: b'"x"')
+            for where, other in itertools.chain(too_large, no_number):
                 strike(lab, place, instead(other), rest=run.replies)
                 with cases.may_refuse(where):
                     got = carts.off(order, lab.validate(order, SESSION))
                     assert got >= want, "cannot be read, and is left out silently"
+        cases.report()
+
+    @at("bronze")
+    def test_sign_of_an_amount_matters(self, new_lab: NewLab) -> None:
+        """What is added to a price is no discount, and what is taken off is no surcharge."""
+        cases, run, lab = Cases(), self._run(new_lab, "validate"), new_lab()
+
+        def taken_off(place: int, reply: EngineReply) -> object:
+            strike(lab, place, instead(reply), rest=run.replies)
+            try:
+                return discounts(lab.validate(run.prepared.order, SESSION))
+            except PROBLEMS:
+                return None
+
+        want = discounts(run.result)
+        for place, reply in enumerate(run.replies):
+            doubled, negated = (mutations.with_amounts(reply, change) for change in (_doubled, _negated))
+            for (where, more), (_, other) in zip(doubled, negated, strict=True):
+                with cases.case(run.name(place), where):
+                    counts = taken_off(place, more) not in (None, want)
+                    assert not counts or taken_off(place, other) != want, "counts the same with the other sign"
         cases.report()
 
     @at("bronze")
@@ -180,6 +204,19 @@ class Replies(Adopter):
         )
 
     @at("silver")
+    def test_refused_redemption_is_not_an_empty_order(self, new_lab: NewLab) -> None:
+        """`NotRedeemed` without a refused code is believed: the order goes through, and its codes stay unused."""
+        cases = Cases()
+        for what, reply in _statuses(400, 404, 409, 410, 412, 422).items():
+            prepared, fault = self._prepare(new_lab(), "redeem"), instead(reply)
+            prepared.lab.wire.fault = lambda request, _, fault=fault: fault if request.effect == "redeems" else None
+            with cases.case(what):
+                verdict = prepared.lab.verdict(prepared.order, SESSION)
+                empty = isinstance(verdict, Declined) and not verdict.declined.rejected
+                assert not empty, "is taken for an order that has nothing to redeem"
+        cases.report()
+
+    @at("silver")
     def test_look_up_does_not_take_errors_for_absence(self, new_lab: NewLab) -> None:
         cases, run = Cases(), self._run(new_lab, "look_up")
         strange = {**_answered_with(mutations.GARBAGE), **_statuses(400, 401, 403, 405, 422)}
@@ -233,6 +270,14 @@ def _mutations(run: Run, place: int) -> Iterator[tuple[str, EngineReply]]:
         yield f"status {status}", mutations.with_status(reply, status)
     yield from _answered_with(mutations.GARBAGE).items()
     yield from mutations.mutated(reply)
+
+
+def _doubled(number: bytes) -> bytes:
+    return f"{2 * Decimal(number.decode()):f}".encode()
+
+
+def _negated(number: bytes) -> bytes:
+    return number.removeprefix(b"-") if number.startswith(b"-") else b"-" + number
 
 
 def _answered_with(bodies: dict[str, bytes], status: int = 200) -> dict[str, EngineReply]:

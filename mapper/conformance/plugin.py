@@ -15,8 +15,6 @@ import pytest
 from mapper.conformance.scorecard import LEVELS, Level, Result, Scorecard
 
 _FIXTURES = ("lab", "new_lab", "laboratories", "order")
-_OF_A_CLASS = vars(type("_", (), {"__annotations__": {}}))
-"""The names that every class has."""
 _CARDS = pytest.StashKey[dict[type, Scorecard]]()
 
 
@@ -76,7 +74,7 @@ def _parts(standard: type) -> dict[str, object]:
     """The tests of the standard and what they consist of, by name; what an author declares is not among them."""
     found: dict[str, object] = {}
     for base in reversed(standard.__mro__[:-1]):
-        found |= {name: part for name, part in vars(base).items() if name not in _OF_A_CLASS}
+        found |= {name: part for name, part in vars(base).items() if not name.startswith("__")}
     return {name: part for name, part in found.items() if name.startswith(("test_", "_")) or name in _FIXTURES}
 
 

@@ -102,7 +102,9 @@ class Voucherify(Adapter):
             if reply.status == 200:
                 redemptions = replies.read_redemption(reply, requested)
                 yield from self._ensure_once(redemptions, order, session)
-                yield from self._release_unused(validator, session, redemptions.redeemed)
+                yield from self._release_unused(
+                    validator, session, [one.redeemable for one in redemptions.result.applied]
+                )
                 return self._redeemed(redemptions.result, redemptions.ids, order, rejected, inapplicable)
             named, key = inapplicable_by_error(reply, requested, may_exceed_limit=True)
             requested, dropped = yield from self._after_error(validator, requested, named, key)
@@ -187,9 +189,9 @@ class Voucherify(Adapter):
         reply = yield from retry_if_busy(request.qualification(checkout, places, self.settings))
         if reply.status != 200:
             raise reasons.problem(reply.status, read_error(reply).key)
-        qualification = replies.read_qualification(reply)
-        limit = replies.limit_in(qualification.rules, "redeemables_limit") or MAX_REDEEMABLES
-        return qualification.tiers, max(places - (MAX_REDEEMABLES - limit), 0)
+        tiers, rules = replies.read_qualification(reply)
+        limit = replies.limit_in(rules, "redeemables_limit") or MAX_REDEEMABLES
+        return tiers, max(places - (MAX_REDEEMABLES - limit), 0)
 
     def _validator(self, checkout: Checkout, session: str) -> Validator:
         validator = Validator(lambda some: request.validation(checkout, session, some, self.settings))

@@ -134,7 +134,7 @@ def _templates(applied: Applied) -> tuple[Discount, Discount]:
     """The redeemable's discount on the order and that on a line, without amount and line."""
     effect = _effect(applied)
     template = Discount(
-        name=_name(applied),
+        name=applied.name,
         description=EFFECTS.get(effect or APPLY_TO_ORDER, "Discount"),
         amount=0,
         effect_type=effect or APPLY_TO_ORDER,
@@ -154,10 +154,6 @@ def _effect(applied: Applied) -> str:
         return PAY_WITH_POINTS
     effect = applied.discount.get("effect")
     return effect if isinstance(effect, str) else ""
-
-
-def _name(applied: Applied) -> str:
-    return applied.name or applied.redeemable.id
 
 
 def _meta(applied: Applied) -> dict[str, Any]:
@@ -196,7 +192,7 @@ def _free_shipping(
         text = "Shipping is free, but the checkout names no price for shipping to take off."
         return [], [Notice("free_shipping", text, _meta(first))]
     discount = Discount(
-        name=_name(first),
+        name=first.name,
         description=EFFECTS[FREE_SHIPPING],
         amount=price,
         effect_type=FREE_SHIPPING,

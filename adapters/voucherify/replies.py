@@ -73,17 +73,6 @@ class Redemptions(msgspec.Struct, frozen=True):
     order: dict[str, Any]
     """The stored order."""
 
-    @property
-    def redeemed(self) -> list[Redeemable]:
-        return [one.redeemable for one in self.result.applied]
-
-
-class Qualification(msgspec.Struct, frozen=True):
-    """The promotion tiers that may apply, best first, and the project's stacking rules."""
-
-    tiers: tuple[str, ...]
-    rules: Mapping[str, Any] = {}
-
 
 def limit_in(rules: Mapping[str, Any], *names: str) -> int | None:
     """The lowest of these limits in the stacking rules; None where there is none."""
@@ -94,11 +83,12 @@ def limit_in(rules: Mapping[str, Any], *names: str) -> int | None:
 # --- Qualification ---------------------------------------------------------------------------------------------------
 
 
-def read_qualification(reply: EngineReply) -> Qualification:
+def read_qualification(reply: EngineReply) -> tuple[tuple[str, ...], Mapping[str, Any]]:
+    """The promotion tiers that may apply, best first, and the project's stacking rules."""
     body = qualification(reply)
     entries = objects(mapping(body.get("redeemables")).get("data"))
     ids = (text(entry.get("id")) for entry in entries if entry.get("object") == "promotion_tier")
-    return Qualification(tuple(tier for tier in ids if TIER_ID.fullmatch(tier)), mapping(body.get("stacking_rules")))
+    return tuple(tier for tier in ids if TIER_ID.fullmatch(tier)), mapping(body.get("stacking_rules"))
 
 
 # --- Validation ------------------------------------------------------------------------------------------------------
@@ -158,7 +148,7 @@ def _applied(entry: Entry, redeemable: Redeemable, whole: Order) -> Applied:
     order = _order(entry) or whole
     return Applied(
         redeemable=redeemable,
-        name=text(entry.get("name")) or text(entry.get("campaign_name")),
+        name=text(entry.get("name")) or text(entry.get("campaign_name")) or redeemable.id,
         campaign_id=text(entry.get("campaign_id")),
         result=mapping(entry.get("result")),
         amounts=order if isinstance(order, Amounts) else read_amounts(order, "applied_discount_amount"),

@@ -5,7 +5,7 @@ of the units in the cart; the discount on the units in the cart stays.
 https://docs.voucherify.io/build/discount-types-and-effects (2026-08)
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -93,24 +93,19 @@ def targets(applied: Applied) -> set[str]:
     return {name for unit in (applied.discount, *objects(applied.discount.get("units"))) for name in _ids(unit)}
 
 
-def _ids(unit: Mapping[str, Any]) -> Iterator[str]:
-    product, sku = mapping(unit.get("product")), mapping(unit.get("sku"))
-    yield from _texts([unit.get("unit_type"), product.get("id"), product.get("source_id")])
-    yield from _texts([sku.get("id"), sku.get("source_id")])
+def _ids(thing: Mapping[str, Any]) -> set[str]:
+    """Every id by which a unit, or an order item, names its product or SKU."""
+    product, sku = mapping(thing.get("product")), mapping(thing.get("sku"))
+    ids = [thing.get(name) for name in ("unit_type", "source_id", "product_id", "sku_id")]
+    ids += [product.get("id"), product.get("source_id"), sku.get("id"), sku.get("source_id")]
+    return {name for name in ids if isinstance(name, str) and name}
 
 
 def _effect_on(applied: Applied, item: Item) -> str:
     """The effect that added units to this item. With ADD_MANY_ITEMS each kind of unit has an effect of its own."""
-    units, raw = objects(applied.discount.get("units")), item.raw
-    product, sku = mapping(raw.get("product")), mapping(raw.get("sku"))
-    ids = {*_texts([raw.get("source_id"), raw.get("product_id"), raw.get("sku_id")])}
-    ids |= {*_texts([product.get("id"), product.get("source_id"), sku.get("id"), sku.get("source_id")])}
+    units, ids = objects(applied.discount.get("units")), _ids(item.raw)
     for unit in units:
-        if ids & {*_ids(unit)}:
+        if ids & _ids(unit):
             return text(unit.get("effect"))
     effects = {text(unit.get("effect")) for unit in units}
     return effects.pop() if len(effects) == 1 else text(applied.discount.get("effect"))
-
-
-def _texts(values: Iterable[object]) -> Iterator[str]:
-    return (value for value in values if isinstance(value, str) and value)

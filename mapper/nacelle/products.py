@@ -130,12 +130,12 @@ class Products:
 
     async def at_validate(self, checkout: Checkout) -> Checkout:
         """Returns the checkout with the product data of its lines."""
-        found = await self.fill(checkout, BUDGET_S)
-        return _filled(checkout, found)
+        return _filled(checkout, await self.fill(checkout, BUDGET_S))
 
     async def keep(self, space: str, session: str, checkout: Checkout) -> None:
         """Stores a checkout's product data for its order. If that fails, consume uses the data stored by product."""
-        data = _ENCODER.encode({_name(line): checkout.product_data[index] for index, line in _with_data(checkout)})
+        added = checkout.product_data
+        data = _ENCODER.encode({_name(line): added[line.index] for line in checkout.cart if line.index in added})
         if self._database is None or self._last.get((space, session)) == data:
             return
         writing = asyncio.create_task(self._write(self._database, space, session, data))
@@ -186,7 +186,10 @@ class Products:
         reading = self._read(missing if as_before else missing | stale)
         if missing:
             left_s = give_up_at - time.monotonic()
-            await self._wait({reading[key] for key in missing}, left_s if as_before else left_s * READING_SHARE)
+            # After the time-out the reads continue, for the next call.
+            await asyncio.wait(
+                {reading[key] for key in missing}, timeout=left_s if as_before else left_s * READING_SHARE
+            )
             await self._load({key for key in missing if key not in self._cache}, give_up_at - time.monotonic())
         failed = wanted - self._cache.keys()
         self._count("fresh", len(known - stale))
@@ -246,11 +249,6 @@ class Products:
         self._cache.move_to_end(key)
         while len(self._cache) > MAX_PRODUCTS:
             self._cache.popitem(last=False)
-
-    @staticmethod
-    async def _wait(tasks: set[asyncio.Task[None]], budget_s: float) -> None:
-        """Waits for reads. After the time-out they continue, for the next call."""
-        await asyncio.wait(tasks, timeout=budget_s)
 
     # -- The stored data -----------------------------------------------------------------------------------------------
 
@@ -320,10 +318,6 @@ def _filled(checkout: Checkout, found: Filled) -> Checkout:
     return checkout.with_product_data(by_line, *([found.notice] if found.notice else []))
 
 
-def _with_data(checkout: Checkout) -> Iterator[tuple[int, Line]]:
-    return ((line.index, line) for line in checkout.cart if line.index in checkout.product_data)
-
-
 def _name(line: Line) -> str:
     """Returns the names that a source identifies a line by."""
     return f"{line.variant_id}\n{line.sku}\n{line.product_id}"
@@ -332,12 +326,6 @@ def _name(line: Line) -> str:
 def _batches(keys: list[str]) -> Iterator[list[str]]:
     for start in range(0, len(keys), BATCH):
         yield keys[start : start + BATCH]
-
-
-async def prepare(database: Database) -> None:
-    """Creates the tables. Raises `DatabaseUnavailable`."""
-    for table in _TABLES:
-        await database.run(table)
 
 
 class FileSource:

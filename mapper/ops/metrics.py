@@ -156,18 +156,16 @@ class Metrics:
             self._series("mapper_in_flight", operation)
             for where in ("door", "queue"):
                 self._series("mapper_shed_total", operation, where)
-        for reason in Reason:
-            self._series("mapper_rejected_codes_total", reason.value)
-        for event in EVENTS:
-            self._series("mapper_events_total", event)
-        for fate in RECEIPT_FATES:
-            self._series("mapper_receipts_total", fate)
-        for fate in INGEST_FATES:
-            self._series("mapper_ingested_orders_total", fate)
-        for fate in RECORD_FATES:
-            self._series("mapper_records_total", fate)
-        for state in State:
-            self._series("mapper_ledger_orders", state.value)
+        for name, values in (
+            ("mapper_rejected_codes_total", Reason),
+            ("mapper_events_total", EVENTS),
+            ("mapper_receipts_total", RECEIPT_FATES),
+            ("mapper_ingested_orders_total", INGEST_FATES),
+            ("mapper_records_total", RECORD_FATES),
+            ("mapper_ledger_orders", State),
+        ):
+            for value in values:
+                self._series(name, str(value))
 
     def request(self, record: Record, status: int, category: str, reason: str, seconds: float) -> None:
         operation = record.operation

@@ -141,7 +141,7 @@ class Spans:
             span.set_status(self._api.StatusCode.ERROR, result_of(attempt))
 
     def store(self, store: Store) -> Store:
-        return cast("Store", _TracedStore(store, self._tracer))
+        return cast("Store", _TracedStore(store, self._tracer, self._current))
 
     def _current(self) -> "Span":
         return self._api.get_current_span()
@@ -150,17 +150,15 @@ class Spans:
 class _TracedStore:
     """Makes a span of each use of a store during a call. The background's uses get none: they would be too many."""
 
-    def __init__(self, store: Store, tracer: "Tracer") -> None:
-        from opentelemetry import trace  # noqa: PLC0415 - an extra
-
-        self._api, self._store, self._tracer = trace, store, tracer
+    def __init__(self, store: Store, tracer: "Tracer", current: "Callable[[], Span]") -> None:
+        self._store, self._tracer, self._current = store, tracer, current
 
     def __getattr__(self, name: str) -> Any:
         method: Callable[..., Awaitable[Any]] = getattr(self._store, name)
 
         @functools.wraps(method)
         async def traced(*arguments: Any, **named: Any) -> Any:
-            if not self._api.get_current_span().get_span_context().is_valid:
+            if not self._current().get_span_context().is_valid:
                 return await method(*arguments, **named)
             with self._tracer.start_as_current_span(f"ledger {name}", record_exception=False):
                 return await method(*arguments, **named)

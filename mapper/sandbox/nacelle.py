@@ -25,7 +25,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final, Literal
 
@@ -102,6 +102,11 @@ class _Refused(Exception):
         self.status, self.message, self.details = status, message, details or {}
 
 
+async def _refusal(_request: Request, refused: Exception) -> Response:
+    assert isinstance(refused, _Refused), "it is registered for these"
+    return _json(refused.status, {"code": refused.status, "message": refused.message, **refused.details})
+
+
 class Reply(msgspec.Struct, frozen=True):
     """What the mapper answered; status 0 where it did not."""
 
@@ -121,15 +126,16 @@ class NacelleSandbox:
         self.now = now
         self._app = Starlette(
             routes=[
-                Route("/v1/credential/token", self._told(self._token), methods=["POST"]),
-                Route("/v1/token", self._told(self._token), methods=["POST"]),
-                Route("/api/v1/checkout/validate", self._told(self._validate), methods=["POST"]),
-                Route("/api/v1/multicart/validate", self._told(self._validate), methods=["POST"]),
-                Route("/api/v1/multiorders", self._told(self._create), methods=["POST"]),
-                Route("/api/v1/orders", self._told(self._ingest), methods=["POST"]),
-                Route("/v1/orders", self._told(self._ingest), methods=["POST"]),
-                Route("/graphql/v1/spaces/{space}", self._told(self._graphql), methods=["GET", "POST"]),
-            ]
+                Route("/v1/credential/token", self._token, methods=["POST"]),
+                Route("/v1/token", self._token, methods=["POST"]),
+                Route("/api/v1/checkout/validate", self._validate, methods=["POST"]),
+                Route("/api/v1/multicart/validate", self._validate, methods=["POST"]),
+                Route("/api/v1/multiorders", self._create, methods=["POST"]),
+                Route("/api/v1/orders", self._ingest, methods=["POST"]),
+                Route("/v1/orders", self._ingest, methods=["POST"]),
+                Route("/graphql/v1/spaces/{space}", self._graphql, methods=["GET", "POST"]),
+            ],
+            exception_handlers={_Refused: _refusal},
         )
         self.reset()
 
@@ -194,16 +200,6 @@ class NacelleSandbox:
         if space not in self.options.spaces:
             raise _Refused(403, "The token is not for this space.")
         return self.options.spaces[space]
-
-    def _told(self, answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        async def told(request: Request) -> Response:
-            try:
-                return await answer(request)
-            except _Refused as refused:
-                body = {"code": refused.status, "message": refused.message, **refused.details}
-                return _json(refused.status, body)
-
-        return told
 
     # -- Checkouts and orders ------------------------------------------------------------------------------------------
 

@@ -14,8 +14,7 @@ from mapper.adapter import EngineReply
 from mapper.domain.checkout import Checkout, Line, parse
 from mapper.engine.transport import Unknown
 from mapper.nacelle import products as module
-from mapper.nacelle.database import open_database
-from mapper.nacelle.products import BATCH, FileSource, Product, Products, SourceFailed, prepare
+from mapper.nacelle.products import BATCH, FileSource, Product, Products, SourceFailed, remembered_in
 from mapper.nacelle.storefront import Storefront
 from tests.orders.ledgers import STORES, Home
 
@@ -166,8 +165,7 @@ def test_product_data_from_validate_survives_a_restart(store: str, tmp_path: Pat
     url, shelf = Home(store, tmp_path).url, Shelf()
 
     async def scenario() -> None:
-        database = await open_database(url)
-        await prepare(database)
+        database = remembered_in(url)
         await Products(shelf, database).fill(cart("a", variant="v"))
         await asyncio.sleep(0.05)
         shelf.fails = "down"

@@ -7,13 +7,14 @@
     POST /api/v1/orders, /v1/orders       order ingestion: stored as it comes, the mapper is not called
     /graphql/v1/spaces/<space>            product data: `mapper.sandbox.storefront`
 
-Documented: the paths, the headers, the signature, what an order needs, 201 of the first three and 200 of ingestion,
-that an error of validate is handed to the client and one of consume stops the creation of the order.
+Nacelle documents the paths, the headers, the signature, the required fields of an order, and the statuses (201,
+but 200 for ingestion). An error of validate is returned to the client; one of consume stops the creation of the
+order.
 
-**Not documented**, and decided here: that the mapper is told the space; in which family it is called (`family`); what
-status and body the client gets (those of the mapper; `mapper_unreachable` where it says nothing that can be used); that
-an order is delivered again, and from which address (`deliveries`, `retries`, `retry_ip`); what a cart's other steps
-(inventory, shipping, taxes, payments) do: here, nothing.
+Nacelle does **not document** these, which are decided here: the mapper gets the space's id; the names in which it is
+called are an option (`family`); the client gets the mapper's status and body (`mapper_unreachable` without a usable
+answer); an order can be delivered again, from another address (`deliveries`, `retries`, `retry_ip`); the other steps of
+a checkout (inventory, shipping, taxes, payments) do nothing.
 """
 
 import asyncio
@@ -39,16 +40,16 @@ from starlette.types import Receive, Scope, Send
 from mapper.sandbox import rulebook
 from mapper.sandbox.emulator import PAUSE, Now
 from mapper.sandbox.rulebook import RuleBook, RuleBookError, Table
-from mapper.sandbox.storefront import Storefront, asked_by_get
+from mapper.sandbox.storefront import Storefront, query_of_get
 
 Json = dict[str, Any]
 Members = dict[str, msgspec.Raw]
 """A JSON object whose values keep their bytes."""
 
 MULTI_ORDER_NEEDS: Final = ("billing_address", "currency", "email", "payments", "price", "subtotal", "tax_amount")
-"""What the reference of "Create a multi-order" marks as required, beside `orders`."""
+"""The members that the reference of "Create a multi-order" marks as required, beside `orders`."""
 ORDER_NEEDS: Final = ("currency", "payments")
-"""For an order as the mapper page shows it, without `orders`; Nacelle has no list for it."""
+"""The members that an order without `orders` needs. Nacelle has no list: its page shows orders with these."""
 
 # From the names of the mapper page to those of the order model.
 _ROOT: Final = {"items": "order_items", "total_discount": "discounts", "discounts": "applied_discounts"}
@@ -58,9 +59,9 @@ _AT_ROOT: Final = frozenset(
     {"applied_discounts", "billing_address", "client_data", "comment", "currency", "customer", "discounts", "email",
      "id", "metadata", "payments", "phone", "price", "promotion", "promotions", "status", "subtotal", "tax_amount"}
 )  # fmt: skip
-"""What a cart with `orders` has at its root, by Nacelle's model; the rest belongs to each order."""
+"""The members at the root of a cart with `orders`, by Nacelle's model; the others belong to each order."""
 _AMOUNTS: Final = frozenset({"applied_discounts", "discounts", "price", "subtotal", "tax_amount"})
-"""Those of them that are of all orders together."""
+"""Those that are sums over all orders."""
 
 
 class Space(Table, frozen=True, kw_only=True):
@@ -68,17 +69,17 @@ class Space(Table, frozen=True, kw_only=True):
 
     mapper_url: str = "http://127.0.0.1:8080"
     secret: str = "a-secret-for-trying-out"  # noqa: S105 - of a sandbox
-    """What its calls are signed with; "" for no signature."""
+    """The key of the signature of its calls; "" for no signature."""
     headers: dict[str, str] = msgspec.field(default_factory=dict)
     """The optional authentication headers, such as `{"Secret": "…"}`."""
     family: Literal["as_sent", "A", "B", "C"] = "as_sent"
-    """In which family of names the mapper is called, and answers."""
+    """The family of names in which the mapper is called."""
     several: Literal["one_call", "each_order"] = "one_call"
-    """How the mapper is called for a cart with `orders`: once, or once for each of them. Nacelle documents neither."""
+    """How often the mapper is called for a cart with `orders`: once, or once for each. Nacelle documents neither."""
     deliveries: Annotated[int, msgspec.Meta(ge=1, le=10)] = 1
     """How often each order is delivered to consume, one after the other, whatever is answered."""
     retries: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
-    """How often it is delivered once more where the answer was a 5xx, or none."""
+    """How often it is delivered again after a 5xx, or without an answer."""
     retry_ip: str = ""
     """The address in `promotions.identifiers` of every delivery but the first: a phone that has changed its network."""
 
@@ -88,12 +89,12 @@ class Options(Table, frozen=True, kw_only=True):
 
     spaces: dict[str, Space] = msgspec.field(default_factory=lambda: {"sandbox": Space()})
     clients: dict[str, str] = msgspec.field(default_factory=dict)
-    """Client ids and their secrets that may have a token. None listed: any may."""
+    """The secrets by client id of the clients that may have a token; empty for any client."""
     tokens: tuple[str, ...] = ("sandbox-token",)
-    """Good without having been asked for."""
+    """Tokens that are valid without a request for one."""
     token_s: Annotated[int, msgspec.Meta(ge=1)] = 3600
     timeout_s: Annotated[int, msgspec.Meta(ge=1, le=120)] = 20
-    """How long the mapper may take. Nacelle documents none."""
+    """The time-out of a call to the mapper. Nacelle documents none."""
 
 
 class _Refused(Exception):
@@ -108,7 +109,7 @@ async def _refusal(_request: Request, refused: Exception) -> Response:
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What the mapper answered; status 0 where it did not."""
+    """The mapper's answer; status 0 if there is none."""
 
     status: int
     body: bytes
@@ -159,11 +160,11 @@ class NacelleSandbox:
         return shown
 
     def books(self) -> Json:
-        """`deliveries` to the mapper, `orders` that it let through, and those that were `ingested`, as they came."""
+        """The `deliveries` to the mapper, the `orders` that it accepted, and those that were `ingested`, unchanged."""
         return {"deliveries": self._deliveries, "orders": self._orders, "ingested": self._ingested}
 
     def operation(self, method: str, path: str, query: str, body: bytes) -> str:
-        """token, validate, create, ingest, graphql; "other" for what the API does not have."""
+        """Returns token, validate, create, ingest or graphql; "other" for an unknown path."""
         words = {"token": "token", "validate": "validate", "multiorders": "create", "orders": "ingest"}
         return "graphql" if "/graphql/" in path else words.get(path.rpartition("/")[2], "other")
 
@@ -188,7 +189,7 @@ class NacelleSandbox:
         return _json(200, {"access_token": token, "expires_in": self.options.token_s})
 
     def _caller(self, request: Request, *, bare: bool = False) -> Space:
-        """The space of a call whose token is good. `bare`: the ingestion page shows a key without `Bearer`."""
+        """Returns the space of a call with a valid token. `bare`: the ingestion page shows a key without `Bearer`."""
         given = request.headers.get("authorization", "")
         token = given.removeprefix("Bearer ") if bare or given.startswith("Bearer ") else ""
         expires = self._issued.get(token)
@@ -210,33 +211,33 @@ class NacelleSandbox:
         wants = ("orders",) if "multicart" in request.url.path else ("items", "order_items")
         if not any(key in members for key in wants):
             raise _Refused(400, f"The checkout needs {' or '.join(wants)}.")
-        checkout = await self._through(request, "validate", members, body)
+        checkout = await self._call_mapper(request, "validate", members, body)
         return checkout if isinstance(checkout, Response) else _bytes(201, checkout)
 
-    async def _through(self, request: Request, step: str, members: Members, body: bytes) -> msgspec.Raw | Response:
-        """What the mapper makes of a checkout or an order; or its first error, which stops it."""
+    async def _call_mapper(self, request: Request, step: str, members: Members, body: bytes) -> msgspec.Raw | Response:
+        """Returns the mapper's checkout or order, or the response for its first error."""
         name, subject = request.headers["x-nacelle-space-id"], {"validate": "checkout", "consume": "order"}[step]
         each = "orders" in members and self.options.spaces[name].several == "each_order"
         orders = msgspec.json.decode(members["orders"], type=list[msgspec.Raw]) if each else []
-        parts = [_alone(members, _members(own), number) for number, own in enumerate(orders)] if each else [body]
+        parts = [_single_order(members, _members(own), number) for number, own in enumerate(orders)] if each else [body]
         answered = []
         for part in parts:
-            reply = await self._asked(name, step, part)
+            reply = await self._deliver(name, step, part)
             if (found := _subject(reply, subject)) is None:
-                return _handed_on(reply, subject)
+                return _error_response(reply, subject)
             answered.append(found)
         return msgspec.Raw(msgspec.json.encode(members | {"orders": answered})) if each else answered[0]
 
-    async def _asked(self, name: str, step: str, body: bytes) -> Reply:
-        """One checkout or order, as it is said in the space's family of names; an order as often as it is delivered."""
+    async def _deliver(self, name: str, step: str, body: bytes) -> Reply:
+        """Sends one checkout or order in the space's family of names; an order as often as the options say."""
         space = self.options.spaces[name]
-        spoken = _spoken(_members(body), body, space.family)
-        reply = await self._call(name, space, step, spoken)
+        sent = _in_family(_members(body), body, space.family)
+        reply = await self._send(name, space, step, sent)
         for number in range(1, space.deliveries + space.retries if step == "consume" else 1):
             if number >= space.deliveries and 0 < reply.status < 500:
                 break
-            again = _from_another_address(spoken, space.retry_ip) if space.retry_ip else spoken
-            reply = await self._call(name, space, step, again)
+            again = _with_address(sent, space.retry_ip) if space.retry_ip else sent
+            reply = await self._send(name, space, step, again)
         return reply
 
     async def _create(self, request: Request) -> Response:
@@ -249,7 +250,7 @@ class NacelleSandbox:
             absent.insert(0, "orders")
         if absent:
             raise _Refused(400, f"The order needs {', '.join(absent)}.", {"missing": absent})
-        order = await self._through(request, "consume", members, body)
+        order = await self._call_mapper(request, "consume", members, body)
         if isinstance(order, Response):
             return order
         id_ = _id(members) or str(uuid.uuid4())
@@ -269,11 +270,11 @@ class NacelleSandbox:
         return _bytes(200, order)
 
     async def validate(self, name: str, body: bytes) -> Reply:
-        """Has the mapper of a space validate a checkout, as it stands."""
-        return await self._call(name, self.options.spaces[name], "validate", body)
+        """Sends a checkout unchanged to the mapper of a space."""
+        return await self._send(name, self.options.spaces[name], "validate", body)
 
-    async def _call(self, name: str, space: Space, step: str, body: bytes) -> Reply:
-        """One call of the mapper; status 0 where it cannot be reached, or takes too long."""
+    async def _send(self, name: str, space: Space, step: str, body: bytes) -> Reply:
+        """Calls the mapper once. Status 0: it could not be reached, or took too long."""
         headers = {"content-type": "application/json", **space.headers, "x-nacelle-space-id": name}
         if space.secret:
             digest = hmac.new(space.secret.encode(), body, hashlib.sha256).hexdigest()
@@ -300,7 +301,7 @@ class NacelleSandbox:
         if request.path_params["space"] not in self.options.spaces:
             raise _Refused(404, "There is no such space.")
         try:
-            asked = asked_by_get(request.query_params) if request.method == "GET" else await _object(request)
+            asked = query_of_get(request.query_params) if request.method == "GET" else await _object(request)
         except ValueError as error:
             raise _Refused(400, f"The query cannot be read: {error}.") from None
         status, body = self._storefront.answer(asked)
@@ -310,8 +311,8 @@ class NacelleSandbox:
 # -- Bodies ------------------------------------------------------------------------------------------------------------
 
 
-def _spoken(members: Members, body: bytes, family: str) -> bytes:
-    """The body in the family of names in which the mapper is called; as it came where it cannot be said in it."""
+def _in_family(members: Members, body: bytes, family: str) -> bytes:
+    """Returns the body in another family of names; unchanged if that family cannot express it."""
     came = next((_FAMILY[key] for key in ("orders", "order_items", "items") if key in members), "")
     if came == "A" and family in ("B", "C"):
         lines = [
@@ -331,7 +332,7 @@ def _spoken(members: Members, body: bytes, family: str) -> bytes:
         members = root | {"orders": msgspec.Raw(msgspec.json.encode([own]))}
     elif came == "C" and family == "B":
         orders = msgspec.json.decode(members["orders"], type=list[msgspec.Raw])
-        if len(orders) != 1:  # several orders are one cart, and only family C can say so
+        if len(orders) != 1:  # only family C can express several orders
             return body
         members = _members(orders[0]) | {key: value for key, value in members.items() if key != "orders"}
     elif family in ("as_sent", came):
@@ -339,8 +340,8 @@ def _spoken(members: Members, body: bytes, family: str) -> bytes:
     return msgspec.json.encode(members)
 
 
-def _alone(members: Members, own: Members, number: int) -> bytes:
-    """One of several orders as an order of its own: what stands at the root is its, unless it has its own."""
+def _single_order(members: Members, own: Members, number: int) -> bytes:
+    """Returns one of several orders as an order of its own, with the members of the root that it does not have."""
     root = {key: value for key, value in members.items() if key in _AT_ROOT and key not in _AMOUNTS}
     if any(key in own for key in ("promotion", "promotions")):
         root = {key: value for key, value in root.items() if key not in ("promotion", "promotions")}
@@ -353,8 +354,8 @@ def _renamed(members: Members, names: Mapping[str, str]) -> Members:
     return {names.get(key, key): value for key, value in members.items()}
 
 
-def _from_another_address(body: bytes, address: str) -> bytes:
-    """The same with another IP address in `promotions.identifiers`."""
+def _with_address(body: bytes, address: str) -> bytes:
+    """Returns the body with another IP address in `promotions.identifiers`."""
     members = _members(body)
     for key in ("promotions", "promotion"):
         if bytes(members.get(key, b"")).startswith(b"{"):
@@ -391,7 +392,7 @@ def _id(members: Members) -> str:
 
 
 def _subject(reply: Reply, name: str) -> msgspec.Raw | None:
-    """What the mapper returned; None where it is an error."""
+    """Returns the checkout or order of the mapper's answer; None for an error."""
     if reply.status != 200:
         return None
     try:
@@ -401,8 +402,8 @@ def _subject(reply: Reply, name: str) -> msgspec.Raw | None:
     return None if "error" in members else members.get(name)
 
 
-def _handed_on(reply: Reply, name: str) -> Response:
-    """An error of the mapper's, as the client gets it."""
+def _error_response(reply: Reply, name: str) -> Response:
+    """Returns the response to the client for an error of the mapper."""
     try:
         members = msgspec.json.decode(reply.body, type=dict[str, msgspec.Raw])
     except msgspec.DecodeError:

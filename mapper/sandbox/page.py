@@ -1,7 +1,7 @@
 """The sandbox's start page: campaigns, and codes to try, each one click away.
 
-A click does what a storefront does: Nacelle's sandbox asks the mapper that is connected to a space to validate an
-example cart with the code, and the page shows the cart before and after. Nothing is redeemed.
+A click does what a storefront does: Nacelle's sandbox has the mapper of a space validate an example cart with the
+code, and the page shows the cart before and after. Nothing is redeemed.
 """
 
 import secrets
@@ -26,14 +26,14 @@ ITEMS: Final = (
     {"sku": "CUP-LARGE", "title": "Large cup", "category": "cups", "quantity": 2, "price": "25.00"},
     {"sku": "CUP-SMALL", "title": "Small cup", "category": "cups", "quantity": 3, "price": "20.00"},
 )
-"""In the cart of every try, beside shipping: something for most campaigns."""
+"""The lines of the example cart: something for most campaigns."""
 
 
 @dataclass(frozen=True)
 class Code:
     shown: str
     try_this: str
-    """Of a family of codes the first."""
+    """The code, or the first of a family of codes."""
     note: str
 
 
@@ -49,7 +49,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Tried:
-    """What came of a try. Bodies are indented JSON."""
+    """The result of one try. Bodies are indented JSON."""
 
     code: str
     status: int
@@ -65,7 +65,7 @@ class Tried:
 async def show(
     request: Request, book: RuleBook, nacelle: NacelleSandbox, engines: list[str], controls: str
 ) -> Response:
-    """The page; with the query `code`, what came of it."""
+    """Returns the page; with the query `code`, it shows the result of trying that code."""
     space = next(iter(nacelle.options.spaces), "")
     tried = None
     if space and (code := request.query_params.get("code")) is not None:
@@ -106,7 +106,7 @@ def _code(entry: Entry) -> Code:
 
 
 def _checkout(book: RuleBook, code: str) -> dict[str, Any]:
-    """The example cart with a code, brought as what it is."""
+    """Returns the example cart with a code, in the field of its kind."""
     found = book.find(code)
     entry = found[1] if found else None
     promotions: dict[str, Any] = {"coupon_codes": [code] if code else []}
@@ -154,7 +154,7 @@ def _indented(body: bytes) -> str:
 
 
 def _rows(checkout: Mapping[str, Any]) -> Iterator[Row]:
-    """As a storefront would read it: family A, amounts as texts."""
+    """Reads the answer as a storefront would: family A, amounts as texts."""
     for own, line in zip(ITEMS, checkout["items"], strict=True):
         price, quantity = Decimal(str(own["price"])), int(str(own["quantity"]))
         gross = left = price * quantity

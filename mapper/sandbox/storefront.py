@@ -1,8 +1,8 @@
-"""Nacelle's Storefront GraphQL API, emulated: the products of a space, on the types that Nacelle's own client carries.
+"""Nacelle's Storefront GraphQL API, emulated: the products of a space, with the types of Nacelle's own client.
 
 Source: the types generated into the npm package `@nacelle/storefront-sdk`, and
 docs.nacelle.com/docs/storefront-graphql-api-stable. Automatic persisted queries work as that client uses them: a GET
-with a hash first, then a POST with hash and query. Other entries than products are not emulated.
+with a hash, then a POST with hash and query. Only products are emulated.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ _SCHEMA: Final = build_schema("""
 """)
 _FIRST: Final = 100
 _MOST: Final = 500
-"""Documented: a query returns 100 products where `first` is absent, and 500 at most."""
+"""Documented: a query returns at most 500 products, and 100 without `first`."""
 
 
 def default_products() -> list[Json]:
@@ -71,19 +71,19 @@ def default_products() -> list[Json]:
 
 
 class Storefront:
-    """The products of one space, and the queries that it was told to remember."""
+    """The products of one space, and its persisted queries."""
 
     def __init__(self, products: Iterable[Json] | None = None) -> None:
-        self._products = [_whole(product) for product in (default_products() if products is None else products)]
+        self._products = [_completed(product) for product in (default_products() if products is None else products)]
         self._remembered: dict[str, str] = {}
 
     def answer(self, asked: Mapping[str, Any]) -> tuple[int, Json]:
-        """Status and body for `{"query", "variables", "operationName", "extensions"}`."""
+        """Returns status and body for `{"query", "variables", "operationName", "extensions"}`."""
         hashed = _text(_object(_object(asked.get("extensions")).get("persistedQuery")).get("sha256Hash"))
         query = _text(asked.get("query")) or self._remembered.get(hashed)
         if not query:
-            told = {"message": "PersistedQueryNotFound", "extensions": {"code": "PERSISTED_QUERY_NOT_FOUND"}}
-            return (200, {"errors": [told]}) if hashed else (400, {"errors": [{"message": "There is no query."}]})
+            missing = {"message": "PersistedQueryNotFound", "extensions": {"code": "PERSISTED_QUERY_NOT_FOUND"}}
+            return (200, {"errors": [missing]}) if hashed else (400, {"errors": [{"message": "There is no query."}]})
         if hashed and hashed != hashlib.sha256(query.encode()).hexdigest():
             return 400, {"errors": [{"message": "provided sha does not match query"}]}
         if hashed:
@@ -98,7 +98,7 @@ class Storefront:
         return 400 if done.data is None else 200, dict(done.formatted)
 
     def _list(self, info: object, filter: Json | None = None) -> list[Json]:  # noqa: A002 - GraphQL's name
-        return [product for product in self._products if _meets(product, filter or {})]
+        return [product for product in self._products if _matches(product, filter or {})]
 
     def _all(self, info: object, filter: Json | None = None) -> Json:  # noqa: A002 - GraphQL's name
         found, given = self._list(info, filter), filter or {}
@@ -119,8 +119,8 @@ class Storefront:
         }
 
 
-def asked_by_get(query: Mapping[str, str]) -> Json:
-    """What a GET asks: `variables` and `extensions` are JSON in the query string. Raises `ValueError`."""
+def query_of_get(query: Mapping[str, str]) -> Json:
+    """Returns the query of a GET: `variables` and `extensions` are JSON in the URL. Raises `ValueError`."""
     return {
         key: msgspec.json.decode(value) if key in ("variables", "extensions") else value for key, value in query.items()
     }
@@ -134,15 +134,15 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _whole(product: Json) -> Json:
-    """With the lists that the types promise, and each variant knowing its product."""
+def _completed(product: Json) -> Json:
+    """Adds the lists that the types require, and to each variant the names of its product."""
     handle = product.get("content", {}).get("handle")
     own = {"productEntryId": product["nacelleEntryId"], "productHandle": handle, "metafields": []}
     variants = [own | variant for variant in product.get("variants", ())]
     return {"tags": [], "metafields": []} | product | {"variants": variants}
 
 
-def _meets(product: Json, asked: Json) -> bool:
+def _matches(product: Json, asked: Json) -> bool:
     handle = product.get("content", {}).get("handle")
     for key, value in (("nacelleEntryIds", product["nacelleEntryId"]), ("sourceEntryIds", product["sourceEntryId"]),
                        ("handles", handle)):  # fmt: skip

@@ -55,10 +55,11 @@ class Family:
             return [((), decoded)]
         return [((self.root_list, index), order) for index, order in enumerate(decoded[self.root_list])]
 
-    def names(self, decoded: Mapping[str, Any], *place: str | int) -> Names:
+    def names(self, decoded: Mapping[str, Any], *place: str | int, price_amount: bool = False) -> Names:
         """The keys for the total and for the list of discounts in an object of this family.
 
-        `place`: the tokens of the object's JSON pointer. Raises `InvalidRequest`.
+        `place`: the tokens of the object's JSON pointer. `price_amount`: whether it is a line that has its price there.
+        Raises `InvalidRequest`.
         """
         get = decoded.get
         names = _names(
@@ -67,7 +68,7 @@ class Family:
             _KINDS[type(get("discounts"))],
             _KINDS[type(get("discounts_amount"))],
             _KINDS[type(get("applied_discounts"))],
-            "price_amount" in decoded,
+            price_amount,
         )
         if isinstance(names, Names):
             return names
@@ -142,7 +143,7 @@ def _names(
         return lists[1], "The object has two lists of discounts."
     if not totals:
         free = [key for key in family.totals if key not in lists]
-        totals = ("discounts_amount" if price_amount and "price_amount" in family.prices else free[0],)
+        totals = ("discounts_amount" if price_amount else free[0],)
     if lists:
         return Names(totals=totals, list=lists[0], has_list=True)
     return Names(totals=totals, list=next(key for key in family.lists if key not in totals), has_list=False)

@@ -120,7 +120,7 @@ class Lines(msgspec.Struct, frozen=True):
         list_price = price = _amount(text, digits)
         if len(price_keys) > 1 and _amount(typed.price_amount, digits) != price:
             raise _Unusual
-        names = self.family.names(decoded, self.pointer, position)
+        names = self.family.names(decoded, self.pointer, position, price_amount="price_amount" in price_keys)
         discount, written_list_price = 0, None
         if names.has_list:
             discount, written_list_price = _sum_entries(getattr(typed, names.list), digits)
@@ -229,7 +229,7 @@ class _Reader:
         quantity = self.quantity()
         price_keys = self.price_keys()
         list_price = price = self.price(price_keys)
-        names = self.family.names(self.decoded, self.pointer)
+        names = self.family.names(self.decoded, self.pointer, price_amount="price_amount" in price_keys)
         discount, written_list_price = self.discount(names)
         if written_list_price is not None:
             list_price = written_list_price

@@ -91,9 +91,8 @@ A_LINE = [
     ({"total_discount": "0", "discounts": []}, ("total_discount",), "discounts", True),
     ({"total_discount": 0, "discounts": "0"}, ("total_discount", "discounts"), "applied_discounts", False),
 ]
-B_LINE = [
+B_OBJECT = [
     ({}, ("discounts",), "applied_discounts", False),
-    ({"price_amount": "10.00"}, ("discounts_amount",), "applied_discounts", False),
     ({"discounts": "1.00"}, ("discounts",), "applied_discounts", False),
     ({"discounts_amount": "1.00"}, ("discounts_amount",), "applied_discounts", False),
     ({"discounts": "1.00", "price_amount": "10.00"}, ("discounts",), "applied_discounts", False),
@@ -104,6 +103,13 @@ B_LINE = [
     ({"discounts": "1", "discounts_amount": "1"}, ("discounts", "discounts_amount"), "applied_discounts", False),
     ({"total_discount": 1.5}, ("total_discount",), "applied_discounts", False),
 ]
+B_LINE = [
+    *B_OBJECT,
+    ({"price_amount": "10.00"}, ("discounts_amount",), "applied_discounts", False),
+    ({"price_amount": None}, ("discounts",), "applied_discounts", False),
+    ({"price": 10, "price_amount": None}, ("discounts",), "applied_discounts", False),
+]
+B_ROOT = [*B_OBJECT, ({"price_amount": "10.00"}, ("discounts",), "applied_discounts", False)]
 
 
 @pytest.mark.parametrize(
@@ -125,7 +131,7 @@ def test_line_keeps_its_names_or_gets_those_of_its_family(
     ("family", "root", "totals", "listed", "has_list"),
     [
         *(("A", root, *names) for root, *names in A_LINE),
-        *((family, root, *names) for root, *names in B_LINE for family in "BC"),
+        *((family, root, *names) for root, *names in B_ROOT for family in "BC"),
     ],
 )
 def test_root_keeps_its_names_or_gets_those_of_its_family(

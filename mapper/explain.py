@@ -143,13 +143,13 @@ async def explain(configured: Settings, transport: Transport, body: bytes) -> Ex
 
 async def _ask(engine: PromotionEngine, checkout: Checkout, session: str, deadline: float) -> tuple[Outcome, str]:
     """Asks as validate does: a session that an order has used is skipped. Returns the one that was not."""
-    for _ in range(MAX_SESSIONS - 1):
+    for tried in range(MAX_SESSIONS - 1):
         try:
             return await engine.validate(checkout, session, deadline), session
         except EngineRejected as rejected:
             if rejected.reason != "session_closed":
                 raise
-            session = next_session(session)
+            session = next_session(session, tried)
     return await engine.validate(checkout, session, deadline), session
 
 

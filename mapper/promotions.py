@@ -40,8 +40,8 @@ from mapper.threads import run_in_thread
 
 log = logging.getLogger("mapper")
 
-MAX_SESSIONS = 5
-"""Sessions (`c-1`, `c-1~2`, …) that validate tries for one cart. An order uses up its session."""
+MAX_SESSIONS = 10
+"""Sessions (`c-1`, `c-1~2`, …) that validate tries for one cart: enough for 256. An order uses up its session."""
 LEDGER_WAIT_S = 0.1
 """How long validate waits for the ledger once the engine has answered."""
 
@@ -174,7 +174,7 @@ async def _ask_engine(
         session = service.new_id()
         return await service.promotion_engine.validate(checkout, session, deadline), session
     key = Key(space, service.adapter.name, "")
-    for _ in range(MAX_SESSIONS):
+    for tried in range(MAX_SESSIONS):
         try:
             if service.redeemer.ledger.answers_at_once:
                 session = await _free_session(service, key, session)
@@ -183,7 +183,7 @@ async def _ask_engine(
         except EngineRejected as rejected:
             if rejected.reason != "session_closed":
                 raise
-            session = next_session(session)
+            session = next_session(session, tried)
         else:
             if free == session:
                 return outcome, session

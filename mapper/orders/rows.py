@@ -488,12 +488,17 @@ def holds_session(row: Row) -> bool:
     return row.held is not None or by_state
 
 
-def next_session(session: str) -> str:
-    """Returns the session to use after a finished one: `<id>~2`, then `<id>~3` and so on."""
+def next_session(session: str, tried: int = 0) -> str:
+    """Returns the session to use after a finished one: `<id>~2`, then `<id>~3` and so on.
+
+    `tried`: how many finished ones were tried before it. From the second on, the steps double: a cart that lives long
+    has more orders than can be tried one by one, and the ledger may have forgotten them.
+    """
+    step = 1 << max(tried - 1, 0)
     base, tilde, number = session.rpartition("~")
     if tilde and number.isascii() and number.isdigit() and len(number) < 6:
-        return f"{base}~{int(number) + 1}"
-    return f"{session}~2"
+        return f"{base}~{int(number) + step}"
+    return f"{session}~{1 + step}"
 
 
 def _remaining_s(row: Row, at: Moment) -> float:

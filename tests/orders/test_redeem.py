@@ -629,7 +629,13 @@ def test_cart_gets_new_session_after_its_order(house: House) -> None:
 def test_cart_gets_new_session_if_engine_closed_it(house: House) -> None:
     house.wire.script["validate"] = [EngineRejected("completed", reason="session_closed")]
     assert house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"]["session"] == "c-1~2"
+
+
+def test_cart_whose_many_orders_the_ledger_has_forgotten_gets_new_session(house: House) -> None:
     house.wire.script["validate"] = [EngineRejected("completed", reason="session_closed")] * 9
+    assert house("validate", CHECKOUT)["checkout"]["promotions"]["meta"]["mapper"]["session"] == "c-1~257"
+    assert [name for _, name in house.adapter.sessions][:5] == ["c-1", "c-1~2", "c-1~3", "c-1~5", "c-1~9"]
+    house.wire.script["validate"] = [EngineRejected("completed", reason="session_closed")] * 10
     assert house.refusal("validate", CHECKOUT).reason == "session_closed"
 
 

@@ -16,6 +16,7 @@ from msgspec import Raw
 
 from adapters.talon_one import reasons, replies
 from adapters.talon_one.codes import CodeKind
+from adapters.talon_one.options import Options
 from adapters.talon_one.request import SessionRequest
 from mapper.adapter import (
     Diagnostic,
@@ -436,7 +437,7 @@ def _discounts(reading: _Reading) -> tuple[Discount, ...]:
     rules = sorted([(_rule_key(key), amounts) for key, amounts in reading.rules.items()], key=lambda pair: pair[0])
     for number, (rule, exact) in enumerate(rules):
         amounts = _minor_amounts(exact, request.digits)
-        discount = _discount(rule, reading.state.campaigns.get(rule.campaign), reading.coupons)
+        discount = _discount(rule, reading.state.campaigns.get(rule.campaign), reading.coupons, request.options)
         on_costs, all_positive = discount.scope == "costs", True
         for position, amount in amounts:
             if amount <= 0:
@@ -492,11 +493,12 @@ def _scope(rule: _RuleKey) -> Scope:
     return "goods" if rule.scope == "cartItems" else "total"
 
 
-def _discount(rule: _RuleKey, campaign: replies.Campaign | None, coupons: dict[int, str]) -> Discount:
+def _discount(rule: _RuleKey, campaign: replies.Campaign | None, coupons: dict[int, str], options: Options) -> Discount:
     """What all discounts of a rule have in common. `meta` has Talon.One's ids, as Nacelle's page shows them."""
     title = (campaign.name or "").strip() if campaign else ""
     text = (campaign.description or "").strip() if campaign else ""
     name, scope = rule.rule_name or title or rule.name or "Discount", _scope(rule)
+    cost_names = options.item_cost_names if rule.effect_type in _ON_LINES else options.cost_names
     meta: dict[str, Any] = {
         "campaignId": rule.campaign,
         "rulesetId": rule.ruleset,
@@ -513,6 +515,6 @@ def _discount(rule: _RuleKey, campaign: replies.Campaign | None, coupons: dict[i
         amount=0,
         effect_type=rule.effect_type,
         scope=scope,
-        cost=rule.cost if scope == "costs" else "",
+        cost=cost_names.get(rule.cost, rule.cost) if scope == "costs" else "",
         meta=meta,
     )

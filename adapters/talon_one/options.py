@@ -105,6 +105,9 @@ class Options:
     sku_field: str
     additional_costs: dict[str, str]
     item_additional_costs: dict[str, str]
+    cost_names: dict[str, str]
+    """For each name of an additional cost, the first that has the same pointer: several names of one cost."""
+    item_cost_names: dict[str, str]
     session_attributes: dict[str, str]
     item_attributes: dict[str, str]
     item_fields: tuple[tuple[str, str], ...]
@@ -135,6 +138,7 @@ class _Reader:
 
     def read(self) -> Options:
         accounts, by_currency = self._accounts()
+        costs, item_costs = [adapter.pairs(self._get(name)) for name in ("ADDITIONAL_COSTS", "ITEM_ADDITIONAL_COSTS")]
         options = Options(
             accounts=accounts,
             by_currency=by_currency,
@@ -145,8 +149,10 @@ class _Reader:
             store_path=self._get("STORE_PATH"),
             identifiers_key=self._get("IDENTIFIERS_KEY").encode(),
             sku_field=self._get("SKU_FIELD"),
-            additional_costs=adapter.pairs(self._get("ADDITIONAL_COSTS")),
-            item_additional_costs=adapter.pairs(self._get("ITEM_ADDITIONAL_COSTS")),
+            additional_costs=costs,
+            item_additional_costs=item_costs,
+            cost_names=_first_names(costs),
+            item_cost_names=_first_names(item_costs),
             session_attributes=adapter.pairs(self._get("SESSION_ATTRIBUTES")),
             item_attributes=adapter.pairs(self._get("ITEM_ATTRIBUTES")),
             item_fields=self._item_fields(),
@@ -208,3 +214,9 @@ class _Reader:
         if not set(content) <= set(_RESPONSE_CONTENT):
             self._report("RESPONSE_CONTENT", f"some of {', '.join(_RESPONSE_CONTENT)}, comma-separated")
         return tuple(dict.fromkeys(content))
+
+
+def _first_names(costs: Mapping[str, str]) -> dict[str, str]:
+    """`Options.cost_names` of a map of costs."""
+    first: dict[str, str] = {}
+    return {name: first.setdefault(pointer, name) for name, pointer in costs.items()}

@@ -82,7 +82,7 @@ class SessionRequest(msgspec.Struct, frozen=True, kw_only=True):
     lines: tuple[Line, ...]
     session: CustomerSession
     costs: tuple[Cost, ...]
-    """Every configured additional cost with its price; 0 where the cart or the line has none."""
+    """Every configured additional cost, under its first name, with its price; 0 where the cart or the line has none."""
     codes: codes.SentCodes
     rejected: tuple[Rejection, ...]
     """Codes that were rejected without being sent."""
@@ -308,11 +308,12 @@ def _costs(checkout: Checkout, names: dict[str, str], line: Line | None = None) 
 def _outcome_costs(
     checkout: Checkout, costs: dict[str, int], line_costs: list[dict[str, int]], options: Options
 ) -> tuple[Cost, ...]:
-    of_order = [Cost(name, costs.get(name, 0)) for name in options.additional_costs]
+    names, item_names = dict.fromkeys(options.cost_names.values()), dict.fromkeys(options.item_cost_names.values())
+    of_order = [Cost(name, costs.get(name, 0)) for name in names]
     of_lines = [
         Cost(name, amounts.get(name, 0) * line.quantity, line.index)
         for line, amounts in zip(checkout.cart, line_costs, strict=False)
-        for name in options.item_additional_costs
+        for name in item_names
     ]
     return (*of_order, *of_lines)
 

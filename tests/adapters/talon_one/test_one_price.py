@@ -110,3 +110,17 @@ def test_discounts_below_the_price_are_not_capped(effects: list[Any]) -> None:
     cart = checkout((1, "99.00", "99.00"), (1, "99.00", "99.00"), shipping="99.00", handling="99.00")
     settled = granted(cart, *effects)
     assert (settled.total, settled.clamped) == (100 * sum(props["value"] for _, props in effects), 0)
+
+
+def test_cost_with_two_names_is_discounted_once() -> None:
+    options = {"ADDITIONAL_COSTS": "shipping=/shipping,express=/shipping", "ITEM_ADDITIONAL_COSTS": "a=/box,b=/box"}
+    cart = parse({"items": [{"sku": "A", "quantity": 2, "price": "20.00", "box": "1.00"}], "shipping": "15.00"})
+    of_line = {"name": "Off", "value": 2, "position": 0}
+    on_line = [("setDiscountPerAdditionalCostPerItem", {**of_line, "additionalCost": name}) for name in "ab"]
+    kinds = [cost(10, "shipping"), cost(10, "express"), *on_line]
+    effects = [effect(*kind, campaign=number) for number, kind in enumerate(kinds)]
+    found = discounts.allocate(cart, outcome(cart, effects, **options))
+    assert [each.amount for each in found.root] == [1000, 500, 200]
+    assert [each.meta["additionalCost"] for each in found.root] == ["shipping", "express", "a"]
+    all_off = discounts.allocate(cart, outcome(cart, [effect(*whole(99, "sessionTotal"))], **options))
+    assert all_off.total == 5700

@@ -42,7 +42,13 @@ _PATH = "/v2/customer_sessions/"
 _CANCEL_BODY = b'{"customerSession":{"state":"cancelled"},"responseContent":["customerSession"]}'
 _CLOSED = ("closed", "partially_returned")
 _NO_SESSION = replies.StoredSession()
-_LIMIT_REASONS = (Reason.USED_UP, Reason.CUSTOMER_LIMIT_REACHED)
+_LIMIT_REASONS = (
+    Reason.USED_UP,
+    Reason.CUSTOMER_LIMIT_REACHED,
+    Reason.BUDGET_USED_UP,
+    Reason.ALREADY_REFERRED,
+)
+"""The reasons that a redemption of this very order may have caused."""
 # An order moves to another session only where the last one holds stale values; more than two moves are not tried.
 _MAX_SESSIONS = 3
 
@@ -86,8 +92,8 @@ class TalonOne(Adapter):
     def check(self, order: Checkout, session: str) -> Conversation[Outcome]:
         """Asks what closing would grant. A dry request reads its own payload alone and stores nothing.
 
-        It therefore rejects a code that this order itself has used up. That happens where the ledger was lost, so the
-        session is looked up then.
+        It therefore rejects a code or a budget that this order itself has used up. That happens where the ledger was
+        lost, so the session is looked up then.
         """
         request = session_request(order, session, self._options)
         reply, request = yield from _update(session, request, "check session", state="closed", dry=True)
@@ -168,7 +174,7 @@ def _update(
     hence the check predicts the close.
     """
     reply = yield _update_request(session, request, operation, state, dry=dry, attempt=attempt)
-    if request.loyalty_card and replies.rejects_loyalty_card(reply):
+    if request.loyalty_card and replies.rejects_loyalty_card(reply, request.loyalty_card):
         request = request.without_loyalty_card()
         reply = yield _update_request(session, request, operation, state, dry=dry, attempt=attempt)
     return reply, request

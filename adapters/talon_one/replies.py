@@ -91,6 +91,7 @@ class StoredItem(msgspec.Struct, frozen=True, rename="camel"):
     sku: str
     quantity: int
     price: Decimal | None = None
+    selected_price_type: str | None = None
 
 
 class StoredCost(msgspec.Struct, frozen=True):
@@ -176,7 +177,7 @@ class ErrorReply(msgspec.Struct, frozen=True):
     """https://docs.talon.one/docs/dev/getting-started/errors; `errors` may be null."""
 
     message: str | None = None
-    errors: list[APIError] | None = None
+    errors: Raw = ABSENT
 
 
 def _lenient(kind: type[T]) -> "msgspec.json.Decoder[T]":
@@ -188,7 +189,8 @@ _RAW_STATE = _lenient(_RawState)
 _SESSION = _lenient(StoredSession)
 _ITEMS = _lenient(list[StoredItem])
 _CODE = _lenient(CodeProps)
-ERROR = _lenient(ErrorReply)
+_ERROR = _lenient(ErrorReply)
+_API_ERROR = _lenient(APIError)
 JSON: "msgspec.json.Decoder[Any]" = msgspec.json.Decoder(float_hook=Decimal)
 _LIST = _lenient(list[Raw])
 _FIELDS = _lenient(dict[str, Raw])
@@ -330,30 +332,36 @@ def items(text: Raw) -> list[StoredItem] | None:
 # Errors: https://docs.talon.one/docs/dev/getting-started/errors
 
 
-def _errors(reply: EngineReply) -> ErrorReply:
-    return decode(ERROR, reply.body) or ErrorReply()
+def _errors(reply: EngineReply) -> list[APIError]:
+    error = decode(_ERROR, reply.body)
+    return _decode_each(_API_ERROR, error.errors) if error else []
+
+
+def _texts(reply: EngineReply) -> list[str]:
+    """All texts of an error. Which of them says what is wrong is not documented."""
+    error = decode(_ERROR, reply.body)
+    texts = [error.message if error else None]
+    for each in _errors(reply):
+        texts += [each.title, each.details, each.source.pointer if each.source else None]
+    return [text for text in texts if text]
 
 
 def is_mute(reply: EngineReply) -> bool:
     """Whether it is a refusal that does not say why; such as that the session has that state already."""
-    return reply.status == 400 and _errors(reply) == ErrorReply()
+    return reply.status == 400 and not _texts(reply)
 
 
 def blocking_state(reply: EngineReply) -> str | None:
     """The session's state where it forbids the requested change of state; None for any other reply."""
-    match = _CANNOT_MOVE.search(_errors(reply).message or "") if reply.status == 400 else None
-    return match[1].lower() if match else None
+    matches = map(_CANNOT_MOVE.search, _texts(reply) if reply.status == 400 else ())
+    return next((match[1].lower() for match in matches if match), None)
 
 
-def rejects_loyalty_card(reply: EngineReply) -> bool:
+def rejects_loyalty_card(reply: EngineReply, card: str) -> bool:
     """Whether the error is about the loyalty card. Talon.One has no effect that rejects one."""
     if reply.status not in (400, 404):
         return False
-    errors = _errors(reply)
-    texts = [errors.message]
-    for error in errors.errors or ():
-        texts += [error.title, error.details, error.source.pointer if error.source else None]
-    return any(_LOYALTY_CARD.search(text) for text in texts if text)
+    return any(_LOYALTY_CARD.search(text) or card.lower() in text.lower() for text in _texts(reply))
 
 
 def require_success(reply: EngineReply) -> None:
@@ -382,7 +390,7 @@ def state_of(reply: EngineReply) -> State:
 
 
 def _rejected(reply: EngineReply) -> EngineRejected:
-    pointers = [error.source.pointer for error in _errors(reply).errors or () if error.source and error.source.pointer]
+    pointers = [error.source.pointer for error in _errors(reply) if error.source and error.source.pointer]
     safe = [pointer for pointer in pointers if _POINTER.fullmatch(pointer)][:5]
     if not safe:
         return EngineRejected("Talon.One refuses the request.", reason="request_rejected")

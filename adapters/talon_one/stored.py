@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 from adapters.talon_one import codes, replies
 from adapters.talon_one.options import Options
-from adapters.talon_one.replies import StoredSession
-from adapters.talon_one.request import CustomerSession, SessionRequest
+from adapters.talon_one.replies import StoredItem, StoredSession
+from adapters.talon_one.request import CartItem, CustomerSession, SessionRequest
 
 
 def stale_fields(stored: StoredSession, request: SessionRequest) -> list[str]:
@@ -72,11 +72,13 @@ def _has_attribute(stored: StoredSession, attribute: str) -> bool:
 
 
 def has_same_content(stored: StoredSession, request: SessionRequest) -> bool:
-    """Whether the stored session has the request's cart (prices compared as numbers) and its codes."""
+    """Whether the stored session has the request's cart (prices compared as numbers) and its codes.
+
+    A price that Talon.One has selected itself, such as a members' price, is not compared.
+    """
     items = replies.items(stored.cart_items)
     if items is None:
         raise replies.unreadable_reply()
-    cart = [(i.sku, i.quantity, i.price) for i in items if i.price is not None and i.price.is_finite()]
     sent = request.session
 
     def fold(texts: Iterable[str] | None) -> set[str]:
@@ -84,9 +86,16 @@ def has_same_content(stored: StoredSession, request: SessionRequest) -> bool:
         return {text if sensitive else codes.fold_case(text) for text in texts or ()}
 
     return (
-        len(cart) == len(items)
-        and cart == [(item.sku, item.quantity, item.price) for item in sent.cart_items]
+        len(items) == len(sent.cart_items)
+        and all(map(_is_same_item, items, sent.cart_items))
         and fold(stored.coupon_codes) == fold(sent.coupon_codes)
         and fold([stored.referral_code or ""]) == fold([sent.referral_code])
         and (not stored.loyalty_cards or fold(stored.loyalty_cards) == fold(sent.loyalty_cards))
     )
+
+
+def _is_same_item(stored: StoredItem, sent: CartItem) -> bool:
+    if (stored.sku, stored.quantity) != (sent.sku, sent.quantity):
+        return False
+    is_sent_price = stored.price is not None and stored.price.is_finite() and stored.price == sent.price
+    return is_sent_price or bool(stored.selected_price_type)

@@ -22,6 +22,7 @@ from tests.adapters.talon_one.talk import (
     amounts,
     cart,
     closed,
+    effect,
     first,
     per_item,
     reply,
@@ -31,6 +32,13 @@ from tests.adapters.talon_one.talk import (
 
 def cannot_move(state: str = "closed", to: str = "open") -> EngineReply:
     return reply({"message": f'Cannot move session to state "{to}" from state "{state}"', "errors": None}, 400)
+
+
+_CANNOT_MOVE = 'Cannot move session to state "open" from state "closed"'
+
+
+def cannot_move_in(error: dict[str, Any]) -> EngineReply:
+    return reply({"message": "The submitted data was invalid", "errors": [error]}, 400)
 
 
 def stored(state: str | None = "closed", **changes: Any) -> EngineReply:
@@ -52,6 +60,10 @@ def stored(state: str | None = "closed", **changes: Any) -> EngineReply:
             EngineRejected,
             "session_closed",
         ),
+        (cannot_move_in({"title": _CANNOT_MOVE}), EngineRejected, "session_closed"),
+        (cannot_move_in({"title": "Invalid", "details": _CANNOT_MOVE}), EngineRejected, "session_closed"),
+        (reply({"message": _CANNOT_MOVE, "errors": {}}, 400), EngineRejected, "session_closed"),
+        (reply({"message": _CANNOT_MOVE, "errors": [{"title": 5}]}, 400), EngineRejected, "session_closed"),
         (reply({"message": "The submitted data was invalid"}, 400), EngineRejected, "request_rejected"),
         (reply(b"<html>", 400), EngineRejected, "request_rejected"),
         (reply({"message": "no"}, 422), EngineRejected, "request_rejected"),
@@ -91,7 +103,11 @@ def test_engine_error_passes_on_only_the_pointer() -> None:
 @pytest.mark.parametrize("status", [400, 404])
 @pytest.mark.parametrize(
     "body",
-    [{"message": "Loyalty card not found"}, {"message": "no", "errors": [{"source": {"pointer": "/loyaltyCards/0"}}]}],
+    [
+        {"message": "Loyalty card not found"},
+        {"message": "no", "errors": [{"source": {"pointer": "/loyaltyCards/0"}}]},
+        {"message": "no", "errors": [{"title": "Not found", "details": "no card 'CARD-1' in this program"}]},
+    ],
 )
 def test_unknown_loyalty_card_is_rejected_and_the_cart_priced(status: int, body: Any) -> None:
     checkout = cart(("A", 1, "9.00"), promotions={"loyalty_card": "card-1"})
@@ -134,6 +150,7 @@ def test_successful_close_returns_its_discounts(conversation: str) -> None:
     assert (result.redeemed, amounts(result)) == (False, [(0, 500)])
 
 
+MEMBER_PRICE = {"sku": "shoes", "quantity": 1, "price": 55, "selectedPriceType": "member"}
 OTHER_CONTENT: list[dict[str, Any]] = [
     {"cartItems": None},
     {"cartItems": []},
@@ -142,6 +159,8 @@ OTHER_CONTENT: list[dict[str, Any]] = [
     {"cartItems": [{"sku": "shoes", "quantity": 1, "price": 60}, {"sku": "shirt", "quantity": 3, "price": 20}]},
     {"cartItems": [{"sku": "shoes", "quantity": 1, "price": 55}, {"sku": "shirt", "quantity": 2, "price": 20}]},
     {"cartItems": [{"sku": "shoes", "quantity": 1}, {"sku": "shirt", "quantity": 2, "price": 20}]},
+    {"cartItems": [MEMBER_PRICE, {"sku": "shirt", "quantity": 3, "price": 20}]},
+    {"cartItems": [{**MEMBER_PRICE, "quantity": 2}, {"sku": "shirt", "quantity": 2, "price": 20}]},
     {
         "cartItems": [
             {"sku": "shoes", "quantity": 1, "price": 60},
@@ -163,6 +182,31 @@ def test_session_closed_with_other_content_raises_order_mismatch(changes: dict[s
     for conversation in (adapter().check, adapter().redeem):
         with pytest.raises(OrderMismatch):
             talk(conversation(CART, "s"), cannot_move(), stored(**changes))
+
+
+def test_price_that_talon_one_selected_is_no_other_content() -> None:
+    items = [MEMBER_PRICE, {"sku": "shirt", "quantity": 2, "price": 20}]
+    _, found = talk(adapter().look_up(CART, "s"), stored(cartItems=items))
+    assert (found.state, amounts(found.outcome)) == ("redeemed", [(0, 500)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "reason"),
+    [
+        ("Coupon", "COUP-XYZ789", "CouponLimitReached"),
+        ("Coupon", "COUP-XYZ789", "ProfileLimitReached"),
+        ("Coupon", "COUP-XYZ789", "CampaignLimitReached"),
+        ("Coupon", "COUP-XYZ789", "EffectCouldNotBeApplied"),
+        ("Referral", "REF-ABC123", "ReferralLimitReached"),
+        ("Referral", "REF-ABC123", "ReferralCustomerAlreadyReferred"),
+    ],
+)
+def test_limit_reached_by_this_order_itself_is_no_refusal(kind: str, code: str, reason: str) -> None:
+    refused = effect(f"reject{kind}", {"value": code, "rejectionReason": reason})
+    _, checked = talk(adapter().check(CART, "s"), closed(refused), stored())
+    assert (checked.redeemed, amounts(checked), checked.rejected) == (True, [(0, 500)], ())
+    _, checked = talk(adapter().check(CART, "s"), closed(refused), stored("open"))
+    assert (checked.redeemed, [one.code for one in checked.rejected]) == (False, [code])
 
 
 @pytest.mark.parametrize(

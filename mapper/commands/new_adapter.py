@@ -34,7 +34,7 @@ def run(chosen: argparse.Namespace) -> int:
     except OSError as error:
         return fail(f"{folder}: {error.strerror}", 2)
     print(f"{folder}/ is a package for the engine {chosen.name}. Next:\n")
-    print(f"  cd {folder}\n  make install test   # green\n  make serve          # the service, with calls to try\n")
+    print(f"  cd {folder}\n  make install test   # passes\n  make serve          # the service, with calls to try\n")
     print("Its README lists the questions to answer first. Then change its files for your engine, one by one.")
     return 0
 

@@ -350,8 +350,10 @@ def _rename(order: stored.StoredOrder, session: str) -> Conversation[None]:
 
 
 def _release(codes: Sequence[str], session: str) -> Conversation[None]:
-    if codes:
-        yield from together(*(request.release(code, session) for code in codes))
+    # No URL can name the codes "." and "..": their locks expire.
+    requests = [request.release(code, session) for code in codes if code not in {".", ".."}]
+    if requests:
+        yield from together(*requests)
 
 
 def _rejections(inapplicable: Mapping[Redeemable, str]) -> list[Rejection]:

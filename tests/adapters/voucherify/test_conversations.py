@@ -760,6 +760,16 @@ def test_code_removed_from_cart_is_unlocked(
     assert all({409, 429, 500, 503} <= one.answers for one in freed)
 
 
+@pytest.mark.parametrize("code", [".", ".."])
+def test_code_that_no_path_can_name_stays_locked(code: str) -> None:
+    """A URL cannot have these as a segment, encoded or not. The lock expires."""
+    _, requests = replayed(after_earlier_answer("validate", [], voucher_meta(code), voucher_meta("A")), reply(b"", 204))
+    assert unlocked(requests) == ["A"]
+    undo = engine(**LOCKED).undo(order(SHIRT, codes=["A", code]), ORDER, "r_1", final=True)
+    _, requests = replayed(undo, stored("r_1"), ROLLED_BACK, reply(b"", 204))
+    assert unlocked(requests) == ["A"]
+
+
 @pytest.mark.parametrize(("options", "released"), [({}, []), ({"CODE_CASE": "sensitive"}, ["A"])])
 def test_code_in_another_case_stays_locked(options: dict[str, str], released: list[str]) -> None:
     answers: list[Any] = [valid(applies("a", share(5))), *[reply(b"", 204)] * len(released)]

@@ -345,10 +345,9 @@ class SqliteStore:
                         change.error = error
                         database.execute("ROLLBACK TO change")
                     database.execute("RELEASE change")
-        except (sqlite3.Error, LedgerUnavailable) as error:
-            word = _error_name(error) if isinstance(error, sqlite3.Error) else error.reason.removeprefix("ledger_")
+        except Exception as error:  # noqa: BLE001 - `change` raises it to the caller of each change
             for change in changes:
-                change.error = LedgerUnavailable(word)
+                change.error = _of_each(error)
 
     def _others(self, key: Key, session: str, database: sqlite3.Connection | None = None) -> list[Row]:
         found = (database or self._open()).execute(_OTHERS, (*_key_values(key), session)).fetchall()
@@ -375,17 +374,17 @@ class SqliteStore:
             return database.execute(_LEASE, (name, owner, now + ttl_s, now)).rowcount == 1
 
     def _connect(self, *, create: bool) -> None:
-        if Path(self._path).exists() and not Path(self._path).is_file():
-            raise LedgerUnusable("cannot_open", f"{self._path} is not a file, so it cannot be the ledger.")
-        if not create and not Path(self._path).is_file():
-            raise self._missing()
         try:
+            if Path(self._path).exists() and not Path(self._path).is_file():
+                raise LedgerUnusable("cannot_open", f"{self._path} is not a file, so it cannot be the ledger.")
+            if not create and not Path(self._path).is_file():
+                raise self._missing()
             # Only the owner may read it: orders are personal data. SQLite gives -wal and -shm the same mode.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         except OSError as error:
             message = f"The ledger's file {self._path} cannot be opened for writing: {error.strerror}."
             raise LedgerUnusable("cannot_open", message) from error
-        self._database = sqlite3.connect(Path(self._path), timeout=self._busy_s, isolation_level=None)
+        self._database = sqlite3.connect(self._address, timeout=self._busy_s, isolation_level=None)
         try:
             self._prepare(self._database, create=create)
         except BaseException as error:
@@ -405,7 +404,7 @@ class SqliteStore:
         with self._transaction():
             self._migrate(database, create=create)
             self._forget_other_boots(database)
-        self._reader = sqlite3.connect(Path(self._path), timeout=0, isolation_level=None, check_same_thread=False)
+        self._reader = sqlite3.connect(self._address, timeout=0, isolation_level=None, check_same_thread=False)
 
     def _migrate(self, database: sqlite3.Connection, *, create: bool) -> None:
         found = database.execute("PRAGMA user_version").fetchone()[0]
@@ -419,6 +418,10 @@ class SqliteStore:
             for statement in statements:
                 database.execute(statement)
             database.execute(f"PRAGMA user_version = {version}")
+
+    @property
+    def _address(self) -> Path:
+        return Path(self._path).absolute()  # a relative path that starts with "file:" would be taken for a URI
 
     def _missing(self) -> LedgerUnavailable:
         return LedgerUnavailable("missing", f"There is no ledger at {self._path}.")
@@ -466,16 +469,23 @@ class _Change:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """Returns device and inode of a file; None if it is not there."""
+    """Returns device and inode of a file; None if it cannot be found."""
     try:
         found = Path(path).stat()
-    except FileNotFoundError:
+    except OSError:  # it is gone, or its folder is closed to us
         return None
     return found.st_dev, found.st_ino
 
 
 def _key_values(key: Key) -> tuple[str, str, str]:
     return key.space, key.engine, key.order
+
+
+def _of_each(error: Exception) -> Exception:
+    """Returns what the caller of one of several changes gets: an exception of its own, except for a bug."""
+    if isinstance(error, sqlite3.Error):
+        return LedgerUnavailable(_error_name(error))
+    return LedgerUnavailable(error.reason.removeprefix("ledger_")) if isinstance(error, LedgerUnavailable) else error
 
 
 def _error_name(error: sqlite3.Error) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mapper.orders.ledger import Ledger, open_ledger
-from mapper.orders.rows import Clock, Key, LedgerUnavailable, New, Row
+from mapper.orders.rows import Clock, Key, LedgerUnavailable, LedgerUnusable, New, Row
 from mapper.orders.sqlite import SqliteStore
 from tests.orders.ledgers import claim
 
@@ -105,6 +105,36 @@ def test_database_failure_fails_all_queued_changes(tmp_path: Path) -> None:
     assert rows == [None] * 6
 
 
+def test_unexpected_failure_fails_all_queued_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act(ledger: Ledger, store: SqliteStore) -> list[Any]:
+        rows = [
+            decision.row for decision in await together(store, *claims(ledger, KEYS[:3])) if isinstance(decision, New)
+        ]
+
+        def broken(_: SqliteStore) -> Any:
+            raise MemoryError
+
+        monkeypatch.setattr(SqliteStore, "_transaction", broken)
+        return await together(store, *(ledger.mark_sent(row) for row in rows))
+
+    assert [type(result) for result in run(tmp_path, act)] == [MemoryError] * 3, "none may be sent"
+
+
+def test_ledger_in_a_folder_that_is_closed_meanwhile_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def act(ledger: Ledger, _store: SqliteStore) -> None:
+        def closed(_: Path) -> Any:
+            raise PermissionError
+
+        monkeypatch.setattr(Path, "stat", closed)
+        with pytest.raises(LedgerUnavailable) as caught:
+            await claim(ledger, KEYS[0])
+        assert caught.value.reason == "ledger_moved"
+
+    run(tmp_path, act)
+
+
 def test_closed_ledger_refuses_claims(tmp_path: Path) -> None:
     async def act(ledger: Ledger, store: SqliteStore) -> None:
         await ledger.close()
@@ -127,6 +157,25 @@ def test_reader_neither_creates_nor_migrates_ledger(tmp_path: Path, found: int |
         asyncio.run(open_ledger(f"sqlite:///{path}", create=False))
     assert caught.value.reason == reason
     assert path.exists() is (found is not None)
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_file_name_that_the_system_refuses_cannot_be_opened(create: bool) -> None:
+    with pytest.raises(LedgerUnusable) as caught:
+        asyncio.run(open_ledger(f"sqlite:///{'x' * 300}", create=create, patient=True))
+    assert (caught.value.reason, "name too long" in caught.value.message) == ("ledger_cannot_open", True)
+
+
+def test_relative_path_is_no_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    async def act() -> None:
+        ledger = await open_ledger("sqlite:///file:x?mode=ro")
+        await ledger.ping()
+        await ledger.close()
+
+    asyncio.run(act())
+    assert (tmp_path / "file:x?mode=ro").exists()
 
 
 def test_patient_store_opens_busy_ledger_on_first_use(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ typed and tested.
 import argparse
 from pathlib import Path
 
+from mapper import adapter
 from mapper.adapter import ADAPTERS, known
 from mapper.commands import Commands, add_command, fail
 from mapper.domain.options import ENGINE_NAME, RESERVED
@@ -55,10 +56,13 @@ def write(name: str, folder: Path) -> None:
 
 def renamed(text: str, name: str) -> str:
     """Replaces `acme`, in any spelling, with the engine's name."""
-    distribution = f"promotions-{name.replace('_', '-')}"
+    distribution = f"promotions-{name.replace('_', '-').rstrip('-')}"  # a distribution's name ends in a letter or digit
+    of_class = "".join(part.capitalize() for part in name.split("_"))
+    if hasattr(adapter, of_class):  # as `Checkout`, which the package imports
+        of_class += "Engine"
     for old, new in (
         ("promotions-acme", distribution),
-        ("Acme", "".join(part.capitalize() for part in name.split("_"))),
+        ("Acme", of_class),
         ("ACME", name.upper()),
         ("acme", name),
     ):

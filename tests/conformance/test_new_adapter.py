@@ -64,6 +64,16 @@ def test_new_adapter_refuses_invalid_names(name: str, tmp_path: Path, capsys: py
     assert "a name is" in capsys.readouterr().err
 
 
+def test_new_package_has_valid_names_for_any_engine(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["new-adapter", "account_", "--into", str(tmp_path)])
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == "promotions-account", "pip refuses a name that ends in a dash"
+    assert 'name = "promotions-account"' in (folder / "pyproject.toml").read_text("utf-8")
+    code = (folder / "promotions_account_" / "__init__.py").read_text("utf-8")
+    assert "class AccountEngine(Adapter)" in code, "it imports another Account"
+
+
 def test_new_adapter_refuses_an_installed_name(
     package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

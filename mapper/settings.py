@@ -33,6 +33,9 @@ QUOTES = (
 KEEP_BODIES_S = 3600, 31_536_000
 """The minimum and the maximum."""
 
+PATHS = frozenset({"MAPPER_LEDGER_URL", "MAPPER_RECORD", "MAPPER_PRODUCT_DATA"})
+"""Settings that may name a file in any encoding."""
+
 TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_ENGINE": ("", "the engine's adapter: `talon_one`, `voucherify` or an installed one"),
     "NACELLE_SIGNING_SECRETS": (
@@ -285,6 +288,15 @@ def load_ingest(environment: Mapping[str, str]) -> IngestSettings:
     return found
 
 
+def is_text(value: str) -> bool:
+    """Whether a value of the environment or of an argument was UTF-8: Python keeps other bytes as lone surrogates."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_secret(path: str) -> str:
     """Returns the secret in a file. Editors on Windows start files with a byte order mark. Raises as `read_text`."""
     return Path(path.strip()).read_text("utf-8-sig").strip()
@@ -294,10 +306,14 @@ class Reader:
     """Reads single settings, and collects their faults and warnings."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self.environment = environment
+        self.environment = {name: value for name, value in environment.items() if name in PATHS or is_text(value)}
         self.problems: list[tuple[str, str]] = []
         self.warnings: list[str] = []
         self._empty_files: set[str] = set()
+        engine = f"{environment.get('MAPPER_ENGINE', '').strip().upper()}_"
+        for name in sorted(environment.keys() - self.environment.keys()):
+            if name.startswith(("MAPPER_", "NACELLE_", "NOMS_", engine)):
+                self.wrong(name, "text in UTF-8")
         for prefix in ("MAPPER_", "NACELLE_", "NOMS_"):
             self._warn_unknown(prefix, frozenset(TABLE), SECRETS, environment)
             self._warn_quoted(prefix)
@@ -425,8 +441,12 @@ class Reader:
         if source == "off":
             return None
         if source != "nacelle":
-            if not Path(source).is_file():
-                self.wrong("MAPPER_PRODUCT_DATA", f"off, nacelle, or an existing file, not {source!r}")
+            try:
+                is_file = Path(source).is_file()
+            except OSError:  # its folder may not be read, or the name is too long
+                is_file = False
+            if not is_file:
+                self.wrong("MAPPER_PRODUCT_DATA", f"off, nacelle, or a file that can be read, not {source!r}")
             return ProductSettings(Path(source), "", "")
         url, token = self._base_url("NACELLE_STOREFRONT_URL"), self.text("NACELLE_STOREFRONT_TOKEN")
         space = self.text("NOMS_SPACE_ID") or (next(iter(spaces)) if len(spaces) == 1 else "")

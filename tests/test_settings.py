@@ -44,6 +44,14 @@ def test_minimal_settings_get_the_defaults() -> None:
     assert (got.ledger_url, got.warnings) == ("sqlite:///mapper-ledger.db", ())
 
 
+@pytest.mark.parametrize("name", ["NACELLE_SIGNING_SECRETS", "MAPPER_ON_DRIFT", "TALON_ONE_PROFILE_PREFIX"])
+def test_value_that_is_not_utf8_is_wrong(name: str) -> None:
+    with pytest.raises(InvalidSettings) as error:
+        load({**GOOD, name: "se\udcffcret"})
+    assert (name, "expected text in UTF-8") in error.value.problems
+    assert load({**GOOD, "VOUCHERIFY_APP_ID": "\udcff", "OTHER": "\udcff", "MAPPER_RECORD": "/tmp/\udcff"}).record
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mapper.ops.logs import printable
+from mapper.settings import is_text
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001 - it has no public name
 
@@ -38,6 +39,13 @@ def whole_number(subject: str, least: int, most: int) -> Callable[[str], int]:
         return int(text)
 
     return read
+
+
+def utf8(value: str) -> str:
+    """The `type` of an argument that is no path."""
+    if not is_text(value):
+        raise argparse.ArgumentTypeError("it is not UTF-8")
+    return value
 
 
 def fail(message: str, code: int = 1) -> int:

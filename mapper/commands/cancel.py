@@ -6,7 +6,7 @@ import os
 import time
 
 from mapper import settings
-from mapper.commands import Commands, add_command, fail
+from mapper.commands import Commands, add_command, fail, utf8
 from mapper.domain.errors import Problem
 from mapper.engine import clients
 from mapper.engine.conversation import Engine
@@ -19,8 +19,8 @@ from mapper.settings import Settings
 
 def add(commands: Commands) -> None:
     parser = add_command(commands, "cancel", "undo the redemption of an order in the engine, for good")
-    parser.add_argument("order", metavar="ORDER", help="the order's id")
-    parser.add_argument("--space", default="", help="the Nacelle space, if several are served")
+    parser.add_argument("order", metavar="ORDER", type=utf8, help="the order's id")
+    parser.add_argument("--space", type=utf8, default="", help="the Nacelle space, if several are served")
     parser.set_defaults(run=_run)
 
 
@@ -37,7 +37,12 @@ async def _cancel(configured: Settings, chosen: argparse.Namespace) -> int:
     space = chosen.space if configured.credentials.tells_spaces_apart else ""
     client = clients.create(configured.http_client, connections=1)
     try:
-        ledger = await open_ledger(configured.ledger_url, quarantine_s=configured.quarantine_s, create=False)
+        ledger = await open_ledger(
+            configured.ledger_url,
+            quarantine_s=configured.quarantine_s,
+            lease_s=2 * configured.consume_deadline_s,
+            create=False,
+        )
         try:
             engine = PromotionEngine(configured.adapter, Engine(client, configured.adapter.accounts))
             redeemer = OrderRedeemer(configured, engine, ledger, time.monotonic)

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from mapper import __version__, settings
-from mapper.commands import add_command, fail, has_temporary_folder, read_input, whole_number
+from mapper.commands import add_command, fail, has_temporary_folder, read_input, utf8, whole_number
 from mapper.domain import signature
 from mapper.settings import Settings
 
@@ -78,7 +78,7 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     serve = add_command(commands, "serve", "run the service with the settings in the environment")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    serve.add_argument("--host", type=utf8, default="127.0.0.1", help="address to listen on (default: %(default)s)")
     serve.add_argument("--port", type=PORT, default=8080, help="port to listen on (default: %(default)s)")
     serve.add_argument("--workers", type=WORKERS, default=1, metavar="N", help="processes (default: %(default)s)")
     serve.add_argument("--fd", type=FD, metavar="N", help="listen on this inherited socket instead (systemd: 3)")
@@ -101,7 +101,7 @@ def _parser(modules: Iterable[str] = MODULES) -> argparse.ArgumentParser:
     sandbox = add_command(
         commands, "sandbox", "emulate the engines and Nacelle over HTTP, with the rules of a rule book"
     )
-    sandbox.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    sandbox.add_argument("--host", type=utf8, default="127.0.0.1", help="address to listen on (default: %(default)s)")
     sandbox.add_argument("--port", type=PORT, default=8090, help="port to listen on (default: %(default)s)")
     sandbox.add_argument("--rulebook", type=Path, metavar="FILE", help="your own rule book (TOML)")
     sandbox.set_defaults(run=_sandbox)

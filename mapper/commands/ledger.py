@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mapper import settings
-from mapper.commands import Commands, add_command, fail, whole_number
+from mapper.commands import Commands, add_command, fail, utf8, whole_number
 from mapper.domain.errors import Problem
 from mapper.orders.ledger import Ledger, open_ledger
 from mapper.orders.rows import OPEN, Row, State, WrongMove
@@ -81,9 +81,9 @@ def add(commands: Commands) -> None:
         ("forget", _forget, "erase the body of a finished order; it is still answered the same"),
     ):
         one = add_command(verbs, verb, text)
-        one.add_argument("key", metavar="KEY", help="the order's id")
-        one.add_argument("--space", help="the Nacelle space, if several have this order id")
-        one.add_argument("--engine", help="the engine, if several have redeemed this order id")
+        one.add_argument("key", metavar="KEY", type=utf8, help="the order's id")
+        one.add_argument("--space", type=utf8, help="the Nacelle space, if several have this order id")
+        one.add_argument("--engine", type=utf8, help="the engine, if several have redeemed this order id")
         one.set_defaults(act=act)
         if verb == "settle":
             outcomes = ["redeemed", "refused", "cancelled"]
@@ -261,8 +261,11 @@ def _backup(chosen: argparse.Namespace) -> int:
     path, copy = _file(_url()), Path(chosen.file)
     if path is None:
         return fail("This ledger is a PostgreSQL database; copy it with pg_dump.")
-    if not path.is_file():
-        return fail(f"There is no ledger at {path}, the path in MAPPER_LEDGER_URL.")
+    try:
+        if not path.is_file():
+            return fail(f"There is no ledger at {path}, the path in MAPPER_LEDGER_URL.")
+    except OSError as error:
+        return fail(f"{path}, the path in MAPPER_LEDGER_URL, cannot be opened: {error.strerror}.")
     try:
         os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))  # orders hold personal data
     except OSError as error:

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from mapper.commands import cli
+from mapper.commands import cancel, cli
 from mapper.domain.signature import sign
 from mapper.orders import ledger as ledger_module
 from mapper.orders import sqlite as ledger_sqlite
 from mapper.orders.ledger import Ledger, open_ledger
-from mapper.orders.rows import Clock, Key, LookUp, New, Retry, State
+from mapper.orders.rows import Clock, Key, LedgerUnavailable, LookUp, New, Retry, State
 from tests.orders import ledgers
 
 BODY = b'{"order_items": [{"sku": "S", "quantity": 1, "price": "1.00"}]}'
@@ -94,6 +94,11 @@ def test_missing_command_exits_with_2() -> None:
         ["ledger", "list", "--limit", "-1"],
         ["nonsense"],
         ["ledger"],
+        ["ledger", "show", "\udcff"],
+        ["ledger", "show", "order-1", "--space", "\udcff"],
+        ["cancel", "\udcff"],
+        ["serve", "--host", "\udcff"],
+        ["sandbox", "--host", "\udcff"],
     ],
 )
 def test_wrong_arguments_exit_with_2(arguments: list[str]) -> None:
@@ -501,6 +506,20 @@ def test_cancel_in_a_space_that_is_not_served_is_refused(
     assert run("cancel", "order-2", "--space", "two") == 2
     assert "--space, one of one." in capsys.readouterr().err
     assert run("cancel", "nobody", "--space", "one") == 1
+
+
+def test_cancel_holds_its_order_for_as_long_as_it_may_work(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**SERVICE, "MAPPER_CONSUME_DEADLINE_MS": "60000"}.items():
+        monkeypatch.setenv(name, value)
+    leases: list[float] = []
+
+    async def opened(*_: object, lease_s: float, **__: object) -> Ledger:
+        leases.append(lease_s)
+        raise LedgerUnavailable("away")
+
+    monkeypatch.setattr(cancel, "open_ledger", opened)
+    assert run("cancel", "order-1") == 1
+    assert leases[0] > 60
 
 
 def test_unknown_order_exits_with_1(ledger_url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,7 +184,10 @@ def test_product_data_can_come_from_a_file(shop: Shop, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "problem"),
     [
-        ({"MAPPER_PRODUCT_DATA": "nowhere.csv"}, "MAPPER_PRODUCT_DATA: expected off, nacelle, or an existing file"),
+        (
+            {"MAPPER_PRODUCT_DATA": "nowhere.csv"},
+            "MAPPER_PRODUCT_DATA: expected off, nacelle, or a file that can be read",
+        ),
         ({"NACELLE_STOREFRONT_URL": "http://example.org"}, "NACELLE_STOREFRONT_URL: expected an https:// URL"),
         ({"NACELLE_SPACE_IDS": ""}, "NOMS_SPACE_ID: expected the space whose products are read"),
         ({"NACELLE_STOREFRONT_TOKEN": "a b"}, "NACELLE_STOREFRONT_TOKEN: expected a value without white space"),

@@ -335,7 +335,8 @@ def _roll_back(ids: Sequence[str]) -> Conversation[None]:
     for redemption in ids:
         reply = yield from retry_if_busy(request.rollback(redemption))
         if reply.status == 200:
-            if not objects(document(reply).get("rollbacks")):
+            rollbacks = objects(document(reply).get("rollbacks"))
+            if not rollbacks or any(one.get("result") == "FAILURE" for one in rollbacks):
                 not_understood("no rollback")
         elif (key := read_error(reply).key) != "already_rolled_back":
             raise reasons.problem(reply.status, key)

@@ -625,6 +625,12 @@ def test_answer_that_is_no_order_raises_engine_unavailable(answer: dict[str, Any
             replayed(conversation, answer)
 
 
+@pytest.mark.parametrize("rollbacks", [None, [], [{"id": "rr_1", "result": "SUCCESS"}, {"result": "FAILURE"}]])
+def test_answer_without_a_successful_rollback_raises_engine_unavailable(rollbacks: Any) -> None:
+    with pytest.raises(EngineUnavailable):
+        replayed(engine().undo(order(SHIRT), ORDER, "r_1", final=True), stored("r_1"), {"rollbacks": rollbacks})
+
+
 @pytest.mark.parametrize("renamed", [reply({}), failure("not_found", 404), reply(b"", 405), reply(b"", 503)])
 def test_undo_before_a_retry_renames_the_stored_order(renamed: EngineReply) -> None:
     """Voucherify redeems the order stored under a source id and ignores the cart that is sent."""

@@ -150,6 +150,9 @@ class TalonOne(Adapter):
         undo = _cancel if final else _reopen
         if handle:
             account, name = handle.split("/", 1)
+            if account not in self.accounts:
+                message = f"Talon.One's Application of this order ({account or 'no suffix'}) is no longer configured."
+                raise EngineRejected(message, reason="currency_not_served")
             yield from undo(account, name)
         elif order is None:  # the currency, which names the Application, is not known: try all
             for account in self.accounts:

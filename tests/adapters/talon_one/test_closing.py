@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mapper.adapter import EngineReply, EngineUnavailable, OrderMismatch, Redeemed
+from mapper.adapter import EngineRejected, EngineReply, EngineUnavailable, OrderMismatch, Redeemed
 from mapper.domain.checkout import Checkout
 from tests.adapters.talon_one.emulated import Emulated
 from tests.adapters.talon_one.examples import CART
@@ -175,6 +175,13 @@ def test_undo_without_order_and_handle_asks_every_application(final: bool) -> No
     talon = adapter(CURRENCY="USD", API_KEY_EUR="euro")
     asked, _ = talk(talon.undo(None, "s", "", final=final), *[reply({}, 404)] * (2 if final else 4))
     assert sorted({request.account for request in asked}) == ["", "EUR"]
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_undo_in_an_application_that_is_no_longer_configured_is_rejected(final: bool) -> None:
+    with pytest.raises(EngineRejected) as caught:
+        talk(adapter().undo(None, "s", "EUR/s", final=final), closed())
+    assert caught.value.reason == "currency_not_served"
 
 
 @pytest.mark.parametrize(("state", "requests"), [(None, 1), ("cancelled", 1), ("open", 2), ("closed", 2),

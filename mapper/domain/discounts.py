@@ -264,9 +264,12 @@ def write(
     return checkout.source.replace(changes, lines)
 
 
-def annotate(checkout: Checkout, note: Mapping[str, Any]) -> bytes:
-    """The document with `note` at `promotions.meta.mapper`, otherwise unchanged."""
-    path, members = _note_change(checkout, note)
+def annotate(checkout: Checkout, notices: Raw) -> bytes:
+    """The document with `notices` at `promotions.meta.mapper.notices`, otherwise unchanged."""
+    note = (*checkout.promotions_at, "meta", "mapper")
+    if checkout.promotions_at and isinstance(checkout.source.decoded_at(note), dict):
+        return checkout.source.replace({note: {"notices": notices}})
+    path, members = _note_change(checkout, {"notices": notices})
     return checkout.source.replace({path: members})
 
 

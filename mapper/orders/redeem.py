@@ -715,9 +715,7 @@ def _document(order: Checkout, notices: bytes) -> bytes:
     """Returns the order's own bytes, annotated with the notices if there are any."""
     if notices == NOTHING:
         return notes.unchanged(order)
-    note = order.promotions.meta.get("mapper")
-    annotated = {**(note if isinstance(note, dict) else {}), "notices": msgspec.Raw(notices)}
-    return b'{"order":' + discounts.annotate(order, annotated) + b"}"
+    return b'{"order":' + discounts.annotate(order, msgspec.Raw(notices)) + b"}"
 
 
 def _addressed(order: Checkout, row: Row) -> Checkout:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Raw
 
 from mapper.adapter import Cost, Discount, Outcome
 from mapper.domain import checkout, discounts, money
@@ -370,6 +371,23 @@ def test_answer_without_its_discounts_returns_to_list_prices(cart: Cart) -> None
     undone = checkout.parse(answer(answer(body, *granted, costs=costs)), "validate")
     assert [line.price for line in undone.lines] == [line.price for line in plain.lines]
     assert _total(undone) == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'{"x":1}', b'{"x":1,"notices":[1]}'),
+        (b'{ "a":"f\\u00fcr \\ud83d", "notices" : [ {"b":2} ], "c\\/":1e0, "d":1.10 }',
+         b'{ "a":"f\\u00fcr \\ud83d", "notices" : [1], "c\\/":1e0, "d":1.10 }'),
+        (b"{ }", b'{"notices":[1] }'),
+        (b"[]", b'{"notices":[1]}'),
+        (b"null", b'{"notices":[1]}'),
+    ],
+)  # fmt: skip
+def test_notices_of_consume_change_no_other_byte_of_the_note(before: bytes, after: bytes) -> None:
+    body = b'{"order_items": [], "promotion": {"meta" : {"mapper":%b , "y":1.0}}}'
+    order = checkout.parse(body % before, "consume")
+    assert discounts.annotate(order, Raw(b"[1]")) == body % after
 
 
 OURS_AT_ROOT = {'"total_discount"', '"discounts"', '"applied_discounts"', '"discounts_amount"'}

@@ -64,9 +64,9 @@ def tables() -> dict[str, list[str]]:
     of_voucherify: dict[str, list[str]] = {}
     for word, reason in sorted({**words.COUPON, **words.REFERRAL}.items()):
         from_engine.setdefault(reason, []).append(f"`{word}`")
-    for key, fault in sorted(keys.FAULTS.items()):
-        if fault.kind == "code":
-            of_voucherify.setdefault(fault.reason, []).append(f"`{key}`")
+    for key in sorted(keys.FAULTS):
+        if (word := keys.reason(key)) is not Reason.OTHER:
+            of_voucherify.setdefault(word, []).append(f"`{key}`")
     plain: dict[str, Sequence[Sequence[str]]] = {
         "settings": [("name", "meaning", "default")]
         + [(f"`{name}`", meaning, default and f"`{default}`") for name, (default, meaning) in settings.TABLE.items()],

@@ -103,6 +103,9 @@ _BY_STATUS: dict[int, Fault] = {
 
 def reason(key: str) -> Reason:
     """The reason why a code does not apply."""
+    if key == "multiple_requests":
+        # As the error of one code: it is being redeemed, so that nobody knows yet whether it can be used.
+        return Reason.IN_USE
     fault = FAULTS.get(key)
     return Reason(fault.reason) if fault and fault.kind == "code" else Reason.OTHER
 

@@ -155,6 +155,8 @@ def test_fault_table_covers_every_vendor_key() -> None:
     [
         *[(key, "INAPPLICABLE", reason) for key, reason in CODE_REASONS.items()],
         *[(key, "SKIPPED", reason) for key, reason in SKIPPED_REASONS.items()],
+        # Another checkout is redeeming the code.
+        ("multiple_requests", "INAPPLICABLE", "in_use"),
         ("a_new_key", "INAPPLICABLE", "other"),
         ("a_new_key", "SKIPPED", "other"),
         ("a_new_key", "A_NEW_STATUS", "other"),

@@ -131,6 +131,7 @@ MUTANTS: dict[str, list[Mutant]] = {
     ],
     "test_another_cart_in_the_session_is_a_mismatch": [
         ("does not compare carts", "replies", "stored.rows == rows(order) and", ""),
+        ("takes an order redeemed with another cart for its own", "__init__", 'raise EngineUnavailable("Acme has redeemed this order before.", reason="redeemed_before")', "stored = replies.read((yield request.stored_order(session)))\n            return Redeemed(__import__('msgspec').structs.replace(replies.outcome(stored, order, happened=True), redeemed=True), stored.id)"),
         ("does not compare currencies", "replies", "stored.currency == order.currency and ", ""),
         ("compares carts without counting equal lines", "replies", "stored.rows == rows(order)", "set(stored.rows) == set(rows(order))"),
     ],

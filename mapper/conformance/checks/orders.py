@@ -1,6 +1,7 @@
 """An order from look-up to redemption and back to look-up, compared with the engine's books."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -145,8 +146,12 @@ class Orders(Adopter):
                     pass
                 else:
                     raise ContractViolation(f"is {found.state}, not OrderMismatch")
+                if lab.adapter.capabilities.check:
+                    with suppress(*PROBLEMS):
+                        assert not lab.check(other, SESSION).redeemed, "check says that it is redeemed"
                 if not lab.adapter.capabilities.repair:
-                    lab.verdict(other, SESSION)
+                    verdict = lab.verdict(other, SESSION)
+                    assert not isinstance(verdict, Done), "redeeming it succeeds, and another cart is redeemed"
                     assert self._count(lab) == 1, f"redeeming it makes {self._count(lab)} redemptions"
         cases.report()
 

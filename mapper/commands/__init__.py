@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -46,6 +46,17 @@ def utf8(value: str) -> str:
     if not is_text(value):
         raise argparse.ArgumentTypeError("it is not UTF-8")
     return value
+
+
+def print_columns(columns: Mapping[str, Sequence[str]]) -> None:
+    """Prints a table that is never wrapped or cut, so that other programs can read it."""
+    padded = []
+    for name, cells in columns.items():
+        column = [name, *map(printable, cells)]
+        width = max(map(len, column))
+        padded.append([cell.ljust(width) for cell in column])
+    for line in zip(*padded, strict=True):
+        print("  ".join(line).rstrip())
 
 
 def fail(message: str, code: int = 1) -> int:

@@ -2,24 +2,23 @@
 
 import argparse
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
-from rich.text import Text
 
 from mapper import settings
-from mapper.commands import Commands, add_command, fail, read_input
+from mapper.commands import Commands, add_command, fail, print_columns, read_input
 from mapper.engine import clients
 from mapper.nacelle.check import NotAnOrder
 from mapper.nacelle.database import DatabaseUnavailable
 from mapper.nacelle.ingest import Ingested, Ingestion
-from mapper.nacelle.journal import journal_in
+from mapper.nacelle.journal import Entry, journal_in
 from mapper.nacelle.noms import Noms
-from mapper.ops.logs import printable
+from mapper.ops.logs import log, printable
 
 WORDS = {
     "created": "created",
@@ -50,6 +49,7 @@ def _settled(text: str) -> tuple[str, bool]:
 
 def run(chosen: argparse.Namespace) -> int:
     """Returns 0 if all orders are created, 1 if some are not, 2 for wrong settings or arguments."""
+    log.addHandler(logging.NullHandler())  # the sentences below say as much as the log
     configured = settings.load_ingest(os.environ)
     try:
         bodies = [] if chosen.open or chosen.settle else _bodies(chosen.path)
@@ -85,7 +85,7 @@ async def _run(chosen: argparse.Namespace, configured: settings.IngestSettings, 
             print(f"{key}: {'created' if created else 'not created; it may be ingested again'}.")
             return 0
         if chosen.open:
-            return _print_open([(entry.key, entry.state, entry.reason) for entry in await journal.not_created()])
+            return _print_open(await journal.not_created())
         noms = Noms(configured.base_url, configured.authorization, configured.space, transport)
         return await _ingest(Ingestion(noms, journal, configured.default_currency), bodies)
     finally:
@@ -125,12 +125,15 @@ def _sentence(done: Ingested) -> str:
     return f"order {done.key} {WORDS[done.state]}{again}{reason}"
 
 
-def _print_open(rows: list[tuple[str, str, str]]) -> int:
-    if not rows:
+def _print_open(entries: list[Entry]) -> int:
+    if not entries:
         print("Every order that was ingested is created.")
         return 0
-    table = Table("order", "state", "reason")
-    for row in rows:
-        table.add_row(*(Text(printable(text)) for text in row))
-    Console().print(table)
+    print_columns(
+        {
+            "ORDER": [entry.key for entry in entries],
+            "STATE": [entry.state for entry in entries],
+            "REASON": [entry.reason for entry in entries],
+        }
+    )
     return 1

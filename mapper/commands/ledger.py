@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mapper import settings
-from mapper.commands import Commands, add_command, fail, utf8, whole_number
+from mapper.commands import Commands, add_command, fail, print_columns, utf8, whole_number
 from mapper.domain.errors import Problem
+from mapper.ops.logs import printable
 from mapper.orders.ledger import Ledger, open_ledger
 from mapper.orders.rows import OPEN, Row, State, WrongMove
 
@@ -152,12 +153,7 @@ async def _list(ledger: Ledger, chosen: argparse.Namespace) -> int:
     for name in ("SPACE", "ENGINE"):
         if len(set(columns[name])) == 1:
             del columns[name]
-    padded = []
-    for name, cells in columns.items():
-        width = max(map(len, (name, *cells)))
-        padded.append([cell.ljust(width) for cell in (name, *cells)])
-    for line in zip(*padded, strict=True):
-        print("  ".join(line).rstrip())
+    print_columns(columns)
     if len(found) > len(shown):
         print(f"There are more than these {len(shown)} orders: --limit shows them.", file=sys.stderr)
     return 0
@@ -198,7 +194,7 @@ async def _show(ledger: Ledger, chosen: argparse.Namespace) -> int:
         ("body", f"{len(row.order)} bytes" if row.order else "erased"),
     ]
     for name, value in facts:
-        print(f"{name:>10}  {value}")
+        print(f"{name:>10}  {printable(value)}")
     print(f"\n{advice}")
     return 0
 

@@ -85,7 +85,7 @@ class TalonOne(Adapter):
         if replies.blocking_state(reply) is not None:
             raise _session_closed()
         state = replies.state_of(reply)
-        if state.session is not None and stored.stale_after_update(state.session, request):
+        if state.session is not None and stored.stale_after_update(state.session, session, request):
             raise _session_closed()
         return effects.read(_require_effects(state), request, strict=True)
 
@@ -127,7 +127,7 @@ class TalonOne(Adapter):
         if current.state not in _CLOSED:
             raise EngineUnavailable("Talon.One has not closed the session.", reason="not_closed")
         outcome = effects.read(_require_effects(state), request, strict=False)
-        stale = stored.stale_after_update(current, request)
+        stale = stored.stale_after_update(current, session, request)
         return Redeemed(_with_stale_notice(outcome, stale), _handle(request.account, session))
 
     def look_up(self, order: Checkout, session: str, handle: str = "") -> Conversation[LookedUp]:
@@ -266,7 +266,7 @@ def _session_to_close(session: str, request: SessionRequest) -> Conversation[str
     for name in _sessions(session, "", request):
         current = yield from _read_session(name, request.account)
         # The reply to the close tells whether a closed session is this order's.
-        if current.state in _CLOSED or not stored.stale_fields(current, request):
+        if current.state in _CLOSED or not stored.stale_fields(current, name, request):
             break
     return name
 

@@ -102,6 +102,8 @@ class StoredSession(msgspec.Struct, frozen=True, rename="camel"):
     """The stored session: https://docs.talon.one/integration-api#tag/Customer-sessions/operation/getCustomerSession"""
 
     state: str | None = None
+    integration_id: str | None = None
+    """The session's id, as the request's path has it."""
     cart_items: Raw = ABSENT
     """Decoded by `items`, for a look-up alone."""
     coupon_codes: list[str] | None = None

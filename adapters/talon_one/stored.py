@@ -14,11 +14,14 @@ from adapters.talon_one.replies import StoredItem, StoredSession
 from adapters.talon_one.request import CartItem, CustomerSession, SessionRequest
 
 
-def stale_fields(stored: StoredSession, request: SessionRequest) -> list[str]:
+def stale_fields(stored: StoredSession, session: str, request: SessionRequest) -> list[str]:
     """The fields that the session stores and the request does not send.
 
-    Only fields that the settings name are compared. Attributes that another system has set are not stale.
+    Only fields that the settings name are compared. Attributes that another system has set are not stale. A reply that
+    names another session says nothing of this one.
     """
+    if stored.integration_id not in (None, session):
+        return []
     sent = request.session
     fields = [f"attributes/{name}" for name in _attributes_not_sent(request) if _has_attribute(stored, name)]
     for name in _costs_not_sent(request):
@@ -36,9 +39,9 @@ def stale_fields(stored: StoredSession, request: SessionRequest) -> list[str]:
     return fields
 
 
-def stale_after_update(stored: StoredSession, request: SessionRequest) -> list[str]:
+def stale_after_update(stored: StoredSession, session: str, request: SessionRequest) -> list[str]:
     """The stale fields of the session that an update returned; none where the update created the session."""
-    return [] if stored.update_count == 1 else stale_fields(stored, request)
+    return [] if stored.update_count == 1 else stale_fields(stored, session, request)
 
 
 def may_hold_stale_values(request: SessionRequest) -> bool:

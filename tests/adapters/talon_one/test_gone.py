@@ -161,9 +161,10 @@ def held(**session: Any) -> dict[str, Any]:
         {"additionalCosts": {"shipping": {"price": 0}, "handling": {}}, "storeIntegrationId": "", "profileId": ""},
         {"attributes": None, "additionalCosts": None, "loyaltyCards": None, "identifiers": None},
         {"updateCount": 1, "attributes": {"ShippingCity": "a rule has set it"}},
+        {"integrationId": "another", "loyaltyCards": ["CARD"], "identifiers": ["id"], "storeIntegrationId": "berlin"},
     ],
 )
-def test_values_set_by_others_or_empty_keep_the_session(session: dict[str, Any]) -> None:
+def test_values_of_others_or_empty_keep_the_session(session: dict[str, Any]) -> None:
     checkout = shopping(store=None, city=None, channel=None, shipping_rate=None, handling=None, card="", identifiers=[])
     talk(adapter(**OPTIONS).validate(checkout, "s"), reply(held(**session)))
 

@@ -361,7 +361,7 @@ def _as_json(state: replies.State) -> bytes:
         state.session,
         state.coupons,
         state.rule_failures,
-        state.requested_content,
+        state.extra_content,
     )
     return msgspec.json.encode(found)
 

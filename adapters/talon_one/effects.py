@@ -187,8 +187,9 @@ def read(state: replies.State, request: SessionRequest, *, strict: bool) -> Outc
     notices = reading.notices
     for position, price in sorted(reading.selected_prices.items()):
         notices.append(_price_notice(position, price, request))
-    for name, payload in state.requested_content:
-        notices.append(Notice(name, f"Talon.One returns {name}, as it is asked to.", payload))
+    for name, payload in state.extra_content:
+        if name in request.options.response_content:  # a customer profile is not for everybody
+            notices.append(Notice(name, f"Talon.One returns {name}, as it is asked to.", payload))
     return Outcome(
         discounts=discounts,
         rejected=rejected,

@@ -247,8 +247,8 @@ class State:
         return _decode_each(_RULE_FAILURE, self._extras.rule_failure_reasons)
 
     @property
-    def requested_content(self) -> list[tuple[str, Any]]:
-        """The name and the JSON of what else `RESPONSE_CONTENT` asks for."""
+    def extra_content(self) -> list[tuple[str, Any]]:
+        """The name and the JSON of what `RESPONSE_CONTENT` may ask for, apart from reasons of rules."""
         extras = self._extras
         named = (("coupons", extras.coupons), ("customerProfile", extras.customer_profile), ("loyalty", extras.loyalty))
         return [(name, decode(JSON, text)) for name, text in named if text is not ABSENT and bytes(text) != b"null"]

@@ -19,8 +19,8 @@ FAILED = {
 }  # fmt: skip
 
 
-def validated(checkout: Checkout, **content: Any) -> Outcome:
-    result = talk(adapter(RESPONSE_CONTENT=ALL).validate(checkout, "s"), reply({"effects": [], **content}))[1]
+def validated(checkout: Checkout, /, asked: Any = ALL, **content: Any) -> Outcome:
+    result = talk(adapter(RESPONSE_CONTENT=asked).validate(checkout, "s"), reply({"effects": [], **content}))[1]
     assert isinstance(result, Outcome)
     return result
 
@@ -62,6 +62,9 @@ def test_extra_response_content_becomes_notices() -> None:
     assert json.dumps(told, default=str) == json.dumps({**content, "customerProfile": {"id": "1.5"}})
     for nothing in ({}, dict.fromkeys(content)):
         assert validated(cart(("A", 1, "9.00")), **nothing).notices == ()
+    for asked in ("", "coupons"):
+        unasked = validated(cart(("A", 1, "9.00")), asked, **content).notices
+        assert [notice.type for notice in unasked] == list(filter(None, [asked])), "a profile is private"
 
 
 def test_additional_costs_of_several_orders_are_summed() -> None:

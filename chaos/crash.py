@@ -468,11 +468,11 @@ class Door:
     async def find(self, state: State | None, order: str | None, limit: int) -> list[Row]:
         return await self._through(lambda: self._store.find(state, order, limit))
 
-    async def due(self, limit: int) -> list[Row]:
-        return await self._through(lambda: self._store.due(limit))
+    async def due(self, engine: str, limit: int) -> list[Row]:
+        return await self._through(lambda: self._store.due(engine, limit))
 
-    async def lead(self, owner: str, ttl_s: float) -> bool:
-        return await self._through(lambda: self._store.lead(owner, ttl_s))
+    async def lead(self, engine: str, owner: str, ttl_s: float) -> bool:
+        return await self._through(lambda: self._store.lead(engine, owner, ttl_s))
 
     async def backlog(self) -> Backlog:
         return await self._through(self._store.backlog)

@@ -35,8 +35,8 @@ from mapper.engine.transport import NotSent, Transport, Unknown
 from mapper.nacelle.products import SourceFailed
 from mapper.nacelle.storefront import source_of
 from mapper.ops.logs import printable
-from mapper.orders.ledger import open_ledger
-from mapper.orders.rows import LedgerUnavailable, State
+from mapper.orders.ledger import Ledger, open_ledger
+from mapper.orders.rows import OPEN, LedgerUnavailable, State
 from mapper.recording import recorder
 from mapper.settings import Settings
 
@@ -206,6 +206,10 @@ async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
         await ledger.ping()
         backlog = await ledger.backlog()
         yield Finding("ledger", "ok", f"{name}, writable, {sum(backlog.counts.values())} order(s) open")
+        if others := await _other_engines(ledger, configured.adapter.name):
+            text = f"orders of {', '.join(others)} are open, and a service with another MAPPER_ENGINE leaves them alone"
+            mend = "Run one with that engine, too, until `promotions-mapper ledger list` shows none of them."
+            yield Finding("ledger", "warning", text, mend)
         if waiting := backlog.counts.get(State.MANUAL, 0):
             yield Finding(
                 "ledger", "warning", f"{waiting} order(s) need you", "`promotions-mapper ledger list` lists them."
@@ -214,6 +218,12 @@ async def _ledger(configured: Settings) -> AsyncIterator[Finding]:
         yield Finding("ledger", "failed", f"{name}: {problem.reason}", "Check its disk or server.")
     finally:
         await ledger.close()
+
+
+async def _other_engines(ledger: Ledger, engine: str) -> list[str]:
+    """Returns the other engines that have orders for the reconciler."""
+    rows = [row for state in OPEN for row in await ledger.find(state=state) if row.next_check_at is not None]
+    return sorted({row.key.engine for row in rows} - {engine})
 
 
 def _file_system(url: str) -> Iterator[Finding]:

@@ -269,13 +269,16 @@ class Ledger:
         """Returns the redeemed orders whose answer no caller has received, the latest first."""
         return await self.store.unconfirmed(limit)
 
-    async def due(self, limit: int) -> list[Row]:
-        """Returns the rows that the reconciler should claim now: those that are due, or whose lease is over."""
-        return await self.store.due(limit)
+    async def due(self, engine: str, limit: int) -> list[Row]:
+        """Returns the engine's rows that the reconciler should claim now: they are due, or their lease is over.
 
-    async def lead(self, ttl_s: float) -> bool:
-        """Whether this process is the leader for the next `ttl_s` seconds, and reconciles. With 0, it steps down."""
-        return await self.store.lead(self.owner, ttl_s)
+        Another engine knows nothing of these orders, and would say that they are not redeemed.
+        """
+        return await self.store.due(engine, limit)
+
+    async def lead(self, engine: str, ttl_s: float) -> bool:
+        """Whether this process is the engine's leader for the next `ttl_s` seconds; it reconciles. 0: it steps down."""
+        return await self.store.lead(engine, self.owner, ttl_s)
 
     async def backlog(self) -> Backlog:
         return await self.store.backlog()

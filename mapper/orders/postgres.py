@@ -322,12 +322,15 @@ class PostgresStore:
         query = f"SELECT {_ROW} FROM mapper_orders WHERE {_UNCONFIRMED} ORDER BY updated_at DESC LIMIT $1"  # noqa: S608
         return [row_of(list(found)) for found in await self._fetch(query, limit)]
 
-    async def due(self, limit: int) -> list[Row]:
-        query = f"SELECT {_ROW} FROM mapper_orders WHERE look_at <= {_NOW} ORDER BY {_REDEEMED}, look_at LIMIT $2"  # noqa: S608
-        return [row_of(list(found)) for found in await self._fetch(query, self._now(), limit)]
+    async def due(self, engine: str, limit: int) -> list[Row]:
+        query = f"""
+            SELECT {_ROW} FROM mapper_orders WHERE look_at <= {_NOW} AND engine = $2
+            ORDER BY {_REDEEMED}, look_at LIMIT $3
+        """  # noqa: S608 -- constants
+        return [row_of(list(found)) for found in await self._fetch(query, self._now(), engine, limit)]
 
-    async def lead(self, owner: str, ttl_s: float) -> bool:
-        return await self._execute(_LEASE, self._now(), "leader", owner, ttl_s) == 1
+    async def lead(self, engine: str, owner: str, ttl_s: float) -> bool:
+        return await self._execute(_LEASE, self._now(), f"leader {engine}", owner, ttl_s) == 1
 
     async def backlog(self) -> Backlog:
         open_ones = "SELECT state, count(*), min(created_at) FROM mapper_orders WHERE state = ANY($1) GROUP BY state"

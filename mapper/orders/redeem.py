@@ -234,16 +234,16 @@ class OrderRedeemer:
     async def reconcile(self) -> None:
         """Finishes the orders that callers, crashes and engine failures have left open. Runs until it is cancelled.
 
-        One of the processes that share the ledger is the leader. If two take themselves for it, leases and fences keep
-        the orders safe.
+        One of the processes that share the ledger and the engine is the leader. If two take themselves for it, leases
+        and fences keep the orders safe. Orders of another engine are left to a service with that engine.
         """
         prune_at, logged = self.clock(), ""
         try:
             while True:
                 rows: list[Row] = []
                 try:
-                    if await self.ledger.lead(LEAD_FOR_S):
-                        rows = await self.ledger.due(DUE_BATCH)
+                    if await self.ledger.lead(self.adapter.name, LEAD_FOR_S):
+                        rows = await self.ledger.due(self.adapter.name, DUE_BATCH)
                         await asyncio.gather(*(self._resume(row) for row in rows))
                         if self.clock() >= prune_at:
                             pruned = await self.ledger.prune(self.settings.keep_bodies_s)
@@ -272,7 +272,7 @@ class OrderRedeemer:
     async def _step_down(self) -> None:
         """Lets another process lead at once, instead of when this one's lease ends."""
         try:
-            await self.ledger.lead(0)
+            await self.ledger.lead(self.adapter.name, 0)
         except LedgerUnavailable:
             log.warning("ledger unavailable", extra={"facts": {"reason": "hand_over"}})
 

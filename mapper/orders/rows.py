@@ -612,12 +612,15 @@ def redeemed(
     return _released(done, None) if row.state is not State.UNKNOWN else _due_again(done, row, again_after_s)
 
 
-def _due_again(row: Row, looked_up: Row, again_after_s: float) -> Row:
-    """Releases a row: until the time at which its request can no longer be executed a second time, if that is ahead."""
-    if looked_up.sent_at is None or looked_up.looked_at is None:
+def _due_again(row: Row, before: Row, again_after_s: float, asked_at: float | None = None) -> Row:
+    """Releases a row until the request that redeemed it can no longer be executed a second time.
+
+    `before`: the row before the move. `asked_at`: when the engine was last asked, by default at the look-up.
+    """
+    if before.sent_at is None or before.looked_at is None:
         return _released(row, None)
-    again_at = looked_up.sent_at + again_after_s
-    if looked_up.looked_at >= again_at:
+    again_at = before.sent_at + again_after_s
+    if (before.looked_at if asked_at is None else asked_at) >= again_at:
         return _released(row, None)
     return _released(replace(row, unknown_since=again_at), again_at)
 
@@ -886,7 +889,7 @@ def decide_cancel(row: Row | None, owner: str, lease_s: float, at: Moment) -> Ca
 def cancelled(row: Row, at: Moment, *, again_after_s: float = 0) -> Row:
     """Nothing is redeemed in the engine any more. `again_after_s`: as for `redeemed`."""
     fenced = replace(row, fence=row.fence + 1)  # a process that had claimed it must write nothing more
-    return _due_again(_closed(fenced, at, State.CANCELLED, "cancelled"), row, again_after_s)
+    return _due_again(_closed(fenced, at, State.CANCELLED, "cancelled"), row, again_after_s, asked_at=at.now)
 
 
 def not_cancelled(row: Row, at: Moment, reason: str, *, again_after_s: float = 0) -> Row:

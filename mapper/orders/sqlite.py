@@ -110,7 +110,8 @@ _FINISHED = "(state IN ('DONE', 'REPAIRED', 'REJECTED', 'CANCELLED') OR (state =
 _REDEEMED = "state IN ('DONE', 'REPAIRED')"
 _UNCONFIRMED = f"confirmed_at IS NULL AND {_REDEEMED}"
 # The subquery sorts without the bodies.
-_DUE = f"""WHERE rowid IN (SELECT rowid FROM orders WHERE look_at <= ? ORDER BY {_REDEEMED}, look_at LIMIT ?)
+_DUE = f"""WHERE rowid IN (SELECT rowid FROM orders WHERE look_at <= ? AND engine = ?
+    ORDER BY {_REDEEMED}, look_at LIMIT ?)
     ORDER BY {_REDEEMED}, look_at"""  # noqa: S608 -- constants
 
 _ROW = ", ".join(COLUMNS)
@@ -234,11 +235,11 @@ class SqliteStore:
     async def unconfirmed(self, limit: int) -> list[Row]:
         return await self._rows(f"WHERE {_UNCONFIRMED} ORDER BY updated_at DESC LIMIT ?", limit)
 
-    async def due(self, limit: int) -> list[Row]:
-        return await self._rows(_DUE, self._moment().now, limit)
+    async def due(self, engine: str, limit: int) -> list[Row]:
+        return await self._rows(_DUE, self._moment().now, engine, limit)
 
-    async def lead(self, owner: str, ttl_s: float) -> bool:
-        return await self._run(lambda: self._lease("leader", owner, ttl_s))
+    async def lead(self, engine: str, owner: str, ttl_s: float) -> bool:
+        return await self._run(lambda: self._lease(f"leader {engine}", owner, ttl_s))
 
     async def backlog(self) -> Backlog:
         states = ", ".join(f"'{state}'" for state in OPEN)
@@ -452,7 +453,7 @@ class SqliteStore:
             """UPDATE orders SET lease_until = 0, look_at = look_at * 0, sent_at = sent_at * 0,
                  unknown_since = unknown_since * 0, looked_at = looked_at * 0, absent_since = NULL,
                  version = version + 1
-               WHERE look_at IS NOT NULL OR state = 'MANUAL'"""
+               WHERE look_at IS NOT NULL OR state IN ('MANUAL', 'RETRYABLE')"""
         )
         database.execute("DELETE FROM leases")
         database.execute("UPDATE boot SET id = ?", (self._clock.boot,))

@@ -46,12 +46,12 @@ class Store(Protocol):
         """Returns the redeemed orders whose answer no caller has received, the last updated first."""
         ...
 
-    async def due(self, limit: int) -> list[Row]:
-        """Returns the rows that are due (`Row.next_check_at`): open ones first, then the longest overdue."""
+    async def due(self, engine: str, limit: int) -> list[Row]:
+        """Returns the engine's rows that are due (`Row.next_check_at`): open ones first, then the longest overdue."""
         ...
 
-    async def lead(self, owner: str, ttl_s: float) -> bool:
-        """Whether `owner` is the leader for the next `ttl_s` seconds. With 0, a leader steps down."""
+    async def lead(self, engine: str, owner: str, ttl_s: float) -> bool:
+        """Whether `owner` leads the engine's processes for the next `ttl_s` seconds. With 0, a leader steps down."""
         ...
 
     async def backlog(self) -> Backlog: ...

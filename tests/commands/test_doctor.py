@@ -1,5 +1,6 @@
 """`promotions-mapper doctor`: each misconfiguration is named with its remedy."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 
 from mapper.commands import cli
+from mapper.orders.ledger import open_ledger
+from mapper.orders.rows import Key
 from mapper.sandbox import host
 from tests.fakes import new_ledger
 from tests.orders import postgres
+from tests.orders.ledgers import claimed
 from tests.sandbox.live import control
 
 
@@ -201,6 +205,25 @@ def test_ledger_that_does_not_exist_yet_is_ok(
         (one,) = [one for one in findings(capsys)[1] if one["check"] == "ledger"]
         assert (one["state"], one["mend"]) == ("ok", "")
         assert "not there yet" in one["text"]
+
+
+@pytest.mark.parametrize(("engine", "named"), [("voucherify", True), ("talon_one", False)])
+def test_open_orders_of_another_engine_are_named(
+    engine: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path}/ledger.db"
+
+    async def leave_open() -> None:
+        ledger = await open_ledger(url)
+        await claimed(ledger, Key("", engine, "order-1"))
+        await ledger.close()
+
+    asyncio.run(leave_open())
+    monkeypatch.setenv("MAPPER_LEDGER_URL", url)
+    found = [one for one in findings(capsys)[1] if "another MAPPER_ENGINE" in one["text"]]
+    assert [("voucherify" in one["text"], "Run one with that engine" in one["mend"]) for one in found] == (
+        [(True, True)] if named else []
+    )
 
 
 def test_output_is_readable_in_80_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

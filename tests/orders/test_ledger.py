@@ -525,6 +525,11 @@ LOOKED: dict[str, Any] = {"looked_at": NOW, "checks": 1, **LEASED}
             {"state": State.CANCELLED, "reason": "cancelled", "fence": 2, **NOT_REDEEMED, **LEFT}
             | {"unknown_since": NOW + 40, "next_check_at": NOW + 40},
         ),
+        (
+            row(State.CANCELLING, leased=True, sent_at=NOW - 60, looked_at=NOW - 59),
+            "cancelled, may double",
+            {"state": State.CANCELLED, "reason": "cancelled", "fence": 2, **NOT_REDEEMED, **LEFT},
+        ),
         (row(State.CANCELLED, unknown_since=NOW, next_check_at=NOW), "seen again", {"next_check_at": None}),
         (row(State.CANCELLED, unknown_since=NOW, next_check_at=NOW), "not seen again", {"next_check_at": NOW + 0.2}),
     ],
@@ -950,7 +955,7 @@ def test_claim_survives_kill_of_process(home: Home, until: str, expected: type) 
             left = await shown(ledger)
             assert (left.state, left.order, left.session) == (State.INTENT, b"body", "session")
             await asyncio.sleep(0.1)
-            assert await ledger.due(5) == [left]
+            assert await ledger.due("engine", 5) == [left]
             decision = await claim(ledger, left.key, left.identity, left.order)
             assert type(decision) is expected
         finally:
@@ -1062,11 +1067,11 @@ def test_unknown_outcome_is_looked_up_until_resend_is_allowed(home: Home) -> Non
         while isinstance(after, Wait):
             home.time.now += after.wait_s
             checks.append(round(home.time.now - start, 3))
-            assert [due.key for due in await ledger.due(5)] == [KEY]
+            assert [due.key for due in await ledger.due("engine", 5)] == [KEY]
             after = await ledger.absent(await claimed(ledger), None)
         assert checks == [0.2, 0.5, 1, 2, 5, 15, 30, 60, 61]
         assert isinstance(after, Absence)
-        assert await ledger.due(5) == []
+        assert await ledger.due("engine", 5) == []
         retry = await claim(ledger)
         assert isinstance(retry, Retry)
         assert (retry.row.attempts, retry.row.attempt, retry.row.state) == (2, 1, State.INTENT)
@@ -1099,9 +1104,9 @@ def test_order_unknown_for_a_day_needs_operator(home: Home) -> None:
         after = await ledger.look_later(mine, "broken")
         assert isinstance(after, GiveUp)
         assert await claim(ledger) == NeedsOperator("broken")
-        assert await ledger.due(5) == []
+        assert await ledger.due("engine", 5) == []
         again = await ledger.reopen(after.row)
-        assert await ledger.due(5) == [again]
+        assert await ledger.due("engine", 5) == [again]
         assert type(await claim(ledger)) is LookUp
 
     home.run(story)
@@ -1145,7 +1150,7 @@ def test_holder_can_extend_lease(home: Home) -> None:
 def test_due_orders_are_sorted_by_time(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         async def begin(name: str) -> Row:
-            return await claimed(ledger, Key("", "", name))
+            return await claimed(ledger, Key("", "engine", name))
 
         start = home.time.now
         await begin("intent")  # its lease ends after 10 s
@@ -1153,15 +1158,15 @@ def test_due_orders_are_sorted_by_time(home: Home) -> None:
         await ledger.absent(await ledger.looking((await ledger.mark_sent(await begin("unknown"))).row), None)  # 0.2 s
         await ledger.looking((await ledger.mark_sent(await begin("looking"))).row)  # after 10 s
         await ledger.retry_later(await begin("waits"), None, "refused", answered=True)
-        await done(ledger, Key("", "", "done"))
+        await done(ledger, Key("", "engine", "done"))
         await ledger.rejected(await begin("rejected"), "used_up")
         due = []
         for after in (0, 0.2, 3, 9.9, 10):
             home.time.now = start + after
-            due.append([found.key.order for found in await ledger.due(10)])
+            due.append([found.key.order for found in await ledger.due("engine", 10)])
         assert due[:4] == [[], ["unknown"], ["unknown", "retryable"], ["unknown", "retryable"]]
         assert (due[4][:2], set(due[4][2:])) == (["unknown", "retryable"], {"intent", "looking"})
-        assert [found.key.order for found in await ledger.due(1)] == ["unknown"]
+        assert [found.key.order for found in await ledger.due("engine", 1)] == ["unknown"]
 
     home.run(story)
 
@@ -1169,14 +1174,24 @@ def test_due_orders_are_sorted_by_time(home: Home) -> None:
 def test_open_orders_are_due_before_redeemed_ones(home: Home) -> None:
     async def story(ledger: Ledger) -> None:
         async def looked_for(name: str) -> Row:
-            return await ledger.looking((await ledger.mark_sent(await claimed(ledger, Key("", "", name)))).row)
+            return await ledger.looking((await ledger.mark_sent(await claimed(ledger, Key("", "engine", name)))).row)
 
         for name in ("redeemed", "redeemed too"):
             await ledger.redeemed(await looked_for(name), b"[]", "", "redeemed", confirmed=True, may_double=True)
         home.time.now += 5
         await ledger.look_later(await looked_for("open"), "broken")
         home.time.now += 1000
-        assert [row.key.order for row in await ledger.due(2)] == ["open", "redeemed"]
+        assert [row.key.order for row in await ledger.due("engine", 2)] == ["open", "redeemed"]
+
+    home.run(story)
+
+
+def test_due_orders_are_those_of_the_engine(home: Home) -> None:
+    async def story(ledger: Ledger) -> None:
+        for engine in ("engine", "another"):
+            await claimed(ledger, Key("", engine, "order-1"))
+        home.time.now += 100
+        assert [row.key.engine for row in await ledger.due("another", 5)] == ["another"]
 
     home.run(story)
 
@@ -1185,13 +1200,15 @@ def test_one_process_leads_at_a_time(home: Home) -> None:
     async def story(first: Ledger) -> None:
         second = await home.open()
         try:
-            assert (await first.lead(5), await second.lead(5), await first.lead(5)) == (True, False, True)
+            lead = [process.lead("engine", 5) for process in (first, second, first)]
+            assert [await one for one in lead] == [True, False, True]
+            assert await second.lead("another", 5), "each engine has its own leader"
             home.time.now += 4.9
-            assert (await second.lead(5), await first.lead(5)) == (False, True)
+            assert (await second.lead("engine", 5), await first.lead("engine", 5)) == (False, True)
             home.time.now += 5
-            assert (await second.lead(5), await first.lead(5)) == (True, False)
-            await second.lead(0)
-            assert await first.lead(5)
+            assert (await second.lead("engine", 5), await first.lead("engine", 5)) == (True, False)
+            await second.lead("engine", 0)
+            assert await first.lead("engine", 5)
         finally:
             await second.close()
 
@@ -1677,26 +1694,45 @@ def test_switch_to_wal_is_retried_while_database_is_locked(sqlite_home: Home) ->
 def test_reboot_ends_leases_and_restarts_quarantine(sqlite_home: Home) -> None:
     async def before(ledger: Ledger) -> None:
         await ledger.mark_sent(await claimed(ledger))
-        await claimed(ledger, Key("", "", "unsent"))
-        await ledger.looking((await ledger.mark_sent(await claimed(ledger, Key("", "", "unknown")))).row)
-        assert await ledger.lead(1_000)
+        await claimed(ledger, Key("", "engine", "unsent"))
+        await ledger.looking((await ledger.mark_sent(await claimed(ledger, Key("", "engine", "unknown")))).row)
+        assert await ledger.lead("engine", 1_000)
 
     async def after(ledger: Ledger) -> None:
         sent_before = await shown(ledger)
         assert (sent_before.sent_at, sent_before.lease_until, sent_before.next_check_at) == (0, 0, 0)
-        assert len(await ledger.due(5)) == 3
-        assert await ledger.lead(5)
-        assert type(await claim(ledger, Key("", "", "unsent"))) is Retry
-        for key in (KEY, Key("", "", "unknown")):
+        assert len(await ledger.due("engine", 5)) == 3
+        assert await ledger.lead("engine", 5)
+        assert type(await claim(ledger, Key("", "engine", "unsent"))) is Retry
+        for key in (KEY, Key("", "engine", "unknown")):
             assert isinstance(await ledger.absent(await claimed(ledger, key), None), Wait)
         sqlite_home.time.now = 60.5
-        for key in (KEY, Key("", "", "unknown")):
+        for key in (KEY, Key("", "engine", "unknown")):
             assert isinstance(await ledger.absent(await claimed(ledger, key), None), Wait)
             sqlite_home.time.now += 1
             assert isinstance(await ledger.absent(await claimed(ledger, key), None), Absence)
 
     sqlite_home.run(before)
     sqlite_home.time.boot, sqlite_home.time.now = "second boot", 4.0
+    sqlite_home.run(after)
+
+
+def test_reboot_does_not_make_an_old_absence_fresh(sqlite_home: Home) -> None:
+    async def before(ledger: Ledger) -> None:
+        await ledger.mark_sent(await claimed(ledger))
+        for wait_s in (61, 1.5):
+            sqlite_home.time.now += wait_s
+            await ledger.absent(await claimed(ledger), None)
+        assert (await shown(ledger)).state is State.RETRYABLE
+
+    async def after(ledger: Ledger) -> None:
+        assert isinstance(await claim(ledger), LookUp)
+        assert isinstance(await ledger.absent(await shown(ledger), None), Wait)
+        sqlite_home.time.now += 1.5
+        assert isinstance(await ledger.absent(await claimed(ledger), None), Absence)
+
+    sqlite_home.run(before)
+    sqlite_home.time.boot, sqlite_home.time.now = "second boot", 70.0
     sqlite_home.run(after)
 
 

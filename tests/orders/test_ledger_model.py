@@ -150,7 +150,7 @@ class Machine(RuleBasedStateMachine):
             self.claim(self.free()[0], data.draw(st.sampled_from(KEYS)), data.draw(st.sampled_from(CONTENTS)))
 
     def reconcile_due(self, data: st.DataObject) -> None:
-        for due in self.run(self.ledger.due(1)) if self.free() else []:
+        for due in self.run(self.ledger.due(KEYS[0].engine, 1)) if self.free() else []:
             assert due.state in (State.INTENT, State.UNKNOWN)
             self.claim(self.free()[0], due.key, due.identity)
 

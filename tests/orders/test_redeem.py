@@ -1009,6 +1009,18 @@ def test_fenced_postpone_after_internal_error_is_ignored(
     assert [(record.message, vars(record)["facts"]) for record in errors] == [("internal error", {"order": "c-1"})]
 
 
+def test_orders_of_another_engine_are_left_alone(house: House) -> None:
+    unknown(house)
+    house.wire.sent = []
+    house.adapter.name = "another"
+    for _ in range(3):
+        house.reconcile(after_s=61)
+    assert (house.wire.sent, house.row().state) == ([], State.UNKNOWN)
+    house.adapter.name = "fake"
+    house.reconcile()
+    assert house.wire.sent == ["look_up"]
+
+
 def test_reconciler_pauses_briefly_while_more_rows_are_due(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redeem, "DUE_BATCH", 2)
     for number in range(3):
@@ -1221,7 +1233,7 @@ def test_counting_finished_orders_uses_one_percent_of_time(house: House, monkeyp
 def test_leader_logs_failed_hand_over(
     house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def lead(_self: Ledger, for_s: float) -> bool:
+    async def lead(_self: Ledger, _engine: str, for_s: float) -> bool:
         if not for_s:
             raise LedgerUnavailable("away")
         return False
@@ -1236,7 +1248,7 @@ def test_stopping_leader_hands_over_at_once(house: House) -> None:
     async def story(service: Service) -> bool:
         await reconcile(service)
         ledger = dataclasses.replace(service.redeemer.ledger, owner="another")
-        return await ledger.lead(5)
+        return await ledger.lead("fake", 5)
 
     assert asyncio.run(house.within(story))
 
@@ -1273,7 +1285,7 @@ def test_unavailable_ledger_is_logged_only_on_change(
 ) -> None:
     answers = iter(["away", "away", "away", "", "away", "away", "hangs"])
 
-    async def lead(_self: Ledger, _for_s: float) -> bool:
+    async def lead(_self: Ledger, _engine: str, _for_s: float) -> bool:
         reason = next(answers, "stop")
         if reason == "stop":
             raise asyncio.CancelledError

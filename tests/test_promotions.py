@@ -670,6 +670,22 @@ def test_spaces_have_separate_orders_and_sessions(served: str, orders: int) -> N
     assert {session for _, session in house.adapter.sessions} == ({"one:c-1", "two:c-1"} if served else {"c-1"})
 
 
+def test_same_bytes_are_the_same_order_after_a_space_is_added() -> None:
+    house = House()
+    house.adapter.granted = TEN_OFF
+    house("consume", ORDER)
+    house.configured = settings(house.adapter, NACELLE_SPACE_IDS="one,two")
+
+    def in_space(body: object) -> Answer:
+        data, headers = signed(body, x_nacelle_space_id="one")
+        return asyncio.run(
+            house.within(lambda service: promotions.consume(service, Call(data, headers, house.time + 8)))
+        )
+
+    assert (in_space(ORDER).reason, house.wire.sent.count("redeem")) == ("replayed", 1)
+    assert (in_space({**ORDER, "note": "of this space"}).reason, house.wire.sent.count("redeem")) == ("redeemed", 2)
+
+
 def test_concurrent_equal_orders_are_redeemed_once(house: House) -> None:
     house.adapter.granted = TEN_OFF
 

@@ -20,21 +20,23 @@ from mapper.settings import Settings
 def add(commands: Commands) -> None:
     parser = add_command(commands, "cancel", "undo the redemption of an order in the engine, for good")
     parser.add_argument("order", metavar="ORDER", type=utf8, help="the order's id")
-    parser.add_argument("--space", type=utf8, default="", help="the Nacelle space, if several are served")
+    parser.add_argument(
+        "--space", type=utf8, help="the Nacelle space, if several are served; '' for an order from before that"
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(chosen: argparse.Namespace) -> int:
     configured = settings.load(os.environ)
     spaces = configured.credentials.spaces
-    named = chosen.space or configured.credentials.tells_spaces_apart
-    if spaces and named and chosen.space not in spaces:
+    needed = chosen.space is None and configured.credentials.tells_spaces_apart
+    if needed or (chosen.space and spaces and chosen.space not in spaces):
         return fail(f"Name the space with --space, one of {', '.join(sorted(spaces))}.", 2)
     return asyncio.run(_cancel(configured, chosen))
 
 
 async def _cancel(configured: Settings, chosen: argparse.Namespace) -> int:
-    space = chosen.space if configured.credentials.tells_spaces_apart else ""
+    space = chosen.space or "" if configured.credentials.tells_spaces_apart else ""
     client = clients.create(configured.http_client, connections=1)
     try:
         ledger = await open_ledger(

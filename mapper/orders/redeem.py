@@ -380,6 +380,7 @@ class OrderRedeemer:
 
     async def _run_to_completion(self, job: Job, deadline: float) -> Answer:
         """Takes steps until there is an answer. Raises `OutcomePending` if the next step is after the deadline."""
+        await self._use_former_key(job)
         while True:
             step = await self._advance(job, deadline)
             if isinstance(step, Answer):
@@ -387,6 +388,13 @@ class OrderRedeemer:
             if step.wait_s > deadline - self.clock():
                 raise await self._pending(step.row, step.wait_s)
             await self.sleep(step.wait_s)
+
+    async def _use_former_key(self, job: Job) -> None:
+        """The same bytes are the same order, also if they first came before spaces were told apart."""
+        if job.ask.key.space:
+            former = await self.ledger.show(replace(job.ask.key, space=""))
+            if former is not None and job.ask.has_same_bytes(former):
+                job.ask = replace(job.ask, key=former.key)
 
     async def _pending(self, row: Row, wait_s: float) -> OutcomePending:
         left_s = await self.ledger.quarantine_left_s(row)

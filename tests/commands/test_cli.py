@@ -508,6 +508,22 @@ def test_cancel_in_a_space_that_is_not_served_is_refused(
     assert run("cancel", "nobody", "--space", "one") == 1
 
 
+def test_order_from_before_a_space_was_added_can_be_cancelled(
+    ledger_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {**SERVICE, "NACELLE_SPACE_IDS": "one,two"}.items():
+        monkeypatch.setenv(name, value)
+    prepare(ledger_url, lambda ledger: refuse(ledger, Key("", "talon_one", "order-1")))
+    assert run("cancel", "order-1") == 2
+    assert "--space, one of one, two." in capsys.readouterr().err
+    assert run("cancel", "order-1", "--space", "one") == 1
+    assert run("cancel", "order-1", "--space", "") == 0
+
+
+async def refuse(ledger: Ledger, key: Key) -> None:
+    await ledger.rejected(await ledgers.claimed(ledger, key), "expired")
+
+
 def test_cancel_holds_its_order_for_as_long_as_it_may_work(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**SERVICE, "MAPPER_CONSUME_DEADLINE_MS": "60000"}.items():
         monkeypatch.setenv(name, value)

@@ -13,7 +13,7 @@ import msgspec
 from adapters.voucherify import reasons, units
 from adapters.voucherify.options import Settings
 from adapters.voucherify.redeemables import Redeemable
-from adapters.voucherify.replies import SHIPPING, Applied, Validation
+from adapters.voucherify.replies import Applied, Validation
 from adapters.voucherify.request import line_name
 from adapters.voucherify.units import AddedUnits
 from mapper.adapter import Checkout, Cost, Discount, EngineUnavailable, Line, Notice, Outcome, Reason, Rejection, money
@@ -183,7 +183,7 @@ def _free_shipping(
     applied: Sequence[Applied], checkout: Checkout, settings: Settings
 ) -> tuple[list[Discount], list[Notice]]:
     """A discount of the checkout's whole shipping price, which Voucherify is not sent."""
-    granted = [one for one in applied if units.targets(one) & SHIPPING]
+    granted = [one for one in applied if units.frees_shipping(one)]
     if not granted:
         return [], []
     first = granted[0]
@@ -233,7 +233,7 @@ def _notices(
     if (
         not notices
         and not applied.amounts.sum
-        and not units.targets(applied) & SHIPPING
+        and not units.frees_shipping(applied)
         and applied.redeemable.object != "order"
     ):
         notices.append(Notice("no_effect", "This applies, but takes nothing off this cart.", payload))

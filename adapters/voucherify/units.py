@@ -77,20 +77,25 @@ def missing_items(applied: Applied, added: Mapping[int, AddedUnits], cart: Seque
     for index, units in added.items():
         item = applied.amounts.items[index]
         in_cart = cart[index].quantity if index < len(cart) and _effect_on(applied, item) == ADD_NEW_ITEMS else 0
-        if units.count > in_cart:
+        if units.count > in_cart and not _ids(item.raw) & SHIPPING:
             missing.append(item.raw)
     return missing
 
 
+def frees_shipping(applied: Applied) -> bool:
+    return any(ids & SHIPPING for ids in _given_away(applied))
+
+
 def grants_units(applied: Applied) -> bool:
-    return bool(targets(applied) - SHIPPING) or applied.discount.get("effect") == REPLACE_ITEMS
+    """Whether it gives away more than shipping."""
+    return any(not ids & SHIPPING for ids in _given_away(applied)) or applied.discount.get("effect") == REPLACE_ITEMS
 
 
-def targets(applied: Applied) -> set[str]:
-    """Every id of the products (or SKUs) that a unit discount gives away."""
+def _given_away(applied: Applied) -> list[set[str]]:
+    """The ids of each unit of a unit discount; no ids where it adds more of what the cart has."""
     if applied.discount.get("type") != "UNIT":
-        return set()
-    return {name for unit in (applied.discount, *objects(applied.discount.get("units"))) for name in _ids(unit)}
+        return []
+    return [_ids(unit) for unit in objects(applied.discount.get("units")) or [applied.discount]]
 
 
 def _ids(thing: Mapping[str, Any]) -> set[str]:

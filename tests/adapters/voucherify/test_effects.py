@@ -248,6 +248,15 @@ def test_notice_lists_added_units() -> None:
     assert not outcome.discounts
 
 
+def test_units_of_a_discount_that_names_no_product_are_reported() -> None:
+    """The units of ADD_SAME_ITEMS are those of the cart; its documents show no example."""
+    added = item(100, quantity=2, applied_quantity=1, applied_quantity_amount=100)
+    answer = valid(applies("X", share(0, added), **discount("ADD_SAME_ITEMS", "UNIT", unit_off=1)))
+    outcome = validated(cart(("A", 1, "1.00"), codes=["X"]), answer)
+    assert [(one.type, one.payload["items"]) for one in outcome.notices] == [("units", [added])]
+    assert not outcome.discounts
+
+
 # --- Added and replaced units -----------------------------------------------------------------------------------------
 
 
@@ -399,6 +408,24 @@ def test_free_shipping_discounts_the_checkouts_shipping_cost(
         if one.effect_type == "FREE_SHIPPING":
             assert (one.cost, outcome.costs) == ("shipping", (Cost("shipping", 1500),))
             assert (one.name, one.description, one.meta["redeemable"]) == ("X", "Free shipping", "X")
+
+
+def test_shipping_under_another_name_is_no_free_unit() -> None:
+    product = {"id": "prod_5h1pp1ng", "source_id": "OUR-SHIPPING"}
+    result = discount("ADD_MISSING_ITEMS", "UNIT", unit_type="prod_5h1pp1ng", product=product)
+    outcome = validated(cart(("A", 1, "5.00"), codes=["X"], **RATE), valid(applies("X", share(0, item()), **result)))
+    assert taken(outcome) == [("X", None, 1500, "FREE_SHIPPING")]
+    assert not outcome.notices
+
+
+def test_units_notice_does_not_list_shipping() -> None:
+    units = [{"unit_type": unit, "effect": "ADD_NEW_ITEMS"} for unit in ("prod_1", "prod_5h1pp1ng")]
+    added = item(100, product_id="prod_1", quantity=1, initial_quantity=0)
+    answer = valid(
+        applies("X", share(0, item(quantity=1), added, APPENDED), **discount("ADD_MANY_ITEMS", "UNIT", units=units))
+    )
+    outcome = validated(cart(("A", 1, "5.00"), codes=["X"], **RATE), answer)
+    assert [(one.type, one.payload["items"]) for one in outcome.notices] == [("units", [added])]
 
 
 def test_free_shipping_applies_once() -> None:

@@ -281,6 +281,38 @@ def test_partial_bundle_discount_uses_value_and_names_bundle() -> None:
     assert (discount.line, discount.amount, discount.meta["bundleName"]) == (1, 500, "Breakfast")
 
 
+def _shares(value: Any, total: Any, bundle: int = 0) -> list[dict[str, Any]]:
+    """Return a pro rata discount on the three units of two lines, with its total in each effect."""
+    props = {"totalDiscount": total, "desiredTotalDiscount": 99, "bundleName": "set", "bundleIndex": bundle}
+    return [
+        per_item(value, position, props={**props, "subPosition": unit}) for position, unit in ((0, 0), (1, 0), (1, 1))
+    ]
+
+
+def _cost(**props: Any) -> dict[str, Any]:
+    return effect("setDiscountPerAdditionalCost", {"name": "off", "value": 1, **props})
+
+
+@pytest.mark.parametrize(
+    ("effects", "expected"),  # line, amount, scope, cost
+    [
+        (_shares(5, 15) + _shares(5, 15, bundle=1), [(0, 1000, "goods", ""), (1, 2000, "goods", "")]),
+        (_shares(1.1117, 3.335) + _shares(1.1117, 3.335, bundle=1), [(0, 222, "goods", ""), (1, 445, "goods", "")]),
+        (_shares(1.1117, 3.335), [(0, 111, "goods", ""), (1, 223, "goods", "")]),
+        ([per_item(-1, 0), per_item(3, 0)], [(0, 200, "goods", "")]),
+        ([per_item("1.50", "1")], [(1, 150, "goods", "")]),
+        ([per_item(1.0049999999999999, 0)], [(0, 101, "goods", "")]),
+        ([_cost(additionalCost="shipping")], [(None, 100, "costs", "shipping")]),
+        ([_cost(additionalCost="handling")], [(None, 100, "costs", "handling")]),
+        ([_cost(additionalCostId=5)], [(None, 100, "costs", "")]),
+        ([_cost(), _cost(additionalCost="shipping")], [(None, 100, "costs", ""), (None, 100, "costs", "shipping")]),
+    ],
+)
+def test_effects_give_these_discounts(effects: list[Any], expected: list[Any]) -> None:
+    result = outcome(cart(("A", 1, "60.00"), ("B", 2, "20.00")), effects)
+    assert [(one.line, one.amount, one.scope, one.cost) for one in result.discounts] == expected
+
+
 @pytest.mark.parametrize(
     ("rule_name", "campaign", "name", "description"),
     [

@@ -79,7 +79,7 @@ MUTANTS: dict[str, list[Mutant]] = {
         ("sends reduced prices", "request", "line.list_price", "line.price"),
     ],
     "test_unusual_carts_are_answered": [
-        ("fails on an empty cart", "request", "    told = {", "    checkout.cart[0]\n    told = {"),
+        ("fails on an empty cart", "request", "    body = {", "    checkout.cart[0]\n    body = {"),
         ("takes an empty cart for an outage", "__init__", "        reply = yield request.prices(checkout)\n", "        if not checkout.cart:\n            raise EngineUnavailable('Empty.', reason='empty')\n        reply = yield request.prices(checkout)\n"),
     ],
     "test_order_of_lists_does_not_change_the_outcome": [
@@ -180,7 +180,7 @@ MUTANTS: dict[str, list[Mutant]] = {
         ("fails to undo an unknown order", "__init__", "if reply.status in (204, 404):  #", "if reply.status == 204:  #"),
     ],
     "test_failed_undo_raises": [
-        ("ignores a refused undo", "__init__", "        replies.insist(reply)  # of an undo", "        return"),
+        ("ignores a refused undo", "__init__", "        replies.insist(reply)  # another 2xx", "        return"),
         ("takes any 2xx for an undo", "__init__", "if reply.status in (204, 404):", "if 200 <= reply.status <= 299 or reply.status == 404:"),
     ],
     "test_validate_is_repeatable_and_redeems_nothing": [

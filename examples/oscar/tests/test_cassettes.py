@@ -1,4 +1,4 @@
-"""Answers as they came from the engine, replayed: what a conversation asks, and what it makes of the answers.
+"""Replays recorded replies of the engine: checks the requests of a conversation and its result.
 
 Those in `cassettes/` were recorded from the shop in `shop/` (django-oscar 4.2.1, django-oscar-api 3.3.0, 2026-11-27).
 """
@@ -19,20 +19,20 @@ ADAPTER = Oscar({"BASE_URL": "https://oscar.test/api", "API_KEY": "key", "ACCOUN
 
 @pytest.mark.parametrize("file", CASSETTES, ids=lambda file: file.stem)
 def test_cassette_is_replayed_as_recorded(file: Path) -> None:
-    told: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    body = json.dumps(told["checkout"]).encode()
+    tape: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    body = json.dumps(tape["checkout"]).encode()
     cart = checkout.parse(body, "validate")
     came = [
-        EngineReply(status=one["reply"]["status"], headers={}, body=_text(one["reply"])) for one in told["exchanges"]
+        EngineReply(status=one["reply"]["status"], headers={}, body=_text(one["reply"])) for one in tape["exchanges"]
     ]
-    start = getattr(ADAPTER, told["method"])
-    result, asked = replay(start(cart, *told["given"]), came, accounts=ADAPTER.accounts, lines=len(cart.cart))
+    start = getattr(ADAPTER, tape["method"])
+    result, asked = replay(start(cart, *tape["given"]), came, accounts=ADAPTER.accounts, lines=len(cart.cart))
     assert [(one.method, one.path, json.loads(one.body or b"null")) for one in asked] == [
-        (one["request"]["method"], one["request"]["path"], one["request"]["body"]) for one in told["exchanges"]
+        (one["request"]["method"], one["request"]["path"], one["request"]["body"]) for one in tape["exchanges"]
     ]
     outcome = getattr(result, "outcome", result)
-    assert [(one.line, one.name, one.amount) for one in outcome.discounts] == [tuple(o) for o in told["discounts"]]
-    assert [(one.code, one.reason) for one in outcome.rejected] == [tuple(one) for one in told["rejected"]]
+    assert [(one.line, one.name, one.amount) for one in outcome.discounts] == [tuple(o) for o in tape["discounts"]]
+    assert [(one.code, one.reason) for one in outcome.rejected] == [tuple(one) for one in tape["rejected"]]
 
 
 def _text(reply: dict[str, Any]) -> bytes:

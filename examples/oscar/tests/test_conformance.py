@@ -1,4 +1,4 @@
-"""What every adapter must pass. `pytest --scorecard card.json` writes down what this one has earned."""
+"""The standard tests of adapters. `pytest --scorecard card.json` writes this adapter's level and results."""
 
 import hashlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""Acme's words for why a code does not apply, and ours. A word that is not here is `Reason.OTHER`, and never lost."""
+"""Acme's reasons of refused codes, and ours. An unknown one is `Reason.OTHER`, with Acme's word beside it."""
 
 from mapper.adapter import Reason
 

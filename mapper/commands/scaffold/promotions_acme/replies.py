@@ -1,6 +1,6 @@
-"""Answers of Acme, read leniently: a new field must not lose an answer. But money is read exactly, or not at all.
+"""Reads Acme's replies: leniently, since a new field must not lose an answer; but amounts exactly, or not at all.
 
-Whatever Acme returns ends as a `Discount`, a `Rejection` or a `Notice`: nothing is dropped quietly.
+Everything that Acme returns becomes a `Discount`, a `Rejection` or a `Notice`: nothing is dropped silently.
 """
 
 from collections.abc import Iterator
@@ -33,11 +33,11 @@ class Reduction(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A price, or an order as it is stored."""
+    """A price, or a stored order."""
 
     reductions: list[Reduction]
     refused: dict[str, str]
-    """Codes that do not apply, each with Acme's word for why."""
+    """Acme's reason for each code that does not apply."""
     id: str = ""
     state: str = ""
     currency: str = ""
@@ -51,7 +51,7 @@ def read(reply: EngineReply) -> Answer:
 
 
 def insist(reply: EngineReply) -> None:
-    """Raises where the request was not accepted. Acme's own text stays out of messages: it may tell of customers."""
+    """Raises if the request was not accepted. Acme's own text, which may name customers, is not in the message."""
     if reply.status in (401, 403):
         raise EngineRejected("Acme does not accept the API key.", reason="engine_key")
     if not 200 <= reply.status <= 299:
@@ -66,7 +66,7 @@ def decode(reply: EngineReply) -> Answer:
 
 
 def outcome(answer: Answer, checkout: Checkout, *, happened: bool = False) -> Outcome:
-    """`happened`: it is redeemed. What concerns money and cannot be read is a notice then, and an error before."""
+    """`happened`: it is redeemed. An unreadable amount is a notice then, and an error before."""
     discounts: list[Discount] = []
     notices: list[Notice] = []
     lines = {row: line.index for row, line in enumerate(checkout.cart)}
@@ -92,7 +92,7 @@ def same_cart(stored: Answer, order: Checkout) -> bool:
 
 
 def _grouped(answer: Answer) -> dict[tuple[str, int | None, str], list[Decimal]]:
-    """What one rule takes off one row: it is added up before it is rounded, once."""
+    """Groups what one rule takes off one row: it is added up, then rounded once."""
     groups: dict[tuple[str, int | None, str], list[Decimal]] = {}
     for one in answer.reductions:
         groups.setdefault((one.kind, one.row, one.label), []).append(one.off)
@@ -100,7 +100,7 @@ def _grouped(answer: Answer) -> dict[tuple[str, int | None, str], list[Decimal]]
 
 
 def _rejected(answer: Answer, checkout: Checkout) -> Iterator[Rejection]:
-    """In the order in which the shopper gave the codes."""
+    """Yields the refused codes in the shopper's order."""
     for code in checkout.promotions.codes:
         if code not in checkout.promotions.coupon_codes:  # a referral or a loyalty card: not declared
             yield Rejection(code, Reason.NOT_SUPPORTED, "")

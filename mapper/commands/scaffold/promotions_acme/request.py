@@ -1,4 +1,4 @@
-"""Questions to Acme. Each says what it does (`effect`), and whether twice does no more than once (`repeatable`)."""
+"""Requests to Acme. Each says what it does (`effect`), and whether it may be sent twice (`repeatable`)."""
 
 from decimal import Decimal
 from urllib.parse import quote
@@ -12,7 +12,7 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A line, as Acme knows it."""
+    """A line in Acme's form."""
 
     sku: str
     count: int
@@ -20,7 +20,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 def rows(checkout: Checkout) -> list[Row]:
-    """At list prices; lines of quantity 0 are not in `cart`. Acme names a row by its position in this list."""
+    """Returns the lines at list prices; `cart` has none of quantity 0. Acme names a row by its position."""
     return [Row(line.name, line.quantity, money.to_major(line.list_price, checkout.digits)) for line in checkout.cart]
 
 
@@ -36,7 +36,7 @@ def prices(checkout: Checkout) -> EngineRequest:
 
 
 def redemption(order: Checkout, session: str) -> EngineRequest:
-    """Acme answers 409 where it has redeemed the order before; the adapter wants to read that itself."""
+    """Acme answers 409 if it has redeemed the order before; the adapter reads this itself."""
     return EngineRequest(
         operation="redeem order",
         method="PUT",
@@ -58,10 +58,10 @@ def undo(session: str, *, final: bool) -> EngineRequest:
 
 
 def _question(checkout: Checkout) -> bytes:
-    told = {"currency": checkout.currency, "rows": rows(checkout), "codes": checkout.promotions.coupon_codes}
-    return _encode(told)
+    body = {"currency": checkout.currency, "rows": rows(checkout), "codes": checkout.promotions.coupon_codes}
+    return _encode(body)
 
 
 def _order(session: str) -> str:
-    """Ids are data of strangers: always quoted."""
+    """Ids are untrusted data: always quoted."""
     return f"/orders/{quote(session, safe='')}"

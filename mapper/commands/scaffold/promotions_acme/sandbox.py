@@ -1,7 +1,7 @@
-"""Acme, emulated: written from Acme's documentation, and never from the adapter; neither imports the other.
+"""Emulates Acme. Written from Acme's documentation, not from the adapter: neither imports the other.
 
-`promotions-mapper sandbox` serves it at /acme. Codes: SAVE-5, TEN-PERCENT, ONCE-5 (works once), MIN-100 (from 100.00),
-OLD-5 (outdated).
+`promotions-mapper sandbox` serves it at /acme. Codes: SAVE-5, TEN-PERCENT, ONCE-5 (for one use), MIN-100 (from 100.00),
+OLD-5 (expired).
 """
 
 import asyncio
@@ -40,13 +40,13 @@ class AcmeSandbox:
     def reset(self) -> None:
         self._orders: dict[str, dict[str, Any]] = {}
         self._used: dict[str, str] = {}
-        """Codes that work once, and the order that has used them."""
+        """The order that has used each code for one use."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         body = await request.body()
         await asyncio.sleep(scope.get(PAUSE, 0))
-        # `raw_path` keeps what is quoted; below the place that the sandbox mounts it at.
+        # `raw_path` keeps quoted characters; `root_path` is where the sandbox mounts this application.
         path = scope["raw_path"].decode().partition("?")[0].removeprefix(scope.get("root_path", ""))
         status, answer = self._answer(request, path, body)
         await Response(b"" if answer is None else _encode(answer), status, media_type="application/json")(
@@ -116,11 +116,11 @@ class AcmeSandbox:
 
     @staticmethod
     def _percent(question: Question) -> list[dict[str, Any]]:
-        """In two halves, with all their digits: whoever rounds before adding up is a cent off."""
+        """In two halves, with all their digits, so that rounding before adding up gives a wrong cent."""
         offs = [(place, row.price * row.count / 20) for place, row in enumerate(question.rows)]
         return [{"row": place, "label": "10 % off", "off": off} for place, off in offs if off for _ in range(2)]
 
-    # How it looks from the host.
+    # For the sandbox's host.
 
     def books(self) -> dict[str, Any]:
         return {"orders": {name: dict(order) for name, order in self._orders.items()}, "used": dict(self._used)}

@@ -1,6 +1,6 @@
-"""Answers as they came from the engine, replayed: what a conversation asks, and what it makes of the answers.
+"""Replays recorded replies of the engine: checks the requests of a conversation and its result.
 
-The one in `cassettes/` was made up, as the engine was. Record your own: one file for each answer that you rely on.
+The one in `cassettes/` is invented, like the engine. Record your own: one file for each reply that you rely on.
 """
 
 import json
@@ -19,21 +19,21 @@ ADAPTER = Acme({"BASE_URL": "https://acme.test", "API_KEY": "key"})
 
 @pytest.mark.parametrize("file", CASSETTES, ids=lambda file: file.stem)
 def test_cassette_is_replayed_as_recorded(file: Path) -> None:
-    told: dict[str, Any] = json.loads(file.read_text("utf-8"))
-    body = json.dumps(told["checkout"]).encode()
+    tape: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    body = json.dumps(tape["checkout"]).encode()
     cart = checkout.parse(body, "validate")
     came = [
         EngineReply(status=one["reply"]["status"], headers={}, body=json.dumps(one["reply"]["body"]).encode())
-        for one in told["exchanges"]
+        for one in tape["exchanges"]
     ]
-    start = getattr(ADAPTER, told["method"])
-    result, asked = replay(start(cart, *told["given"]), came, accounts=ADAPTER.accounts, lines=len(cart.cart))
+    start = getattr(ADAPTER, tape["method"])
+    result, asked = replay(start(cart, *tape["given"]), came, accounts=ADAPTER.accounts, lines=len(cart.cart))
     assert [(one.method, one.path, json.loads(one.body or b"null")) for one in asked] == [
-        (one["request"]["method"], one["request"]["path"], one["request"]["body"]) for one in told["exchanges"]
+        (one["request"]["method"], one["request"]["path"], one["request"]["body"]) for one in tape["exchanges"]
     ]
     outcome = getattr(result, "outcome", result)
-    assert [(one.line, one.name, one.amount) for one in outcome.discounts] == [tuple(o) for o in told["discounts"]]
-    assert [(one.code, one.reason) for one in outcome.rejected] == [tuple(one) for one in told["rejected"]]
+    assert [(one.line, one.name, one.amount) for one in outcome.discounts] == [tuple(o) for o in tape["discounts"]]
+    assert [(one.code, one.reason) for one in outcome.rejected] == [tuple(one) for one in tape["rejected"]]
 
 
 def test_cassettes_exist() -> None:

@@ -1,4 +1,4 @@
-"""What every adapter must pass. `pytest --scorecard card.json` writes down what this one has earned."""
+"""The standard tests of adapters. `pytest --scorecard card.json` writes this adapter's level and results."""
 
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,6 @@ class TestAcme(Conformance):
     once = "ONCE-5"
 
     def redeemed(self, books: Any, session: str) -> int:
-        """The emulator files orders under their quoted ids."""
+        """The emulator stores orders by their quoted ids."""
         order = books["orders"].get(quote(session, safe=""), {"state": ""})
         return int(order["state"] == "redeemed")

@@ -1,4 +1,4 @@
-"""The README's table of settings is that of the options."""
+"""The README's table of settings equals the options."""
 
 from pathlib import Path
 

@@ -120,11 +120,11 @@ _SELECT = f"SELECT {_ROW} FROM orders"  # noqa: S608 -- a constant
 # One query each, for its index: with OR, SQLite would scan all rows of a space and an engine. No row is found twice, so
 # that SQLite need not compare them.
 _OTHERS = " UNION ALL ".join(
-    f"{_SELECT} WHERE space = ?1 AND engine = ?2 AND order_key <> ?3 AND {which}"
+    f"{_SELECT} WHERE space = :space AND engine = :engine AND order_key <> :order AND {which}"
     for which in (
-        "session = ?4",
-        "cart = ?4 AND session <> ?4",
-        "passed_from = ?3 AND passed_from <> '' AND session <> ?4 AND cart <> ?4",
+        "session = :session",
+        "cart = :session AND session <> :session",
+        "passed_from = :order AND passed_from <> '' AND session <> :session AND cart <> :session",
     )
 )
 _INSERT = f"INSERT INTO orders ({_ROW}) VALUES ({', '.join('?' * len(COLUMNS))}) ON CONFLICT DO NOTHING"  # noqa: S608
@@ -351,7 +351,8 @@ class SqliteStore:
                 change.error = _of_each(error)
 
     def _others(self, key: Key, session: str, database: sqlite3.Connection | None = None) -> list[Row]:
-        found = (database or self._open()).execute(_OTHERS, (*_key_values(key), session)).fetchall()
+        values = {"space": key.space, "engine": key.engine, "order": key.order, "session": session}
+        found = (database or self._open()).execute(_OTHERS, values).fetchall()
         return [row_of(values) for values in found]
 
     def _apply(self, database: sqlite3.Connection, change: "_Change") -> None:

@@ -92,10 +92,11 @@ def grants_units(applied: Applied) -> bool:
 
 
 def _given_away(applied: Applied) -> list[set[str]]:
-    """The ids of each unit of a unit discount; no ids where it adds more of what the cart has."""
+    """The ids of each unit of a unit discount; one without ids where it adds more of what the cart has."""
     if applied.discount.get("type") != "UNIT":
         return []
-    return [_ids(unit) for unit in objects(applied.discount.get("units")) or [applied.discount]]
+    units = [applied.discount, *objects(applied.discount.get("units"))]
+    return [ids for ids in map(_ids, units) if ids] or [set()]
 
 
 def _ids(thing: Mapping[str, Any]) -> set[str]:

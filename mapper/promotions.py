@@ -134,6 +134,9 @@ async def validate(service: Service, call: Call) -> Answer:
         call.record.language,
     )
     call.record.clamped, call.record.discount = allocation.clamped > 0, allocation.total
+    if (size := len(answer.reply)) > service.settings.max_body_bytes:
+        problem = "this answer is larger than MAPPER_MAX_BODY_BYTES: its order will be refused as too large"
+        log.warning("setting", extra={"facts": {"problem": problem, "bytes": size}})
     return answer
 
 

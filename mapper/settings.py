@@ -77,7 +77,10 @@ TABLE: dict[str, tuple[str, str]] = {
     "MAPPER_SESSION_ID_PATH": ("", "JSON pointer to the engine session's id where a body has no `id` or `source_id`"),
     "MAPPER_ORDER_KEY_PATH": ("", "JSON pointer to the order's key where an order has no `id` or `source_id`"),
     "MAPPER_HTTP_CLIENT": ("aiohttp", "the HTTP client towards the engine: `aiohttp` or `httpx`"),
-    "MAPPER_MAX_BODY_BYTES": ("1048576", "the largest body that is read"),
+    "MAPPER_MAX_BODY_BYTES": (
+        "1048576",
+        "the largest body that is read; an order comes with the discounts of its checkout",
+    ),
     "MAPPER_ADMIN_PORT": ("", "a separate port for the operator's routes; empty: the same port"),
     "MAPPER_LOG_LEVEL": ("info", "`debug`, `info`, `warning` or `error`"),
     "MAPPER_LOG_FORMAT": ("json", "`json`, or `text` for a person at a terminal"),

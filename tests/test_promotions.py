@@ -121,6 +121,16 @@ def test_cost_pointer_without_value_logs_one_warning(house: House, caplog: pytes
     assert warned == ["/shipping_rate/price"]
 
 
+@pytest.mark.parametrize(("limit", "warnings"), [("1024", 1), ("4096", 0)])
+def test_answer_too_large_to_come_back_logs_a_warning(
+    limit: str, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    house = House(MAPPER_MAX_BODY_BYTES=limit)
+    with caplog.at_level("WARNING", "mapper"):
+        house("validate", {**CHECKOUT, "note": "n" * 1500})
+    assert [record.message for record in caplog.records] == ["setting"] * warnings
+
+
 TYPED = ["TEN\u200b", "a\x00b", "SAVE\ud83d", " \u2060"]
 
 

@@ -265,8 +265,8 @@ def load(environment: Mapping[str, str]) -> Settings:
         "ingest": reader.ingest() if reader.text("MAPPER_INGEST_TOKEN") else None,
     }
     adapter = reader.adapter()
-    if reader.problems or adapter is None:
-        raise InvalidSettings(reader.problems, reader.warnings)
+    reader.check()
+    assert adapter is not None, "a problem would say why"
     if not adapter.capabilities.undo:
         reader.warn_no_undo(cancels=found["cancel_credentials"] is not None, on_drift=str(found["on_drift"]))
     return Settings(adapter=adapter, warnings=tuple(reader.warnings), **cast("dict[str, Any]", found))
@@ -277,8 +277,8 @@ def load_rules(environment: Mapping[str, str]) -> Rules:
     reader = Reader(environment)
     currency, customer_path = reader.currency(), reader.pointer("MAPPER_CUSTOMER_PATH")
     adapter = reader.adapter()
-    if reader.problems or adapter is None:
-        raise InvalidSettings(reader.problems, reader.warnings)
+    reader.check()
+    assert adapter is not None, "a problem would say why"
     return Rules(adapter, currency, customer_path)
 
 
@@ -286,8 +286,7 @@ def load_ingest(environment: Mapping[str, str]) -> IngestSettings:
     """Returns the settings of `promotions-mapper ingest`. Raises `InvalidSettings`."""
     reader = Reader(environment)
     found = reader.ingest()
-    if reader.problems:
-        raise InvalidSettings(reader.problems)
+    reader.check()
     return found
 
 
@@ -326,6 +325,11 @@ class Reader:
         for name, value in sorted(self.environment.items()):
             if name.startswith(prefix) and value[:1] + value[1:][-1:] in QUOTES:
                 self.warnings.append(f"{name} is in quotes, which are taken as part of the value")
+
+    def check(self) -> None:
+        """Raises `InvalidSettings` if a setting that was read is wrong."""
+        if self.problems:
+            raise InvalidSettings(self.problems, self.warnings)
 
     def wrong(self, name: str, expected: str) -> None:
         self.problems.append((name, f"expected {expected}"))

@@ -198,8 +198,7 @@ def _hash(chosen: argparse.Namespace) -> int:
 def _sign(chosen: argparse.Namespace) -> int:
     reader = settings.Reader(os.environ)
     secrets = reader.credentials("NACELLE_SIGNING_SECRETS", reader.spaces(), needed=True).all_secrets
-    if reader.problems:
-        raise settings.InvalidSettings(reader.problems)
+    reader.check()
     try:
         body = read_input(chosen.file or "-")
     except OSError as error:

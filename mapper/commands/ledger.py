@@ -124,8 +124,7 @@ async def _with_ledger(chosen: argparse.Namespace) -> int:
 def _url() -> str:
     reader = settings.Reader(os.environ)
     url = reader.ledger_url()
-    if reader.problems:
-        raise settings.InvalidSettings(reader.problems)
+    reader.check()
     return url
 
 
@@ -243,8 +242,7 @@ async def _forget(ledger: Ledger, chosen: argparse.Namespace) -> int:
 async def _prune(ledger: Ledger, chosen: argparse.Namespace) -> int:
     reader = settings.Reader(os.environ)
     keep_bodies_s = reader.number("MAPPER_KEEP_BODIES_S", *settings.KEEP_BODIES_S)
-    if reader.problems:
-        raise settings.InvalidSettings(reader.problems)
+    reader.check()
     changed = 0
     while count := await ledger.prune(keep_bodies_s):
         changed += count

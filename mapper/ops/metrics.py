@@ -138,10 +138,9 @@ class Metrics:
         self._engine = engine
         metrics = {row.name: _create(row, self._registry) for row in TABLE}
         # Cached, since `labels()` costs more than `inc()`.
-        self._series = lru_cache(maxsize=1024)(lambda name, *labels: metrics[name].labels(*labels))
-        self._consume_served: Gauge = metrics["mapper_consume_served"]
-        self._oldest: Gauge = metrics["mapper_ledger_oldest_open_seconds"]
-        self._unconfirmed: Gauge = metrics["mapper_ledger_unconfirmed_orders"]
+        self._series = lru_cache(maxsize=1024)(
+            lambda name, *labels: metrics[name].labels(*labels) if labels else metrics[name]
+        )
         self._series("mapper_build_info", __version__, engine, platform.python_version()).set(1)
         self._start_at_zero()
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
@@ -206,13 +205,13 @@ class Metrics:
         self._series("mapper_records_total", fate).inc()
 
     def readiness(self, *, consume: bool) -> None:
-        self._consume_served.set(consume)
+        self._series("mapper_consume_served").set(consume)
 
     def backlog(self, backlog: Backlog) -> None:
         for state in State:
             self._series("mapper_ledger_orders", state.value).set(backlog.counts.get(state, 0))
-        self._oldest.set(backlog.oldest_s)
-        self._unconfirmed.set(backlog.unconfirmed)
+        self._series("mapper_ledger_oldest_open_seconds").set(backlog.oldest_s)
+        self._series("mapper_ledger_unconfirmed_orders").set(backlog.unconfirmed)
 
     def render(self) -> bytes:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:

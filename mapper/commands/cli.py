@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -32,13 +32,8 @@ def main(arguments: list[str] | None = None) -> None:
     """
     _prepare_output()
     given = sys.argv[1:] if arguments is None else arguments
-    parser = _parser(() if given[:1] == ["serve"] else MODULES)
-    chosen = parser.parse_args(given)
-    if chosen.command is None:
-        parser.print_help()
-        sys.exit(2)
     try:
-        code = chosen.run(chosen)
+        code = _run(given)
         sys.stdout.flush()
     except settings.InvalidSettings as error:
         code = _report_settings(error)
@@ -49,6 +44,19 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = _discard_output(error)
     sys.exit(code)
+
+
+def _run(given: Sequence[str]) -> int:
+    parser = _parser(() if given[:1] == ["serve"] else MODULES)
+    try:
+        chosen = parser.parse_args(given)
+    except SystemExit as stopped:  # after --help, --version, or wrong arguments
+        return int(stopped.code or 0)
+    if chosen.command is None:
+        parser.print_help()
+        return 2
+    code: int = chosen.run(chosen)
+    return code
 
 
 def _prepare_output() -> None:

@@ -151,6 +151,17 @@ def test_broken_pipe_exits_with_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert run("sign", str(tmp_path / "body")) == 1
 
 
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_on_a_full_disk_is_a_sentence(argument: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "mapper", argument]
+        buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False, env=buffered
+        )
+    assert (done.returncode, done.stderr) == (1, "The output cannot be written: No space left on device\n")
+
+
 def test_closed_standard_streams_are_replaced_by_dev_null(tmp_path: Path) -> None:
     """Otherwise the first sockets get their numbers, and libuv aborts when it closes one."""
     (tmp_path / "run.py").write_text(

@@ -1,4 +1,4 @@
-"""What an adapter's author declares for the standard tests, and what these tests work with."""
+"""The declarations of an adapter's author for the standard tests, and helpers of these tests."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,13 +52,13 @@ class Adopter:
     accepted: ClassVar[Sequence[str]]
     """Codes that the emulator grants together on `lines`, any number of times."""
     refused: ClassVar[Mapping[str, Reason]]
-    """Codes that the emulator refuses, and the reason that the shopper must be given."""
+    """Codes that the emulator refuses, with the expected reasons."""
     percent: ClassVar[tuple[str, int] | None] = None
     """A code that takes this percentage off everything: for exact amounts in every currency."""
     fixed: ClassVar[tuple[str, str] | None] = None
     """A code that takes this amount off the cart, however many lines it has: "5.00"."""
     once: ClassVar[str] = ""
-    """A code that can be redeemed once, by anybody."""
+    """A code for one redemption, by any customer."""
     granted: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """For each of `referral`, `loyalty` and `gift_cards` that is declared: fields of a checkout, such as `promotions`,
     for which the emulator grants something on `lines`."""

@@ -1,4 +1,4 @@
-"""What goes wrong on the network between the mapper and an engine."""
+"""Faults of the network between the mapper and an engine."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from mapper.engine.transport import NotSent, Unknown
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one request."""
+    """The fault of one request."""
 
     delivered: Literal["now", "late", "never"]
     """Whether the engine receives it; late: after it has been looked up."""

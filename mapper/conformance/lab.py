@@ -1,4 +1,4 @@
-"""An adapter and an emulator, with the service's own engine between them. It is as strict as the service, and stricter.
+"""Connects an adapter with an emulator by the service's own engine. It is at least as strict as the service.
 
 Requests reach the emulator's ASGI application without a socket. The wire records each exchange, and applies faults.
 """
@@ -62,17 +62,17 @@ _CARTLESS = 1000
 
 
 class Application(Protocol):
-    """An emulator of the engine: an ASGI application. `mapper.sandbox.emulator` has more that one may have."""
+    """An emulator of the engine: an ASGI application. `mapper.sandbox.emulator` has its further, optional methods."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
     def books(self) -> dict[str, Any]:
-        """What it holds, as JSON values."""
+        """Returns its state as JSON values."""
         ...
 
 
 class ContractViolation(AssertionError):
-    """The adapter does something else than the contract says. The message is a sentence for its author."""
+    """The adapter violates the contract. The message is a sentence for its author."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Exchange:
 
 @dataclass
 class Wire:
-    """The network between the engine and the emulator. `expected` tells it what a request says of itself."""
+    """The network between the engine and the emulator. `expected` has the declarations of the requests."""
 
     emulator: Application
     base_urls: Sequence[str]

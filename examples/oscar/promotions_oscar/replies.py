@@ -123,8 +123,8 @@ def refused(reply: EngineReply, code: str) -> Rejection | None:
     if reply.status != 406:
         read(reply, Voucher)
         return None
-    told = decode(reply, Refusal)
-    word, reason = reasons.known(" ".join([told.reason, *told.non_field_errors]))
+    refusal = decode(reply, Refusal)
+    word, reason = reasons.known(" ".join([refusal.reason, *refusal.non_field_errors]))
     return Rejection(code, reason, word)
 
 

@@ -230,8 +230,8 @@ class OscarSandbox:
             "email": owner,
         }
         order |= {name: shown[name] for name in ("currency", "total_incl_tax", "offer_discounts", "voucher_discounts")}
-        for told in (*order["offer_discounts"], *order["voucher_discounts"]):
-            told["description"] = told["voucher"]["name"] if "voucher" in told else told["name"]
+        for entry in (*order["offer_discounts"], *order["voucher_discounts"]):
+            entry["description"] = entry["voucher"]["name"] if "voucher" in entry else entry["name"]
         self._orders[number] = {"owner": owner, "shown": order, "lines": self._lines(basket)}
         self._used += [(code, owner) for code in basket.vouchers]
         basket.frozen = True
@@ -248,10 +248,10 @@ class OscarSandbox:
         before = sum((prices[product] * count for product, count in basket.lines.items()), Decimal(0))
         discounts: dict[str, list[dict[str, Any]]] = {"offer_discounts": [], "voucher_discounts": []}
         for promotion, off in priced.promotions:
-            told: dict[str, Any] = {"description": None, "name": promotion.name, "amount": _text(off)}
+            entry: dict[str, Any] = {"description": None, "name": promotion.name, "amount": _text(off)}
             if promotion.code:
-                told["voucher"] = {"name": promotion.code, "code": promotion.code}
-            discounts["voucher_discounts" if promotion.code else "offer_discounts"].append(told)
+                entry["voucher"] = {"name": promotion.code, "code": promotion.code}
+            discounts["voucher_discounts" if promotion.code else "offer_discounts"].append(entry)
         return {
             "id": basket.id,
             "status": "Open",

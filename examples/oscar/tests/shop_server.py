@@ -76,10 +76,10 @@ class Shop:
     def ask(
         self, method: str, path: str, session: str = "", body: bytes = b"", headers: dict[str, str] | None = None
     ) -> tuple[int, bytes]:
-        told = headers or {"Authorization": KEY, "Accept": "application/json", "Content-Type": "application/json"}
-        told |= {"Session-Id": session} if session else {}
+        sent = headers or {"Authorization": KEY, "Accept": "application/json", "Content-Type": "application/json"}
+        sent |= {"Session-Id": session} if session else {}
         with closing(http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)) as connection:
-            connection.request(method, f"/api{path}", body or None, told)
+            connection.request(method, f"/api{path}", body or None, sent)
             reply = connection.getresponse()
             return reply.status, reply.read()
 

@@ -181,9 +181,9 @@ def test_emulator_answers_like_the_shop(server: Shop) -> None:
     emulated = OscarSandbox(rulebook.load(), lambda: datetime(2026, 1, 1, tzinfo=UTC))
     real = asyncio.run(_answers(server.reset(), "127.0.0.1"))
     ours = asyncio.run(_answers(emulated, "oscar.test"))
-    for question, (status, told), (wanted, there) in zip(QUESTIONS, ours, real, strict=True):
-        assert status == wanted, f"{question}: {told} instead of {there}"
-        assert _like(told, there), f"{question}: {told} instead of {there}"
+    for question, (status, answer), (expected_status, expected) in zip(QUESTIONS, ours, real, strict=True):
+        assert status == expected_status, f"{question}: {answer} instead of {expected}"
+        assert _like(answer, expected), f"{question}: {answer} instead of {expected}"
 
 
 async def _answers(application: Any, host: str) -> list[tuple[int, Any]]:

@@ -1,4 +1,4 @@
-"""Redeemed once, wherever the mapper dies, whoever else is at work, and however often a request arrives."""
+"""An order is redeemed once: after a crash, with concurrent processes, and with requests that arrive twice."""
 
 import itertools
 import os
@@ -22,7 +22,7 @@ from mapper.engine.promotion_engine import Done, NotDone, Verdict
 class Crashes(Adopter):
     @at("silver")
     def test_order_is_redeemed_once_despite_any_fault(self, new_lab: NewLab) -> None:
-        """The crash matrix: each request of a redemption suffers each fault; the process goes on, or dies there.
+        """The crash matrix: each request of a redemption suffers each fault; the process continues, or dies there.
 
         With CRASH_MATRIX=short, for a real engine that is slow: requests before the redemption suffer a few faults.
         """
@@ -43,7 +43,7 @@ class Crashes(Adopter):
         cases.report()
 
     def _recover(self, lab: Lab, order: Checkout, verdict: Verdict) -> None:
-        """What the service does: it looks up what is unknown; what is absent, it looks up later and sends again.
+        """Recovers as the service does: looks up an unknown outcome; sends again what a second look-up does not find.
 
         A process that knows that the order is redeemed looks nothing up. One that dies then has a successor that does.
         """
@@ -151,7 +151,7 @@ class Crashes(Adopter):
 
     @at("gold")
     def test_redemption_delivered_twice_counts_once(self, new_lab: NewLab) -> None:
-        """A proxy sends it again. Where `repair` is declared, it rolls back the duplicate."""
+        """A proxy sends the request again. If `repair` is declared, it rolls back the duplicate."""
         lab, order = new_lab(), self._order()
         lab.validate(order, SESSION)
         lab.wire.duplicated = lambda request: request.effect == "redeems"

@@ -1,4 +1,4 @@
-"""What the adapter declares is true: options, capabilities, secrets, budget."""
+"""The adapter's declarations are true: options, capabilities, secrets, limits."""
 
 import base64
 import re
@@ -156,7 +156,7 @@ class Declarations(Adopter):
 
     @at("bronze")
     def test_requests_and_cpu_time_stay_within_limits(self, new_lab: NewLab) -> None:
-        """A budget of requests, and of CPU time; the time that the engine takes is not counted."""
+        """The engine's own time is not counted."""
         cases = Cases()
         for count in sorted({min(count, self.most_lines) for count in (1, 10, 100, 1000)}):
             if cases.failures:
@@ -180,7 +180,7 @@ def replay_validate(adapter: Adapter, order: Checkout, came: list[Any]) -> tuple
 
 
 def _spellings(secret: str) -> Iterator[str]:
-    """As it is, percent-encoded, and inside anything in base64."""
+    """Yields the secret as it is, percent-encoded, and as part of a text in base64."""
     yield from {secret, quote(secret, safe="")}
     for before in range(3):
         encoded = base64.b64encode(b" " * before + secret.encode())

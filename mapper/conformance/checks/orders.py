@@ -1,4 +1,4 @@
-"""An order from look-up to redemption and back to look-up, compared with the engine's books."""
+"""An order from validate to redemption and look-up, compared with the engine's books."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -51,7 +51,7 @@ class Orders(Adopter):
 
     @at("silver")
     def test_look_up_finds_the_order_among_similar_ones(self, lab: Lab) -> None:
-        """Others have the same customer, cart and codes, and ids that begin alike; the emulator's pages are short."""
+        """The others have the same customer, cart, codes and that begin alike; the emulator's pages are short."""
         cases, order = Cases(), self._order(customer={"id": "john"})
         sessions = [f"{SESSION}{more}" for more in ("", "0", "01", "-1", "/1", "9")]
         absent = [SESSION[:-1], f"{SESSION}02", f"{SESSION} ", SESSION.upper()]
@@ -119,7 +119,7 @@ class Orders(Adopter):
         })  # fmt: skip
 
     def _in_another_currency(self, new_lab: NewLab) -> dict[str, Checkout]:
-        """Empty where the engine is not sent the currency and the adapter takes any: neither knows the difference."""
+        """Empty if the currency is not sent and the adapter takes any: then neither knows the difference."""
         lab, order = new_lab(), self._order(currency=OTHER_CURRENCY)
         try:
             lab.validate(order, SESSION)

@@ -1,4 +1,4 @@
-"""What a cart earns: lines, codes, reasons, exact money, and carts that are easy to get wrong."""
+"""The discounts of a cart: lines, codes, reasons, exact money, and unusual carts."""
 
 import json
 import re
@@ -59,7 +59,7 @@ class Pricing(Adopter):
 
     @at("bronze")
     def test_refused_codes_have_an_engine_reason(self, new_lab: NewLab) -> None:
-        """The log and the merchant need it where our reason is broader. An engine without words is exempt."""
+        """The log and the merchant need it, since our reasons are broader. An engine without one is exempt."""
         cases = Cases()
         for code in (*self.refused, UNKNOWN_CODE):
             with cases.case(code):

@@ -39,7 +39,7 @@ class Replies(Adopter):
 
     @at("bronze")
     def test_two_equal_effects_both_count(self, new_lab: NewLab) -> None:
-        """An item of a reply whose amount matters is repeated: more comes of it, or it is refused."""
+        """An item of a reply whose amount matters is repeated: this changes the outcome, or is refused."""
         cases, run, lab = Cases(), self._run(new_lab, "validate"), new_lab()
 
         def outcome(place: int, reply: EngineReply) -> object:
@@ -167,7 +167,7 @@ class Replies(Adopter):
 
     @at("silver")
     def test_redemption_with_any_2xx_is_never_not_redeemed(self, new_lab: NewLab) -> None:
-        """Whatever is in a 2xx: the outcome is unknown, or what the engine says when it is asked again."""
+        """After any 2xx the outcome is unknown, or what a further request to the engine says."""
         cases, run = Cases(), self._run(new_lab, "redeem")
         empty = {"an empty object": b"{}", "an empty array": b"[]"}
         strange = {
@@ -187,7 +187,7 @@ class Replies(Adopter):
 
     @at("silver")
     def test_redemption_needs_the_engines_confirmation(self, new_lab: NewLab) -> None:
-        """Where the engine says in words that it has redeemed, another word is no success: it asks again, or doubts it.
+        """If the reply says "redeemed" in a word, another word is no success: the adapter asks again, or is in doubt.
 
         The kit does not know which word it is: of all that come with the redemption or after it, at least one matters.
         """

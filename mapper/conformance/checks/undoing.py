@@ -1,4 +1,4 @@
-"""A redemption undone: twice, for good, without the order, refused, and wherever the mapper dies."""
+"""Undo of a redemption: repeated, for good, without the order, refused, and after a crash."""
 
 import itertools
 from contextlib import suppress
@@ -62,7 +62,7 @@ class Undoing(Adopter):
 
     @at("gold")
     def test_failed_undo_raises(self, new_lab: NewLab) -> None:
-        """Whatever comes instead of the engine's answer: a refusal, a proxy's page, the JSON of another object."""
+        """The reply is not the engine's answer: a refusal, a proxy's page, the JSON of another object."""
         self._needs("undo")
         cases = Cases()
         for final in (False, True):

@@ -51,7 +51,7 @@ class Orders(Adopter):
 
     @at("silver")
     def test_look_up_finds_the_order_among_similar_ones(self, lab: Lab) -> None:
-        """The others have the same customer, cart, codes and that begin alike; the emulator's pages are short."""
+        """The others have the same customer, cart and codes, and similar ids; the emulator's pages are short."""
         cases, order = Cases(), self._order(customer={"id": "john"})
         sessions = [f"{SESSION}{more}" for more in ("", "0", "01", "-1", "/1", "9")]
         absent = [SESSION[:-1], f"{SESSION}02", f"{SESSION} ", SESSION.upper()]

@@ -110,7 +110,7 @@ class Job:
     tries: int = 0
     """The attempts of this job so far."""
     sent_at: float | None = None
-    """When a redeeming request was last sent, on the clock of deadlines."""
+    """When a redeeming request was last sent whose outcome is not recorded, on the clock of deadlines."""
 
     @property
     def is_waited_for(self) -> bool:
@@ -330,16 +330,14 @@ class OrderRedeemer:
     async def _postpone(self, row: Row, reason: str) -> None:
         """Delays a row whose step failed, before or after this process has claimed it."""
         latest = await self.ledger.show(row.key)
-        if latest is None or not (latest.version == row.version or (latest.lease_until and self._owns(latest))):
+        is_ours = latest is not None and latest.lease_until > 0 and latest.owner == self.ledger.owner
+        if latest is None or not (is_ours or latest.version == row.version):
             return  # the step has released it, or another process has claimed it
         with contextlib.suppress(Fenced):  # written since, so that no delay is needed
             if latest.state in FINISHED:
                 await self.ledger.not_seen_again(latest)
             else:
                 await self.ledger.postpone(latest, reason)
-
-    def _owns(self, row: Row) -> bool:
-        return row.owner == self.ledger.owner
 
     def _job_of(self, row: Row) -> Job:
         """Returns the job of a stored order. Raises `InvalidRequest` if today's settings cannot read the order."""
@@ -619,6 +617,7 @@ class OrderRedeemer:
         hint_s = problem.retry_after or 0
         delay_s = max(RETRY_AFTER_S[row.attempts - 1], hint_s) if is_later else None
         row = await self.ledger.retry_later(row, delay_s, problem.reason, answered=answered)
+        job.sent_at = None
         if (
             isinstance(problem, EngineUnavailable | Overloaded)
             and job.is_waited_for

@@ -811,6 +811,22 @@ def test_outcome_is_pending_if_it_cannot_be_recorded(house: House, monkeypatch: 
     assert (problem.category, problem.reason, problem.retry_after) == ("outcome_pending", "ledger_full", 60)
 
 
+def test_outcome_is_not_pending_if_it_was_recorded_as_not_done(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim, claims = Ledger.claim, 0
+
+    async def full_after_first(self: Ledger, ask: Any) -> Any:
+        nonlocal claims
+        claims += 1
+        if claims > 1:
+            raise LedgerUnavailable("full")
+        return await claim(self, ask)
+
+    monkeypatch.setattr(Ledger, "claim", full_after_first)
+    fail(house, 429, times=2)
+    problem = house.refusal("consume", ORDERED)
+    assert (claims, problem.category, problem.retry_after) == (2, "internal", 5)
+
+
 def test_order_in_another_session_gets_the_product_data_of_its_cart(house: House) -> None:
     sessions: list[str] = []
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, TypeVar
 
 from mapper.orders.rows import (
@@ -377,9 +378,10 @@ class SqliteStore:
 
     def _connect(self, *, create: bool) -> None:
         try:
-            if Path(self._path).exists() and not Path(self._path).is_file():
+            is_file = _is_file(self._path)
+            if is_file is False:
                 raise LedgerUnusable("cannot_open", f"{self._path} is not a file, so it cannot be the ledger.")
-            if not create and not Path(self._path).is_file():
+            if is_file is None and not create:
                 raise self._missing()
             # Only the owner may read it: orders are personal data. SQLite gives -wal and -shm the same mode.
             os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -481,6 +483,17 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 def _key_values(key: Key) -> tuple[str, str, str]:
     return key.space, key.engine, key.order
+
+
+def _is_file(path: str) -> bool | None:
+    """Whether it is a file; None if there is nothing. Raises `OSError` if the system does not say.
+
+    `Path.exists` and `Path.is_file` no longer raise that in Python 3.14.
+    """
+    try:
+        return S_ISREG(Path(path).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _of_each(error: Exception) -> Exception:

@@ -1585,9 +1585,8 @@ def test_orders_of_session_are_found_by_index(sqlite_home: Home) -> None:
 
     async def story(ledger: Ledger) -> list[str]:
         explained = f"EXPLAIN QUERY PLAN {ledger_sqlite._OTHERS}"
-        plan = await in_thread(
-            ledger, lambda database: database.execute(explained, ("", "engine", "o", "s")).fetchall()
-        )
+        values = {"space": "", "engine": "engine", "order": "o", "session": "s"}
+        plan = await in_thread(ledger, lambda database: database.execute(explained, values).fetchall())
         return [step[3] for step in plan if step[3].startswith(("SEARCH", "SCAN"))]
 
     columns = [step.rpartition(" AND ")[2] for step in sqlite_home.run(story)]

@@ -5,8 +5,11 @@ Each statement is atomic and durable. Its parameters are `$1`, `$2`, …
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class DatabaseUnavailable(Exception):
@@ -57,31 +60,57 @@ async def open_database(url: str, *, outlives_power: bool = True) -> Database:
     `outlives_power`: writes survive a power cut, not only a crash of the process. SQLite then syncs at each statement.
     """
     if url.startswith("sqlite:///"):
-        return await asyncio.to_thread(_Sqlite, url.removeprefix("sqlite:///"), "FULL" if outlives_power else "NORMAL")
+        database = _Sqlite(url.removeprefix("sqlite:///"), "FULL" if outlives_power else "NORMAL")
+        try:
+            await database.open()
+        except BaseException:
+            await database.close()
+            raise
+        return database
     return await _Postgres.open(url)
 
 
 class _Sqlite:
+    """One connection, in a thread of its own: SQLite's statements must not run at the same time on one connection."""
+
     def __init__(self, path: str, synchronous: str) -> None:
+        self._path, self._synchronous = path, synchronous
+        self._thread = ThreadPoolExecutor(1, "database")
+        self._connection: sqlite3.Connection | None = None
+
+    async def open(self) -> None:
+        await self._in_thread(self._connect)
+
+    def _connect(self) -> None:
         try:
-            self._connection = sqlite3.connect(path, isolation_level=None, timeout=5.0, check_same_thread=False)
+            self._connection = sqlite3.connect(self._path, isolation_level=None, timeout=5.0)
             self._connection.execute("PRAGMA journal_mode = WAL").fetchall()
-            self._connection.execute(f"PRAGMA synchronous = {synchronous}")
+            self._connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         except sqlite3.Error as error:
             raise DatabaseUnavailable(str(error)) from error
 
     async def run(self, statement: str, *values: Any) -> list[Sequence[Any]]:
-        return await asyncio.to_thread(self._run, statement, values)
+        return await self._in_thread(lambda: self._run(statement, values))
 
     def _run(self, statement: str, values: Sequence[Any]) -> list[Sequence[Any]]:
         named = {str(number): value for number, value in enumerate(values, 1)}  # "$1" is a name to SQLite
         try:
+            if self._connection is None:
+                raise DatabaseUnavailable("the database is closed")
             return list(self._connection.execute(statement, named))
         except sqlite3.Error as error:
             raise DatabaseUnavailable(str(error)) from error
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._connection.close)
+        await self._in_thread(self._disconnect)  # the thread ends with this object
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
 class _Postgres:

@@ -280,6 +280,9 @@ class SqliteStore:
         await self._run(lambda: self._lease("ping", "", 0.0))
 
     async def close(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()  # here, where it is used: a connection must not be used by two threads at once
         try:
             await self._run(self._disconnect)
         finally:
@@ -432,7 +435,7 @@ class SqliteStore:
 
     def _disconnect(self) -> None:
         self._reopen = False
-        for connection in (self._database, self._reader):
+        for connection in (self._database, self._reader):  # the reader, if it was opened since `close` began
             if connection is not None:
                 connection.close()
         self._database = self._reader = None

@@ -217,7 +217,7 @@ def test_replay_command_lists_carts_that_differ(
         (b"{}", "it is not a record"),
         (b"\xff", "it is not a record"),
         (b'{"format": 2}', "it is not a record"),
-        (b'{"body": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"body": ' + b"[" * 1_000_000, "nested too deeply"),
         ((b'"engine": "talon_one"', b'"engine": "other"'), "it was recorded with"),
         ((b'"exchanges"', b'"filled": {"x": {}}, "exchanges"'), "it is not a record"),
         ((b'"exchanges"', b'"filled": {"0": 1}, "exchanges"'), "it is not a record"),

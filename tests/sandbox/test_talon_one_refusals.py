@@ -70,7 +70,7 @@ def test_codes_match_in_any_case_and_return_book_spelling() -> None:
     assert [e["campaignId"] for e in reply["effects"] if e["effectType"] == "rejectCoupon"] == [-1]
 
 
-BY_CASE = ("case_sensitive_codes = false\n# An amount", "case_sensitive_codes = true\n# An amount")
+BY_CASE = ("case_sensitive_codes = false\n# A discount", "case_sensitive_codes = true\n# A discount")
 
 
 @pytest.mark.parametrize(

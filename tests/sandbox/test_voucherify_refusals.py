@@ -213,7 +213,7 @@ def test_voucher_is_found_by_its_internal_id() -> None:
     assert earned(shop.validate("v_zz")) == ["v_zz - not_found"]
 
 
-BY_CASE = ("case_sensitive_codes = false\n# For so many", "case_sensitive_codes = true\n# For so many")
+BY_CASE = ("stacks = {}\ncase_sensitive_codes = false", "stacks = {}\ncase_sensitive_codes = true")
 
 
 def test_codes_that_differ_by_case_are_distinct_only_when_case_sensitive() -> None:

@@ -56,7 +56,7 @@ STACKING: list[tuple[list[str], dict[str, str], list[str]]] = [
     ),
     (
         ["COSTS-5", "TEN-PERCENT"],
-        {'"REDEEM_ANYWAY"\n# Rolling': '"SKIP"\n# Rolling'},
+        {'no_effect_rule = "REDEEM_ANYWAY"': 'no_effect_rule = "SKIP"'},
         ["TEN-PERCENT #0 1400", "COSTS-5 - no_effect"],
     ),
     (["COSTS-5", "TEN-PERCENT"], {}, ["COSTS-5", "TEN-PERCENT #0 1400"]),

@@ -80,7 +80,13 @@ def authority(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 async def call(
-    client: Transport, url: str, *, method: str = "PUT", body: bytes = b"{}", timeout_s: float = 2.0, limit: int = LIMIT
+    client: Transport,
+    url: str,
+    *,
+    method: str = "PUT",
+    body: bytes = b"{}",
+    timeout_s: float = 10.0,
+    limit: int = LIMIT,
 ) -> EngineReply:
     return await client.send(method, url, HEADERS, body, timeout_s, limit)
 

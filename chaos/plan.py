@@ -1,5 +1,6 @@
 """The orders of a run and the faults of its engine, all drawn from one seed."""
 
+import itertools
 import random
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,9 +62,12 @@ class Manner:
     """Whether it uses the next version's rules of identity, unknown to the others."""
 
 
-def manner(dice: random.Random) -> Manner:
-    later: AfterFailure = "redeem_later" if dice.random() < 0.25 else "wait"
-    return Manner(dice.choice(("USD", "EUR")), later, dice.random() < 0.3)
+def manners(dice: random.Random) -> list[Manner]:
+    """All of them, in random order."""
+    policies: tuple[AfterFailure, ...] = ("wait", "redeem_later")
+    found = [Manner(*one) for one in itertools.product(("USD", "EUR"), policies, (False, True))]
+    dice.shuffle(found)
+    return found
 
 
 @dataclass(frozen=True)

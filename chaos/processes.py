@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,13 +223,13 @@ class Stage:
 async def torment(replica: Replica, stage: Stage) -> None:
     """Kills and pauses one replica repeatedly and restarts it with other settings; it runs when this returns."""
     dice = random.Random(stage.seed * 10 + replica.number)
-    attacks = itertools.cycle(ATTACKS[replica.number])
+    attacks, manners = itertools.cycle(ATTACKS[replica.number]), itertools.cycle(plan.manners(dice))
     while not await _within(0.3 + 0.7 * dice.random(), stage.enough):
         async with replica.attack:
-            await _attack(replica, stage, next(attacks), dice)
+            await _attack(replica, stage, next(attacks), dice, manners)
 
 
-async def _attack(replica: Replica, stage: Stage, attack: str, dice: random.Random) -> None:
+async def _attack(replica: Replica, stage: Stage, attack: str, dice: random.Random, manners: Iterator[Manner]) -> None:
     """Strikes during redemptions: half a second before, the engine starts to answer them slowly."""
     await stage.sandbox.hostile(stage.seed, stage.engine, slow=True)
     await asyncio.sleep(0.5)
@@ -240,7 +240,7 @@ async def _attack(replica: Replica, stage: Stage, attack: str, dice: random.Rand
         replica.signal(signal.SIGSTOP)
     await stage.sandbox.hostile(stage.seed, stage.engine)
     if attack == "kill":
-        await replica.start(stage.control, plan.manner(dice))
+        await replica.start(stage.control, next(manners))
         return
     await asyncio.sleep(dice.uniform(*stage.profile.pause_s))
     replica.signal(signal.SIGCONT)

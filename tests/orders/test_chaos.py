@@ -28,7 +28,7 @@ def test_chaos_run_redeems_each_order_once(engine: str, profile: str) -> None:
     # A run in which nothing happened would prove nothing.
     assert told["orders"] > plan.PROFILES[profile].orders / 4
     assert told["kinds_of_fault"] >= 12
-    assert told["manners"] >= 4
+    assert told["manners"] >= 3
     for attack in ("kills", "pauses", "disk_full", "not_answered_while_full", "cancelled"):
         assert told[attack] > 0, (attack, told)
 

@@ -334,16 +334,17 @@ def items(text: Raw) -> list[StoredItem] | None:
 # Errors: https://docs.talon.one/docs/dev/getting-started/errors
 
 
-def _errors(reply: EngineReply) -> list[APIError]:
-    error = decode(_ERROR, reply.body)
-    return _decode_each(_API_ERROR, error.errors) if error else []
+def _error(reply: EngineReply) -> tuple[str | None, list[APIError]]:
+    """The message of an error reply, and the errors that it lists."""
+    error = decode(_ERROR, reply.body) or ErrorReply()
+    return error.message, _decode_each(_API_ERROR, error.errors)
 
 
 def _texts(reply: EngineReply) -> list[str]:
     """All texts of an error. Which of them says what is wrong is not documented."""
-    error = decode(_ERROR, reply.body)
-    texts = [error.message if error else None]
-    for each in _errors(reply):
+    message, errors = _error(reply)
+    texts = [message]
+    for each in errors:
         texts += [each.title, each.details, each.source.pointer if each.source else None]
     return [text for text in texts if text]
 
@@ -392,7 +393,8 @@ def state_of(reply: EngineReply) -> State:
 
 
 def _rejected(reply: EngineReply) -> EngineRejected:
-    pointers = [error.source.pointer for error in _errors(reply) if error.source and error.source.pointer]
+    _, errors = _error(reply)
+    pointers = [error.source.pointer for error in errors if error.source and error.source.pointer]
     safe = [pointer for pointer in pointers if _POINTER.fullmatch(pointer)][:5]
     if not safe:
         return EngineRejected("Talon.One refuses the request.", reason="request_rejected")

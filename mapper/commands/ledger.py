@@ -16,7 +16,7 @@ from mapper.commands import Commands, add_command, fail, print_columns, utf8, wh
 from mapper.domain.errors import Problem
 from mapper.ops.logs import printable
 from mapper.orders.ledger import Ledger, open_ledger
-from mapper.orders.rows import OPEN, Row, State, WrongMove
+from mapper.orders.rows import NO_NOTICES, OPEN, Row, State, WrongMove
 
 MEANING: dict[State, tuple[str, str]] = {
     State.INTENT: ("in progress", "A process works on it, or has crashed; the service continues by itself."),
@@ -219,7 +219,7 @@ async def _settle(ledger: Ledger, chosen: argparse.Namespace) -> int:
         return fail(f"The order is {MEANING[row.state][0]}. {MEANING[row.state][1]}")
     match chosen.outcome:
         case "redeemed":
-            await ledger.redeemed(row, b"[]", "", "settled_by_hand", confirmed=False)
+            await ledger.redeemed(row, NO_NOTICES, "", "settled_by_hand", confirmed=False)
         case "refused":
             await ledger.rejected(row, "settled_by_hand")
         case _:

@@ -44,6 +44,7 @@ from mapper.orders.ledger import PRUNE_BATCH, Ledger
 from mapper.orders.rows import (
     DEGRADED,
     FINISHED,
+    NO_NOTICES,
     REDEEMED,
     Absence,
     Absent,
@@ -413,7 +414,7 @@ class OrderRedeemer:
             case Degraded(row):
                 job.record.degraded = True
                 await self._confirm(job, row)
-                return Answer(200, _document(job.order, NOTHING), DEGRADED)
+                return Answer(200, _document(job.order, NO_NOTICES), DEGRADED)
             case LookUp(row):
                 return await self._look_up(job, row, self._order_of(row), deadline)
             case Replay(row, same_bytes):
@@ -434,7 +435,7 @@ class OrderRedeemer:
         await self._confirm(job, row)
         if same_bytes and row.reply is not None:
             return Answer(200, row.reply, "replayed")
-        return Answer(200, _document(job.order, notices_of(row) or NOTHING), "replayed")
+        return Answer(200, _document(job.order, notices_of(row) or NO_NOTICES), "replayed")
 
     async def _confirm(self, job: Job, row: Row) -> None:
         if row.confirmed_at is None and job.is_waited_for:
@@ -702,10 +703,6 @@ def judge(order: Checkout, outcome: Outcome, known: Judged | None = None) -> Jud
     return Judged(outcome, notes.complete(order, outcome), drift, is_clamped=allocation.clamped > 0)
 
 
-NOTHING = b"[]"
-"""No notices."""
-
-
 def _notices(judged: Judged) -> bytes:
     notices = (*judged.outcome.notices, *([judged.drift] if judged.drift else []))
     return document.encode([notes.notice(notice) for notice in notices])
@@ -720,7 +717,7 @@ def _with_notice(outcome: Outcome, refused: Problem) -> Outcome:
 
 def _document(order: Checkout, notices: bytes) -> bytes:
     """Returns the order's own bytes, annotated with the notices if there are any."""
-    if notices == NOTHING:
+    if notices == NO_NOTICES:
         return notes.unchanged(order)
     return b'{"order":' + discounts.annotate(order, msgspec.Raw(notices)) + b"}"
 

@@ -642,9 +642,11 @@ def not_seen_again(row: Row, at: Moment) -> Row:
 
 def _degraded(row: Row, at: Moment) -> Row:
     """The order is done without a redemption. The session stays unused."""
-    return replace(redeemed(row, at, b"[]", "", DEGRADED, confirmed=False), held=None)
+    return replace(redeemed(row, at, NO_NOTICES, "", DEGRADED, confirmed=False), held=None)
 
 
+NO_NOTICES = b"[]"
+"""`Row.notices` of an order without any."""
 DEGRADED = "degraded"
 
 
@@ -737,13 +739,13 @@ def notices_of(row: Row) -> bytes | None:
     if row.notices is not None or row.reply is None or row.state not in REDEEMED:
         return row.notices
     if row.reply == b'{"order":' + row.order.strip() + b"}":
-        return b"[]"
+        return NO_NOTICES
     order = document.decode(row.reply)["order"]
     for part in (order, *order.get("orders", ())):
         for name in ("promotions", "promotion"):
             if part.get(name):
                 return document.encode(part[name]["meta"]["mapper"]["notices"])
-    return b"[]"
+    return NO_NOTICES
 
 
 @dataclass(frozen=True, slots=True)
